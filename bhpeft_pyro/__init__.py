@@ -11,34 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import (  # noqa: F401 - the others are there without a star import
-        arviz,
-        changes,
-        comparison,
         data,
         diagnostics,
         errors,
         forecast,
         guides,
-        inference,
         peft,
         plots,
         posterior,
         priors,
-        sequential,
+        streams,
+        training,
     )
+    from .base.fit_options import FitOptions
     from .data import Columns
     from .guides import autoguide
-    from .huggingface import from_peft
-    from .memory import plan
+    from .integrations.huggingface import from_peft
     from .model import likelihoods, tasks
     from .model.head import ClassifierHead, Head
     from .model.model import Model
     from .model.network import RandomPEFT
-    from .options import FitOptions
     from .peft import presets
     from .posterior.fit import fit
     from .posterior.posterior import Posterior
-    from .sequential.stream import stream
+    from .streams.stream import stream
+    from .training.memory import plan
 
 __version__ = "0.1.0"
 
@@ -47,34 +44,34 @@ __version__ = "0.1.0"
 _HOMES = {
     "ClassifierHead": "model.head",
     "Columns": "data",
-    "FitOptions": "options",
+    "FitOptions": "base.fit_options",
     "Head": "model.head",
     "Model": "model.model",
     "Posterior": "posterior.posterior",
     "RandomPEFT": "model.network",
     "autoguide": "guides",
     "fit": "posterior.fit",
-    "from_peft": "huggingface",
-    "plan": "memory",
-    "stream": "sequential",
+    "from_peft": "integrations.huggingface",
+    "plan": "training.memory",
+    "stream": "streams",
 }
 _MODULES = {
-    "arviz": "arviz",
-    "changes": "changes",
-    "comparison": "comparison",
+    "arviz": "integrations.arviz",
+    "changes": "diagnostics.changes",
+    "comparison": "diagnostics.comparison",
     "data": "data",
     "diagnostics": "diagnostics",
     "errors": "errors",
     "forecast": "forecast",
     "guides": "guides",
-    "inference": "inference",
+    "training": "training",
     "likelihoods": "model.likelihoods",
     "peft": "peft",
     "plots": "plots",
     "posterior": "posterior",
     "presets": "peft.presets",
     "priors": "priors",
-    "sequential": "sequential",
+    "streams": "streams",
     "tasks": "model.tasks",
 }
 
@@ -99,7 +96,7 @@ __all__ = [  # noqa: RUF022 - the reference lists them in this order
     "presets",
     "data",
     "forecast",
-    "sequential",
+    "streams",
     "errors",
 ]
 

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from .base.threads import seeded
 from .data import Examples, encode
 from .data.batch import Batch
 from .model.head import Head
@@ -22,7 +23,6 @@ from .model.model import Model
 from .model.network import RandomPEFT
 from .peft import Kind, presets
 from .priors import PriorLike
-from .threads import seeded
 
 __all__ = [
     "tiny_backbone",

@@ -41,8 +41,8 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import plots
-from bhpeft_pyro.changes import shifts
 from bhpeft_pyro.data.assets import minilm
+from bhpeft_pyro.diagnostics.changes import shifts
 
 sys.path.insert(0, "..")  # the repository: its tools fetch the data
 from tools.sentiment import sentiment, two_rounds

@@ -81,7 +81,7 @@ batches = {"more films": more_films, "tweets": tweets, "turned tweets": turned(l
 backbone = AutoModel.from_pretrained(minilm())
 model = bh.Model(bh.RandomPEFT(backbone, bh.presets.head_only(), bh.Head(2)))
 first = bh.fit(model, "normal", films, epochs=epochs, progress=False)
-history = bh.sequential.History("rounds")
+history = bh.streams.History("rounds")
 history.add(first, name="films")
 print(first.report)
 

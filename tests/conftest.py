@@ -91,7 +91,7 @@ def _brief_start(request: pytest.FixtureRequest) -> Iterator[None]:
     than all the rest; not where `whole_start` says that something depends on it."""
     with pytest.MonkeyPatch.context() as patch:
         if request.node.get_closest_marker("whole_start") is None:
-            patch.setattr("bhpeft_pyro.inference.initialization._STEPS", 8)
+            patch.setattr("bhpeft_pyro.training.initialization._STEPS", 8)
         yield
 
 

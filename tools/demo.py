@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import table
-from bhpeft_pyro.comparison import BASELINE, Comparison
+from bhpeft_pyro.diagnostics.comparison import BASELINE, Comparison
 from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.model.backbone import load_backbone
 from tools.sentiment import LABELS, Round, sentiment, two_rounds

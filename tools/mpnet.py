@@ -13,9 +13,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from bhpeft_pyro.base.files import naming, write
 from bhpeft_pyro.data.assets import cache, installed
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.files import naming, write
 from tools.sentiment import intact
 
 __all__ = ["unpack"]

@@ -23,7 +23,7 @@ QUICK: dict[str, Any] = {"max_steps": 8, "progress": False}
 TEXTS = ["w5 w20 w9", "w6 w30", "w7", "w8 w41 w5 w6"]
 LABELS = {"text": [f"w{5 + i % 2} w{10 + i}" for i in range(24)], "label": ["a", "b"] * 12}
 MORE = {"text": [f"w{5 + i % 3} w{20 + i}" for i in range(18)], "label": ["a", "b", "c"] * 6}
-RATINGS = {
+RATINGS: dict[str, Any] = {
     "text": [f"w{5 + i % 4} w{10 + i % 30}" for i in range(60)],
     "label": [(i % 4) / 2 + (i % 7) / 10 for i in range(60)],
 }
@@ -55,7 +55,9 @@ def forecast(posterior: bh.Posterior, texts: Any = TEXTS) -> dict[str, Tensor]:
 def reloaded(posterior: bh.Posterior) -> bh.Posterior:
     with tempfile.TemporaryDirectory() as folder:
         posterior.save(Path(folder) / "saved")
-        return bh.Posterior.load(Path(folder) / "saved", backbone=tiny_backbone(), tokenizer=tiny_tokenizer())
+        return bh.Posterior.load(
+            Path(folder) / "saved", backbone=tiny_backbone(), tokenizer=tiny_tokenizer()
+        )
 
 
 def family(guide: Any) -> Iterator[bh.Posterior]:
@@ -180,7 +182,7 @@ def main() -> None:
             differ += not same
             print(f"{name}: {'the same' if same else 'DIFFERENT'}, {len(found)} tensors")
             if not same:
-                print("  ", {k for k in before.keys() ^ found.keys()} or "values")
+                print("  ", set(before.keys() ^ found.keys()) or "values")
         else:
             print(f"{name}: {len(found)} tensors")
     if what == "record":

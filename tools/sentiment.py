@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from bhpeft_pyro.base.files import naming
 from bhpeft_pyro.data.assets import cache
 from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.files import naming
 
 __all__ = ["LABELS", "Round", "intact", "sentiment", "two_rounds"]
 

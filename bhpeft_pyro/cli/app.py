@@ -20,10 +20,17 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import BHPEFTError, BusyError, FitError, ProcessError, is_out_of_memory
-from . import compare, evaluate, fit, history, predict, report, stream, update
+from .compare_command import compare
+from .evaluate_command import evaluate
+from .fit_command import fit
+from .history_command import history
+from .messages import in_options
 from .options import flat
+from .predict_command import predict
+from .report_command import report
 from .screen import interactive, say, spoken_warnings
-from .words import in_options
+from .stream_command import stream
+from .update_command import update
 
 
 @contextmanager
@@ -88,8 +95,8 @@ def quietly(command: Callable[..., None]) -> Callable[..., None]:
         from huggingface_hub.utils import enable_progress_bars
         from transformers import logging
 
-        from ..distributed import from_environment, is_main
-        from ..progress import Lines, made_by
+        from ..base.distributed import from_environment, is_main
+        from ..base.progress import Lines, made_by
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
@@ -137,13 +144,11 @@ def _program(
     pass
 
 
-for module in (fit, compare, predict, evaluate, update, stream, history, report):
-    name = module.__name__.rpartition(".")[2]
-    command = getattr(module, name)
-    text, _, examples = command.__doc__.partition("Examples:")
+for command in (fit, compare, predict, evaluate, update, stream, history, report):
+    text, _, examples = (command.__doc__ or "").partition("Examples:")
     # Typer would keep the line breaks within a paragraph.
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     lines = ["Examples:", *(line.strip() for line in examples.strip().splitlines())]
-    app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(lines))(
+    app.command(command.__name__, help="\n\n".join(paragraphs), epilog="\n\n".join(lines))(
         quietly(flat(command))
     )

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 import yaml
 
-from .. import names
-from ..checks import data_file, shown
+from ..base import names
+from ..base.checks import data_file, shown
+from ..base.fit_options import FitOptions
 from ..errors import ConfigError
-from ..options import FitOptions
 
 POINTS = ("laplace", "delta")
 """Guides that train points, and choose by held-out rows which step of the training to keep."""

@@ -22,11 +22,11 @@ from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
 from ..forecast.score import Score, compared
 from ..guides.registry import GUIDES
-from ..inference.report_text import described
 from ..model.likelihoods import Likelihood
-from ..posterior import io
+from ..posterior import saving
 from ..posterior.posterior import Posterior
-from ..sequential import History
+from ..streams import History
+from ..training.report_text import described
 from .options import POINTS, Fitting
 from .screen import print_json, say, show_metrics
 
@@ -123,7 +123,7 @@ def split(
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Refuse a folder that holds a posterior or a stream, before any work is done."""
-    if io.exists(out) and not overwrite:
+    if saving.exists(out) and not overwrite:
         raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
     if (out / ROUNDS).is_dir():
         raise ConfigError(f"--out: {out} holds a stream; expected another folder")
@@ -183,7 +183,7 @@ def rounds_of(folder: Path) -> History:
 
 def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
     """A saved posterior, or the last one of a stream, on its backbone or on the one given."""
-    if not io.exists(folder) and (folder.name == ROUNDS or (folder / ROUNDS).is_dir()):
+    if not saving.exists(folder) and (folder.name == ROUNDS or (folder / ROUNDS).is_dir()):
         history = rounds_of(folder)
         leaves = history.leaves
         if len(leaves) > 1:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..checks import harmless
+from ..base.checks import harmless
 
 
 def say(text: str) -> None:
@@ -71,7 +71,7 @@ def show_metrics(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print `strict_json` to stdout."""
-    from ..files import strict_json  # slow to import
+    from ..base.files import strict_json  # slow to import
 
     typer.echo(strict_json(value))
 

@@ -10,8 +10,8 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import names
-from ..checks import few
+from ..base import names
+from ..base.checks import few
 from ..data import Columns, Kind
 from ..data.columns import check_types, is_number, read_ratings, wrong
 from ..data.doubts import warn_of_classes

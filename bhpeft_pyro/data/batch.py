@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import COUNT
+from ..base.checks import COUNT
 from ..errors import ConfigError, DataError
 
 

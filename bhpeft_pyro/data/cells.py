@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..checks import shown
+from ..base.checks import shown
 from ..errors import DataError
 
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ..checks import MAYBE_COUNT, Rule, check_fields, shown, string, strings
+from ..base.checks import MAYBE_COUNT, Rule, check_fields, shown, string, strings
 from ..errors import ConfigError, DataError
 
 Kind = Literal["class", "labels", "rating", "choice"]

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom, norm
 from torch import Tensor
 
-from ..checks import few
+from ..base.checks import few
 
 if TYPE_CHECKING:
     from .examples import Examples

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checks import Number, boolean, check, one_of, shown
+from ..base.checks import Number, boolean, check, one_of, shown
+from ..base.progress import tracked
+from ..base.threads import give_way, sampling
 from ..errors import ConfigError, DataError
-from ..progress import tracked
-from ..threads import give_way, sampling
 from .columns import (
     Columns,
     Kind,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import shown
+from ..base.checks import shown
 from ..errors import DataError
 from .batch import Batch, in_order, in_rows, shuffled
 from .columns import Kind

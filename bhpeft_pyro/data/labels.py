@@ -12,7 +12,7 @@ import torch
 from datasets import ClassLabel
 from torch import Tensor
 
-from ..checks import shown
+from ..base.checks import shown
 from ..errors import DataError
 from .columns import as_list, check_types, each_row, is_number, wrong
 from .doubts import warn_of_classes

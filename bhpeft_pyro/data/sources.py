@@ -31,9 +31,9 @@ from datasets import (
     load_dataset,
 )
 
-from ..checks import data_file, shallow, shown
+from ..base.checks import data_file, shallow, shown
+from ..base.hub_access import hub_or_cache
 from ..errors import DataError
-from ..reach import hub_or_cache
 from .cells import by_column, check_once, columns_of, expect, values_of
 from .columns import Columns, Kind, wrong
 

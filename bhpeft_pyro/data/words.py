@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checks import shown
+from ..base.checks import shown
+from ..base.threads import give_way, sampling
 from ..errors import DataError
-from ..threads import give_way, sampling
 from .columns import as_list, check_text, each_row, wrong
 from .tokens import CHUNK, Tokens
 

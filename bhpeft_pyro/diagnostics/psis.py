@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import SEED, Number, derived
+from ..base.checks import SEED, Number, derived
+from ..base.progress import work
 from ..data import Examples
 from ..errors import ConfigError, DataError
-from ..inference.passes import Feed
+from ..model.feed import Feed
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
-from ..progress import work
 from .ratios import log_ratios
 
 with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import

@@ -14,14 +14,15 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to
 
+from ..base.progress import work
+from ..base.threads import alone
 from ..errors import GuideError
 from ..guides import Guide
-from ..inference.draws import PLATE, Block, centre, traces
-from ..inference.passes import Feed, passes
+from ..model.feed import Feed
 from ..model.model import Model
+from ..prediction.draws import PLATE, Block, centre, traces
+from ..prediction.passes import passes
 from ..priors import checked, complete
-from ..progress import work
-from ..threads import alone
 
 
 def log_likelihoods(

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import SEED, Number, check
+from ..base.checks import SEED, Number, check
 from ..errors import ConfigError
-from ..inference.draws import Block, draw_blocks
-from ..inference.passes import Feed, passes
+from ..model.feed import Feed
 from ..model.model import Model
 from ..posterior.posterior import Posterior
+from ..prediction.draws import Block, draw_blocks
+from ..prediction.passes import passes
 
 _LEAST = 1e-9  # the sd of a prediction that no draw changes
 

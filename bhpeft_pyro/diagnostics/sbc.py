@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import COUNT, INSIDE, SEED, Number, check_memory, derived
+from ..base.checks import COUNT, INSIDE, SEED, Number, check_memory, derived
+from ..base.patterns import matching
+from ..base.threads import seeded
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, PriorGuide, as_guide
-from ..inference.draws import Block, draw_blocks
-from ..inference.initialization import align
-from ..inference.passes import Feed
-from ..inference.predict import simulate
+from ..model.feed import Feed
 from ..model.model import Model
 from ..model.network import RandomPEFT
-from ..patterns import matching
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
+from ..prediction.draws import Block, draw_blocks
+from ..prediction.predict import simulate
 from ..priors import closed
-from ..threads import seeded
+from ..training.initialization import align
 from .ranks import Calibration
 from .ratios import log_likelihoods
 from .reference import predictions

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..checks import Number, check, one_of
+from ..base.checks import Number, check, one_of
 from ..errors import DataError
 
 Labels = Tensor | Sequence[float] | Sequence[str]
@@ -119,7 +119,7 @@ class Forecast(ABC):
         return known
 
     def _repr_html_(self) -> str:
-        from ..html import forecast_html  # matplotlib is slow to import
+        from ..plots.html import forecast_html  # matplotlib is slow to import
 
         return forecast_html(self)
 

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from ..checks import boolean, check
+from ..base.checks import boolean, check
 from ..data.labels import by_name
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, Labels, as_labels, check_shape, digits

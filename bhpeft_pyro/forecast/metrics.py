@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import BELOW_ONE, COUNT, check, check_memory
+from ..base.checks import BELOW_ONE, COUNT, check, check_memory
 from ..errors import DataError
 from .base import Forecast, Labels, as_numbers, check_shape
 from .classes import ClassForecast

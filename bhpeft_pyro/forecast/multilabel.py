@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..checks import check, one_of, shown
+from ..base.checks import check, one_of, shown
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, as_labels, as_numbers, digits
 from .classes import ClassForecast

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..checks import INSIDE, check
+from ..base.checks import INSIDE, check
 from ..errors import LikelihoodError
 from .base import Forecast, Labels, as_labels, digits
 

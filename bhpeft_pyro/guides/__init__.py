@@ -5,7 +5,7 @@ from .budget import Budget
 from .empirical import DrawsGuide
 from .function import ForeignGuide, FunctionGuide, PriorGuide, as_guide, prior_like
 from .guide import Guide
-from .laplace import LaplaceGuide
+from .laplace.laplace_guide import LaplaceGuide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide
 from .optimizers import NaturalGradient

@@ -10,11 +10,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..base.fit_options import FitOptions
+from ..base.patterns import sort_by_pattern
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
-from ..options import FitOptions
-from ..patterns import sort_by_pattern
 from ..priors import MixturePrior
 from .guide import Guide
 from .latent import Latent, latents

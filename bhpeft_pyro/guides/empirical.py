@@ -14,10 +14,10 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 from torch.optim import Optimizer
 
+from ..base.fit_options import FitOptions
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
-from ..options import FitOptions
 from ..priors import unpack
 from .budget import Budget
 from .guide import Guide, key

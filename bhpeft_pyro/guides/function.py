@@ -12,13 +12,13 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from ..checks import shown
+from ..base.checks import shown
+from ..base.distributions import Covariance
+from ..base.threads import alone, sampling
 from ..data.batch import Batch
-from ..distributions import Covariance
 from ..errors import ConfigError, GuideError
 from ..model.model import Model
 from ..priors import JointPrior, Prior, checked
-from ..threads import alone, sampling
 from .blocks import MixtureGuide
 from .guide import Guide, key
 

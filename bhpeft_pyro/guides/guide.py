@@ -10,11 +10,11 @@ from pyro.poutine.runtime import effectful
 from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from ..base.distributions import Covariance
+from ..base.fit_options import FitOptions
 from ..data.batch import Batch
-from ..distributions import Covariance
 from ..errors import ConfigError, GuideError
 from ..model.model import Model
-from ..options import FitOptions
 from ..priors import PosteriorPrior, Prior
 from .budget import Budget
 from .optimizers import adam_lr, trained

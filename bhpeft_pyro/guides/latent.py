@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
-from ..distributions import Constrained, Covariance, LowRankNormal, base_of
+from ..base.distributions import Constrained, Covariance, LowRankNormal, base_of
+from ..base.threads import undisturbed
 from ..errors import GuideError, PriorError
 from ..model.model import Model
 from ..priors import JOINT, JointPrior, checked, independent_normals
-from ..threads import undisturbed
 
 
 @dataclass(frozen=True, eq=False)

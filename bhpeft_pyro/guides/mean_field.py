@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.optim import Adam, Optimizer
 
-from ..checks import MAYBE_POSITIVE
+from ..base.checks import MAYBE_POSITIVE
+from ..base.fit_options import FitOptions
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
-from ..options import FitOptions
 from .budget import Budget
 from .guide import Guide, key
 from .latent import Latent, is_real, latents, normal_on

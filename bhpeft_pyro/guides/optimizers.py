@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ..checks import BELOW_ONE, POSITIVE
+from ..base.checks import BELOW_ONE, POSITIVE
+from ..base.fit_options import FitOptions
 from ..errors import ConfigError, GuideError
-from ..options import FitOptions
 
 NOISE_STEPS = 10.0
 """Step size of the noise scale of a point estimate, as a multiple of that of other weights."""

@@ -19,12 +19,12 @@ from pyro.infer.autoguide.initialization import init_to_mean
 from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
+from ..base.distributions import Covariance, LowRankNormal
+from ..base.threads import alone, undisturbed
 from ..data.batch import Batch
-from ..distributions import Covariance, LowRankNormal
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior, unpack
-from ..threads import alone, undisturbed
 from .budget import Budget
 from .guide import Guide
 from .latent import is_real, latents, normal_on

@@ -12,17 +12,17 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
 from torch import nn
 
-from ..checks import COUNT, shown
+from ..base.checks import COUNT, shown
+from ..base.patterns import first_match
+from ..base.threads import alone, seeded
 from ..errors import GuideError
 from ..model.model import Model
-from ..patterns import first_match
-from ..threads import alone, seeded
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide, check_separate
 from .budget import Budget
 from .empirical import DrawsGuide
 from .function import ForeignGuide, FunctionGuide, ModuleGuide
 from .guide import Guide
-from .laplace import LaplaceGuide
+from .laplace.laplace_guide import LaplaceGuide
 from .latent import latents
 from .mean_field import DeltaGuide, NormalGuide
 from .pyro_guides import PYROS, PyroGuide

@@ -23,10 +23,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..base.hub_access import hub_or_cache
 from ..data import assets
 from ..data.encoding import probe_of
 from ..errors import ArchitectureError, ConfigError, SaveError, is_out_of_memory
-from ..reach import hub_or_cache
 
 __all__ = ["load_backbone"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..checks import COUNT, Rule, boolean, check_fields, one_of
+from ..base.checks import COUNT, Rule, boolean, check_fields, one_of
 from ..errors import ConfigError, DataError
 from ..peft.scales import random_tokens
 from ..peft.sites import Site, zeros

@@ -18,8 +18,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
+from ..base.distributions import exact
 from ..data.batch import Batch
-from ..distributions import exact
 from ..priors.from_posterior import places
 from .likelihoods.likelihood import Extra
 from .model import Model

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ..checks import check
+from ..base.checks import check
 from ..data import Columns, Examples, encode
 from ..data.batch import Batch
 from ..data.columns import wrong
@@ -20,7 +20,7 @@ from ..errors import ConfigError, DataError, LikelihoodError, PriorError
 from ..peft.architectures import positions_of
 from ..peft.sites import Sites
 from ..priors import Prior, PriorLike, as_prior, checked, default
-from ..priors.stored import moved
+from ..priors.prior_state import moved
 from .likelihoods import Categorical, Function, Likelihood
 from .network import RandomPEFT
 
@@ -109,7 +109,7 @@ class Model(PyroModule):
         }
 
     def _repr_html_(self) -> str:
-        from ..html import model_html  # matplotlib is slow to import
+        from ..plots.html import model_html  # matplotlib is slow to import
 
         return model_html(self)
 

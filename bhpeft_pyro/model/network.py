@@ -14,14 +14,14 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import check
+from ..base.checks import check
+from ..base.distributed import same
+from ..base.threads import give_way
 from ..data.batch import Batch
 from ..data.encoding import probe_of
-from ..distributed import same
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
-from ..threads import give_way
 from .backbone import check_weights, evaluating, fixed_tokens, kept_of, load_tokenizer
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal

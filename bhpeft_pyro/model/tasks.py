@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import Number, boolean
+from ..base.checks import Number, boolean
 from ..errors import LikelihoodError
 from ..peft import Kind
 from ..priors import PriorLike

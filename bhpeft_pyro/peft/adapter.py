@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from ..checks import COUNT, POSITIVE, Rule, check_fields, one_of
+from ..base.checks import COUNT, POSITIVE, Rule, check_fields, one_of
 from .architectures import Block
 from .binding import After, Binding
 from .kinds import Kind, Weights, gate_rows, gate_sites, input_unit, opening, rows, stack

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..checks import check, string
+from ..base.checks import check, string
 from ..errors import ArchitectureError
 
 __all__ = ["TARGETS", "Architecture", "Block", "Part", "Projection", "register_architecture"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..checks import shown
+from ..base.checks import shown
 from ..errors import ArchitectureError, ConfigError
 from .adapter import Adapter
 from .architectures import Block, architecture_of, blocks_of

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import boolean, check_fields, shown
+from ..base.checks import boolean, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import Block
 from .binding import Binding

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import COUNT, POSITIVE, check_fields, shown
+from ..base.checks import COUNT, POSITIVE, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Block
 from .binding import After, Binding

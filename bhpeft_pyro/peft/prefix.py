@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..checks import COUNT, MAYBE_COUNT, check_fields
+from ..base.checks import COUNT, MAYBE_COUNT, check_fields
 from ..errors import ArchitectureError
 from .architectures import Block
 from .binding import AssignedForward, Attend, Binding, active

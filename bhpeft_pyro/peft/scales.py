@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..base.threads import without_autocast
 from ..errors import ArchitectureError
-from ..threads import without_autocast
 from .architectures import Block, Projection
 from .binding import Binding, activate, install, new_token
 

@@ -103,7 +103,7 @@ class Sites(tuple[Site, ...]):
         return "\n".join(map(repr, self))
 
     def _repr_html_(self) -> str:
-        from ..html import sites_html  # matplotlib is slow to import
+        from ..plots.html import sites_html  # matplotlib is slow to import
 
         return sites_html(self)
 

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from ..checks import check, one_of
+from ..base.checks import check, one_of
 from ..errors import DataError
 from .forecasts import BLUE, GREEN, GREY, STYLES, VERMILLION, new_axes
 
 if TYPE_CHECKING:
-    from ..changes import Shift
+    from ..diagnostics.changes import Shift
 
 _LONG = 200  # steps; a longer trace is drawn faint, with its running mean over it
 

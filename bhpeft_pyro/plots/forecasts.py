@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ..checks import check
+from ..base.checks import check
 from ..errors import ConfigError, LikelihoodError
 from ..forecast import ClassForecast, Forecast, RatingForecast
 from ..forecast.metrics import BINS, calibration_bins, rejection_curve

@@ -13,7 +13,7 @@ from ..errors import DataError
 from .forecasts import BLUE, GREY, VERMILLION, new_axes
 
 if TYPE_CHECKING:
-    from ..sequential import Record
+    from ..streams import Record
 
 _MANY = 12  # names of ticks, or numbers in a row, that can be read
 

@@ -12,7 +12,10 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
-from ..checks import COUNT, check, check_memory
+from ..base.checks import COUNT, check, check_memory
+from ..base.fit_options import FitOptions
+from ..base.progress import bars, tracked, work
+from ..base.threads import fitting, seeded, with_gradients
 from ..data import Columns, Examples
 from ..data.batch import Batch
 from ..data.copies import check_apart, warn_of_copies
@@ -21,15 +24,12 @@ from ..guides import Guide, GuideLike, as_guide, autoguide, check_made_for
 from ..guides.latent import with_mean
 from ..guides.pyro_guides import PYROS
 from ..guides.registry import default_components
-from ..inference.initialization import align, centred, may_start, own_start, scatter, start
-from ..inference.loop import Callback, OptimizerFactory
-from ..inference.passes import naming_rows
-from ..inference.report import FitReport
+from ..model.feed import naming_rows
 from ..model.model import Model, check_model
-from ..options import FitOptions
 from ..priors.prior import check_prior
-from ..progress import bars, tracked, work
-from ..threads import fitting, seeded, with_gradients
+from ..training.initialization import align, centred, may_start, own_start, scatter, start
+from ..training.loop import Callback, OptimizerFactory
+from ..training.report import FitReport
 from .posterior import Posterior
 from .replay import set_aside
 from .rounds import FitArguments, Start, fit_components, seeds

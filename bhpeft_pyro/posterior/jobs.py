@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
+from ..base.progress import bars
+from ..base.threads import sampling, unlocked
 from ..errors import BHPEFTError, ConfigError, FitError
-from ..progress import bars
-from ..threads import sampling, unlocked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

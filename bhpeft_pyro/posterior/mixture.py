@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..base.fit_options import FitOptions
 from ..guides import MixtureGuide
-from ..inference.report import FitReport
 from ..model.model import Model
-from ..options import FitOptions
 from ..priors import MixturePrior
+from ..training.report import FitReport
 from .posterior import Posterior
 
 __all__ = ["MixturePosterior"]
@@ -75,7 +75,7 @@ class MixturePosterior(Posterior):
         return MixturePrior([each.as_prior() for each in self.components])
 
     def grow(self, labels: Sequence[str] | int) -> MixturePosterior:
-        """Add labels to the head of every component; see `sequential.grow`."""
+        """Add labels to the head of every component; see `posterior.growth`."""
         grown = [each.grow(labels) for each in self.components]
         network = grown[0].model.network  # shared: the others' are equal to it
         return MixturePosterior(

@@ -13,29 +13,29 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import Number, as_path, boolean, check
+from ..base.checks import Number, as_path, boolean, check
+from ..base.files import naming
+from ..base.fit_options import FitOptions
+from ..base.progress import bars
+from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
 from ..errors import ConfigError
-from ..files import naming
 from ..forecast.metrics import evaluate
 from ..guides import Guide, GuideLike
 from ..guides.guide import check_not_linear, prior_of
-from ..inference.draws import draw, point
-from ..inference.loop import Callback, OptimizerFactory
-from ..inference.predict import AnyForecast, predict
-from ..inference.report import FitReport
 from ..model.model import Model
-from ..options import FitOptions
+from ..prediction.draws import draw, point
+from ..prediction.predict import AnyForecast, predict
 from ..priors import Prior, PriorLike, closed
-from ..progress import bars
-from ..threads import fitting, with_gradients
+from ..training.loop import Callback, OptimizerFactory
+from ..training.report import FitReport
 from .replay import Coreset
 
 if TYPE_CHECKING:
     from pyro.infer import MCMC
 
     from ..diagnostics import Diagnosis
-    from ..sequential import Drift
+    from ..streams import Drift
 
 __all__ = ["Coreset", "Posterior"]
 
@@ -44,7 +44,7 @@ __all__ = ["Coreset", "Posterior"]
 class Posterior:
     """A fitted guide with its model, its reports and the columns of its data.
 
-    Its methods lead to later parts of the package (`sequential`, `diagnostics`, `arviz`), which
+    Its methods lead to later parts of the package (`streams`, `diagnostics`, `integrations`), which
     they import when they are called.
 
     Attributes:
@@ -71,8 +71,8 @@ class Posterior:
     def of(
         model: Model, guide: nn.Module | Callable[..., Any], *args: Any, **how: Any
     ) -> Posterior:
-        """A posterior of a guide that `fit` has not trained; see `posterior.elsewhere.of`."""
-        from .elsewhere import of
+        """A posterior of a guide that `fit` has not trained; see `posterior.from_pyro.of`."""
+        from .from_pyro import of
 
         return of(model, guide, *args, **how)
 
@@ -80,8 +80,8 @@ class Posterior:
     def from_draws(
         model: Model, draws: Mapping[str, Tensor] | MCMC, *args: Any, **how: Any
     ) -> Posterior:
-        """A posterior of draws of any sampler; see `posterior.elsewhere.from_draws`."""
-        from .elsewhere import from_draws
+        """A posterior of draws of any sampler; see `posterior.from_pyro.from_draws`."""
+        from .from_pyro import from_draws
 
         return from_draws(model, draws, *args, **how)
 
@@ -124,7 +124,7 @@ class Posterior:
         return f"{kind}(round {len(self.lineage)}, {guide})\n{self.report}"
 
     def _repr_html_(self) -> str:
-        from ..html import posterior_html  # matplotlib is slow to import
+        from ..plots.html import posterior_html  # matplotlib is slow to import
 
         return posterior_html(self)
 
@@ -239,7 +239,7 @@ class Posterior:
         seed: int = 0,
     ) -> Any:
         """Draws, the trace of the fit and, given data, predictions; see `arviz.to_arviz`."""
-        from ..arviz import to_arviz
+        from ..integrations.arviz import to_arviz
 
         return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
 
@@ -311,7 +311,7 @@ class Posterior:
             prior: a prior of your own in place of this posterior, for example a mixture of it and
                 something wide (docs/priors.md). The guide goes on from where it is, whatever its
                 family; with `guide`, a new one starts at that prior. Components share it.
-            keep: forget on purpose (`sequential.forgetting`): the prior is proportional to
+            keep: forget on purpose (`posterior.forgetting`): the prior is proportional to
                 q^keep p0^(1 - keep), with q this posterior and p0 the first prior. One number, or
                 one per pattern of site names ("lora.*"); other sites are kept.
             replay: the number of examples, a random sample of this and the earlier rounds, that
@@ -326,9 +326,9 @@ class Posterior:
                 and there is no `prior`.
             PriorError: forgetting has no closed form between these priors.
         """
-        from ..sequential.forgetting import KEEP
-        from ..sequential.update import update
+        from .forgetting import KEEP
         from .rounds import FitArguments
+        from .update import update
 
         grow, again = boolean("grow", grow), boolean("again", again)
         check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
@@ -341,14 +341,14 @@ class Posterior:
             return update(self, data, how, guide, prior, keep, grow=grow, again=again)
 
     def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:
-        """How surprising new data are before they are learnt; see `sequential.assess`."""
-        from ..sequential.drift import assess
+        """How surprising new data are before they are learnt; see `streams.assess`."""
+        from ..streams.drift import assess
 
         return assess(self, data, samples, **options)
 
     def grow(self, labels: Sequence[str] | int) -> Posterior:
-        """Add labels to the head; see `sequential.grow`."""
-        from ..sequential.growth import grow
+        """Add labels to the head; see `posterior.growth`."""
+        from .growth import grow
 
         return grow(self, labels)
 
@@ -362,32 +362,32 @@ class Posterior:
         overwrite: bool = False,
     ) -> Path:
         """Write adapters that the `peft` library loads; see `huggingface.to_peft`."""
-        from ..huggingface import to_peft
+        from ..integrations.huggingface import to_peft
 
         return to_peft(self, folder, component, draws=draws, seed=seed, overwrite=overwrite)
 
     def merge(self, component: int | None = None) -> PreTrainedModel:
         """A plain Hugging Face classifier; see `huggingface.merge`."""
-        from ..huggingface import merge
+        from ..integrations.huggingface import merge
 
         return merge(self, component)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
         """`save`, with a model card; see `huggingface.save_pretrained`."""
-        from ..huggingface import save_pretrained
+        from ..integrations.huggingface import save_pretrained
 
         return save_pretrained(self, folder, overwrite)
 
     @staticmethod
     def from_pretrained(name: str | Path, *args: Any, **options: Any) -> Posterior:
         """`load`, also from the Hugging Face hub; see `huggingface.from_pretrained`."""
-        from ..huggingface import from_pretrained
+        from ..integrations.huggingface import from_pretrained
 
         return from_pretrained(name, *args, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload to the Hugging Face hub; see `huggingface.push_to_hub`."""
-        from ..huggingface import push_to_hub
+        from ..integrations.huggingface import push_to_hub
 
         return push_to_hub(self, repo_id, **options)
 
@@ -404,11 +404,11 @@ class Posterior:
             WriteError: the disk is full, or it cannot be written for another reason; what was
                 there before is unchanged.
         """
-        from . import io
+        from . import saving
 
         folder = as_path("path", path)
         with naming(folder):
-            return io.save(self, folder, overwrite)
+            return saving.save(self, folder, overwrite)
 
     @classmethod
     @with_gradients()
@@ -450,7 +450,7 @@ class Posterior:
             ConfigError: there is no model of this name, or no such device.
             ArchitectureError: transformers does not have the code of this model.
         """
-        from . import io
+        from . import saving
 
         own = {"likelihood": likelihood, "guide": guide}
-        return io.load(as_path("path", path), backbone, tokenizer, prior, device, **own)
+        return saving.load(as_path("path", path), backbone, tokenizer, prior, device, **own)

@@ -23,7 +23,7 @@ import torch
 from ..data import Examples
 from ..errors import ConfigError
 from ..guides import Guide
-from ..inference.report import FitReport
+from ..training.report import FitReport
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,22 +17,22 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..checks import MAYBE_COUNT, check, derived
+from ..base.checks import MAYBE_COUNT, check, derived
+from ..base.distributed import Ranks, agree, gathered, same, world
+from ..base.fit_options import FitOptions
+from ..base.progress import bars, work
 from ..data import Examples
-from ..distributed import Ranks, agree, gathered, same, world
 from ..errors import ConfigError, FitError, PriorError
 from ..forecast.score import Score
 from ..guides import Guide, LaplaceGuide
 from ..guides.guide import prior_of
-from ..inference.candidates import Candidates
-from ..inference.loop import Callback, OptimizerFactory, optimise
-from ..inference.report import FitReport
-from ..inference.width import refine, settle
+from ..guides.laplace.choice import Candidates
+from ..guides.laplace.width import refine, settle
 from ..model.likelihoods import Likelihood
 from ..model.likelihoods.normal import Ratings
-from ..options import FitOptions
 from ..priors import closed, independent_normals
-from ..progress import bars, work
+from ..training.loop import Callback, OptimizerFactory, optimise
+from ..training.report import FitReport
 from .jobs import in_workers
 from .mixture import MixturePosterior
 from .posterior import Posterior

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..base.progress import bars, work
 from ..data import Examples
 from ..data.copies import check_apart
 from ..errors import GuideError
 from ..guides import LaplaceGuide
-from ..inference.initialization import centred
-from ..inference.noise import has_noise, settle_noise
-from ..inference.report import new_id
-from ..inference.width import widen as add_width
-from ..progress import bars, work
+from ..guides.laplace.width import widen as add_width
+from ..training.initialization import centred
+from ..training.noise import has_noise, settle_noise
+from ..training.report import new_id
 from .mixture import MixturePosterior
 from .posterior import Posterior
 from .rounds import Fitted, joined, note_first_prior, parts_of

@@ -14,10 +14,10 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..distributions import Covariance, LowRankNormal, base_of
+from ..base.distributions import Covariance, LowRankNormal, base_of
+from ..base.threads import undisturbed
 from ..errors import PriorError
 from ..peft.sites import Site
-from ..threads import undisturbed
 from .prior import Prior, checked, complete
 from .vectorised import for_all_draws
 
@@ -75,7 +75,7 @@ class PosteriorPrior:
         return self, 0.0
 
     def tempered(self, keep: Mapping[str, float], first: Moments) -> PosteriorPrior:
-        """The normalised q^keep p0^(1 - keep), with q this prior (`sequential.forgetting`).
+        """The normalised q^keep p0^(1 - keep), with q this prior (`posterior.forgetting`).
 
         Args:
             keep: the power by site; other sites are unchanged.

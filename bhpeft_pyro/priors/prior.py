@@ -19,10 +19,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ..base.patterns import sort_by_pattern
+from ..base.threads import alone, undisturbed
 from ..errors import PriorError
-from ..patterns import sort_by_pattern
 from ..peft.sites import Site
-from ..threads import alone, undisturbed
 from .scales import FunctionSpaceNormal
 from .vectorised import for_all_draws, with_tensors
 

@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions.transforms import ExpTransform
 
-from ..checks import Number, check_fields
+from ..base.checks import Number, check_fields
 from ..errors import PriorError
 from ..peft.sites import Site
 

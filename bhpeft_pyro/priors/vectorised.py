@@ -24,7 +24,7 @@ from torch.distributions import Distribution, Laplace, Normal
 from torch.distributions.transforms import Transform
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from ..distributions import base_of
+from ..base.distributions import base_of
 from ..errors import PriorError
 from ..peft.sites import Site
 

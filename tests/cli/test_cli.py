@@ -19,6 +19,7 @@ from saves import backbone_in
 from typer import BadParameter
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.base.fit_options import FitOptions
 from bhpeft_pyro.cli import runs
 from bhpeft_pyro.cli.options import Reading, share
 from bhpeft_pyro.cli.task import infer
@@ -27,7 +28,6 @@ from bhpeft_pyro.errors import DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.guides.optimizers import ScaledAdam
 from bhpeft_pyro.model import backbone
-from bhpeft_pyro.options import FitOptions
 from bhpeft_pyro.testing import tiny_backbone, tiny_model
 
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
@@ -287,7 +287,7 @@ def test_an_update_without_rows_to_look_at_does_not_inherit_patience(folder, tmp
 
 def test_history_lists_rounds_with_their_parents(folder, tmp_path):
     run = bh.Posterior.load(folder / "run", *_tiny(folder))
-    rounds = bh.sequential.History(tmp_path / "rounds")
+    rounds = bh.streams.History(tmp_path / "rounds")
     first = rounds.add(run, name="[red]monday")
     weeks = ({"text": [f"w{i} w9", f"w{i} w7"], "label": ["bad", "good"]} for i in (30, 31))
     children = [
@@ -312,7 +312,7 @@ def test_history_lists_rounds_with_their_parents(folder, tmp_path):
     assert first in listed and children[0] in listed and children[1] not in listed
     model, labelled = tiny_model(), {"text": TEXTS, "label": NAMES}
     elsewhere = bh.Posterior.of(model, bh.autoguide("normal", model), labelled)
-    other = bh.sequential.History(tmp_path / "elsewhere")
+    other = bh.streams.History(tmp_path / "elsewhere")
     id = other.add(elsewhere)  # it has no trace of a loss
     (found,) = json.loads(bhpeft("history", tmp_path / "elsewhere", "--json").stdout)["rounds"]
     assert found["id"] == id and found["negative_elbo"] is None

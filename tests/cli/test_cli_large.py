@@ -14,7 +14,7 @@ from saves import backbone_in
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.inference import predict as module
+from bhpeft_pyro.prediction import predict as module
 
 TEXTS = [f"w{5 + i % 2} w{10 + i}" + " w9" * (i % 5) for i in range(11)]
 

@@ -18,7 +18,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.cli.runs import open_run
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.posterior.mixture import MixturePosterior
-from bhpeft_pyro.sequential import History, Record, by_count, by_period
+from bhpeft_pyro.streams import History, Record, by_count, by_period
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
 QUICK = ("--max-steps", 2, "--batch-size", 8, "--device", "cpu")

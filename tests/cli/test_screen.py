@@ -11,8 +11,8 @@ import termios
 import pytest
 import tqdm
 
+from bhpeft_pyro.base.progress import Lines, made_by, work
 from bhpeft_pyro.cli.screen import interactive, say, table
-from bhpeft_pyro.progress import Lines, made_by, work
 
 _STOPPED = """
 import signal, sys, builtins

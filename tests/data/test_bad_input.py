@@ -22,9 +22,9 @@ from bhpeft_pyro.errors import (
     LikelihoodError,
 )
 from bhpeft_pyro.guides import NormalGuide
-from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.model.likelihoods import Likelihood, Normal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.training import loop as optimise
 
 GOOD = {"text": ["w5 w9", "w6 w8", "w5", "w6"], "label": [0, 1, 0, 1]}
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.comparison import compare
 from bhpeft_pyro.data import Columns, Examples, encode
 from bhpeft_pyro.data.copies import hashes_of
+from bhpeft_pyro.diagnostics.comparison import compare
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 

@@ -16,9 +16,9 @@ from bhpeft_pyro.guides.guide import key
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
-def report(**values: Any) -> bh.inference.FitReport:
+def report(**values: Any) -> bh.training.FitReport:
     options = bh.FitOptions(temperature=values.pop("temperature", 1.0))
-    return bh.inference.FitReport(10, "", options, **values)
+    return bh.training.FitReport(10, "", options, **values)
 
 
 def test_a_sound_report_has_no_guards() -> None:
@@ -54,7 +54,7 @@ def test_a_points_temperature_is_not_that_of_its_width() -> None:
     wide = report(temperature=0.0, pull=0.0, tau=3.0)
     assert len(point.guards) == 1 and wide.guards == []
     mixed = [
-        bh.inference.FitReport.joined([each, each], each.options, None) for each in (point, wide)
+        bh.training.FitReport.joined([each, each], each.options, None) for each in (point, wide)
     ]
     assert len(mixed[0].guards) == 1 and mixed[1].guards == []
 

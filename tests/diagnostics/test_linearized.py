@@ -13,15 +13,15 @@ from linearised import Linearised
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.checks import derived
+from bhpeft_pyro.base.checks import derived
 from bhpeft_pyro.diagnostics import PSIS, against, psis
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, as_guide, prior_like
-from bhpeft_pyro.inference.draws import draw_blocks
-from bhpeft_pyro.inference.passes import Feed
-from bhpeft_pyro.inference.predict import predict
+from bhpeft_pyro.model.feed import Feed
 from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.prediction.draws import draw_blocks
+from bhpeft_pyro.prediction.predict import predict
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ELSEWHERE = random_texts(12, seed=9)

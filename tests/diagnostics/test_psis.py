@@ -26,9 +26,9 @@ from bhpeft_pyro.diagnostics import PSIS, psis
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
 from bhpeft_pyro.guides import FunctionGuide, as_guide
-from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.passes import Feed
+from bhpeft_pyro.model.feed import Feed
 from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.prediction.draws import draw
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
@@ -36,7 +36,7 @@ def posterior_of(
     model: bh.Model, data: bh.data.Examples, guide: Callable[..., Any], **options: Any
 ) -> bh.Posterior:
     """As if the guide had been fitted to the data."""
-    report = bh.inference.FitReport(len(data), data.fingerprint, bh.FitOptions(**options))
+    report = bh.training.FitReport(len(data), data.fingerprint, bh.FitOptions(**options))
     return bh.Posterior(model, FunctionGuide(guide), (report,))
 
 

@@ -22,9 +22,9 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, Comparison, against, psis
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import FunctionGuide, PriorGuide
-from bhpeft_pyro.inference.draws import Block, draw
-from bhpeft_pyro.inference.passes import Feed
-from bhpeft_pyro.inference.predict import simulate
+from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.prediction.draws import Block, draw
+from bhpeft_pyro.prediction.predict import simulate
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ELSEWHERE = random_texts(30, seed=8)
@@ -41,7 +41,7 @@ def reference(exact: Exact, count: int = 4000) -> dict[str, Tensor]:
 def test_against_the_closed_form(
     shift: float, spread: float, model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
-    report = bh.inference.FitReport(len(data), data.fingerprint, bh.FitOptions())
+    report = bh.training.FitReport(len(data), data.fingerprint, bh.FitOptions())
     guide = FunctionGuide(guide_of(exact, shift, spread))
     found = against(bh.Posterior(model, guide, (report,)), reference(exact), ELSEWHERE, 4000)
     blank = bh.data.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
@@ -135,7 +135,7 @@ def test_a_transformer_against_nuts() -> None:
 def test_bad_input(
     change: dict[str, Any], message: str, model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
-    report = bh.inference.FitReport(len(data), data.fingerprint, bh.FitOptions())
+    report = bh.training.FitReport(len(data), data.fingerprint, bh.FitOptions())
     posterior = bh.Posterior(model, FunctionGuide(guide_of(exact)), (report,))
     draws = {**reference(exact, 5), **change}
     draws = {name: value for name, value in draws.items() if value is not None}

@@ -24,9 +24,9 @@ from bhpeft_pyro.diagnostics.ratios import log_likelihoods
 from bhpeft_pyro.diagnostics.reference import predictions
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, PriorGuide
-from bhpeft_pyro.inference.draws import Block, draw
-from bhpeft_pyro.inference.passes import Feed
-from bhpeft_pyro.inference.predict import simulate
+from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.prediction.draws import Block, draw
+from bhpeft_pyro.prediction.predict import simulate
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast
 from bhpeft_pyro.forecast.metrics import evaluate, nlls, rejection_curve
-from bhpeft_pyro.inference.predict import _probabilities
+from bhpeft_pyro.prediction.predict import _probabilities
 
 NAMES = ["art", "money", "sport"]
 

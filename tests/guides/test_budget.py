@@ -14,7 +14,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import LaplaceGuide, budget
 from bhpeft_pyro.guides.budget import Budget
-from bhpeft_pyro.inference.width import widen
+from bhpeft_pyro.guides.laplace.width import widen
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -67,7 +67,7 @@ def test_no_more_is_held_than_foretold_while_a_width_is_measured(rank: int) -> N
     guide = LaplaceGuide(model, rank)
     size = budget("laplace", len(guide.loc), **({} if rank == 16 else {"rank": rank}))
     assert size is not None
-    report = bh.inference.FitReport(128, "", bh.FitOptions())
+    report = bh.training.FitReport(128, "", bh.FitOptions())
     with Memory() as memory:
         learnt, held_out = examples.subset(range(128)), examples.subset(range(128, 160))
         widen(guide, model, learnt, held_out, report)
@@ -85,7 +85,7 @@ def test_with_many_weights_fewer_gradients_are_held(monkeypatch: pytest.MonkeyPa
         guide = LaplaceGuide(model, rank=4)
         size = budget("laplace", len(guide.loc), rank=4)
         assert size is not None
-        report = bh.inference.FitReport(40, "", bh.FitOptions(tau=1.0))
+        report = bh.training.FitReport(40, "", bh.FitOptions(tau=1.0))
         with Memory() as memory:
             widen(guide, model, tiny_examples(40), None, report)
         assert memory.peak < size.bytes

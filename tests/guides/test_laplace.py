@@ -29,21 +29,22 @@ from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.changes import shifts
+from bhpeft_pyro.base.threads import seeded
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.diagnostics import psis
+from bhpeft_pyro.diagnostics.changes import shifts
 from bhpeft_pyro.errors import DataError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
-from bhpeft_pyro.guides.precision import Precision
-from bhpeft_pyro.inference import candidates, width
-from bhpeft_pyro.inference.candidates import Candidates
+from bhpeft_pyro.guides.laplace import choice as candidates
+from bhpeft_pyro.guides.laplace import width
+from bhpeft_pyro.guides.laplace.choice import Candidates
+from bhpeft_pyro.guides.laplace.precision import Precision
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.model.linearized import Outputs, jacobian, symmetric_noise
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
-from bhpeft_pyro.threads import seeded
 
 NOISE = 2.0
 FIT: dict[str, Any] = {
@@ -280,7 +281,7 @@ def test_every_round_sets_open_scales_again_and_keeps_what_was_learnt(tau: float
             model.with_prior(given), len(guide.loc)
         )  # the second round's information alone
         fresh.move(guide.means())
-        report = bh.inference.FitReport(24, "", bh.FitOptions(tau=tau))
+        report = bh.training.FitReport(24, "", bh.FitOptions(tau=tau))
         width.widen(fresh, model.with_prior(given), parts[1], None, report)
         both = learnt(old) + learnt(fresh)
         torch.testing.assert_close(learnt(guide), both, rtol=2e-2, atol=2e-2)
@@ -962,7 +963,7 @@ def test_widening_keeps_the_rounds_before_and_no_metric_of_the_points(tmp_path: 
         assert found.report.parent == first.report.id
         assert [len(part.lineage) for part in found.components] == [2, 2]
         assert found.components[0].report.metrics == {}
-    history = bh.sequential.History(tmp_path / "history")
+    history = bh.streams.History(tmp_path / "history")
     ids = [history.add(each) for each in (second.components[0], wide.components[0])]
     assert {*history.leaves} == {*ids} and len({*ids}) == 2
 
@@ -983,13 +984,13 @@ def test_widening_in_a_later_round_leaves_the_first_prior_what_it_was() -> None:
 def test_it_is_trained_by_hand_with_svi_and_then_measured() -> None:
     model, rows = tiny_model(()), tiny_examples(24)
     guide = bh.autoguide("laplace", model, components=1)
-    svi = SVI(model, guide, Adam({"lr": 0.1}), bh.inference.ELBO())
+    svi = SVI(model, guide, Adam({"lr": 0.1}), bh.training.ELBO())
     batch = next(rows.batches(len(rows)))
     losses = [svi.step(batch) for _ in range(40)]
     assert losses[-1] < losses[0]
-    posterior = bh.Posterior(
-        model, guide, (bh.inference.FitReport(24, "", bh.FitOptions()),)
-    ).widen(rows)
+    posterior = bh.Posterior(model, guide, (bh.training.FitReport(24, "", bh.FitOptions()),)).widen(
+        rows
+    )
     assert guide_of(posterior).linear and not guide.linear
     here, there = (each.means() for each in (guide, guide_of(posterior)))
     assert all(torch.equal(here[name], there[name]) for name in here)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides.optimizers import NaturalGradient, ScaledAdam
-from bhpeft_pyro.inference.convergence import unsettled
 from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.training.convergence import unsettled
 
 # N(target, 1 / precision) per coordinate, over seven orders of magnitude
 TARGET = torch.tensor([-3.0, 0.0, 0.5, 0.6])

@@ -17,11 +17,11 @@ from transformers import BertModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import NormalGuide
-from bhpeft_pyro.inference.fisher import diagonal, scores
-from bhpeft_pyro.inference.initialization import _eigen, align
 from bhpeft_pyro.model import coordinates
+from bhpeft_pyro.model.fisher import diagonal, scores
 from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.training.initialization import _eigen, align
 
 PRESETS = {
     "bh_peft": bh.presets.bh_peft,
@@ -171,7 +171,7 @@ def test_anchors_whiten_the_leading_directions_of_the_gradients(
             seen.append(gradients["lora.ffn_in.A"])
             yield gradients
 
-    monkeypatch.setattr("bhpeft_pyro.inference.initialization.scores", watched)
+    monkeypatch.setattr("bhpeft_pyro.training.initialization.scores", watched)
     batches = [tiny_batch(texts // 4, seed=seed) for seed in range(4)]
     with Memory() as memory:
         align(model, batches)
@@ -367,7 +367,7 @@ def test_coordinates_are_those_under_the_head_that_the_labels_ask_for(
         seen.append(weights)
         return scores(model, weights, *rest, **more)
 
-    monkeypatch.setattr("bhpeft_pyro.inference.initialization.scores", watched)
+    monkeypatch.setattr("bhpeft_pyro.training.initialization.scores", watched)
     examples = tiny_examples(64)
     assert examples.labels is not None
 

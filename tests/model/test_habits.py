@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import distributions
+from bhpeft_pyro.base import distributions
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
 from bhpeft_pyro.peft.binding import LayerForward, active
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import PosteriorPrior
 from bhpeft_pyro.priors.prior import expand_to_site
-from bhpeft_pyro.priors.stored import moved
+from bhpeft_pyro.priors.prior_state import moved
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 QUICK: dict[str, Any] = {"max_steps": 4, "progress": False}

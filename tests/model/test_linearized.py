@@ -13,9 +13,8 @@ from tiny import MODEL_TYPES, build, drawn
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.distributions import Covariance
+from bhpeft_pyro.base.distributions import Covariance
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
@@ -25,6 +24,7 @@ from bhpeft_pyro.model.likelihoods import (
     OrderedLogistic,
 )
 from bhpeft_pyro.model.linearized import jacobian, linear_predictives
+from bhpeft_pyro.prediction.draws import draw
 from bhpeft_pyro.testing import tiny_batch, tiny_model, tiny_tokenizer
 
 Weights = dict[str, Tensor]

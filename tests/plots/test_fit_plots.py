@@ -8,7 +8,7 @@ import torch
 from matplotlib.collections import LineCollection
 
 from bhpeft_pyro import plots
-from bhpeft_pyro.changes import Shift
+from bhpeft_pyro.diagnostics.changes import Shift
 from bhpeft_pyro.errors import ConfigError, DataError
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from bhpeft_pyro import plots
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.sequential import Record
+from bhpeft_pyro.streams import Record
 
 
 def record(rounds: int, *, classes: bool = True, tests: bool = True) -> Record:

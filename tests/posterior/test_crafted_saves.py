@@ -20,9 +20,9 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, SaveError
-from bhpeft_pyro.inference.report import FitReport
 from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
+from bhpeft_pyro.training.report import FitReport
 
 Content = dict[str, Any]
 

@@ -19,9 +19,9 @@ from jobs import Inline, assert_same
 from torch.optim import Adam
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.base.progress import Lines, made_by
 from bhpeft_pyro.errors import ConfigError, FitError
 from bhpeft_pyro.posterior import rounds
-from bhpeft_pyro.progress import Lines, made_by
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -85,7 +85,7 @@ def test_every_round_of_a_stream_uses_it(tmp_path: Path) -> None:
     how: Any = {"guide": "normal", "components": 2, "max_steps": 2, "progress": False}
     pool = Inline()
     weeks = {"one": FIRST, "two": SECOND}
-    bh.sequential.stream(tiny_model(()), weeks, tmp_path, executor=pool, **how)
+    bh.streams.stream(tiny_model(()), weeks, tmp_path, executor=pool, **how)
     assert len(pool.futures) == 4
 
 

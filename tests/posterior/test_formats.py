@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from posterior.make_saved import BACKBONE, SAVED, TEXTS
+from make_saved import BACKBONE, SAVED, TEXTS
 from saves import rewrite
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import SaveError
-from bhpeft_pyro.posterior.io import FORMAT, INDEX, read_index
+from bhpeft_pyro.posterior.saving import FORMAT, INDEX, read_index
 from bhpeft_pyro.testing import tiny_tokenizer
 
 

@@ -18,19 +18,19 @@ from torch.distributions import kl_divergence
 from torch.optim import Adam
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.checks import derived
+from bhpeft_pyro.base.checks import derived
+from bhpeft_pyro.base.distributions import LowRankNormal
 from bhpeft_pyro.diagnostics import psis
-from bhpeft_pyro.distributions import LowRankNormal
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
-from bhpeft_pyro.inference import loop
-from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.posterior import rounds
 from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.prediction.draws import draw
+from bhpeft_pyro.prediction.predict import predict
 from bhpeft_pyro.priors import FunctionSpaceNormal, JointPrior, unpack
 from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.training import loop
 
 # Against closed forms
 

@@ -172,7 +172,7 @@ def test_widths_are_chosen_together_with_replay_too(components: int) -> None:
 
 
 def test_history_keeps_rounds_of_mixtures(tmp_path: Path) -> None:
-    history = bh.sequential.History(tmp_path)
+    history = bh.streams.History(tmp_path)
     first = fit(of=tiny_model(()))
     id = history.add(first, name="monday")
     history.add(first.update(SECOND))

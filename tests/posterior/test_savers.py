@@ -14,11 +14,11 @@ from forks import start, wait
 from saves import load
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import files
+from bhpeft_pyro.base import files
 from bhpeft_pyro.errors import SaveError
-from bhpeft_pyro.inference.report import FitReport
-from bhpeft_pyro.posterior import io
+from bhpeft_pyro.posterior import saving as io
 from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.training.report import FitReport
 
 
 def fit(steps: int = 2) -> bh.Posterior:
@@ -26,8 +26,8 @@ def fit(steps: int = 2) -> bh.Posterior:
 
 
 @pytest.fixture
-def rounds(tmp_path: Path) -> tuple[bh.sequential.History, list[str]]:
-    history = bh.sequential.History(tmp_path / "rounds")
+def rounds(tmp_path: Path) -> tuple[bh.streams.History, list[str]]:
+    history = bh.streams.History(tmp_path / "rounds")
     posterior, ids = fit(), []
     for seed in range(3):
         if ids:
@@ -40,7 +40,7 @@ def rounds(tmp_path: Path) -> tuple[bh.sequential.History, list[str]]:
 
 
 def test_a_round_copied_over_another_is_refused(
-    rounds: tuple[bh.sequential.History, list[str]],
+    rounds: tuple[bh.streams.History, list[str]],
 ) -> None:
     """`load` looked for the rounds before it for ever."""
     history, ids = rounds
@@ -52,7 +52,7 @@ def test_a_round_copied_over_another_is_refused(
             load(folder)
 
 
-def test_a_round_comes_once(rounds: tuple[bh.sequential.History, list[str]]) -> None:
+def test_a_round_comes_once(rounds: tuple[bh.streams.History, list[str]]) -> None:
     history, ids = rounds
     last = load(history.folder / ids[2])
     # A round that continues itself, and two that continue each other.
@@ -67,7 +67,7 @@ def test_a_round_comes_once(rounds: tuple[bh.sequential.History, list[str]]) -> 
 
 
 def test_a_new_round_does_not_rely_on_a_folder_of_another(
-    rounds: tuple[bh.sequential.History, list[str]],
+    rounds: tuple[bh.streams.History, list[str]],
 ) -> None:
     """It left out the reports that it took to be in that folder."""
     history, ids = rounds

@@ -24,8 +24,8 @@ from saves import load, rewrite
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.base.files import write
 from bhpeft_pyro.errors import SaveError, WriteError
-from bhpeft_pyro.files import write
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.model.likelihoods import (
     Categorical,

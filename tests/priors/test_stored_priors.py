@@ -15,7 +15,7 @@ from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.distributions import Constrained
+from bhpeft_pyro.base.distributions import Constrained
 from bhpeft_pyro.errors import PriorError, SaveError
 from bhpeft_pyro.model.likelihoods import Likelihood, Normal
 from bhpeft_pyro.peft.sites import Site

@@ -22,7 +22,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro import priors
 from bhpeft_pyro.errors import PriorError, SaveError
 from bhpeft_pyro.guides import latents
-from bhpeft_pyro.inference.fisher import from_prior
+from bhpeft_pyro.model.fisher import from_prior
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import FunctionSpaceNormal, PosteriorPrior, complete
 from bhpeft_pyro.testing import tiny_examples, tiny_model

@@ -16,12 +16,12 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import PriorGuide
-from bhpeft_pyro.inference.draws import draw, private_rng
-from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.peft.sites import Site
+from bhpeft_pyro.prediction.draws import draw, private_rng
 from bhpeft_pyro.priors import MixturePrior, complete
 from bhpeft_pyro.priors.vectorised import for_all_draws
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
+from bhpeft_pyro.training.elbo import ELBO
 
 Sites = Sequence[Site]
 QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}

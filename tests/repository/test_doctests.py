@@ -22,7 +22,7 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("name", ["bhpeft_pyro", *MODULES])
 def test_examples(name: str) -> None:
-    if name in ("bhpeft_pyro.mlflow", "bhpeft_pyro.ray"):
+    if name in ("bhpeft_pyro.integrations.mlflow", "bhpeft_pyro.integrations.ray"):
         pytest.importorskip(name.split(".")[1])
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     result = doctest.testmod(importlib.import_module(name), optionflags=flags)

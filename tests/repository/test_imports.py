@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 import bhpeft_pyro
-from bhpeft_pyro import names
+from bhpeft_pyro.base import names
 from bhpeft_pyro.cli import options
 from bhpeft_pyro.guides import GUIDES, PRESETS
 from bhpeft_pyro.peft import presets

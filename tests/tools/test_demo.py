@@ -14,7 +14,7 @@ from sentences import sentences
 from typer.testing import CliRunner
 
 from bhpeft_pyro import Posterior
-from bhpeft_pyro.comparison import BASELINE, Comparison
+from bhpeft_pyro.diagnostics.comparison import BASELINE, Comparison
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.model.backbone import LOCAL
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, NormalGuide
-from bhpeft_pyro.inference import loop
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
+from bhpeft_pyro.training import loop
 from tools.experiments import machine
 from tools.experiments.cost import CLASSES, hf_peft_step, svi_step
 from tools.experiments.machine import peak_bytes, ratios

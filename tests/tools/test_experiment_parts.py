@@ -16,7 +16,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide
-from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.prediction.draws import draw
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 from tools.experiments.budgets import BUDGETS
 from tools.experiments.catalogue import EXPERIMENTS

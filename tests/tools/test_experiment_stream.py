@@ -20,8 +20,8 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.inference import width
-from bhpeft_pyro.sequential import History
+from bhpeft_pyro.guides.laplace import width
+from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.experiments import protocols, stream
 from tools.experiments.arms import ARMS, KEEPS, Arm, Setup, updating

@@ -22,9 +22,9 @@ from outcomes import ERROR, OLD, RIGHT, report, sized
 from safetensors.torch import load as load_tensors
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import files
+from bhpeft_pyro.base import files
 from bhpeft_pyro.errors import WriteError
-from bhpeft_pyro.sequential import History
+from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_classifier, tiny_examples, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

@@ -22,12 +22,13 @@ import typer
 from typer.testing import CliRunner
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import checks, diagnostics, plots
-from bhpeft_pyro.arviz import to_arviz
-from bhpeft_pyro.changes import changes, shifts
+from bhpeft_pyro import diagnostics, plots
+from bhpeft_pyro.base import checks
 from bhpeft_pyro.cli.app import app
+from bhpeft_pyro.diagnostics.changes import changes, shifts
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, DataError, GuideError, SaveError
 from bhpeft_pyro.forecast import metrics
+from bhpeft_pyro.integrations.arviz import to_arviz
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 SMALL, LARGE = 200, 10_000
@@ -376,7 +377,7 @@ def test_arguments_of_a_posterior(posterior: bh.Posterior) -> None:
             posterior.to_arviz(sites=sites)  # type: ignore[arg-type]
     takes: tuple[Any, ...] = (
         *(bh.Posterior.load, bh.Posterior.from_pretrained, posterior.save),
-        *(posterior.save_pretrained, bh.sequential.History, bh.sequential.Record([]).save),
+        *(posterior.save_pretrained, bh.streams.History, bh.streams.Record([]).save),
     )
     for path in (None, 3, "a\0"):
         for call in takes:

@@ -32,7 +32,7 @@ from saves import backbone_in, retensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, is_out_of_memory
 from bhpeft_pyro.model.backbone import load_backbone
-from bhpeft_pyro.posterior.io import digest_of
+from bhpeft_pyro.posterior.saving import digest_of
 from bhpeft_pyro.testing import tiny_classifier, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = ["w5 w20", "w6 w21"]

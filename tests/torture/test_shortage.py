@@ -31,7 +31,7 @@ from outcomes import ERROR, OLD, RIGHT, load, report, same, sized
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, WriteError, is_out_of_memory
-from bhpeft_pyro.sequential import History
+from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

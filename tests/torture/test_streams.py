@@ -113,7 +113,7 @@ def fate(chance: random.Random, folder: Path) -> Die:
 
 def check_rounds(folder: Path) -> int:
     """The rounds there are those of the first batches; returns how many."""
-    history = bh.sequential.History(folder / "rounds")
+    history = bh.streams.History(folder / "rounds")
     assert len(history.leaves) <= 1
     rounds = list(history.rounds.values())
     assert [(each.name, each.data) for each in rounds] == [

@@ -11,7 +11,7 @@ from bhpeft_pyro.data import Examples
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
-from bhpeft_pyro.sequential.stream import Learner
+from bhpeft_pyro.streams.stream import Learner
 
 __all__ = ["ARMS", "GUIDE", "KEEPS", "OURS", "Arm", "Setup", "updating"]
 
@@ -48,7 +48,7 @@ class Setup:
 
 
 Arm = Callable[[Setup], Learner]
-"""One way to learn: makes the learner for `sequential.prequential`."""
+"""One way to learn: makes the learner for `streams.prequential`."""
 
 OURS = "posterior as prior"
 """What the names of the arms begin with whose cost is measured."""

@@ -14,17 +14,17 @@ from torch.nn import functional
 from torch.optim import Adam
 from transformers import PreTrainedModel
 
+from bhpeft_pyro.base.distributions import Covariance
+from bhpeft_pyro.base.fit_options import FitOptions
 from bhpeft_pyro.data.batch import Batch
-from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import Guide, LaplaceGuide, as_guide, autoguide
-from bhpeft_pyro.inference.elbo import ELBO
-from bhpeft_pyro.inference.initialization import align
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
-from bhpeft_pyro.options import FitOptions
 from bhpeft_pyro.peft.architectures import blocks_of
+from bhpeft_pyro.training.elbo import ELBO
+from bhpeft_pyro.training.initialization import align
 
 from .budgets import Budget
 from .job import Load

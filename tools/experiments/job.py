@@ -11,7 +11,6 @@ from datasets import Dataset
 from transformers import BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.inference.predict import AnyForecast
 from bhpeft_pyro.model.backbone import device_named, load_backbone
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
@@ -19,6 +18,7 @@ from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import Kind
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
+from bhpeft_pyro.prediction.predict import AnyForecast
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 from .budgets import Budget

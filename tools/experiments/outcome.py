@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bhpeft_pyro.errors import SaveError
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
-from bhpeft_pyro.inference.predict import AnyForecast
+from bhpeft_pyro.prediction.predict import AnyForecast
 
 __all__ = ["Outcome"]
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.sequential import by_period
+from bhpeft_pyro.streams import by_period
 
 from .tasks import once, read
 

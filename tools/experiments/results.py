@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 from bhpeft_pyro import __version__
+from bhpeft_pyro.base.files import write
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.files import write
 
 __all__ = ["Run", "check_setting", "commit", "complete", "file_of", "known", "load"]
 

@@ -23,16 +23,16 @@ import pyro
 import torch
 from torch import distributed, multiprocessing
 
+from bhpeft_pyro.base.distributed import independent
+from bhpeft_pyro.base.fit_options import FitOptions
 from bhpeft_pyro.data import Examples, encode
 from bhpeft_pyro.data.examples import Tokens
-from bhpeft_pyro.distributed import independent
 from bhpeft_pyro.guides import DeltaGuide
-from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.model.feed import Feed
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
-from bhpeft_pyro.options import FitOptions
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior

@@ -18,7 +18,7 @@ from bhpeft_pyro.forecast.metrics import (
     ood_auroc,
     rejection_curve,
 )
-from bhpeft_pyro.inference.predict import AnyForecast
+from bhpeft_pyro.prediction.predict import AnyForecast
 
 from .outcome import Outcome
 

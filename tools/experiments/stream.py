@@ -31,8 +31,8 @@ from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.posterior.fit import fit
-from bhpeft_pyro.posterior.io import digest_of
-from bhpeft_pyro.sequential import Record, prequential
+from bhpeft_pyro.posterior.saving import digest_of
+from bhpeft_pyro.streams import Record, prequential
 
 from .arms import ARMS, GUIDE, KEEPS, OURS, Arm, Setup
 from .machine import clock, in_turn, over

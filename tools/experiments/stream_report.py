@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bhpeft_pyro.plots import score_matrix
-from bhpeft_pyro.sequential import Record
+from bhpeft_pyro.streams import Record
 
 from .tables import Table, distinct
 

@@ -16,7 +16,7 @@ from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.model.likelihoods import Likelihood
-from bhpeft_pyro.posterior.io import digest_of
+from bhpeft_pyro.posterior.saving import digest_of
 
 from .tiny import ROWS
 

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from ...checks import Number, check_fields
+from ...base.checks import Number, check_fields
 from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import Likelihood, of_existing

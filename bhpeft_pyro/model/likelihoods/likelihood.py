@@ -14,10 +14,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
 
-from ...checks import check_fields, one_of, shown, strings
+from ...base.checks import check_fields, one_of, shown, strings
+from ...base.distributions import base_of
 from ...data.batch import Batch
 from ...data.columns import Kind
-from ...distributions import base_of
 from ...errors import LikelihoodError
 from ...peft.sites import Site
 

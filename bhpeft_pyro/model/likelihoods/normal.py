@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from ...checks import MAYBE_POSITIVE, Number, check_fields
+from ...base.checks import MAYBE_POSITIVE, Number, check_fields
 from ...errors import DataError, LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import Likelihood

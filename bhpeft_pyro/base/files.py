@@ -1,0 +1,196 @@
+"""Files and folders that are written whole, by one process at a time, and are on the disk
+afterwards. Nothing is written through a symbolic link that a folder holds: it may come from
+elsewhere."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from ..errors import SaveError, WriteError
+from .distributed import is_main
+
+if sys.platform != "win32":
+    import fcntl
+
+_LOCK = ".posterior.lock"
+_WAIT = 60.0  # seconds that a save waits for another; it takes a few at most
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn an OSError into a WriteError that says what could not be written, and why."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(f"path: cannot write {path}: {error.strerror or error}") from error
+
+
+def strict_json(value: object) -> str:
+    """JSON; numbers that are not finite, which it lacks, become null."""
+    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file as `writing` does."""
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to under a temporary name; it is renamed at the end, or removed on an error.
+    Of several processes that work together, only the first writes."""
+    if not is_main():
+        with open(os.devnull, "wb") as nothing:
+            yield nothing
+        return
+    with naming(path):
+        _remove_left(path)
+        temporary, file = _begun(path)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if sys.platform != "win32":  # where an open file cannot be renamed
+                    os.replace(temporary, path)  # while it is locked
+            if sys.platform == "win32":
+                os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        keep_names(path.parent)
+
+
+def _begun(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, which is locked, so that `_remove_left` leaves it."""
+    while True:
+        # `tempfile` would ignore the umask: nobody else could read its files.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        file = temporary.open("xb")
+        if sys.platform != "win32":
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # nobody removed it before it was locked
+            return temporary, file
+        file.close()
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what writers of `path` left that were killed: no process has a lock on it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}"):
+        with suppress(OSError):
+            size_of(left)  # a FIFO would block
+            if sys.platform == "win32":  # where a file that is open is not removed
+                left.unlink()
+                continue
+            with left.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+
+
+@contextmanager
+def replacing(folder: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """A new folder to write to, which takes the place of `folder` at the end, as a whole.
+
+    That takes two renames. If the process is killed between them, the old folder is beside it as
+    `.NAME.before`, and the next call puts it back.
+
+    Args:
+        folder: a folder, or the name of a new one.
+        check: is called before anything is written, with no other process writing there.
+    """
+    new, before = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "before"))
+    with naming(folder):
+        make_folder(folder.parent)
+        with alone_in(folder.parent, f".{folder.name}.lock"):
+            if before.is_dir() and not folder.exists():
+                os.rename(before, folder)
+            for left in (new, before):  # by a process that was killed
+                if left.exists():
+                    shutil.rmtree(left)
+            check()
+            try:
+                make_folder(new)
+                yield new
+                if folder.exists():
+                    os.rename(folder, before)
+                os.rename(new, folder)
+                keep_names(folder.parent)
+            finally:
+                if before.exists() and not folder.exists():
+                    os.rename(before, folder)
+                for left in (new, before):
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise a WriteError if `path` is a symbolic link."""
+    if path.is_symlink():
+        raise WriteError(
+            f"path: {path} is a symbolic link, and nothing is written through one; expected a file "
+            "or folder of its own"
+        )
+
+
+def keep_names(folder: Path) -> None:
+    """Flush new names in a folder to disk, on systems where a folder has to be flushed itself."""
+    if hasattr(os, "O_DIRECTORY"):
+        opened = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and flush their names to disk."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        keep_names(each.parent)
+
+
+@contextmanager
+def alone_in(folder: Path, name: str = _LOCK) -> Iterator[None]:
+    """Let one process at a time write into a folder, where the lock is `name`; it ends with its
+    process. Give up after a minute."""
+    file = folder / name
+    refuse_link(file)
+    lock = FileLock(file, timeout=_WAIT)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise SaveError(
+            f"path: another process has been saving to {folder} for {_WAIT:g} seconds"
+        ) from None
+    try:
+        yield
+    finally:
+        # While it is held: who waits for it sees that the file is gone, and makes a new one.
+        with suppress(PermissionError):  # of Windows, where it stays
+            file.unlink(missing_ok=True)
+        lock.release()
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a regular file: reading a FIFO could block for ever, and a device need not end."""
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise SaveError(f"path: {file} is not a regular file")
+    return found.st_size

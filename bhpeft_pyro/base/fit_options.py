@@ -1,0 +1,123 @@
+"""Options of a fit, checked when they are created."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import ConfigError
+from .checks import (
+    COUNT,
+    MAYBE_COUNT,
+    MAYBE_POSITIVE,
+    SAMPLES,
+    SEED,
+    Number,
+    Rule,
+    boolean,
+    check_fields,
+)
+
+__all__ = ["FitOptions"]
+
+_RULES: dict[str, Rule] = {
+    "epochs": COUNT,
+    "max_steps": MAYBE_COUNT,
+    "batch_size": COUNT,
+    "particles": COUNT,
+    "accumulate": COUNT,
+    "lr": MAYBE_POSITIVE,
+    "clip": MAYBE_POSITIVE,
+    "temperature": Number(least=0, none=True),
+    "tau": Number(least=1e-5, most=1e5, none=True),  # float32 holds sums with what data say
+    "patience": MAYBE_COUNT,
+    "eval_every": MAYBE_COUNT,
+    "eval_samples": SAMPLES,
+    "bf16": boolean,
+    "seed": SEED,
+    "progress": boolean,
+}
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How long to fit, in what steps, and at what temperature.
+
+    Attributes:
+        epochs: passes over the data, unless `max_steps` is given.
+        max_steps: optimiser steps.
+        batch_size: examples per forward pass, divided equally among the particles. Where words are
+            examples, it counts sentences: a batch has as many words as these have on average.
+        particles: weight draws per forward pass (a point estimate always uses 1).
+        accumulate: forward passes per optimiser step.
+        lr: learning rate. None takes the default of the family: for "normal", natural-gradient
+            steps (`NaturalGradient`) of B / N, at most 0.1; for point estimates ("laplace",
+            "delta") Adam with 0.002, for all others Adam with 0.01. It rises over the first 5 % of
+            the steps, and then falls to 0 along half a cosine.
+        clip: largest norm of the gradient of the loss per example; None for no clipping.
+        temperature: weight of the KL: 1 for the posterior, 0 for maximum likelihood. For point
+            estimates ("laplace", "delta") it is the weight of the log prior density; in later
+            rounds of "laplace", of the first prior in it, as the information of earlier data always
+            has the weight 1. None means 1, except for point estimates: with held-out rows it is 0
+            in `fit`, and these rows choose the step whose state is kept (of ten evaluations the
+            last one, unless an earlier one is better by more than two standard errors). In later
+            rounds of "laplace" it is 0 too, if there are 50 rows or more and the prior is the last
+            posterior under a known first prior.
+        tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-5 to
+            1e5. None takes the value with the highest density of held-out rows; without such rows
+            that of the last round, or 1 in the first. With a number the noise scale of ratings
+            stays that of the point estimate, and the output scale of classes is 1.
+        patience: with validation data, stop after this many evaluations without a lower NLL and
+            return to the best state; None fits to the end and keeps the last. It does not apply
+            where held-out rows choose the state of a point estimate (`temperature`).
+        eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
+            fit.
+        eval_samples: weight draws of an evaluation.
+        bf16: autocast to bfloat16.
+        seed: of the draws and of the order of the data.
+        progress: show progress bars, in terminals and notebooks.
+
+    Raises:
+        ConfigError: a value is of the wrong type or outside its range.
+
+    >>> FitOptions(particles=3, batch_size=8)
+    Traceback (most recent call last):
+        ...
+    bhpeft_pyro.errors.ConfigError: batch_size=8 must be a multiple of particles=3: each weight \
+draw gets an equal share of the batch (for a point estimate set particles=1)
+    """
+
+    epochs: int = 15
+    max_steps: int | None = None
+    batch_size: int = 16
+    particles: int = 4
+    accumulate: int = 1
+    lr: float | None = None
+    clip: float | None = None
+    temperature: float | None = None
+    tau: float | None = None
+    patience: int | None = None
+    eval_every: int | None = None
+    eval_samples: int = 8
+    bf16: bool = False
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, _RULES)
+        if self.batch_size % self.particles:
+            raise ConfigError(
+                f"batch_size={self.batch_size} must be a multiple of particles={self.particles}: "
+                "each weight draw gets an equal share of the batch (for a point estimate set "
+                "particles=1)"
+            )
+
+    def change(self, **changes: Any) -> FitOptions:
+        """These options with some changed. `epochs` without `max_steps` resets `max_steps`.
+
+        Raises:
+            ConfigError: a value outside its range.
+        """
+        if "epochs" in changes:
+            changes = {"max_steps": None, **changes}
+        return replace(self, **changes)

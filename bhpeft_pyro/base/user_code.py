@@ -1,0 +1,81 @@
+"""Code of your own in saved posteriors: a file has its name, and whoever loads it gives the code.
+
+Nothing is imported by a name in a file, so a file cannot choose what runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import SaveError
+
+
+def path_of(thing: object) -> str:
+    """The import path of a class or a function; of any other object that of its class.
+
+    >>> path_of(path_of), path_of(3)
+    ('bhpeft_pyro.base.user_code:path_of', 'builtins:int')
+    """
+    named: Any = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def given_for(what: str, path: str, given: object) -> Any:
+    """The class or function that was given for the one that a file names.
+
+    Modules may differ: what was `__main__` in a notebook is often moved into a package later.
+
+    Raises:
+        SaveError: none was given, or one of another name.
+    """
+    if given is None:
+        raise SaveError(
+            f"{what}: this posterior was saved with {path!r:.200}; pass {what}=... (a file names "
+            "code, but it never brings or imports any)"
+        )
+    if path_of(given).split(":")[1] != path.partition(":")[2]:
+        own = path.startswith(f"{__package__}.")
+        raise SaveError(
+            f"{what}: this posterior was saved with {path!r:.200}"
+            + f", which needs no {what}=" * own
+            + f"; got {path_of(given)!r}"
+        )
+    return given
+
+
+def check_plain(what: str, make: Any, options: Mapping[str, Any], *given: object) -> None:
+    """Refuse an object that could not be made again, by `make(*given, **options)`, from JSON."""
+    name = getattr(make, "__qualname__", type(make).__qualname__)
+    try:
+        inspect.signature(make).bind(*given, **options)
+    except (TypeError, ValueError) as error:
+        expected = "an attribute of its name for each argument, as of a dataclass, and no others"
+        if what == "guide":
+            expected = "options() with all arguments but the model"
+        raise SaveError(
+            f"{what}: {name} cannot be saved, as it cannot be made again from {sorted(options)}: "
+            f"{error}; expected {expected}"
+        ) from error
+    for key, value in options.items():
+        if not _is_plain(value):
+            raise SaveError(
+                f"{what}: {name} cannot be saved: its {key} is a {type(value).__name__}; expected "
+                "None, numbers, truth values, str, and tuples of these"
+            )
+
+
+def _is_plain(value: object) -> bool:
+    try:
+        return _as_tuples(json.loads(json.dumps(value))) == _as_tuples(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists as tuples: JSON has one sequence."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(each) for key, each in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,81 @@
+"""`bhpeft fit`: from labelled text to a saved posterior."""
+
+from __future__ import annotations
+
+from . import options
+from .screen import say
+
+
+def fit(
+    data: options.Data,
+    out: options.Out,
+    reading: options.Reading,
+    fitting: options.Stopping,
+    config: options.Config = None,
+    preset: options.Preset = "bh_peft",
+    guide: options.Guide = "laplace",
+    components: options.Components = None,
+    validation: options.Validation = None,
+    samples: options.Samples = None,
+    yes: options.Yes = False,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Fit a posterior to labelled text, and save it.
+
+    The data have columns text and label (classes by name or number, lists of several labels, or
+    real-valued ratings), tokens and ner_tags (lists of words and of their labels), or question,
+    choices and answer.
+
+    Examples:
+        bhpeft fit reviews.csv --backbone minilm --out runs/reviews
+        bhpeft fit films.jsonl --label-column stars --task ratings --out runs/films
+        bhpeft fit --config fit.yaml --epochs 5
+    """
+    from ..base.fit_options import FitOptions
+    from ..data.copies import check_apart
+    from ..data.sources import in_file, load
+    from ..model.backbone import load_backbone
+    from ..peft import presets
+    from ..posterior.fit import fit as learn
+    from .runs import check_out, check_samples, check_used, doubting, finish, say_labels, split
+    from .task import infer
+
+    how = FitOptions().change(**fitting.given)
+    check_out(out, overwrite)
+    check_used(fitting, guide, bool(validation))  # it may be known before the rows are read
+    table = load(data, reading.texts)
+    with in_file(data), doubting(yes, data):
+        task = infer(table, reading)
+    say(f"{len(table)} rows, {task}")
+    say(f"loading {reading.backbone}")
+    model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
+    # Encoded before rows are held out, so that errors count rows as the file does.
+    with in_file(data):
+        examples = model.encode(table, task.columns)
+    say_labels(examples, task.levels)
+    train, held_out = split(
+        examples,
+        validation,
+        how.seed,
+        lambda file: model.encode(load(file, reading.texts), task.columns),
+    )
+    check_used(fitting, guide, held_out is not None)
+    check_samples(samples, guide, model.likelihood, held_out is not None)
+    # Other fits do not depend on these rows: it is enough to evaluate them at the end.
+    used = held_out if how.patience or guide in options.POINTS else None
+    if used is None and held_out is not None:
+        check_apart(train, held_out, "validation")
+    where = f"{reading.backbone}, {model.network.device}"
+    say(f"fitting {preset} on {where}, to {len(train)} {train.unit}")
+    posterior = learn(
+        model,
+        guide,
+        train,
+        validation=used,
+        options=how,
+        components=components,
+        columns=task.columns,
+    )
+    finish(posterior, out, data, examples, held_out, samples, overwrite=overwrite, as_json=as_json)

@@ -1,0 +1,74 @@
+"""`bhpeft history`: the rounds of a saved posterior, or of a folder of rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError, SaveError
+from . import options
+from .screen import print_json, say, table
+
+_COLUMNS = ("id", "name", "examples", "temperature", "keep", "negative_elbo")
+_MORE = ("parent", "data", "projection", "metrics")
+_SHOWN = ("id", "parent", "name", "examples", "keep")
+_HELD_OUT = "held_out/nll"
+
+
+def history(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A saved posterior, a stream, or a folder of saved posteriors."),
+    ],
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROUND",
+            help="Keep the line of rounds that ends in this one (its id, or the beginning of it), "
+            "and move all others into the folder aside.",
+            show_default="all stay",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what each round learnt: a round a line, those of a folder after their parents.
+
+    A stream continues only a single line of rounds. If there are branches, --keep chooses one;
+    nothing is deleted.
+
+    Examples:
+        bhpeft history runs/reviews-2
+        bhpeft history runs/stream --json
+        bhpeft history runs/stream --keep 5f0c
+    """
+    from ..posterior import saving
+    from .runs import rounds_of
+
+    found = rounds_of(folder)
+    single = saving.exists(folder)
+    if keep is not None:
+        if single:
+            raise ConfigError(f"--keep: {folder} is a posterior; expected a folder of rounds")
+        for path in found.keep_only(keep):
+            say(f"moved to {path}")
+    rounds = saving.read_lineage(folder) if single else tuple(found.rounds.values())
+    if not rounds:
+        raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
+    folders = {rounds[-1].id: folder} if single else found.folders
+    if as_json:
+        facts = [
+            {
+                **{name: getattr(report, name) for name in (*_COLUMNS, *_MORE)},
+                "folder": str(folders[report.id]) if report.id in folders else None,
+            }
+            for report in rounds
+        ]
+        print_json({"rounds": facts})
+    else:
+        columns = {name: [getattr(each, name) for each in rounds] for name in _SHOWN}
+        columns["held-out NLL"] = [each.metrics.get(_HELD_OUT) for each in rounds]
+        if not single and any(path.name != id for id, path in folders.items()):
+            columns["folder"] = [folders[each.id].name for each in rounds]
+        table("Rounds", [*columns], [*zip(*columns.values(), strict=True)])

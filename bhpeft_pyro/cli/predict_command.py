@@ -1,0 +1,349 @@
+"""`bhpeft predict`: predictions with their uncertainty, the least certain flagged."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from io import TextIOWrapper
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar
+
+import typer
+
+from ..base.checks import Number
+from ..errors import ConfigError, DataError
+from . import options
+from .screen import say, table
+
+if TYPE_CHECKING:
+    from ..posterior.posterior import Posterior
+    from ..prediction.predict import AnyForecast
+
+T = TypeVar("T")
+
+_OF_CLASSES = ("variance", "confidence")
+
+
+def predict(
+    run: options.Run,
+    data: options.Data,
+    config: options.Config = None,
+    flag: Annotated[
+        Any,
+        typer.Option(
+            help="Flag this share of the rows, the least certain.",
+            metavar="SHARE",
+            parser=options.share,
+        ),
+    ] = "10%",
+    by: Annotated[
+        Literal["total", "epistemic", "aleatoric", "variance", "confidence"],
+        typer.Option(help="The uncertainty to rank by; the last two are for classes."),
+    ] = "total",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .csv or .jsonl file for the predictions.",
+            show_default="DATA-predictions, beside DATA",
+        ),
+    ] = None,
+    show: Annotated[int, typer.Option(help="How many rows to show on the screen.", min=0)] = 5,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave the predictions of rows empty that have no text, or for which the "
+            "backbone's output is not finite.",
+        ),
+    ] = False,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column to read, if it has another name here.",
+            show_default="that of the training data",
+        ),
+    ] = None,
+    samples: options.Samples = None,
+    certainty: Annotated[
+        float | None,
+        typer.Option(
+            help="For classes and choices: save time by using fewer components where they agree. "
+            "1 skips those that cannot change the predicted class; a smaller number skips more, "
+            "and may change the class of some texts.",
+            show_default="all components",
+        ),
+    ] = None,
+    draw_seed: options.DrawSeed = 0,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
+    ] = False,
+) -> None:
+    """Predict new text, and flag the least certain predictions.
+
+    The file has the columns of the data and, for classes, the prediction, its probability, the
+    epistemic and aleatoric uncertainty (nats), and whether the row is flagged; for ratings the
+    prediction, its sd, the ends of the 90 % interval, the epistemic and aleatoric variance, and
+    whether it is flagged. With several labels per text, the prediction is the list of the labels
+    that are more probable than not. Where words have labels, a cell is a list for a sentence.
+
+    Rows are read, predicted and written part by part: memory hardly grows with their number.
+
+    Examples:
+        bhpeft predict runs/reviews new.csv --flag 10%
+        bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
+    """
+    import torch
+
+    from ..base.files import naming
+    from ..base.progress import work
+    from ..data.columns import FILL_IN
+    from ..data.sources import in_file, places
+    from ..forecast.base import share_of
+    from ..prediction.predict import PART
+    from .runs import check_file, check_samples, guide_of, open_run
+
+    if flag == 0:
+        raise ConfigError("--flag: 0 flags no row; expected a share above 0")
+    if certainty is not None:
+        certainty = Number(above=0, most=1)("--certainty", certainty)
+    out = out or _beside(data)
+    check_file(out, ".csv", ".jsonl")
+    if out.resolve() == Path(data).resolve():
+        raise ConfigError(f"--out: {out} is the data; expected another file")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
+    posterior = open_run(run, backbone, device)
+    if (kind := posterior.model.likelihood.kind) in ("labels", "rating"):
+        what = "labels" if kind == "labels" else "ratings"
+        if by in _OF_CLASSES:
+            raise ConfigError(
+                f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric"
+            )
+        if certainty is not None:
+            raise ConfigError(f"--certainty: got {certainty} for {what}; leave it out")
+    family, single = guide_of(posterior), len(posterior.components) == 1
+    check_samples(samples, family, posterior.model.likelihood)
+    if certainty is not None and single:
+        raise ConfigError(f"--certainty: got {certainty}, but there is one component; leave it out")
+    if single and family == "delta" and by in ("epistemic", "variance"):
+        raise ConfigError(f"--by: got {by!r}, of which a point estimate has none; expected total")
+    if text_column is not None:
+        if kind == "choice":
+            raise ConfigError(f"--text-column: got {text_column!r} for choices; leave it out")
+        read = replace(posterior.columns, text=text_column)
+        posterior = posterior.replace(columns=read)
+    with _advising(skip_bad):
+        names, total = _check_data(posterior, data, skip_bad)
+    called, unit, number = places(data)
+    how = {"samples": samples, "seed": draw_seed, "certainty": certainty}
+    with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
+        kept = _Kept(file, posterior.model.network.head.each_word)
+        bad: dict[int, str] = {}
+        with _advising(skip_bad), in_file(data), work(parts=-(-total // PART)) as whole:
+            for row in _predicted(posterior, data, by, skip_bad, how, bad, whole.next):
+                kept.add(*row)
+        if bad:
+            why = next(iter(bad.values())).removesuffix(FILL_IN)
+            error = DataError.of_rows("", [*bad], why)
+            error = error.placed(called, unit, number)
+            if len(bad) == total:
+                raise error
+            count = "1 row has" if len(bad) == 1 else f"{len(bad)} rows have"
+            say(f"note: {count} no prediction: {error}")
+        order = torch.tensor(kept.scores).argsort(descending=True, stable=True)
+        flagged = {*order[: share_of(flag, len(order))].tolist()}
+        shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
+        every = names | kept.columns | {"flagged": None}
+        _write(out, kept.records(names, flagged, shown), every)
+    for row in shown.values():
+        row["row"] = number(row["row"])
+    what = f"{len(order)} words" if kept.words else f"{total} rows"
+    say(f"{what}, {len(flagged)} flagged by {by}; written to {out}")
+    if shown:
+        some, *_ = shown.values()
+        # Not the probabilities of each of several labels.
+        heads = [name for name in some if not isinstance(some[name], dict)]
+        where = f"{unit}s as in {called}" if called else "rows count from 0"
+        cells = [[each[name] for name in heads] for each in shown.values()]
+        table(f"Least certain ({by}); {where}", [unit, *heads[1:]], cells)
+
+
+class _Kept:
+    """All rows with what was predicted for them, in a file: which examples are flagged is known
+    only when all are predicted."""
+
+    def __init__(self, file: TextIO, words: bool) -> None:
+        self.file, self.words = file, words
+        self.columns: dict[str, None] = {}  # that are predicted
+        self.scores = array("d")  # how uncertain each example is
+
+    def add(
+        self, row: dict[str, Any], own: dict[str, Any], scores: list[float], texts: list[str]
+    ) -> None:
+        """One row, as `_predicted` gives it."""
+        self.columns = self.columns or dict.fromkeys(own)
+        self.file.write(json.dumps([row, own, texts], default=str) + "\n")
+        self.scores.extend(scores)
+
+    def records(
+        self, names: dict[str, None], flagged: set[int], shown: dict[int, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Each row as it is written, with `names`; those of `shown` are filled in on the way."""
+        self.file.seek(0)
+        number = 0
+        for at, line in enumerate(self.file):
+            row, own, texts = json.loads(line)
+            marks = []
+            for place, text in enumerate(texts):
+                if number in shown:
+                    one = {k: each[place] if self.words else each for k, each in own.items()}
+                    shown[number] = {"row": at} | one | {"text": " ".join(text.split())}
+                marks.append(number in flagged)
+                number += 1
+            mark = (marks if self.words else marks[0]) if marks else None
+            yield names | row | (own or self.columns) | {"flagged": mark}
+
+
+def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[str, None], int]:
+    """The names of all columns and the number of rows, if all rows can be read, or are skipped."""
+    from ..base.progress import tracked
+    from ..data import CutWarning
+    from ..data.sources import in_file, parts
+    from ..prediction.predict import PART
+    from .runs import rows_for
+
+    model, columns = posterior.model, posterior.columns
+    names: dict[str, None] = {}
+    total = 0
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            read = parts(data, columns.inputs(model.likelihood.kind), PART)
+            for part in tracked(read, "reading rows"):
+                _of_good_rows(part, lambda rows: model.encode_texts(rows, columns), skip_bad)
+                total += len(next(iter(part.values())))
+                names |= dict.fromkeys(part)
+    except DataError:
+        with in_file(data):  # the whole table, where rows are counted from the first
+            model.encode_texts(rows_for(posterior, data, labelled=False), columns)
+        raise
+    cuts = [each.message for each in found if isinstance(each.message, CutWarning)]
+    if cuts:
+        say(f"note: {CutWarning(sum(each.cut for each in cuts), total, cuts[0].limit)}")
+    return names, total
+
+
+@contextmanager
+def _advising(skip_bad: bool) -> Iterator[None]:
+    """In errors about rows, say how to leave these out."""
+    try:
+        yield
+    except DataError as error:
+        if skip_bad or not error.rows:
+            raise
+        raise DataError(f"{error}; or give --skip-bad") from error
+
+
+def _of_good_rows(
+    part: dict[str, list[Any]], make: Callable[[dict[str, list[Any]]], T], skip_bad: bool
+) -> tuple[T | None, list[int], dict[int, str]]:
+    """What `make` makes of some rows, without those that it refuses if these are to be skipped: the
+    numbers of the rows that are left, and what is wrong with each of the others."""
+    rows, bad = [*range(len(next(iter(part.values()))))], dict[int, str]()
+    while rows or not bad:  # that there are none is refused too
+        some = {name: [cells[row] for row in rows] for name, cells in part.items()} if bad else part
+        try:
+            return make(some), rows, bad
+        except DataError as error:
+            if not (skip_bad and error.rows):
+                raise
+            bad |= {rows[i]: error.problem for i in error.rows}
+            rows = [row for row in rows if row not in bad]
+    return None, [], bad
+
+
+def _predicted(
+    posterior: Posterior,
+    data: str,
+    by: str,
+    skip_bad: bool,
+    how: dict[str, Any],
+    bad: dict[int, str],
+    done: Callable[[], object],
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[float], list[str]]]:
+    """Of each row its cells as they are in the file; the columns that are predicted; and how
+    uncertain each of its examples is, with their texts. The last three are empty for the rows that
+    cannot be predicted, which are added to `bad`, with what is wrong. `done` is called after each
+    part of the file."""
+    from ..data import CutWarning
+    from ..data.sources import parts
+    from ..prediction.predict import PART
+
+    model, columns, first = posterior.model, posterior.columns, 0
+    read = columns.inputs(model.likelihood.kind)
+
+    def predict(some: dict[str, list[Any]]) -> AnyForecast:
+        return posterior.predict(model.encode_texts(some, columns), **how)
+
+    for given, part in zip(parts(data, None, PART), parts(data, read, PART), strict=True):
+        try:
+            with warnings.catch_warnings(action="ignore", category=CutWarning):  # said before
+                forecast, rows, refused = _of_good_rows(part, predict, skip_bad)
+        except DataError as error:
+            if not error.rows:
+                raise
+            rows = [first + row for row in error.rows]
+            raise DataError.of_rows("", rows, error.problem) from error
+        bad |= {first + row: refused[row] for row in sorted(refused)}
+        predicted: dict[int, Any] = {}
+        if forecast is not None:
+            found = forecast.summary()
+            texts = forecast.texts or [""] * len(forecast)
+            every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]
+            if forecast.rows is None:  # a row has one example
+                every = [[[value] for value in each] for each in every]
+            for row, *own, scores, words in zip(rows, *found.values(), *every, strict=True):
+                predicted[row] = dict(zip(found, own, strict=True)), scores, words
+        for row, cells in enumerate(zip(*given.values(), strict=True)):
+            yield dict(zip(given, cells, strict=True)), *predicted.get(row, ({}, [], []))
+        first += len(next(iter(given.values())))
+        done()
+
+
+def _write(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
+    """Write a CSV file, or JSON lines."""
+    from ..base.files import writing
+    from ..data.cells import safe
+
+    with writing(out) as file:
+        # Half an emoji, which JSON may hold, has no UTF-8.
+        text = TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        if out.suffix == ".csv":
+            # A bare carriage return, at which readers would end a row, is quoted by the writer only
+            # if it is in the writer's own ends of lines.
+            lines: Any = SimpleNamespace(write=lambda line: text.write(line[:-2] + "\n"))
+            writer = csv.DictWriter(lines, [*names], lineterminator="\r\n")
+            writer.writerow({name: safe(name) for name in names})
+            for record in records:
+                nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, list | dict)}
+                writer.writerow({k: safe(v) for k, v in (record | nested).items()})
+        else:
+            for record in records:
+                text.write(json.dumps(record, ensure_ascii=False) + "\n")
+        text.detach()  # which writes what is left, and leaves the file open
+
+
+def _beside(data: str) -> Path:
+    path = Path(data)
+    if not path.is_file():  # it is on the hub
+        return Path("predictions.csv")
+    suffix = ".csv" if path.suffix.lower() == ".csv" else ".jsonl"
+    return path.with_name(f"{path.stem}-predictions{suffix}")

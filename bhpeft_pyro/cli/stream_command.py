@@ -1,0 +1,218 @@
+"""`bhpeft stream`: batch after batch, each predicted first and then learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from ..base import names
+from ..errors import ConfigError, DataError
+from . import options
+from .screen import print_json, say, table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..data import Examples
+    from ..streams import Record
+
+# Columns of the table on the screen, if the rounds have them.
+_SHOWN = ("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/nll_p")
+
+
+def _period_or_rows(text: str) -> str | int:
+    if text in get_args(names.Period):
+        return text
+    if not text.isdecimal() or int(text) == 0:
+        periods = ", ".join(get_args(names.Period))
+        raise typer.BadParameter(f"{text!r}; expected one of {periods}, or a number of rows")
+    return int(text)
+
+
+def stream(
+    data: options.Data,
+    out: Annotated[
+        Path, typer.Option(help="The folder of rounds, record and plot.", show_default=False)
+    ],
+    reading: options.Reading,
+    fitting: options.Fitting,
+    by: Annotated[
+        str | None, typer.Option(help="The column of dates.", show_default="rows are in order")
+    ] = None,
+    batch: Annotated[
+        Any,
+        typer.Option(
+            help="A batch is the rows of a day, week, month, quarter or year, or so many rows.",
+            metavar="PERIOD|ROWS",
+            parser=_period_or_rows,
+        ),
+    ] = "week",
+    config: options.Config = None,
+    preset: options.Preset = "bh_peft",
+    guide: Annotated[names.Family, typer.Option(help="The family of the posterior.")] = "laplace",
+    components: options.Components = None,
+    tests: Annotated[
+        Any,
+        typer.Option(
+            help="The share of each batch that is held out, and scored after every round.",
+            metavar="SHARE",
+            parser=options.share,
+        ),
+    ] = "0",
+    keep: options.Keep = 1.0,
+    replay: Annotated[
+        int | None,
+        typer.Option(help="Hold so many examples back; each round learns them last.", min=1),
+    ] = None,
+    grow: options.Grow = False,
+    again: options.Again = False,
+    yes: options.Yes = False,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Predict each batch of a table, then learn it, with the last posterior as the prior.
+
+    Every round is saved. Started again after it was killed, or when rows of new batches have come,
+    it continues after the last round. --out then holds rounds/, record.csv, record.json and
+    stream.png.
+
+    Examples:
+        bhpeft stream news.jsonl --by date --batch week --backbone minilm --out runs/news
+        bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream
+    """
+    from .. import streams
+    from ..base.fit_options import FitOptions
+    from ..data.encoding import cut_once, encode
+    from ..data.sources import in_file, load
+    from ..model.backbone import load_backbone
+    from ..peft import presets
+    from ..posterior import saving
+    from .runs import ROUNDS, check_used, doubting, say_labels
+    from .task import infer
+
+    how = FitOptions().change(**fitting.given)
+    if grow and tests:
+        raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
+    check_used(fitting, guide, selects=False)
+    if saving.exists(out):
+        raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
+    rows = load(data, reading.texts)
+    with in_file(data), doubting(yes, data):
+        whole = infer(rows, reading)
+        batches = _batches(rows, by, batch)
+    task = whole
+    if grow and whole.name in ("classes", "words"):  # the first batch's; the others come later
+        first, *_ = batches
+        try:
+            with doubting(True, data):  # all rows have been looked at
+                task = infer(batches[first], reading)
+        except DataError as error:
+            raise DataError(f"--grow: the first batch, {first}: {error}") from error
+    say(f"{len(rows)} rows in {len(batches)} batch{'es' * (len(batches) > 1)}, {task}")
+    say(f"loading {reading.backbone}")
+    model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
+    if done := len(streams.History(out / ROUNDS).rounds):
+        say(
+            f"rounds that exist already: {done}" + ("; none is new" if done == len(batches) else "")
+        )
+    read = partial(
+        encode,
+        tokenizer=model.network.tokenizer,
+        kind=model.likelihood.kind,
+        each_word=model.network.head.each_word,
+    )
+    with cut_once(), doubting(yes, data):
+        # All rows are checked before any is learnt, so that errors count rows as the file does.
+        # With --grow the classes to come count too, which `task.columns` does not know yet.
+        with in_file(data):
+            examples = read(rows, columns=model.limited(whole.columns, rows))
+        columns = model.limited(task.columns, rows)
+        learnt, tested = _with_tests(
+            batches, partial(read, columns=columns, labelled=False), tests, how.seed
+        )
+        say_labels(examples, whole.levels)
+        last = streams.stream(
+            model,
+            learnt,
+            out,
+            guide=guide,
+            components=components,
+            tests=tested,
+            options=how,
+            keep=keep,
+            replay=replay,
+            grow=grow,
+            again=again,
+            columns=task.columns,
+        )
+    record = streams.Record.of(last)
+    if len(record.rows) > 1:  # nothing is predicted before the first round
+        _plot(record, out / "stream.png")
+    if done < len(batches):
+        say(f"{last.report}")
+    say(f"the last posterior is in {out / 'rounds' / last.report.id}")
+    _show(record, as_json)
+
+
+def _batches(rows: Dataset, by: str | None, batch: names.Period | int) -> dict[str, Dataset]:
+    from ..streams import by_count, by_period
+
+    if isinstance(batch, int):
+        return by_count(rows, batch, by)
+    if by is None:
+        raise ConfigError(
+            f"--by: a batch of a {batch} needs a column of dates; columns there: "
+            f"{', '.join(rows.column_names)} (--batch 100 needs none)"
+        )
+    return by_period(rows, by, batch)
+
+
+def _with_tests(
+    batches: dict[str, Dataset], read: Callable[[Dataset], Examples], tests: float, seed: int
+) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+    """By batch, the rows that are learnt, and those held out."""
+    from .runs import hold_out
+
+    if not tests:
+        return batches, {}
+    learnt, tested = {}, {}
+    for name, each in batches.items():
+        learnt[name], test = hold_out(each, read(each).row_hashes, tests, seed)
+        if test is not None:
+            tested[name] = test
+        else:
+            say(f"{name}: no test, as {tests:.3g} of {len(each)} rows is none, or all")
+    if not tested:
+        raise DataError(f"--tests: {tests:.3g} is no row of any batch; expected more, or 0")
+    return learnt, tested
+
+
+def _plot(record: Record, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    from ..base.files import write
+    from ..plots import stream_overview
+    from ..plots.html import png
+
+    figure = stream_overview(record)
+    write(path, png(figure))
+    plt.close(figure)
+
+
+def _show(record: Record, as_json: bool) -> None:
+    # Rounds before a table has grown were not tested on what came later.
+    square = len(record.tests) == len(record.rows) > 1 and not record.matrix.isnan().any()
+    scores = record.transfer() if square else {}
+    if as_json:
+        print_json({"rounds": record.rows, **scores})
+        return
+    shown = [name for name in _SHOWN if any(name in row for row in record.rows)]
+    columns = ("batch", "examples", *shown)
+    cells = [[row.get(name) for name in columns] for row in record.rows]
+    table("Each batch before it was learnt", columns, cells)
+    if scores:
+        table("Over all rounds", ("", ""), list(scores.items()))

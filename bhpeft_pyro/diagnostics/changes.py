@@ -1,0 +1,267 @@
+"""What the weights do in each layer, and how far a round moved them.
+
+`changes` measures how much each PEFT branch changes the frozen transformer, `shifts` how far a
+round moved the weights from its prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, matmul
+from torch.distributions import Normal, kl_divergence
+
+from ..base.checks import SAMPLES, SEED, check
+from ..base.distributions import base_of
+from ..errors import GuideError, PriorError
+from ..guides import ForeignGuide, latents
+from ..guides.guide import prior_of
+from ..model.network import RandomPEFT
+from ..peft import LoRA
+from ..peft.sites import Role, Site
+from ..posterior.posterior import Posterior
+from ..prediction.draws import Block, draw_blocks
+from ..priors import closed_form, unpack
+
+__all__ = ["Shift", "changes", "head_norms", "shifts", "sizes"]
+
+ByLayer = dict[str, dict[int, Tensor]]
+"""Branch ("lora.query", "adapter", "prefix.key", ...) to layer number to values (S, ...)."""
+
+# The entry of the configuration with the number of attention heads that make a branch's output.
+_HEADS = {
+    "lora.query": "num_attention_heads",
+    "lora.key": "num_key_value_heads",
+    "lora.value": "num_key_value_heads",
+}
+
+
+def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
+    """The `sizes` of branches under draws of the posterior: branch to layer number to (samples,).
+
+    For a mixture `samples` is rounded up to equally many draws of each component, in their order.
+    With `samples=0` they are those at the central weights of each component, (components,).
+
+    Draws of a linearised posterior are sized as its network uses them (`factors`). Where the data
+    say nothing they are as wide as the prior, so its central weights tell more about the layers.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> fitted = fit(tiny_model(), "normal", tiny_examples(), max_steps=2, progress=False)
+    >>> {branch: list(layers) for branch, layers in changes(fitted).items()}
+    {'lora.query': [0, 1], 'lora.value': [0, 1]}
+    """
+    check(posterior, Posterior, "posterior", "a bh.Posterior")
+    samples, seed = SAMPLES("samples", samples), SEED("seed", seed)
+    network = posterior.model.network
+    drawn = draw_blocks(posterior.model, posterior.guide, samples, seed)
+    parts = [sizes(network, factors(network, block)) for block in drawn]
+    return {
+        branch: {
+            layer: torch.cat([part[branch][layer].cpu() for part in parts])
+            for layer in sorted(layers)
+        }
+        for branch, layers in parts[0].items()
+    }
+
+
+def factors(network: RandomPEFT, block: Block) -> dict[str, Tensor]:
+    """The PEFT weights of some draws, as `sizes` and `head_norms` take them.
+
+    A network that is linearised around the weights A* and B* does not have the product B A, but
+    its first-order part B A* + B* (A - A*). This is a product too, of factors of twice the rank.
+    """
+    weights = network.coordinates({name: value[:, 0] for name, value in block.weights.items()})
+    if block.at is None:
+        return weights
+    centre = network.coordinates({name: value[None] for name, value in block.at.items()})
+    for sides in _branches(network).values():
+        if len(sides) == 2:
+            a, b = sides["input"].name, sides["output"].name
+            a0, b0 = centre[a].expand_as(weights[a]), centre[b].expand_as(weights[b])
+            weights[a] = torch.cat([a0, weights[a] - a0], -2)
+            weights[b] = torch.cat([weights[b], b0], -1)
+    return weights
+
+
+def _branches(network: RandomPEFT) -> dict[str, dict[Role, Site]]:
+    """The sites of each branch by their side; those that all layers share, and gates, are left
+    out."""
+    found: dict[str, dict[Role, Site]] = {}
+    for site in network.attachment.sites:
+        if "layer" in site.dims and site.role != "gate":
+            kind, part = site.name.split(".")[:2]
+            branch = kind if kind == "adapter" else f"{kind}.{part}"
+            found.setdefault(branch, {})[site.role] = site
+    return found
+
+
+def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
+    """The size of what each branch adds, as a share of the frozen output that it is added to.
+
+    For LoRA and adapters it is the RMS of what B A adds to a linear layer's output, over the RMS
+    of that output, for inputs of the measured RMS without a preferred direction; an adapter's
+    activation counts by its mean effect. For prefixes it is the RMS of the keys or values over
+    that of the text's own (with an encoder, that of its output side alone). Gates count as open as
+    they are at the start.
+
+    Args:
+        network: with the PEFT kinds.
+        weights: the PEFT weights themselves, not their coordinates: site name to `(S, *shape)`;
+            or the `factors` of a linearised network.
+
+    Returns:
+        Branch to layer number to (S,).
+    """
+    found: ByLayer = {}
+    for branch, sides in _branches(network).items():
+        # In units in which N(0, 1) entries make a branch as large as the frozen signal.
+        scaled = {r: (weights[site.name] / site.unit).unbind(1) for r, site in sides.items()}
+        pair, (site, *_) = len(sides) == 2, sides.values()
+        rank = sides["input"].shape[-2] if pair else 1
+        by_layer = map(matmul, scaled["output"], scaled["input"]) if pair else scaled[site.role]
+        found[branch] = {
+            layer: (each.flatten(1).square().mean(1) / rank).sqrt()
+            for layer, each in zip(site.layers, by_layer, strict=True)
+        }
+    return found
+
+
+def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
+    """The Frobenius norm of LoRA's delta W by attention head: of the rows that make its outputs.
+
+    Args:
+        network, weights: as for `sizes`.
+
+    Returns:
+        Branch ("lora.query", "lora.key", "lora.value") to layer number to (S, heads); keys and
+        values have fewer heads where queries share them.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> network = tiny_model().network
+    >>> weights = {site.name: torch.ones(1, *site.shape) for site in network.attachment.sites}
+    >>> head_norms(network, weights)["lora.query"][0]
+    tensor([[181.0193, 181.0193]])
+    """
+    lora = next((kind for kind in network.kinds if isinstance(kind, LoRA)), None)
+    config, sites = network.backbone.config, {site.name: site for site in network.attachment.sites}
+    found: ByLayer = {}
+    if lora is None:
+        return found
+    for branch in (f"lora.{target}" for target in lora.targets if f"lora.{target}" in _HEADS):
+        heads = getattr(config, _HEADS[branch], None) or config.num_attention_heads
+        a, b = (weights[f"{branch}.{side}"].unbind(1) for side in "AB")
+        found[branch] = {}
+        for layer, down, up in zip(sites[f"{branch}.A"].layers, a, b, strict=True):
+            # With A' = Q R the rows of B R' are as long as those of B A, and have fewer entries.
+            rows = lora.alpha / lora.rank * up @ torch.linalg.qr(down.mT).R.mT
+            found[branch][layer] = rows.unflatten(1, (heads, -1)).flatten(2).norm(dim=2)
+    return found
+
+
+@dataclass(frozen=True)
+class Shift:
+    """From prior to posterior, of some weights.
+
+    Attributes:
+        moved: root mean square of (posterior mean - prior mean) / prior sd; 1 for draws of the
+            prior itself.
+        narrowed: geometric mean of posterior sd / prior sd; 0 for point estimates.
+        kl: sum of the KLs of the weights' marginals, in nats: the whole KL if the weights are
+            independent; infinite for point estimates.
+    """
+
+    moved: float
+    narrowed: float
+    kl: float
+
+
+def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
+    """What the last round's data did to the weights: the shift from its prior, layer by layer.
+
+    The prior of a first round is the model's; that of an update is the posterior of the round
+    before. Layers that the new data did not need are near 0 prior sds and a ratio of 1, which a
+    comparison of the weights themselves would not show.
+
+    Args:
+        posterior: of one of this package's guides, under independent Normals or an earlier
+            posterior; for a mixture the mean over its components, each from its own prior.
+
+    Returns:
+        Kind ("lora", "adapter", "prefix", "head", ...) to layer number (None if it has no layers)
+        to the shift.
+
+    Raises:
+        GuideError: a guide without known means and sds.
+        PriorError: a prior that is not Normal, or samples scales.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> fitted = fit(tiny_model(), "normal", tiny_examples(), max_steps=2, progress=False)
+    >>> {kind: list(layers) for kind, layers in shifts(fitted).items()}
+    {'lora': [0, 1], 'head': [None]}
+    """
+    check(posterior, Posterior, "posterior", "a bh.Posterior")
+    parts: dict[tuple[str, int | None], list[list[Tensor]]] = {}
+    for each in posterior.components:
+        for site, moments in _moments(each).items():
+            kind = site.split(".")[0]
+            layers = next(s.layers for s in each.model.sites if s.name == site)
+            for i, layer in enumerate(layers or (None,)):
+                own = [t[i] for t in moments] if layers else moments
+                parts.setdefault((kind, layer), []).append(own)
+    found: dict[str, dict[int | None, Shift]] = {}
+    for (kind, number), pieces in sorted(parts.items(), key=lambda item: item[0][1] or 0):
+        loc0, sd0, loc, sd = (
+            torch.cat([t.flatten() for t in same]) for same in zip(*pieces, strict=True)
+        )
+        kl = torch.inf
+        if (sd > 0).all():
+            kl = kl_divergence(Normal(loc, sd), Normal(loc0, sd0)).sum().item()
+            kl /= len(posterior.components)
+        found.setdefault(kind, {})[number] = Shift(
+            moved=((loc - loc0) / sd0).square().mean().sqrt().item(),
+            narrowed=(sd / sd0).log().mean().exp().item(),
+            kl=kl,
+        )
+    return found
+
+
+def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
+    """For each site the prior's mean and sd, then the posterior's, all of the site's shape."""
+    guide = posterior.guide
+    if isinstance(guide, ForeignGuide):
+        raise GuideError(
+            f"shifts: the means and sds of {guide.title()} are not known; expected one of "
+            "bhpeft_pyro.guides"
+        )
+    means, sds = guide.prior_moments()
+    if not sds and not guide.point:
+        alone, _ = closed_form(prior_of(posterior.model, guide), "shifts").independent()
+        bases: dict[str, Any] = {name: base_of(q) for name, q in alone.distributions.items()}
+        means, sds = ({k: getattr(b, part) for k, b in bases.items()} for part in ("loc", "scale"))
+    found = {}
+    for latent in latents(posterior.model):
+        prior, joint = latent.prior, latent.sites  # of an earlier posterior
+        if not joint and not latent.is_site:
+            raise PriorError(
+                f"shifts: the prior also samples {latent.name!r}, on which its sites may depend; "
+                "expected independent Normals or an earlier posterior of such"
+            )
+        if not joint and not isinstance(base_of(prior), Normal):
+            raise PriorError(
+                f"shifts: {latent.name!r} is {type(base_of(prior)).__name__} under the prior; "
+                "expected Normal"
+            )
+        before = [
+            unpack(flat, joint) if joint else {latent.name: flat}
+            for flat in (prior.mean, prior.stddev)
+        ]
+        for name in latent.names:
+            mean = means[name]
+            four = (*(each[name] for each in before), mean, sds.get(name, torch.zeros_like(mean)))
+            found[name] = [t.detach().double().cpu() for t in four]
+    return found

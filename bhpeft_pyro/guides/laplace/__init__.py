@@ -1,0 +1,1 @@
+"""The linearised Laplace approximation: guide, curvature, covariance, choice of the width."""

@@ -1,0 +1,303 @@
+"""The width and output scale of Laplace approximations, one or several, that suit held-out rows.
+
+The predictive density of a mixture is the mean of its components' densities. So the choice needs
+only the density of each held-out row, under each component, at each tau and output scale of a grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from ...base.threads import seeded
+from ...model.likelihoods.normal import LEAST_NOISE
+from ...model.linearized import Outputs, symmetric_noise
+
+TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
+NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
+"""Noise scales that are tried where there is no closed form, as multiples of the one that suits the
+point estimate."""
+OUTPUT_SCALES = torch.logspace(-0.9, 0.9, 19, dtype=torch.float64)
+"""Factors of the outputs of a softmax that are tried."""
+_UNSCALED = torch.ones(1, dtype=torch.float64)
+_SPREAD = 1.0  # prior sd of an output scale's logarithm, so that few rows hardly move it from 1
+DRAWS = 256  # of the outputs, to evaluate a width
+_COST = 0.003  # of the point estimate's NLL, or of a nat, at most (TFB; Shi et al. 2024)
+_ALIKE = 0.001  # of the best NLL, or of a nat: smaller differences are ignored
+
+Held = Sequence[tuple[Outputs, Tensor]]
+"""Outputs and labels of held-out rows, batch by batch."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen width.
+
+    Attributes:
+        tau: the multiple of the first prior's precision in the covariance.
+        noise: the ratings' noise scale, as a multiple of the trained one.
+        output_scale: the factor of the outputs in predictions.
+        point_nll: held-out NLL of the point estimate, with the noise that suits it.
+        nll: held-out NLL of the component.
+    """
+
+    tau: float
+    noise: float = 1.0
+    output_scale: float = 1.0
+    point_nll: float | None = None
+    nll: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The densities of N held-out rows under a component, at each of T taus and C output scales.
+
+    Attributes:
+        taus: (T,) from wide to narrow.
+        noises: (T,) the best noise scale at each tau, as a multiple of the trained one.
+        output_scales: (C,), 1 among them.
+        log_densities: (T, C, N) of the labels.
+        point: (N,) the same under the point estimate, at an output scale of 1.
+        ratings: whether the labels are ratings. Their NLL depends on their unit, so a small
+            difference is a part of a nat, not of the NLL.
+    """
+
+    taus: Tensor
+    noises: Tensor
+    output_scales: Tensor
+    log_densities: Tensor
+    point: Tensor
+    ratings: bool = False
+
+    def near(self, nll: Tensor, share: float) -> Tensor:
+        """The NLL and a share of it, or of a nat."""
+        return nll + share * (1.0 if self.ratings else nll.abs())
+
+    @property
+    def unscaled(self) -> Tensor:
+        """(T, N) log densities at an output scale of 1."""
+        return self.log_densities[:, self.output_scales.log().abs().argmin()]
+
+    @property
+    def penalties(self) -> Tensor:
+        """(C,) minus the log prior density of each output scale, per row."""
+        away = self.output_scales.log() / _SPREAD
+        return away.square() / (2 * len(self.point))
+
+    def best(self) -> Choice:
+        """The choice for this component alone."""
+        tau = self.best_tau()
+        return self.at(tau, self.best_scale(tau))
+
+    def best_tau(self) -> int:
+        """Its index: the lowest NLL at an output scale of 1; among those that hardly differ from
+        it, the tau nearest to 1 (if nothing was learnt, all widths are equally good).
+
+        If no width improves on the point estimate: the widest that costs at most 0.3 %, but not
+        wider than tau = 1.
+        """
+        nlls, point = -self.unscaled.mean(1), -self.point.mean()
+        away = self.taus.log().abs()
+        if nlls.min() <= point:
+            alike = nlls <= self.near(nlls.min(), _ALIKE)
+            return int(away.masked_fill(~alike, torch.inf).argmin())
+        near = (nlls <= self.near(point, _COST)) & (self.taus >= 0.99)
+        return int(near.nonzero()[0]) if near.any() else len(nlls) - 1
+
+    def best_scale(self, tau: int) -> int:
+        """The index of the output scale with the lowest penalised NLL at a tau."""
+        return int((self.penalties - self.log_densities[tau].mean(1)).argmin())
+
+    def at(self, tau: int, scale: int) -> Choice:
+        """The choice by its indices."""
+        noise = self.noises[tau].item()
+        return Choice(
+            self.taus[tau].item() / noise**2,
+            noise,
+            self.output_scales[scale].item(),
+            -self.point.mean().item(),
+            -self.log_densities[tau, scale].mean().item(),
+        )
+
+
+def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, float]:
+    """The widths and output scales of the components of one mixture.
+
+    The widths are the best for each component alone, all made wider or narrower by the same factor:
+    each alone also covers errors that the other components cover, so the mixture would be too wide.
+    The factor has the lowest NLL of the mixture at output scales of 1; among those that hardly
+    differ, it is the nearest to 1. If no factor improves on the mixture of the point estimates, any
+    that costs at most 0.3 % will do.
+
+    Then the output scales are the best for each component, all multiplied by the same factor: the
+    mean of several predictions is less certain than each of them.
+
+    Returns:
+        The choices, and the NLL of the mixture of point estimates and of components.
+    """
+    own = [each.best_tau() for each in every]
+    count = max(len(each.taus) for each in every)
+    shifts = sorted(range(1 - count, count), key=abs)
+    moved = [
+        [_within(i + shift, each.taus) for i, each in zip(own, every, strict=True)]
+        for shift in shifts
+    ]
+    nlls = torch.stack(
+        [_nll([each.unscaled[i] for i, each in zip(at, every, strict=True)]) for at in moved]
+    )
+    point = _nll([each.point for each in every])
+    near = every[0].near
+    limit = near(nlls.min(), _ALIKE)
+    if nlls.min() > point:
+        limit = limit.maximum(near(point, _COST))
+    taus = moved[int((nlls <= limit).nonzero()[0])]
+    scales, nll = _scales_together(taus, every)
+    return [each.at(*at) for *at, each in zip(taus, scales, every, strict=True)], point.item(), nll
+
+
+def _scales_together(taus: Sequence[int], every: Sequence[Candidates]) -> tuple[list[int], float]:
+    """The indices of the output scales at these taus, and the NLL of the mixture."""
+    penalties = every[0].penalties
+    own = [each.best_scale(tau) for tau, each in zip(taus, every, strict=True)]
+    factors = range(1 - len(penalties), len(penalties))
+    tried = [[_within(scale + factor, penalties) for scale in own] for factor in factors]
+    places = [[*zip(taus, scales, strict=True)] for scales in tried]
+    nlls = torch.stack(
+        [_nll([e.log_densities[i] for i, e in zip(at, every, strict=True)]) for at in places]
+    )
+    best = int((nlls + penalties[torch.tensor(tried)].mean(1)).argmin())
+    return tried[best], nlls[best].item()
+
+
+def _within(index: int, values: Tensor) -> int:
+    return min(max(index, 0), len(values) - 1)
+
+
+def _nll(log_densities: Sequence[Tensor]) -> Tensor:
+    return -_mean(torch.stack(list(log_densities))).mean()
+
+
+def of_draws(
+    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, scaled: bool
+) -> Candidates:
+    """Candidates from draws of the outputs.
+
+    Args:
+        taus: (T,).
+        spreads: for each tau the (B, E, E) covariances of the outputs, batch by batch.
+        held: the rows.
+        scaled: whether the output scale is chosen too.
+    """
+    scales = OUTPUT_SCALES if scaled else _UNSCALED
+    densities = torch.stack([_densities(held, each, scales) for each in spreads])
+    point = _densities(held, None, _UNSCALED)[0]
+    ratings = held[0][0].model.likelihood.kind == "rating"
+    return Candidates(taus, torch.ones_like(taus), scales, densities, point, ratings)
+
+
+def _densities(held: Held, spreads: Sequence[Tensor] | None, scales: Tensor) -> Tensor:
+    """(C, N) log densities at each output scale; those of the point estimate if there are no
+    spreads."""
+    found = []
+    for outputs, values, labels in _draws(held, spreads):
+        each = scales.to(values).reshape(-1, 1, 1, 1)
+        scaled = outputs.labels(values * torch.where(outputs.of_likelihood(), 1.0, each))
+        found.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
+    return torch.cat(found, 1).cpu()
+
+
+def _draws(
+    held: Held, spreads: Sequence[Tensor] | None
+) -> Iterator[tuple[Outputs, Tensor, Tensor]]:
+    """Batch by batch the outputs, draws of them, (S, B, E), and the labels."""
+    for number, (outputs, labels) in enumerate(held):
+        values = outputs.mean[None]
+        if spreads is not None:
+            with seeded(0):  # the same noise for every tau
+                noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(values)
+            values = outputs.draws(spreads[number], noise)
+        yield outputs, values, labels
+
+
+def _mean(log_densities: Tensor) -> Tensor:
+    """(B,) the log of the mean density over (S, B)."""
+    return log_densities.double().logsumexp(0) - math.log(len(log_densities))
+
+
+def with_constant_noise(
+    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, unit: float, free: bool
+) -> Candidates:
+    """Candidates for ratings with constant noise, in closed form; if it is `free`, with the best
+    noise scale for every tau.
+
+    With noise s in place of the trained s0, the precision tau P + (s0 / s)^2 N F is (s0 / s)^2
+    times that of tau' = tau (s / s0)^2. So a rating has the variance s^2 (1 + v / s0^2), with v the
+    variance of its mean under tau'. The best s^2 is the mean of squared errors / (1 + v / s0^2).
+
+    Args:
+        taus, spreads, held: as for `of_draws`.
+        unit: of the ratings; the noise scale is a multiple of it.
+        free: whether the noise scale is chosen too.
+    """
+    errors, trained = _errors(held)
+    least = (LEAST_NOISE * unit / trained).square().max()
+
+    def fitted(share: Tensor) -> tuple[Tensor, Tensor]:
+        variance = trained.square() * (1 + share)
+        square = (
+            (errors.square() / variance).mean().maximum(least) if free else torch.ones_like(least)
+        )
+        return square.sqrt(), Normal(0.0, (square * variance).sqrt()).log_prob(errors)
+
+    shares = [
+        torch.cat([each[:, 0, 0] for each in one]).cpu().clamp_min(0) * (unit / trained) ** 2
+        for one in spreads
+    ]
+    noises, densities = (torch.stack(each) for each in zip(*map(fitted, shares), strict=True))
+    _, point = fitted(torch.zeros_like(errors))
+    return Candidates(taus, noises, _UNSCALED, densities[:, None], point, ratings=True)
+
+
+def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
+    """Candidates for ratings whose noise depends on the text, with the best noise scale for every
+    tau, among `NOISES` times that which suits the point estimate's errors.
+
+    As in `with_constant_noise`, the outputs vary s / s0 times as much as under tau'. This is exact
+    for what ratings say about their mean; what they say about their noise does not depend on s.
+    """
+    errors, trained = _errors(held)
+    noise = (errors / trained).square().mean().sqrt().clamp_min(LEAST_NOISE)
+    noises = noise * NOISES
+    densities = torch.stack([_at_noises(held, each, noises) for each in spreads])
+    best = densities.mean(-1).argmax(1)
+    point = Normal(0.0, noise * trained).log_prob(errors)
+    found = densities[torch.arange(len(taus)), best]
+    return Candidates(taus, noises[best], _UNSCALED, found[:, None], point, ratings=True)
+
+
+def _errors(held: Held) -> tuple[Tensor, Tensor]:
+    """(N,) errors of ratings under the point estimate, and the sds that it gives them."""
+    parts = []
+    for outputs, labels in held:
+        normal = outputs.labels(outputs.mean)
+        parts.append(torch.stack([labels - normal.mean, normal.stddev.expand(len(labels))]))
+    errors, sds = torch.cat(parts, 1).double().cpu()
+    return errors, sds
+
+
+def _at_noises(held: Held, spreads: Sequence[Tensor], noises: Tensor) -> Tensor:
+    """As `_densities`, for each of F factors of the noise scale: (F, N)."""
+    found = []
+    for outputs, values, labels in _draws(held, spreads):
+        factors = noises.to(values).reshape(-1, 1, 1, 1)
+        own = outputs.of_likelihood("noise.log_scale")
+        away = (values - outputs.mean) * torch.where(own, 1.0, factors)
+        normal = outputs.labels(outputs.mean + away)  # (F, S, B)
+        scaled = Normal(normal.mean, factors.squeeze(-1) * normal.stddev)
+        found.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
+    return torch.cat(found, 1).cpu()

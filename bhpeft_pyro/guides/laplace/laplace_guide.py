@@ -1,0 +1,450 @@
+"""The linearised Laplace approximation: a trained point estimate with a covariance around it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...base.checks import COUNT
+from ...base.distributions import CHUNK, Covariance, LowRankNormal
+from ...base.fit_options import FitOptions
+from ...data.batch import Batch
+from ...errors import GuideError
+from ...model.model import Model
+from ...priors import JointPrior, Prior, unpack
+from ..budget import Budget, examples_at_once, gradients_at_once, rows_kept
+from ..guide import Guide
+from ..latent import joint_normal
+from ..optimizers import NOISE_STEPS, ScaledAdam, adam_lr
+from .precision import Precision
+
+_WITHIN = ("bhpeft_pyro", "pyro", "torch")
+_LEAST = 1e-4  # share of the first prior's precision in later rounds, so that all sds are finite
+
+
+class LaplaceGuide(Guide):
+    """q(w) = N(w*, (tau P + N F)^-1) around a trained point estimate w*, for the network linearised
+    there.
+
+    P is the prior's precision, N the number of examples, and F the generalised Gauss-Newton matrix
+    of one (MacKay 1992; Immer, Korzepa and Bauer 2021), of which the leading directions and the
+    diagonal of the rest are kept. Several such guides make a mixture of Laplace approximations
+    (Eschenhagen et al. 2021).
+
+    The guide minimises a generalised variational objective (Knoblauch, Jewson and Damoulas 2022)
+    of the linearised network f(w*) + J (w - w*), in which the KL to the prior N(m, P^-1) is split
+    into a part for the mean and a part for the covariance, each with a weight:
+
+        N E_q[nll] + T / 2 (w* - m)' P (w* - m) + KL(N(0, S) || N(0, (tau P)^-1)).
+
+    With T = tau = 1 this is the negative ELBO. SVI at temperature T trains w* by the first two
+    terms. Given w*, the best S is (tau P + N F)^-1 to second order in the outputs, so `fit` or
+    `Posterior.widen` computes it.
+
+    T, tau and the output scale are not part of the next round's prior, which is the posterior with
+    tau = 1. In later rounds both T and tau multiply P, the precision of the first prior, and leave
+    the information of earlier data as it is: in round R the precision tau P becomes
+    tau P + N_1 F_1 + ... + N_(R-1) F_(R-1), and T P likewise (`objective`). With T = 0, the default
+    from 50 rows on, that is online EWC with the weight 1 (Schwarz et al. 2018). Without held-out
+    rows a later round predicts with the tau of the round before and an output scale of 1.
+
+    Args:
+        model: its prior is an independent Normal at every site, or an earlier posterior of this
+            family.
+        rank: the number of directions of F that are kept; each takes one number per weight.
+
+    Attributes:
+        loc: (D,) the point estimate w*, in the order in which the prior samples the weights.
+        prior: a Normal over the same vector.
+        latent: the name under which the vector is sampled.
+        measured: whether the covariance has been computed.
+        tau: the multiple of the first prior's precision in the covariance.
+        output_scale: a factor of the network's outputs (one over a softmax's temperature; Guo et
+            al. 2017). The outputs are linear in the head's weights, so draws of those, `means()`,
+            `scales()` and `covariance` include the factor; `loc` and `as_prior()` do not.
+        first_scale: (D,) sds of the first round's prior; where a later prior is wider, of that.
+        open: whether the prior leaves `first_scale` to `fit`, which sets it in every round.
+
+    Raises:
+        GuideError: the prior is not an independent Normal at every site, or has observations.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> model = tiny_model(())
+    >>> options = {"components": 1, "max_steps": 3, "progress": False}
+    >>> posterior = fit(model, "laplace", tiny_examples(), **options)
+    >>> posterior.guide.scales()["head.bias"].shape
+    torch.Size([2])
+    """
+
+    point = True
+    joint = True
+    own_mode = True
+
+    def __init__(self, model: Model, rank: int = 16) -> None:
+        super().__init__()
+        self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
+        self._prior, self._joint, start = joint_normal(model, "LaplaceGuide")
+        self._shapes = self._prior.shapes
+        self._likelihood = {site.name for site in model.likelihood.sites}
+        self._peft = bool(model.network.kinds)  # a head alone is linear anyway
+        scaled = model.likelihood.softmax
+        self._head = {site.name for site in model.sites if scaled and site.role == "head"}
+        self.loc = nn.Parameter(start)
+        covariance = self.prior.covariance
+        for name in ("scale", "axes", "ratio"):
+            self.register_buffer(name, getattr(covariance, name))
+        self.register_buffer("measured", torch.tensor(False))
+        self.register_buffer("tau", start.new_tensor(1.0))
+        self.register_buffer("output_scale", start.new_tensor(1.0))
+        self.register_buffer("first_scale", covariance.scale.clone())
+        self.scale: Tensor
+        self.axes: Tensor
+        self.ratio: Tensor
+        self.measured: Tensor
+        self.tau: Tensor
+        self.output_scale: Tensor
+        self.first_scale: Tensor
+        self._covariance = covariance
+
+    @property
+    def prior(self) -> LowRankNormal:
+        return self._prior.normal
+
+    @property
+    def latent(self) -> str:
+        return self._prior.name
+
+    @property
+    def open(self) -> bool:
+        return self._prior.open
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        """Whether the covariance has been computed; before, the network itself predicts."""
+        return bool(self.measured)
+
+    @property
+    def unscaled(self) -> Covariance:
+        """The covariance at an output scale of 1."""
+        # One object is kept, because it caches its divergence from a prior.
+        if self._covariance.scale is not self.scale:  # loaded, copied or moved since
+            self._covariance = Covariance(self.scale, self.axes, self.ratio)
+        return self._covariance
+
+    @unscaled.setter
+    def unscaled(self, value: Covariance) -> None:
+        self.scale, self.axes, self.ratio = value.scale, value.axes, value.ratio
+        self._covariance = value
+
+    @property
+    def covariance(self) -> Covariance:
+        return self._scaled(self.unscaled)
+
+    def _scaled(self, own: Covariance) -> Covariance:
+        return replace(own, scale=self._factors() * own.scale) if self._head else own
+
+    def _factors(self) -> Tensor:
+        """(D,) factors of the weights, by which the outputs get theirs; 1 during training."""
+        return torch.where(self.measured & self.at(self._head), self.output_scale, 1.0)
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        infer: Any = {"sites": self._shapes}
+        if self.measured:
+            if batch is not None and self._peft:  # which model follows, only the caller knows
+                warnings.warn(
+                    "guide: these weights are draws for the network linearised around "
+                    "guide.means(), and a model that is run under them (Predictive, SVI, "
+                    "Importance) predicts something else; expected posterior.predict(texts)",
+                    stacklevel=_to_caller(),
+                )
+            center = self._factors() * self.loc
+            normal = LowRankNormal(center, self.covariance, validate_args=False)
+            infer["is_auxiliary"] = not self._joint
+            values = self.unpack(pyro.sample(self.latent, normal, infer=infer))
+            return values if self._joint else self._sites(values)
+        if not self._joint:
+            return self._sites(self.unpack(self.loc))
+        return self.unpack(pyro.sample(self.latent, dist.Delta(self.loc, event_dim=1), infer=infer))
+
+    def _sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sites of a draw; under a joint prior the model computes them itself."""
+        return {
+            name: pyro.sample(name, dist.Delta(value, event_dim=len(self._shapes[name])))
+            for name, value in values.items()
+        }
+
+    def follow(self, model: Model) -> None:
+        self._take(model)
+        self._began(self.first_scale)
+
+    def _take(self, model: Model) -> None:
+        """Make the model's prior this guide's."""
+        prior, joint, _ = joint_normal(model, "LaplaceGuide")
+        if [*prior.shapes] != [*self._shapes]:
+            raise GuideError(
+                "LaplaceGuide: the prior is an earlier posterior with its sites in another order; "
+                "expected that of this model, or update(..., guide='laplace')"
+            )
+        self._prior, self._joint, self._shapes = prior, joint, prior.shapes
+
+    def _began(self, first_scale: Tensor) -> None:
+        # Where a prior is wider than the first one, data have contributed nothing to it.
+        self.first_scale = first_scale.maximum(self.prior.covariance.scale)
+
+    def began_under(self, sds: Mapping[str, Tensor], last: Guide) -> None:
+        self._began(torch.cat([sds[name].to(self.loc).flatten() for name in self._shapes]))
+        if isinstance(last, LaplaceGuide):
+            self.tau.copy_(last.tau)
+
+    @torch.no_grad()
+    def begin_anew(self, model: Model) -> None:
+        self._take(model)
+        self.first_scale = self.prior.covariance.scale.clone()
+        self.tau.fill_(1.0)
+
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        # The noise scale starts at the sd of the ratings, far from that of the errors.
+        sizes = 1 + (NOISE_STEPS - 1) * self.at(self._likelihood).to(self.loc)
+        return [ScaledAdam(self.loc, sizes, adam_lr(options))]
+
+    def unpack(self, flat: Tensor) -> dict[str, Tensor]:
+        """`(*P, D)` to a tensor `(*P, *shape)` for each site."""
+        return unpack(flat, self._shapes)
+
+    def at(self, names: set[str]) -> Tensor:
+        """(D,) whether a weight belongs to one of the sites `names`."""
+        parts = self.unpack(self.loc.detach()).items()
+        return torch.cat(
+            [torch.full_like(part, n in names, dtype=torch.bool).flatten() for n, part in parts]
+        )
+
+    def means(self) -> dict[str, Tensor]:
+        return self.unpack(self._factors() * self.loc.detach())
+
+    @torch.no_grad()
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        factors = self._factors()
+        by_site = self.unpack(values.get(self.latent, factors * self.loc)) | dict(values)
+        flat = torch.cat([by_site[n].to(self.loc).flatten() for n in self._shapes])
+        self.loc.copy_(flat / factors)
+
+    def scales(self) -> dict[str, Tensor]:
+        return self.unpack(self.covariance.variance.sqrt()) if self.measured else {}
+
+    def prior_moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        sds = self.unpack(self.as_prior().normal.stddev) if self.measured else {}
+        return self.unpack(self.loc.detach().clone()), sds
+
+    def needs_held_out(self, options: FitOptions) -> bool:
+        return super().needs_held_out(options) or options.tau is None
+
+    def hold(self) -> None:
+        self.measured.fill_(False)
+        self.unscaled = self.prior.covariance
+
+    def set_covariance(
+        self,
+        covariance: Covariance,
+        tau: float = 1.0,
+        noise: float = 1.0,
+        output_scale: float = 1.0,
+    ) -> None:
+        """Set the covariance.
+
+        Args:
+            covariance: of all weights.
+            tau: the multiple of the first prior's precision in it.
+            noise: a factor for the ratings' noise scale.
+            output_scale: the factor of the outputs.
+        """
+        if noise != 1:
+            scale = self.means()["noise.log_scale"]
+            self.move({"noise.log_scale": scale + math.log(noise)})
+        self.unscaled = covariance
+        self.tau.fill_(tau)
+        self.output_scale.fill_(output_scale)
+        self.measured.fill_(True)
+
+    def retune(self, tau: float, noise: float = 1.0, output_scale: float | None = None) -> None:
+        """Change tau and, if given, the output scale, and multiply the ratings' noise scale by
+        `noise`."""
+        scale = self.output_scale.item() if output_scale is None else output_scale
+        times = None if noise == 1 else self.information_factor(noise)
+        own = Precision(self.unscaled, self.first_scale, self.tau.item()).at(tau, times)
+        self.set_covariance(own, tau, noise, scale)
+
+    def information_factor(self, noise: float) -> Tensor:
+        """(D,) the information of ratings about each weight under a noise scale `noise` times as
+        large, as a multiple. It is taken to be about the ratings' means, except that about the
+        noise scale itself, which does not change."""
+        return torch.where(self.at({"noise.log_scale"}), 1.0, noise**-2)
+
+    def own_prior(self) -> JointPrior:
+        return self._prior
+
+    def _joined(self, normal: LowRankNormal) -> JointPrior:
+        """A Normal over all weights as a prior of their sites."""
+        return JointPrior(normal, self._shapes, self.latent, self.open)
+
+    @property
+    def _precision(self) -> Precision:
+        """Of the prior."""
+        return Precision(self.prior.covariance, self.first_scale)
+
+    @property
+    def informed(self) -> bool:
+        """Whether earlier data have contributed to the prior."""
+        return self._precision.informed
+
+    @property
+    def pull(self) -> float:
+        return 0.0 if self.informed else 1.0
+
+    def objective(
+        self, model: Model, temperature: float, later: bool
+    ) -> tuple[Model, float, float]:
+        """In later rounds, the model under the last posterior with T P in place of the first
+        prior's precision P, where T is the temperature (at least 1e-4)."""
+        covariance, weight = self._acting(temperature, later)
+        normal = LowRankNormal(self.prior.loc, covariance)
+        if covariance is not self.prior.covariance:
+            prior = self._joined(normal)
+            model = model.with_prior(prior if self._joint else prior.independent()[0])
+        return model, weight, -normal.log_prob(normal.loc).item()
+
+    def _acting(self, temperature: float, later: bool) -> tuple[Covariance, float]:
+        """The covariance of the prior that acts on the mean, and the prior's weight."""
+        if not (later and self.informed):
+            return self.prior.covariance, temperature
+        return self._precision.at(max(temperature, _LEAST)), 1.0
+
+    def target(self, model: Model, temperature: float, later: bool) -> tuple[Model, Guide, float]:
+        """The linearised network, at temperature 1, under the prior of this mean and covariance.
+
+        In the first round that prior is N(w* + T / tau (m - w*), (tau P)^-1): at w* its gradient
+        is T times that of N(m, P^-1).
+        """
+        loc, wide = self.loc.detach(), self._precision.at(self.tau.item())
+        acting, weight = self._acting(temperature, later)
+        center = loc + weight * wide.apply(acting.solve(self.prior.loc - loc))
+        prior = self._joined(LowRankNormal(center, wide))
+        twin = copy.copy(self)
+        twin._prior, twin._joint, twin._head = prior, True, set()  # at an output scale of 1
+        return model.with_prior(prior), twin, 1.0
+
+    def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor]]:
+        """With this guide's tau and output scale, around the mean of the prior."""
+        start = LaplaceGuide(model)
+        loc = self._factors() * start.prior.loc
+        precision = Precision(start.prior.covariance, self.first_scale)
+        wide = self._scaled(precision.at(self.tau.item()))
+        prior = start._joined(LowRankNormal(loc, wide))
+        return model.with_prior(prior), start.unpack(loc)
+
+    def centre(self, values: Mapping[str, Tensor]) -> JointPrior:
+        parts = self.unpack(self.prior.loc) | dict(values)
+        loc = torch.cat([parts[name].detach().flatten() for name in self._shapes])
+        covariance = self.prior.covariance
+        self._prior = self._joined(LowRankNormal(loc, covariance))
+        self._joint, self.first_scale = True, covariance.scale.clone()
+        if not self.measured:
+            self.unscaled = covariance
+        return self._prior
+
+    def rescale(self, first_scale: Tensor) -> JointPrior:
+        """Change the sds of the first round's prior, (D,), in the prior, and return that for the
+        model. What earlier data have contributed to it stays."""
+        covariance = self._precision.under(first_scale)
+        self._prior = self._joined(LowRankNormal(self.prior.loc, covariance))
+        self.unscaled = covariance
+        self._began(first_scale)
+        return self._prior
+
+    def first_prior(self, known: Prior | None) -> Prior | None:
+        if not self.open or not isinstance(known, JointPrior):
+            return known
+        return self._joined(LowRankNormal(known.normal.loc, Covariance.diagonal(self.first_scale)))
+
+    def as_prior(self) -> JointPrior:
+        if not self.measured:
+            raise GuideError(
+                "this Laplace approximation has no covariance yet, so it cannot be a prior: fit it "
+                "with bh.fit, or call widen(data) on its posterior"
+            )
+        covariance = Precision(self.unscaled, self.first_scale, self.tau.item()).at(1.0)
+        return self._joined(LowRankNormal(self.loc.detach().clone(), covariance))
+
+    @torch.no_grad()
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        old, root = self.unscaled, self.tau.sqrt()
+        # A column for each weight.
+        parts = self.unpack(torch.cat([self.loc[None], old.scale[None], old.axes.mT]))
+        first = self.unpack(self.first_scale)
+        for name, (means, sds) in rows.items():
+            axes = means.new_zeros(old.rank, *means.shape)
+            more = torch.cat([means[None], (sds / root)[None], axes]).to(self.loc)
+            parts[name] = torch.cat([parts[name], more], 1)
+            first[name] = torch.cat([first[name], sds.to(first[name])])
+        self._shapes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
+        table = torch.cat([part.flatten(1) for part in parts.values()], 1)
+        self.loc = nn.Parameter(table[0].clone())
+        self.unscaled = Covariance(table[1].clone(), table[2:].mT.contiguous(), old.ratio)
+        self.first_scale = torch.cat([part.flatten() for part in first.values()])
+
+    def options(self) -> dict[str, Any]:
+        return {"rank": self.rank}
+
+    @classmethod
+    def size(
+        cls, latents: int, shapes: Sequence[tuple[int, ...]], rank: int = 16, **options: Any
+    ) -> Budget:
+        examples = examples_at_once(latents)
+        columns = rank + gradients_at_once(latents, rank) + examples
+        products = 2 * (CHUNK + 4 * columns**2)  # in double precision
+        measuring = latents * (columns + rank + 14 * examples + rows_kept(latents)) + products
+        kept = latents * (2 * rank + 1)  # the directions, now and in the last good state
+        return Budget.of(latents, latents, kept + measuring)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the prior with the guide."""
+        super()._apply(fn, recurse)
+        loc, old = fn(self.prior.loc), self.prior.covariance
+        if loc is not self.prior.loc:  # otherwise it stays the same object as in the model
+            covariance = Covariance(fn(old.scale), fn(old.axes), fn(old.ratio))
+            self._prior = self._joined(LowRankNormal(loc, covariance, validate_args=False))
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Load a state whose number of directions may differ; in older ones the output scale is 1
+        and missing."""
+        state_dict = {prefix + "output_scale": torch.tensor(1.0), **state_dict}
+        rank = tuple(state_dict.get(prefix + "ratio", self.ratio).shape)
+        shapes = {"scale": self.loc.shape, "axes": (*self.loc.shape, *rank), "ratio": rank}
+        for name, shape in shapes.items():
+            value = state_dict.get(prefix + name)
+            if value is not None and value.shape == shape:
+                setattr(self, name, value.to(self.loc).clone())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _to_caller() -> int:
+    """The `stacklevel` of the code that called Pyro, for a warning of the function that asks.
+
+    A warning that points at one line of that code is shown once, however many draws there are.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _WITHIN:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,0 +1,1 @@
+"""Other libraries: ArviZ, Hugging Face, scikit-learn, MLflow and Ray, each imported here alone."""

@@ -1,0 +1,331 @@
+"""From an adapter of the `peft` library, or a classifier, to a posterior."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...base.fit_options import FitOptions
+from ...base.threads import fitting, seeded, with_gradients
+from ...data import Columns
+from ...errors import ArchitectureError, ConfigError, DataError, is_out_of_memory
+from ...guides import DeltaGuide
+from ...model.backbone import check_plain, load_backbone, load_tokenizer
+from ...model.head import ClassifierHead, final_layer, set_final_layer, with_tail
+from ...model.likelihoods import Categorical, Likelihood, MultiLabel, Normal
+from ...model.model import Model
+from ...model.network import RandomPEFT
+from ...peft.architectures import architecture_of, blocks_of
+from ...peft.lora import LoRA
+from ...posterior.posterior import Posterior
+from ...training.report import FitReport
+
+Layer = tuple[Tensor, Tensor, float]
+"""LoRA's A (r, in), B (out, r) and scale on one module."""
+
+CONFIG = "adapter_config.json"
+_KEEP = ("gaussian", "eva", "orthogonal")  # initialisations that leave the frozen weights alone
+
+
+@fitting()
+@with_gradients()
+def from_peft(
+    adapter: Any,
+    data: object | None = None,
+    *,
+    validation: object | None = None,
+    backbone: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Columns = Columns(),
+) -> Posterior:
+    """A classifier that is trained already, as a posterior: nothing is trained anew.
+
+    Without data it is a point estimate (a "delta" guide) with the logits of the model given. With
+    data it is a Laplace approximation around it (`Posterior.widen`): the same weights, a width and,
+    with `validation`, an output scale. How it was trained need not be known.
+
+    Args:
+        adapter: a `peft.PeftModel`, or the folder of a saved one, with LoRA on any of the layers
+            that `peft.LoRA` supports. It is left as it is, and shares its frozen weights, so do not
+            merge it later. Or a fully fine-tuned sequence classifier, which becomes the frozen
+            backbone; its last layer alone becomes random.
+        data: what it was trained on, as for `fit`.
+        validation: rows it was not trained on, which choose the width and the output scale.
+            Without, the prior's precision counts once (tau = 1), and logits stay as they are.
+        backbone: of a folder, the plain classifier under the adapter; by default the checkpoint
+            that the adapter names.
+        tokenizer: by default the one in the adapter's folder, or that of the backbone's checkpoint.
+        columns: how data are read. The classes are named by the model's `id2label`, unless
+            `label_names` are given; one output is a rating.
+
+    Raises:
+        ConfigError: `peft` is not installed; or the adapter is of a kind that has no exact
+            counterpart here (DoRA, trained biases, several active adapters, and so on).
+        ArchitectureError: a layer that this package has no LoRA for, such as an embedding.
+        DataError: the adapter holds no classifier, and no backbone is given; or as for `widen`.
+
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from bhpeft_pyro.testing import tiny_classifier, tiny_examples, tiny_tokenizer
+    >>> config = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
+    >>> trained = get_peft_model(tiny_classifier(), config)
+    >>> posterior = from_peft(trained, tiny_examples(), tokenizer=tiny_tokenizer())
+    >>> posterior.predict(["w5 w20"]).probabilities.shape
+    torch.Size([1, 2])
+    """
+    name = str(adapter) if isinstance(adapter, str | Path) else type(adapter).__name__
+    if isinstance(adapter, str | Path):
+        adapter, tokenizer = _loaded(Path(adapter), backbone, tokenizer)
+    elif backbone is not None:
+        raise ConfigError("backbone: it is for the folder of an adapter; a model brings its own")
+    layers: dict[str, Layer] = {}
+    if not isinstance(adapter, PreTrainedModel):
+        adapter, layers = _unwrapped(adapter)
+    final = final_layer(adapter)[1]
+    likelihood = _likelihood(adapter, final.out_features)
+    kinds, values = _lora(adapter, layers)
+    network = RandomPEFT(adapter, kinds, ClassifierHead(final.out_features), tokenizer)
+    values = {
+        key: value if (anchor := network.coordinates.anchor(key)) is None else value - anchor
+        for key, value in values.items()
+    }
+    values["head.weight"] = final.weight
+    if final.bias is not None:
+        values["head.bias"] = final.bias
+    model = Model(network, likelihood=likelihood)
+    if columns.label_names is None and likelihood.kind in ("class", "labels"):
+        columns = replace(columns, label_names=_label_names(adapter))
+    with seeded(0):
+        guide = DeltaGuide(model)
+    guide.move({key: value.detach().float() for key, value in values.items()})
+    report = FitReport(0, "", FitOptions(), pull=0.0, name=Path(name).name)
+    posterior = Posterior(model, guide, (report,), columns, model.prior)
+    return posterior if data is None else posterior.widen(data, validation=validation)
+
+
+def library() -> ModuleType:
+    """The `peft` library, which is optional and slow to import."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(
+            "adapter: the peft library is needed; expected pip install 'bhpeft_pyro[peft]'"
+        ) from error
+    return peft
+
+
+def _loaded(
+    folder: Path, backbone: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Any, PreTrainedTokenizerBase | None]:
+    """The `PeftModel` in a folder, on a copy of the backbone that shares its transformer."""
+    peft = library()
+    if not (folder / CONFIG).exists():
+        raise ConfigError(f"adapter: {folder} has no {CONFIG}; expected the folder of an adapter")
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # of a damaged file, peft raises whatever it stumbles over
+        raise ConfigError(f"adapter: {folder / CONFIG} cannot be read: {error}") from error
+    if tokenizer is None and (folder / "tokenizer_config.json").exists():
+        tokenizer = load_tokenizer(str(folder))
+    given = backbone
+    if backbone is None:
+        if not config.base_model_name_or_path:
+            raise ConfigError(
+                f"adapter: {folder} does not say which model it was trained on; expected backbone="
+            )
+        backbone, own = load_backbone(config.base_model_name_or_path, classifier=True)
+        tokenizer = own if tokenizer is None else tokenizer
+    check_plain(backbone)
+    name, final = final_layer(backbone)
+    backbone = with_tail(backbone, ClassifierHead(final.out_features).tail(backbone))
+    try:
+        saved = peft.load_peft_weights(str(folder), device="cpu")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"adapter: the weights in {folder} cannot be read: {error}") from error
+    if bad := [key for key, value in saved.items() if not value.isfinite().all()]:
+        raise ConfigError(f"adapter: in {folder} the weights {bad[0]!r} are not finite")
+    weight = saved.get(f"base_model.model.{name}.weight")
+    if weight is None and given is None:
+        raise DataError(
+            f"adapter: {folder} holds no weights for {name!r} (its modules_to_save is "
+            f"{config.modules_to_save}); expected backbone=, the classifier it was trained on"
+        )
+    try:
+        if weight is not None:  # as many labels as the adapter was trained with
+            set_final_layer(backbone, weight, saved.get(f"base_model.model.{name}.bias"))
+        return peft.PeftModel.from_pretrained(backbone, str(folder)), tokenizer
+    except Exception as error:  # sizes that differ, modules that peft does not find, odd options
+        if is_out_of_memory(error):
+            raise
+        kind = type(backbone).__name__
+        raise ConfigError(
+            f"adapter: {folder} does not fit the backbone, a {kind} ({error}); expected the model "
+            "that it was trained on, and whole files"
+        ) from error
+
+
+def _unwrapped(model: Any) -> tuple[PreTrainedModel, dict[str, Layer]]:
+    """The plain classifier under a `PeftModel`, and its LoRA by the name of the module.
+
+    It is a copy that shares the frozen transformer. What the adapter has trained between that and
+    the last layer is in it, LoRA merged.
+    """
+    peft = library()
+    if not isinstance(model, peft.PeftModel):
+        raise ConfigError(
+            "adapter: expected a folder, a peft.PeftModel or a transformers model, got "
+            f"{type(model).__name__}"
+        )
+    inner = model.get_base_model()
+    final_layer(inner)
+    name = _active(model)
+    transformer = inner.base_model.state_dict(keep_vars=True)
+    shared: dict[int, Any] = {
+        id(value): value for key, value in transformer.items() if not key.startswith("pooler.")
+    }
+    twin = copy.deepcopy(model, shared)
+    plain = twin.get_base_model()
+    inside = f"{plain.base_model_prefix}."
+    layers: dict[str, Layer] = {}
+    for where, module in plain.named_modules():
+        frozen = where.startswith(inside) and not where.startswith(f"{inside}pooler")
+        if frozen and isinstance(module, peft.utils.AuxiliaryTrainingWrapper):
+            raise ArchitectureError(
+                f"adapter: it trains {where!r}, which is part of the frozen transformer here; "
+                "expected LoRA there"
+            )
+        if not isinstance(module, peft.tuners.lora.LoraLayer) or name not in module.r:
+            continue
+        if variant := module.lora_variant.get(name):
+            raise _refused(f"{type(variant).__name__} on {where}", "is not plain LoRA")
+        if not frozen:
+            module.merge(adapter_names=[name])
+        elif name not in module.lora_A:
+            raise _unsupported([where])
+        else:
+            a, b = (side[name].weight.detach().float() for side in (module.lora_A, module.lora_B))
+            layers[where] = a, b, float(module.scaling[name])
+    return twin.base_model.unload(), layers
+
+
+def _active(model: Any) -> str:
+    """The name of the adapter in force, if it is one that has an exact counterpart here."""
+    active = model.active_adapters
+    if len(active) != 1:
+        raise _refused(f"{len(active)} active adapters {active}", "expected a single one")
+    (name,) = active
+    config = model.peft_config[name]
+    if config.peft_type != "LORA":
+        raise _refused(
+            f"an adapter of the type {config.peft_type.value}", "only LoRA has a counterpart"
+        )
+    start = config.init_lora_weights
+    merged = any(getattr(module, "merged", False) for module in model.modules())
+    for wrong, what, reason in (
+        (config.use_dora, "DoRA", "its magnitudes scale the frozen weights too"),
+        (config.bias != "none", f"bias={config.bias!r}", "it trains biases of the transformer"),
+        (config.lora_bias, "lora_bias", "its branches have a bias"),
+        (config.layer_replication, "layer_replication", "it adds layers"),
+        (
+            isinstance(start, str) and start.lower() not in _KEEP,
+            f"init_lora_weights={start!r}",
+            "it may change the frozen weights; save it with "
+            "path_initial_model_for_weight_conversion, and give that folder",
+        ),
+        (merged, "a merged adapter", "call unmerge_adapter() first"),
+    ):
+        if wrong:
+            raise _refused(what, reason)
+    return name
+
+
+def _refused(what: str, reason: str) -> ConfigError:
+    return ConfigError(f"adapter: {what} cannot become a posterior: {reason}")
+
+
+def _unsupported(names: Sequence[str]) -> ArchitectureError:
+    return ArchitectureError(
+        f"adapter: LoRA on {', '.join(names)} has no counterpart here; expected the projections of "
+        "attention and feed-forward blocks"
+    )
+
+
+def check_targets(backbone: PreTrainedModel, targets: Collection[str]) -> None:
+    """Refuse projections that also project relative positions, on which LoRA does not act here."""
+    config = backbone.config
+    shared = architecture_of(config.model_type).positions and config.share_att_key
+    for target in ("query", "key"):
+        if shared and target in targets:
+            raise ArchitectureError(
+                f"lora: in {config.model_type!r} {target!r} also projects relative positions, "
+                "which LoRA of peft and merged weights change, and LoRA here does not; expected "
+                "other targets"
+            )
+
+
+def _likelihood(model: PreTrainedModel, outputs: int) -> Likelihood:
+    if getattr(model.config, "problem_type", None) == "multi_label_classification":
+        return MultiLabel()
+    return Categorical() if outputs > 1 else Normal(0.0, 1.0)
+
+
+def _label_names(model: PreTrainedModel) -> list[str] | None:
+    """The classes' names, unless they are the ones that transformers makes up."""
+    named: Any = model.config.id2label
+    names = [str(named[i]) for i in sorted(named)]
+    made_up = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+    fits = len(names) == final_layer(model)[1].out_features
+    return names if fits and not made_up else None
+
+
+def _lora(
+    model: PreTrainedModel, layers: Mapping[str, Layer]
+) -> tuple[tuple[LoRA, ...], dict[str, Tensor]]:
+    """One `LoRA` that does what the layers of an adapter do, and its weights.
+
+    Where ranks differ, the smaller are filled up with zeros; where scales differ, B makes up for
+    it.
+    """
+    if not layers:
+        return (), {}
+    blocks = blocks_of(cast(PreTrainedModel, model.base_model))
+    names = {module: name for name, module in model.named_modules()}
+    found: dict[str, dict[int, Layer]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    known: set[str] = set()
+    for block in blocks:
+        for target, projection in block.projections.items():
+            name = names[projection.module]
+            if name in layers:
+                a, b, scale = layers[name]
+                part = b[projection.start : projection.start + projection.outputs]
+                found.setdefault(target, {})[block.number] = a, part, scale
+                shapes[target] = projection.inputs, projection.outputs
+                known.add(name)
+    if left := layers.keys() - known:
+        raise _unsupported(sorted(left))
+    check_targets(model, [*found])
+    numbers = sorted({number for each in found.values() for number in each})
+    rank = max(len(a) for a, _, _ in layers.values())
+    common = next(iter(layers.values()))[2]
+    values: dict[str, Tensor] = {}
+    for target, each in found.items():
+        inputs, outputs = shapes[target]
+        down = torch.zeros(len(numbers), rank, inputs, device=model.device)
+        up = torch.zeros(len(numbers), outputs, rank, device=model.device)
+        for place, number in enumerate(numbers):
+            if number in each:
+                a, b, scale = each[number]
+                down[place, : len(a)], up[place, :, : len(a)] = a, b * (scale / common)
+        values |= {f"lora.{target}.A": down, f"lora.{target}.B": up}
+    chosen = None if len(numbers) == len(blocks) else tuple(numbers)
+    return (LoRA(tuple(found), rank, common * rank, layers=chosen),), values

@@ -1,0 +1,244 @@
+"""From a posterior to adapters of the `peft` library, or to a plain classifier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ...base.checks import as_path
+from ...base.distributed import is_main
+from ...base.files import make_folder, replacing, write
+from ...errors import ConfigError, SaveError
+from ...guides.guide import check_not_linear
+from ...model.head import ClassifierHead, final_layer, set_final_layer
+from ...model.network import RandomPEFT
+from ...peft.lora import LoRA
+from ...posterior.posterior import Posterior
+from .reading import CONFIG, Layer, check_targets, library
+
+_TENSORS = "adapter_model.safetensors"
+_MARK = "bhpeft_pyro"  # of the tensors' metadata
+
+
+def to_peft(
+    posterior: Posterior,
+    folder: str | Path,
+    component: int | None = None,
+    *,
+    draws: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Write a posterior's weights as adapters of the `peft` library, classifier included.
+
+    `PeftModel.from_pretrained(backbone, folder)` gives the same logits, with a backbone of
+    `AutoModelForSequenceClassification.from_pretrained(..., num_labels=...)`.
+
+    The adapters appear together, when all are written. What was there stays until then.
+
+    Args:
+        posterior: of LoRA alone, with a `ClassifierHead`.
+        folder: of the adapter, a new or an empty one. Several adapters are written to its folders
+            component-0, component-1 and so on, or draw-0 and so on: `model.load_adapter` takes one
+            by one.
+        component: of a mixture, the one to write; by default all.
+        draws: write so many draws of the weights, in place of the central values; of a mixture
+            rounded up, as many of each component.
+        seed: of the draws.
+        overwrite: replace a folder of adapters that an earlier call wrote, with all of them.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: adapter or prefix weights, or a `Head`, which `peft` has no counterpart for;
+            several labels a text, and a backbone whose config does not say so (`problem_type`); no
+            such component; draws of a linearised posterior, which are no weights of the network.
+        SaveError: there is an adapter already, or anything that no earlier call wrote.
+    """
+    folder = as_path("folder", folder)
+    _check(posterior, "to_peft")
+    network = posterior.model.network
+    if not network.kinds:
+        raise ConfigError(
+            "to_peft: this posterior has no LoRA weights; merge() gives a plain classifier"
+        )
+    several = "multi_label_classification"
+    kind = posterior.model.likelihood.kind
+    if kind == "labels" and network.backbone.config.problem_type != several:
+        raise ConfigError(
+            f"to_peft: an adapter does not say that a text may have several labels; expected a "
+            f"backbone whose config has problem_type={several!r}; merge() gives one"
+        )
+    every = range(len(posterior.components)) if component is None else (component,)
+    chosen = {f"component-{number}": posterior.weights(number) for number in every}
+    if draws:
+        whole = posterior if component is None else posterior.components[component]
+        check_not_linear(whole.guide, f"draws={draws}")
+        drawn = whole.sample(draws, seed)
+        count = len(next(iter(drawn.values())))
+        chosen = {
+            f"draw-{i}": {name: value[i] for name, value in drawn.items()} for i in range(count)
+        }
+    if not is_main():
+        return folder
+    there = folder.resolve()
+    with replacing(there, lambda: _check_ours(there, overwrite)) as new:
+        for name, values in chosen.items():
+            _write(network, values, new, "" if len(chosen) == 1 else name)
+    return folder
+
+
+def _check_ours(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with anything but what an earlier `to_peft` wrote; that too, unless
+    `overwrite`."""
+    if folder.exists() and not folder.is_dir():
+        raise SaveError(f"folder: {folder} is a file; expected a folder, or the name of a new one")
+    every, ours = {*folder.rglob("*")}, set[Path]()
+    for file in every:
+        if file.name == _TENSORS and _is_ours(file, folder):
+            ours |= {file.parent, file, file.with_name(CONFIG)}
+    held = sorted(file.parent for file in every if file.name == CONFIG)
+    if held and not overwrite:
+        raise SaveError(f"folder: {held[0]} holds an adapter already; pass overwrite=True")
+    if other := sorted(every - ours):
+        raise SaveError(
+            f"folder: {other[0]} was not written by to_peft, or was changed; expected a new or an "
+            "empty folder, or one that to_peft alone has written to"
+        )
+
+
+def _is_ours(tensors: Path, folder: Path) -> bool:
+    """Whether `_write` wrote an adapter at this very place, and nobody changed it since."""
+    config = tensors.with_name(CONFIG)
+    if tensors.is_symlink() or config.is_symlink():
+        return False
+    try:
+        with safe_open(tensors, "pt") as file:
+            mark = (file.metadata() or {}).get(_MARK)
+        return mark == _mark(str(tensors.parent.relative_to(folder)), config.read_bytes())
+    except (OSError, SafetensorError):
+        return False
+
+
+def _mark(place: str, config: bytes) -> str:
+    return f"{place} {hashlib.sha256(config).hexdigest()}"
+
+
+def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel:
+    """A plain Hugging Face classifier with the posterior's central values merged into its weights.
+
+    It gives the same logits, knows the names of the classes (`id2label`), and can be saved by
+    `save_pretrained`; none of this package is needed to use it.
+
+    Args:
+        posterior: of LoRA alone, or of a head alone, with a `ClassifierHead`.
+        component: of a mixture, the one to merge.
+
+    Raises:
+        ConfigError: adapter, prefix or gated weights, which cannot be merged into frozen weights; a
+            `Head`; a quantised backbone; several components, and none chosen.
+    """
+    _check(posterior, "merge")
+    network, values = posterior.model.network, posterior.weights(component)
+    model = network.attachment.bare_copy()
+    for name, (down, up, scale) in _modules(network, values).items():
+        module = model.get_submodule(name)
+        weight = module.weight
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise ConfigError(f"merge: {name} is quantised ({type(module).__name__})")
+        change = scale * up @ down
+        change = change.mT if isinstance(module, Conv1D) else change
+        weight.data = (weight.float() + change).to(weight.dtype)
+    set_final_layer(model, values["head.weight"], values.get("head.bias"))
+    names = posterior.columns.label_names
+    if names is not None:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {label: i for i, label in enumerate(names)}
+    if posterior.model.likelihood.kind == "labels":
+        model.config.problem_type = "multi_label_classification"
+    return model.requires_grad_(True)
+
+
+def _check(posterior: Posterior, what: str) -> None:
+    """Refuse a posterior that cannot be exported."""
+    network = posterior.model.network
+    if not isinstance(network.head, ClassifierHead):
+        raise ConfigError(
+            f"{what}: a {type(network.head).__name__} pools and standardises in a way of its own; "
+            "expected a ClassifierHead on a model of AutoModelForSequenceClassification"
+        )
+    for kind in network.kinds:
+        if not isinstance(kind, LoRA) or kind.gated:
+            name = f"gated {kind.name}" if kind.gated else kind.name
+            reason = "cannot be merged into weights" if what == "merge" else "is unknown to peft"
+            raise ConfigError(f"{what}: {name} {reason}; expected LoRA alone, ungated")
+        check_targets(network.backbone, kind.targets)
+
+
+def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Layer]:
+    """What LoRA does to each module, as one A, B and scale; of a fused one, all parts together."""
+    names = {module: name for name, module in network.backbone.named_modules()}
+    own = {site.name: values[site.name].unsqueeze(0) for site in network.sites}
+    weights = network.coordinates(own)
+    found: dict[str, Layer] = {}
+    for kind, blocks in network.attachment.wired:
+        assert isinstance(kind, LoRA)
+        for place, block in enumerate(blocks):
+            for target in kind.targets:
+                projection = block.projections[target]
+                a, b = (weights[f"lora.{target}.{side}"][0, place] for side in "AB")
+                b = projection.whole(b)
+                name = names[projection.module]
+                if name in found:
+                    a = torch.cat([found[name][0], a])
+                    b = torch.cat([found[name][1], b], 1)
+                found[name] = a, b, kind.alpha / kind.rank
+    return found
+
+
+def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path, place: str) -> None:
+    """One adapter in the format of `peft`, at a place in the folder."""
+    peft = library()
+    backbone = network.backbone
+    modules = _modules(network, values)
+    last, inside = final_layer(backbone)[0], f"{backbone.base_model_prefix}."
+    head = {f"{last}.{site[5:]}": values[site] for site in values if site.startswith("head.")}
+    kept = dict(network.head.tail(backbone)) | head
+    tensors = {f"{name}.lora_A.weight": down for name, (down, _, _) in modules.items()}
+    tensors |= {f"{name}.lora_B.weight": up for name, (_, up, _) in modules.items()}
+    ranks = {name: len(down) for name, (down, _, _) in modules.items()}
+    alphas = {name: ranks[name] * scale for name, (_, _, scale) in modules.items()}
+    rank, alpha = next(zip(ranks.values(), alphas.values(), strict=True))
+    transposed = any(isinstance(backbone.get_submodule(name), Conv1D) for name in modules)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS",
+        base_model_name_or_path=backbone.config._name_or_path,
+        inference_mode=True,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(modules),
+        rank_pattern={name: own for name, own in ranks.items() if own != rank},
+        alpha_pattern={name: own for name, own in alphas.items() if own != alpha},
+        fan_in_fan_out=transposed,
+        modules_to_save=sorted(
+            {f"{inside}pooler" if key.startswith(inside) else key.split(".")[0] for key in kept}
+        ),
+    )
+    data = {f"base_model.model.{key}": value for key, value in {**tensors, **kept}.items()}
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in data.items()}
+    folder /= place
+    make_folder(folder)
+    config.save_pretrained(str(folder))
+    written = (folder / CONFIG).read_bytes()
+    write(folder / CONFIG, written)  # so that it is on the disk
+    mark = {_MARK: _mark(place or ".", written), "format": "pt"}
+    write(folder / _TENSORS, dump_tensors(plain, metadata=mark))

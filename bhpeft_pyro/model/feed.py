@@ -1,0 +1,206 @@
+"""The batches of a data set; what does not depend on PEFT weights is computed only once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..base.checks import shown
+from ..base.distributed import agree, map_over_ranks
+from ..base.progress import tracked
+from ..base.threads import without_autocast
+from ..data import Columns, Examples
+from ..data.batch import Batch, shuffled
+from ..data.tokens import Tokens
+from ..errors import BHPEFTError, DataError, FitError
+from .head import check_features
+from .model import Model, check_model
+from .network import RandomPEFT
+
+BATCH = 32
+"""Texts per pass of a single draw."""
+MAX_ROWS = 64
+"""Sequences per pass of the transformer."""
+_MAX_STATES = 2**30  # bytes of hidden states that are kept for a data set
+
+
+class Feed:
+    """Training and prediction batches of a data set.
+
+    Without PEFT weights the transformer's features never change. They are computed once, so that a
+    head-only fit costs no more than the head. With PEFT weights in the upper layers alone, the
+    hidden states below them never change. These too are computed once, unless they would take more
+    than 1 GiB: then all layers are run each time. `frozen` leaves the PEFT weights out, so that the
+    features are computed once.
+
+    Attributes:
+        features: (N, D) or, with C choices, (N, C, D); None if they are not computed once.
+        states: (total, D) the hidden states of each token of `examples.tokens` at the first layer
+            with PEFT weights; None if they are not computed once.
+    """
+
+    @without_autocast()
+    def __init__(self, model: Model, examples: Examples, frozen: bool = False) -> None:
+        self.examples = examples
+        self.features: Tensor | None = None
+        self.states: Tensor | None = None
+        given = (examples.tokens.ids, examples.tokens.lengths, examples.labels, examples.words)
+        agree("data", *(each for each in given if each is not None))
+        network = model.network
+        if frozen or not network.kinds:
+            self._compute(model)
+        elif network.attachment.constant:
+            self.states = _constant_states(network, examples.tokens)
+
+    @property
+    def per_text(self) -> int:
+        """How many examples a text has, which share its pass; 1 if features are computed once."""
+        return self.examples.per_text if self.features is None else 1
+
+    def training(
+        self, batch_size: int, particles: int, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """One epoch of shuffled batches, each split over particles."""
+        if self.features is None:
+            yield from (
+                batch.split(particles)
+                for batch in self.examples.batches(
+                    batch_size,
+                    shuffle=True,
+                    generator=generator,
+                    multiple_of=particles,
+                    states=self.states,
+                )
+            )
+            return
+        alike = torch.zeros(len(self.examples), dtype=torch.long)
+        for indices in shuffled(alike, batch_size, particles, generator):
+            yield self._batch(indices).split(particles)
+
+    def prediction(
+        self, batch_size: int, only: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Batches with every example once, or with those of the indices `only`; and the indices."""
+        if self.features is None:
+            yield from self.examples.by_length(batch_size, self.states, only)
+            return
+        wanted = torch.arange(len(self.examples)) if only is None else only
+        for indices in wanted.split(batch_size):
+            yield indices, self._batch(indices)
+
+    def _batch(self, indices: Tensor) -> Batch:
+        assert self.features is not None
+        labels, choices = self.examples.labels, self.examples.choices
+        return Batch(
+            {},
+            None if labels is None else labels[indices],
+            size=len(self.examples),
+            choices=None if choices is None else choices[indices],
+            features=self.features[indices],
+            extra={name: values[indices] for name, values in self.examples.extra.items()},
+        )
+
+    def _compute(self, model: Model) -> None:
+        def features_of(item: tuple[Tensor, Batch]) -> list[Tensor]:
+            features = model.network.features(item[1].to(model.network.device)).cpu()
+            try:
+                return [check_features(features)]
+            except DataError:
+                check_all(model, data=self.examples)
+                raise
+
+        size = MAX_ROWS * self.per_text
+        count = -(-len(self.examples) // size)
+        batches = tracked(self.examples.by_length(size), "reading features", count)
+        parts = [(indices, *own) for (indices, _), own in map_over_ranks(batches, features_of)]
+        # Examples come with the most choices first, so the first batch is the widest.
+        first = parts[0][1]
+        self.features = first.new_zeros(len(self.examples), *first.shape[1:])
+        for indices, features in parts:
+            self.features[indices, : features.shape[1]] = features
+
+
+@torch.inference_mode(False)  # samplers take gradients
+def whole_batch(model: Model, data: object, columns: Columns = Columns()) -> Batch:
+    """All examples as one batch, for samplers such as NUTS, which run the model many times.
+
+    What does not depend on PEFT weights is computed here, once, as in `fit`: for a head alone the
+    features, so that a step of a sampler costs no more than the head.
+
+    Args:
+        model: the model that is sampled; after a fit of it, its head has principal axes.
+        data, columns: as for `fit`.
+
+    Raises:
+        ConfigError: `model` is none.
+        DataError: as for `fit`.
+
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> whole_batch(tiny_model(()), tiny_examples(12)).features.shape
+    torch.Size([12, 16])
+    """
+    check_model(model)
+    examples = model.encode(data, columns)
+    ((_, batch),) = Feed(model, examples).prediction(len(examples))
+    return batch.to(model.network.device)
+
+
+@torch.inference_mode(False)  # they enter passes with gradients
+def _constant_states(network: RandomPEFT, tokens: Tokens) -> Tensor | None:
+    """The `states` of a `Feed`."""
+    total, states = int(tokens.lengths.sum()), None
+    batches = tokens.lengths.argsort(descending=True).split(MAX_ROWS)
+    for rows in tracked(batches, "reading hidden states", len(batches)):
+        own = network.constant_states(Batch(tokens.padded(rows)).to(network.device))
+        assert own is not None
+        if total * own[0, 0].nbytes > _MAX_STATES:
+            return None
+        if states is None:
+            states = own.new_empty(total, own.shape[-1], device="cpu")
+        at, real = tokens.places(rows)
+        states[at[real]] = own.cpu()[real]
+    return states
+
+
+def check_all(model: Model, **sources: Examples | None) -> None:
+    """Raise a DataError if the frozen transformer's output is not finite for some texts. It names
+    them; `sources` are the data by the name of the argument that they came in."""
+    for what, examples in sources.items():
+        if examples is None:
+            continue
+        bad: list[int] = []
+        for rows, batch in examples.by_length(BATCH * examples.per_text):
+            features = model.network.features(batch.to(model.network.device))
+            off = ~features.isfinite().all(-1).cpu()
+            if batch.choices is not None:
+                off = (off & batch.choices.cpu()).any(-1)
+            bad += rows[off].tolist()
+        if bad:
+            bad.sort()
+            text = examples.texts[bad[0]]
+            raise not_finite(what, examples.rows[bad].unique().tolist(), text)
+
+
+def not_finite(what: str, rows: Sequence[int], text: str) -> DataError:
+    """The error that names such rows, and the text of the first of them."""
+    return DataError.of_rows(
+        what,
+        rows,
+        f"of {shown(text)} the backbone makes numbers that are not finite; drop the row, or load "
+        "the backbone with dtype=torch.float32",
+    )
+
+
+@contextmanager
+def naming_rows(model: Model, **sources: Examples | None) -> Iterator[None]:
+    """If non-finite values end a fit, name the row that caused them, if one did."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        # A refused argument says nothing about the texts, and a pass over all of them takes long.
+        if isinstance(error, DataError | FitError) or not isinstance(error, BHPEFTError):
+            check_all(model, **sources)
+        raise

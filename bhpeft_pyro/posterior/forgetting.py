@@ -1,0 +1,70 @@
+"""Forgetting: a prior between the last posterior and the first prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..base.checks import SHARE, string
+from ..base.patterns import check_used, first_match
+from ..errors import ConfigError
+from ..peft.sites import Site
+from ..priors import Prior, closed_form, independent_normals
+
+
+def KEEP(name: str, value: Any) -> float | dict[str, float]:
+    """The rule for `keep`: a number from 0 to 1, or one for each pattern of site names."""
+    if isinstance(value, Mapping):
+        return {string(name, key): SHARE(f"{name}[{key!r}]", each) for key, each in value.items()}
+    return SHARE(name, value)
+
+
+def forget(
+    keep: float | Mapping[str, float], posterior: Prior, first: Prior | None, sites: Sequence[Site]
+) -> Prior:
+    """The power prior p(w) = q(w)^keep p0(w)^(1 - keep) / Z, with q the last posterior and p0 the
+    first prior.
+
+    As q is p0 times a likelihood, this is p0 times that likelihood to the power `keep` (Ibrahim and
+    Chen 2000). After R rounds the first round's evidence counts keep^(R - 1). For independent
+    Normals q = N(m, s^2) and p0 = N(m0, s0^2):
+
+        1 / v = keep / s^2 + (1 - keep) / s0^2
+        mean  = v (keep m / s^2 + (1 - keep) m0 / s0^2)
+
+    For a joint Normal the precision matrices are averaged in the same way.
+
+    Args:
+        keep: from 0 (start again) to 1 (forget nothing), or a mapping from patterns of site names
+            to such numbers. The first pattern that matches a site is used; sites that no pattern
+            matches are kept.
+        posterior: q.
+        first: p0.
+        sites: of the model.
+
+    Raises:
+        ConfigError: a pattern matches no site.
+        PriorError: p0 is unknown, q or p0 is not Normal at a site with keep < 1, or q is joint and
+            `keep` differs between sites.
+
+    >>> import torch
+    >>> import pyro.distributions as dist
+    >>> from bhpeft_pyro.priors import PosteriorPrior
+    >>> q = {"w": dist.Normal(torch.tensor([3.0]), 0.5).to_event(1)}
+    >>> p0 = {"w": dist.Normal(torch.tensor([0.0]), 1.0).to_event(1)}
+    >>> site = Site("w", (1,), ("in",), torch.ones(1), lambda: torch.zeros(1))
+    >>> prior = forget(0.5, PosteriorPrior(q), PosteriorPrior(p0), [site])
+    >>> normal = prior.distributions["w"]        # precision (4 + 1) / 2, mean 4 * 3 / (4 + 1)
+    >>> normal.variance.item(), round(normal.mean.item(), 4)
+    (0.4000..., 2.4)
+    """
+    patterns = keep if isinstance(keep, Mapping) else {"*": keep}
+    names = [site.name for site in sites]
+    check_used(names, patterns, "keep", ConfigError)
+    found = {name: first_match(name, patterns) for name in names}
+    shares = {name: patterns[pattern] for name, pattern in found.items() if pattern is not None}
+    shares = {name: share for name, share in shares.items() if share < 1}
+    if not shares:
+        return posterior
+    known = closed_form(posterior, "keep")
+    return known.tempered(shares, independent_normals(first, sites, shares, "keep"))

@@ -1,0 +1,193 @@
+"""New labels in a later round: new rows of the head, under the first prior."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.checks import COUNT, check_memory, shown, strings
+from ..data import Examples
+from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
+from ..data.labels import by_name, in_one_form, name_of
+from ..data.sources import read
+from ..data.words import labelled_words, read_words
+from ..errors import ConfigError, DataError, LikelihoodError
+from ..guides import Guide
+from ..guides.guide import prior_of
+from ..model.head import ClassifierHead, Head
+from ..model.likelihoods import Categorical
+from ..model.model import Model
+from ..model.network import RandomPEFT
+from ..priors import independent_normals, with_rows
+from .posterior import Posterior
+
+_HEAD = ("head.weight", "head.bias")  # the latter not in every classifier
+
+
+def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
+    """Append outputs for new labels to the head.
+
+    All weights so far keep their joint posterior; the head's new rows have the first prior. In any
+    draw the logits of the old labels are unchanged, and so are the ratios of their probabilities,
+    but each probability falls from exp(z_k) / sum exp(z) to exp(z_k) / (sum exp(z) + sum exp(u)),
+    with z the old logits and u the new ones.
+
+    This is not a round: the lineage is unchanged. `Posterior.update(..., grow=True)` does it for
+    labels that are new in the data. Call `diagnose` and `widen` before: afterwards the model's
+    prior is the posterior, in which the last round's data count already.
+
+    Args:
+        posterior: with a `Head`, a `Categorical` likelihood, and a guide in which the head is
+            random.
+        labels: the new names; or their number, if the labels have no names.
+
+    Raises:
+        ConfigError: there is no new label, or one is there already.
+        PriorError: the first prior is unknown, or not Normal at the head.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> old = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> new = grow(old, 1)
+    >>> new.guide.means()["head.weight"].shape
+    torch.Size([3, 16])
+    >>> bool((new.guide.means()["head.weight"][:2] == old.guide.means()["head.weight"]).all())
+    True
+    """
+    names, known = _names(posterior, labels), posterior.columns.label_names or ()
+    count = int(labels) if names is None else len(names) - len(known)  # type: ignore[arg-type]
+    old, head = posterior.model.network, _head(posterior.model)
+    head = dataclasses.replace(head, outputs=head.outputs + count)
+    network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
+    network.load_state_dict(old.state_dict())
+    there = [site.name for site in posterior.model.sites if site.name in _HEAD]
+    first = with_rows(posterior.first_prior, dict.fromkeys(there, count))
+    model = Model(network, first, posterior.model.likelihood)
+    own = independent_normals(first, model.sites, there, "grow")
+    rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in own.items()}
+    guide = _grown(posterior.guide, rows)
+    coreset = posterior.coreset
+    if coreset is not None:
+        examples = dataclasses.replace(coreset.examples, label_names=names, num_labels=head.outputs)
+        coreset = dataclasses.replace(coreset, examples=examples, guide=_grown(coreset.guide, rows))
+    # The prior of the next round is also the one that this round would be fitted under.
+    model = model.with_prior(prior_of(model, guide))
+    guide.follow(model)
+    return posterior.replace(
+        model=model,
+        guide=guide,
+        columns=dataclasses.replace(posterior.columns, label_names=names),
+        first_prior=first,
+        coreset=coreset,
+    )
+
+
+def check_growing(model: Model, guide: Guide) -> None:
+    """Check before a fit that `grow` will work with this likelihood and guide."""
+    _head(model)
+    row = {site.name: torch.ones(1, *site.shape[1:]) for site in model.sites if site.name in _HEAD}
+    _grown(guide, {name: (ones, ones) for name, ones in row.items()})
+
+
+def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
+    """The labels in `data` without an output: their names, or their number."""
+    names, likelihood = posterior.columns.label_names, posterior.model.likelihood
+    count = likelihood.num_labels(posterior.model.network.outputs)
+    if likelihood.kind != "class" or count is None:
+        return 0
+    if isinstance(data, Examples):
+        if data.label_names is not None and names is not None:
+            return tuple(name for name in data.label_names if name not in names)
+        return max((data.num_labels or 0) - count, 0)
+    values = _labels(posterior, data)
+    if names is not None:
+        found = {value for value in values if isinstance(value, str)}
+        return tuple(sorted(found.difference(names)))
+    return max(max(_numbers(values), default=0) + 1 - count, 0)
+
+
+def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterior:
+    """The posterior with an output for every label in `data`. Raises a DataError if a label is new
+    and `grow` is false."""
+    labels = unknown_labels(posterior, data)
+    if not labels:
+        return posterior
+    names = posterior.columns.label_names or ()
+    if isinstance(labels, tuple):
+        new, known = ", ".join(called(each, names) for each in labels), str(names)
+    else:
+        count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
+        new, known = f"label {count + labels - 1}", f"0 to {count - 1}"
+        if grow and not isinstance(data, Examples):
+            numbers = _numbers(_labels(posterior, data))
+            if missing := set(range(count, max(numbers))) - numbers:
+                raise DataError(
+                    f"column {posterior.columns.label!r}: label {max(numbers)} is new, but there "
+                    f"is no example of {min(missing)}; expected new numbers without gaps, from "
+                    f"{count} on"
+                )
+    if not grow:
+        raise DataError(
+            f"data: {new} is not among the labels {known}; grow=True (--grow) adds outputs for new "
+            "labels"
+        )
+    if names and not isinstance(data, Examples):
+        values = [each for each in _labels(posterior, data) if isinstance(each, str)]
+        warn_of_classes(posterior.columns.label, values, names)
+    return posterior.grow(labels)
+
+
+def _labels(posterior: Posterior, data: object) -> list[Any]:
+    columns = posterior.columns
+    table = read(data, "class", columns, labelled=True)
+    label = columns.label
+    values, feature = table[label][:], table.features[label]
+    if posterior.model.network.head.each_word:
+        sentences = read_words(table[columns.text][:], columns.text)
+        values, _ = labelled_words(values, label, sentences, needed=True)
+        feature = getattr(feature, "feature", None)  # in a CSV file lists are text
+    return by_name(values, feature, columns.label_names)
+
+
+def _numbers(values: Sequence[Any]) -> set[int]:
+    return {int(text) for text in map(name_of, values) if re.fullmatch(r"\d+", text)}
+
+
+def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
+    known = posterior.columns.label_names
+    if known is None:
+        rows = [site.numel // site.shape[0] for site in posterior.model.sites if site.name in _HEAD]
+        check_memory("labels", COUNT("labels", labels), 4 * sum(rows))
+        return None
+    new = tuple(in_one_form(strings("labels", labels), known))
+    blank, repeated = not all(map(str.strip, new)), len({*known, *new}) < len(known) + len(new)
+    if not new or blank or repeated:
+        raise ConfigError(f"labels={shown(new)}: expected one or more names not in {known}")
+    for one, other in look_alikes((*known, *new)):
+        if other in new:
+            what = f"labels: {other!r} becomes a new class beside {one!r}"
+            warnings.warn(LabelWarning(what), stacklevel=2)
+    return (*known, *new)
+
+
+def _head(model: Model) -> Head | ClassifierHead:
+    likelihood = model.likelihood
+    if not isinstance(likelihood, Categorical):
+        raise LikelihoodError(
+            f"grow: expected a Categorical likelihood, this model has {type(likelihood).__name__}"
+        )
+    return model.network.head
+
+
+def _grown(guide: Guide, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:
+    """A copy of a guide with more rows of the head."""
+    guide = copy.deepcopy(guide)
+    guide.grow(rows)
+    return guide

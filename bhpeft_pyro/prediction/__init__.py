@@ -1,0 +1,1 @@
+"""Predictions: draws of the weights, and passes of the network under them."""

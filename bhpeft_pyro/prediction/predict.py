@@ -1,0 +1,280 @@
+"""From a posterior to a forecast, in closed form or by draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Bernoulli, Normal
+from torch.nn.functional import pad
+
+from ..base.checks import COUNT, SEED, Number, boolean, check_memory, derived
+from ..base.distributed import independent
+from ..base.distributions import base_of
+from ..base.progress import work
+from ..data import Examples
+from ..data.batch import Batch, in_order
+from ..data.columns import MAX_CHOICES
+from ..errors import ConfigError, DataError, LikelihoodError
+from ..forecast import ClassForecast, LabelsForecast, RatingForecast
+from ..guides import Guide
+from ..guides.budget import examples_at_once
+from ..model.feed import BATCH, Feed, check_all
+from ..model.likelihoods.normal import Ratings
+from ..model.linearized import jacobian, symmetric_noise
+from ..model.model import Model
+from .draws import Block, draw_blocks, private_rng, strata
+from .passes import Take, by_batch, passes
+
+PART = 1024
+"""Examples that are predicted together: it bounds the memory that their draws take."""
+
+_WEIGHTS, _OUTPUTS = 32, 1000  # draws by default
+_OUTCOMES = 1000  # labels drawn for each example, at least, where they are not Normal
+_DRAWN = 28  # bytes of such a label in float32, and of those in float64 and int64 that sort it
+_BYTES = 12  # a number in float32 that a draw predicts, and two copies while they are put together
+
+_Run = Callable[..., Sequence[Tensor]]
+"""Predicts with one component, for all examples or those of the indices `only`: (S, n, ...)."""
+
+AnyForecast = ClassForecast | LabelsForecast | RatingForecast
+
+
+def predict(
+    model: Model,
+    guide: Guide,
+    data: Examples | Feed,
+    samples: int | None = None,
+    *,
+    max_rows: int = 64,
+    seed: int = 0,
+    keep_samples: bool = False,
+    bf16: bool = False,
+    certainty: float | None = None,
+) -> AnyForecast:
+    """The posterior predictive of N examples; arguments and errors as for `Posterior.predict`.
+
+    For a guide of the linearised network the outputs are Normal in closed form
+    (`linearized.jacobian`), and no weights are drawn. Ratings with a Normal likelihood are
+    then a mixture of Normals, one per component. For other labels the outputs of each example are
+    drawn, at almost no cost.
+
+    For other guides, and to keep draws, all examples see the same S draws of the weights, those of
+    `draw`.
+    """
+    samples = Number(least=0, whole=True, none=True)("samples", samples)
+    max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
+    keep_samples, bf16 = boolean("keep_samples", keep_samples), boolean("bf16", bf16)
+    certainty = Number(above=0, most=1, none=True)("certainty", certainty)
+    if certainty is not None and (keep_samples or model.likelihood.kind not in ("class", "choice")):
+        what = "keep_samples=True" if keep_samples else f"kind {model.likelihood.kind!r}"
+        raise ConfigError(
+            f"certainty={certainty:g} leaves components out, which {what} does not allow; expected "
+            "None, or classes or multiple choice without keep_samples"
+        )
+    examples = data.examples if isinstance(data, Feed) else data
+    width, rows = model.network.outputs * examples.width, len(examples)
+    stays = keep_samples or isinstance(data, Feed) or model.likelihood.kind == "rating"
+    check_memory("samples", samples or 0, _BYTES * width * (rows if stays else min(rows, PART)))
+    closed = all(each.linear and each.covariance is not None for each in guide.components)
+    closed = closed and not keep_samples and samples != 0
+    count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
+
+    def forecast(feed: Feed, done: Callable[[], object]) -> AnyForecast:
+        take = _quantities(model, count, seed, rows)
+        runs = _runs(model, guide, feed, count, take, closed, max_rows, seed, bf16, done)
+        if certainty is not None and len(runs) > 1:
+            found: AnyForecast = _until_certain(runs, feed.examples, certainty)
+        elif closed and model.likelihood.kind != "rating":
+            each: list[Any] = [_classes(run()[0], feed.examples) for run in runs]
+            found = type(each[0]).mixed(each)
+        else:
+            values = [torch.cat(part) for part in zip(*(run() for run in runs), strict=True)]
+            if model.likelihood.kind == "rating":
+                exact = closed and model.likelihood.constant_noise
+                found = _ratings(values, feed.examples, exact)
+                if isinstance(model.likelihood, Ratings):
+                    found = replace(found, scale=(model.likelihood.low, model.likelihood.high))
+            else:
+                found = _classes(values[0], feed.examples, keep_samples)
+        return found if examples.words is None else replace(found, rows=feed.examples.rows)
+
+    pieces = 1 if isinstance(data, Feed) else -(-rows // PART)
+    with work("predicting", pieces * len(guide.components)) as whole:
+        if isinstance(data, Feed):
+            return forecast(data, whole.next)
+        try:
+            each = [data] if pieces == 1 else (data.subset(at) for at in in_order(rows, PART))
+            parts: Any = [forecast(Feed(model, part), whole.next) for part in each]
+        except DataError as error:
+            if error.rows and rows > PART:  # which are counted from the part's first
+                check_all(model, data=data)
+            raise
+    joined: AnyForecast = type(parts[0]).joined(parts)
+    return joined
+
+
+def _runs(
+    model: Model,
+    guide: Guide,
+    feed: Feed,
+    samples: int,
+    take: Take,
+    closed: bool,
+    max_rows: int,
+    seed: int,
+    bf16: bool,
+    done: Callable[[], object],
+) -> list[_Run]:
+    """For each component, from the moments of the linearised network's outputs if `closed`; or from
+    draws of the weights, those of `draw` if the components run in order."""
+    width = model.network.outputs * feed.examples.width
+    latents, own = (sum(s.numel for s in of.sites) for of in (model, model.likelihood))
+    most = max(1, min(BATCH, max_rows // feed.examples.width))
+    size = examples_at_once(latents, width, most)
+    # For as many choices as there may be: noise of another shape has other values.
+    normals = width if feed.examples.choices is None else MAX_CHOICES * model.network.outputs
+    seeds = torch.Generator().manual_seed(seed)
+
+    def run(
+        number: int, component: Any, share: int, only: Tensor | None = None
+    ) -> Sequence[Tensor]:
+        if not closed:
+            draws, found = draw_blocks(model, component, share, seeds), []
+            with work(parts=share) as drawn:
+                for part in passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only):
+                    found.append(part)
+                    drawn.next(parts=len(part[0]))
+            done()
+            return [torch.cat(each) for each in zip(*found, strict=True)]
+        with private_rng(derived(seed, number)):  # the same for every example, whatever its batch
+            noise = symmetric_noise(share, own + normals).to(model.network.device)
+        read = partial(_read, model, component, noise, take)
+        values = by_batch(model, feed, read, size=size, bf16=bf16, only=only)
+        done()
+        return values
+
+    return [partial(run, number, *each) for number, each in enumerate(strata(guide, samples))]
+
+
+def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -> ClassForecast:
+    """The mixture for each example of the components up to the one after which its most probable
+    class is certain enough."""
+    only = torch.arange(len(examples))
+    parts: list[ClassForecast] = []
+    places: list[Tensor] = []
+    sums = torch.zeros(())
+    for number, run in enumerate(runs, 1):
+        (values,) = run(only=only)
+        if not parts:
+            first: Any = _classes(values, examples)
+            parts, sums = [first], torch.zeros_like(first.probabilities, dtype=torch.double)
+        else:  # its examples may have fewer choices than all have
+            values = pad(values, (0, sums.shape[1] - values.shape[2]))
+            parts.append(ClassForecast.from_draws(values))
+        places.append(only)
+        sums[only] += parts[-1].probabilities
+        most, next_ = sums[only].topk(2).values.unbind(1)
+        only = only[most - next_ <= certainty * (len(runs) - number)]
+        if not len(only):
+            break
+    mixed = ClassForecast.mixed(parts, places)
+    return replace(mixed, draws=len(runs) * parts[0].draws)  # whatever the other examples need
+
+
+def _read(model: Model, guide: Guide, noise: Tensor, draw: Take, batch: Batch) -> Sequence[Tensor]:
+    """The prediction of one component for a batch: tensors (S, B, ...)."""
+    own = guide.covariance
+    assert own is not None
+    outputs, rows = jacobian(model, guide.means(), batch)
+    covariance = own.projected(rows)
+    if model.likelihood.constant_noise:
+        center = outputs.labels(outputs.mean)
+        variance = model.likelihood.unit**2 * covariance[:, 0, 0]
+        return center.mean[None], center.stddev[None], variance[None]
+    return draw(outputs.labels(outputs.draws(covariance, noise)), batch.labels)
+
+
+def _classes(
+    probabilities: Tensor, examples: Examples, keep_samples: bool = False
+) -> ClassForecast | LabelsForecast:
+    given: dict[str, Any] = {
+        "labels": examples.labels,
+        "texts": examples.texts,
+        "label_names": examples.label_names,
+        "keep_samples": keep_samples,
+    }
+    if examples.kind == "labels":
+        return LabelsForecast.from_draws(probabilities, **given)
+    return ClassForecast.from_draws(probabilities, choices=examples.choices, **given)
+
+
+def _ratings(values: Sequence[Tensor], examples: Examples, exact: bool) -> RatingForecast:
+    """From means and sds, with the variances of the means if they are exact, or else with outcomes
+    and densities if there are any."""
+    means, sds, *more = values
+    names = ("within",) if exact else ("outcomes", "densities")
+    given: dict[str, Any] = dict(zip(names, more, strict=False))
+    return RatingForecast.from_draws(
+        means, sds, labels=examples.labels, texts=examples.texts, **given
+    )
+
+
+def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+    base: Any = base_of(distribution)
+    if isinstance(base, Bernoulli):  # in double precision 1 - p keeps its digits too
+        return (base.logits.double().sigmoid(),)
+    return (base.probs.float(),)
+
+
+def _quantities(model: Model, samples: int, seed: int, rows: int) -> Take:
+    """What a forecast of so many rows needs of the labels' distribution under each of `samples`
+    draws."""
+    if model.likelihood.kind != "rating":
+        return _probabilities
+    seeds = torch.Generator().manual_seed(seed)
+    each = -(-_OUTCOMES // max(samples, 1))
+
+    def moments(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+        base = base_of(distribution)
+        try:
+            mean, sd = distribution.mean.float(), distribution.stddev.float()
+        except NotImplementedError:
+            mean = sd = torch.tensor(torch.nan)
+        if isinstance(base, Normal):  # the moments are enough
+            return mean, sd
+        check_memory("data: rows", rows, _DRAWN * each * max(samples, 1))
+        with private_rng(int(torch.randint(2**62, (), generator=seeds))):
+            outcomes = distribution.sample(torch.Size((each,))).movedim(0, -1).float()
+        finite = (mean + sd).isfinite().all()
+        if not finite and distribution.log_prob(outcomes[..., 0]).isfinite().all():
+            raise LikelihoodError(
+                f"{type(model.likelihood).__name__}: the mean and stddev of its "
+                f"{type(base).__name__} are not finite; expected a distribution that has both"
+            )
+        if labels is None:
+            return mean, sd, outcomes
+        return mean, sd, outcomes, distribution.log_prob(labels).float()
+
+    return moments
+
+
+@independent()  # ranks would draw the same labels for different examples
+def simulate(model: Model, draws: Iterable[Block], feed: Feed) -> list[Tensor]:
+    """Labels drawn from the likelihood for N examples, a set under each of S draws of the weights.
+
+    They are (S, N) of the examples' own type, (S, N, K) if a text has several; if the examples have
+    labels, the (S, N) log density of these comes too.
+    """
+    kind = torch.int64 if model.likelihood.kind in ("class", "choice") else torch.float32
+
+    def take(predicted: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+        sample = predicted.sample().to(kind)
+        return (sample,) if labels is None else (sample, predicted.log_prob(labels))
+
+    return [torch.cat(part) for part in zip(*passes(model, draws, feed, take), strict=True)]

@@ -1,0 +1,89 @@
+"""Tables cut into the batches of a stream, in order of time."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pandas
+from datasets import Dataset
+
+from ..base.checks import COUNT, check, one_of, string
+from ..base.names import Period
+from ..data.columns import wrong
+from ..errors import DataError
+
+_FORMATS: dict[Period, tuple[str, str]] = {  # pandas' frequency, and the name of a batch
+    "day": ("D", "%Y-%m-%d"),
+    "week": ("W-SUN", "%Y-%m-%d"),  # its Monday
+    "month": ("M", "%Y-%m"),
+    "quarter": ("Q", "%Y-Q%q"),
+    "year": ("Y", "%Y"),
+}
+
+
+def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, Dataset]:
+    """One batch for each day, week, month, quarter or year that has rows.
+
+    Args:
+        table: rows in any order; within a batch they are in order of time.
+        column: of ISO 8601 dates or times, or of timestamps; those with a zone are taken to UTC.
+        every: the length of a batch. A week is named by its Monday.
+
+    Raises:
+        ConfigError: another period.
+        DataError: no such column, or a value that is not a date.
+
+    >>> days = ["2024-03-04", "2024-02-28T09:30:00", "2024-03-10"]
+    >>> table = Dataset.from_dict({"date": days, "text": ["b", "a", "c"]})
+    >>> {name: batch["text"][:] for name, batch in by_period(table, "date").items()}
+    {'2024-02-26': ['a'], '2024-03-04': ['b', 'c']}
+    >>> list(by_period(table, "date", "month"))
+    ['2024-02', '2024-03']
+    """
+    every = one_of(*get_args(Period))("every", every)
+    times = _times(table, column)
+    frequency, name = _FORMATS[every]
+    starts = times.dt.to_period(frequency)
+    names = (starts.dt.start_time.dt if every == "week" else starts.dt).strftime(name)
+    groups = names.groupby(names).groups
+    return {str(batch): table.select(rows.tolist()) for batch, rows in groups.items()}
+
+
+def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str, Dataset]:
+    """Batches of `count` rows; the last may be smaller.
+
+    Args:
+        table: the rows, in order of time if `column` is None.
+        count: rows in a batch.
+        column: order by these dates, as for `by_period`.
+
+    Raises:
+        ConfigError: a count below 1.
+        DataError: as for `by_period`.
+
+    >>> list(by_count(Dataset.from_dict({"text": ["a", "b", "c"]}), 2))
+    ['rows 1-2', 'rows 3-3']
+    """
+    count = COUNT("count", count)
+    check(table, Dataset, "table", "a datasets.Dataset")
+    if column is not None:
+        table = table.select(_times(table, column).index)
+    every = range(len(table))
+    parts = [every[start : start + count] for start in every[::count]]
+    return {f"rows {part[0] + 1}-{part[-1] + 1}": table.select(part) for part in parts}
+
+
+def _times(table: Dataset, column: str) -> pandas.Series:
+    """UTC times in order, with the rows' numbers as their index."""
+    check(table, Dataset, "table", "a datasets.Dataset")
+    if string("column", column) not in table.column_names:
+        raise DataError(
+            f"there is no date column {column!r}; columns there: {', '.join(table.column_names)}"
+        )
+    values = pandas.Series(table[column][:], dtype=object)
+    times = pandas.to_datetime(values.map(str), format="ISO8601", errors="coerce", utc=True)
+    if times.isna().any():
+        rows = [*times[times.isna()].index]
+        what = f"{values[rows[0]]!r:.40} is not a date; expected ISO 8601, such as 2024-03-31 or "
+        raise wrong(column, rows, f"{what}2024-03-31T12:00")
+    return times.dt.tz_localize(None).sort_values(kind="stable")

@@ -1,0 +1,236 @@
+"""Drift: are new data more surprising than the posterior expects, before it learns them?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ..base.checks import COUNT, SEED, derived
+from ..data import Examples
+from ..errors import ConfigError, GuideError, PriorError
+from ..forecast import RatingForecast
+from ..forecast.metrics import nlls
+from ..guides import Guide, MixtureGuide, PriorGuide
+from ..model.feed import Feed
+from ..model.model import Model
+from ..posterior.forgetting import forget
+from ..posterior.posterior import Posterior
+from ..prediction.draws import draw_blocks, private_rng
+from ..prediction.passes import passes
+from ..prediction.predict import AnyForecast, predict, simulate
+
+Advice = Literal["keep", "update", "forget", "start anew"]
+
+_LEVEL = 0.05  # p-values up to this are surprising
+# Below this share of the total uncertainty, what is unknown about the weights is not worth a round.
+_LITTLE = 0.05
+_HALF = 0.5  # `keep` where forgetting is tried
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The NLL of the new labels, and what the posterior expects of it.
+
+    Attributes:
+        observed: for the labels as they are.
+        expected, sd: over labels simulated from the posterior.
+        p: share of the simulated values (and the observed one) that are at least as large.
+    """
+
+    observed: float
+    expected: float
+    sd: float
+    p: float
+
+    @property
+    def z(self) -> float:
+        """How many sds the observed value lies above the expected one."""
+        above = self.observed - self.expected
+        if self.sd > 0:
+            return above / self.sd
+        return math.copysign(math.inf, above) if above else 0.0
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The result of `assess`, before anything was learnt.
+
+    Attributes:
+        examples: N.
+        epistemic: mean epistemic uncertainty: mutual information in nats, or a variance (ratings).
+        known: the share of the total uncertainty that is not epistemic.
+        nll: mean negative log predictive density of the labels (None without labels).
+        alternatives: the NLL if half of what was learnt had been forgotten, or all of it: under
+            the priors with keep = 0.5 and 0; nan where there is no closed form. Empty if the data
+            are not surprising.
+        forecast: the predictions, with the labels.
+
+    The p-value is that of a prior predictive check (Box 1980), with the posterior as the prior.
+    For labels that do come from the model at most 5 % of the rounds without drift are called
+    surprising. With real data, an over-confident posterior is surprised more often, an
+    under-confident one less.
+    """
+
+    examples: int
+    epistemic: float
+    known: float
+    nll: Signal | None
+    alternatives: Mapping[float, float]
+    forecast: AnyForecast
+
+    @property
+    def surprising(self) -> bool:
+        """Whether the labels are less probable than the posterior expects (p up to 0.05)."""
+        return self.nll is not None and self.nll.p <= _LEVEL
+
+    @property
+    def advice(self) -> Advice:
+        """What to do with the data.
+
+        "keep": no surprise, and hardly anything left to learn from data like these. "update": no
+        surprise, or the posterior still predicts the new data better than after forgetting.
+        "forget" (`update(keep=0.5)`) or "start anew": a surprise, and the power prior between
+        posterior and first prior, or the first prior itself, predicts the data better.
+        """
+        if not self.surprising:
+            return "keep" if self.known > 1 - _LITTLE else "update"
+        assert self.nll is not None
+        options: list[tuple[float, Advice]] = [
+            (self.nll.observed, "update"),
+            (self.alternatives[_HALF], "forget"),
+            (self.alternatives[0.0], "start anew"),
+        ]
+        return min((each for each in options if not math.isnan(each[0])), key=lambda o: o[0])[1]
+
+    def metrics(self) -> dict[str, float]:
+        """The figures as plain numbers, for a record."""
+        found = {"epistemic": self.epistemic, "known": self.known}
+        if (nll := self.nll) is not None:
+            found |= {"nll": nll.observed, "nll_expected": nll.expected}
+            found |= {"nll_z": nll.z, "nll_p": nll.p}
+        return found
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.advice}: {self.examples} examples",
+            f"  epistemic uncertainty {self.epistemic:.4f}, {1 - self.known:.1%} of the total",
+        ]
+        if (nll := self.nll) is not None:
+            lines.append(
+                f"  nll {nll.observed:.4f}, expected {nll.expected:.4f} ± {nll.sd:.4f} "
+                f"(z {nll.z:+.1f}, p {nll.p:.3f})"
+            )
+        lines += [f"  nll with keep={keep:g}: {nll:.4f}" for keep, nll in self.alternatives.items()]
+        return "\n".join(lines)
+
+
+def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int = 0) -> Drift:
+    """Compare new data with what a posterior expects of data on the same texts.
+
+    `samples` sets of labels are simulated, each from one draw of the weights, so that its labels
+    are correlated as they are under the model. The observed labels are ranked among them by their
+    mean NLL under the predictive distribution, that of `predict`. Nothing is learnt.
+
+    Args:
+        posterior: of any guide. A point estimate has no epistemic uncertainty, so the advice is to
+            "keep" it unless the labels are surprising.
+        data: what `Posterior.predict` takes; without labels only `epistemic` and `known` are
+            computed.
+        samples: simulated sets, at least 19; p-values go down to 1 / (samples + 1).
+        seed: of draws and simulation.
+
+    Raises:
+        ConfigError: too few samples for a p-value of 0.05.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=9, progress=False)
+    >>> drift = assess(posterior, tiny_examples(20, seed=1), samples=20)
+    >>> drift.surprising, 0 < drift.nll.p <= 1
+    (False, True)
+    """
+    samples, seed = COUNT("samples", samples), SEED("seed", seed)
+    if 1 / (samples + 1) > _LEVEL:
+        raise ConfigError(
+            f"samples={samples}: p-values are multiples of 1/{samples + 1}, and below {_LEVEL} is "
+            f"a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
+        )
+    examples = posterior.encode(data, labelled=False)
+    forecast = posterior.predict(examples, seed=derived(2 * seed))
+    nll = None
+    alternatives: dict[float, float] = {}
+    if examples.labels is not None:
+        others = draw_blocks(posterior.model, posterior.guide, samples, 2 * seed + 1)
+        with private_rng(seed):
+            labels, *_ = simulate(posterior.model, others, Feed(posterior.model, examples))
+        sets = torch.cat([examples.labels.unsqueeze(0), labels])
+        if isinstance(forecast, RatingForecast) and forecast.outcomes is not None:
+            found = _mixture_nll(posterior, examples, sets, samples, 2 * seed)
+        else:
+            found = torch.stack([nlls(forecast, each).double().mean() for each in sets])
+        observed, expected = found[0], found[1:]
+        as_large = int((expected >= observed).sum())
+        nll = Signal(
+            observed.item(),
+            expected.mean().item(),
+            expected.std().item(),
+            p=(1 + as_large) / (1 + len(expected)),
+        )
+        if nll.p <= _LEVEL:
+            alternatives = {
+                keep: _nll_with(posterior, keep, examples, seed) for keep in (_HALF, 0.0)
+            }
+    total = forecast.total.double().mean().item()
+    epistemic = forecast.epistemic.double().mean().item()
+    known = 1 - epistemic / total if total > 0 else 1.0
+    return Drift(len(examples), epistemic, known, nll, alternatives, forecast)
+
+
+def _mixture_nll(
+    posterior: Posterior, examples: Examples, labels: Tensor, samples: int, seed: int
+) -> Tensor:
+    """(M,) mean NLL of sets of labels (M, N) under a likelihood of which no forecast has the form.
+
+    The predictive distribution is the mixture over the draws of the weights.
+    """
+    feed = Feed(posterior.model, replace(examples, labels=labels.T))
+
+    def take(predicted: TorchDistribution, each: Tensor | None) -> Sequence[Tensor]:
+        assert each is not None  # (B, M)
+        return (predicted.log_prob(each.T.unsqueeze(1)).movedim(0, -1),)
+
+    draws = draw_blocks(posterior.model, posterior.guide, samples, seed)
+    found = [part.double() for (part,) in passes(posterior.model, draws, feed, take)]
+    logs = torch.stack([part.logsumexp(0) for part in found]).logsumexp(0)
+    return (math.log(sum(map(len, found))) - logs).mean(0)
+
+
+def _nll_with(posterior: Posterior, keep: float, examples: Examples, seed: int) -> float:
+    """The NLL if only a part of what was learnt had been kept, by each component separately."""
+    try:
+        models, guides = zip(
+            *(_forgetful(part, keep) for part in posterior.components), strict=True
+        )
+    except (GuideError, PriorError):
+        return math.nan
+    guide = guides[0] if len(guides) == 1 else MixtureGuide(guides)
+    forecast = predict(models[0], guide, examples, seed=derived(2 * seed))
+    return nlls(forecast).double().mean().item()
+
+
+def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Guide]:
+    """The model under the prior with `keep`, and this prior as a guide; in the linearised network
+    if the posterior is. Raises a GuideError or PriorError if there is no closed form."""
+    prior, model = posterior.first_prior, posterior.model
+    if keep > 0:
+        prior = forget(keep, posterior.as_prior(), prior, model.sites)
+    if prior is None:
+        raise PriorError("the first prior is not known")
+    model, around = posterior.guide.for_predictions(model.with_prior(prior))
+    return model, PriorGuide(model, around)

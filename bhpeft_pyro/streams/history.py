@@ -1,0 +1,294 @@
+"""Rounds on disk: a folder for each, written atomically and never changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from transformers import PreTrainedModel
+
+from ..base.checks import Number, as_path, check
+from ..base.distributed import is_main
+from ..base.files import keep_names, make_folder, naming, refuse_link, write
+from ..errors import BusyError, ConfigError, SaveError
+from ..posterior import saving
+from ..posterior.posterior import Posterior
+from ..training.report import FitReport
+
+_PARTIAL = ".partial"
+_OURS = re.compile(rf"[0-9a-f]{{12}}{re.escape(_PARTIAL)}")  # `add` writes nothing else
+_ASIDE = "aside"
+_LOCK, _WRITER = ".lock", ".writer"
+_WAIT = 60  # seconds that `add` waits for another process to finish a round
+
+
+class History:
+    """The rounds of one or more lineages, which may branch.
+
+    A round is a folder named by its id, which `Posterior.load` reads too. It is written under
+    another name and then renamed, so it appears whole, and it is never changed. It holds its own
+    report; those of earlier rounds are read from the folders beside it. To move a round elsewhere,
+    load it and save it there. To roll back or to branch, load an earlier round and update it.
+
+    One process at a time writes into a folder (`writing`). Any number may read.
+
+    Args:
+        folder: where the rounds are; made when the first is added.
+
+    >>> import tempfile
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+    >>> history = History(tempfile.mkdtemp())
+    >>> first = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> id = history.add(first, name="monday", metrics={"accuracy": 0.75})
+    >>> again = history.load(id, tiny_backbone(), tokenizer=tiny_tokenizer())
+    >>> again.report.name, history.rounds[id].metrics, history.leaves == [id]
+    ('monday', {'accuracy': 0.75}, True)
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = as_path("folder", folder)
+        self._lock = FileLock(self.folder / _LOCK)
+
+    @property
+    def rounds(self) -> dict[str, FitReport]:
+        """The reports of all rounds here by id, parents before their children, older ones first.
+
+        Raises:
+            SaveError: a round is damaged or here twice, or rounds are their own ancestors.
+        """
+        return {id: report for id, (_, report) in self._ordered().items()}
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folder of each round, by id. (`add` names folders by the id; you may rename them.)"""
+        return {id: path for id, (path, _) in self._read().items()}
+
+    @property
+    def leaves(self) -> list[str]:
+        """The rounds that no other round here continues."""
+        rounds = self.rounds
+        parents = {report.parent for report in rounds.values()}
+        return [id for id in rounds if id not in parents]
+
+    @contextmanager
+    def writing(self, wait: float = 0) -> Iterator[None]:
+        """Be the only process that writes here, until the end of the block.
+
+        The lock is the operating system's, so it ends with its process, however that ends.
+
+        Args:
+            wait: seconds to wait for another process that is writing.
+
+        Raises:
+            BusyError: another process is writing; says which.
+            WriteError: the folder cannot be written to, or is a symbolic link.
+
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with History(folder).writing():
+        ...     History(folder).clean()
+        Traceback (most recent call last):
+        ...
+        bhpeft_pyro.errors.BusyError: history: ...
+        """
+        wait = Number(least=0)("wait", wait)
+        if not is_main():  # the first of the processes that work together holds it for all
+            yield
+            return
+        writer, nested = self.folder / _WRITER, self._lock.is_locked
+        with naming(self.folder):
+            for path in (self.folder, self.folder / _LOCK):
+                refuse_link(path)
+            make_folder(self.folder)
+            try:
+                held = self._lock.acquire(timeout=wait)
+            except Timeout:
+                known = writer.is_file() and not writer.is_symlink()
+                who = writer.read_text() if known else ""
+                raise BusyError(
+                    f"history: {who or 'another process'} is writing into {self.folder}; wait "
+                    "until it has ended, or use another folder"
+                ) from None
+        with held:
+            if nested:
+                yield
+                return
+            try:
+                now = datetime.now(UTC).isoformat(" ", timespec="seconds")
+                who = f"process {os.getpid()} on {socket.gethostname()}, since {now},"
+                write(writer, who.encode())
+                yield
+            finally:
+                writer.unlink(missing_ok=True)
+
+    def add(
+        self, posterior: Posterior, name: str = "", metrics: Mapping[str, float] | None = None
+    ) -> str:
+        """Save a posterior's last round, with a name and metrics in its report; return its id.
+
+        Where that fails, the posterior is as it was.
+
+        Raises:
+            BusyError: another process is writing into the folder, and did not end within a minute.
+            ConfigError: a metric is not a number.
+            SaveError: the round is here already, or it cannot be saved.
+            WriteError: the disk is full, or it cannot be written for another reason.
+        """
+        check(posterior, Posterior, "posterior", "a bh.Posterior")
+        last = posterior.report
+        noted = last.metrics | _numbers({} if metrics is None else metrics)
+        report = replace(last, name=str(name) or last.name, metrics=noted)
+        folder = self.folder / report.id
+        partial = self.folder / f"{report.id}{_PARTIAL}"
+        if is_main():
+            with self.writing(_WAIT):
+                if folder.exists():
+                    raise SaveError(f"history: {self.folder} has the round {report.id} already")
+                named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
+                refuse_link(partial)
+                with naming(folder):
+                    saving.save(named, partial, overwrite=True, alone=False)
+                    os.rename(partial, folder)
+                    keep_names(self.folder)
+        last.name, last.metrics = report.name, report.metrics
+        return report.id
+
+    def load(
+        self,
+        id: str,
+        backbone: PreTrainedModel | str | None = None,
+        **options: Any,
+    ) -> Posterior:
+        """Load a round by its id or the beginning of it; the rest is as for `Posterior.load`.
+
+        Raises:
+            SaveError: no such round, or several.
+        """
+        rounds = self._ordered()
+        path, _ = rounds[self._find(id, rounds)]
+        return Posterior.load(path, backbone, **options)
+
+    def keep_only(self, id: str) -> list[Path]:
+        """Move rounds into the folder `aside`, all but a round and those that it continues.
+
+        What is left is a single line of rounds, which `stream` continues. Nothing is deleted: to
+        undo it, move the rounds back.
+
+        Args:
+            id: of the last round to stay, or the beginning of it.
+
+        Returns:
+            Where the others are now.
+
+        Raises:
+            BusyError: another process is writing into the folder.
+            SaveError: no such round, or several; or `aside` has a folder of that name.
+        """
+        if not self.folder.is_dir():  # which the lock would make
+            self._find(id, ())
+        with self.writing():
+            rounds = self._ordered()
+            kept, above = set[str](), self._find(id, rounds)
+            while above in rounds:
+                kept.add(above)
+                above = rounds[above][1].parent or ""
+            # Children first, so that a kill leaves no round without those before it.
+            others = [rounds[other][0] for other in reversed(rounds) if other not in kept]
+            moves = {path: self.folder / _ASIDE / path.name for path in others}
+            refuse_link(self.folder / _ASIDE)
+            for goal in moves.values():
+                if goal.exists():
+                    raise SaveError(f"history: {goal} exists already; move it elsewhere first")
+            for path, goal in moves.items():
+                goal.parent.mkdir(exist_ok=True)
+                os.rename(path, goal)
+            keep_names(self.folder)
+            return list(moves.values())
+
+    def clean(self) -> None:
+        """Remove rounds that were half written when their process was killed.
+
+        Raises:
+            BusyError: another process is writing into the folder, perhaps such a round.
+        """
+        with self.writing():
+            for path in self.folder.iterdir() if is_main() else ():
+                if _OURS.fullmatch(path.name):
+                    refuse_link(path)
+                    shutil.rmtree(path)
+
+    def _find(self, id: str, rounds: Iterable[str]) -> str:
+        found = [known for known in rounds if known.startswith(id)]
+        if len(found) != 1:
+            which = f"{len(found)} rounds" if found else "no round"
+            raise SaveError(
+                f"id: {which} in {self.folder} begin with {id!r}; there are "
+                f"{', '.join(rounds) or 'none'}"
+            )
+        return found[0]
+
+    def _ordered(self) -> dict[str, tuple[Path, FitReport]]:
+        """Folder and report of each round, parents before their children, older ones first."""
+        found = self._read()
+        sorter = TopologicalSorter[str](
+            {id: [r.parent] if r.parent in found else [] for id, (_, r) in found.items()}
+        )
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            _, (*ring, _first) = error.args
+            raise SaveError(
+                f"history: in {self.folder} the rounds {', '.join(sorted(ring))} are their own "
+                "ancestors, as after copying one round over another; move them elsewhere"
+            ) from error
+        ordered = dict[str, tuple[Path, FitReport]]()
+        while sorter:
+            generation = sorter.get_ready()
+            sorter.done(*generation)
+            ordered |= {
+                id: found[id]
+                for id in sorted(generation, key=lambda id: (found[id][1].created, id))
+            }
+        return ordered
+
+    def _read(self) -> dict[str, tuple[Path, FitReport]]:
+        found = dict[str, tuple[Path, FitReport]]()
+        for path in sorted(self.folder.glob("*")):
+            if path.suffix == _PARTIAL or not saving.exists(path):
+                continue
+            report = saving.read_report(path)
+            if report.id in found:
+                raise SaveError(
+                    f"history: {found[report.id][0]} and {path} hold the same round, {report.id}; "
+                    "move one of them elsewhere"
+                )
+            found[report.id] = path, report
+        return found
+
+    def __repr__(self) -> str:
+        return f"History({str(self.folder)!r})"
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as plain numbers; those of NumPy and tensors of one number are converted."""
+    check(metrics, Mapping, "metrics", "numbers by name")
+    found = dict[str, float]()
+    for name, value in metrics.items():
+        try:
+            if not isinstance(name, str) or isinstance(value, (str, bytes)):
+                raise TypeError
+            found[name] = float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"metrics: {name!r} is {value!r}; expected numbers by name") from None
+    return found

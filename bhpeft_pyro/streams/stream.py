@@ -1,0 +1,325 @@
+"""A stream of batches: predict each first, then learn it (prequential evaluation, Dawid 1984)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..base.checks import as_path, boolean, check
+from ..base.distributed import agree
+from ..base.fit_options import FitOptions
+from ..base.progress import bars, work
+from ..base.threads import seeded
+from ..data import Columns, Examples, encode
+from ..data.copies import shared
+from ..data.encoding import CutWarning, cut_once
+from ..errors import ConfigError, DataError
+from ..forecast.metrics import evaluate
+from ..guides import GuideLike, PriorGuide, autoguide
+from ..model.model import Model, check_model
+from ..posterior.fit import fit
+from ..posterior.forgetting import KEEP, forget
+from ..posterior.growth import check_growing, unknown_labels, with_outputs_for
+from ..posterior.posterior import Posterior
+from ..posterior.state import check_savable
+from ..prediction.predict import predict
+from .drift import assess
+from .history import History
+from .record import TEST, TEST_NLL, UNTRAINED, Record
+from .resume import check_same_batch, note_changes, read_otherwise, resumed
+
+Learner = Callable[[Posterior | None, object], Posterior]
+Batches = Mapping[str, object] | Iterable[tuple[str, object]]
+
+_UNTRAINED = 8  # draws of the first prior, whose forecasts are near chance; each costs a pass
+
+
+def stream(
+    model: Model,
+    batches: Batches,
+    folder: str | Path,
+    *,
+    guide: GuideLike = "laplace",
+    components: int | None = None,
+    executor: Executor | None = None,
+    tests: Mapping[str, object] | None = None,
+    unlabelled: object | None = None,
+    columns: Columns = Columns(),
+    options: FitOptions | None = None,
+    keep: float | Mapping[str, float] = 1.0,
+    replay: int | None = None,
+    grow: bool = False,
+    again: bool = False,
+    progress: bool = True,
+    **changes: Any,
+) -> Posterior:
+    """Go through batches in order: predict, compare with what was expected, learn, save.
+
+    A stream that was killed resumes after the last saved round when it is called again with the
+    same arguments. `keep` and the options of the fit may differ: a warning says so, and each
+    round's report has its own. A round is in the folder whole or not at all, with its predictions'
+    metrics in its report; `record.json` and `record.csv` are made from the rounds.
+
+    Args:
+        model: not fitted yet.
+        batches: data by name, in order of time: a mapping, or pairs. After a restart, names and
+            data must be the same.
+        folder: for the results; `rounds/` in it is a `History`.
+        guide, components, executor: as for `fit`, which learns the first batch; `update` learns
+            the others.
+        tests: held-out data by name, scored after every round, for `Record.matrix`. With one for
+            each batch, in the same order, `Record.transfer` works too.
+        unlabelled, columns, options, changes: as for `fit`. If the first
+            batch is small, give unlabelled texts.
+        keep, replay, grow, again: as for `Posterior.update`.
+        progress: show a progress bar.
+
+    Returns:
+        The last posterior; `Record.of` makes the table of all rounds from it.
+
+    Raises:
+        BusyError: another stream is writing into the folder.
+        ConfigError: the folder holds other rounds than these, or rounds of another guide, of
+            another number of components, or of data that were read otherwise.
+        DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
+        GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
+        PriorError: `keep` has no closed form under the guide.
+        SaveError: the model cannot be saved, for example because of a PEFT kind of your own.
+
+    >>> import tempfile
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> weeks = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}
+    >>> last = stream(tiny_model(()), weeks, tempfile.mkdtemp(), max_steps=3, progress=False)
+    >>> [row["batch"] for row in Record.of(last).rows]
+    ['week 0', 'week 1', 'week 2']
+    """
+    check_model(model)
+    check(columns, Columns, "columns", "bh.Columns(...)")
+    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
+    grow, again = boolean("grow", grow), boolean("again", again)
+    chosen = (options or FitOptions()).change(**{"progress": progress, **changes})
+    tests = _named(tests)
+    _check_tests(model, tests, columns)
+    with seeded(chosen.seed):
+        made = autoguide(guide, model, components=1)
+    made.options()  # raises if the guide could not be saved after the round
+    if grow:
+        check_growing(model, made)
+    keep, prior = KEEP("keep", keep), made.own_prior()  # raises if it cannot be one
+    if keep != 1:
+        forget(keep, prior, model.prior, model.sites)
+
+    def learn(last: Posterior | None, data: object) -> Posterior:
+        how: Any = {"options": chosen, "replay": replay, "executor": executor}
+        if last is None:
+            start: Any = {"unlabelled": unlabelled, "columns": columns, "components": components}
+            return fit(model, guide, data, **start, **how)
+        return last.update(data, keep=keep, grow=grow, again=again, **how)
+
+    def check_same(last: Posterior) -> None:
+        there, own = last.components, last.components[0].guide.title()
+        if own != made.title():
+            what, found, given = "guide", own, made.title()
+        elif components not in (None, len(there)):
+            what, found, given = "components", str(len(there)), str(components)
+        elif names != (last.columns.label_names or ())[: len(names)]:
+            what, found, given = "columns", f"labels {last.columns.label_names}", f"{names}"
+        elif other := read_otherwise(last.columns, columns):
+            what, (found, given) = "columns", other
+        else:
+            note_changes(last, chosen, keep, folder)
+            return
+        raise ConfigError(
+            f"{what}: {folder} holds rounds of {found}, not {given}; use the same {what}, or "
+            "another folder"
+        )
+
+    names = columns.label_names or ()
+    how: Any = {"tests": tests, "grow": grow, "progress": progress}
+    return prequential(model, learn, batches, folder, check_same=check_same, **how)
+
+
+def prequential(
+    model: Model,
+    learn: Learner,
+    batches: Batches,
+    folder: str | Path,
+    *,
+    tests: Mapping[str, object] | None = None,
+    grow: bool = False,
+    samples: int | None = None,
+    drift: bool = True,
+    progress: bool = True,
+    check_same: Callable[[Posterior], None] | None = None,
+) -> Posterior:
+    """`stream` with any way of learning.
+
+    Args:
+        model: as it is before the first round.
+        learn: a function of the last posterior (None in the first round) and a batch, which
+            returns the next posterior; its lineage extends the last one's.
+        batches, folder, tests, grow, progress: as for `stream`.
+        samples: draws of each prediction of a test, as for `predict`; without `drift` also of a
+            batch.
+        drift: compare batches with what was expected (`assess`). Without it the guide may be a
+            point estimate.
+        check_same: is called with the last posterior in the folder, to refuse it before anything is
+            learnt.
+
+    >>> import tempfile
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> weeks = {f"week {i}": tiny_examples(12, seed=i) for i in range(2)}
+    >>> def learn(last, data):  # under the first prior in every round, started at the last round
+    ...     if last is None:
+    ...         return fit(tiny_model(()), "normal", data, max_steps=3, progress=False)
+    ...     return last.update(data, keep=0.0)
+    >>> folder = tempfile.mkdtemp()
+    >>> last = prequential(tiny_model(()), learn, weeks, folder, drift=False, progress=False)
+    >>> len(last.lineage), last.report.keep
+    (2, 0.0)
+    """
+    check_savable(model)
+    tests = _named(tests)
+    check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
+    folder = as_path("folder", folder)
+    history = History(folder / "rounds")
+    pairs: Iterable[Any] = list(batches.items()) if isinstance(batches, Mapping) else batches
+    total = len(pairs) if isinstance(pairs, Sized) else None
+    with (
+        history.writing(),
+        cut_once(),
+        bars(progress),
+        work("stream", total, at_once=True) as bar,
+    ):
+        history.clean()
+        posterior = resumed(history, model)
+        if posterior is not None and check_same is not None:
+            check_same(posterior)
+        done = () if posterior is None else posterior.lineage
+        agree("folder", *(report.id for report in done))
+        count = 0
+        for count, pair in enumerate(pairs, 1):
+            bar.name(f"round {count}{f' of {total}' if total else ''}")
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                got = f"batches: number {count} is a {type(pair).__name__}"
+                raise ConfigError(f"{got}; expected a pair of a name and data")
+            name, data = str(pair[0]), _reusable(pair[1])  # dates and numbers are names too
+            if count <= len(done):
+                assert posterior is not None
+                check_same_batch(posterior, count - 1, name, data)
+                bar.next()
+                continue
+            metrics: dict[str, float] = {}
+            first = posterior is None
+            if posterior is not None:
+                with _naming("batches", name):
+                    posterior = with_outputs_for(posterior, data, grow)
+                    examples = posterior.encode(data)
+                with work(share=0):
+                    if drift:
+                        found = assess(posterior, examples)
+                        metrics = evaluate(found.forecast)
+                        metrics |= {f"drift/{key}": v for key, v in found.metrics().items()}
+                    else:
+                        metrics = posterior.evaluate(examples, samples)
+            posterior = learn(posterior, data)
+            try:
+                tested = _encoded(posterior, tests)
+            except DataError:
+                history.add(posterior, name, metrics)  # what was learnt stays
+                raise
+            with work(share=0):
+                metrics |= _scores(posterior, tested, samples, first)
+            if tested:
+                learnt = posterior.encode(data)
+                if copies := sum(shared(learnt, rows) for rows in tested.values()):
+                    warnings.warn(
+                        f"batches: {name!r} has the texts of {copies} test rows (case and spaces "
+                        "aside), whose scores are too good from now on",
+                        stacklevel=2,
+                    )
+                if name in tested:  # `update` is to refuse the whole batch, with these rows
+                    posterior.report.given = learnt.concat(tested[name]).fingerprint
+            history.add(posterior, name, metrics)
+            Record.of(posterior).save(folder)
+            bar.next()
+        if posterior is None:
+            raise DataError("batches is empty: at least one is needed")
+        if len(posterior.lineage) > count:
+            raise ConfigError(
+                f"folder: {folder} holds {len(posterior.lineage)} rounds, of more batches than the "
+                f"{count} given"
+            )
+        Record.of(posterior).save(folder)
+        return posterior
+
+
+def _named(tests: Mapping[str, object] | None) -> dict[str, object]:
+    """Data by name that can be read more than once."""
+    check(tests, Mapping | None, "tests", "a mapping from names to data, or None")
+    return {str(name): _reusable(data) for name, data in (tests or {}).items()}
+
+
+@contextmanager
+def _naming(argument: str, name: str) -> Iterator[None]:
+    """In errors about data, say which they are."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{argument}: {name!r}: {error}") from error
+
+
+def _encoded(posterior: Posterior, tests: Mapping[str, object]) -> dict[str, Examples]:
+    """The tests whose labels the posterior knows; others are learnt in a later round."""
+    found = {}
+    for test, rows in tests.items():
+        with _naming("tests", test):
+            if not unknown_labels(posterior, rows):
+                found[test] = posterior.encode(rows)
+    return found
+
+
+def _reusable(data: object) -> object:
+    """Data that can be read more than once."""
+    return list(data) if isinstance(data, Iterator) else data
+
+
+def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> None:
+    """Check the tests before anything is learnt; which classes there are is not known yet."""
+    for name, data in tests.items():
+        with _naming("tests", name), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=CutWarning)  # given when they are used
+            examples = encode(
+                data,
+                model.network.tokenizer,
+                kind=model.likelihood.kind,
+                each_word=model.network.head.each_word,
+                columns=replace(model.limited(columns, data), label_names=None),
+                labelled=False,
+            )
+            if examples.labels is None:
+                raise DataError("labels are missing")
+
+
+def _scores(
+    posterior: Posterior, tests: Mapping[str, Examples], samples: int | None, first: bool
+) -> dict[str, float]:
+    """Score and NLL on each test; in the first round also the score under the prior."""
+    model, found = posterior.model, dict[str, float]()
+    for name, examples in tests.items():
+        metrics = posterior.evaluate(examples, samples)
+        found |= {TEST + name: _score(metrics), TEST_NLL + name: metrics["nll"]}
+        if first:
+            untrained = predict(model, PriorGuide(model), examples, _UNTRAINED)
+            found[UNTRAINED + name] = _score(evaluate(untrained))
+    return found
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    """Accuracy, or minus the MSE: more is better."""
+    return metrics["accuracy"] if "accuracy" in metrics else -metrics["mse"]

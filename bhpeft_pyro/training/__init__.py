@@ -1,0 +1,7 @@
+"""Training: initial values, the loss, the loop over steps, and the report."""
+
+from ..model.feed import whole_batch
+from .elbo import ELBO
+from .report import FitReport
+
+__all__ = ["ELBO", "FitReport", "whole_batch"]

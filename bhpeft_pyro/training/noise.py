@@ -1,0 +1,52 @@
+"""The noise scale of ratings under a point estimate, from its errors.
+
+Training rows that a network has memorised say nothing about the noise; held-out rows do.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.distributions import Normal
+
+from ..data import Examples
+from ..forecast import RatingForecast
+from ..guides import Guide
+from ..model.feed import Feed
+from ..model.likelihoods.normal import LEAST_NOISE
+from ..model.model import Model
+from ..prediction.predict import predict
+
+
+def has_noise(guide: Guide, model: Model) -> bool:
+    """Whether a guide is a point estimate with a noise scale, which a prior may fix."""
+    noisy = guide.point and model.likelihood.learns_noise
+    return noisy and "noise.log_scale" in guide.means()
+
+
+def settle_noise(
+    model: Model,
+    guide: Guide,
+    examples: Examples | Feed,
+    bf16: bool = False,
+    known: bool = False,
+) -> None:
+    """Set the noise scale of ratings to the errors of a point estimate on some examples; if these
+    are `known` to it, so that errors may be too small, only where that is larger."""
+    _, noise = noise_of(model, guide, examples, bf16)
+    if known:
+        noise = noise.maximum(guide.means()["noise.log_scale"].to(noise))
+    guide.move({"noise.log_scale": noise.float()})
+
+
+def noise_of(
+    model: Model, guide: Guide, examples: Examples | Feed, bf16: bool
+) -> tuple[Tensor, Tensor]:
+    """NLLs of ratings, (N,), under a point estimate with the noise scale that suits them, and the
+    logarithm of that scale, ()."""
+    forecast = predict(model, guide, examples, 0, bf16=bf16)
+    assert isinstance(forecast, RatingForecast)
+    errors = (forecast.mean - forecast.observed()).double()
+    own = guide.means()["noise.log_scale"].to(errors)
+    sds = forecast.aleatoric.double().sqrt() / own.exp()  # at a log scale of 0
+    scale = (errors / sds).square().mean().sqrt().clamp_min(LEAST_NOISE)
+    return -Normal(0.0, scale * sds).log_prob(errors), scale.log()

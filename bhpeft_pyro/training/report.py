@@ -1,0 +1,259 @@
+"""`FitReport`: what a fit did, for printing, for plots and for the saved file."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from statistics import fmean
+from typing import Any
+
+from ..base.checks import check_types
+from ..base.fit_options import FitOptions
+from ..data import Examples
+from .report_text import described, guards
+
+_LAST = 50  # steps over which losses are averaged
+_GONE = ("floor", "schedule", "warmup", "kl_warmup")  # fields of older reports and their options
+
+
+def new_id() -> str:
+    """An id for a round."""
+    return uuid.uuid4().hex[:12]
+
+
+@dataclass
+class FitReport:
+    """The report of one round.
+
+    Attributes:
+        examples: N, the number of training examples.
+        data: fingerprint of the training data.
+        options: the options of the fit.
+        steps: optimiser steps, including skipped ones.
+        skipped: steps without an update, because the loss or gradient was not finite.
+        seconds: wall time.
+        history: one entry per step, in nats per example: step, loss, nll, kl, draws (weight draws;
+            0 for a point estimate, whose kl is minus its log prior density, under `laplace` above
+            the least value), temperature (the
+            weight of the KL at this step), lr, gradient (its norm), and validation_nll where it was
+            evaluated.
+        kl: KL to the prior per latent at the end, in nats for the whole data set. A joint guide has
+            a single latent.
+        marginal_kl: for a joint guide, the KL of each site's marginal.
+        scales: geometric mean of posterior sd / prior sd, per site.
+        points: sites with a point estimate. Their `kl` is minus the log prior density.
+        unsettled: sites whose sds had not converged at the end.
+        falling: whether the loss still fell at the end, and no held-out rows chose the state.
+        best_step: with early stopping, the step whose state was kept.
+        id: identifies the round.
+        parent: id of the round whose posterior was the prior; None in the first round.
+        created: UTC time.
+        keep: how much of the last posterior the prior kept (`Posterior.update`).
+        projection: if the round changed the family of guides, KL(q || p) in nats from the last
+            posterior q to the nearest p in the new family, from which the prior is made; 0 if the
+            family can represent q. None if the family stayed.
+        own_prior: whether a prior of your own took the place of the last posterior.
+        pull: default temperature of a point estimate; None for other guides.
+        held_out: rows that early stopping and the choice of width and output scale used.
+        split: the seed by which `fit` itself held these rows out of its data, if it did.
+        tau: of a Laplace approximation, the multiple of the first prior's precision in its
+            covariance (`guides/laplace/width.py`).
+        noise: the noise scale of ratings, in their units, that was chosen with tau.
+        output_scale: the factor of a softmax's outputs in predictions that was chosen after tau; 1
+            in a round without held-out rows.
+        point_nll: held-out NLL of the point estimate, with the noise scale that suits it; for a
+            mixture, of the mixture of all point estimates.
+        component_nll: held-out NLL with the width and the output scale; for a mixture, of all
+            components together.
+        expected_nll: expected NLL of one training example under the posterior of the linearised
+            network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.
+        between: for a mixture, the share of the epistemic uncertainty of held-out rows that comes
+            from disagreement between components.
+        score: in words, how good the forecast of the held-out rows is, beside the simplest one.
+        name: your name for the round.
+        metrics: numbers that you want to keep with it.
+        components: for a mixture, the report of each component. In the mixture's report, steps and
+            seconds are sums, losses and KLs are means, and scales are geometric means.
+        given: fingerprint of the training data and of rows held out of the same source, if known.
+        learnt: with replay, fingerprint of the training data and the examples replayed with them.
+    """
+
+    examples: int
+    data: str
+    options: FitOptions
+    steps: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    kl: dict[str, float] = field(default_factory=dict)
+    marginal_kl: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
+    unsettled: list[str] = field(default_factory=list)
+    falling: bool = False
+    best_step: int | None = None
+    id: str = field(default_factory=new_id)
+    parent: str | None = None
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    keep: float | dict[str, float] = 1.0
+    projection: float | None = None
+    own_prior: bool = False
+    pull: float | None = None
+    held_out: int = 0
+    split: int | None = None
+    tau: float | None = None
+    noise: float | None = None
+    output_scale: float | None = None
+    point_nll: float | None = None
+    component_nll: float | None = None
+    expected_nll: float | None = None
+    between: float | None = None
+    score: str = ""
+    name: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    components: list[FitReport] = field(default_factory=list)
+    given: str = ""
+    learnt: str = ""
+
+    @classmethod
+    def joined(
+        cls, components: Sequence[FitReport], options: FitOptions, parent: str | None
+    ) -> FitReport:
+        """The report of a mixture.
+
+        Args:
+            components: reports of the same data.
+            options: as given, before each component got its own seed.
+            parent: the id of the round before.
+        """
+        first = components[0]
+        by_step: dict[float, list[dict[str, float]]] = {}
+        for entry in (entry for report in components for entry in report.history):
+            by_step.setdefault(entry["step"], []).append(entry)
+        projections = [each.projection for each in components if each.projection is not None]
+        same = ("points", "keep", "own_prior", "pull", "held_out", "split", "learnt", "given")
+        return cls(
+            first.examples,
+            first.data,
+            options,
+            steps=sum(report.steps for report in components),
+            skipped=sum(report.skipped for report in components),
+            seconds=sum(report.seconds for report in components),
+            history=[_mean(entries) for _, entries in sorted(by_step.items())],
+            kl=_mean([report.kl for report in components]),
+            marginal_kl=_mean([report.marginal_kl for report in components]),
+            scales={
+                name: math.prod(each.scales[name] for each in components) ** (1 / len(components))
+                for name in first.scales
+            },
+            unsettled=[*dict.fromkeys(name for each in components for name in each.unsettled)],
+            falling=any(each.falling for each in components),
+            parent=parent,
+            projection=fmean(projections) if projections else None,
+            components=list(components),
+            **{name: getattr(first, name) for name in same},
+        )
+
+    def parted(self, examples: Examples) -> tuple[Examples, Examples | None]:
+        """What the fit learnt of its data and what it held out of them itself; other examples, or
+        none held out, as they are."""
+        if self.split is not None:
+            rest, held_out = examples.hold_out(self.split)
+            if rest.fingerprint == self.data:
+                return rest, held_out
+        return examples, None
+
+    @property
+    def temperature(self) -> float:
+        """The weight of the KL that was used."""
+        given = self.options.temperature
+        if given is not None:
+            return given
+        return 1.0 if self.pull is None else self.pull
+
+    @property
+    def selects(self) -> bool:
+        """Whether held-out rows choose which state of a point estimate is kept, as in `fit`."""
+        return self.options.temperature is None and self.pull == 0 and self.parent is None
+
+    @property
+    def negative_elbo(self) -> float:
+        """Negative ELBO in nats per example; the mean loss of the last steps if unknown."""
+        if self.components:
+            return fmean(each.negative_elbo for each in self.components)
+        if self.expected_nll is None:
+            return self.last("loss")
+        return self.expected_nll + sum(self.kl.values()) / self.examples
+
+    @property
+    def site_kl(self) -> dict[str, float]:
+        """KL to the prior per site, where it is known, in nats for the whole data set."""
+        return {name: kl for name, kl in self.kl.items() if name in self.scales} | self.marginal_kl
+
+    @property
+    def guards(self) -> list[str]:
+        """Warnings, one line each; none for a sound fit.
+
+        Warnings about sites cover those in `scales`: other guides' sds and KLs per site are
+        unknown.
+        """
+        return guards(self)
+
+    def last(self, name: str, steps: int = _LAST) -> float:
+        """The mean of a history entry over the last steps; nan for a guide that was trained
+        elsewhere.
+
+        >>> history = [{"loss": 1.0}, {"loss": 3.0}]
+        >>> FitReport(9, "", FitOptions(), history=history).last("loss", steps=1)
+        3.0
+        """
+        kept = self.history[-steps:]
+        return fmean(entry[name] for entry in kept) if kept else math.nan
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FitReport:
+        """From plain data, as `dataclasses.asdict` makes them; fields that only older ones have are
+        left out.
+
+        Raises:
+            KeyError, TypeError, AttributeError: fields are missing, unknown or of another type.
+            ConfigError: an option has a value that it cannot have.
+        """
+        components = [cls.from_json(report) for report in data.get("components", [])]
+        options = FitOptions(**_known(data["options"]))
+        report = cls(**{**_known(data), "options": options, "components": components})
+        check_types(report)
+        return report
+
+    def thinned(self) -> FitReport:
+        """The same report with at most 100 steps in its history, and in those of its components.
+
+        The last 50 are all there, so that it prints the same; of those before every n-th is.
+        """
+        early, late = self.history[:-_LAST], self.history[-_LAST:]
+        every = max(1, math.ceil(len(early) / _LAST))
+        components = [report.thinned() for report in self.components]
+        return replace(self, history=[*early[::every], *late], components=components)
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (self.score, described(self))))
+
+    def _repr_html_(self) -> str:
+        from ..plots.html import report_html  # matplotlib is slow to import
+
+        return report_html(self)
+
+
+def _known(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields without those that older reports and their options have."""
+    return {name: value for name, value in data.items() if name not in _GONE}
+
+
+def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each name over the entries that have it."""
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    found = {name: [entry[name] for entry in entries if name in entry] for name in names}
+    return {name: fmean(values) for name, values in found.items()}

@@ -1,0 +1,65 @@
+"""Children of this process: they start at once, as everything is imported already."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FILES = ("bhpeft_pyro/base/files.py", "bhpeft_pyro/posterior/saving.py")
+
+
+def start(work: Callable[[], Any], result: Path | None = None) -> int:
+    """Run `work` in a child, which writes what it returns as JSON; its process id."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        found = work()
+        if result is not None:
+            result.write_text(json.dumps(found))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def wait(child: int) -> int:
+    """The exit code of a child; minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_a_child(work: Callable[[], Any], result: Path) -> Any:
+    """What `work` returns in a child, by way of a file."""
+    assert wait(start(work, result)) == 0
+    return json.loads(result.read_text())
+
+
+def killed_at_line(number: int, work: Callable[[], Any]) -> bool:
+    """Whether a child that is killed before line `number` of those that write got there."""
+
+    def child() -> None:
+        left = number
+
+        def trace(frame: Any, event: str, _argument: Any) -> Any:
+            nonlocal left
+            if not frame.f_code.co_filename.endswith(FILES):
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        work()
+
+    code = wait(start(child))
+    assert code in (0, -signal.SIGKILL)
+    return code != 0

@@ -1,0 +1,260 @@
+"""New labels: old rows keep their posterior, new ones start at the prior, and then learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import dense, hierarchical
+from saves import load
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, PriorError
+from bhpeft_pyro.guides import LaplaceGuide
+from bhpeft_pyro.posterior.growth import unknown_labels
+from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.priors import JointPrior, unpack
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+OLD = {"text": ["w5 w20", "w6 w21", "w5 w22", "w6 w23"] * 4, "label": ["calm", "angry"] * 8}
+NEW = {"text": ["w7 w20", "w7 w21", "w7", "w5 w30"] * 4, "label": (["sad"] * 3 + ["calm"]) * 4}
+QUICK: dict[str, Any] = {"max_steps": 8, "lr": 0.3, "progress": False}
+
+
+FAMILIES: list[Any] = ["normal", "laplace", {"*.A": ("delta", {"width": 0.1}), "*": "normal"}]
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+def old(request: pytest.FixtureRequest) -> bh.Posterior:
+    """A first round, and of other guides than "normal" a second one."""
+    model = tiny_model(bh.presets.lora(rank=1), aligned=True)
+    posterior = bh.fit(model, request.param, OLD, components=1, **{**QUICK, "max_steps": 2})
+    if request.param == "normal":
+        return posterior
+    return posterior.update({name: column[:6] for name, column in OLD.items()})
+
+
+@pytest.fixture(scope="module")
+def head() -> bh.Posterior:
+    return bh.fit(tiny_model((), aligned=True), "normal", OLD, replay=5, **QUICK)
+
+
+def rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of the grown head's old rows."""
+    return {
+        name: value[..., :2, :] if name == "head.weight" else value[..., :2]
+        for name, value in values.items()
+        if name.startswith("head.")
+    } | {name: value for name, value in values.items() if not name.startswith("head.")}
+
+
+def covariance(guide: Any) -> Tensor:
+    """Of all weights, in the order of the means: (D, D)."""
+    if isinstance(guide, LaplaceGuide):
+        return dense(guide.covariance).float()
+    scales = guide.scales()
+    sds = [scales.get(name, torch.zeros_like(m)).flatten() for name, m in guide.means().items()]
+    return torch.cat(sds).square().diag()
+
+
+def test_old_rows_keep_their_posterior_and_new_ones_have_the_first_prior(old: bh.Posterior) -> None:
+    grown = old.grow(["sad"])
+    before, after = old.guide.means(), grown.guide.means()  # type: ignore[operator]
+    assert list(before) == list(after)
+    for name, value in rows(after).items():
+        assert torch.equal(value, before[name]), name
+    for name in ("head.weight", "head.bias"):
+        assert not after[name][2].any()  # the prior's mean
+    # Where in the grown vector each weight is that was there before.
+    marks = {name: torch.full_like(value, -1.0) for name, value in after.items()}
+    was = torch.cat([value.flatten() for value in {**marks, **_marked(marks)}.values()])
+    joint, grown_joint = covariance(old.guide), covariance(grown.guide)
+    kept, new = was.nonzero()[:, 0], (was == 0).nonzero()[:, 0]
+    assert torch.equal(grown_joint[kept[:, None], kept], joint)
+    assert not grown_joint[kept[:, None], new].any()
+    expected = torch.tensor([16**-0.5] * 16 + [1.0])  # a logit's sd of 1 in the sites' units
+    if isinstance(old.first_prior, JointPrior):  # but for what has been set since
+        weight, bias = (first_prior(old, "scale")[name] for name in ("head.weight", "head.bias"))
+        assert (weight == weight[:1]).all() and (bias == bias[0]).all()
+        expected = torch.cat([weight[0], bias[:1]])
+    torch.testing.assert_close(grown_joint[new[:, None], new], torch.diag(expected.square()))
+    assert grown.columns.label_names == ("angry", "calm", "sad")
+    assert grown.lineage is old.lineage  # it is no round
+
+
+def first_prior(posterior: bh.Posterior, part: str) -> dict[str, Tensor]:
+    """The means or sds of the first prior of a Laplace approximation, by site."""
+    prior = posterior.first_prior
+    assert isinstance(prior, JointPrior)
+    covariance = prior.normal.covariance
+    return unpack({"loc": prior.normal.loc, "scale": covariance.scale}[part], prior.shapes)
+
+
+def _marked(marks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Zero at the rows that are new."""
+    return {
+        name: torch.cat([marks[name][:2], torch.zeros_like(marks[name][2:])])
+        for name in ("head.weight", "head.bias")
+    }
+
+
+def test_under_any_draw_old_labels_keep_their_logits(old: bh.Posterior) -> None:
+    """So, with the covariances above, predictions among the old labels are what they were."""
+    grown = old.grow(["sad", "glad"])
+    weights = {name: value[:, None] for name, value in grown.sample(6).items()}
+    batch = next(old.encode(OLD).batches(16))
+    with torch.no_grad():
+        new = grown.model.network(weights, batch)
+        was = old.model.network(rows(weights), batch)
+    assert new.shape[-1] == 4
+    torch.testing.assert_close(new[..., :2], was)
+
+
+def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Posterior) -> None:
+    with pytest.raises(
+        DataError, match=r"'sad' is not among the labels \('angry', 'calm'\); grow=True"
+    ):
+        head.update(NEW)
+    with pytest.raises(DataError, match=r"'Calm' \(may mean 'calm'\)"):
+        head.update({"text": ["w5"], "label": ["Calm"]})
+    new = head.update(NEW, grow=True, replay=5, max_steps=80)
+    assert new.coreset is not None and new.coreset.examples.label_names == new.columns.label_names
+    assert len(new.lineage) == 2 and new.report.parent == head.report.id
+    forecast = new.predict(["w7 w40", "w7"], samples=64)
+    assert forecast.label_names == ("angry", "calm", "sad")
+    grown = head.grow(["sad"]).predict(["w7 w40", "w7"], samples=64)
+    assert (forecast.probabilities[:, 2] > grown.probabilities[:, 2] + 0.1).all()
+
+
+def test_every_family_learns_new_labels_and_comes_back(old: bh.Posterior, tmp_path: Path) -> None:
+    grown = old.grow(["sad"])
+    grown.save(tmp_path)
+    again = load(tmp_path)
+    assert torch.equal(*(each.predict(OLD, 7).probabilities for each in (grown, again)))
+    unseen = ["w7 w40", "w7"]
+    here, there = (
+        each.update(NEW, grow=True, max_steps=8).predict(unseen, 64).probabilities
+        for each in (old, again)
+    )
+    assert torch.equal(here, there)
+    assert (here[:, 2] > grown.predict(unseen, 64).probabilities[:, 2]).all()
+
+
+def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path: Path) -> None:
+    """Each has its own: around a start of its own, with scales of its own."""
+    model = tiny_model(bh.presets.lora(rank=1), aligned=True)
+    old = bh.fit(model, "laplace", OLD, components=2, replay=5, **QUICK)
+    grown = old.grow(["sad"]).grow(["glad"])
+    assert isinstance(old, MixturePosterior) and isinstance(grown, MixturePosterior)
+    for each, before in zip(grown.components, old.components, strict=True):
+        for part, new in (("loc", 0.0), ("scale", None)):
+            was, now = first_prior(before, part), first_prior(each, part)
+            for name, value in rows(now).items():
+                assert torch.equal(value, was[name])
+            for name in ("head.weight", "head.bias"):
+                assert now[name].shape[0] == 4
+                expected = was[name][:1] if new is None else torch.tensor(new)
+                assert (now[name][2:] == expected).all()
+    here, there = (first_prior(each, "loc") for each in grown.components)
+    assert all(not torch.equal(here[name], there[name]) for name in here if name.endswith(".A"))
+    assert all(torch.equal(here[name], there[name]) for name in here if name.startswith("head."))
+    assert grown.first_prior is grown.components[0].first_prior
+    grown.save(tmp_path)
+    again = load(tmp_path)
+    new = [each.update(NEW, keep=0.5, replay=4) for each in (grown, again)]
+    assert torch.equal(*(each.predict(OLD, 7).probabilities for each in new))
+    # With nothing kept that is the prior of the round, new rows included.
+    anew = grown.update(NEW, keep=0.0, max_steps=1)
+    assert isinstance(anew, MixturePosterior)
+    for each, before in zip(anew.components, grown.components, strict=True):
+        prior, first, old_first = each.model.prior, each.first_prior, before.first_prior
+        assert isinstance(prior, JointPrior) and isinstance(first, JointPrior)
+        assert isinstance(old_first, JointPrior)
+        torch.testing.assert_close(prior.normal.loc, old_first.normal.loc)
+        torch.testing.assert_close(prior.normal.stddev, first.normal.stddev)
+
+
+def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> None:
+    assert unknown_labels(head, OLD) == ()
+    assert unknown_labels(head, NEW) == ("sad",)
+    assert unknown_labels(head, bh.data.encode(NEW, tiny_tokenizer(), kind="class")) == ("sad",)
+    numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    assert unknown_labels(numbered, {"text": ["w5", "w6"], "label": [3, 0]}) == 2
+    assert unknown_labels(numbered, {"text": ["w5", "w6"], "label": [2.0, 0.0]}) == 1  # by pandas
+    assert unknown_labels(numbered, tiny_examples()) == 0
+    with pytest.raises(DataError, match=r"label 2 is not among the labels 0 to 1.*grow=True \(--g"):
+        numbered.update({"text": ["w5", "w6"], "label": [0, 2]})
+    assert numbered.update({"text": ["w5", "w6"], "label": [3, 2]}, grow=True).predict(
+        ["w5"], samples=2
+    ).probabilities.shape == (1, 4)
+
+
+def test_a_number_far_off_is_no_new_label() -> None:
+    numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    data = {"text": ["w5", "w6"], "label": [2, 60]}
+    with pytest.raises(DataError, match="label 60 is new, but there is no example of 3"):
+        numbered.update(data, grow=True)
+    assert numbered.grow(59).model.network.outputs == 61  # whoever wants them asks for them
+
+
+def test_levels_and_numbers_as_text_are_counted_as_they_are_read() -> None:
+    levels = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(3))
+    data = {"text": ["w5", "w6", "w7"], "label": [0, 1, 2]}
+    posterior = bh.fit(levels, "normal", data, **QUICK)
+    assert unknown_labels(posterior, data) == 0  # not counted by the head's one output
+    posterior.update({**data, "text": ["w8", "w9", "w10"]}, grow=True)
+    numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    assert unknown_labels(numbered, {"text": ["w5", "w6"], "label": ["2", "0"]}) == 1
+
+
+def test_data_that_can_be_read_but_once_are_learnt(head: bh.Posterior) -> None:
+    rows = [{"text": f"w{i}", "label": "sad"} for i in range(20, 26)]
+    grown = head.update(iter(rows), grow=True)
+    assert grown.report.examples == 6 and "sad" in grown.columns.label_names  # type: ignore[operator]
+
+
+def test_a_label_that_is_another_but_for_its_case_is_noted(head: bh.Posterior) -> None:
+    known = head.columns.label_names
+    assert known is not None
+    with pytest.warns(UserWarning, match=f"'{known[0].upper()} ' becomes .* beside '{known[0]}'"):
+        head.grow([f"{known[0].upper()} "])
+
+
+def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
+    for labels in (["calm"], [], ["sad", "sad"], [" "]):
+        with pytest.raises(ConfigError, match=r"labels=.*not in \('angry', 'calm'\)"):
+            head.grow(labels)
+    wrong: Any
+    for wrong in (1, "sad", [3]):
+        with pytest.raises(ConfigError, match=r"labels=.*str"):
+            head.grow(wrong)
+    assert head.grow(np.array(["sad"])).columns.label_names == ("angry", "calm", "sad")  # type: ignore[arg-type]
+    data = {"text": ["w5", "w6"] * 4, "label": [0, 1] * 4}
+    stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
+    with pytest.raises(LikelihoodError, match="OrderedLogistic"):
+        bh.fit(stars, "normal", data, **QUICK).grow(1)
+    with pytest.raises(GuideError, match=r"DeltaGuide cannot get new rows of head\.weight"):
+        bh.fit(tiny_model(()), "delta", data, **QUICK).grow(1)
+    with pytest.raises(PriorError, match="also samples tau"):
+        bh.fit(tiny_model((), prior=hierarchical), "normal", data, **QUICK).grow(1)
+    with pytest.raises(PriorError, match="StudentT"):
+        prior = dist.StudentT(3.0, 0.0, 1.0)
+        bh.fit(tiny_model((), prior=prior), "normal", data, **QUICK).grow(1)
+
+
+def test_only_new_labels_are_said_to_look_like_others() -> None:
+    rows = {"text": ["w5 w20", "w6 w21"] * 4, "label": ["Calm", "calm"] * 4}
+    model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
+    with pytest.warns(UserWarning, match="'Calm' and 'calm' are two classes"):
+        posterior = bh.fit(model, "normal", rows, max_steps=1, progress=False)
+    with pytest.raises(DataError) as error:
+        posterior.update({"text": ["w5"], "label": ["sad"]})
+    assert "may mean" not in str(error.value)
+    with pytest.warns(UserWarning, match="'CALM' becomes a new class beside 'Calm'") as notes:
+        posterior.grow(["CALM"])
+    assert len(notes) == 1

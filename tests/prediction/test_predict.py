@@ -1,0 +1,297 @@
+"""Forecasts against a loop over draws and examples, one at a time and without padding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from counts import COUNTS, Counts
+from torch import Tensor, nn
+from transformers import DistilBertConfig, DistilBertModel
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.base import checks
+from bhpeft_pyro.errors import ConfigError, LikelihoodError
+from bhpeft_pyro.guides import MixtureGuide, NormalGuide
+from bhpeft_pyro.model.likelihoods import (
+    Categorical,
+    Function,
+    HeteroscedasticNormal,
+    Likelihood,
+    MultipleChoice,
+    Normal,
+    OrderedLogistic,
+)
+from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
+
+TEXTS = ["w9", "w5 w30 w12 w44 w17", "w6 w7", "w8 w40 w41 w42", "w21 w22 w23", "w30 w31", "w5 w5"]
+QUESTIONS = [
+    ("w9 w10", ["w5", "w6 w7", "w8 w9 w11"]),
+    ("w12", ["w5 w6", "w30"]),
+    ("w40 w41 w42 w43", ["w9", "w10", "w11", "w12", "w13"]),
+    ("w20 w22", ["w6", "w7 w14"]),
+]
+
+
+def posterior_of(
+    likelihood: Likelihood | None = None, kinds: Any = None, outputs: int = 3, scale: float = 0.3
+) -> bh.Posterior:
+    """A wide posterior far from its start, so that draws differ a lot; nothing is trained."""
+    likelihood = Categorical() if likelihood is None else likelihood
+    model = tiny_model(kinds, likelihood.outputs or outputs, likelihood=likelihood)
+    torch.manual_seed(5)
+    guide = NormalGuide(model)
+    with torch.no_grad():
+        for loc in guide.loc.values():
+            loc.add_(0.3 * torch.randn_like(loc))
+        for log_scale in guide.log_scale.values():
+            log_scale.fill_(scale).log_()
+    return bh.Posterior(model, guide, ())
+
+
+def brute_force(
+    posterior: bh.Posterior, data: Any, weights: dict[str, Tensor], what: str
+) -> Tensor:
+    """(S, N, ...) of an attribute of the distribution of labels: each draw and example alone."""
+    model = posterior.model
+    examples = posterior.encode(data, labelled=False)
+    rows = []
+    for i in range(len(examples)):
+        (batch,) = list(examples.subset([i]).batches(1))
+        draws = []
+        for s in range(len(next(iter(weights.values())))):
+            with torch.no_grad():
+                one = {name: value[s] for name, value in weights.items()}
+                draws.append(getattr(model.predictive(one, batch), what)[0])
+        rows.append(torch.stack(draws))
+    return nn.utils.rnn.pad_sequence([r.movedim(0, -1) for r in rows], True).movedim(-1, 0)
+
+
+@pytest.mark.parametrize("kinds", [None, (), bh.presets.bh_peft(), bh.presets.unipelt()])
+def test_folded_draws_are_a_loop_over_draws(kinds: Any) -> None:
+    posterior = posterior_of(kinds=kinds)
+    samples = 19  # more than are drawn at a time
+    forecast = posterior.predict(TEXTS, samples, seed=4, keep_samples=True)
+    weights = posterior.sample(samples, seed=4)
+    expected = brute_force(posterior, TEXTS, weights, "probs")
+    torch.testing.assert_close(forecast.samples, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(forecast.probabilities, expected.mean(0), atol=1e-5, rtol=1e-4)
+    assert expected.std(0).max() > 0.05  # a draw is not like another
+    assert forecast.draws == samples
+
+
+@pytest.mark.parametrize("likelihood", [OrderedLogistic(4), Categorical()])
+def test_the_central_values_are_a_single_pass(likelihood: Likelihood) -> None:
+    posterior = posterior_of(likelihood)
+    forecast = posterior.predict(TEXTS, samples=0)
+    means = {name: value[None] for name, value in posterior.guide.means().items()}
+    expected = brute_force(posterior, TEXTS, means, "probs")
+    torch.testing.assert_close(forecast.probabilities, expected[0], atol=1e-5, rtol=1e-4)
+    assert forecast.draws == 1
+    assert forecast.epistemic.abs().max() < 1e-6
+
+
+def test_multiple_choice_with_different_numbers_of_choices() -> None:
+    posterior = posterior_of(MultipleChoice())
+    forecast = posterior.predict(QUESTIONS, samples=5, seed=1, keep_samples=True)
+    expected = brute_force(posterior, QUESTIONS, posterior.sample(5, seed=1), "probs")
+    torch.testing.assert_close(forecast.samples, expected, atol=1e-5, rtol=1e-4)
+    exist = torch.tensor([[k < len(choices) for k in range(5)] for _, choices in QUESTIONS])
+    assert torch.equal(forecast.choices, exist)
+    assert torch.equal(forecast.probabilities > 0, exist)
+    assert forecast.texts == tuple(question for question, _ in QUESTIONS)
+    few = posterior.predict(QUESTIONS, samples=5, seed=1, max_rows=5)
+    torch.testing.assert_close(few.probabilities, forecast.probabilities, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("likelihood", [Normal(3.0, 2.0), HeteroscedasticNormal(3.0, 2.0)])
+def test_ratings_obey_the_law_of_total_variance(likelihood: Likelihood) -> None:
+    posterior = posterior_of(likelihood)
+    forecast = posterior.predict(TEXTS, samples=20, seed=2)
+    weights = posterior.sample(20, seed=2)
+    mean = brute_force(posterior, TEXTS, weights, "mean").double()
+    variance = brute_force(posterior, TEXTS, weights, "variance").double()
+    # Var(y) from the raw moments of the mixture: E[y^2] - E[y]^2
+    total = (variance + mean.square()).mean(0) - mean.mean(0).square()
+    torch.testing.assert_close(forecast.mean.double(), mean.mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(forecast.total.double(), total, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        forecast.epistemic.double(), mean.var(0, correction=0), atol=1e-3, rtol=1e-3
+    )
+    assert (forecast.epistemic > 0.01).all()
+
+
+def test_the_nll_is_that_of_the_likelihood_itself() -> None:
+    posterior = posterior_of(Counts())
+    forecast = posterior.predict(COUNTS, samples=9, seed=2)
+    weights = posterior.sample(9, seed=2)
+    rates = brute_force(posterior, COUNTS, weights, "mean").double()
+    draws = dist.Poisson(rates).log_prob(torch.tensor(COUNTS["label"]).double())
+    expected = draws.logsumexp(0) - math.log(9)
+    torch.testing.assert_close(forecast.log_prob().double(), expected, atol=1e-4, rtol=1e-4)
+    nll = -expected.mean().item()
+    assert posterior.evaluate(COUNTS, 9, seed=2)["nll"] == pytest.approx(nll, rel=1e-4)
+    # Of other labels only the Normals with these means and sds are known.
+    normals = bh.forecast.RatingForecast.from_draws(forecast.means, forecast.sds)
+    other = torch.ones(12)
+    assert torch.equal(forecast.with_labels(other).log_prob(), normals.log_prob(other))
+    assert posterior.predict(TEXTS, samples=2).labels is None
+
+
+def test_the_forecast_does_not_depend_on_how_it_is_computed() -> None:
+    posterior = posterior_of()
+    texts = [*TEXTS] * 3
+    reference = posterior.predict(texts, samples=17, keep_samples=True)
+    for rows in (3, 40, 10_000):
+        other = posterior.predict(texts, samples=17, max_rows=rows, keep_samples=True)
+        torch.testing.assert_close(other.samples, reference.samples, atol=1e-5, rtol=1e-4)
+    back = posterior.predict(texts[::-1], samples=17)
+    assert list(back.texts) == texts[::-1]
+    torch.testing.assert_close(
+        back.probabilities.flip(0), reference.probabilities, atol=1e-5, rtol=1e-4
+    )
+    alone = posterior.predict([TEXTS[2]], samples=17)
+    beside_long = posterior.predict([TEXTS[2], " ".join(["w9"] * 30)], samples=17)
+    torch.testing.assert_close(
+        alone.probabilities[0], beside_long.probabilities[0], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_a_seed_repeats_a_forecast_and_leaves_the_global_random_state_alone() -> None:
+    posterior = posterior_of()
+    torch.manual_seed(8)
+    before = torch.get_rng_state()
+    first = posterior.predict(TEXTS, samples=20, seed=3)
+    posterior.sample(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(9)
+    again = posterior.predict(TEXTS, samples=20, seed=3)
+    assert torch.equal(first.probabilities, again.probabilities)
+    # Neighbouring seeds have no draw in common.
+    draws = [posterior.sample(40, seed=seed)["head.bias"] for seed in (3, 4)]
+    assert len(torch.unique(torch.cat(draws), dim=0)) == 80
+
+
+def test_draws_have_the_posterior_s_moments() -> None:
+    posterior = posterior_of()
+    draws = posterior.sample(1000)
+    for name, value in posterior.guide.means().items():
+        assert draws[name].shape == (1000, *value.shape)
+        z = (draws[name] - value) / 0.3
+        assert z.mean(0).abs().max() < 5 / 1000**0.5
+        assert (z.std(0) - 1).abs().max() < 5 / 2000**0.5
+
+
+def test_bf16_is_near() -> None:
+    posterior = posterior_of(kinds=bh.presets.bh_peft(), scale=0.05)
+    exact = posterior.predict(TEXTS, samples=4).probabilities
+    rounded = posterior.predict(TEXTS, samples=4, bf16=True).probabilities
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.1)
+    assert not torch.allclose(rounded, exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [None, ()])
+def test_dropout_cannot_be_on(kinds: Any) -> None:
+    posterior = posterior_of(kinds=kinds)
+    posterior.model.network.backbone.train()
+    with pytest.raises(ConfigError, match="training mode"):
+        posterior.predict(TEXTS, samples=1)
+
+
+@pytest.mark.parametrize("samples", [-1, 1e2, "8"])
+def test_draws_are_a_whole_number(samples: Any) -> None:
+    with pytest.raises(ConfigError, match=r"samples=.* must be an integer of at least 0"):
+        posterior_of().predict(TEXTS, samples=samples)
+    with pytest.raises(ConfigError, match="max_rows=0"):
+        posterior_of().predict(TEXTS, samples=1, max_rows=0)
+
+
+def test_inputs_that_a_backbone_does_not_take_are_left_out() -> None:
+    class Base(DistilBertModel):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:  # nothing else
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+
+    config = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+    backbone = Base(config)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    network = bh.RandomPEFT(backbone, bh.presets.lora(rank=2), bh.Head(2), tokenizer)
+    posterior = bh.fit(
+        bh.Model(network), "normal", tiny_examples_of(tokenizer), max_steps=2, progress=False
+    )
+    examples = posterior.encode(TEXTS, labelled=False)
+    (_, batch), *_ = list(examples.by_length(2))
+    assert "token_type_ids" in batch.inputs  # otherwise this test tests nothing
+    assert posterior.predict(TEXTS, samples=2).probabilities.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["delta", "AutoDelta", "mixture"])
+def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(bh.presets.bh_peft(), 3)
+    guide = bh.autoguide("delta" if name == "mixture" else name, model)
+    with pyro.get_param_store().scope():
+        guide(None)  # Pyro's makes its parameters when it is first called
+    for value in guide.parameters():
+        value.data += 0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    points = 1
+    if name == "mixture":
+        guide, points = MixtureGuide([guide, bh.autoguide("delta", model)]), 2
+    ran: list[int] = []
+    original = bh.RandomPEFT.forward
+
+    def forward(network: bh.RandomPEFT, weights: dict[str, Tensor], batch: bh.data.Batch) -> Tensor:
+        ran.append(max(map(len, weights.values())))
+        return original(network, weights, batch)
+
+    posterior = bh.Posterior(model, guide, ())
+    expected = brute_force(posterior, TEXTS, posterior.sample(6), "probs")
+    monkeypatch.setattr(bh.RandomPEFT, "forward", forward)
+    forecast = posterior.predict(TEXTS, 6, keep_samples=True)
+    assert ran == [1] * points and forecast.draws == 6
+    torch.testing.assert_close(forecast.samples, expected, atol=1e-5, rtol=1e-4)
+
+
+def tiny_examples_of(tokenizer: Any) -> bh.data.Examples:
+    data = {"text": ["w5 w9", "w6 w9 w10", "w5 w20", "w6"], "label": [0, 1, 0, 1]}
+    return bh.data.encode(data, tokenizer, kind="class", num_labels=2)
+
+
+NUMBERS = {"text": [f"w{5 + i % 2} w{10 + i}" for i in range(12)], "label": [0, 1, 2] * 4}
+
+
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_a_distribution_without_moments_is_named(guide: str) -> None:
+    cauchy = tiny_model((), 1, likelihood=lambda o: dist.Cauchy(o[..., 0], 1.0))
+    with pytest.raises(LikelihoodError, match="its Cauchy has no mean or no stddev"):
+        bh.fit(cauchy, guide, NUMBERS, max_steps=2, progress=False)
+    # Whether these are infinite may depend on the outputs.
+    model = tiny_model((), 1, likelihood=lambda o: dist.StudentT(1.5, o[..., 0], 1.0))
+    posterior = bh.fit(model, guide, NUMBERS, max_steps=2, progress=False)
+    with pytest.raises(LikelihoodError, match="mean and stddev of its StudentT are not finite"):
+        posterior.predict(NUMBERS)
+
+
+def test_memory_for_labels_that_are_drawn_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model((), 1, likelihood=lambda o: dist.Poisson(o[..., 0].exp()))
+    posterior = bh.fit(model, "normal", NUMBERS, max_steps=2, progress=False)
+    monkeypatch.setattr(checks, "_memory", lambda: 300_000)  # of 12,000 labels in float64, less
+    with pytest.raises(ConfigError, match=r"data: rows=12 needs .*; expected at most 10"):
+        posterior.predict(NUMBERS)
+    assert len(posterior.predict(NUMBERS["text"][:8])) == 8
+
+
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_numbers_of_tries_that_differ(guide: str) -> None:
+    """Their outcomes cannot be enumerated together."""
+    tries = Function(
+        lambda o, extra: dist.Binomial(extra["tries"], logits=o[..., 0]), columns=("tries",)
+    )
+    data = NUMBERS | {"tries": [2, 3, 4] * 4}
+    posterior = bh.fit(
+        tiny_model((), 1, likelihood=tries), guide, data, max_steps=2, progress=False
+    )
+    assert (posterior.predict(data).mean < torch.tensor(data["tries"])).all()

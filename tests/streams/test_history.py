@@ -1,0 +1,314 @@
+"""Rounds on disk: whole or not there, never changed, found again, never learnt twice unasked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import saves
+import torch
+from exact import hierarchical
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import BusyError, ConfigError, DataError, PriorError, SaveError
+from bhpeft_pyro.posterior.forgetting import forget
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+TEXTS = ["w5 w9 w12", "w6 w30", "w5"]
+DATA = [tiny_examples(12, seed=seed) for seed in range(4)]
+QUICK: dict[str, Any] = {"max_steps": 3, "lr": 0.3, "progress": False}
+
+
+def fit(prior: Any = None) -> bh.Posterior:
+    return bh.fit(tiny_model((), prior=prior), "normal", DATA[0], **QUICK)
+
+
+def load(history: bh.streams.History, id: str, **options: Any) -> bh.Posterior:
+    return history.load(id, tiny_backbone(), tokenizer=tiny_tokenizer(), **options)
+
+
+def predicted(posterior: bh.Posterior) -> Tensor:
+    return posterior.predict(TEXTS, samples=5).probabilities  # type: ignore[union-attr]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_earlier_rounds_never_change_and_come_back_bit_by_bit(tmp_path: Path) -> None:
+    history = bh.streams.History(tmp_path)
+    posterior = fit()
+    posteriors, ids, seen = [posterior], [history.add(posterior)], [files(tmp_path)]
+    for data in DATA[1:]:
+        posterior = posterior.update(data)
+        posteriors.append(posterior)
+        ids.append(history.add(posterior))
+        now = files(tmp_path)
+        assert seen[-1].items() <= now.items()
+        seen.append(now)
+    for id, expected in zip(ids, posteriors, strict=True):
+        again = load(history, id)
+        assert torch.equal(predicted(again), predicted(expected))
+        assert again.lineage == expected.lineage
+    assert list(history.rounds) == ids and history.leaves == ids[-1:]
+    parents = [report.parent for report in history.rounds.values()]
+    assert parents == [None, *ids[:-1]]
+
+
+def test_a_round_takes_the_same_room_however_many_were_before_it(tmp_path: Path) -> None:
+    history = bh.streams.History(tmp_path / "rounds")
+    posterior = fit()
+    sizes = []
+    for data in (None, *(tiny_examples(12, seed=20 + i) for i in range(5))):
+        posterior = posterior if data is None else posterior.update(data)
+        index = history.folder / history.add(posterior) / "posterior.json"
+        sizes.append(index.stat().st_size)
+    assert max(sizes[2:]) < 1.1 * min(sizes[2:])  # but for the digits of numbers
+    # Saved by itself it is whole, and so is one whose earlier rounds were not added.
+    alone = saves.load(posterior.save(tmp_path / "alone"))
+    late = bh.streams.History(tmp_path / "late")
+    late.add(posterior)
+    last = posterior.update(DATA[3])
+    late.add(last)
+    assert alone.lineage == posterior.lineage
+    assert load(late, last.report.id).lineage == last.lineage
+    assert list(late.rounds) == [posterior.report.id, last.report.id]
+    # Taken away from the others it predicts, and says what it does not know.
+    moved = tmp_path / "moved"
+    (history.folder / posterior.report.id).rename(moved)
+    with pytest.warns(UserWarning, match="the rounds before .* are not beside it"):
+        again = saves.load(moved)
+    assert torch.equal(predicted(again), predicted(posterior)) and len(again.lineage) == 1
+
+
+def test_roll_back_and_branch(tmp_path: Path) -> None:
+    history = bh.streams.History(tmp_path / "new" / "folder")
+    assert history.rounds == {} and history.leaves == []
+    first = fit()
+    root = history.add(first, name="monday", metrics={"accuracy": 0.75})
+    left = history.add(first.update(DATA[1], keep=0.5), name="left")
+    right = history.add(load(history, root[:6]).update(DATA[1], keep=0.25), name="right")
+    assert sorted(history.leaves) == sorted([left, right])
+    assert history.rounds[root].metrics == {"accuracy": 0.75}
+    assert repr(history) == f"History({str(history.folder)!r})"
+    assert {id: report.parent for id, report in history.rounds.items()} == {
+        root: None,
+        left: root,
+        right: root,
+    }
+    for id, message in (("", "3 rounds"), ("zzz", "no round")):
+        with pytest.raises(SaveError, match=message):
+            load(history, id)
+    with pytest.raises(SaveError, match="has the round"):
+        history.add(first)
+
+
+def test_a_round_that_was_renamed_is_found_by_those_that_continue_it(tmp_path: Path) -> None:
+    """Otherwise what it learnt could be learnt again."""
+    history = bh.streams.History(tmp_path)
+    first = fit()
+    root = history.add(first)
+    leaf = history.add(first.update(DATA[1]))
+    history.folders[root].rename(tmp_path / "monday")
+    again = load(history, leaf)
+    assert [report.id for report in again.lineage] == [root, leaf]
+    with pytest.raises(DataError, match="has learnt"):
+        again.update(DATA[0])
+
+
+def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = bh.streams.History(tmp_path)
+    first = fit()
+    monkeypatch.setattr("os.rename", lambda *args: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        history.add(first, "monday", {"acc": 0.5})
+    assert first.report.name == "" and first.report.metrics == {}
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) and history.rounds == {}
+    id = history.add(first)
+    assert torch.equal(predicted(load(history, id)), predicted(first))
+    for name in ("0123456789ab.partial", "somebody's.partial"):
+        (tmp_path / name).mkdir()
+    history.clean()
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert names == {id, "somebody's.partial"}  # only what `add` writes is removed
+
+
+@pytest.mark.parametrize(
+    "metrics", [{"acc": "0.5"}, {"acc": None}, {"acc": np.ones(2)}, {1: 0.5}, {"acc": 1j}]
+)
+def test_metrics_that_are_no_numbers_change_nothing(tmp_path: Path, metrics: Any) -> None:
+    history, posterior = bh.streams.History(tmp_path), fit()
+    with pytest.raises(ConfigError, match=r"metrics: .* expected numbers by name"):
+        history.add(posterior, "monday", metrics)
+    assert posterior.report.name == "" and posterior.report.metrics == {}
+    assert history.rounds == {}
+    history.add(posterior.update(DATA[1]))  # whose lineage has the same report
+
+
+def test_metrics_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:
+    history, posterior = bh.streams.History(tmp_path), fit()
+    given = {"a": np.float32(0.5), "b": torch.tensor(0.25), "c": np.int64(3), "d": 1}
+    id = history.add(posterior, metrics=given)
+    expected = {"a": 0.5, "b": 0.25, "c": 3.0, "d": 1.0}
+    assert posterior.report.metrics == history.rounds[id].metrics == expected
+    history.add(posterior.update(DATA[1]))
+
+
+def test_rounds_that_are_their_own_ancestors_are_named(tmp_path: Path) -> None:
+    history, first = bh.streams.History(tmp_path), fit()
+    second = first.update(DATA[1])
+    third = second.update(DATA[2])
+    one, two, three = (history.add(each) for each in (first, second, third))
+    saves.rewrite(tmp_path / one, lambda content: content["lineage"][-1].update(parent=two))
+    for read in (lambda: history.rounds, lambda: history.leaves, lambda: load(history, three)):
+        with pytest.raises(SaveError, match=f"{min(one, two)}, {max(one, two)} are their own"):
+            read()
+    saves.rewrite(tmp_path / one, lambda content: content["lineage"][-1].update(parent=one))
+    with pytest.raises(SaveError, match=f"the rounds {one} are their own ancestors"):
+        _ = history.rounds
+
+
+def test_a_round_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    history, first = bh.streams.History(tmp_path), fit()
+    one, two = history.add(first), history.add(first.update(DATA[1]))
+    shutil.rmtree(tmp_path / one)
+    shutil.copytree(tmp_path / two, tmp_path / one)
+    for read in (lambda: history.rounds, lambda: history.folders):
+        with pytest.raises(
+            SaveError, match=f"{one} .*{two} hold the same round, {two}|{two} .*{one}"
+        ):
+            read()
+
+
+def test_one_branch_stays_and_the_others_are_moved_aside(tmp_path: Path) -> None:
+    history, first = bh.streams.History(tmp_path), fit()
+    left = first.update(DATA[1])
+    right = first.update(DATA[2])
+    more = right.update(DATA[3])
+    for each in (first, left, right, more):
+        history.add(each)
+    before = files(tmp_path)
+    with pytest.raises(SaveError, match="no round"):
+        history.keep_only("zzz")
+    missing = bh.streams.History(tmp_path / "typo")
+    with pytest.raises(SaveError, match="no round"):
+        missing.keep_only("zzz")
+    assert not missing.folder.exists()
+    moved = history.keep_only(left.report.id[:8])
+    assert moved == [tmp_path / "aside" / each.report.id for each in (more, right)]
+    assert history.leaves == [left.report.id] and len(history.rounds) == 2
+    assert len(load(history, left.report.id).lineage) == 2
+    assert sorted(files(tmp_path).values()) == sorted(before.values())  # nothing is lost
+    assert history.keep_only(left.report.id) == []
+    for path in moved:
+        path.rename(tmp_path / path.name)
+    assert len(history.rounds) == 4
+    # A round before the branches, too: all that came after it goes.
+    assert len(history.keep_only(first.report.id)) == 3
+    (tmp_path / "aside" / left.report.id).rename(tmp_path / left.report.id)
+    (tmp_path / "aside" / left.report.id).mkdir()
+    with pytest.raises(SaveError, match=r"aside.* exists already"):
+        history.keep_only(first.report.id)
+
+
+def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bhpeft_pyro.streams.history._WAIT", 0.1)
+    mine, other, first = bh.streams.History(tmp_path), bh.streams.History(tmp_path), fit()
+    partial = tmp_path / f"{first.report.id}.partial"
+    with mine.writing():
+        partial.mkdir()
+        writes = (
+            other.clean,
+            lambda: other.add(first),
+            lambda: other.keep_only(""),
+            lambda: run_in_thread(mine.clean),
+        )
+        for write in writes:
+            with pytest.raises(BusyError, match=rf"process {os.getpid()} on .*, since 20\d\d-"):
+                write()
+        assert partial.exists() and other.rounds == {}  # anyone may read
+        mine.add(first)  # the writer itself may
+    other.clean()
+    assert list(other.rounds) == [first.report.id]
+
+
+def run_in_thread(task: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(task).result()
+
+
+def test_the_same_data_are_refused_in_the_whole_lineage(tmp_path: Path) -> None:
+    second = fit().update(DATA[1])
+    second.save(tmp_path)
+    loaded = saves.load(tmp_path)
+    for posterior in (second, loaded):
+        for number, data in enumerate(DATA[:2], 1):
+            with pytest.raises(
+                DataError, match=rf"round {number} \({posterior.lineage[number - 1].id}\)"
+            ):
+                posterior.update(data)
+        with pytest.raises(DataError, match="they would count twice"):  # in another order
+            posterior.update(DATA[0].subset(range(len(DATA[0]))[::-1]))
+        assert len(posterior.update(DATA[0], again=True).lineage) == 3
+        # A branch that never saw the data may learn them.
+    assert len(fit().update(DATA[1]).lineage) == 2
+
+
+def test_the_first_prior_is_found_again(tmp_path: Path) -> None:
+    """After two rounds, from the file, forgetting goes where it goes in memory."""
+    for number, prior in enumerate((None, dist.Normal(0.0, 0.5))):
+        second = fit(prior).update(DATA[1])
+        second.save(tmp_path / str(number))
+        own = {} if prior is None else {"prior": prior}
+        again = saves.load(tmp_path / str(number), **own)
+        here, there = (each.update(DATA[2], keep=0.3) for each in (second, again))
+        assert torch.equal(predicted(here), predicted(there))
+    # One's own prior is needed for forgetting only.
+    again = saves.load(tmp_path / "1")
+    assert again.first_prior is None
+    again.update(DATA[2])
+    with pytest.raises(PriorError, match=r"pass prior=\.\.\. to Posterior.load"):
+        again.update(DATA[2], keep=0.9)
+
+
+def test_bad_forgetting_is_refused() -> None:
+    for options, message in (
+        ({"keep": 1.5}, r"keep=1.5 must be a finite number of at least 0 and at most 1"),
+        ({"keep": {"*": -0.1}}, r"keep\['\*'\]=-0.1 must be"),
+        ({"keep": {"lora.*": 0.9}}, r"keep: 'lora\.\*' match no site"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fit().update(DATA[1], **options)
+    for prior, message in ((hierarchical, "also samples tau"), (dist.Laplace(0.0, 1.0), "Laplace")):
+        posterior = fit(prior)
+        with pytest.raises(PriorError, match=message):
+            posterior.update(DATA[1], keep=0.9)
+
+
+def test_the_power_prior_is_the_normalised_product() -> None:
+    """By brute force on a grid: log q^k p0^(1-k) and the log density differ by a constant."""
+    posterior = fit()
+    mixed = forget(0.3, posterior.as_prior(), posterior.first_prior, posterior.model.sites)
+    (q, new) = (
+        prior.distributions["head.bias"].base_dist  # type: ignore[attr-defined]
+        for prior in (posterior.as_prior(), mixed)
+    )
+    bias = next(site for site in posterior.model.sites if site.name == "head.bias")
+    p0 = dist.Normal(0.0, posterior.model.prior.sd(bias).item())  # type: ignore[union-attr]
+    grid = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
+    for i in range(2):
+        mean, sd = q.mean[i].double(), q.stddev[i].double()
+        weights = (0.3 * dist.Normal(mean, sd).log_prob(grid) + 0.7 * p0.log_prob(grid)).softmax(0)
+        centre = (weights * grid).sum()
+        assert new.mean[i].item() == pytest.approx(centre.item(), abs=1e-4)
+        variance = (weights * (grid - centre).square()).sum()
+        assert new.variance[i].item() == pytest.approx(variance.item(), rel=1e-4)

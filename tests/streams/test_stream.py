@@ -1,0 +1,486 @@
+"""A stream: predict first, learn then."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from counts import COUNTS, Counts
+from program import read_csv
+from pyro.infer.autoguide import AutoNormal
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.data import Columns, encode
+from bhpeft_pyro.errors import (
+    BusyError,
+    ConfigError,
+    DataError,
+    GuideError,
+    LikelihoodError,
+    PriorError,
+    SaveError,
+)
+from bhpeft_pyro.posterior.replay import set_aside
+from bhpeft_pyro.streams import Record, transfer
+from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
+
+WEEKS = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}
+TESTS = {name: tiny_examples(10, seed=50 + i) for i, name in enumerate(WEEKS)}
+OPTIONS: dict[str, Any] = {
+    "max_steps": 2,
+    "lr": 0.3,
+    "progress": False,
+    "replay": 4,
+    "components": 2,
+}
+
+
+def run(folder: Path, batches: Any = WEEKS, **options: Any) -> bh.Posterior:
+    return bh.stream(tiny_model(()), batches, folder, **{**OPTIONS, **options})
+
+
+def weights(posterior: bh.Posterior) -> dict[str, torch.Tensor]:
+    return posterior.guide.state_dict()
+
+
+def test_that_texts_were_cut_is_said_once(tmp_path: Path) -> None:
+    def week(words: int, seed: int) -> dict[str, Any]:
+        texts = [" ".join(f"w{5 + (i + seed) % 40}" for i in range(words + j)) for j in range(8)]
+        return {"text": texts, "label": [0, 1] * 4}
+
+    weeks = {"short": week(3, 0), "long": week(36, 1), "longer": week(40, 2)}
+    with pytest.warns(bh.data.CutWarning) as told:
+        run(tmp_path, weeks)
+    assert [str(each.message)[:6] for each in told if each.category is bh.data.CutWarning] == [
+        "8 of 8"
+    ]
+    with pytest.warns(bh.data.CutWarning):  # elsewhere it is said as before
+        bh.data.encode(weeks["long"], tiny_tokenizer(), kind="class")
+
+
+def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
+    posterior = run(tmp_path, tests=TESTS, components=None)
+    record = Record.of(posterior)
+    first, second, _ = record.rows
+    assert "nll" not in first and [row["batch"] for row in record.rows] == list(WEEKS)
+    by_hand = bh.fit(
+        tiny_model(()), "laplace", WEEKS["week 0"], max_steps=2, lr=0.3, progress=False,
+        replay=OPTIONS["replay"],
+    )  # fmt: skip
+    assert second["nll"] == by_hand.evaluate(WEEKS["week 1"])["nll"]
+    drift = by_hand.assess(WEEKS["week 1"])
+    assert second["drift/nll_z"] == drift.nll.z  # type: ignore[union-attr]
+    tested = by_hand.evaluate(TESTS["week 2"])
+    assert (first["test/week 2"], first["test_nll/week 2"]) == (tested["accuracy"], tested["nll"])
+    # The record on disk is this one.
+    assert json.loads((tmp_path / "record.json").read_text()) == record.rows
+    table = read_csv(tmp_path / "record.csv")
+    assert [float(row["test/week 1"]) for row in table] == record.matrix[:, 1].tolist()
+    assert table[0]["nll"] == "" and float(table[1]["nll"]) == second["nll"]
+    untrained = torch.tensor([first[f"untrained/{name}"] for name in TESTS])
+    assert record.transfer() == transfer(record.matrix, untrained)
+
+
+def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
+    weeks = {
+        "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
+        "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
+    }
+    options: dict[str, Any] = {"grow": True, "replay": None}
+    posterior = run(tmp_path, weeks, **options)
+    assert posterior.columns.label_names == ("no", "yes", "perhaps")
+    first = tmp_path / "rounds" / posterior.lineage[0].id
+    backbone = posterior.model.network.backbone
+    before = bh.Posterior.load(first, backbone, tokenizer=tiny_tokenizer())
+    known = before.predict(weeks["b"]["text"][1::2], 40).label.tolist()  # the others are new
+    share = known.count(1) / 8
+    assert share <= Record.of(posterior).rows[1]["accuracy"] <= share + 0.5
+    again = run(tmp_path, weeks, **options)
+    assert len(again.lineage) == 2
+
+
+def test_examples_may_be_from_before_new_labels(tmp_path: Path) -> None:
+    """Read once with the names of their time; a stream that goes on has more."""
+    names = ("no", "yes", "perhaps")
+    texts = [f"w{5 + i % 2} w{9 + i}" for i in range(16)]
+    rows = {
+        name: {"text": own, "label": ["no", "yes"] * 4}
+        for name, own in (("a", texts[:8]), ("b", texts[8:]))
+    }
+    rows["b"]["label"] = ["perhaps", "yes"] * 4
+    batches = {
+        name: encode(rows[name], tiny_tokenizer(), kind="class", columns=Columns(label_names=known))
+        for name, known in (("a", names[:2]), ("b", names))
+    }
+    options: dict[str, Any] = {"grow": True, "replay": None}
+    tests = {"a": batches["a"].subset([0, 1])}
+    learnt = batches | {"a": batches["a"].subset(range(2, 8))}
+    for _ in range(2):
+        posterior = run(tmp_path, learnt, tests=tests, **options)
+        assert posterior.columns.label_names == names and len(posterior.lineage) == 2
+
+
+def test_a_test_that_does_not_fit_costs_no_round(tmp_path: Path) -> None:
+    rows = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
+    wrong = {"a": {"text": ["w5"], "label": [7]}}
+    with pytest.raises(DataError, match="tests: 'a': "):
+        run(tmp_path, {"a": rows}, tests=wrong, replay=None)
+    history = bh.streams.History(tmp_path / "rounds")
+    assert len(history.rounds) == 1
+    assert run(tmp_path, {"a": rows}, replay=None).report.id in history.rounds
+
+
+def test_new_labels_that_are_numbers_come_without_a_gap(tmp_path: Path) -> None:
+    batches = {"a": tiny_examples(12), "b": {"text": ["w5", "w6"], "label": [0, 7]}}
+    with pytest.raises(DataError, match=r"batches: 'b': .*7"):
+        run(tmp_path, batches, replay=None, grow=True)
+
+
+def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    posterior = run(tmp_path, dict(list(WEEKS.items())[:2]))
+    swapped = {"week 0": WEEKS["week 1"], "week 1": WEEKS["week 0"]}
+    with pytest.raises(ConfigError, match="'week 0' with other data"):
+        run(tmp_path, swapped)
+    with pytest.raises(ConfigError, match="learnt 'week 0', and batch 1 is 'x'"):
+        run(tmp_path, {"x": WEEKS["week 0"]})
+    with pytest.raises(DataError, match="learnt 12 of these examples already"):
+        run(tmp_path, {**dict(list(WEEKS.items())[:2]), "week 0 again": WEEKS["week 0"]})
+    bh.streams.History(tmp_path / "rounds").add(bh.fit(tiny_model(()), "normal", WEEKS["week 2"],
+                                               max_steps=2, progress=False))  # fmt: skip
+    with pytest.raises(ConfigError, match="2 branches"):
+        run(tmp_path)
+    with pytest.raises(DataError, match="batches is empty"):
+        run(tmp_path / "none", {})
+    assert len(posterior.lineage) == 2
+
+
+def test_a_stream_beside_another_in_one_folder_is_refused_at_once(tmp_path: Path) -> None:
+    """Overlapping cron jobs made two branches, which no later call could continue."""
+
+    def learn(last: bh.Posterior | None, data: object) -> bh.Posterior:
+        with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* is writing into"):
+            run(tmp_path)
+        if last is not None:
+            return last.update(data)
+        return bh.fit(tiny_model(()), "normal", data, max_steps=2, progress=False)
+
+    options: dict[str, Any] = {"drift": False, "progress": False}
+    bh.streams.prequential(tiny_model(()), learn, WEEKS, tmp_path, **options)
+    assert len(bh.streams.History(tmp_path / "rounds").leaves) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("record.csv", "record.json", "rounds")
+    ]
+
+
+def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
+    weeks = {
+        "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
+        "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
+    }
+    tests = {name: {**rows, "text": ["w5 w7", "w6 w7"] * 4} for name, rows in weeks.items()}
+    posterior = run(tmp_path, weeks, tests=tests, grow=True, replay=None)
+    record = Record.of(posterior)
+    assert record.tests == ["a", "b"]
+    assert record.matrix.isnan().tolist() == [[False, True], [False, False]]
+    with pytest.raises(DataError, match="without gaps"):
+        record.transfer()
+
+
+def test_a_folder_of_more_rounds_than_batches_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(ConfigError, match="holds 3 rounds, of more batches than the 1 given"):
+        run(tmp_path, {"week 0": WEEKS["week 0"]})
+
+
+def test_every_round_draws_its_coreset_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one seed, those at the same places of every pool would stay, or go, for ever."""
+    seeds = []
+
+    def spied(pool: bh.data.Examples, size: int, seed: int, *rest: Any) -> Any:
+        seeds.append(seed)
+        return set_aside(pool, size, seed, *rest)
+
+    for module in ("posterior.fit", "posterior.update"):
+        monkeypatch.setattr(import_module(f"bhpeft_pyro.{module}"), "set_aside", spied)
+    run(tmp_path)
+    assert len(set(seeds)) == len(seeds) == 6  # 3 rounds of 2 components
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bh.streams.stream.__globals__, "fit", None)  # would be called
+    likelihood = Counts()
+    likelihood.rates = torch.zeros(2)
+    model = tiny_model((), outputs=1, likelihood=likelihood)
+    with pytest.raises(SaveError, match="likelihood: Counts cannot be saved"):
+        bh.stream(model, {"monday": COUNTS}, tmp_path, progress=False)
+
+
+def test_a_stream_under_a_likelihood_of_one_s_own_continues(tmp_path: Path) -> None:
+    model = tiny_model((), outputs=1, likelihood=Counts())
+    weeks = {"monday": COUNTS, "tuesday": {**COUNTS, "text": ["w7 w9", "w8", "w9 w30", "w6"] * 3}}
+    how: dict[str, Any] = {"guide": "normal", "max_steps": 2, "progress": False}
+    bh.stream(model, {"monday": COUNTS}, tmp_path, **how)
+    last = bh.stream(model, weeks, tmp_path, **how)
+    assert len(last.lineage) == 2 and type(last.model.likelihood) is Counts
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"tests": {"t": {"text": ["w5 w6"]}}}, DataError, "tests: 't': labels are missing"),
+        ({"tests": [{"text": ["w5 w6"]}]}, ConfigError, "tests: expected a mapping"),
+        ({"batches": None}, ConfigError, "batches: expected data by name"),
+        ({"batches": [[{"text": "w5", "label": 0}]]}, ConfigError, "number 1 is a list; expected"),
+        ({"batches": [WEEKS["week 0"]]}, ConfigError, "batches: number 1 is a Examples"),
+        (
+            {"tests": {"t": {"text": ["w5", " "], "label": [0, 1]}}},
+            DataError,
+            "tests: 't': .*row 1",
+        ),
+        ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': labels are missing"),
+        (
+            {"keep": {"head.bias": 0.5}, "guide": "laplace"},
+            PriorError,
+            "keep: this posterior is joint",
+        ),
+        ({"keep": {"tail.*": 0.5}}, ConfigError, "keep: 'tail"),
+    ],
+)
+def test_what_would_cost_a_round_is_refused_before_it_is_learnt(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setitem(bh.streams.stream.__globals__, "fit", None)  # would be called
+    with pytest.raises(error, match=message):
+        run(tmp_path, **options)
+
+
+def test_things_of_another_type_are_refused_by_name(tmp_path: Path) -> None:
+    wrong: Any = 3
+    with pytest.raises(ConfigError, match="model: expected"):
+        bh.stream(wrong, WEEKS, tmp_path)
+    with pytest.raises(ConfigError, match="columns: expected"):
+        bh.stream(tiny_model(()), WEEKS, tmp_path, columns=wrong)
+    with pytest.raises(ConfigError, match="posterior: expected"):
+        bh.streams.Record.of(wrong)
+    with pytest.raises(ConfigError, match="wait='x'"), bh.streams.History(tmp_path).writing("x"):  # type: ignore[arg-type]
+        pass
+
+
+def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
+    last = run(tmp_path, tests={"t": {"text": ["w5", "w6"], "label": [1, 1]}})
+    scores = [report.metrics["test/t"] for report in last.lineage]
+    assert len(scores) == len(WEEKS) and all(0 <= score <= 1 for score in scores)
+
+
+def test_a_guide_that_cannot_be_a_prior_is_refused_before_the_first_round(tmp_path: Path) -> None:
+    for guide, message in (
+        ("delta", "a point estimate has no width"),
+        ("iaf", "cannot be a prior"),
+    ):
+        with pytest.raises(GuideError, match=message):
+            run(tmp_path, guide=guide, replay=None)
+    assert not any(tmp_path.iterdir())  # nothing was begun
+    run(tmp_path)  # the folder is as good as new
+
+
+def test_rounds_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path)
+    other = tiny_model(bh.presets.lora(rank=2))
+    with pytest.raises(ConfigError, match=r"other PEFT weights: \(\), not \(LoRA"):
+        bh.stream(other, WEEKS, tmp_path, **OPTIONS)
+    ratings = tiny_model((), outputs=1, likelihood=bh.likelihoods.Normal())
+    with pytest.raises(ConfigError, match=r"other likelihood: Categorical.*not Normal"):
+        bh.stream(ratings, WEEKS, tmp_path, **OPTIONS)
+
+
+def test_rounds_of_another_guide_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Rather than leave the guide that is asked for out of account."""
+    first = {"week 0": WEEKS["week 0"]}
+    run(tmp_path, first, guide="normal", replay=None)
+    with pytest.raises(ConfigError, match=r"holds rounds of NormalGuide, not LaplaceGuide"):
+        run(tmp_path, guide="laplace", replay=None)
+    assert len(run(tmp_path, guide="normal", replay=None).lineage) == 3
+    run(tmp_path / "pyro", first, guide="AutoNormal", replay=None)
+    with pytest.raises(ConfigError, match=r"rounds of AutoNormal, not AutoMultivariateNormal"):
+        run(tmp_path / "pyro", guide="mvn", replay=None)
+
+
+def test_rounds_of_other_arguments_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Even if no batch is new."""
+    run(tmp_path)
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"guide": "normal", "replay": None}, "guide: .*LaplaceGuide, not NormalGuide"),
+        ({"components": 3}, "components: .*rounds of 2, not 3"),
+        ({"columns": bh.Columns(label_names=("a", "b"))}, "columns: .*labels None, not ..a., .b."),
+        ({"columns": bh.Columns(text="body")}, "rounds of text='text' .--text-column., not 'body'"),
+        ({"columns": bh.Columns(max_length=9)}, "rounds of max_length=None .--max-length., not 9"),
+    ]
+    for options, message in others:
+        with pytest.raises(ConfigError, match=message):
+            run(tmp_path, **options)
+    run(tmp_path, components=None)
+
+
+def test_rounds_that_are_learnt_otherwise_than_the_last_are_noted(tmp_path: Path) -> None:
+    first, second, _ = WEEKS.items()
+    run(tmp_path, dict([first]))
+    with pytest.warns(UserWarning, match=r"new rounds are learnt with lr=0.1 \(until now 0.3\)$"):
+        run(tmp_path, dict([first, second]), lr=0.1, keep=0.5)
+    expected = r"with temperature=0.5 \(until now None\), seed=7 .*, keep=0.9 \(until now 0.5\)$"
+    with pytest.warns(UserWarning, match=expected):
+        last = run(tmp_path, lr=0.1, keep=0.9, seed=7, temperature=0.5)
+    reports = last.lineage
+    assert [each.keep for each in reports] == [1.0, 0.5, 0.9]
+    assert [each.options.lr for each in reports] == [0.3, 0.1, 0.1]
+    assert [each.options.seed for each in reports] == [0, 0, 7]
+
+
+def test_a_guide_that_cannot_grow_is_refused_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bh.streams.stream.__globals__, "fit", None)  # would be called
+    for guide in ("delta", "AutoNormal"):
+        with pytest.raises(GuideError, match=r"grow: .* cannot get new rows of head"):
+            run(tmp_path, guide=guide, grow=True, replay=None)
+    stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
+    with pytest.raises(LikelihoodError, match="OrderedLogistic"):
+        bh.stream(stars, WEEKS, tmp_path, grow=True, progress=False)
+
+
+def test_names_may_be_numbers_or_dates(tmp_path: Path) -> None:
+    batches, tests = (dict(enumerate(data.values())) for data in (WEEKS, TESTS))
+    record = Record.of(run(tmp_path, batches, tests=tests))
+    assert [row["batch"] for row in record.rows] == record.tests == ["0", "1", "2"]
+    assert len(run(tmp_path, batches).lineage) == 3
+
+
+def test_batches_may_be_read_but_once(tmp_path: Path) -> None:
+    weeks = {
+        name: [{"text": f"w{k} w{i}", "label": i % 2} for i in range(5, 11)]
+        for name, k in (("a", 20), ("b", 30))
+    }
+    once = run(tmp_path / "once", ((name, iter(rows)) for name, rows in weeks.items()))
+    assert [report.examples for report in once.lineage] == [6, 6]
+    assert once.report.data == run(tmp_path / "kept", weeks).report.data
+
+
+def test_stars_are_tested_and_gone_on_with_whatever_their_scale_is_made_of(tmp_path: Path) -> None:
+    """NumPy's numbers are neither plain data nor written alike."""
+    ordered = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(np.int64(3)))
+    weeks = {"a": {"text": ["w5", "w6", "w7"], "label": [0, 1, 2]}}
+    tests = {"a": {"text": ["w5 w8", "w6 w8", "w7 w8"], "label": [0, 1, 2]}}
+    record = Record.of(
+        bh.stream(ordered, weeks, tmp_path / "o", tests=tests, max_steps=2, progress=False)
+    )
+    assert record.tests == ["a"]
+    rows = {"text": ["w5", "w6"], "label": [1.0, 5.0]}
+    later = {"text": ["w7", "w6"], "label": [1.0, 5.0]}
+    for batches in ({"a": rows}, {"a": rows, "b": later}):
+        likelihood = bh.likelihoods.Normal(np.float64(3.0), np.float32(1.0))
+        model = tiny_model((), 1, likelihood=likelihood)
+        last = bh.stream(model, batches, tmp_path / "n", max_steps=2, progress=False)
+    assert len(last.lineage) == 2
+
+
+def test_a_round_is_loaded_from_wherever_it_is(tmp_path: Path) -> None:
+    posterior = bh.fit(tiny_model(()), "normal", WEEKS["week 0"], max_steps=2, progress=False)
+    posterior.save(tmp_path / "monday")
+    backbone = posterior.model.network.backbone
+    loaded = bh.streams.History(tmp_path).load(
+        posterior.report.id, backbone, tokenizer=tiny_tokenizer()
+    )
+    assert loaded.report.id == posterior.report.id
+
+
+class Own(AutoNormal):
+    """Of no library that could make it again."""
+
+
+def test_a_guide_that_cannot_be_saved_is_refused_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bh.streams.stream.__globals__, "fit", None)  # would be called
+    with pytest.raises(GuideError, match="Own is not one of Pyro's own"):
+        run(tmp_path, guide=Own, replay=None)
+
+
+def test_tests_may_be_read_but_once(tmp_path: Path) -> None:
+    rows = [{"text": "w5 w9", "label": 0}, {"text": "w6 w8", "label": 1}]
+    posterior = run(tmp_path, tests={"all": iter(rows)})
+    assert Record.of(posterior).matrix.isfinite().all() and len(posterior.lineage) == 3
+
+
+def test_what_is_wrong_with_a_batch_is_said_with_its_name(tmp_path: Path) -> None:
+    good = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
+    for label, message in (
+        (None, "column 'label', row 1: the label is missing"),
+        ("perhaps", r"'perhaps' is not among .*grow=True \(--grow\)"),
+    ):
+        bad = {"text": ["w7", "w8"], "label": ["no", label]}
+        with pytest.raises(DataError, match=f"batches: 'b': .*{message}"):
+            run(tmp_path / str(label), {"a": good, "b": bad}, replay=None)
+
+
+def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) -> None:
+    batch = tiny_examples(20, seed=9)
+    train, test = batch.subset(range(15)), batch.subset(range(15, 20))
+    weeks = {**WEEKS, "week 3": train}
+    last = run(tmp_path, weeks, tests={"week 3": test}, replay=None)
+    for known in (batch, batch.subset(range(19, -1, -1)), train):
+        with pytest.raises(DataError, match=r"round 4 .* has learnt 15 of these"):
+            last.update(known)
+    assert len(last.update(test, max_steps=1, progress=False).lineage) == 5
+
+
+def test_a_batch_whose_test_rows_lie_apart_is_diagnosed_by_what_was_learnt(tmp_path: Path) -> None:
+    """The report's data are the batch without the rows that the fit held out."""
+    weeks = {"week 0": tiny_examples(60, seed=0)}
+    tests = {"week 0": tiny_examples(10, seed=50)}
+    last = run(tmp_path, weeks, tests=tests, replay=None, components=1)
+    learnt, held_out = last.report.parted(weeks["week 0"])
+    assert held_out is not None
+    assert (len(learnt), len(held_out)) == (48, 12)
+    assert last.report.parted(tests["week 0"]) == (tests["week 0"], None)
+    assert last.diagnose(weeks["week 0"], samples=100).psis.samples == 100
+    wider = last.widen(weeks["week 0"])
+    assert (wider.report.examples, wider.report.held_out) == (48, 12)
+
+
+def test_rows_that_a_first_round_holds_out_itself_are_known_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default guide learns four fifths of 50 rows or more, whatever was held out before."""
+    weeks = {name: tiny_examples(60, seed=i) for i, name in enumerate(WEEKS)}
+    last = run(tmp_path, weeks, tests={"week 0": TESTS["week 0"]}, replay=None)
+    assert [report.examples for report in last.lineage] == [48, 60, 60]
+    assert [report.held_out for report in last.lineage] == [12, 0, 0]
+    for number, (week, learnt) in enumerate(zip(weeks.values(), (48, 60, 60), strict=True), 1):
+        with pytest.raises(DataError, match=f"round {number} .* has learnt {learnt} of these"):
+            last.update(week)
+    monkeypatch.setattr(bh.Posterior, "update", None)  # would be called
+    assert run(tmp_path, weeks, replay=None).lineage == last.lineage
+
+
+def test_a_stream_of_ratings_in_their_own_unit_goes_on(tmp_path: Path) -> None:
+    """The first round has set the likelihood's unit; the model given leaves it open."""
+    rows = {"text": ["w5 w20", "w6 w21"] * 6, "label": [100.0, 300.0] * 6}
+    more = {"text": ["w7 w20", "w8 w21"] * 6, "label": [120.0, 280.0] * 6}
+    options: dict[str, Any] = {"guide": "normal", "max_steps": 1, "progress": False}
+    model = tiny_model((), 1, likelihood=bh.likelihoods.Normal())
+    bh.stream(model, {"a": rows}, tmp_path, **options)
+    last = bh.stream(model, {"a": rows, "b": more}, tmp_path, **options)
+    assert len(last.lineage) == 2

@@ -21,12 +21,12 @@ from torch.nn import functional
 from ..base.distributions import exact
 from ..data.batch import Batch
 from ..priors.from_posterior import places
-from .likelihoods.likelihood import Extra
+from .likelihoods import Outputs
 from .model import Model
 
 __all__ = [
     "MAX_BYTES",
-    "Outputs",
+    "LinearOutputs",
     "jacobian",
     "linear_predictives",
     "symmetric_noise",
@@ -37,7 +37,7 @@ MAX_BYTES = 2**29
 
 
 @dataclass(frozen=True, eq=False)
-class Outputs:
+class LinearOutputs:
     """One vector for each example: the network's outputs, then the likelihood's own weights.
 
     Attributes:
@@ -51,7 +51,7 @@ class Outputs:
     mean: Tensor
     shape: tuple[int, ...]
     choices: Tensor | None
-    extra: Extra = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def labels(self, values: Tensor) -> TorchDistribution:
         """The distribution of the labels, of batch shape `(*S, B)`, at values `(*S, B, E)`."""
@@ -64,13 +64,23 @@ class Outputs:
             for site, part in zip(self.model.likelihood.sites, own, strict=True)
         }
         outputs = network.reshape(*lead, *self.shape)
-        return self.model.likelihood.of(outputs, weights, self.choices, self.extra)
+        labels = self.model.likelihood.distribution
+        return labels(Outputs(outputs, weights, self.choices, self.extra))
 
-    def of_likelihood(self, *names: str) -> Tensor:
-        """(E,) which of them are weights of the likelihood; of these sites only, if given."""
-        parts = [torch.zeros(math.prod(self.shape), dtype=torch.bool)]
+    @property
+    def of_likelihood(self) -> Tensor:
+        """(E,) which of them are weights of the likelihood."""
+        return self._at(site.name for site in self.model.likelihood.sites)
+
+    @property
+    def of_noise(self) -> Tensor:
+        """(E,) which of them is the logarithm of the noise scale."""
+        return self._at([self.model.likelihood.noise_site])
+
+    def _at(self, names: Iterable[str | None]) -> Tensor:
+        names, parts = {*names}, [torch.zeros(math.prod(self.shape), dtype=torch.bool)]
         for site in self.model.likelihood.sites:
-            parts.append(torch.full((site.numel,), not names or site.name in names))
+            parts.append(torch.full((site.numel,), site.name in names))
         return torch.cat(parts).to(self.mean.device)
 
     def draws(self, covariance: Tensor, noise: Tensor) -> Tensor:
@@ -100,7 +110,7 @@ def symmetric_noise(draws: int, size: int) -> Tensor:
     return torch.cat([half, -half])[:draws]
 
 
-def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outputs, Tensor]:
+def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[LinearOutputs, Tensor]:
     """The outputs at `at` and their derivative by all weights, example by example.
 
     It takes one forward pass, and one backward pass for each of the network's outputs. Under a
@@ -150,7 +160,7 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
     shapes = {site.name: site.shape for site in model.sites}
     if [*at] != [*shapes]:  # a prior may sample the sites in any order
         network = network[..., places(shapes, at).to(network.device)]
-    return Outputs(model, mean, shape, batch.choices, batch.extra), network
+    return LinearOutputs(model, mean, shape, batch.choices, batch.extra), network
 
 
 def slopes(total: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:

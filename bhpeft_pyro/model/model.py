@@ -21,7 +21,7 @@ from ..peft.architectures import positions_of
 from ..peft.sites import Sites
 from ..priors import Prior, PriorLike, as_prior, checked, default
 from ..priors.prior_state import moved
-from .likelihoods import Categorical, Function, Likelihood
+from .likelihoods import Categorical, Function, Likelihood, Outputs
 from .network import RandomPEFT
 
 
@@ -169,7 +169,7 @@ class Model(PyroModule):
             weights = {site.name: site.init() + value for site in own}
             outputs = torch.full((len(labels[rows]), self.network.outputs), value, device=device)
             extra = {name: values[rows].to(device) for name, values in examples.extra.items()}
-            return self.likelihood.checked(outputs, weights, extra=extra)
+            return self.likelihood.checked(Outputs(outputs, weights, extra=extra))
 
         predicted, numbers = [at(0.0), at(1.0)], labels.to(device)
         try:
@@ -246,6 +246,10 @@ class Model(PyroModule):
         extra = self.limited(columns, examples).extra
         return replace(columns, label_names=examples.label_names, extra=extra)
 
+    def outputs_under(self, weights: Mapping[str, Tensor], batch: Batch) -> Outputs:
+        """What the likelihood gets of B examples under given weights."""
+        return Outputs(self.network(weights, batch), weights, batch.choices, batch.extra)
+
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
         """The distribution of the labels, of batch shape `(*P, B)`, under given weights.
 
@@ -257,8 +261,7 @@ class Model(PyroModule):
             DataError: `batch` is not a `Batch`.
             LikelihoodError: the likelihood's distribution has another batch shape.
         """
-        outputs = self.network(weights, batch)
-        return self.likelihood.checked(outputs, weights, batch.choices, batch.extra)
+        return self.likelihood.checked(self.outputs_under(weights, batch))
 
     def forward(self, batch: Batch | None = None) -> Tensor | Mapping[str, Tensor]:
         """Sample the weights, run the transformer under them, observe the labels.
@@ -268,8 +271,7 @@ class Model(PyroModule):
         weights = checked(self.prior, self.sites)
         if batch is None:
             return weights
-        outputs = self.network(weights, batch)
-        return self.likelihood(outputs, batch, weights)
+        return self.likelihood(self.outputs_under(weights, batch), batch)
 
 
 def _bounds(support: object) -> list[Any]:

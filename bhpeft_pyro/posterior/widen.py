@@ -63,7 +63,8 @@ def _widened(
     else:
         guide = LaplaceGuide(part.model)
     guide.move(part.guide.prior_moments()[0])
-    if has_noise(guide, part.model) and not guide.means()["noise.log_scale"].any():  # not yet set
+    log_noise = part.model.likelihood.log_noise
+    if has_noise(guide, part.model) and not log_noise(guide.means()).any():  # not yet set
         settle_noise(part.model, guide, examples)
     model = centred(part.model, guide)
     if later := len(part.lineage) > 1:

@@ -19,8 +19,7 @@ from ..prediction.predict import predict
 
 def has_noise(guide: Guide, model: Model) -> bool:
     """Whether a guide is a point estimate with a noise scale, which a prior may fix."""
-    noisy = guide.point and model.likelihood.learns_noise
-    return noisy and "noise.log_scale" in guide.means()
+    return guide.point and model.likelihood.noise_site in guide.means()
 
 
 def settle_noise(
@@ -34,8 +33,8 @@ def settle_noise(
     are `known` to it, so that errors may be too small, only where that is larger."""
     _, noise = noise_of(model, guide, examples, bf16)
     if known:
-        noise = noise.maximum(guide.means()["noise.log_scale"].to(noise))
-    guide.move({"noise.log_scale": noise.float()})
+        noise = noise.maximum(model.likelihood.log_noise(guide.means()).to(noise))
+    guide.move(model.likelihood.with_log_noise(noise.float()))
 
 
 def noise_of(
@@ -46,7 +45,7 @@ def noise_of(
     forecast = predict(model, guide, examples, 0, bf16=bf16)
     assert isinstance(forecast, RatingForecast)
     errors = (forecast.mean - forecast.observed()).double()
-    own = guide.means()["noise.log_scale"].to(errors)
-    sds = forecast.aleatoric.double().sqrt() / own.exp()  # at a log scale of 0
+    log_scale = model.likelihood.log_noise(guide.means()).to(errors)
+    sds = forecast.aleatoric.double().sqrt() / log_scale.exp()  # at a log scale of 0
     scale = (errors / sds).square().mean().sqrt().clamp_min(LEAST_NOISE)
     return -Normal(0.0, scale * sds).log_prob(errors), scale.log()

@@ -239,17 +239,15 @@ class AnOutputTooMany(Likelihood):
     kind = "rating"
     outputs = 1
 
-    def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:
-        return dist.Normal(outputs, 1.0)
+    def distribution(self, outputs: Any) -> Any:
+        return dist.Normal(outputs.values, 1.0)
 
 
 @pytest.mark.parametrize("name", ["normal", "laplace", "delta"])
 @pytest.mark.parametrize("kinds", [(), None])
 def test_likelihoods_with_another_batch_shape(name: str, kinds: Any) -> None:
     model = tiny_model(kinds, 1, likelihood=AnOutputTooMany())
-    message = (
-        r"AnOutputTooMany: .*shape \((\d, )*1\), expected \(\*P, B\) = \(.*outputs\[\.\.\., 0\]"
-    )
+    message = r"AnOutputTooMany: .*shape \((\d, )*1\), expected \(\*P, B\) = \(.*\[\.\.\., 0\]"
     with pytest.raises(LikelihoodError, match=message):
         bh.fit(model, name, with_(label=[0.5, 1.0, 2.0, 3.0]), progress=False)
 

@@ -40,7 +40,7 @@ from bhpeft_pyro.guides.laplace import width
 from bhpeft_pyro.guides.laplace.choice import Candidates
 from bhpeft_pyro.guides.laplace.precision import Precision
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
-from bhpeft_pyro.model.linearized import Outputs, jacobian, symmetric_noise
+from bhpeft_pyro.model.linearized import LinearOutputs, jacobian, symmetric_noise
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import JointPrior
@@ -410,7 +410,7 @@ def test_a_ratings_noise_is_the_best_for_held_out_rows(noise: float) -> None:
     taus = torch.logspace(-2, 2, 5, dtype=torch.float64)
     log_scale = torch.tensor(0.3).log()
     mean = torch.cat([torch.randn(30, 1), log_scale.expand(30, 1)], 1)
-    outputs = Outputs(model, mean, (1,), None)
+    outputs = LinearOutputs(model, mean, (1,), None)
     labels = 3.0 + 2.0 * mean[:, 0] + noise * torch.randn(30)
     found = [[torch.diag_embed(torch.rand(30, 2).double() / tau)] for tau in taus]
     unit = model.likelihood.unit
@@ -442,7 +442,7 @@ def test_a_noise_by_text_is_the_best_for_held_out_rows() -> None:
         model = tiny_model((), likelihood.outputs, likelihood=likelihood)
         others = [by_text * torch.randn(40, 1)] if likelihood.outputs == 2 else []
         mean = torch.cat([torch.zeros(40, 1), *others, torch.full((40, 1), own)], 1)
-        outputs = Outputs(model, mean, (likelihood.outputs,), None)
+        outputs = LinearOutputs(model, mean, (likelihood.outputs,), None)
         size = mean.shape[1]
         root = torch.cat([sds[:, :1], by_text * sds[:, 1:size]], 1)
         found = [[root @ root.mT / tau] for tau in taus]
@@ -563,8 +563,8 @@ def test_the_widths_of_components_are_the_best_for_their_mixture() -> None:
     assert nll <= 1.001 * min(together).item() and nll < point_nll
 
 
-def outputs_of(values: Tensor) -> Outputs:
-    return Outputs(tiny_model((), 3), values, (3,), None)
+def outputs_of(values: Tensor) -> LinearOutputs:
+    return LinearOutputs(tiny_model((), 3), values, (3,), None)
 
 
 def test_the_output_scale_is_the_best_for_held_out_rows() -> None:
@@ -637,8 +637,8 @@ class Shifted(bh.likelihoods.Categorical):
     softmax = True
     sites = (Site("offset", (2,), ("output",), torch.ones(1), lambda: torch.tensor([2.0, -2.0])),)
 
-    def distribution(self, outputs: Tensor, weights: Any, choices: Any = None) -> Any:
-        return dist.Categorical(logits=outputs + weights["offset"])
+    def distribution(self, outputs: Any) -> Any:
+        return dist.Categorical(logits=outputs.values + outputs.weights["offset"])
 
 
 @pytest.mark.parametrize("likelihood", [Shifted(), bh.likelihoods.MultipleChoice()])
@@ -757,10 +757,9 @@ class Precise(Normal):
 
     columns = ("sd",)
 
-    def distribution(
-        self, outputs: Any, weights: Any, choices: Any = None, extra: Any = None
-    ) -> Any:
-        return dist.Normal(self._middle(outputs), weights["noise.log_scale"].exp() * extra["sd"])
+    def distribution(self, outputs: Any) -> Any:
+        sd = outputs.weights["noise.log_scale"].exp() * outputs.extra["sd"]
+        return dist.Normal(self._middle(outputs), sd)
 
 
 def test_a_noise_that_differs_by_row_is_that_of_each_row() -> None:

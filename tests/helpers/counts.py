@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor
 
-from bhpeft_pyro.model.likelihoods import Likelihood
+from bhpeft_pyro.model.likelihoods import Likelihood, Outputs
 
 COUNTS = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"] * 3, "label": [0.0, 4.0, 1.0, 9.0] * 3}
 
@@ -19,7 +17,5 @@ class Counts(Likelihood):
     kind = "rating"
     outputs = 1
 
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> Any:
-        return dist.Poisson(3.0 * outputs[..., 0].exp())
+    def distribution(self, outputs: Outputs) -> Any:
+        return dist.Poisson(3.0 * outputs.values[..., 0].exp())

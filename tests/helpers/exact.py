@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.distributions import Covariance
-from bhpeft_pyro.model.likelihoods import Likelihood
+from bhpeft_pyro.model.likelihoods import Likelihood, Outputs
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 WIDTH = 16  # of the tiny backbone
@@ -29,10 +29,8 @@ class KnownNoise(Likelihood):
     kind = "rating"
     outputs = 1
 
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> Any:
-        return dist.Normal(outputs[..., 0], self.sd)
+    def distribution(self, outputs: Outputs) -> Any:
+        return dist.Normal(outputs.values[..., 0], self.sd)
 
 
 class Designed(bh.RandomPEFT):

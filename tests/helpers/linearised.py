@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.model.likelihoods import Outputs
 
 
 class Linearised(bh.Model):
@@ -24,11 +25,14 @@ class Linearised(bh.Model):
         self.at = {name: value.detach() for name, value in at.items()}
 
     def predictive(self, weights: Mapping[str, Tensor], batch: bh.data.Batch) -> TorchDistribution:
-        return self.likelihood.checked(self._linear(weights, batch), weights, batch.choices)
+        return self.likelihood.checked(self.outputs_under(weights, batch))
 
     def forward(self, batch: bh.data.Batch) -> Tensor:
         weights = self.prior(self.sites)
-        return self.likelihood(self._linear(weights, batch), batch, weights)
+        return self.likelihood(self.outputs_under(weights, batch), batch)
+
+    def outputs_under(self, weights: Mapping[str, Tensor], batch: bh.data.Batch) -> Outputs:
+        return Outputs(self._linear(weights, batch), weights, batch.choices)
 
     def _linear(self, weights: Mapping[str, Tensor], batch: bh.data.Batch) -> Tensor:
         value, rows = derivative(bh.Model(self.network), self.at, batch)

@@ -29,6 +29,7 @@ from bhpeft_pyro.model.likelihoods import (
     MultipleChoice,
     Normal,
     OrderedLogistic,
+    Outputs,
     StudentT,
 )
 from bhpeft_pyro.peft.sites import Site
@@ -42,7 +43,7 @@ def log_prob(
     weights: Mapping[str, Tensor] | None = None,
     choices: Tensor | None = None,
 ) -> Tensor:
-    return likelihood.distribution(outputs, weights or {}, choices).log_prob(labels)
+    return likelihood.distribution(Outputs(outputs, weights or {}, choices)).log_prob(labels)
 
 
 def test_categorical_is_the_softmax() -> None:
@@ -120,7 +121,7 @@ def test_the_default_prior_favours_neither_end_of_the_levels(levels: int) -> Non
         weights = model.prior(model.sites)
     outputs = weights["head.bias"].reshape(4000, 1, 1)
     cuts = weights["cutpoints"].reshape(4000, 1, levels - 1)
-    shares = model.likelihood.distribution(outputs, {"cutpoints": cuts}).probs[:, 0]
+    shares = model.likelihood.distribution(Outputs(outputs, {"cutpoints": cuts})).probs[:, 0]
     lean = shares - shares.flip(-1)
     assert (lean.mean(0).abs() <= 4 * lean.std(0) / 4000**0.5 + 1e-6).all()
 
@@ -130,7 +131,7 @@ def test_multiple_choice_leaves_out_choices_that_do_not_exist() -> None:
     counts = [2, 4, 3]
     exist = torch.arange(4) < torch.tensor(counts).unsqueeze(1)
     found = log_prob(MultipleChoice(), scores, labels, choices=exist)
-    probs = MultipleChoice().distribution(scores, {}, exist).probs  # type: ignore[attr-defined]
+    probs = MultipleChoice().distribution(Outputs(scores, choices=exist)).probs  # type: ignore[attr-defined]
     for s in range(2):
         for i, count in enumerate(counts):
             row = special.log_softmax(scores[s, i, :count, 0].numpy())
@@ -168,9 +169,9 @@ def test_heteroscedastic_normal_has_a_scale_for_each_text() -> None:
     expected = stats.norm.logpdf(ratings.numpy(), 3 + 2 * outputs[..., 0].numpy(), scale.numpy())
     torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=2e-3, atol=2e-3)
     own = {"noise.log_scale": torch.tensor(0.0)}
-    at_zero = HeteroscedasticNormal(0.0, 2.0).distribution(torch.zeros(1, 2), own).stddev
+    at_zero = HeteroscedasticNormal(0.0, 2.0).distribution(Outputs(torch.zeros(1, 2), own)).stddev
     assert at_zero.item() == pytest.approx(2.0, rel=1e-3)
-    narrow = HeteroscedasticNormal().distribution(torch.tensor([[0.0, -1e4]]), own).stddev
+    narrow = HeteroscedasticNormal().distribution(Outputs(torch.tensor([[0.0, -1e4]]), own)).stddev
     assert narrow.item() > 0
 
 
@@ -244,7 +245,7 @@ def test_student_t_is_in_units_of_spread_around_center() -> None:
     expected = stats.t.logpdf(ratings.numpy(), 5.0, middle, scale)
     torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
     wide = {"noise.log_scale": torch.tensor(-500.0)}
-    assert StudentT().distribution(torch.zeros(1, 1), wide).stddev > 0
+    assert StudentT().distribution(Outputs(torch.zeros(1, 1), wide)).stddev > 0
 
 
 BY_THE_HOUR = Function(
@@ -286,8 +287,8 @@ def test_a_label_that_cannot_be_is_named_before_a_fit(label: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Doubled(Normal):
-    def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:
-        return dist.Normal(self._middle(2 * outputs), self._scale(weights))
+    def distribution(self, outputs: Outputs) -> Any:
+        return dist.Normal(self._middle(Outputs(2 * outputs.values)), self._scale(outputs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +321,7 @@ def test_what_is_no_likelihood_is_refused_by_name() -> None:
     table = {"text": ["w5", "w6"] * 4, "label": [1.0, 2.0] * 4}
 
     class Kindless(Likelihood):
-        def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:
+        def distribution(self, outputs: Outputs) -> Any:
             raise AssertionError
 
     with pytest.raises(LikelihoodError, match="Kindless: it has no kind"):
@@ -355,7 +356,7 @@ def test_a_distribution_of_another_kind_is_an_error() -> None:
     ):
         likelihood = bh.likelihoods.Function(function, kind)  # type: ignore[arg-type]
         with pytest.raises(LikelihoodError, match=expected):
-            likelihood.checked(torch.zeros(5, 2), {})
+            likelihood.checked(Outputs(torch.zeros(5, 2)))
 
 
 def test_option_errors() -> None:
@@ -408,8 +409,8 @@ def test_the_own_weights_of_a_likelihood_are_on_the_networks_device() -> None:
         kind, outputs = "rating", 1
         sites = (Site("own", (2,), ("part",), torch.ones(()), lambda: torch.zeros(2)),)
 
-        def distribution(self, outputs: Tensor, weights: Any, choices: Any = None) -> Any:
-            seen.extend(each.device.type for each in (outputs, weights["own"]))
+        def distribution(self, outputs: Outputs) -> Any:
+            seen.extend(each.device.type for each in (outputs.values, outputs.weights["own"]))
             raise InterruptedError  # nothing can be read on this device
 
     model = tiny_model((), 1, likelihood=Own()).to("meta")

@@ -13,7 +13,6 @@ import torch
 from components import FIRST, SECOND, TEXTS, fit, probabilities, same
 from exact import KnownNoise, flat
 from onehot import FIT, assert_posterior, exact, model, network, words
-from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.optim import Adam
 
@@ -51,8 +50,8 @@ def test_every_component_and_the_mixture_meet_the_exact_posterior() -> None:
 class Squared(KnownNoise):
     """The sign of what the network says is not seen: two modes."""
 
-    def distribution(self, outputs: Tensor, weights: Any, choices: Tensor | None = None) -> Any:
-        return dist.Normal(outputs[..., 0].square(), self.sd)
+    def distribution(self, outputs: Any) -> Any:
+        return dist.Normal(outputs.values[..., 0].square(), self.sd)
 
 
 def test_each_component_finds_a_mode_and_the_mixture_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -318,12 +319,14 @@ class Sick(Categorical):
     def __init__(self, first: int, last: int = 10**9, gradient: bool = False) -> None:
         self.__dict__.update(calls=0, first=first, last=last, gradient=gradient)
 
-    def distribution(self, outputs: Tensor, *rest: Any) -> Any:
+    def distribution(self, outputs: Any) -> Any:
         self.__dict__["calls"] += 1
         if self.first <= self.calls <= self.last:
             # sqrt has an infinite slope at 0: a finite loss whose gradient is NaN
-            outputs = outputs + ((outputs * 0).sqrt() if self.gradient else torch.nan)
-        return super().distribution(outputs, *rest)
+            values = outputs.values
+            values = values + ((values * 0).sqrt() if self.gradient else torch.nan)
+            outputs = replace(outputs, values=values)
+        return super().distribution(outputs)
 
 
 def fit_sick(likelihood: Sick, **options: Any) -> bh.Posterior:

@@ -16,7 +16,7 @@ from torch.distributions import Normal
 
 from ...base.threads import seeded
 from ...model.likelihoods.normal import LEAST_NOISE
-from ...model.linearized import Outputs, symmetric_noise
+from ...model.linearized import LinearOutputs, symmetric_noise
 
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
@@ -30,7 +30,7 @@ DRAWS = 256  # of the outputs, to evaluate a width
 _COST = 0.003  # of the point estimate's NLL, or of a nat, at most (TFB; Shi et al. 2024)
 _ALIKE = 0.001  # of the best NLL, or of a nat: smaller differences are ignored
 
-Held = Sequence[tuple[Outputs, Tensor]]
+Held = Sequence[tuple[LinearOutputs, Tensor]]
 """Outputs and labels of held-out rows, batch by batch."""
 
 
@@ -206,14 +206,14 @@ def _densities(held: Held, spreads: Sequence[Tensor] | None, scales: Tensor) -> 
     found = []
     for outputs, values, labels in _draws(held, spreads):
         each = scales.to(values).reshape(-1, 1, 1, 1)
-        scaled = outputs.labels(values * torch.where(outputs.of_likelihood(), 1.0, each))
+        scaled = outputs.labels(values * torch.where(outputs.of_likelihood, 1.0, each))
         found.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
     return torch.cat(found, 1).cpu()
 
 
 def _draws(
     held: Held, spreads: Sequence[Tensor] | None
-) -> Iterator[tuple[Outputs, Tensor, Tensor]]:
+) -> Iterator[tuple[LinearOutputs, Tensor, Tensor]]:
     """Batch by batch the outputs, draws of them, (S, B, E), and the labels."""
     for number, (outputs, labels) in enumerate(held):
         values = outputs.mean[None]
@@ -295,7 +295,7 @@ def _at_noises(held: Held, spreads: Sequence[Tensor], noises: Tensor) -> Tensor:
     found = []
     for outputs, values, labels in _draws(held, spreads):
         factors = noises.to(values).reshape(-1, 1, 1, 1)
-        own = outputs.of_likelihood("noise.log_scale")
+        own = outputs.of_noise
         away = (values - outputs.mean) * torch.where(own, 1.0, factors)
         normal = outputs.labels(outputs.mean + away)  # (F, S, B)
         scaled = Normal(normal.mean, factors.squeeze(-1) * normal.stddev)

@@ -15,14 +15,14 @@ from torch import Tensor
 from ...base.distributions import leading
 from ...data.batch import Batch
 from ...model.fisher import all_outcomes, one_outcome
-from ...model.linearized import Outputs
+from ...model.linearized import LinearOutputs
 from ...model.model import Model
 from .. import LaplaceGuide
 from ..budget import examples_at_once, gradients_at_once
 
 _LABELS = 256  # drawn for each example, where the expectation over labels has no closed form
 
-Jacobians = Iterable[tuple[Batch, Outputs, Tensor]]
+Jacobians = Iterable[tuple[Batch, LinearOutputs, Tensor]]
 """Batches with their outputs and the (B, E, D) derivatives of these."""
 
 
@@ -55,7 +55,7 @@ def measured(model: Model, guide: LaplaceGuide, rows: Jacobians, weight: float) 
     return Curvature(weight * rest, weight**0.5 * root)
 
 
-def _scores(outputs: Outputs) -> list[Tensor]:
+def _scores(outputs: LinearOutputs) -> list[Tensor]:
     """(B, E) vectors whose outer products sum to the Fisher information of the outputs."""
     values = outputs.mean.detach().requires_grad_()
     with torch.enable_grad():
@@ -67,12 +67,12 @@ def _scores(outputs: Outputs) -> list[Tensor]:
                 if total.requires_grad  # not a fixed noise scale
             ]
             likelihood = outputs.model.likelihood
-            if not likelihood.learns_noise or likelihood.constant_noise:
+            if likelihood.noise_site is None or likelihood.constant_noise:
                 return by_outcome
             # Ratings tell a noise scale times a text's factor: along a larger scale and smaller
             # factors the posterior would be as wide as the prior. So the scale counts as known to
             # the factors, and they to it.
-            own = outputs.of_likelihood("noise.log_scale")
+            own = outputs.of_noise
             return [part for each in by_outcome for part in (each * ~own, each * own)]
         values = outputs.mean.detach().expand(_LABELS, -1, -1).clone().requires_grad_()
         (total,) = one_outcome(outputs.labels(values))

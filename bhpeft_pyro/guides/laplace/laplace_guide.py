@@ -98,6 +98,7 @@ class LaplaceGuide(Guide):
         self._prior, self._joint, start = joint_normal(model, "LaplaceGuide")
         self._shapes = self._prior.shapes
         self._likelihood = {site.name for site in model.likelihood.sites}
+        self._noise = model.likelihood.noise_site or ""
         self._peft = bool(model.network.kinds)  # a head alone is linear anyway
         scaled = model.likelihood.softmax
         self._head = {site.name for site in model.sites if scaled and site.role == "head"}
@@ -270,8 +271,7 @@ class LaplaceGuide(Guide):
             output_scale: the factor of the outputs.
         """
         if noise != 1:
-            scale = self.means()["noise.log_scale"]
-            self.move({"noise.log_scale": scale + math.log(noise)})
+            self.move({self._noise: self.means()[self._noise] + math.log(noise)})
         self.unscaled = covariance
         self.tau.fill_(tau)
         self.output_scale.fill_(output_scale)
@@ -289,7 +289,7 @@ class LaplaceGuide(Guide):
         """(D,) the information of ratings about each weight under a noise scale `noise` times as
         large, as a multiple. It is taken to be about the ratings' means, except that about the
         noise scale itself, which does not change."""
-        return torch.where(self.at({"noise.log_scale"}), 1.0, noise**-2)
+        return torch.where(self.at({self._noise}), 1.0, noise**-2)
 
     def own_prior(self) -> JointPrior:
         return self._prior

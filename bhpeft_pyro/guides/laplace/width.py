@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial, singledispatch
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,8 @@ from ...base.threads import seeded
 from ...data import Examples
 from ...data.batch import Batch
 from ...model.feed import Feed
-from ...model.linearized import Outputs, jacobian, symmetric_noise
+from ...model.linearized import LinearOutputs, jacobian, symmetric_noise
 from ...model.model import Model
-from ...training.report import FitReport
 from .. import LaplaceGuide
 from ..budget import examples_at_once, rows_kept
 from .choice import (
@@ -44,6 +44,9 @@ from .choice import (
     with_noise_by_text,
 )
 from .curvature import Curvature, Gathered, Jacobians, measured
+
+if TYPE_CHECKING:
+    from ...training.report import FitReport
 
 _EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
@@ -65,7 +68,7 @@ def refine(
     return model, None
 
 
-@refine.register
+@refine.register(LaplaceGuide)
 def widen(
     guide: LaplaceGuide,
     model: Model,
@@ -150,9 +153,10 @@ def _note(
     model: Model, guide: LaplaceGuide, choice: Choice, rows: Jacobians, report: FitReport
 ) -> None:
     report.tau, report.point_nll, report.component_nll = choice.tau, choice.point_nll, choice.nll
-    if model.likelihood.learns_noise:
-        report.noise = model.likelihood.unit * guide.means()["noise.log_scale"].exp().item()
-    if model.likelihood.softmax:
+    likelihood = model.likelihood
+    if likelihood.noise_site:
+        report.noise = likelihood.unit * likelihood.log_noise(guide.means()).exp().item()
+    if likelihood.softmax:
         report.output_scale = choice.output_scale
     # KL and ELBO are those of the posterior with tau = 1, so that they compare with other guides'.
     plain, prior = guide.as_prior(), guide.own_prior()
@@ -167,9 +171,9 @@ def _note(
     nlls = []
     for batch, outputs, jacobians in rows:
         assert batch.labels is not None
-        if model.likelihood.learns_noise:  # these are from before it was chosen
-            mean, chosen = outputs.mean.clone(), guide.means()["noise.log_scale"]
-            mean[:, outputs.of_likelihood("noise.log_scale")] = chosen
+        if likelihood.noise_site:  # these are from before it was chosen
+            mean = outputs.mean.clone()
+            mean[:, outputs.of_noise] = likelihood.log_noise(guide.means())
             outputs = replace(outputs, mean=mean)
         noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
         values = outputs.draws(plain.normal.covariance.projected(jacobians), noise)
@@ -203,7 +207,8 @@ def _jacobians(
         return [torch.tensor(outputs.shape), outputs.mean, rows]
 
     for batch, (shape, mean, rows) in map_over_ranks(batches(), compute):
-        yield batch, Outputs(model, mean, tuple(shape.tolist()), batch.choices, batch.extra), rows
+        of_one = tuple(shape.tolist())
+        yield batch, LinearOutputs(model, mean, of_one, batch.choices, batch.extra), rows
 
 
 def _outputs(model: Model, examples: Examples) -> int:
@@ -298,7 +303,7 @@ def _candidates(
         for inverse in inverses
     ]
     spreads: list[list[Tensor]] = [[] for _ in inner]
-    held: list[tuple[Outputs, Tensor]] = []
+    held: list[tuple[LinearOutputs, Tensor]] = []
     for batch, outputs, jacobians in _jacobians(model, guide, shown):
         assert batch.labels is not None
         rows = jacobians * prior.scale
@@ -309,7 +314,7 @@ def _candidates(
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
     # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
-    free = model.likelihood.learns_noise and given is None and not guide.informed
+    free = model.likelihood.noise_site is not None and given is None and not guide.informed
     if model.likelihood.constant_noise:
         return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
     if free:

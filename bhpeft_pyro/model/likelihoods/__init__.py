@@ -2,11 +2,11 @@
 
 Each is a small class with `outputs` (how many numbers the head must give for each example), `sites`
 (its own random tensors, real-valued, with a prior like any other) and
-`distribution(outputs, weights)`.
+`distribution(outputs)`.
 """
 
 from .categorical import Categorical, MultiLabel, MultipleChoice, OrderedLogistic
-from .likelihood import Function, Likelihood
+from .likelihood import Function, Likelihood, Outputs
 from .normal import HeteroscedasticNormal, Normal, StudentT
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "MultipleChoice",
     "Normal",
     "OrderedLogistic",
+    "Outputs",
     "StudentT",
 ]

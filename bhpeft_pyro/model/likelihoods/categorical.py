@@ -14,7 +14,7 @@ from torch.nn import functional
 from ...base.checks import Number, check_fields
 from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
-from .likelihood import Likelihood, of_existing
+from .likelihood import Likelihood, Outputs
 
 _MOST = 20.0  # of a step's logarithm: under a wide posterior it would overflow
 
@@ -23,7 +23,7 @@ _MOST = 20.0  # of a step's logarithm: under a wide posterior it would overflow
 class Categorical(Likelihood):
     """Classes, by the softmax of one output for each class.
 
-    >>> Categorical().distribution(torch.zeros(2, 4), {}).probs[0].tolist()
+    >>> Categorical().distribution(Outputs(torch.zeros(2, 4))).probs[0].tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
 
@@ -37,10 +37,8 @@ class Categorical(Likelihood):
     def num_labels(self, outputs: int) -> int | None:
         return outputs
 
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> TorchDistribution:
-        return dist.Categorical(logits=outputs)
+    def distribution(self, outputs: Outputs) -> TorchDistribution:
+        return dist.Categorical(logits=outputs.values)
 
 
 @dataclass(frozen=True)
@@ -86,16 +84,14 @@ class OrderedLogistic(Likelihood):
         places = functional.pad(_steps(weights).cumsum(-1), (1, 0))
         return weights["cutpoints"][..., :1] + places - places.mean(-1, keepdim=True)
 
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> TorchDistribution:
-        above = self.cutpoints(weights) - outputs[..., :1]
+    def distribution(self, outputs: Outputs) -> TorchDistribution:
+        above = self.cutpoints(outputs.weights) - outputs.values[..., :1]
         # P(l < x < u) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)): in logarithms, as a difference of
         # probabilities near 1 is 0 and has no gradient.
         ends = torch.zeros_like(above[..., :1])
         below_upper = torch.cat([functional.logsigmoid(above), ends], -1)
         above_lower = torch.cat([ends, functional.logsigmoid(-above)], -1)
-        steps = _steps(weights)
+        steps = _steps(outputs.weights)
         width = (-torch.expm1(-steps)).clamp_min(torch.finfo(steps.dtype).tiny).log()
         logits = below_upper + above_lower + functional.pad(width, (1, 1))
         return dist.Categorical(logits=logits)
@@ -112,7 +108,7 @@ class MultipleChoice(Likelihood):
 
     >>> scores = torch.tensor([[[0.], [0.], [5.]]])
     >>> exist = torch.tensor([[True, True, False]])
-    >>> MultipleChoice().distribution(scores, {}, exist).probs.tolist()
+    >>> MultipleChoice().distribution(Outputs(scores, choices=exist)).probs.tolist()
     [[0.5, 0.5, 0.0]]
     """
 
@@ -124,10 +120,8 @@ class MultipleChoice(Likelihood):
         """As for `Categorical`."""
         return type(self) is MultipleChoice
 
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> TorchDistribution:
-        return dist.Categorical(logits=of_existing(outputs[..., 0], choices))
+    def distribution(self, outputs: Outputs) -> TorchDistribution:
+        return dist.Categorical(logits=outputs.of_existing(outputs.values[..., 0]))
 
 
 @dataclass(frozen=True)
@@ -136,13 +130,11 @@ class MultiLabel(Likelihood):
 
     Given the weights, labels are independent.
 
-    >>> MultiLabel().distribution(torch.zeros(2, 4), {}).mean[0].tolist()
+    >>> MultiLabel().distribution(Outputs(torch.zeros(2, 4))).mean[0].tolist()
     [0.5, 0.5, 0.5, 0.5]
     """
 
     kind = "labels"
 
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> TorchDistribution:
-        return dist.Bernoulli(logits=outputs).to_event(1)
+    def distribution(self, outputs: Outputs) -> TorchDistribution:
+        return dist.Bernoulli(logits=outputs.values).to_event(1)

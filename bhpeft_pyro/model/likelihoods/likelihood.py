@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import pyro
@@ -21,10 +20,34 @@ from ...data.columns import Kind
 from ...errors import LikelihoodError
 from ...peft.sites import Site
 
-Extra = Mapping[str, Tensor]
-"""Further columns of the data by name, each (B,), or (S, B/S) where S draws share the batch."""
 
-NO_EXTRA: Extra = MappingProxyType({})
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a likelihood gets of B examples: the network's outputs, and what goes with them.
+
+    Attributes:
+        values: `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices, with any particle dims
+            P.
+        weights: for each of the likelihood's own sites `(*P, 1, *site.shape)`, or `site.shape`
+            alone.
+        choices: (B, C) bool, True where a choice exists; None if all do.
+        extra: further columns of the data by name, each (B,), or (S, B/S) where S draws share the
+            batch.
+    """
+
+    values: Tensor
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    choices: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def of_existing(self, scores: Tensor) -> Tensor:
+        """`(*P, B, C)` scores of the choices, -inf for those that do not exist."""
+        if self.choices is None:
+            return scores
+        # Draws that share the batch out hold B/S examples each.
+        shared = scores.dim() > 2
+        exist = self.choices.reshape(-1, *scores.shape[-2:]) if shared else self.choices
+        return scores.masked_fill(~exist, -torch.inf)
 
 
 _KINDS: dict[Kind, tuple[type, str]] = {
@@ -36,7 +59,7 @@ _KINDS: dict[Kind, tuple[type, str]] = {
 
 
 class Likelihood(ABC):
-    """p(label | outputs, own weights). For one of your own, derive and define `distribution`.
+    """p(label | outputs, its weights). For one of your own, derive and define `distribution`.
 
     Attributes:
         kind: what a label is: "class", "labels" (any number of them), "rating" (a number) or
@@ -45,30 +68,29 @@ class Likelihood(ABC):
         constant_noise: whether labels are a constant plus `unit` times the first output plus Normal
             noise that no output changes. Under Normal weights they are then Normal themselves,
             given the noise scale, and predictions have a closed form.
-        learns_noise: whether labels are numbers with Normal noise whose sd is proportional to
-            exp(s), with s its site "noise.log_scale" (). Held-out rows then choose the noise scale
-            of a point estimate, and that of `laplace` together with its width.
+        noise_site: the name of its site s () where labels are numbers with Normal noise whose sd is
+            proportional to exp(s); None if there is no such noise. Held-out rows then choose the
+            noise scale of a point estimate, and that of `laplace` together with its width.
         unit: the size of an output of 1 in the labels' own unit.
         softmax: whether only differences between the outputs (of classes or choices) matter.
             Derivatives by the weights then take one backward pass less, and held-out rows choose a
             factor of the outputs of `laplace`, after its width.
         columns: further columns of numbers that it reads, such as an exposure or a rater.
-            `distribution` gets them by name as its argument `extra`; they broadcast against
-            `outputs[..., 0]`.
+            They come as `outputs.extra`, and broadcast against `outputs.values[..., 0]`.
 
     >>> import pyro.distributions as dist
     >>> class Counts(Likelihood):
     ...     kind, outputs = "rating", 1
-    ...     def distribution(self, outputs, weights, choices=None):
-    ...         return dist.Poisson(outputs[..., 0].exp())
-    >>> Counts().distribution(torch.zeros(7, 5, 1), {}).batch_shape  # 7 draws, 5 examples
+    ...     def distribution(self, outputs):
+    ...         return dist.Poisson(outputs.values[..., 0].exp())
+    >>> Counts().distribution(Outputs(torch.zeros(7, 5, 1))).batch_shape  # 7 draws, 5 examples
     torch.Size([7, 5])
     """
 
     kind: Kind
     outputs: int | None = None
     constant_noise: bool = False
-    learns_noise: bool = False
+    noise_site: str | None = None
     unit: float = 1.0
     softmax: bool = False
     columns: tuple[str, ...] = ()
@@ -93,22 +115,21 @@ class Likelihood(ABC):
         """
         return self
 
+    def log_noise(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """(), the logarithm of the noise scale under some weights, if there is a `noise_site`. The
+        scale is a multiple of `unit`."""
+        assert self.noise_site is not None
+        return weights[self.noise_site]
+
+    def with_log_noise(self, log_noise: Tensor) -> dict[str, Tensor]:
+        """The weights that set the noise scale to exp(log_noise)."""
+        assert self.noise_site is not None
+        return {self.noise_site: log_noise}
+
     @abstractmethod
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> TorchDistribution:
-        """The distribution of the labels.
-
-        Args:
-            outputs: `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices, with any particle
-                dims P.
-            weights: for each of its own sites `(*P, 1, *site.shape)`, or `site.shape` alone.
-            choices: (B, C) bool, True where a choice exists; None if all do.
-
-        Returns:
-            A distribution of batch shape `(*P, B)`: over classes or choices a `dist.Categorical`,
-            over K labels a `dist.Bernoulli` of event shape (K,).
-        """
+    def distribution(self, outputs: Outputs) -> TorchDistribution:
+        """The distribution of the labels, of batch shape `(*P, B)`: over classes or choices a
+        `dist.Categorical`, over K labels a `dist.Bernoulli` of event shape (K,)."""
 
     def num_labels(self, outputs: int) -> int | None:
         """The number of classes or labels when the head gives `outputs` numbers; None if it is not
@@ -120,52 +141,30 @@ class Likelihood(ABC):
         known = self.kind == "labels" or (self.kind == "class" and outputs > 1)
         return outputs if known else None
 
-    def of(
-        self,
-        outputs: Tensor,
-        weights: Mapping[str, Tensor],
-        choices: Tensor | None = None,
-        extra: Extra = NO_EXTRA,
-    ) -> TorchDistribution:
-        """`distribution`, with those of the extra columns that it reads.
-
-        Raises:
-            LikelihoodError: one of them is missing.
-        """
-        if not self.columns:
-            return self.distribution(outputs, weights, choices)
-        if missing := [name for name in self.columns if name not in extra]:
-            raise LikelihoodError(
-                f"{type(self).__name__}: it reads the column {missing[0]!r}, and the batch has "
-                f"{', '.join(map(repr, extra)) or 'no extra columns'}"
-            )
-        own: dict[str, Any] = {"extra": {name: extra[name] for name in self.columns}}
-        return self.distribution(outputs, weights, choices, **own)
-
-    def checked(
-        self,
-        outputs: Tensor,
-        weights: Mapping[str, Tensor],
-        choices: Tensor | None = None,
-        extra: Extra = NO_EXTRA,
-    ) -> TorchDistribution:
+    def checked(self, outputs: Outputs) -> TorchDistribution:
         """`distribution`, after a check that it has one label for each example.
 
-        Its own weights may be `(*P, *shape)` or, as `distribution` gets them, `(*P, 1, *shape)`.
+        The weights may be `(*P, *shape)` or, as `distribution` gets them, `(*P, 1, *shape)`.
 
         Raises:
-            LikelihoodError: the batch shape is another, or the distribution is not of the kind.
+            LikelihoodError: a column that it reads is missing, the batch shape is another, or the
+                distribution is not of the kind.
         """
-        expected = outputs.shape[: -2 if self.kind == "choice" else -1]
-        own = dict(weights)
+        if missing := [name for name in self.columns if name not in outputs.extra]:
+            raise LikelihoodError(
+                f"{type(self).__name__}: it reads the column {missing[0]!r}, and the batch has "
+                f"{', '.join(map(repr, outputs.extra)) or 'no extra columns'}"
+            )
+        expected = outputs.values.shape[: -2 if self.kind == "choice" else -1]
+        weights = dict(outputs.weights)
         for site in self.sites:
             value = weights[site.name]
             lead = tuple(value.shape[: value.dim() - site.ndim])
             if lead and (len(lead) < len(expected) or lead[-1] != 1):
                 lead = (*lead, 1)  # the place of the examples
-                own[site.name] = value.reshape(*lead, *site.shape)
+                weights[site.name] = value.reshape(*lead, *site.shape)
             expected = torch.broadcast_shapes(expected, lead)
-        distribution = self.of(outputs, own, choices, extra)
+        distribution = self.distribution(replace(outputs, weights=weights))
         what, expected_kind = _KINDS[self.kind]
         if not isinstance(distribution, Distribution):
             raise LikelihoodError(
@@ -176,7 +175,7 @@ class Likelihood(ABC):
             raise LikelihoodError(
                 f"{type(self).__name__}: its distribution has batch shape "
                 f"{tuple(distribution.batch_shape)}, expected (*P, B) = {tuple(expected)} for "
-                f"outputs of shape {tuple(outputs.shape)}; did you take outputs[..., 0]?"
+                f"outputs of shape {tuple(outputs.values.shape)}; did you take [..., 0] of them?"
             )
         events = len(distribution.event_shape)
         if not isinstance(base_of(distribution), what) or events != (self.kind == "labels"):
@@ -186,12 +185,12 @@ class Likelihood(ABC):
             )
         return distribution
 
-    def __call__(self, outputs: Tensor, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Observe the batch's labels, scaled to the whole data set (N / B), or sample some."""
-        distribution = self.checked(outputs, weights, batch.choices, batch.extra)
+        distribution = self.checked(outputs)
         shown = distribution.batch_shape[-1]  # B, or B/S where the batch is shared out
         size = len(batch) if batch.size is None else batch.size
-        subsample = torch.arange(shown, device=outputs.device)
+        subsample = torch.arange(shown, device=outputs.values.device)
         plate = pyro.plate("data", size, subsample=subsample, dim=-1)
         with plate, pyro.poutine.scale(scale=batch.weight):
             return pyro.sample("label", distribution, obs=batch.labels)
@@ -216,7 +215,7 @@ class Function(Likelihood):
 
     >>> import pyro.distributions as dist
     >>> waits = Function(lambda outputs: dist.Exponential(outputs[..., 0].exp()))
-    >>> waits.distribution(torch.zeros(7, 5, 1), {}).mean.shape
+    >>> waits.distribution(Outputs(torch.zeros(7, 5, 1))).mean.shape
     torch.Size([7, 5])
     """
 
@@ -250,23 +249,9 @@ class Function(Likelihood):
                 f"bh.likelihoods.Function(function, kind={needs})"
             )
 
-    def distribution(
-        self,
-        outputs: Tensor,
-        weights: Mapping[str, Tensor],
-        choices: Tensor | None = None,
-        extra: Extra = NO_EXTRA,
-    ) -> TorchDistribution:
-        found = self.function(outputs, extra) if self.columns else self.function(outputs)
-        if self.kind == "choice" and isinstance(found, Categorical):
-            return pyro.distributions.Categorical(logits=of_existing(found.logits, choices))
-        return found
-
-
-def of_existing(scores: Tensor, choices: Tensor | None) -> Tensor:
-    """`(*P, B, C)` scores, -inf for choices that do not exist; `choices` as for `distribution`."""
-    if choices is None:
-        return scores
-    # Draws that share the batch out hold B/S examples each.
-    exist = choices.reshape(-1, *scores.shape[-2:]) if scores.dim() > 2 else choices
-    return scores.masked_fill(~exist, -torch.inf)
+    def distribution(self, outputs: Outputs) -> TorchDistribution:
+        more = (outputs.extra,) if self.columns else ()
+        labels = self.function(outputs.values, *more)
+        if self.kind == "choice" and isinstance(labels, Categorical):
+            return pyro.distributions.Categorical(logits=outputs.of_existing(labels.logits))
+        return labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -15,8 +14,9 @@ from torch.nn import functional
 from ...base.checks import MAYBE_POSITIVE, Number, check_fields
 from ...errors import DataError, LikelihoodError
 from ...peft.sites import Site, zeros
-from .likelihood import Likelihood
+from .likelihood import Likelihood, Outputs
 
+_SITE = "noise.log_scale"
 LEAST_NOISE = 1e-3
 """The least noise scale that is set rather than trained, in units; ratings may all be the same."""
 _COARSE = 0.01  # of the spread: rounding then adds 1e-5 to the variance
@@ -63,18 +63,18 @@ class Ratings(Likelihood):
     def start(self, labels: Tensor) -> dict[str, Tensor]:
         """The noise of a constant prediction: the labels' sd."""
         sd = labels.float().std(correction=len(labels) > 1).clamp_min(LEAST_NOISE * self.unit)
-        return {"noise.log_scale": (sd / self.unit).log()}
+        return {_SITE: (sd / self.unit).log()}
 
     @property
     def sites(self) -> tuple[Site, ...]:
         unit = torch.tensor(1.0, dtype=torch.float32)
-        return (Site("noise.log_scale", (), (), unit, zeros((), unit)),)
+        return (Site(_SITE, (), (), unit, zeros((), unit)),)
 
-    def _middle(self, outputs: Tensor) -> Tensor:
-        return (self.center or 0.0) + self.unit * outputs[..., 0]
+    def _middle(self, outputs: Outputs) -> Tensor:
+        return (self.center or 0.0) + self.unit * outputs.values[..., 0]
 
-    def _scale(self, weights: Mapping[str, Tensor]) -> Tensor:
-        return self.unit * weights["noise.log_scale"].clamp(-_MOST, _MOST).exp()
+    def _scale(self, outputs: Outputs) -> Tensor:
+        return self.unit * outputs.weights[_SITE].clamp(-_MOST, _MOST).exp()
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,17 @@ class Normal(Ratings):
             positive one.
 
     >>> fit = Normal(center=3., spread=2.).distribution(
-    ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})
+    ...     Outputs(torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)}))
     >>> fit.mean.item(), fit.stddev.item()
     (3.0, 2.0)
     """
 
     outputs = 1
     constant_noise = True
-    learns_noise = True
+    noise_site = _SITE
 
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> TorchDistribution:
-        return dist.Normal(self._middle(outputs), self._scale(weights))
+    def distribution(self, outputs: Outputs) -> TorchDistribution:
+        return dist.Normal(self._middle(outputs), self._scale(outputs))
 
 
 @dataclass(frozen=True)
@@ -125,20 +123,18 @@ class HeteroscedasticNormal(Ratings):
         LikelihoodError: as for `Normal`.
 
     >>> fit = HeteroscedasticNormal(center=3., spread=2.).distribution(
-    ...     torch.zeros(1, 2), {"noise.log_scale": torch.tensor(0.)})
+    ...     Outputs(torch.zeros(1, 2), {"noise.log_scale": torch.tensor(0.)}))
     >>> fit.mean.item(), round(fit.stddev.item(), 3)
     (3.0, 2.0)
     """
 
     outputs = 2
-    learns_noise = True
+    noise_site = _SITE
 
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> TorchDistribution:
+    def distribution(self, outputs: Outputs) -> TorchDistribution:
         # softplus, shifted to give 1 at 0: no overflow, and never exactly 0
-        factor = functional.softplus(outputs[..., 1] + 0.5413248546) + 1e-4
-        return dist.Normal(self._middle(outputs), self._scale(weights) * factor)
+        factor = functional.softplus(outputs.values[..., 1] + 0.5413248546) + 1e-4
+        return dist.Normal(self._middle(outputs), self._scale(outputs) * factor)
 
 
 @dataclass(frozen=True)
@@ -157,7 +153,7 @@ class StudentT(Ratings):
         LikelihoodError: as for `Normal`; or `df` is not above 2.
 
     >>> fit = StudentT(center=3., spread=2.).distribution(
-    ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})
+    ...     Outputs(torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)}))
     >>> fit.mean.item(), round(fit.stddev.item(), 3)
     (3.0, 2.828)
     """
@@ -169,7 +165,5 @@ class StudentT(Ratings):
         super().__post_init__()
         check_fields(self, {"df": Number(above=2)}, "StudentT", LikelihoodError)
 
-    def distribution(
-        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
-    ) -> TorchDistribution:
-        return dist.StudentT(self.df, self._middle(outputs), self._scale(weights))
+    def distribution(self, outputs: Outputs) -> TorchDistribution:
+        return dist.StudentT(self.df, self._middle(outputs), self._scale(outputs))

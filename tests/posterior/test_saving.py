@@ -1,118 +1,53 @@
-"""Posteriors on disk: whole, checked, and never a pickle."""
+"""Posteriors on disk: one file, whole, never a pickle; several processes; files of others."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
-import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from counts import COUNTS, Counts
-from exact import independent
-from pyro.infer.autoguide import AutoNormal
+from forks import start, wait
+from make_saved import BACKBONE, SAVED, TEXTS
 from safetensors import safe_open
-from saves import load, rewrite
-from torch import Tensor
+from saves import load
+from transformers import AutoModel
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.base import files
 from bhpeft_pyro.base.files import write
 from bhpeft_pyro.errors import SaveError, WriteError
-from bhpeft_pyro.guides import MixtureGuide, NormalGuide
-from bhpeft_pyro.model.likelihoods import (
-    Categorical,
-    Function,
-    HeteroscedasticNormal,
-    Likelihood,
-    MultipleChoice,
-    Normal,
-    OrderedLogistic,
-)
-from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
+from bhpeft_pyro.posterior import saving
+from bhpeft_pyro.posterior.saving import FILE, FORMAT
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.training.report import FitReport
 
-QUIZ = {
-    "question": ["w5 w9", "w7", "w8 w8", "w20"],
-    "choices": [["w9", "w10 w11", "w12"], ["w13", "w14"], ["w15", "w16 w17"], ["w18", "w19"]],
-    "answer": [2, 0, 1, 0],
-}
-STARS = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": [0, 1, 2, 1]}
-RATINGS = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": [0.5, 1.5, -2.0, 1.0]}
-CLASSES = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": ["no", "yes", "no", "yes"]}
-DATA: list[tuple[Likelihood, dict[str, Any]]] = [
-    (Categorical(), CLASSES),
-    (OrderedLogistic(3), STARS),
-    (MultipleChoice(), QUIZ),
-    (Normal(1.0, 2.0), RATINGS),
-    (HeteroscedasticNormal(0.5, 1.5), RATINGS),
-]
+Rounds = tuple[bh.streams.History, list[str]]
 
 
-def fit(
-    likelihood: Likelihood | None = None,
-    data: Any = None,
-    kinds: Any = (),
-    guide: Any = "normal",
-    prior: Any = None,
-    components: int | None = None,
-) -> bh.Posterior:
-    likelihood = Categorical() if likelihood is None else likelihood
-    model = tiny_model(kinds, likelihood.outputs or 2, prior, likelihood)
-    data = CLASSES if data is None else data
-    how: dict[str, Any] = {"max_steps": 3, "lr": 0.3, "progress": False}
-    return bh.fit(model, guide, data, components=components, **how)
+def fit(steps: int = 2, kinds: Any = ()) -> bh.Posterior:
+    return bh.fit(tiny_model(kinds), "normal", tiny_examples(), max_steps=steps, progress=False)
 
 
-def fields(forecast: Any) -> dict[str, Any]:
-    return {k: v for k, v in vars(forecast).items() if v is not None}
+@pytest.fixture(scope="module")
+def one() -> bh.Posterior:
+    return fit()
 
 
-def assert_same_forecast(one: Any, other: Any) -> None:
-    one, other = fields(one), fields(other)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        if isinstance(value, Tensor):
-            assert torch.equal(value, other[name]), name
-        else:
-            assert value == other[name], name
+@pytest.fixture(scope="module")
+def two() -> bh.Posterior:
+    return fit(3)
 
 
-def test_numpys_numbers_come_back_as_plain_ones(tmp_path: Path) -> None:
-    """As `labels.max() + 1` and a grid over ranks give them."""
-    kinds = (bh.peft.LoRA(rank=np.int64(3), alpha=np.float32(4), layers=np.arange(1)),)
-    network = bh.RandomPEFT(tiny_backbone(), kinds, bh.Head(np.int64(2)), tiny_tokenizer())
-    prior = bh.priors.FunctionSpaceNormal(change=np.float32(0.25))
-    fitted = bh.fit(bh.Model(network, prior), "normal", CLASSES, max_steps=1, progress=False)
-    fitted.save(tmp_path / "run")
-    again = load(tmp_path / "run").model
-    assert again.network.kinds == (bh.peft.LoRA(rank=3, alpha=4.0, layers=(0,)),)
-    assert again.network.head == bh.Head(2) and again.prior == fitted.model.prior
-
-
-@pytest.mark.parametrize("guide", ["normal", "laplace"])
-@pytest.mark.parametrize(("likelihood", "data"), DATA)
-def test_every_likelihood_comes_back_in_both_rounds(
-    likelihood: Likelihood, data: dict[str, Any], guide: str, tmp_path: Path
-) -> None:
-    first = fit(likelihood, data, guide=guide, components=2 if guide == "laplace" else 1)
-    second = first.update(data, again=True)
-    for posterior, name in ((first, "one"), (second, "two")):
-        posterior.save(tmp_path / name)
-        loaded = load(tmp_path / name)
-        assert loaded.model.likelihood == likelihood
-        assert loaded.lineage == posterior.lineage
-        assert loaded.columns == posterior.columns
-        assert_same_forecast(posterior.predict(data, 5), loaded.predict(data, 5))
-    # The prior of the second round is there too: its KL is what it was.
-    third, again = (each.update(data, again=True) for each in (second, load(tmp_path / "two")))
-    assert third.report.history == again.report.history
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 # What is on the disk
@@ -122,76 +57,57 @@ def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def forbidden(*_args: Any, **_options: Any) -> Any:
         raise AssertionError("pickle in use")
 
-    posterior = fit(kinds=bh.presets.bh_peft()).update(CLASSES, again=True)
-    for module, names in (
+    posterior = fit(kinds=bh.presets.bh_peft()).update(tiny_examples(12, seed=1))
+    for module, functions in (
         (torch, ("save", "load")),
         (pickle, ("dump", "dumps", "load", "loads", "Unpickler", "Pickler")),
     ):
-        for name in names:
-            monkeypatch.setattr(module, name, forbidden)
+        for function in functions:
+            monkeypatch.setattr(module, function, forbidden)
     posterior.save(tmp_path)
     load(tmp_path)
     monkeypatch.undo()
-    files = sorted(path.name for path in tmp_path.iterdir())
-    assert len(files) == 2 and files[0].endswith(".safetensors") and files[1] == "posterior.json"
-    with safe_open(tmp_path / files[0], "pt") as tensors:
-        names = list(tensors.keys())
-    assert "guide.loc.lora/query/A" in names
+    assert names(tmp_path) == [FILE]
+    with safe_open(tmp_path / FILE, "pt") as file:
+        tensors, plain = list(file.keys()), json.loads(file.metadata()["posterior"])
+    assert "guide.loc.lora/query/A" in tensors
+    assert set(plain["written_by"]) == {"bhpeft_pyro", "torch", "transformers"}
     # The frozen backbone is named, not copied.
-    assert not [name for name in names if any(word in name for word in ("embeddings", "encoder"))]
+    assert not [name for name in tensors if any(w in name for w in ("embeddings", "encoder"))]
 
 
-def test_cut_off_altered_and_missing_files(tmp_path: Path) -> None:
-    fit().save(tmp_path)
-    (tensors,) = tmp_path.glob("*.safetensors")
-    index = tmp_path / "posterior.json"
-    whole = {path: path.read_bytes() for path in (tensors, index)}
-
-    def check(path: Path, content: bytes | None, message: str) -> None:
-        path.unlink()
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(SaveError, match=message) as error:
-            load(tmp_path)
-        assert str(path) in str(error.value) or str(tmp_path) in str(error.value)
-        path.write_bytes(whole[path])
-
-    data = bytearray(whole[tensors])
-    check(tensors, whole[tensors][:-7], "cut off or altered")
-    check(tensors, b"", "cut off or altered")
-    data[-3] ^= 1  # a single bit of a weight
-    check(tensors, bytes(data), "cut off or altered")
-    check(tensors, None, "is missing")
-    check(index, whole[index][:-9], "cut off")
-    check(index, b"", "cut off")
-    check(index, b"[1, 2]", "not a saved posterior")
-    check(index, b"\xff\xfe\x00", "not a saved posterior")
-    check(index, None, "no saved posterior")
-    changed = whole[index].replace(b'"temperature": 1.0', b'"temperature": 0.5')
-    assert changed != whole[index]
-    check(index, changed, "altered")
-    load(tmp_path)  # and whole again
-    with pytest.raises(SaveError, match="no saved posterior"):
-        load(tmp_path / "elsewhere")
+@pytest.mark.parametrize("name", ["normal", "laplace"])
+def test_a_posterior_of_an_earlier_commit_loads_and_can_be_updated(name: str) -> None:
+    folder = SAVED / f"format-{FORMAT}-{name}"
+    backbone = AutoModel.from_pretrained(BACKBONE)
+    posterior = bh.Posterior.load(folder, backbone, tokenizer=tiny_tokenizer())
+    expected = torch.tensor(json.loads((folder / "expected.json").read_text()))
+    found = posterior.predict(TEXTS, samples=0).probabilities
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert len(posterior.lineage) == 2
+    third = posterior.update({"text": ["w5 w33"], "label": ["no"]}, max_steps=1)
+    assert len(third.lineage) == 3
 
 
-def test_another_format_and_unknown_parts(tmp_path: Path) -> None:
-    cases: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-        (lambda content: content.update(format=99), "format 99, expected"),
-        (lambda content: content.pop("format"), "format None"),
-        (lambda content: content.pop("tensors"), "tensors"),
-        (lambda content: content.pop("lineage"), "lineage"),
-        (lambda content: content["head"].update(pool="max"), "pool"),
-        (lambda content: content["head"].update({"class": "Site"}), "'Site'"),
-        (lambda content: content.update(guide="horoscope"), "horoscope"),
-        (lambda content: content["prior"].update(kind="oracle"), "oracle"),
-    ]
-    saved = fit().save(tmp_path / "saved")
-    for number, (change, message) in enumerate(cases):
-        folder = Path(shutil.copytree(saved, tmp_path / str(number)))
-        rewrite(folder, change)
-        with pytest.raises(SaveError, match=message):
-            load(folder)
+def test_a_folder_of_an_earlier_version_is_not_taken_for_an_empty_one(
+    tmp_path: Path, one: bh.Posterior
+) -> None:
+    (tmp_path / "posterior.json").write_text("{}")
+    with pytest.raises(SaveError, match="holds a posterior already"):
+        one.save(tmp_path)
+    with pytest.raises(SaveError, match="of an earlier version"):
+        _ = bh.streams.History(tmp_path.parent).rounds
+    one.save(tmp_path, overwrite=True)
+    assert load(tmp_path).lineage == one.lineage
+
+
+def test_a_header_is_no_larger_than_others_read(
+    tmp_path: Path, one: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "_LARGEST", 1000)
+    with pytest.raises(SaveError, match=r"take [\d,]+ bytes, expected at most 1,000; a .*History"):
+        one.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_another_backbone_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -202,85 +118,29 @@ def test_another_backbone_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match=r"backbone: .*weights differ"):
         bh.Posterior.load(tmp_path, other, tokenizer=tiny_tokenizer())
     assert all(parameter.requires_grad for parameter in other.parameters())
-    with pytest.raises(SaveError, match="no saved posterior"):
-        bh.Posterior.load(tmp_path / "posterior.json", tiny_backbone())
-
-
-# Overwriting, and crashes
-
-
-def test_overwriting_has_to_be_asked_for(tmp_path: Path) -> None:
-    first, second = fit(), fit(STARS_LIKELIHOOD, STARS)
-    first.save(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(SaveError, match="overwrite=True"):
-        second.save(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    second.save(tmp_path, overwrite=True)
-    assert load(tmp_path).model.likelihood == STARS_LIKELIHOOD
-    assert len(list(tmp_path.iterdir())) == 2  # the old tensors are gone
-    (tmp_path / ".posterior.json.0123456789abcdef").write_text("of a save that was killed")
-    (tmp_path / ".mine").write_text("of no save")
-    first.save(tmp_path, overwrite=True)
-    (tmp_path / ".mine").unlink()
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    file = tmp_path / "file"
-    file.write_text("mine")
-    with pytest.raises(SaveError, match="is a file"):
-        first.save(file, overwrite=True)
-    assert file.read_text() == "mine"
-
-
-STARS_LIKELIHOOD = OrderedLogistic(3)
-
-
-@pytest.mark.parametrize("at", [1, 2])
-def test_a_crash_while_saving_leaves_the_old_posterior(
-    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = fit()
-    second = first.update(CLASSES, again=True)
-    first.save(tmp_path)
-    calls: list[int] = []
-    replace = os.replace
-
-    def crash(source: Any, target: Any) -> None:
-        calls.append(1)
-        if len(calls) == at:
-            raise OSError("the disk is full")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(WriteError, match=rf"cannot write {tmp_path}.*: the disk is full"):
-        second.save(tmp_path, overwrite=True)
-    monkeypatch.undo()
-    assert len(calls) == at
-    loaded = load(tmp_path)
-    assert_same_forecast(loaded.predict(CLASSES, 3), first.predict(CLASSES, 3))
-    assert len(loaded.lineage) == 1
-    files = [path.name for path in tmp_path.iterdir()]
-    assert all(name.startswith("posterior") for name in files), files
-    second.save(tmp_path, overwrite=True)
-    assert len(load(tmp_path).lineage) == 2
-    assert len(list(tmp_path.iterdir())) == 2
+    for place in (tmp_path / FILE, tmp_path / "elsewhere"):
+        with pytest.raises(SaveError, match="no saved posterior"):
+            bh.Posterior.load(place, tiny_backbone())
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002])
-def test_files_may_be_read_by_whom_the_umask_says(umask: int, tmp_path: Path) -> None:
+def test_files_may_be_read_by_whom_the_umask_says(
+    umask: int, tmp_path: Path, one: bh.Posterior
+) -> None:
     """They were their owner's alone, so nobody could load what lay in a shared folder."""
     before = os.umask(umask)
     try:
-        folder = fit().save(tmp_path / "saved")
+        folder = one.save(tmp_path / "saved")
         (tmp_path / "other").touch()
     finally:
         os.umask(before)
-    assert len(list(folder.iterdir())) == 2
-    for file in folder.iterdir():
-        assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert (folder / FILE).stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_a_renamed_file_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its folder was not: after a power cut the old name could be back."""
+def test_what_was_renamed_or_made_is_on_the_disk(
+    tmp_path: Path, one: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder was not flushed: after a power cut the old name could be back."""
     done: list[str] = []
     replace, fsync = os.replace, os.fsync
     monkeypatch.setattr(os, "replace", lambda *args: done.append("replace") or replace(*args))
@@ -293,181 +153,187 @@ def test_a_renamed_file_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
     )
     write(tmp_path / "file", b"text")
     assert done == ["file", "replace", "folder"]
+    flushed: list[Path] = []
+    monkeypatch.setattr(files, "keep_names", flushed.append)
+    one.save(tmp_path / "a" / "b" / "c")
+    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= {*flushed}
 
 
-# Priors and guides of one's own
+def test_earlier_rounds_are_saved_without_most_of_their_steps(tmp_path: Path) -> None:
+    posterior = fit()
+    last = posterior.report.history[-1]
+    posterior.report.history = [last | {"step": step, "loss": 1 / step} for step in range(1, 401)]
+    posterior = posterior.update(tiny_examples(12, seed=20))
+    posterior.report.history = posterior.lineage[0].history[:]
+    again = load(posterior.save(tmp_path / "one"))
+    first, before = again.lineage[0], posterior.lineage[0]
+    assert len(before.history) == 400 and len(first.history) == 100
+    assert first.history[50:] == before.history[350:] and str(first) == str(before)
+    assert first.history[0] == before.history[0]
+    assert again.report == posterior.report and len(again.report.history) == 400
+    third = again.update(tiny_examples(12, seed=21), max_steps=2)
+    assert load(third.save(tmp_path / "two")).lineage[0] == first  # once and not again
 
 
-def wide(sites: Sequence[Any]) -> dict[str, Tensor]:
-    return independent(sites, 2.0)
+# Overwriting, crashes, and files of others
 
 
-def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:
-    posterior = fit(prior=wide)
-    posterior.save(tmp_path / "function")
-    with pytest.raises(SaveError, match=rf"prior: .*{__name__}:wide.*prior=") as error:
-        load(tmp_path / "function")
-    with pytest.raises(SaveError, match=rf"prior: .*:wide'; got '{__name__}:tied'"):
-        load(tmp_path / "function", prior=tied)
-    assert "0x" not in str(error.value)
-    loaded = load(tmp_path / "function", prior=wide)
-    assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
-    fit(prior=dist.Normal(0.0, 1.0)).save(tmp_path / "distribution")
-    with pytest.raises(SaveError, match="PatternPrior'") as error:
-        load(tmp_path / "distribution")
-    assert "0x" not in str(error.value)
-    assert load(tmp_path / "distribution", prior=dist.Normal(0.0, 1.0)).report.steps == 3
+def test_overwriting_has_to_be_asked_for_and_leaves_other_files_alone(
+    tmp_path: Path, one: bh.Posterior, two: bh.Posterior
+) -> None:
+    one.save(tmp_path)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(SaveError, match="overwrite=True"):
+        two.save(tmp_path)
+    assert names(tmp_path) == [FILE] and (tmp_path / FILE).read_bytes() == before
+    mine = ["posterior-backup.safetensors", ".posterior_notes", "posterior.bak", ".posterior"]
+    killed = f".{FILE}.0123456789abcdef"
+    for name in (*mine, killed):
+        (tmp_path / name).write_text("kept")
+    two.save(tmp_path, overwrite=True)
+    assert load(tmp_path).report == two.report
+    assert names(tmp_path) == sorted([*mine, FILE])
+    one.save(tmp_path, overwrite=True)
+    assert (tmp_path / FILE).read_bytes() == before
+    file = tmp_path / ".posterior"
+    with pytest.raises(SaveError, match="is a file"):
+        one.save(file, overwrite=True)
+    assert file.read_text() == "kept"
 
 
-def tied(sites: Any) -> Any:
-    """One tensor for two sites of the same shape."""
-    values = {}
-    for site in sites:
-        if site.name == "lora.value.A":
-            value = values["lora.query.A"]
-            values[site.name] = pyro.deterministic(site.name, value, event_dim=site.ndim)
-        else:
-            normal = dist.Normal(0.0, 0.1 * site.unit).expand(site.shape).to_event(site.ndim)
-            values[site.name] = pyro.sample(site.name, normal)
-    return values
+def test_a_crash_while_saving_leaves_the_old_posterior(
+    tmp_path: Path, one: bh.Posterior, two: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(_source: Any, _target: Any) -> None:
+        raise OSError("the disk is full")
+
+    one.save(tmp_path)
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(WriteError, match=rf"cannot write {tmp_path}.*: the disk is full"):
+        two.save(tmp_path, overwrite=True)
+    monkeypatch.undo()
+    assert load(tmp_path).report == one.report and names(tmp_path) == [FILE]
+    two.save(tmp_path, overwrite=True)
+    assert load(tmp_path).report == two.report and names(tmp_path) == [FILE]
 
 
-def test_a_prior_with_fewer_latents_than_weights_comes_back(tmp_path: Path) -> None:
-    posterior = bh.fit(tiny_model(prior=tied), "normal", CLASSES, max_steps=2, progress=False)
-    posterior.save(tmp_path)
-    again = bh.Posterior.load(tmp_path, posterior.model.network.backbone, prior=tied)
-    weights = again.sample(3)
-    assert torch.equal(weights["lora.query.A"], weights["lora.value.A"])
-    assert torch.equal(weights["head.weight"], posterior.sample(3)["head.weight"])
+# Rounds that are not where their names say
 
 
-class OwnAuto(AutoNormal):
-    """An autoguide of one's own."""
+@pytest.fixture
+def rounds(tmp_path: Path) -> Rounds:
+    history = bh.streams.History(tmp_path / "rounds")
+    posterior, ids = fit(), []
+    for seed in range(3):
+        if ids:
+            posterior = posterior.update(tiny_examples(12, seed=10 + seed))
+        ids.append(history.add(posterior))
+    return history, ids
 
 
-def test_a_guide_that_cannot_be_saved_leaves_the_disk_alone(tmp_path: Path) -> None:
-    model = tiny_model(())
-    posterior = bh.fit(model, OwnAuto(model), CLASSES, max_steps=3, progress=False)
-    with pytest.raises(SaveError, match=r"guide: OwnAuto cannot .*by name.*into new ones$"):
-        posterior.save(tmp_path / "new")
-    assert not list(tmp_path.iterdir())
-
-
-class OneScale(NormalGuide):
-    """A guide of one's own, with an option."""
-
-    def __init__(self, model: bh.Model, init_scale: float = 0.3, note: Any = None) -> None:
-        super().__init__(model, init_scale=init_scale)
-        self.note = note
-
-    def options(self) -> dict[str, Any]:
-        return {"init_scale": 0.3, "note": self.note}
-
-
-def point(batch: Any) -> None:
-    """A guide function for a head alone."""
-    for name, shape in (("head.weight", (2, 16)), ("head.bias", (2,))):
-        loc = pyro.param(f"{name}.loc", torch.zeros(shape))
-        pyro.sample(name, dist.Normal(loc, 0.1).to_event(len(shape)))
-
-
-def test_a_guide_of_one_s_own_comes_back_with_its_class_or_function(tmp_path: Path) -> None:
-    model = tiny_model(())
-    for name, guide, code, other in (
-        ("class", OneScale(model, note=("a", 1)), OneScale, point),
-        ("function", point, point, OneScale),
-    ):
-        posterior = bh.fit(model, guide, CLASSES, max_steps=3, progress=False)
-        folder = posterior.save(tmp_path / name)
-        loaded = load(folder, guide=code)
-        assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
-        assert_same_forecast(
-            load(folder, guide=guide).predict(CLASSES, 3), loaded.predict(CLASSES, 3)
-        )
-        with pytest.raises(SaveError, match=rf"guide: .*{__name__}:{code.__name__}'; pass guide="):
+def test_a_round_copied_over_another_is_refused(rounds: Rounds) -> None:
+    """`load` looked for the rounds before it for ever."""
+    history, ids = rounds
+    first, second, third = (history.folder / round_id for round_id in ids)
+    # A new round left out the reports that it took to be in the folder of another.
+    last = load(third)
+    shutil.rmtree(third)
+    shutil.copytree(first, third)
+    fourth = last.update(tiny_examples(12, seed=30))
+    later = saving.save(fourth, history.folder / fourth.report.id, False, alone=False)
+    assert load(later).lineage == fourth.lineage
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    for folder in (second, later):
+        with pytest.raises(SaveError, match=rf"{ids[0]} holds round {ids[1]}, expected {ids[0]}"):
             load(folder)
-        with pytest.raises(SaveError, match=rf"guide: .*:{code.__name__}'; got .*{other.__name__}"):
-            load(folder, guide=other)
-    assert load(tmp_path / "class", guide=OneScale).guide.note == ["a", 1]
-    ready = bh.Posterior.of(model, NormalGuide(model), CLASSES).save(tmp_path / "ready")
-    with pytest.raises(SaveError, match=r"NormalGuide', which needs no guide=; got .*OneScale"):
-        load(ready, guide=OneScale)
-    both = MixtureGuide([OneScale(model), OneScale(model)])
-    folder = bh.Posterior.of(model, both, CLASSES).save(tmp_path / "mixture")
-    assert {type(each) for each in load(folder, guide=OneScale).guide.components} == {OneScale}
 
 
-def test_a_guide_that_could_not_be_made_again_is_refused(tmp_path: Path) -> None:
-    class Needs(NormalGuide):
-        def __init__(self, model: bh.Model, size: int) -> None:
-            super().__init__(model)
+def test_a_round_comes_once(tmp_path: Path, one: bh.Posterior) -> None:
+    # A round that continues itself, and two that continue each other.
+    for name, parent in (("self", "self"), ("a", "b"), ("b", "a")):
+        report = FitReport(4, "", bh.FitOptions(), id=name, parent=parent)
+        one.replace(lineage=(report,)).save(tmp_path / name)
+    for name in ("self", "a", "b"):
+        with pytest.raises(SaveError, match=f"continues round {name} twice"):
+            load(tmp_path / name)
 
-        def options(self) -> dict[str, Any]:
-            return {}
 
-    model = tiny_model(())
-    for guide, message in (
-        (Needs(model, 3), "Needs cannot be saved, as it cannot be made again from .*'size'; exp"),
-        (OneScale(model, note=torch.zeros(2)), "OneScale cannot be saved: its note is a Tensor"),
+# Two processes
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Wait before the file gets its name."""
+    replace = os.replace
+
+    def waits(source: Any, target: Any) -> None:
+        time.sleep(seconds)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", waits)
+
+
+def both(*work: Callable[[], Any], apart: float = 0.0) -> list[int]:
+    """The exit codes of children that run beside each other."""
+    children = []
+    for function in work:
+        children.append(start(function))
+        time.sleep(apart)
+    return [wait(child) for child in children]
+
+
+def test_a_save_that_began_first_comes_first(
+    tmp_path: Path, one: bh.Posterior, two: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pauses() -> None:
+        slow(monkeypatch, 0.5)
+        two.save(tmp_path, overwrite=True)
+
+    codes = both(pauses, lambda: one.save(tmp_path, overwrite=True), apart=0.2)
+    assert codes == [0, 0]
+    assert load(tmp_path).report == one.report and names(tmp_path) == [FILE]
+
+
+def test_of_two_first_saves_one_is_told(
+    tmp_path: Path, one: bh.Posterior, two: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(monkeypatch, 0.3)
+
+    def saves(posterior: bh.Posterior) -> None:
+        try:
+            posterior.save(tmp_path / "new")
+        except SaveError as error:
+            assert "holds a posterior already" in str(error)
+            os._exit(3)
+
+    codes = both(lambda: saves(one), lambda: saves(two))
+    assert sorted(codes) == [0, 3]
+    assert load(tmp_path / "new").report == (one, two)[codes.index(0)].report
+
+
+def test_a_save_does_not_wait_for_ever(
+    tmp_path: Path, one: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_WAIT", 0.2)
+    with (
+        files.alone_in(tmp_path),
+        pytest.raises(SaveError, match=r"another process .* saving to .* for 0\.2 seconds"),
     ):
-        posterior = bh.fit(model, guide, CLASSES, max_steps=3, progress=False)
-        with pytest.raises(SaveError, match=f"guide: .*{message}"):
-            posterior.save(tmp_path / "own")
-    assert not list(tmp_path.iterdir())
-    second = posterior.update({"text": ["w8", "w9"], "label": ["no", "yes"]}, guide="normal")
-    assert second.save(tmp_path / "second").exists()
+        one.save(tmp_path)
+    one.save(tmp_path)
 
 
-@dataclass(frozen=True)
-class Louder(Normal):
-    """A data class of one's own; `fit` sets the fields that it inherits."""
+def test_who_is_reading_goes_on_with_the_old_file(
+    tmp_path: Path, one: bh.Posterior, two: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.save(tmp_path)
+    fstat = os.fstat
 
-    factor: Any = 1.0
+    def saved_meanwhile(number: int) -> os.stat_result:
+        monkeypatch.undo()
+        two.save(tmp_path, overwrite=True)
+        return fstat(number)
 
-
-class Forgetful(Counts):
-    """It keeps its argument under another name."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.speed = rate
-
-
-def waits(outputs: Tensor, extra: Any) -> Any:
-    return dist.Exponential(extra["hours"] * outputs[..., 0].exp())
-
-
-def test_a_likelihood_of_one_s_own_comes_back_with_its_class_or_function(tmp_path: Path) -> None:
-    hours = {**COUNTS, "label": [0.5, 4.0, 1.0, 9.0] * 3, "hours": [1.0, 2.0, 1.0, 2.0] * 3}
-    for name, own, code, data in (
-        ("plain", Counts(), Counts, COUNTS),
-        ("fields", Louder(factor=(1.5, 2)), Louder, RATINGS),
-        ("function", Function(waits, columns=("hours",)), waits, hours),
-    ):
-        posterior = fit(own, data)
-        folder = posterior.save(tmp_path / name)
-        loaded = load(folder, likelihood=code)
-        assert_same_forecast(posterior.predict(data, 3), loaded.predict(data, 3))
-        assert vars(loaded.model.likelihood) == vars(posterior.model.likelihood)
-        assert vars(load(folder, likelihood=own).model.likelihood) == vars(loaded.model.likelihood)
-        with pytest.raises(SaveError, match=rf"likelihood: .*:{code.__name__}'; pass likelihood="):
-            load(folder)
-        with pytest.raises(SaveError, match=rf"likelihood: .*:{code.__name__}'; got .*:Normal'"):
-            load(folder, likelihood=Normal)
-    with pytest.raises(
-        SaveError, match=r"likelihood: .*:Categorical', which needs no likelihood=; got .*:Counts'"
-    ):
-        load(fit().save(tmp_path / "ready"), likelihood=Counts())
-    message = r"likelihood: Louder cannot be saved: its factor is a Tensor; expected None, numbers"
-    with pytest.raises(SaveError, match=message):
-        fit(Louder(factor=torch.zeros(2)), RATINGS).save(tmp_path / "new")
-    with pytest.raises(SaveError, match="argument: 'rate'; expected an attribute of its name for"):
-        fit(Forgetful(2.0), COUNTS).save(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_posterior_of_no_round_comes_back(tmp_path: Path) -> None:
-    """Of a guide that was trained by Pyro's own `SVI`, say."""
-    model = tiny_model(())
-    bh.Posterior(model, NormalGuide(model), ()).save(tmp_path)
-    assert bh.Posterior.load(tmp_path, tiny_backbone()).lineage == ()
+    monkeypatch.setattr(os, "fstat", saved_meanwhile)
+    assert load(tmp_path).report == one.report
+    assert load(tmp_path).report == two.report

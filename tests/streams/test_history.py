@@ -69,8 +69,8 @@ def test_a_round_takes_the_same_room_however_many_were_before_it(tmp_path: Path)
     sizes = []
     for data in (None, *(tiny_examples(12, seed=20 + i) for i in range(5))):
         posterior = posterior if data is None else posterior.update(data)
-        index = history.folder / history.add(posterior) / "posterior.json"
-        sizes.append(index.stat().st_size)
+        file = history.folder / history.add(posterior) / "posterior.safetensors"
+        sizes.append(file.stat().st_size)
     assert max(sizes[2:]) < 1.1 * min(sizes[2:])  # but for the digits of numbers
     # Saved by itself it is whole, and so is one whose earlier rounds were not added.
     alone = saves.load(posterior.save(tmp_path / "alone"))

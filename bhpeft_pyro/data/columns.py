@@ -1,16 +1,13 @@
-"""How a table is read, and its columns as checked texts, answers and numbers."""
+"""How a table is read, and its cells: texts, choices, and words with their labels."""
 
 from __future__ import annotations
 
 import json
-import math
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, TypeVar
-
-import torch
-from torch import Tensor
 
 from ..base.checks import MAYBE_COUNT, Rule, check_fields, shown, string, strings
 from ..errors import ConfigError, DataError
@@ -19,6 +16,7 @@ Kind = Literal["class", "labels", "rating", "choice"]
 """A class, several labels, a real number, or the index of the right one of several choices."""
 
 MAX_CHOICES = 8
+FILL_IN = "; drop the row or fill it in"
 
 V = TypeVar("V")
 W = TypeVar("W")
@@ -94,54 +92,44 @@ class Columns:
         return self.answer if kind == "choice" else self.label
 
 
-def check_texts(values: Sequence[Any], column: str) -> list[str]:
-    """The values, if all of them are str that are not blank."""
-    return each_row(values, lambda i, value: check_text(value, column, i))
+def wrong(column: str, rows: int | Sequence[int], problem: str) -> DataError:
+    """The error about a cell of a row, or about those of several."""
+    rows = [rows] if isinstance(rows, int) else rows
+    return DataError.of_rows(f"column {column!r}", rows, problem)
 
 
-def each_row(values: Iterable[V], read: Callable[[int, V], W]) -> list[W]:
-    """What `read` makes of each row's number and value; one error for all rows that it refuses."""
-    found: list[W] = []
-    errors: list[DataError] = []
+class CellError(Exception):
+    """What is wrong with a cell; `read_cells` says where it is."""
+
+
+def read_cells(values: Iterable[V], column: str, read: Callable[[V], W]) -> list[W]:
+    """What `read` makes of each cell; one error for all cells of which it raises a CellError."""
+    results: list[W] = []
+    rows: list[int] = []
+    problem = ""
     for i, value in enumerate(values):
         try:
-            found.append(read(i, value))
-        except DataError as error:
-            if not error.rows:
-                raise
-            errors.append(error)
-    if errors:
-        rows = [row for error in errors for row in error.rows]
-        raise DataError.of_rows(errors[0].where, rows, errors[0].problem)
-    return found
+            results.append(read(value))
+        except CellError as error:
+            rows.append(i)
+            problem = problem or str(error)
+    if rows:
+        raise wrong(column, rows, problem)
+    return results
 
 
-def read_choices(
-    values: Sequence[Any], column: str
-) -> tuple[list[list[str]], list[list[Any] | None]]:
-    """The texts of each example's choices, and their names (A, B, C, ...) if there are any."""
-
-    def read(i: int, value: Any) -> tuple[list[str], list[Any] | None]:
-        labels = None
-        value = as_list(value, column, i)
-        if isinstance(value, dict) and "text" in value:
-            value, labels = value["text"], value.get("label")
-        for each in (value,) if labels is None else (value, labels):
-            if not isinstance(each, list):
-                raise wrong(column, i, f"a {type(each).__name__}; expected a list of str")
-        if not 2 <= len(value) <= MAX_CHOICES:
-            raise wrong(column, i, f"{len(value)} choices; expected 2 to {MAX_CHOICES}")
-        if labels is not None and len(labels) != len(value):
-            raise wrong(column, i, f"{len(value)} texts but {len(labels)} labels")
-        for k, text in enumerate(value):
-            check_text(text, column, i, f"choice {k}: ")
-        return value, labels
-
-    every = each_row(values, read)
-    return [texts for texts, _ in every], [names for _, names in every]
+def check_text(value: Any, where: str = "") -> str:
+    """A text, which is a str that is not blank."""
+    if value is None:
+        raise CellError(f"{where}the text is missing{FILL_IN}")
+    if not isinstance(value, str):
+        raise CellError(f"{where}{shown(value)} is a {type(value).__name__}; expected a str")
+    if not value.strip():
+        raise CellError(f"{where}the text is empty{FILL_IN}")
+    return value
 
 
-def as_list(value: Any, column: str, row: int) -> Any:
+def as_list(value: Any) -> Any:
     """A cell, read as JSON if it is a str, as in a CSV file."""
     if not isinstance(value, str):
         return value
@@ -149,115 +137,82 @@ def as_list(value: Any, column: str, row: int) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         expected = 'is not a list; expected JSON such as ["yes", "no"]'
-        raise wrong(column, row, f"{shown(value)} {expected}") from error
+        raise CellError(f"{shown(value)} {expected}") from error
 
 
-FILL_IN = "; drop the row or fill it in"
+def as_choices(value: Any) -> tuple[list[str], list[Any] | None]:
+    """The texts of the choices in a cell, and their names (A, B, C, ...) if there are any."""
+    texts, names = as_list(value), None
+    if isinstance(texts, dict) and "text" in texts:
+        texts, names = texts["text"], texts.get("label")
+    for part in (texts,) if names is None else (texts, names):
+        if not isinstance(part, list):
+            raise CellError(f"a {type(part).__name__}; expected a list of str")
+    if not 2 <= len(texts) <= MAX_CHOICES:
+        raise CellError(f"{len(texts)} choices; expected 2 to {MAX_CHOICES}")
+    if names is not None and len(names) != len(texts):
+        raise CellError(f"{len(texts)} texts but {len(names)} labels")
+    return [check_text(text, f"choice {k}: ") for k, text in enumerate(texts)], names
 
 
-def check_text(value: Any, column: str, row: int, where: str = "") -> str:
-    """One text, which is a str that is not blank."""
-    if value is None:
-        raise wrong(column, row, f"{where}the text is missing{FILL_IN}")
-    if not isinstance(value, str):
-        what = f"{shown(value)} is a {type(value).__name__}"
-        raise wrong(column, row, f"{where}{what}; expected a str")
-    if not value.strip():
-        raise wrong(column, row, f"{where}the text is empty{FILL_IN}")
-    return value
+def as_words(value: Any) -> list[str]:
+    """The words of a sentence: a list of them, in a CSV file as JSON, or a str that is split at
+    white space.
+
+    >>> as_words('["New York", "is"]'), as_words("New York"), as_words("[1]")
+    (['New York', 'is'], ['New', 'York'], ['[1]'])
+    """
+    words = value
+    if isinstance(value, str):
+        words = value.split()
+        if value.startswith("["):
+            with suppress(ValueError, RecursionError):
+                listed = json.loads(value)
+                words = listed if all(isinstance(word, str) for word in listed) else words
+    if not isinstance(words, list):
+        raise CellError(f"{shown(words)}; expected a list of words, or a text")
+    if not words:
+        raise CellError(f"there is no word{FILL_IN}")
+    return [check_text(word, f"word {k}: ") for k, word in enumerate(words)]
 
 
-def unlabelled(values: Sequence[Any], column: str, placeholder: bool) -> bool:
-    """Whether a label is missing, or all are -1, the placeholder for classes in test splits of the
-    hub. Warns if there are others, which are then not used."""
-    missing = sum(value is None or value == "" or value != value for value in values)
-    if 0 < missing < len(values):
-        warnings.warn(
-            f"column {column!r}: {missing} of {len(values)} labels are missing, so none is used",
-            stacklevel=5,
-        )
-    return bool(missing) or (placeholder and all(value == -1 for value in values))
+def labelled_words(
+    cells: Sequence[Any] | None, column: str, sentences: Sequence[Sequence[str]], needed: bool
+) -> tuple[list[Any] | None, list[int]]:
+    """The labels of those words that have one, neither None nor -100, and these words' numbers. A
+    cell is a list for a sentence, in a CSV file as JSON.
+
+    Without labels, or if some word has none and they are not `needed`, None and all words.
+    """
+
+    def read(row: tuple[Any, Sequence[str]]) -> list[Any]:
+        of_words, words = as_list(row[0]), row[1]
+        if not isinstance(of_words, list):
+            raise CellError(f"{shown(of_words)}; expected a list with a label for each word")
+        if len(of_words) != len(words):
+            raise CellError(f"{len(of_words)} labels for {len(words)} words")
+        return [None if label == -100 else label for label in of_words]
+
+    rows = zip(cells or (), sentences, strict=False)
+    labels = [*chain.from_iterable(read_cells(rows, column, read))]
+    kept = [i for i, label in enumerate(labels) if label is not None]
+    every = [*range(sum(map(len, sentences)))]
+    if cells is None or (len(kept) < len(every) and not needed):
+        return None, every
+    if not kept:
+        raise DataError(f"column {column!r}: no word has a label")
+    return [labels[i] for i in kept], kept
 
 
-def is_number(value: Any) -> bool:
-    """Whether a cell is a finite number, or a str that reads as one."""
+@contextmanager
+def naming_words(sentences: Sequence[Sequence[str]], kept: Sequence[int]) -> Iterator[None]:
+    """Name sentence and word where reading the labels of the words `kept` fails at one of them."""
     try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
-
-
-def read_ratings(values: Sequence[Any], column: str, what: str = "rating") -> Tensor:
-    """(N,) float32 ratings, or other numbers."""
-
-    def check_number(i: int, value: Any) -> None:
-        if isinstance(value, str) and not is_number(value):
-            raise wrong(column, i, f"{shown(value)} is not a number; expected a {what}, as 3.5")
-
-    # First, because one such cell makes a reader turn all the others into str.
-    each_row(values, check_number)
-    missing = "label" if what == "rating" else what
-    check_types(values, column, (float, int), "a real number", bool, missing)
-    ratings = torch.tensor(values, dtype=torch.float32)
-    if bad := (~ratings.isfinite()).nonzero().flatten().tolist():
-        first = values[bad[0]]
-        problem = "is too large for float32" if math.isfinite(first) else "is not finite"
-        raise wrong(column, bad, f"{first!r} {problem}")
-    return ratings
-
-
-def read_answers(
-    values: Sequence[Any],
-    column: str,
-    choices: Sequence[Sequence[str]],
-    names: Sequence[Sequence[Any] | None],
-) -> Tensor:
-    """(N,) int64 indices of the right choices."""
-    check_types(values, column, (int, str), "an index, or the text or name of a choice", bool)
-
-    def read(i: int, row: tuple[Any, Sequence[str], Sequence[Any] | None]) -> int:
-        value, texts, labels = row
-        # A reader may have made 1 of "1", the name of a choice.
-        if isinstance(value, str) or any(map(is_number, labels or ())):
-            options = [*map(str, texts if labels is None else labels)]
-            if (found := options.count(str(value))) != 1:
-                what = f"{value!r} matches {found} of the choices {options}"
-                raise wrong(column, i, f"{what}; expected exactly one")
-            value = options.index(str(value))
-        if not 0 <= value < len(texts):
-            raise wrong(column, i, f"answer {value}; expected 0 to {len(texts) - 1}")
-        return int(value)
-
-    answers = each_row(zip(values, choices, names, strict=True), read)
-    return torch.tensor(answers, dtype=torch.int64)
-
-
-def check_types(
-    values: Sequence[Any],
-    column: str,
-    types: tuple[type, ...],
-    expected: str,
-    refused: type | tuple[type, ...] = (),
-    what: str = "label",
-) -> None:
-    """All values of the right types, and none missing."""
-
-    def check_there(i: int, value: Any) -> None:
-        if value is None or (value != value and float not in types):
-            raise wrong(column, i, f"the {what} is missing ({value})")
-
-    def check_type(i: int, value: Any) -> None:
-        if not isinstance(value, types) or isinstance(value, refused):
-            given = f"{shown(value)} is a {type(value).__name__}"
-            raise wrong(column, i, f"{given}; expected {expected}")
-
-    # First, because a missing label makes a reader turn the others into floats.
-    each_row(values, check_there)
-    each_row(values, check_type)
-
-
-def wrong(column: str, rows: int | Sequence[int], problem: str) -> DataError:
-    """The error about a cell of a row, or about those of several."""
-    return DataError.of_rows(
-        f"column {column!r}", [rows] if isinstance(rows, int) else rows, problem
-    )
+        yield
+    except DataError as error:
+        if not error.rows:
+            raise
+        places = [(i, k) for i, words in enumerate(sentences) for k in range(len(words))]
+        bad = [places[kept[row]] for row in error.rows]
+        rows = [*dict.fromkeys(sentence for sentence, _ in bad)]
+        raise DataError.of_rows(error.where, rows, f"word {bad[0][1]}: {error.problem}") from error

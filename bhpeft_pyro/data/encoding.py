@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any, get_args
 
@@ -15,26 +13,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..base.checks import Number, boolean, check, one_of, shown
-from ..base.progress import tracked
-from ..base.threads import give_way, sampling
+from ..base.checks import Number, check, one_of, shown
+from ..base.threads import sampling
 from ..errors import ConfigError, DataError
 from .columns import (
     Columns,
     Kind,
-    check_texts,
-    read_answers,
-    read_choices,
-    read_ratings,
-    unlabelled,
+    as_choices,
+    as_words,
+    check_text,
+    labelled_words,
+    naming_words,
+    read_cells,
     wrong,
 )
 from .copies import hashes_of, plain
 from .examples import Examples
-from .labels import read_classes, read_labels
+from .labels import read_answers, read_classes, read_labels, read_ratings, unlabelled
 from .sources import in_file, read
-from .tokens import CHUNK, Tokens
-from .words import labelled_words, naming_words, read_words, tokenise_words
+from .tokens import joins_pairs, tokenise, tokenise_words
 
 
 class CutWarning(UserWarning):
@@ -112,7 +109,6 @@ def encode(
     ([[True, True, False], [True, True, True]], [1, 2])
     """
     num_labels = _check_arguments(tokenizer, kind, each_word, columns, num_labels)
-    labelled, new_names = boolean("labelled", labelled), boolean("new_names", new_names)
     names = columns.label_names
     if isinstance(source, Examples):
         _check_compatible(source, tokenizer, kind, each_word, columns, num_labels, labelled)
@@ -125,78 +121,74 @@ def encode(
         # It has none, or `grow` has added some since.
         return replace(source, label_names=tuple(names), num_labels=len(names))
 
+    target, text = columns.target(kind), columns.inputs(kind)[0]
+    limit = _limit(tokenizer, columns, kind)
+
+    def labels_of(
+        values: list[Any] | None, feature: object
+    ) -> tuple[Tensor | None, Sequence[str] | None, int | None]:
+        """Classes, labels or ratings; names and number of the classes."""
+        if values is None:
+            return None, names, num_labels
+        if kind == "rating":
+            return read_ratings(values, target), None, None
+        reader = read_labels if kind == "labels" else read_classes
+        return reader(values, target, feature, names, num_labels, new_names)
+
     with in_file(source):
-        return _encoded(
-            source, tokenizer, kind, each_word, columns, num_labels, labelled, new_names
-        )
-
-
-def _encoded(
-    source: object,
-    tokenizer: PreTrainedTokenizerBase,
-    kind: Kind,
-    each_word: bool,
-    columns: Columns,
-    num_labels: int | None,
-    labelled: bool,
-    new_names: bool,
-) -> Examples:
-    """See `encode`."""
-    names, target = columns.label_names, columns.target(kind)
-    pair = len(columns.inputs(kind)) == 2
-    limit = _limit(tokenizer, columns.max_length, pair and not _joins_pairs(tokenizer))
-    table = read(source, kind, columns, labelled)
-    values: list[Any] | None = table[target][:] if target in table.column_names else None
-    placeholder = kind in ("class", "choice") and "-1" not in (names or ())
-    if values is not None and not labelled and unlabelled(values, target, placeholder):
-        values = None
-    extra = {name: read_ratings(table[name][:], name, "number") for name in columns.extra}
-    text, feature = columns.inputs(kind)[0], table.features.get(target)
-    answers = partial(_read_labels, kind, columns, num_labels, new_names)
-    counts: Tensor | None = None
-    words: Tensor | None = None
-    if each_word:
-        sentences = read_words(table[text][:], text)
-        values, kept = labelled_words(values, target, sentences, labelled)
-        with naming_words(sentences, kept):
-            labels, names, num_labels = answers(values, getattr(feature, "feature", None))
-        tokens, every = tokenise_words(tokenizer, sentences, limit, text)
-        words = every[kept]
-        hashes = hashes_of((" ".join(sentence),) for sentence in sentences)[words[:, 3]]
-        extra = {name: value[words[:, 3]] for name, value in extra.items()}
-        whole = [*chain.from_iterable(sentences)]
-        texts = [whole[i] for i in kept]
-    else:
-        texts = check_texts(table[text][:], text)
-        rows: list[tuple[str, ...]] = [(each,) for each in texts]
-        if kind == "choice":
-            choices, marks = read_choices(table[columns.choices][:], columns.choices)
-            counts = torch.tensor([len(options) for options in choices])
-            # Each choice is read on its own, so their order makes no difference.
-            asked = zip(texts, choices, strict=True)
-            hashes = hashes_of((q, *sorted(map(plain, own))) for q, own in asked)
-            rows = [(q, each) for q, own in zip(texts, choices, strict=True) for each in own]
-            labels = None if values is None else read_answers(values, target, choices, marks)
+        table = read(source, kind, columns, labelled)
+        values: list[Any] | None = table[target][:] if target in table.column_names else None
+        placeholder = kind in ("class", "choice") and "-1" not in (names or ())
+        if values is not None and not labelled and unlabelled(values, target, placeholder):
+            values = None
+        extra = {name: read_ratings(table[name][:], name, "number") for name in columns.extra}
+        feature = table.features.get(target)
+        counts: Tensor | None = None
+        words: Tensor | None = None
+        if each_word:
+            sentences = read_cells(table[text][:], text, as_words)
+            values, kept = labelled_words(values, target, sentences, labelled)
+            with naming_words(sentences, kept):
+                labels, called, count = labels_of(values, getattr(feature, "feature", None))
+            tokens, every = tokenise_words(tokenizer, sentences, limit, text)
+            words = every[kept]
+            hashes = hashes_of((" ".join(sentence),) for sentence in sentences)[words[:, 3]]
+            extra = {name: value[words[:, 3]] for name, value in extra.items()}
+            whole = [*chain.from_iterable(sentences)]
+            texts = [whole[i] for i in kept]
         else:
-            if columns.pair is not None:
-                rows = [*zip(texts, check_texts(table[columns.pair][:], columns.pair), strict=True)]
-            hashes = hashes_of(rows)
-            labels, names, num_labels = answers(values, feature)
-        tokens, cut = _tokenise(tokenizer, rows, limit)
-        owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
-        if int(tokens.lengths.min()) == 0:
-            empty = owner[tokens.lengths == 0].unique().tolist()
-            problem = f"the tokenizer finds no token in {shown(texts[empty[0]])}"
-            raise wrong(text, empty, problem)
-        if cut:
-            warnings.warn(CutWarning(len(owner[cut].unique()), len(texts), limit), stacklevel=3)
+            texts = read_cells(table[text][:], text, check_text)
+            rows: list[tuple[str, ...]] = [(each,) for each in texts]
+            if kind == "choice":
+                choices = read_cells(table[columns.choices][:], columns.choices, as_choices)
+                counts = torch.tensor([len(options) for options, _ in choices])
+                asked = [(q, options) for q, (options, _) in zip(texts, choices, strict=True)]
+                # Each choice is read on its own, so their order makes no difference.
+                hashes = hashes_of((q, *sorted(map(plain, options))) for q, options in asked)
+                rows = [(q, option) for q, options in asked for option in options]
+                labels = None if values is None else read_answers(values, target, choices)
+                called, count = names, num_labels
+            else:
+                if columns.pair is not None:
+                    second = read_cells(table[columns.pair][:], columns.pair, check_text)
+                    rows = [*zip(texts, second, strict=True)]
+                hashes = hashes_of(rows)
+                labels, called, count = labels_of(values, feature)
+            tokens, cut = tokenise(tokenizer, rows, limit)
+            owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
+            if int(tokens.lengths.min()) == 0:
+                empty = owner[tokens.lengths == 0].unique().tolist()
+                problem = f"the tokenizer finds no token in {shown(texts[empty[0]])}"
+                raise wrong(text, empty, problem)
+            if cut:
+                warnings.warn(CutWarning(len(owner[cut].unique()), len(texts), limit), stacklevel=2)
     return Examples(
         kind=kind,
         tokens=tokens,
         labels=labels,
         texts=tuple(texts),
-        label_names=None if names is None else tuple(names),
-        num_labels=num_labels if names is None else len(names),
+        label_names=None if called is None else tuple(called),
+        num_labels=count if called is None else len(called),
         counts=counts,
         probe=probe_of(tokenizer),
         hashes=hashes,
@@ -233,24 +225,6 @@ def _check_arguments(
     return count
 
 
-def _read_labels(
-    kind: Kind,
-    columns: Columns,
-    num_labels: int | None,
-    new_names: bool,
-    values: list[Any] | None,
-    feature: object,
-) -> tuple[Tensor | None, Sequence[str] | None, int | None]:
-    """Classes, labels or ratings; names and number of the classes."""
-    column, names = columns.target(kind), columns.label_names
-    if values is None:
-        return None, names, num_labels
-    if kind == "rating":
-        return read_ratings(values, column), None, None
-    reader = read_labels if kind == "labels" else read_classes
-    return reader(values, column, feature, names, num_labels, new_names)
-
-
 def _check_compatible(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
@@ -274,33 +248,28 @@ def _check_compatible(
     longest, limit = int(examples.lengths.max()), columns.max_length
     if limit is not None and longest > limit:
         raise DataError(f"source has texts of {longest} tokens; max_length={limit}")
-    own, names = examples.label_names, columns.label_names
-    if names is not None and own is not None and names[: len(own)] != own:
-        raise DataError(f"source has the classes {own}; expected {names}")
-    count = len(names) if names is not None else num_labels
+    there, names = examples.label_names, columns.label_names
+    if names is not None and there is not None and names[: len(there)] != there:
+        raise DataError(f"source has the classes {there}; expected {names}")
     if missing := [name for name in columns.extra if name not in examples.extra]:
         raise DataError(f"source was encoded without the column {missing[0]!r}; encode it again")
-    found = examples.num_labels
-    if found is None or count is None:
+    expected, count = len(names) if names is not None else num_labels, examples.num_labels
+    if expected is None or count is None:
         return
-    if found > count or (kind == "labels" and found != count):
+    if count > expected or (kind == "labels" and count != expected):
         what = "labels" if kind == "labels" else "classes"
-        raise DataError(f"source has {found} {what}; expected {count}")
+        raise DataError(f"source has {count} {what}; expected {expected}")
 
 
-def _limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool) -> int | None:
+def _limit(tokenizer: PreTrainedTokenizerBase, columns: Columns, kind: Kind) -> int | None:
     """The most tokens a sequence may have; None if neither user nor tokenizer set a limit."""
-    if max_length is None:
+    if columns.max_length is None:
         limit = tokenizer.model_max_length
         return limit if limit < 10**6 else None  # "no limit" is a very large number there
+    pair = len(columns.inputs(kind)) == 2 and not joins_pairs(tokenizer)
     least = tokenizer.num_special_tokens_to_add(pair=pair) + (2 if pair else 1)
-    limit = Number(least=least, whole=True)("max_length", max_length, DataError)
+    limit = Number(least=least, whole=True)("max_length", columns.max_length, DataError)
     return int(limit)
-
-
-def _joins_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether two texts become one, as for decoders, which have no separator token."""
-    return tokenizer.sep_token_id is None
 
 
 @sampling()
@@ -309,38 +278,3 @@ def probe_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     text = "The 2nd quick-brown fox didn't jump; 'na\u00efve' caf\u00e9s, $1,984.50!"
     ids = tokenizer(text, padding=False, truncation=False, verbose=False)["input_ids"]
     return (len(tokenizer), *ids)
-
-
-@sampling()  # truncation is a state of fast tokenizers
-def _tokenise(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[str, ...]], limit: int | None
-) -> tuple[Tokens, list[int]]:
-    """Tokens of R texts, or pairs of texts, and which of them had to be cut to `limit`.
-
-    Two texts with a separator between them are cut longest first. Joined texts lose their
-    beginning: cutting the end could leave nothing of the second text, and make all choices equal.
-    """
-    cutter = tokenizer
-    if len(rows[0]) == 2 and _joins_pairs(tokenizer):
-        rows = [(" ".join(row),) for row in rows]
-        if limit is not None and tokenizer.truncation_side != "left":
-            cutter = copy.deepcopy(tokenizer)  # the caller's stays as it is
-            cutter.truncation_side = "left"
-    how: dict[str, Any] = {"padding": False, "return_attention_mask": False, "verbose": False}
-    parts: list[Tokens] = []
-    cut: list[int] = []
-    starts = range(0, len(rows), CHUNK)
-    for start in tracked(starts, "reading texts", len(starts)):
-        give_way()
-        chunk = rows[start : start + CHUNK]
-        encoded = tokenizer(*map(list, zip(*chunk, strict=True)), **how)
-        over = [i for i, row in enumerate(encoded["input_ids"]) if limit and len(row) > limit]
-        if over:
-            columns = map(list, zip(*(chunk[i] for i in over), strict=True))
-            shorter = cutter(*columns, truncation=True, max_length=limit, **how)
-            for name, found in shorter.items():
-                for i, row in zip(over, found, strict=True):
-                    encoded[name][i] = row
-        cut += [start + i for i in over]
-        parts.append(Tokens.of(tokenizer, encoded["input_ids"], encoded.get("token_type_ids")))
-    return Tokens.joined(parts), cut

@@ -1,11 +1,14 @@
-"""Classes in a table: one a text by name or number, or any number of them a text."""
+"""The labels of a table: classes by name or number, several labels a text, ratings, and answers to
+multiple choice."""
 
 from __future__ import annotations
 
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,8 +17,94 @@ from torch import Tensor
 
 from ..base.checks import shown
 from ..errors import DataError
-from .columns import as_list, check_types, each_row, is_number, wrong
+from .columns import CellError, as_list, read_cells, wrong
 from .doubts import warn_of_classes
+
+
+def unlabelled(values: Sequence[Any], column: str, placeholder: bool) -> bool:
+    """Whether a label is missing, or all are -1, the placeholder for classes in test splits of the
+    hub. Warns if there are others, which are then not used."""
+    missing = sum(value is None or value == "" or value != value for value in values)
+    if 0 < missing < len(values):
+        warnings.warn(
+            f"column {column!r}: {missing} of {len(values)} labels are missing, so none is used",
+            stacklevel=4,
+        )
+    return bool(missing) or (placeholder and all(value == -1 for value in values))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a cell is a finite number, or a str that reads as one."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def check_types(
+    values: Sequence[Any],
+    column: str,
+    types: tuple[type, ...],
+    expected: str,
+    refused: type | tuple[type, ...] = (),
+    what: str = "label",
+) -> None:
+    """All values of the right types, and none missing."""
+
+    def check_there(value: Any) -> None:
+        if value is None or (value != value and float not in types):
+            raise CellError(f"the {what} is missing ({value})")
+
+    def check_type(value: Any) -> None:
+        if not isinstance(value, types) or isinstance(value, refused):
+            raise CellError(f"{shown(value)} is a {type(value).__name__}; expected {expected}")
+
+    # First, because a missing label makes a reader turn the others into floats.
+    read_cells(values, column, check_there)
+    read_cells(values, column, check_type)
+
+
+def read_ratings(values: Sequence[Any], column: str, what: str = "rating") -> Tensor:
+    """(N,) float32 ratings, or other numbers."""
+
+    def check_number(value: Any) -> None:
+        if isinstance(value, str) and not is_number(value):
+            raise CellError(f"{shown(value)} is not a number; expected a {what}, as 3.5")
+
+    # First, because one such cell makes a reader turn all the others into str.
+    read_cells(values, column, check_number)
+    missing = "label" if what == "rating" else what
+    check_types(values, column, (float, int), "a real number", bool, missing)
+    ratings = torch.tensor(values, dtype=torch.float32)
+    if bad := (~ratings.isfinite()).nonzero().flatten().tolist():
+        first = values[bad[0]]
+        problem = "is too large for float32" if math.isfinite(first) else "is not finite"
+        raise wrong(column, bad, f"{first!r} {problem}")
+    return ratings
+
+
+def read_answers(
+    values: Sequence[Any],
+    column: str,
+    choices: Sequence[tuple[Sequence[str], Sequence[Any] | None]],
+) -> Tensor:
+    """(N,) int64 indices of the right choices, of which there are the texts and the names."""
+    check_types(values, column, (int, str), "an index, or the text or name of a choice", bool)
+
+    def read(row: tuple[Any, tuple[Sequence[str], Sequence[Any] | None]]) -> int:
+        value, (texts, names) = row
+        # A reader may have made 1 of "1", the name of a choice.
+        if isinstance(value, str) or any(map(is_number, names or ())):
+            options = [*map(str, texts if names is None else names)]
+            if (count := options.count(str(value))) != 1:
+                what = f"{value!r} matches {count} of the choices {options}"
+                raise CellError(f"{what}; expected exactly one")
+            value = options.index(str(value))
+        if not 0 <= value < len(texts):
+            raise CellError(f"answer {value}; expected 0 to {len(texts) - 1}")
+        return int(value)
+
+    return torch.tensor(read_cells(zip(values, choices, strict=True), column, read))
 
 
 def name_of(value: Any) -> str:
@@ -27,32 +116,9 @@ def name_of(value: Any) -> str:
     return str(_whole(value))
 
 
-def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None) -> list[Any]:
-    """Labels by the names of the classes, where there are names and the labels determine them.
-
-    A `ClassLabel` with other names determines them; so do numbers where a name is a number, and
-    truth values where all names are truth values. Other numbers are indices. A name may be in
-    another Unicode normal form; new names are in NFC.
-    """
-    values = in_one_form(values, names)
-    own = feature.names if isinstance(feature, ClassLabel) else None
-    if names is None or (own is not None and tuple(own) == tuple(names)):
-        return list(values)
-    if own is not None:
-        valid = range(len(own))
-        return [own[value] if value in valid else value for value in values]
-    if any(map(is_number, names)) or all(name in ("True", "False") for name in names):
-        # A reader may have made 1.1 of "1.10", the class's name in another file.
-        known: dict[float, str] = {}
-        numbers = any(isinstance(value, (int, float)) for value in values)
-        for name in filter(is_number, names):
-            if (other := known.setdefault(float(name), name)) != name and numbers:
-                raise DataError(
-                    f"label_names: {other!r} and {name!r} are the same number, and the labels are "
-                    "numbers; expected labels that are texts, or classes named otherwise"
-                )
-        return [_name_among(known, v) if isinstance(v, (int, float)) else v for v in values]
-    return list(values)
+def _whole(value: Any) -> Any:
+    """A class's index: pandas makes floats of a column that has had a gap."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def in_one_form(values: Sequence[Any], names: Sequence[str] | None = None) -> list[Any]:
@@ -62,23 +128,55 @@ def in_one_form(values: Sequence[Any], names: Sequence[str] | None = None) -> li
     >>> in_one_form(["cafe\u0301", 3]) == ["caf\u00e9", 3]
     True
     """
-    known = {_composed(name): name for name in names or ()} | {name: name for name in names or ()}
-    return [
-        known.get(value) or known.get(plain := _composed(value), plain)
-        if isinstance(value, str)
-        else value
-        for value in values
-    ]
+    spelt = {_composed(name): name for name in names or ()} | {name: name for name in names or ()}
+
+    def spell(text: str) -> str:
+        return spelt.get(text) or spelt.get(_composed(text), _composed(text))
+
+    return [spell(value) if isinstance(value, str) else value for value in values]
 
 
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _name_among(known: Mapping[float, str], value: float) -> Any:
-    if value != value:
-        return value
-    return name_of(value) if isinstance(value, bool) else known.get(value, name_of(value))
+def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None) -> list[Any]:
+    """Labels by the names of the classes, where there are names and the labels determine them.
+
+    A `ClassLabel` with other names determines them; so do numbers where a name is a number, and
+    truth values where all names are truth values. Other numbers are indices. A name may be in
+    another Unicode normal form; new names are in NFC.
+    """
+    values = in_one_form(values, names)
+    if names is None:
+        return values
+    if isinstance(feature, ClassLabel):
+        if tuple(feature.names) == tuple(names):
+            return values
+        called = dict(enumerate(feature.names))
+        return [called.get(value, value) for value in values]
+    if not any(map(is_number, names)) and not all(name in ("True", "False") for name in names):
+        return values
+    # A reader may have made 1.1 of "1.10", the class's name in another file.
+    of_number: dict[float, str] = {}
+    numbers = any(isinstance(value, (int, float)) for value in values)
+    for name in filter(is_number, names):
+        if (other := of_number.setdefault(float(name), name)) != name and numbers:
+            raise DataError(
+                f"label_names: {other!r} and {name!r} are the same number, and the labels are "
+                "numbers; expected labels that are texts, or classes named otherwise"
+            )
+
+    def called_by(value: Any) -> Any:
+        if not isinstance(value, (int, float)) or value != value:
+            return value
+        return name_of(value) if isinstance(value, bool) else of_number.get(value, name_of(value))
+
+    return [called_by(value) for value in values]
+
+
+Classes = tuple[Tensor, tuple[str, ...] | None, int]
+"""Labels as a tensor, the names of the classes if they have any, and the number of classes."""
 
 
 def read_classes(
@@ -88,7 +186,7 @@ def read_classes(
     names: Sequence[str] | None,
     num_labels: int | None,
     new_names: bool,
-) -> tuple[Tensor, tuple[str, ...] | None, int]:
+) -> Classes:
     """(N,) int64 class indices, the names of the classes, and their number.
 
     If `names` are not given and `new_names` are allowed, they come from a `ClassLabel` feature or
@@ -107,43 +205,72 @@ def read_classes(
         expected = "the number of a class" if names is None else f"one of {tuple(names)}"
         check_types(values, column, (int, str), expected, bool)
     if isinstance(values[0], str):
-        if empty := [i for i, value in enumerate(values) if not value.strip()]:
-            raise wrong(column, empty, "the label is empty")
+        read_cells(values, column, _check_name)
         if names is None and not new_names:
             values = _numbers(values, column, num_labels)
         else:
             if names is None:
                 names = sorted(set(values))
                 warn_of_classes(column, values)
-            names = tuple(names)
-            index = {name: k for k, name in enumerate(names)}
-            if unknown := [i for i, value in enumerate(values) if value not in index]:
-                raise wrong(column, unknown, f"{values[unknown[0]]!r} is not one of {names}")
-            values = [index[value] for value in values]
-    if names is not None and num_labels not in (None, len(names)):
-        raise DataError(
-            f"num_labels={num_labels}, but column {column!r} has the {len(names)} classes "
-            f"{tuple(names)}; label_names says which there are"
-        )
-    count = len(names) if names is not None else num_labels
+            values = _indices(values, column, names)
+    count = _agreed(column, "classes", names, num_labels)
     _check_range(values, column, count)
     labels = torch.tensor(values, dtype=torch.int64)
-    names = None if names is None else tuple(names)
-    return labels, names, int(labels.max()) + 1 if count is None else count
+    count = int(labels.max()) + 1 if count is None else count
+    return labels, None if names is None else tuple(names), count
 
 
-def _whole(value: Any) -> Any:
-    """A class's index: pandas makes floats of a column that has had a gap."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _check_name(value: str) -> None:
+    if not value.strip():
+        raise CellError("the label is empty")
 
 
 def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]:
     """Indices that a file has as text."""
-    if named := [i for i, value in enumerate(values) if not re.fullmatch(r"-?\d+", value)]:
-        until = "" if count is None else f" to {count - 1}"
-        what = f"{shown(values[named[0]])} is a name, and the classes have none"
-        raise wrong(column, named, f"{what}; expected their numbers, 0{until}")
-    return [int(value) for value in values]
+
+    def number(value: str) -> int:
+        if not re.fullmatch(r"-?\d+", value):
+            until = "" if count is None else f" to {count - 1}"
+            what = f"{shown(value)} is a name, and the classes have none"
+            raise CellError(f"{what}; expected their numbers, 0{until}")
+        return int(value)
+
+    return read_cells(values, column, number)
+
+
+def _indices(values: Sequence[str], column: str, names: Sequence[str]) -> list[int]:
+    index = {name: k for k, name in enumerate(names)}
+
+    def place(value: str) -> int:
+        if value not in index:
+            raise CellError(f"{value!r} is not one of {tuple(names)}")
+        return index[value]
+
+    return read_cells(values, column, place)
+
+
+def _agreed(
+    column: str, what: str, names: Sequence[str] | None, num_labels: int | None
+) -> int | None:
+    """The number of classes, by their names or as it is given; None if neither says it."""
+    if names is not None and num_labels not in (None, len(names)):
+        raise DataError(
+            f"num_labels={num_labels}, but column {column!r} has {len(names)} {what}: "
+            f"{tuple(names)}; label_names says which there are"
+        )
+    return num_labels if names is None else len(names)
+
+
+def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
+    def check(value: int) -> None:
+        if not 0 <= value < (math.inf if count is None else count):
+            limit = "0 or more" if count is None else f"0 to {count - 1}"
+            hint = "; label_names=(...) is for classes whose numbers are their names"
+            if value == -1:
+                hint = " (-1 marks rows without a label: use labelled=False)"
+            raise CellError(f"label {value}; expected {limit}{hint}")
+
+    read_cells(values, column, check)
 
 
 def read_labels(
@@ -153,57 +280,45 @@ def read_labels(
     names: Sequence[str] | None,
     num_labels: int | None,
     new_names: bool,
-) -> tuple[Tensor, tuple[str, ...] | None, int]:
+) -> Classes:
     """(N, K) float32: 1 where a text has a label; the names of the labels, and their number.
 
     A cell is a list of names, or of K numbers 0 or 1; in a CSV file as JSON. Of a list of
     `ClassLabel` it is a list of indices. Other arguments are those of `read_classes`.
     """
-    cells = each_row(values, lambda i, value: as_list(value, column, i))
+    cells = read_cells(values, column, as_list)
     check_types(cells, column, (list, tuple), 'a list of names, such as ["sport", "money"]')
     inner = getattr(feature, "feature", None)
     if isinstance(inner, ClassLabel):
-        known = dict(enumerate(inner.names))
-        cells = [[known.get(each, each) for each in cell] for cell in cells]
+        called = dict(enumerate(inner.names))
+        cells = [[called.get(label, label) for label in cell] for cell in cells]
         names = inner.names if names is None and new_names else names
     cells = [in_one_form(cell, names) for cell in cells]
-    every = [each for cell in cells for each in cell]
-    called = {each for each in every if isinstance(each, str)}
-    if called or (names is not None and not every):
+    texts = [label for label in chain.from_iterable(cells) if isinstance(label, str)]
+    if texts or (names is not None and not any(cells)):
         if names is None and not new_names:
             raise DataError(f"column {column!r} has names, and the labels of this model have none")
         if names is None:
-            warn_of_classes(column, [each for each in every if isinstance(each, str)])
-        names = tuple(names or sorted(filter(str.strip, called)))
-        unknown = [(i, each) for i, cell in enumerate(cells) for each in cell if each not in names]
-        if unknown:
-            rows = [*dict.fromkeys(i for i, _ in unknown)]
-            raise wrong(column, rows, f"{shown(unknown[0][1])} is not one of {names}")
-        cells = [[int(name in cell) for name in names] for cell in cells]
-    count = len(names) if names is not None else num_labels or len(cells[0])
+            warn_of_classes(column, texts)
+            names = sorted({*filter(str.strip, texts)})
+        called_so = tuple(names)
+
+        def row_of(cell: list[Any]) -> list[int]:
+            for label in cell:
+                if label not in called_so:
+                    raise CellError(f"{shown(label)} is not one of {called_so}")
+            return [int(name in cell) for name in called_so]
+
+        cells = read_cells(cells, column, row_of)
+    count = _agreed(column, "labels", names, num_labels) or len(cells[0])
     if not count:
         raise wrong(column, 0, "[]; expected a number 0 or 1 for each label, or names in some row")
-    if num_labels not in (None, count):
-        raise DataError(
-            f"num_labels={num_labels}, but column {column!r} has {count} labels: {names}; "
-            "label_names says which there are"
-        )
-    if bad := [
-        i
-        for i, cell in enumerate(cells)
-        if len(cell) != count or any(each not in (0, 1) for each in cell)
-    ]:
-        expected = f"names of labels, or {count} numbers 0 or 1"
-        raise wrong(column, bad, f"{shown(cells[bad[0]])}; expected a list of {expected}")
+
+    def check_row(cell: list[Any]) -> None:
+        if len(cell) != count or any(label not in (0, 1) for label in cell):
+            what = f"names of labels, or {count} numbers 0 or 1"
+            raise CellError(f"{shown(cell)}; expected a list of {what}")
+
+    read_cells(cells, column, check_row)
     labels = torch.tensor(cells, dtype=torch.float32)
     return labels, None if names is None else tuple(names), count
-
-
-def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
-    most = math.inf if count is None else count - 1
-    if bad := [i for i, value in enumerate(values) if not 0 <= value <= most]:
-        limit = "0 or more" if count is None else f"0 to {most}"
-        hint = "; label_names=(...) is for classes whose numbers are their names"
-        if values[bad[0]] == -1:
-            hint = " (-1 marks rows without a label: use labelled=False)"
-        raise wrong(column, bad, f"label {values[bad[0]]}; expected {limit}{hint}")

@@ -32,8 +32,8 @@ from datasets import (
 )
 
 from ..base.checks import data_file, shallow, shown
-from ..base.hub_access import hub_or_cache
 from ..errors import DataError
+from .assets import hub_or_cache
 from .cells import by_column, check_once, columns_of, expect, values_of
 from .columns import Columns, Kind, wrong
 

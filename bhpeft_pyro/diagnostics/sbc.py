@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base.checks import COUNT, INSIDE, SEED, Number, check_memory, derived
-from ..base.patterns import matching
+from ..base.names import matching
 from ..base.threads import seeded
 from ..data import Examples
 from ..data.batch import Batch

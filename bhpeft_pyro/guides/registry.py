@@ -13,7 +13,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import nn
 
 from ..base.checks import COUNT, shown
-from ..base.patterns import first_match
+from ..base.names import first_match
 from ..base.threads import alone, seeded
 from ..errors import GuideError
 from ..model.model import Model

@@ -23,7 +23,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..base.hub_access import hub_or_cache
 from ..data import assets
 from ..data.encoding import probe_of
 from ..errors import ArchitectureError, ConfigError, SaveError, is_out_of_memory
@@ -62,7 +61,7 @@ def load_backbone(
     place = device_named(device)
     source, options = _located(name)
     if source == name and not Path(source).exists():
-        with hub_or_cache():
+        with assets.hub_or_cache():
             return _loaded(name, source, options, place, classifier)
     return _loaded(name, source, options, place, classifier)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..base.checks import SHARE, string
-from ..base.patterns import check_used, first_match
+from ..base.names import check_used, first_match
 from ..errors import ConfigError
 from ..peft.sites import Site
 from ..priors import Prior, closed_form, independent_normals

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..base.checks import COUNT, check_memory, shown, strings
 from ..data import Examples
+from ..data.columns import as_words, labelled_words, read_cells
 from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
 from ..data.labels import by_name, in_one_form, name_of
 from ..data.sources import read
-from ..data.words import labelled_words, read_words
 from ..errors import ConfigError, DataError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
@@ -150,7 +150,7 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
     label = columns.label
     values, feature = table[label][:], table.features[label]
     if posterior.model.network.head.each_word:
-        sentences = read_words(table[columns.text][:], columns.text)
+        sentences = read_cells(table[columns.text][:], columns.text, as_words)
         values, _ = labelled_words(values, label, sentences, needed=True)
         feature = getattr(feature, "feature", None)  # in a CSV file lists are text
     return by_name(values, feature, columns.label_names)

@@ -19,7 +19,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..base.patterns import sort_by_pattern
+from ..base.names import sort_by_pattern
 from ..base.threads import alone, undisturbed
 from ..errors import PriorError
 from ..peft.sites import Site

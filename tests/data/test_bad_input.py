@@ -45,13 +45,6 @@ def test_a_cell_that_contains_itself_is_refused(cell: Any, row: int, made: Any) 
         bh.fit(tiny_model(()), "normal", made({**GOOD, "label": cells}))
 
 
-def test_a_truth_value_is_one() -> None:
-    for name in ("labelled", "new_names"):
-        how: dict[str, Any] = {name: torch.ones(2)}
-        with pytest.raises(ConfigError, match=rf"{name}=.* must be True or False"):
-            bh.data.encode(GOOD, tiny_tokenizer(), kind="class", **how)
-
-
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Red if a step of the optimiser is taken."""

@@ -14,7 +14,8 @@ import torch
 from toy_tokenizers import WORDS, bert_like, gpt_like, texts_of
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from bhpeft_pyro.data import Columns, CutWarning, Examples, encode, encoding
+from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
+from bhpeft_pyro.data import tokens as tokenising
 from bhpeft_pyro.data.tokens import Tokens
 
 QUESTIONS = ["why was the film so long", "is the plot good", "a"]
@@ -193,7 +194,7 @@ def test_many_texts_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         return call(self, texts, *rest, **options)
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
-    monkeypatch.setattr(encoding, "CHUNK", 400)
+    monkeypatch.setattr(tokenising, "CHUNK", 400)
     texts = texts_of([1 + i % 9 for i in range(1000)])
     with pytest.warns(CutWarning):
         pieces = encode(
@@ -201,7 +202,7 @@ def test_many_texts_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     over = [sum(len(text.split()) > 6 for text in texts[k : k + 400]) for k in (0, 400, 800)]
     assert sizes == [400, over[0], 400, over[1], 200, over[2]]
-    monkeypatch.setattr(encoding, "CHUNK", 10_000)
+    monkeypatch.setattr(tokenising, "CHUNK", 10_000)
     with pytest.warns(CutWarning):
         whole = encode(
             texts, bert_like(), kind="class", labelled=False, columns=Columns(max_length=8)

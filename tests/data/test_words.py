@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from bhpeft_pyro.data import Batch, Columns, Examples, encode
 from bhpeft_pyro.data.batch import shuffled
+from bhpeft_pyro.data.columns import as_words
 from bhpeft_pyro.data.examples import describe, revive
-from bhpeft_pyro.data.words import read_words, tokenise_words
+from bhpeft_pyro.data.tokens import tokenise_words
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_tokenizer
 
@@ -69,7 +70,7 @@ def many(count: int = 60) -> Examples:
 
 def test_lists_of_words_in_a_csv_file_are_json() -> None:
     cells = ['["New York", "w5"]', "w5 w6", "[1] w7", '["open', "[1]"]
-    found = read_words(cells, "tokens")
+    found = [as_words(cell) for cell in cells]
     assert found == [["New York", "w5"], ["w5", "w6"], ["[1]", "w7"], ['["open'], ["[1]"]]
 
 

@@ -134,7 +134,6 @@ def few(draw: random.Random, names: tuple[str, ...]) -> dict[str, Any]:
 
 def encoded(draw: random.Random) -> None:
     kind, labelled = draw.choice(("class", "labels", "rating", "choice")), draw.random() < 0.5
-    labelled = odd(draw) if draw.random() < 0.1 else labelled
     each_word = draw.random() < 0.2
     bh.data.encode(
         source(draw), tiny_tokenizer(), kind=kind, each_word=each_word, labelled=labelled
@@ -231,7 +230,6 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
         lambda: posterior.weights(odd(draw), odd(draw)),
         lambda: bh.Posterior.load(odd(draw)),
         lambda: bh.Posterior.from_draws(posterior.model, odd(draw), statistics=odd(draw)),
-        lambda: tiny_examples().subset(odd(draw)),
     )
     draw.choice(what)()
 

@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from ...base.checks import MAYBE_COUNT, SAMPLES, SEED, check, derived
-from ...base.patterns import matching
+from ...base.names import matching
 from ...data import Columns, Examples
 from ...errors import ConfigError
 from ...guides import DrawsGuide, Guide, PriorGuide, prior_like

@@ -11,7 +11,7 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
-from bhpeft_pyro.base.hub_access import hub_or_cache
+from bhpeft_pyro.data.assets import hub_or_cache
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.model.backbone import load_backbone
 

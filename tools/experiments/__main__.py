@@ -16,7 +16,7 @@ from bhpeft_pyro.cli.screen import say
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.model.backbone import device_named
 
-from . import cost, scaling
+from . import cost, page, scaling
 from .budgets import BUDGETS
 from .catalogue import EXPERIMENTS
 from .grid import Grid
@@ -29,7 +29,7 @@ from .tables import Table, publish
 
 __all__ = ["app", "experiment"]
 
-Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "cost", "scaling"]
+Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "cost", "scaling", "page"]
 
 
 def experiment(
@@ -98,8 +98,13 @@ def experiment(
     """Fit and compare methods; tables and plots are made from the result files alone.
 
     A run is a file in --out: a killed command continues where it stopped, and with all files there
-    it only makes tables and plots.
+    it only makes tables and plots. `page` fits nothing: it makes the documentation's tables and
+    figures from the files that the repository has.
     """
+    if name == "page":
+        page.write()
+        say(f"tables and figures are in {page.RESULTS}")
+        return
     given = {"steps": steps, "test": test, "samples": samples, "search": search}
     numbers: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     chosen = replace(BUDGETS[budget], **numbers)

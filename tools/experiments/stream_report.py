@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from math import nan
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.figure import Figure
 
 from bhpeft_pyro.plots import score_matrix
 from bhpeft_pyro.streams import Record
 
-from .tables import Table, distinct
+from .arms import OURS
+from .tables import OVER_SEEDS, Table, distinct, mean_and_error
 
-__all__ = ["average", "curves", "matrices", "summary", "tables"]
+__all__ = ["average", "compared", "costs", "curves", "matrices", "stored_runs", "summary", "tables"]
 
 Result = dict[str, Any]
+
+_SHOWN = {  # of `summary`, and as the documentation calls it
+    "accuracy": "accuracy before learning",
+    "nll": "nll before learning",
+    "average_accuracy": "accuracy at the end",
+    "final accuracy": "accuracy at the end",
+    "final nll": "nll at the end",
+    "forgetting": "forgetting",
+}
 
 
 def tables(results: Sequence[Result], cost: Mapping[str, float]) -> list[Table]:
@@ -37,16 +49,15 @@ def tables(results: Sequence[Result], cost: Mapping[str, float]) -> list[Table]:
             for each in results
         ]
         made.append(Table.over_seeds(f"{metric} of each batch before it was learnt", ["arm"], rows))
-    costs = pd.DataFrame({"seconds / plain round": cost}).rename_axis("arm")
-    made.append(Table("cost of a round", costs, costs * float("nan")))
-    return made
+    return [*made, costs(cost)]
 
 
 def summary(result: Result) -> dict[str, float]:
     """One run in a few numbers.
 
     `accuracy` and `nll` are those of predicting batches before they are learnt, over all their
-    rows. With a final test its metrics follow; with a test for each round those of `transfer`.
+    rows. With a final test its metrics follow; with a test for each round those of `transfer`, and
+    the mean NLL on all of them at the end.
     """
     record = Record(result["rounds"])
     rows = [row for row in record.rows if "nll" in row]
@@ -59,6 +70,8 @@ def summary(result: Result) -> dict[str, float]:
         found |= {f"final {name}": result["final"][name] for name in ("accuracy", "nll", "ece")}
     if record.tests:
         found |= record.transfer()
+        losses = [row for name, row in record.rows[-1].items() if name.startswith("test_nll/")]
+        found |= {"final nll": mean(losses)} if losses else {}
     return found
 
 
@@ -106,3 +119,39 @@ def matrices(results: Sequence[Result]) -> Figure:
 def _records(results: Sequence[Result]) -> dict[str, Record]:
     arms = dict.fromkeys(result["arm"] for result in results)
     return {arm: average([each for each in results if each["arm"] == arm]) for arm in arms}
+
+
+def stored_runs(folder: Path, protocol: str) -> list[Result]:
+    """The results of a protocol that a folder has, of all seeds and arms."""
+    files = sorted(folder.glob(f"{protocol}.?.*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def compared(results: Sequence[Result], title: str) -> Iterator[Table]:
+    """The documentation's tables of a stream: each arm, and the Bayesian ones minus the others."""
+    numbers: dict[str, dict[int, dict[str, float]]] = {}
+    for result in results:
+        measured = summary(result)
+        line = {shown: measured[name] for name, shown in _SHOWN.items() if name in measured}
+        numbers.setdefault(result["arm"], {})[result["seed"]] = line
+    records = [{"arm": arm, **line} for arm, seeds in numbers.items() for line in seeds.values()]
+    note = f"{OVER_SEEDS} Commits {distinct(results, 'commit')}."
+    yield Table.over_seeds(title, ["arm"], records, note)
+    ours = [arm for arm in (f"{OURS}, 5 components", OURS) if arm in numbers]
+    pairs = [(first, other) for first in ours for other in numbers if other not in ours]
+    pairs += [(first, OURS) for first in ours[:-1]]
+    lines = {}
+    for first, other in pairs:
+        seeds = sorted(numbers[first].keys() & numbers[other].keys())
+        lines[first, other] = {
+            name: mean_and_error([numbers[first][s][name] - numbers[other][s][name] for s in seeds])
+            for name in numbers[first][seeds[0]]
+        }
+    yield Table.of_numbers(f"{title}, differences", ["arm", "minus"], lines, OVER_SEEDS)
+
+
+def costs(ratios: Mapping[str, float]) -> Table:
+    """What a round of each arm costs."""
+    lines = {(arm,): {"seconds / plain round": (ratio, nan)} for arm, ratio in ratios.items()}
+    note = "Processor time of a round over that of a plain fit to its data, the median of three."
+    return Table.of_numbers("Cost of a round", ["arm"], lines, note)

@@ -12,7 +12,21 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-__all__ = ["Table", "distinct", "publish"]
+__all__ = ["OVER_SEEDS", "Number", "Table", "distinct", "mean_and_error", "publish"]
+
+OVER_SEEDS = "Mean ± standard error over seeds."
+Number = tuple[float, float]
+"""A mean and its standard error, which is nan where there is none."""
+
+
+def mean_and_error(values: Sequence[float]) -> Number:
+    """The mean over seeds, and its standard error.
+
+    >>> mean_and_error([0.5, 1.5])
+    (1.0, 0.5)
+    """
+    series = pd.Series(values, dtype=float)
+    return float(series.mean()), float(series.sem())
 
 
 def distinct(facts: Iterable[Mapping[str, Any]], name: str) -> str:
@@ -60,6 +74,28 @@ class Table:
         frame["seeds"] = groups[head[0]].transform("size").astype(str)
         again = frame.groupby(keys, sort=False)
         return cls(title, again.mean(numeric_only=True), again.sem(numeric_only=True), note)
+
+    @classmethod
+    def of_numbers(
+        cls,
+        title: str,
+        head: Sequence[str],
+        lines: Mapping[Any, Mapping[str, Number]],
+        note: str = "",
+    ) -> Table:
+        """Numbers that are means already.
+
+        Args:
+            lines: the cells of the first columns, whose names are in `head`, to the numbers.
+        """
+        means, errors = (
+            pd.DataFrame(
+                [{name: pair[part] for name, pair in line.items()} for line in lines.values()]
+            )
+            for part in (0, 1)
+        )
+        means.index = errors.index = pd.MultiIndex.from_tuples(list(lines), names=list(head))
+        return cls(title, means, errors, note)
 
     def text(self) -> pd.DataFrame:
         """What is shown: three digits, and the standard error behind "±"."""

@@ -1,0 +1,41 @@
+"""The numbers of README and of the page of results are those of the stored files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from tools.experiments import page
+
+ROOT = Path(__file__).parents[2]
+TABLES = (page.RESULTS / "tables.md").read_text()
+DECIMAL = re.compile(r"\d+\.\d+")
+
+
+def test_tables_are_what_the_stored_files_say() -> None:
+    """Else `python -m tools.experiments page` was not run. The last digit may differ by 1, since
+    temperatures are fitted in floating point."""
+    made = page.text()
+    assert DECIMAL.sub("#", made) == DECIMAL.sub("#", TABLES)
+    pairs = zip(DECIMAL.findall(made), DECIMAL.findall(TABLES), strict=True)
+    assert [pair for pair in pairs if abs(float(pair[0]) - float(pair[1])) > 0.0011] == []
+
+
+def test_figures_are_drawn_from_the_stored_files() -> None:
+    drawn = page.figures()
+    for path, figure in drawn.items():
+        assert figure.axes and (page.RESULTS / path).exists()
+        plt.close(figure)
+    assert {*drawn} == {str(path.relative_to(page.RESULTS)) for path in page.RESULTS.rglob("*.png")}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_pages_state_only_numbers_that_the_tables_have(name: str) -> None:
+    """Every number of three decimals, with its standard error and its minus sign if it has them."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / name).read_text(), flags=re.MULTILINE | re.DOTALL)
+    stated = re.findall(r"(?<![\w.])-?\d+\.\d{3}\b(?: ± \d+\.\d{3})?", " ".join(text.split()))
+    assert len(stated) > 10
+    assert [number for number in stated if number not in TABLES] == []

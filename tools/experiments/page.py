@@ -1,0 +1,340 @@
+"""The tables and figures of the documentation, made from the files in `docs/results` alone.
+
+`python -m tools.experiments page` writes `docs/results/tables.md` and the figures. README and
+`docs/results.md` state no number that is not in these tables; a test compares them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from bhpeft_pyro.forecast import ClassForecast
+from bhpeft_pyro.forecast.metrics import evaluate, nlls, ood_auroc, rejection_curve
+
+from .methods import method
+from .outcome import Outcome
+from .results import file_of
+from .scores import scaled
+from .significance import fits_p
+from .stream_report import compared, costs, matrices, stored_runs
+from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
+
+__all__ = ["RESULTS", "figures", "tables", "write"]
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+TASKS = {
+    "news": "news-agnews",
+    "OpenBookQA": "commonsense-openbookqa",
+    "Social IQa": "commonsense-socialiqa",
+    "tweets": "sentiment-tweets",
+    "films": "sentiment-movies",
+}
+HEAD, TUNED, ENSEMBLE = "linear head", "fine-tuning", "ensemble of five"
+ONE, DEFAULT = "one component", "five components (default)"
+SCALING = " + scaling"
+METHODS = {
+    HEAD: "head only, deterministic",
+    TUNED: "hybrid, deterministic",
+    TUNED + SCALING: "hybrid, deterministic + scaling",
+    ENSEMBLE: "hybrid, ensemble",
+    ENSEMBLE + SCALING: "hybrid, ensemble + scaling",
+    ONE: "hybrid, one component",
+    DEFAULT: "hybrid, Bayesian",
+}
+OTHERS = {
+    "mean-field guide + scaling": "hybrid, Bayesian (mean-field) + scaling",
+    "MAP + scaling": "hybrid, MAP + scaling",
+    "MC dropout + scaling": "hybrid, MC dropout + scaling",
+}
+METRICS = ("accuracy", "mse", "nll", "ece", "crps", "coverage_90")
+STREAMS = {
+    "domains": "Rounds: four domains in turn",
+    "domains-reversed": "Rounds: four domains in the reverse order",
+    "rounds": "Rounds of doubling size",
+    "weekly": "Rounds: weekly news",
+}
+# Elsewhere the widths were measured by other code than the fits, or on another day.
+TIMED = {"news": (2, 3, 4), "tweets": (3, 4), "films": (3, 4)}
+
+Runs = Mapping[int, Outcome]
+"""The outcomes of one method, by seed."""
+
+
+@cache
+def _runs(folder: Path, task: str, name: str, rows: int = 400) -> Runs:
+    """What is stored of a method that `methods.method` knows by this name."""
+    wanted = method(name)
+    outcomes = {}
+    for seed in range(5):
+        run = (task, rows, wanted.peft, wanted.inference, seed)
+        path = file_of(folder / "tasks", run, "safetensors")
+        if path.exists():
+            outcome = Outcome.read(path)
+            outcomes[seed] = scaled(outcome) if wanted.scaled else outcome
+    return outcomes
+
+
+def _nll(runs: Runs) -> Number:
+    return mean_and_error([evaluate(run.forecasts["test"])["nll"] for run in runs.values()])
+
+
+def _gap(ours: Runs, theirs: Runs) -> tuple[Number, Number]:
+    """The difference of the test NLL, and the p-value of a paired t-test over seeds.
+
+    If there is one seed, the standard error is over its test rows, and there is no p-value.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    losses = [[nlls(run[seed].forecasts["test"]) for seed in seeds] for run in (ours, theirs)]
+    if len(seeds) == 1:
+        behind = losses[0][0] - losses[1][0]
+        return (behind.mean().item(), (behind.std() / len(behind) ** 0.5).item()), (nan, nan)
+    means = [[loss.mean().item() for loss in of] for of in losses]
+    return mean_and_error([a - b for a, b in zip(*means, strict=True)]), (fits_p(*means), nan)
+
+
+def _quality(folder: Path) -> Iterator[Table]:
+    for shown, task in TASKS.items():
+        records, facts = [], []
+        for name, stored in METHODS.items():
+            for outcome in _runs(folder, task, stored).values():
+                values = evaluate(outcome.forecasts["test"])
+                chosen = {metric: values[metric] for metric in METRICS if metric in values}
+                records.append({"method": name, **chosen})
+                facts.append(outcome.facts)
+        note = f"{OVER_SEEDS} Commits {distinct(facts, 'commit')}."
+        yield Table.over_seeds(f"Quality on {shown}", ["method"], records, note)
+
+
+def _differences(folder: Path) -> Table:
+    lines = {}
+    for shown, task in TASKS.items():
+        stored = {name: _runs(folder, task, of) for name, of in METHODS.items()}
+        for ours in (DEFAULT, ONE):
+            for rival in (HEAD, TUNED + SCALING, ENSEMBLE, ENSEMBLE + SCALING):
+                number, p = _gap(stored[ours], stored[rival])
+                lines[shown, ours, rival] = {"nll": number, "p": p}
+    note = (
+        f"The test NLL of the first method minus that of the second. {OVER_SEEDS} p: a paired "
+        "t-test over seeds, not corrected for the number of comparisons."
+    )
+    return Table.of_numbers("Differences in NLL", ["task", "method", "minus"], lines, note)
+
+
+def _sorting(folder: Path) -> Table:
+    """Quality of what is kept when the least certain rows are left out."""
+    records = []
+    for shown, task in TASKS.items():
+        for name in (TUNED, ENSEMBLE, ONE, DEFAULT):
+            for outcome in _runs(folder, task, METHODS[name]).values():
+                test = outcome.forecasts["test"]
+                by = "confidence" if isinstance(test, ClassForecast) else "total"
+                kept = rejection_curve(test, by=by, fractions=[0, 0.5, 0.8])[1].tolist()
+                names = ("all rows", "most certain half", "most certain fifth")
+                records.append(
+                    {"task": shown, "method": name, **dict(zip(names, kept, strict=True))}
+                )
+    note = (
+        "Accuracy of news and questions, sorted by the probability of the predicted class; mean "
+        f"squared error of tweets and films, sorted by total uncertainty. {OVER_SEEDS}"
+    )
+    return Table.over_seeds("The most certain rows", ["task", "method"], records, note)
+
+
+def _strange(folder: Path) -> Iterator[Table]:
+    """AUROC of total uncertainty for rows of another kind than those that were learnt."""
+    names = (DEFAULT, ENSEMBLE, ONE, TUNED, HEAD)
+    for task, title in (
+        ("sentiment-movies", "Other sources, by models of films"),
+        ("three topics", "An unseen topic, by models of three topics"),
+    ):
+        records = []
+        for name in names:
+            for seed, outcome in _runs(folder, task, METHODS[name]).items():
+                test = outcome.forecasts["test"]
+                record: dict[str, Any] = {"method": name}
+                if task == "three topics":  # two seeds that differ too much to be averaged
+                    record["seed"] = str(seed)
+                for other, forecast in outcome.forecasts.items():
+                    if other.startswith("to "):
+                        record[other] = ood_auroc(test, forecast, by="total")
+                records.append(record)
+        head = [name for name in ("method", "seed") if name in records[0]]
+        note = "AUROC by total uncertainty: 0.5 is chance."
+        yield Table.over_seeds(title, head, records, note)
+
+
+def _rivals(folder: Path) -> Table:
+    """Other ways of inference, first seed."""
+    lines: dict[Any, dict[str, Number]] = {}
+    names = {**OTHERS, **{name: METHODS[name] for name in (TUNED + SCALING, ONE, DEFAULT)}}
+    for shown in ("news", "tweets", "films"):
+        stored = {name: {0: _runs(folder, TASKS[shown], of)[0]} for name, of in names.items()}
+        for name, runs in stored.items():
+            values = evaluate(runs[0].forecasts["test"])
+            quality = values["accuracy"] if "accuracy" in values else values["mse"]
+            line = {"accuracy or mse": (quality, nan), "nll": (values["nll"], nan)}
+            line["the default's nll minus it"] = _gap(stored[DEFAULT], runs)[0]
+            lines[shown, name] = line
+    note = (
+        "Accuracy of news, mean squared error of tweets and films. One seed; standard errors over "
+        "test rows."
+    )
+    return Table.of_numbers("Other ways of inference", ["task", "method"], lines, note)
+
+
+def _by_rows(folder: Path) -> Table:
+    counts = (100, 400, 2000)
+    names = (HEAD, TUNED + SCALING, ONE, ENSEMBLE + SCALING, DEFAULT)
+    stored = {
+        (name, rows): {0: _runs(folder, TASKS["news"], METHODS[name], rows)[0]}
+        for name in names
+        for rows in counts
+    }
+    lines = {
+        (name,): {f"{rows} rows": (_nll(stored[name, rows])[0], nan) for rows in counts}
+        for name in names
+    }
+    for ours, theirs in ((ONE, TUNED + SCALING), (DEFAULT, ENSEMBLE + SCALING)):
+        lines[f"{ours} minus {theirs}",] = {
+            f"{rows} rows": _gap(stored[ours, rows], stored[theirs, rows])[0] for rows in counts
+        }
+    note = (
+        "Test NLL on news, one seed; standard errors over test rows. Only 400 have output scales."
+    )
+    return Table.of_numbers("Training rows", ["method"], lines, note)
+
+
+def _upper(folder: Path) -> Table:
+    lines = {}
+    for name in (TUNED + SCALING, ONE, ENSEMBLE + SCALING, DEFAULT):
+        whole = {0: _runs(folder, TASKS["news"], METHODS[name])[0]}
+        upper = _runs(folder, TASKS["news"], METHODS[name].replace("hybrid", "upper hybrid"))
+        lines[name,] = {
+            "upper three layers": (_nll(upper)[0], nan),
+            "all six": (_nll(whole)[0], nan),
+            "difference": _gap(upper, whole)[0],
+        }
+    note = (
+        "Test NLL on news, one seed; standard errors over test rows. Only the components of all "
+        "six layers have output scales."
+    )
+    return Table.of_numbers("The upper layers alone", ["method"], lines, note)
+
+
+def _noise_by_text(folder: Path) -> Table:
+    frame = pd.read_csv(folder / "films-noise-by-text.csv", index_col="method", comment="#")
+    errors = frame.filter(like=" se").rename(columns=lambda name: name.removesuffix(" se"))
+    note = (
+        "Three seeds. Copied from the table of the command: the files with all draws are too "
+        "large for the repository."
+    )
+    return Table("Films with a noise scale for each text", frame[errors.columns], errors, note)
+
+
+def _skipping(folder: Path) -> Table:
+    """The rule of `predict(certainty=)` on stored members of an ensemble."""
+    test = _runs(folder, TASKS["news"], METHODS[ENSEMBLE])[0].forecasts["test"]
+    assert isinstance(test, ClassForecast) and test.samples is not None
+    members = test.samples.double()
+    sums = members.cumsum(0)
+    first, second = sums.topk(2).values.unbind(-1)
+    to_come = torch.arange(len(members) - 1, -1, -1).unsqueeze(1)
+    lines = {}
+    for certainty in (1, 0.5, 0.25):
+        last = (first - second > certainty * to_come).double().argmax(0)
+        chosen = sums[last, torch.arange(len(test))].argmax(-1)
+        same = (chosen == sums[-1].argmax(-1)).double().mean().item()
+        passes = 1 + last.double().mean().item()
+        lines[f"{certainty}",] = {"passes": (passes, nan), "same class as all five": (same, nan)}
+    note = "400 news, first seed: the mean number of an ensemble's members that a text is given."
+    return Table.of_numbers("Skipped components", ["certainty"], lines, note)
+
+
+def _cost(folder: Path) -> Table:
+    ways = (TUNED, ENSEMBLE, DEFAULT)  # one point, four more, the widths of all five
+    lines = {}
+    for shown, task in TASKS.items():
+        ratios = []
+        for seed in TIMED.get(shown, (1, 2, 3, 4)):
+            seconds = [_runs(folder, task, METHODS[way])[seed].facts["seconds"] for way in ways]
+            point, more, widths = (of["fit"] for of in seconds)
+            ratios.append(1 + widths / (point + more))
+        lines[shown,] = {"the default / its five fits": mean_and_error(ratios)}
+    note = (
+        "Processor time of the five fits and their widths over that of the five fits alone, on a "
+        f"busy machine. {OVER_SEEDS}"
+    )
+    return Table.of_numbers("Cost of the widths", ["task"], lines, note)
+
+
+def tables(folder: Path = RESULTS) -> list[Table]:
+    """All tables of the page, from the stored files."""
+    return [
+        _differences(folder),
+        *_quality(folder),
+        _sorting(folder),
+        *_strange(folder),
+        _rivals(folder),
+        _noise_by_text(folder),
+        _skipping(folder),
+        _by_rows(folder),
+        _upper(folder),
+        _cost(folder),
+        *(
+            table
+            for protocol, title in STREAMS.items()
+            for table in compared(stored_runs(folder / "stream", protocol), title)
+        ),
+        costs(json.loads((folder / "stream" / "domains.cost.json").read_text())["cost"]),
+    ]
+
+
+def text(folder: Path = RESULTS) -> str:
+    """The tables as one page of Markdown."""
+    head = (
+        "# Tables of the results\n\nMade by `python -m tools.experiments page` from the files "
+        "beside this one; [results](../results.md) says what they mean. Do not edit."
+    )
+    return "\n\n".join([head, *(table.markdown() for table in tables(folder))]) + "\n"
+
+
+def figures(folder: Path = RESULTS) -> dict[str, Figure]:
+    """The figures by their paths in the folder."""
+    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    percent = range(0, 100, 10)
+    for name in (TUNED, ENSEMBLE, ONE, DEFAULT):
+        tests = [
+            run.forecasts["test"] for run in _runs(folder, TASKS["tweets"], METHODS[name]).values()
+        ]
+        shares = [each / 100 for each in percent]
+        kept = torch.stack(
+            [rejection_curve(test, by="total", fractions=shares)[1] for test in tests]
+        )
+        error = kept.std(0) / len(kept) ** 0.5
+        ax.errorbar(percent, kept.mean(0), error, marker="o", capsize=2, elinewidth=0.8, label=name)
+    ax.set(xlabel="least certain tweets left out (%)", ylabel="mean squared error of those kept")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return {
+        "tasks/tweets-rejection.png": figure,
+        "stream/domains-matrix.png": matrices(stored_runs(folder / "stream", "domains")),
+    }
+
+
+def write(folder: Path = RESULTS) -> None:
+    """Write the tables and the figures beside the stored files."""
+    (folder / "tables.md").write_text(text(folder))
+    for path, figure in figures(folder).items():
+        figure.savefig(folder / path, dpi=110)
+        plt.close(figure)

@@ -238,7 +238,7 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
             f"shifts: the means and sds of {guide.title()} are not known; expected one of "
             "bhpeft_pyro.guides"
         )
-    means, sds = guide.prior_moments()
+    means, sds = guide.strategy.prior_moments()
     if not sds and not guide.point:
         alone, _ = closed_form(prior_of(posterior.model, guide), "shifts").independent()
         bases: dict[str, Any] = {name: base_of(q) for name, q in alone.distributions.items()}

@@ -110,7 +110,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 
     Every draw is run on all the training data. A Laplace approximation is compared with the
     posterior of the linearised network that it approximates, under the prior chosen for its width
-    (`LaplaceGuide.target`). (After replay this is approximate if the round and its coreset had
+    (`Strategy.target`). (After replay this is approximate if the round and its coreset had
     other temperatures.) In a mixture each component is compared with its own
     posterior, and k-hat is that of all draws together.
 
@@ -145,7 +145,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     with work("k-hat", len(parts)) as whole:
         for number, each in enumerate(parts):
             own = each.report
-            model, guide, temperature = each.guide.target(
+            model, guide, temperature = each.guide.strategy.target(
                 each.model, own.temperature, later=own.parent is not None
             )
             ratios.append(log_ratios(model, guide, feed, share, derived(seed, number), temperature))

@@ -92,9 +92,9 @@ class BlockGuide(Guide):
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
         return [one for block in self.blocks for one in block.optimizers(options, examples)]
 
-    def follow(self, model: Model) -> None:
+    def set_prior(self, model: Model) -> None:
         for block in self.blocks:
-            block.follow(model)
+            block.set_prior(model)
 
     def free_sds(self) -> bool:
         return any(block.free_sds() for block in self.blocks)

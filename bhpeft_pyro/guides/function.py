@@ -188,8 +188,9 @@ def prior_like(model: Model, guide: Guide) -> Guide:
         priors = getattr(model.prior, "parts", [model.prior] * len(guide.components))
         pairs = zip(priors, guide.components, strict=True)
         return MixtureGuide([prior_like(model.with_prior(prior), each) for prior, each in pairs])
-    if guide.own_mode:
-        model, _ = guide.for_predictions(model.with_prior(guide.own_prior()))
+    strategy = guide.strategy
+    if strategy.centres_prior:
+        model, _ = strategy.for_predictions(model.with_prior(strategy.fitted_prior()))
     return PriorGuide(model, guide.means() if guide.linear else None)
 
 

@@ -18,6 +18,7 @@ from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
 from .budget import Budget
 from .optimizers import adam_lr, trained
+from .strategy import Strategy
 
 
 class Guide(nn.Module):
@@ -39,14 +40,11 @@ class Guide(nn.Module):
         linear: this is a posterior of the network linearised around `means()`, and predictions use
             `covariance`.
         joint: it keeps correlations between sites from one round to the next.
-        own_mode: each guide of a mixture starts near a mode of its own, and its prior is centred
-            there (`centre`).
     """
 
     point: bool = False
     linear: bool = False
     joint: bool = False
-    own_mode: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, and announce its parameters to Pyro's `SVI`, which collects them."""
@@ -119,10 +117,6 @@ class Guide(nn.Module):
         """The sds of latents that have one, in unconstrained coordinates."""
         return {}
 
-    def prior_moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The means and sds that `as_prior` passes on to the next round."""
-        return self.means(), self.scales()
-
     def points(self) -> list[str]:
         """The latents with a point estimate in place of a distribution."""
         return [*self.means()] if self.point else []
@@ -138,50 +132,10 @@ class Guide(nn.Module):
         """The guides of a mixture; otherwise this guide alone."""
         return [self]
 
-    def own_prior(self) -> Prior:
-        """A prior of the form that `as_prior` will have, available before a fit too. If `own_mode`,
-        the prior that this guide is fitted under."""
-        return self.as_prior()
-
     @property
-    def pull(self) -> float:
-        """Default temperature of a point estimate in a later round."""
-        return 1.0
-
-    def objective(
-        self, model: Model, temperature: float, later: bool
-    ) -> tuple[Model, float, float]:
-        """What a fit at a temperature minimises.
-
-        Args:
-            model: under the prior of the round.
-            temperature: of the fit.
-            later: whether that prior is an earlier posterior.
-
-        Returns:
-            The model with the prior that acts in the fit, the weight of the KL to that prior, and
-            the least value of this KL if it is known or else 0; reported KLs are counted from it.
-        """
-        return model, temperature, 0.0
-
-    def target(self, model: Model, temperature: float, later: bool) -> tuple[Model, Guide, float]:
-        """The posterior that this guide approximates after a fit; arguments are as in `objective`.
-
-        Returns:
-            The model, this guide as a guide of that model, and the temperature.
-        """
-        return model, self, temperature
-
-    def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor] | None]:
-        """How a prior would predict in place of this posterior.
-
-        Args:
-            model: under that prior.
-
-        Returns:
-            The model, and the weights around which its network is linearised, or None.
-        """
-        return model, None
+    def strategy(self) -> Strategy:
+        """How a fit treats this guide."""
+        return Strategy(self)
 
     # What moves it
 
@@ -218,56 +172,18 @@ class Guide(nn.Module):
 
     # From round to round
 
-    def follow(self, model: Model) -> None:
+    def set_prior(self, model: Model) -> None:
         """Continue with the same weights under the model's prior, such as the next round's."""
-
-    def begin_anew(self, model: Model) -> None:
-        """Continue with the same weights under a prior that no earlier posterior has become."""
-        self.follow(model)
-
-    def began_under(self, sds: Mapping[str, Tensor], last: Guide) -> None:
-        """Note the sds of the first round's prior, for a guide that is made in a later round.
-
-        Args:
-            sds: by site, of its shape.
-            last: the guide of the round before.
-        """
-
-    def first_prior(self, known: Prior | None) -> Prior | None:
-        """The first round's prior after a fit, in which its scales may have been set.
-
-        Args:
-            known: what it was before.
-        """
-        return known
-
-    def centre(self, values: Mapping[str, Tensor]) -> Prior | None:
-        """Centre the prior at an initial value of the guide's own, if `own_mode`.
-
-        Args:
-            values: by site, of its shape; at other sites the prior's mean is unchanged.
-
-        Returns:
-            The new prior for the model; None if it is unchanged.
-        """
-        return None
 
     def spread_out(self, samples: int, generator: Generator) -> dict[str, Tensor]:
         """Values of auxiliary sites, (samples,) each, for draws that represent the posterior better
         than independent ones."""
         return {}
 
-    def hold(self) -> None:
-        """Become a point estimate again before training, if `fit` computes the width."""
-
-    def needs_held_out(self, options: FitOptions) -> bool:
-        """Whether `fit` should hold out rows to choose something about it."""
-        return self.point and options.temperature is None
-
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Append rows to sites along their first dimension, independent of all other weights.
 
-        The guide keeps the old model's prior until `follow`.
+        The guide keeps the old model's prior until `set_prior`.
 
         Args:
             rows: by site the means and sds, each of shape `(rows, *site shape[1:])`.

@@ -117,9 +117,9 @@ def with_mean(model: Model) -> set[str]:
     return {name for latent in known for name in latent.names}
 
 
-def joint_normal(model: Model, purpose: str) -> tuple[JointPrior, bool, Tensor]:
-    """The prior of a model as one Normal over all sites, whether it is one already, and (D,) values
-    at which a guide starts.
+def joint_normal(model: Model, purpose: str) -> tuple[JointPrior, tuple[str, ...], Tensor]:
+    """The prior of a model as one Normal over all sites; the sites that it samples one by one,
+    which are none if it is joint already; and (D,) values at which a guide starts.
 
     Args:
         model: its prior is an independent Normal at every site, or an earlier posterior that is
@@ -161,7 +161,8 @@ def joint_normal(model: Model, purpose: str) -> tuple[JointPrior, bool, Tensor]:
             "every site; for other priors use 'normal'"
         )
     prior = JointPrior(normal, shapes, name, bool(getattr(model.prior, "open", False)))
-    return prior, bool(found[0].sites), torch.cat([latent.loc.flatten() for latent in found])
+    sampled = () if found[0].sites else tuple(shapes)
+    return prior, sampled, torch.cat([latent.loc.flatten() for latent in found])
 
 
 def _evidence(model: Model) -> list[str]:

@@ -189,7 +189,7 @@ class DeltaGuide(_Located):
             for name, loc in locs.items()
         }
 
-    def follow(self, model: Model) -> None:
+    def set_prior(self, model: Model) -> None:
         self._units = {latent.name: latent.unit for latent in latents(model)}
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:

@@ -99,7 +99,7 @@ class PyroGuide(Guide):
             self._sds = {x.name: x.scale for x in self._latents}
             if self.free_sds():
                 self._start()
-        self.follow(model)
+        self.set_prior(model)
 
     def title(self) -> str:
         return type(self.auto).__name__
@@ -200,7 +200,7 @@ class PyroGuide(Guide):
         named = self.auto.named_parameters()  # "locs.head.bias", where it keeps sites apart
         return [p for n, p in named if n.removesuffix("_unconstrained").partition(".")[2] in sites]
 
-    def follow(self, model: Model) -> None:
+    def set_prior(self, model: Model) -> None:
         self._model = (model,)  # a tuple keeps it out of the submodules
         self._joint = model.prior if isinstance(model.prior, JointPrior) else None
 

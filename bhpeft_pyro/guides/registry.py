@@ -187,7 +187,7 @@ def check_sampled(model: Model, guide: Guide) -> None:
     """
     if not isinstance(guide, ForeignGuide | PyroGuide):
         return  # `check_made_for` has looked at it
-    guide.follow(model)
+    guide.set_prior(model)
     with seeded(0), alone():
         trace = prune_subsample_sites(poutine.trace(guide).get_trace(None))
     nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())

@@ -130,7 +130,12 @@ def fit(
         check_made_for(model, module)
     point = modules[0].point
     inner = {site.name for site in model.sites if site.role == "input"}
-    if len(modules) > 1 and modules[0].own_mode and inner and inner <= with_mean(model):
+    if (
+        len(modules) > 1
+        and modules[0].strategy.centres_prior
+        and inner
+        and inner <= with_mean(model)
+    ):
         warnings.warn(
             f"components={count}: all start at the mean of the prior, so they will hardly differ; "
             "expected components=1 under an earlier posterior",
@@ -142,7 +147,7 @@ def fit(
         check_prior(model.prior, model.sites, vectorised=True)
     named = partial(naming_rows, model, data=examples, validation=held_out)
     given, split = examples.fingerprint, None
-    if held_out is None and modules[0].needs_held_out(options):
+    if held_out is None and modules[0].strategy.needs_held_out(options):
         if not examples.few:  # of which nothing is held out
             warn_of_copies(examples)
         examples, held_out = examples.hold_out(options.seed)
@@ -178,14 +183,14 @@ def fit(
 
 def _starts_anew(guide: Guide, report: FitReport) -> bool:
     """Whether a guide starts at its own random weights."""
-    return guide.own_mode or (guide.point and report.temperature == 0)
+    return guide.strategy.centres_prior or (guide.point and report.temperature == 0)
 
 
 def _start(
     model: Model, guide: Guide, examples: Examples, report: FitReport, batches: list[Batch]
 ) -> Model:
     """Initialise a component. The model, whose prior is centred there if the guide's is."""
-    guide.follow(model)
+    guide.set_prior(model)
     if guide.point:
         return _start_point(model, guide, examples, report)
     if may_start(guide, report.options):

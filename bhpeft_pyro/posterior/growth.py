@@ -79,7 +79,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
         coreset = dataclasses.replace(coreset, examples=examples, guide=_grown(coreset.guide, rows))
     # The prior of the next round is also the one that this round would be fitted under.
     model = model.with_prior(prior_of(model, guide))
-    guide.follow(model)
+    guide.set_prior(model)
     return posterior.replace(
         model=model,
         guide=guide,

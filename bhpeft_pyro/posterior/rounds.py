@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -24,12 +25,12 @@ from ..base.progress import bars, work
 from ..data import Examples
 from ..errors import ConfigError, FitError, PriorError
 from ..forecast.score import Score
-from ..guides import Guide, LaplaceGuide
+from ..guides import Guide
 from ..guides.guide import prior_of
-from ..guides.laplace.choice import Candidates
-from ..guides.laplace.width import refine, settle
+from ..guides.laplace.choice import Width
 from ..model.likelihoods import Likelihood
 from ..model.likelihoods.normal import Ratings
+from ..model.model import Model
 from ..priors import closed, independent_normals
 from ..training.loop import Callback, OptimizerFactory, optimise
 from ..training.report import FitReport
@@ -38,11 +39,10 @@ from .mixture import MixturePosterior
 from .posterior import Posterior
 from .replay import Coreset
 
-_TRAINING = 0.8  # of the time of a component of laplace, about; its width takes the rest
 _MIXTURE = 0.2  # of the time of a component, about
 
-Fitted = tuple[Posterior, Candidates | None]
-"""A fitted component, and its held-out densities if its width is still to be chosen."""
+Fitted = tuple[Posterior, Width | None]
+"""A fitted component, and the width that was computed for it, if it has one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def note_first_prior(guide: Guide, posterior: Posterior) -> None:
     """Tell a guide that is made in a later round under which prior the first one was. Where that is
     not Normal or not known, the guide takes the prior of the last round for it."""
     if (sds := first_sds(posterior)) is not None:
-        guide.began_under(sds, posterior.guide)
+        guide.strategy.set_first_prior_sds(sds, posterior.guide)
 
 
 def first_sds(posterior: Posterior) -> dict[str, Tensor] | None:
@@ -196,11 +196,11 @@ def fit_round(
     posterior = start.posterior
     try:
         with work(parts=1 if start.kept is None else 2) as both:
-            candidates = _learn(start, held_out, optimizer, callback)
+            width = _learn(start, held_out, optimizer, callback)
             both.next()
             if start.kept is None:
-                return posterior, candidates
-            return _fit_coreset(posterior, start.kept, optimizer), candidates
+                return posterior, width
+            return _fit_coreset(posterior, start.kept, optimizer), width
     except FitError as error:
         error.posterior = posterior
         raise
@@ -240,13 +240,16 @@ def _mixed(
     known: Tensor | None,
 ) -> Posterior:
     components = [posterior for posterior, _ in fitted]
-    candidates = [each for _, each in fitted if each is not None]
+    widths = [width for _, width in fitted if width is not None and width.candidates is not None]
     nlls = None
-    if len(candidates) == len(fitted) > 1:
-        guides: list[list[Any]] = [
+    if len(widths) == len(fitted) > 1:
+        guides = [
             [holder.guide for holder in (each, each.coreset) if holder] for each in components
         ]
-        nlls = settle(guides, candidates, [each.report for each in components])
+        strategy = components[0].guide.strategy
+        widths, *nlls = strategy.choose_together(guides, widths)
+        for component, width in zip(components, widths, strict=True):
+            note_width(component.report, width)
     mixture = MixturePosterior.joined(components, options, lineage)
     if nlls is not None:
         mixture.report.point_nll, mixture.report.component_nll = nlls
@@ -280,24 +283,51 @@ def _learn(
     held_out: Examples | None,
     optimizer: OptimizerFactory | None,
     callback: Callback | None = None,
-) -> Candidates | None:
-    """Fit a guide and compute its width, if it has one that is not trained; see `refine`."""
+) -> Width | None:
+    """Fit a guide and compute its width, if it has one that is not trained."""
     posterior, examples = start.posterior, start.examples
     guide, report = posterior.guide, posterior.report
-    guide.follow(posterior.model)
-    guide.hold()
+    strategy = guide.strategy
+    guide.set_prior(posterior.model)
+    strategy.drop_covariance()
     if guide.point and report.pull is None:
-        report.pull = guide.pull
+        report.pull = strategy.default_temperature
     first = posterior.first_prior is posterior.model.prior
-    with work(share=_TRAINING if isinstance(guide, LaplaceGuide) else 1.0):
+    with work(share=strategy.training):
         optimise(posterior.model, guide, examples, held_out, report, optimizer, callback)
-    posterior.model, candidates = refine(guide, posterior.model, examples, held_out, report)
+    posterior.model, width = compute_width(guide, posterior.model, examples, held_out, report)
     if first:
         posterior.first_prior = posterior.model.prior
     else:
-        posterior.first_prior = guide.first_prior(posterior.first_prior)
+        posterior.first_prior = strategy.first_prior(posterior.first_prior)
     same(guide, trained=True)
-    return candidates
+    return width
+
+
+def compute_width(
+    guide: Guide,
+    model: Model,
+    examples: Examples,
+    held_out: Examples | None,
+    report: FitReport,
+) -> tuple[Model, Width | None]:
+    """Compute what is not trained, and put it into the report; returns are as those of
+    `Strategy.compute_width`."""
+    started = time.monotonic()
+    model, width = guide.strategy.compute_width(
+        model, examples, held_out, report.options, report.output_scale
+    )
+    if width is not None:
+        note_width(report, width)
+        report.points = []
+        report.seconds += time.monotonic() - started
+    return model, width
+
+
+def note_width(report: FitReport, width: Width) -> None:
+    """Put a width into a report."""
+    for name, value in width.reported().items():
+        setattr(report, name, value)
 
 
 def _fit_coreset(
@@ -313,5 +343,5 @@ def _fit_coreset(
     after = model.with_prior(closed(prior_of(model, core)))  # this round has set its scales
     later = posterior.replace(model=after, guide=guide, lineage=(report,))
     _learn(Start(later, kept), None, optimizer)
-    guide.follow(model)  # it has learnt all of the round under the round's own prior
+    guide.set_prior(model)  # it has learnt all of the round under the round's own prior
     return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

@@ -272,7 +272,7 @@ def _revive_fit(
     with seeded(0):  # initial values are replaced; the global random state stays
         guide = make(model, **options)
     _load(guide, tensors, f"{prefix}guide")
-    guide.follow(model)
+    guide.set_prior(model)
     if (kept := plain.get("coreset")) is None:
         return guide, None
     own = _part(tensors, f"{prefix}coreset.examples")

@@ -130,10 +130,10 @@ def _start(
         under = model.with_prior(own)
         if family is None:
             guide = copy.deepcopy(guide)
-            guide.begin_anew(under)
+            guide.strategy.reset_prior(under)
         else:
             guide = guide_under(under, family, options.seed)
-            if guide.own_mode:
+            if guide.strategy.centres_prior:
                 guide.move(own_start(under, options.seed))
         last = centred(under, guide).prior
     elif family is None:

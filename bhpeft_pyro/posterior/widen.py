@@ -10,14 +10,13 @@ from ..base.progress import bars, work
 from ..data import Examples
 from ..data.copies import check_apart
 from ..errors import GuideError
-from ..guides import LaplaceGuide
-from ..guides.laplace.width import widen as add_width
+from ..guides.laplace.laplace_guide import around_point
 from ..training.initialization import centred
 from ..training.noise import has_noise, settle_noise
 from ..training.report import new_id
 from .mixture import MixturePosterior
 from .posterior import Posterior
-from .rounds import Fitted, joined, note_first_prior, parts_of
+from .rounds import Fitted, compute_width, joined, note_first_prior, parts_of
 
 
 def widen(
@@ -57,12 +56,7 @@ def widen(
 def _widened(
     part: Posterior, examples: Examples, held_out: Examples | None, changes: Mapping[str, Any]
 ) -> Fitted:
-    if isinstance(part.guide, LaplaceGuide):
-        guide = LaplaceGuide(part.model, **part.guide.options())
-        guide.tau.copy_(part.guide.tau)
-    else:
-        guide = LaplaceGuide(part.model)
-    guide.move(part.guide.prior_moments()[0])
+    guide = around_point(part.model, part.guide)
     log_noise = part.model.likelihood.log_noise
     if has_noise(guide, part.model) and not log_noise(guide.means()).any():  # not yet set
         settle_noise(part.model, guide, examples)
@@ -79,7 +73,7 @@ def _widened(
         metrics={},  # which were the point estimate's
         output_scale=None,  # of an earlier covariance, if it had one
     )
-    model, candidates = add_width(guide, model, examples, held_out, report)
+    model, width = compute_width(guide, model, examples, held_out, report)
     lineage = (*part.lineage[:-1], report)
     first = part.first_prior if later else model.prior
-    return Posterior(model, guide, lineage, part.columns, first), candidates
+    return Posterior(model, guide, lineage, part.columns, first), width

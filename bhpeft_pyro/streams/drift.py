@@ -232,5 +232,5 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Guide]:
         prior = forget(keep, posterior.as_prior(), prior, model.sites)
     if prior is None:
         raise PriorError("the first prior is not known")
-    model, around = posterior.guide.for_predictions(model.with_prior(prior))
+    model, around = posterior.guide.strategy.for_predictions(model.with_prior(prior))
     return model, PriorGuide(model, around)

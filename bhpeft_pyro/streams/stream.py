@@ -110,7 +110,7 @@ def stream(
     made.options()  # raises if the guide could not be saved after the round
     if grow:
         check_growing(model, made)
-    keep, prior = KEEP("keep", keep), made.own_prior()  # raises if it cannot be one
+    keep, prior = KEEP("keep", keep), made.strategy.fitted_prior()  # raises if it cannot be one
     if keep != 1:
         forget(keep, prior, model.prior, model.sites)
 

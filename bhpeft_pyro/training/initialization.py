@@ -178,7 +178,7 @@ def start(
             done = _narrow(model, guide, frozen, options, done)
             _fit_head(model, guide, frozen, options)
             align(model, texts, guide)
-            guide.follow(model)
+            guide.set_prior(model)
         else:
             align(model, texts)
         _narrow(model, guide, Feed(model, examples), options, done)
@@ -199,16 +199,18 @@ def own_start(model: Model, seed: int) -> dict[str, Tensor]:
 
 
 def centred(model: Model, guide: Guide) -> Model:
-    """The model with its prior centred at a guide's present values of the input side, if the guide
-    is `own_mode`.
+    """The model with its prior centred at a guide's present values of the input side, if it
+    `centres_prior`.
 
     `fit` centres it at their random initial values. Where these are not known, what was trained
     takes their place, since the projections are arbitrary anyway.
     """
-    if not guide.own_mode:
+    if not guide.strategy.centres_prior:
         return model
     inner = {site.name for site in model.sites if site.role == "input"} - with_mean(model)
-    prior = guide.centre({k: mean for k, mean in guide.means().items() if k in inner})
+    prior = guide.strategy.centre_prior(
+        {k: mean for k, mean in guide.means().items() if k in inner}
+    )
     return model if prior is None else model.with_prior(prior)
 
 

@@ -91,7 +91,7 @@ class _Run:
         self.guide, self.report = guide, report
         size = report.options.batch_size * feed.per_text
         self.options = options = report.options.change(batch_size=size)
-        self.model, temperature, self.least = guide.objective(
+        self.model, temperature, self.least = guide.strategy.objective(
             model, report.temperature, later=report.parent is not None
         )
         self.point = guide.point

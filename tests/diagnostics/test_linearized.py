@@ -137,7 +137,9 @@ def test_components_are_a_network_each() -> None:
     found = psis(posterior, data, 200)
     ratios = []
     for number, each in enumerate(posterior.components):
-        model, guide, temperature = each.guide.target(each.model, each.report.temperature, False)
+        model, guide, temperature = each.guide.strategy.target(
+            each.model, each.report.temperature, False
+        )
         seed, feed = derived(0, number), Feed(each.model, data)
         ratios.append(log_ratios(model, guide, feed, 100, seed, temperature))
     assert found.log_evidence == pytest.approx(PSIS.of(torch.cat(ratios)).log_evidence, abs=1e-3)

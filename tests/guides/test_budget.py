@@ -14,7 +14,6 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import LaplaceGuide, budget
 from bhpeft_pyro.guides.budget import Budget
-from bhpeft_pyro.guides.laplace.width import widen
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -67,10 +66,9 @@ def test_no_more_is_held_than_foretold_while_a_width_is_measured(rank: int) -> N
     guide = LaplaceGuide(model, rank)
     size = budget("laplace", len(guide.loc), **({} if rank == 16 else {"rank": rank}))
     assert size is not None
-    report = bh.training.FitReport(128, "", bh.FitOptions())
     with Memory() as memory:
         learnt, held_out = examples.subset(range(128)), examples.subset(range(128, 160))
-        widen(guide, model, learnt, held_out, report)
+        guide.strategy.compute_width(model, learnt, held_out, bh.FitOptions())
     kept = 2 * sum(buffer.nbytes for buffer in guide.buffers()) + 16 * len(guide.loc)
     assert guide.covariance.rank == rank
     assert kept + memory.peak <= size.bytes < 2 * (kept + memory.peak)
@@ -85,9 +83,8 @@ def test_with_many_weights_fewer_gradients_are_held(monkeypatch: pytest.MonkeyPa
         guide = LaplaceGuide(model, rank=4)
         size = budget("laplace", len(guide.loc), rank=4)
         assert size is not None
-        report = bh.training.FitReport(40, "", bh.FitOptions(tau=1.0))
         with Memory() as memory:
-            widen(guide, model, tiny_examples(40), None, report)
+            guide.strategy.compute_width(model, tiny_examples(40), None, bh.FitOptions(tau=1.0))
         assert memory.peak < size.bytes
         found.append((size.bytes, memory.peak, guide.covariance.variance))
     (size, peak, variance), (smaller, less, other) = found

@@ -281,8 +281,9 @@ def test_every_round_sets_open_scales_again_and_keeps_what_was_learnt(tau: float
             model.with_prior(given), len(guide.loc)
         )  # the second round's information alone
         fresh.move(guide.means())
-        report = bh.training.FitReport(24, "", bh.FitOptions(tau=tau))
-        width.widen(fresh, model.with_prior(given), parts[1], None, report)
+        fresh.strategy.compute_width(
+            model.with_prior(given), parts[1], None, bh.FitOptions(tau=tau)
+        )
         both = learnt(old) + learnt(fresh)
         torch.testing.assert_close(learnt(guide), both, rtol=2e-2, atol=2e-2)
         scale = guide.first_scale

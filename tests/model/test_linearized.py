@@ -121,7 +121,7 @@ def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: An
         at, weights = guide.means(), draw(model, guide, 5, seed=7)
         linear = Linearised(plain, at)._linear(weights, batch)
         passed = guide.as_prior().normal
-        kept = passed.loc, passed.covariance.scale, *guide.prior_moments()[0].values()
+        kept = passed.loc, passed.covariance.scale, *guide.strategy.prior_moments()[0].values()
         return outputs.mean, linear, guide.covariance.projected(jacobians), *kept
 
     before = found()
@@ -137,12 +137,12 @@ def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: An
     guide.move(guide.means())
     torch.testing.assert_close(guide.loc.detach(), before)
     prior = guide.as_prior()
-    as_posterior, around = guide.for_predictions(model.with_prior(prior))
+    as_posterior, around = guide.strategy.for_predictions(model.with_prior(prior))
     torch.testing.assert_close(around, guide.means())
     found_prior = as_posterior.prior
     assert isinstance(found_prior, bh.priors.JointPrior)
     torch.testing.assert_close(dense(found_prior.normal.covariance), dense(guide.covariance))
-    _, twin, _ = guide.target(model, 1.0, False)  # whose fit a diagnostic judges
+    _, twin, _ = guide.strategy.target(model, 1.0, False)  # whose fit a diagnostic judges
     torch.testing.assert_close(torch.cat([v.flatten() for v in twin.means().values()]), before)
     torch.testing.assert_close(dense(twin.covariance), dense(guide.unscaled))  # type: ignore[arg-type]
 

@@ -19,8 +19,8 @@ from saves import backbone_in
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.guides.laplace import width
+from bhpeft_pyro.guides.laplace.laplace_strategy import LaplaceStrategy
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.experiments import protocols, stream
@@ -35,7 +35,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fit ends at the exact mode, so what is left to go wrong is the accounts: no row is held
     out, and the width is measured on all of them."""
     monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
-    monkeypatch.setattr(LaplaceGuide, "needs_held_out", lambda *args: False)
+    monkeypatch.setattr(LaplaceStrategy, "needs_held_out", lambda *args: False)
     monkeypatch.setattr(width, "_EXAMPLES", 1000)
 
 

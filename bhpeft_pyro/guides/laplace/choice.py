@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,6 +123,51 @@ class Candidates:
             self.output_scales[scale].item(),
             -self.point.mean().item(),
             -self.log_densities[tau, scale].mean().item(),
+        )
+
+
+@dataclass(frozen=True)
+class Width:
+    """The width of a fitted component, and what a report says of it.
+
+    Attributes:
+        tau: the multiple of the first prior's precision in the covariance.
+        noise: the noise scale of ratings, in their units; None without one.
+        output_scale: the factor of a softmax's outputs; None without a softmax.
+        point_nll: held-out NLL of the point estimate, with the noise that suits it.
+        component_nll: held-out NLL with this width.
+        kl: to the prior per latent, in nats, at tau = 1 as the prior of the next round.
+        marginal_kl: the KL of each site's marginal.
+        scales: geometric mean of posterior sd / prior sd, per site.
+        expected_nll: of one training example, under the posterior of the linearised network.
+        candidates: the densities of held-out rows, if any, by which a mixture chooses again.
+    """
+
+    tau: float
+    noise: float | None
+    output_scale: float | None
+    point_nll: float | None
+    component_nll: float | None
+    kl: dict[str, float]
+    marginal_kl: dict[str, float]
+    scales: dict[str, float]
+    expected_nll: float
+    candidates: Candidates | None
+
+    def reported(self) -> dict[str, Any]:
+        """Its fields by name, without the densities."""
+        names = [each.name for each in fields(self) if each.name != "candidates"]
+        return {name: getattr(self, name) for name in names}
+
+    def chosen(self, choice: Choice, noise: float) -> Width:
+        """Another choice, with the noise scale multiplied by `noise`. The KLs and the expected NLL
+        stay those under the noise scale that the component would have alone."""
+        return replace(
+            self,
+            tau=choice.tau,
+            noise=None if self.noise is None else self.noise * noise,
+            output_scale=None if self.output_scale is None else choice.output_scale,
+            component_nll=choice.nll,
         )
 
 

@@ -17,8 +17,8 @@ from ...data.batch import Batch
 from ...model.fisher import all_outcomes, one_outcome
 from ...model.linearized import LinearOutputs
 from ...model.model import Model
-from .. import LaplaceGuide
 from ..budget import examples_at_once, gradients_at_once
+from .laplace_guide import LaplaceGuide
 
 _LABELS = 256  # drawn for each example, where the expectation over labels has no closed form
 

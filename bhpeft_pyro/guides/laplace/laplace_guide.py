@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 import warnings
@@ -27,10 +26,10 @@ from ..budget import Budget, examples_at_once, gradients_at_once, rows_kept
 from ..guide import Guide
 from ..latent import joint_normal
 from ..optimizers import NOISE_STEPS, ScaledAdam, adam_lr
+from ..strategy import Strategy
 from .precision import Precision
 
 _WITHIN = ("bhpeft_pyro", "pyro", "torch")
-_LEAST = 1e-4  # share of the first prior's precision in later rounds, so that all sds are finite
 
 
 class LaplaceGuide(Guide):
@@ -90,12 +89,11 @@ class LaplaceGuide(Guide):
 
     point = True
     joint = True
-    own_mode = True
 
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
         self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
-        self._prior, self._joint, start = joint_normal(model, "LaplaceGuide")
+        self._prior, self._sampled, start = joint_normal(model, "LaplaceGuide")
         self._shapes = self._prior.shapes
         self._likelihood = {site.name for site in model.likelihood.sites}
         self._noise = model.likelihood.noise_site or ""
@@ -151,17 +149,23 @@ class LaplaceGuide(Guide):
 
     @property
     def covariance(self) -> Covariance:
-        return self._scaled(self.unscaled)
+        return self.scaled(self.unscaled)
 
-    def _scaled(self, own: Covariance) -> Covariance:
-        return replace(own, scale=self._factors() * own.scale) if self._head else own
+    def scaled(self, own: Covariance) -> Covariance:
+        """A covariance of the weights with the output scale in it."""
+        return replace(own, scale=self.factors() * own.scale) if self._head else own
 
-    def _factors(self) -> Tensor:
+    def factors(self) -> Tensor:
         """(D,) factors of the weights, by which the outputs get theirs; 1 during training."""
         return torch.where(self.measured & self.at(self._head), self.output_scale, 1.0)
 
+    @property
+    def strategy(self) -> Strategy:
+        from .laplace_strategy import LaplaceStrategy  # it makes guides of this class
+
+        return LaplaceStrategy(self)
+
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        infer: Any = {"sites": self._shapes}
         if self.measured:
             if batch is not None and self._peft:  # which model follows, only the caller knows
                 warnings.warn(
@@ -170,50 +174,46 @@ class LaplaceGuide(Guide):
                     "Importance) predicts something else; expected posterior.predict(texts)",
                     stacklevel=_to_caller(),
                 )
-            center = self._factors() * self.loc
-            normal = LowRankNormal(center, self.covariance, validate_args=False)
-            infer["is_auxiliary"] = not self._joint
-            values = self.unpack(pyro.sample(self.latent, normal, infer=infer))
-            return values if self._joint else self._sites(values)
-        if not self._joint:
-            return self._sites(self.unpack(self.loc))
-        return self.unpack(pyro.sample(self.latent, dist.Delta(self.loc, event_dim=1), infer=infer))
-
-    def _sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sites of a draw; under a joint prior the model computes them itself."""
-        return {
-            name: pyro.sample(name, dist.Delta(value, event_dim=len(self._shapes[name])))
-            for name, value in values.items()
+            center = self.factors() * self.loc
+            drawn: Any = LowRankNormal(center, self.covariance, validate_args=False)
+        else:
+            drawn = dist.Delta(self.loc, event_dim=1)
+        # A model with a joint prior samples the vector too, and computes the sites from it.
+        infer: Any = {"sites": self._shapes, "is_auxiliary": bool(self._sampled)}
+        values = self.unpack(pyro.sample(self.latent, drawn, infer=infer))
+        return values | {
+            name: pyro.sample(name, dist.Delta(values[name], event_dim=len(self._shapes[name])))
+            for name in self._sampled
         }
 
-    def follow(self, model: Model) -> None:
+    def set_prior(self, model: Model) -> None:
         self._take(model)
         self._began(self.first_scale)
 
+    def reset_prior(self, model: Model) -> None:
+        """As `set_prior`, under a prior that no earlier posterior has become."""
+        self._take(model)
+        self._began(self.prior.covariance.scale.clone())
+        with torch.no_grad():
+            self.tau.fill_(1.0)
+
+    def set_first_prior_sds(self, sds: Mapping[str, Tensor]) -> None:
+        """Note the sds of the first round's prior, by site."""
+        self._began(torch.cat([sds[name].to(self.loc).flatten() for name in self._shapes]))
+
     def _take(self, model: Model) -> None:
         """Make the model's prior this guide's."""
-        prior, joint, _ = joint_normal(model, "LaplaceGuide")
+        prior, self._sampled, _ = joint_normal(model, "LaplaceGuide")
         if [*prior.shapes] != [*self._shapes]:
             raise GuideError(
                 "LaplaceGuide: the prior is an earlier posterior with its sites in another order; "
                 "expected that of this model, or update(..., guide='laplace')"
             )
-        self._prior, self._joint, self._shapes = prior, joint, prior.shapes
+        self._prior, self._shapes = prior, prior.shapes
 
     def _began(self, first_scale: Tensor) -> None:
         # Where a prior is wider than the first one, data have contributed nothing to it.
         self.first_scale = first_scale.maximum(self.prior.covariance.scale)
-
-    def began_under(self, sds: Mapping[str, Tensor], last: Guide) -> None:
-        self._began(torch.cat([sds[name].to(self.loc).flatten() for name in self._shapes]))
-        if isinstance(last, LaplaceGuide):
-            self.tau.copy_(last.tau)
-
-    @torch.no_grad()
-    def begin_anew(self, model: Model) -> None:
-        self._take(model)
-        self.first_scale = self.prior.covariance.scale.clone()
-        self.tau.fill_(1.0)
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
         # The noise scale starts at the sd of the ratings, far from that of the errors.
@@ -232,28 +232,17 @@ class LaplaceGuide(Guide):
         )
 
     def means(self) -> dict[str, Tensor]:
-        return self.unpack(self._factors() * self.loc.detach())
+        return self.unpack(self.factors() * self.loc.detach())
 
     @torch.no_grad()
     def move(self, values: Mapping[str, Tensor]) -> None:
-        factors = self._factors()
+        factors = self.factors()
         by_site = self.unpack(values.get(self.latent, factors * self.loc)) | dict(values)
         flat = torch.cat([by_site[n].to(self.loc).flatten() for n in self._shapes])
         self.loc.copy_(flat / factors)
 
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt()) if self.measured else {}
-
-    def prior_moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        sds = self.unpack(self.as_prior().normal.stddev) if self.measured else {}
-        return self.unpack(self.loc.detach().clone()), sds
-
-    def needs_held_out(self, options: FitOptions) -> bool:
-        return super().needs_held_out(options) or options.tau is None
-
-    def hold(self) -> None:
-        self.measured.fill_(False)
-        self.unscaled = self.prior.covariance
 
     def set_covariance(
         self,
@@ -291,91 +280,44 @@ class LaplaceGuide(Guide):
         noise scale itself, which does not change."""
         return torch.where(self.at({self._noise}), 1.0, noise**-2)
 
-    def own_prior(self) -> JointPrior:
-        return self._prior
-
-    def _joined(self, normal: LowRankNormal) -> JointPrior:
+    def joined(self, normal: LowRankNormal) -> JointPrior:
         """A Normal over all weights as a prior of their sites."""
         return JointPrior(normal, self._shapes, self.latent, self.open)
 
+    def sampled_as_model_does(self, normal: LowRankNormal) -> Prior:
+        """The same prior, of sites one by one if the model samples them so."""
+        prior = self.joined(normal)
+        return prior.independent()[0] if self._sampled else prior
+
     @property
-    def _precision(self) -> Precision:
+    def precision(self) -> Precision:
         """Of the prior."""
         return Precision(self.prior.covariance, self.first_scale)
 
     @property
     def informed(self) -> bool:
         """Whether earlier data have contributed to the prior."""
-        return self._precision.informed
+        return self.precision.informed
 
-    @property
-    def pull(self) -> float:
-        return 0.0 if self.informed else 1.0
-
-    def objective(
-        self, model: Model, temperature: float, later: bool
-    ) -> tuple[Model, float, float]:
-        """In later rounds, the model under the last posterior with T P in place of the first
-        prior's precision P, where T is the temperature (at least 1e-4)."""
-        covariance, weight = self._acting(temperature, later)
-        normal = LowRankNormal(self.prior.loc, covariance)
-        if covariance is not self.prior.covariance:
-            prior = self._joined(normal)
-            model = model.with_prior(prior if self._joint else prior.independent()[0])
-        return model, weight, -normal.log_prob(normal.loc).item()
-
-    def _acting(self, temperature: float, later: bool) -> tuple[Covariance, float]:
-        """The covariance of the prior that acts on the mean, and the prior's weight."""
-        if not (later and self.informed):
-            return self.prior.covariance, temperature
-        return self._precision.at(max(temperature, _LEAST)), 1.0
-
-    def target(self, model: Model, temperature: float, later: bool) -> tuple[Model, Guide, float]:
-        """The linearised network, at temperature 1, under the prior of this mean and covariance.
-
-        In the first round that prior is N(w* + T / tau (m - w*), (tau P)^-1): at w* its gradient
-        is T times that of N(m, P^-1).
-        """
-        loc, wide = self.loc.detach(), self._precision.at(self.tau.item())
-        acting, weight = self._acting(temperature, later)
-        center = loc + weight * wide.apply(acting.solve(self.prior.loc - loc))
-        prior = self._joined(LowRankNormal(center, wide))
-        twin = copy.copy(self)
-        twin._prior, twin._joint, twin._head = prior, True, set()  # at an output scale of 1
-        return model.with_prior(prior), twin, 1.0
-
-    def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor]]:
-        """With this guide's tau and output scale, around the mean of the prior."""
-        start = LaplaceGuide(model)
-        loc = self._factors() * start.prior.loc
-        precision = Precision(start.prior.covariance, self.first_scale)
-        wide = self._scaled(precision.at(self.tau.item()))
-        prior = start._joined(LowRankNormal(loc, wide))
-        return model.with_prior(prior), start.unpack(loc)
-
-    def centre(self, values: Mapping[str, Tensor]) -> JointPrior:
+    def centre_prior(self, values: Mapping[str, Tensor]) -> JointPrior:
+        """Centre the prior at these values of some sites, and return it for the model."""
         parts = self.unpack(self.prior.loc) | dict(values)
         loc = torch.cat([parts[name].detach().flatten() for name in self._shapes])
         covariance = self.prior.covariance
-        self._prior = self._joined(LowRankNormal(loc, covariance))
-        self._joint, self.first_scale = True, covariance.scale.clone()
+        self._sampled, self.first_scale = (), covariance.scale.clone()
         if not self.measured:
             self.unscaled = covariance
+        self._prior = self.joined(LowRankNormal(loc, covariance))
         return self._prior
 
     def rescale(self, first_scale: Tensor) -> JointPrior:
         """Change the sds of the first round's prior, (D,), in the prior, and return that for the
         model. What earlier data have contributed to it stays."""
-        covariance = self._precision.under(first_scale)
-        self._prior = self._joined(LowRankNormal(self.prior.loc, covariance))
+        covariance = self.precision.under(first_scale)
+        self._prior = self.joined(LowRankNormal(self.prior.loc, covariance))
         self.unscaled = covariance
         self._began(first_scale)
         return self._prior
-
-    def first_prior(self, known: Prior | None) -> Prior | None:
-        if not self.open or not isinstance(known, JointPrior):
-            return known
-        return self._joined(LowRankNormal(known.normal.loc, Covariance.diagonal(self.first_scale)))
 
     def as_prior(self) -> JointPrior:
         if not self.measured:
@@ -384,7 +326,7 @@ class LaplaceGuide(Guide):
                 "with bh.fit, or call widen(data) on its posterior"
             )
         covariance = Precision(self.unscaled, self.first_scale, self.tau.item()).at(1.0)
-        return self._joined(LowRankNormal(self.loc.detach().clone(), covariance))
+        return self.joined(LowRankNormal(self.loc.detach().clone(), covariance))
 
     @torch.no_grad()
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -423,7 +365,7 @@ class LaplaceGuide(Guide):
         loc, old = fn(self.prior.loc), self.prior.covariance
         if loc is not self.prior.loc:  # otherwise it stays the same object as in the model
             covariance = Covariance(fn(old.scale), fn(old.axes), fn(old.ratio))
-            self._prior = self._joined(LowRankNormal(loc, covariance, validate_args=False))
+            self._prior = self.joined(LowRankNormal(loc, covariance, validate_args=False))
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -448,3 +390,19 @@ def _to_caller() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _WITHIN:
         frame, level = frame.f_back, level + 1
     return level
+
+
+def around_point(model: Model, point: Guide) -> LaplaceGuide:
+    """A Laplace approximation around a fitted point estimate, without a covariance yet.
+
+    Args:
+        model: of the point estimate.
+        point: its guide, of any family; of this one, its options and tau stay.
+    """
+    if isinstance(point, LaplaceGuide):
+        guide = LaplaceGuide(model, point.rank)
+        guide.tau.copy_(point.tau)
+    else:
+        guide = LaplaceGuide(model)
+    guide.move(point.strategy.prior_moments()[0])
+    return guide

@@ -11,19 +11,18 @@ counts once.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial, singledispatch
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ...base.distributed import map_over_ranks
 from ...base.distributions import Covariance, exact
+from ...base.fit_options import FitOptions
 from ...base.progress import tracked, work
 from ...base.threads import seeded
 from ...data import Examples
@@ -31,67 +30,49 @@ from ...data.batch import Batch
 from ...model.feed import Feed
 from ...model.linearized import LinearOutputs, jacobian, symmetric_noise
 from ...model.model import Model
-from .. import LaplaceGuide
 from ..budget import examples_at_once, rows_kept
 from .choice import (
     DRAWS,
     TAUS,
     Candidates,
     Choice,
+    Width,
     best_together,
     of_draws,
     with_constant_noise,
     with_noise_by_text,
 )
 from .curvature import Curvature, Gathered, Jacobians, measured
-
-if TYPE_CHECKING:
-    from ...training.report import FitReport
+from .laplace_guide import LaplaceGuide
 
 _EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
 _HELD_OUT = 256  # rows at most, for the choice of the width
 
 
-@singledispatch
-def refine(
-    guide: nn.Module,
-    model: Model,
-    examples: Examples,
-    held_out: Examples | None,
-    report: FitReport,
-) -> tuple[Model, Candidates | None]:
-    """Compute what is not trained: for a `LaplaceGuide` its width, and nothing for other guides.
-
-    Args and returns are those of `widen`.
-    """
-    return model, None
-
-
-@refine.register(LaplaceGuide)
-def widen(
+def compute_width(
     guide: LaplaceGuide,
     model: Model,
     examples: Examples,
     held_out: Examples | None,
-    report: FitReport,
-) -> tuple[Model, Candidates | None]:
-    """Compute the covariance of a trained guide, and add the results to the report.
+    options: FitOptions,
+    output_scale: float | None = None,
+) -> tuple[Model, Width]:
+    """Compute the covariance of a trained guide, in place.
 
     Args:
         guide: the guide, whose mean is trained.
         model: the model, with the prior that the guide was fitted under.
         examples: the training data.
         held_out: labelled examples that choose tau and the noise or output scale. Without them tau
-            is that of `report.options`, or does not change (it is 1 at first), and the output scale
-            is that of `report`, or 1: an earlier round's is of a fit that stopped at another step.
-        report: of the fit.
+            is that of the options, or does not change (it is 1 at first), and the output scale is
+            the one given, or 1: an earlier round's is of a fit that stopped at another step.
+        options: of the fit.
+        output_scale: of an earlier fit of this round.
 
     Returns:
-        The model, with the prior that the covariance was computed with; and the densities of the
-        held-out rows, if any, by which `settle` chooses again for a mixture.
+        The model, with the prior that the covariance was computed with; and what was found.
     """
-    options, started = report.options, time.monotonic()
     first, more = _sampled(examples, options.seed)
     with seeded(options.seed), work("width", 2 + (held_out is not None)) as doing:
         again = _repeatable(model, guide, first)
@@ -104,7 +85,7 @@ def widen(
         curvature = measured(model, guide, rows, weight)
         doing.next()
         candidates = None
-        choice = Choice(options.tau or guide.tau.item(), output_scale=report.output_scale or 1.0)
+        choice = Choice(options.tau or guide.tau.item(), output_scale=output_scale or 1.0)
         if held_out is not None:
             doing.name("choosing the width")
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
@@ -114,61 +95,68 @@ def widen(
     own = covariance(guide, learnt, choice.tau)
     guide.set_covariance(own, choice.tau, choice.noise, choice.output_scale)
     with seeded(options.seed):
-        _note(model, guide, choice, again(), report)
-    report.seconds += time.monotonic() - started
-    return model, candidates
+        return model, _width(model, guide, choice, again(), candidates)
 
 
-def settle(
-    guides: Sequence[Sequence[LaplaceGuide]],
-    candidates: Sequence[Candidates],
-    reports: Sequence[FitReport],
-) -> tuple[float, float]:
+def choose_together(
+    guides: Sequence[Sequence[LaplaceGuide]], widths: Sequence[Width]
+) -> tuple[list[Width], float, float]:
     """Choose the widths and output scales of a mixture's components together (`best_together`).
 
     Args:
         guides: of each component, with replay both of its guides; their covariances change in
             place.
-        candidates: from `refine`, one per component.
-        reports: one per component; the new choices are noted there. KL and ELBO stay those under
-            the noise scale that the component would have alone.
+        widths: from `compute_width` with held-out rows, one per component.
 
     Returns:
-        The held-out NLL of the mixture of point estimates, and of the mixture of components.
+        The new widths, and the held-out NLL of the mixture of point estimates and of components.
     """
+    candidates = [width.candidates for width in widths if width.candidates is not None]
     choices, point_nll, nll = best_together(candidates)
-    for each, report, choice, own in zip(guides, reports, choices, candidates, strict=True):
+    chosen = []
+    for each, width, choice, own in zip(guides, widths, choices, candidates, strict=True):
         times = choice.noise / own.best().noise
         for guide in each:
             guide.retune(choice.tau, times, choice.output_scale)
-        report.tau, report.component_nll = choice.tau, choice.nll
-        if report.noise is not None:
-            report.noise *= times
-        if report.output_scale is not None:
-            report.output_scale = choice.output_scale
-    return point_nll, nll
+        chosen.append(width.chosen(choice, times))
+    return chosen, point_nll, nll
 
 
-def _note(
-    model: Model, guide: LaplaceGuide, choice: Choice, rows: Jacobians, report: FitReport
-) -> None:
-    report.tau, report.point_nll, report.component_nll = choice.tau, choice.point_nll, choice.nll
-    likelihood = model.likelihood
+def _width(
+    model: Model,
+    guide: LaplaceGuide,
+    choice: Choice,
+    rows: Jacobians,
+    candidates: Candidates | None,
+) -> Width:
+    """What a report says of a guide whose covariance has been set."""
+    likelihood, noise = model.likelihood, None
     if likelihood.noise_site:
-        report.noise = likelihood.unit * likelihood.log_noise(guide.means()).exp().item()
-    if likelihood.softmax:
-        report.output_scale = choice.output_scale
+        noise = likelihood.unit * likelihood.log_noise(guide.means()).exp().item()
     # KL and ELBO are those of the posterior with tau = 1, so that they compare with other guides'.
-    plain, prior = guide.as_prior(), guide.own_prior()
-    report.kl = {guide.latent: kl_divergence(plain.normal, prior.normal).item()}
-    report.marginal_kl = {
-        name: kl_divergence(plain.marginal([name]).normal, prior.marginal([name]).normal).item()
-        for name in plain.shapes
-    }
+    plain, prior = guide.as_prior(), guide.joined(guide.prior)
     before, after = guide.unpack(guide.prior.stddev), guide.unpack(plain.normal.stddev)
-    report.scales = {k: (after[k] / before[k]).log().mean().exp().item() for k in after}
-    report.points = []
-    nlls = []
+    return Width(
+        tau=choice.tau,
+        noise=noise,
+        output_scale=choice.output_scale if likelihood.softmax else None,
+        point_nll=choice.point_nll,
+        component_nll=choice.nll,
+        kl={guide.latent: kl_divergence(plain.normal, prior.normal).item()},
+        marginal_kl={
+            name: kl_divergence(plain.marginal([name]).normal, prior.marginal([name]).normal).item()
+            for name in plain.shapes
+        },
+        scales={k: (after[k] / before[k]).log().mean().exp().item() for k in after},
+        expected_nll=_expected_nll(model, guide, plain.normal.covariance, rows),
+        candidates=candidates,
+    )
+
+
+def _expected_nll(
+    model: Model, guide: LaplaceGuide, covariance: Covariance, rows: Jacobians
+) -> float:
+    nlls, likelihood = [], model.likelihood
     for batch, outputs, jacobians in rows:
         assert batch.labels is not None
         if likelihood.noise_site:  # these are from before it was chosen
@@ -176,9 +164,9 @@ def _note(
             mean[:, outputs.of_noise] = likelihood.log_noise(guide.means())
             outputs = replace(outputs, mean=mean)
         noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
-        values = outputs.draws(plain.normal.covariance.projected(jacobians), noise)
+        values = outputs.draws(covariance.projected(jacobians), noise)
         nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))
-    report.expected_nll = torch.cat(nlls).mean().item()
+    return torch.cat(nlls).mean().item()
 
 
 def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:

@@ -1,0 +1,174 @@
+"""How a fit treats a guide: what `fit`, `update` and `widen` ask of it besides its training.
+
+Most guides are trained, under the model's prior, and that is all: this is the default `Strategy`.
+A Laplace approximation is trained under a prior of its own, and its covariance is computed after
+the training (`guides/laplace/laplace_strategy.py`). A guide of a user's own needs no strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..base.fit_options import FitOptions
+from ..data import Examples
+from ..model.model import Model
+from ..priors import Prior
+from .laplace.choice import Width
+
+if TYPE_CHECKING:
+    from .guide import Guide
+
+
+class Strategy:
+    """How a fit treats a guide; `Guide.strategy` returns it.
+
+    Args:
+        guide: the guide.
+
+    Attributes:
+        centres_prior: whether each component of a mixture starts near a mode of its own, with its
+            prior centred there.
+        training: the share of a fit's time that training takes; the rest computes a width.
+    """
+
+    centres_prior: bool = False
+    training: float = 1.0
+
+    def __init__(self, guide: Guide) -> None:
+        self.guide = guide
+
+    # Before a round
+
+    def needs_held_out(self, options: FitOptions) -> bool:
+        """Whether `fit` should hold out rows to choose something about the guide."""
+        return self.guide.point and options.temperature is None
+
+    @property
+    def default_temperature(self) -> float:
+        """The temperature at which a point estimate is trained in a later round if none is
+        given."""
+        return 1.0
+
+    def drop_covariance(self) -> None:
+        """Become a point estimate again before training, if the width is computed after it."""
+
+    def centre_prior(self, values: Mapping[str, Tensor]) -> Prior | None:
+        """Centre the guide's prior at initial values, if it `centres_prior`.
+
+        Args:
+            values: by site, of its shape; at other sites the prior's mean is unchanged.
+
+        Returns:
+            The new prior for the model; None if it is unchanged.
+        """
+        return None
+
+    def reset_prior(self, model: Model) -> None:
+        """Continue with the same weights under the model's prior, which no earlier posterior has
+        become."""
+        self.guide.set_prior(model)
+
+    def set_first_prior_sds(self, sds: Mapping[str, Tensor], last: Guide) -> None:
+        """Note the sds of the first round's prior, for a guide that is made in a later round.
+
+        Args:
+            sds: by site, of its shape.
+            last: the guide of the round before.
+        """
+
+    # The fit
+
+    def objective(
+        self, model: Model, temperature: float, later: bool
+    ) -> tuple[Model, float, float]:
+        """What training at a temperature minimises.
+
+        Args:
+            model: under the prior of the round.
+            temperature: of the fit.
+            later: whether that prior is an earlier posterior.
+
+        Returns:
+            The model with the prior that acts in training, the weight of the KL to that prior, and
+            the least value of this KL if it is known or else 0; reported KLs are counted from it.
+        """
+        return model, temperature, 0.0
+
+    def compute_width(
+        self,
+        model: Model,
+        examples: Examples,
+        held_out: Examples | None,
+        options: FitOptions,
+        output_scale: float | None = None,
+    ) -> tuple[Model, Width | None]:
+        """Compute what is not trained, once the guide is trained.
+
+        Args:
+            model: with the prior that the guide was fitted under.
+            examples: the training data.
+            held_out: labelled examples by which the width is chosen.
+            options: of the fit.
+            output_scale: that of an earlier fit of this round, which stays without held-out rows.
+
+        Returns:
+            The model, with the prior that the width was computed with, and what was found; None if
+            all of the guide is trained.
+        """
+        return model, None
+
+    def choose_together(
+        self, guides: Sequence[Sequence[Guide]], widths: Sequence[Width]
+    ) -> tuple[list[Width], float, float]:
+        """Choose the widths of a mixture's components together, after each has one of its own.
+
+        Args:
+            guides: of each component, with replay both of its guides; they change in place.
+            widths: from `compute_width` with held-out rows, one for each component.
+
+        Returns:
+            The new widths, and the held-out NLL of the mixture of point estimates and of the
+            mixture of components.
+        """
+        raise NotImplementedError
+
+    # After a round
+
+    def first_prior(self, before: Prior | None) -> Prior | None:
+        """The first round's prior after a fit, in which its scales may have been set.
+
+        Args:
+            before: what it was before the fit.
+        """
+        return before
+
+    def fitted_prior(self) -> Prior:
+        """A prior of the form that `as_prior` will have, available before a fit too. If the guide
+        `centres_prior`, the prior that it is fitted under."""
+        return self.guide.as_prior()
+
+    def prior_moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The means and sds that `as_prior` passes on to the next round."""
+        return self.guide.means(), self.guide.scales()
+
+    def target(self, model: Model, temperature: float, later: bool) -> tuple[Model, Guide, float]:
+        """The posterior that the guide approximates after a fit; arguments are as in `objective`.
+
+        Returns:
+            The model, the guide as a guide of that model, and the temperature.
+        """
+        return model, self.guide, temperature
+
+    def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor] | None]:
+        """How a prior would predict in place of this posterior.
+
+        Args:
+            model: under that prior.
+
+        Returns:
+            The model, and the weights around which its network is linearised, or None.
+        """
+        return model, None

@@ -19,9 +19,10 @@ import bhpeft_pyro
 
 ROOT = Path(__file__).parents[2]
 
-# Modules at the top that users reach through others (notebooks, the program), and two that cannot
-# be imported without MLflow or Ray. All others stand in the reference.
-INTERNAL = {"checks", "cli", "files", "html", "mlflow", "names", "patterns", "ray"}
+# All other folders and modules at the top stand in the reference, and these integrations, which need
+# no package that may be missing.
+INTERNAL = {"cli"}
+INTEGRATIONS = ("arviz", "huggingface", "sklearn")
 
 OFFLINE = """
 import socket, sys
@@ -92,6 +93,9 @@ def public() -> Iterator[ModuleType]:
         importlib.import_module(f"bhpeft_pyro.{info.name}")
         for info in pkgutil.iter_modules(bhpeft_pyro.__path__)
         if info.name not in INTERNAL and not info.name.startswith("_")
+    ]
+    waiting += [
+        importlib.import_module(f"bhpeft_pyro.integrations.{name}") for name in INTEGRATIONS
     ]
     while waiting:
         module = waiting.pop()

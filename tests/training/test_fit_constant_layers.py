@@ -34,7 +34,7 @@ def choices() -> tuple[Model, Examples]:
 def test_batches_of_any_width_get_the_states_of_their_texts(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "_MAX_ROWS", 4)
+    monkeypatch.setattr(passes, "MAX_ROWS", 4)
     model, examples = choices() if kind == "choice" else (tiny_model(UPPER), tiny_examples(9))
     feed = Feed(model, examples)
     weights = {s.name: s.unit * torch.randn(s.shape) for s in model.network.sites}

@@ -19,8 +19,8 @@ import bhpeft_pyro
 
 ROOT = Path(__file__).parents[2]
 
-# All other folders and modules at the top stand in the reference, and these integrations, which need
-# no package that may be missing.
+# All other folders and modules at the top stand in the reference, and so do the integrations that
+# need no package that may be missing.
 INTERNAL = {"cli"}
 INTEGRATIONS = ("arviz", "huggingface", "sklearn")
 

@@ -23,7 +23,7 @@ from ..model.network import RandomPEFT
 from ..peft import LoRA
 from ..peft.sites import Role, Site
 from ..posterior.posterior import Posterior
-from ..prediction.draws import Block, draw_blocks
+from ..prediction.draws import Draws, draw_parts
 from ..priors import closed_form, unpack
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes"]
@@ -57,7 +57,7 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     check(posterior, Posterior, "posterior", "a bh.Posterior")
     samples, seed = SAMPLES("samples", samples), SEED("seed", seed)
     network = posterior.model.network
-    drawn = draw_blocks(posterior.model, posterior.guide, samples, seed)
+    drawn = draw_parts(posterior.model, posterior.guide, samples, seed)
     parts = [sizes(network, factors(network, block)) for block in drawn]
     return {
         branch: {
@@ -68,7 +68,7 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     }
 
 
-def factors(network: RandomPEFT, block: Block) -> dict[str, Tensor]:
+def factors(network: RandomPEFT, block: Draws) -> dict[str, Tensor]:
     """The PEFT weights of some draws, as `sizes` and `head_norms` take them.
 
     A network that is linearised around the weights A* and B* does not have the product B A, but

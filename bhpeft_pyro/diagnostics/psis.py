@@ -14,7 +14,7 @@ from ..base.checks import SEED, Number, derived
 from ..base.progress import work
 from ..data import Examples
 from ..errors import ConfigError, DataError
-from ..model.feed import Feed
+from ..model.cached_batches import CachedBatches
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
 from .ratios import log_ratios
@@ -137,7 +137,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     seed = SEED("seed", seed)
     if posterior.report.temperature == 0 and not posterior.guide.linear:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
-    feed = Feed(posterior.model, _training_examples(posterior, data))
+    feed = CachedBatches(posterior.model, _training_examples(posterior, data))
     # Each component has its own prior after the first round, and its own linearised network.
     parts = posterior.components
     share = -(-samples // len(parts))

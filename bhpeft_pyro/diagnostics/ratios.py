@@ -18,15 +18,15 @@ from ..base.progress import work
 from ..base.threads import alone
 from ..errors import GuideError
 from ..guides import Guide
-from ..model.feed import Feed
+from ..model.cached_batches import CachedBatches
 from ..model.model import Model
-from ..prediction.draws import PLATE, Block, centre, traces
+from ..prediction.draws import PLATE, Draws, linearised_at, traces
 from ..prediction.passes import passes
 from ..priors import checked, complete
 
 
 def log_likelihoods(
-    model: Model, draws: Iterable[Block], feed: Feed, samples: int | None = None
+    model: Model, draws: Iterable[Draws], feed: CachedBatches, samples: int | None = None
 ) -> Tensor:
     """(S,) float64: log p(labels | weights) of all examples together, under each of S draws."""
 
@@ -45,7 +45,7 @@ def log_likelihoods(
 def log_ratios(
     model: Model,
     guide: Guide,
-    feed: Feed,
+    feed: CachedBatches,
     samples: int,
     seed: int = 0,
     temperature: float = 1.0,
@@ -61,9 +61,9 @@ def log_ratios(
         GuideError: latents and guide differ; the guide is a point in some of them; or it samples
             more or fewer numbers than the latents have, so that its density is not known.
     """
-    at, densities = centre(model, guide), []
+    at, densities = linearised_at(model, guide), []
 
-    def draws() -> Iterator[Block]:
+    def draws() -> Iterator[Draws]:
         for trace in traces(guide, samples, torch.Generator().manual_seed(seed)):
             weights = {
                 name: node["value"].detach()
@@ -75,7 +75,7 @@ def log_ratios(
                 poutine.condition(checked, data=weights)(model.prior, model.sites)
             _check(_sites(trace), _sites(tracer.trace))
             densities.append(_log_prob(tracer.trace, weights, temperature) - _log_prob(trace))
-            yield Block(complete(model.prior, model.sites, weights), at)
+            yield Draws(complete(model.prior, model.sites, weights), at)
 
     likelihood = log_likelihoods(model, draws(), feed, samples)
     ratios = likelihood / temperature + torch.cat(densities)

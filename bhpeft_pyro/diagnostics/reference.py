@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..base.checks import SEED, Number, check
 from ..errors import ConfigError
-from ..model.feed import Feed
+from ..model.cached_batches import CachedBatches
 from ..model.model import Model
 from ..posterior.posterior import Posterior
-from ..prediction.draws import Block, draw_blocks
+from ..prediction.draws import Draws, draw_parts
 from ..prediction.passes import passes
 
 _LEAST = 1e-9  # the sd of a prediction that no draw changes
@@ -94,9 +94,9 @@ def against(
     check(draws, Mapping, "draws", "a tensor of draws for each site")
     model = posterior.model
     reference = _checked(model, draws)
-    feed = Feed(model, posterior.encode(data, labelled=False))
-    ours = predictions(model, draw_blocks(model, posterior.guide, samples, seed), feed)
-    theirs = predictions(model, [Block(reference)], feed)
+    feed = CachedBatches(model, posterior.encode(data, labelled=False))
+    ours = predictions(model, draw_parts(model, posterior.guide, samples, seed), feed)
+    theirs = predictions(model, [Draws(reference)], feed)
     sd = theirs.std(0)
     changing = sd > _LEAST  # probabilities of missing choices are always 0
     sd = sd[changing]
@@ -108,7 +108,7 @@ def against(
     )
 
 
-def predictions(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
+def predictions(model: Model, draws: Iterable[Draws], feed: CachedBatches) -> Tensor:
     """(S, N, K) float64: probabilities of classes or labels under each draw, or with K = 1 means of
     ratings."""
     kind = model.likelihood.kind

@@ -19,12 +19,12 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, PriorGuide, as_guide
-from ..model.feed import Feed
+from ..model.cached_batches import CachedBatches
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
-from ..prediction.draws import Block, draw_blocks
+from ..prediction.draws import Draws, draw_parts
 from ..prediction.predict import simulate
 from ..priors import closed
 from ..training.initialization import align
@@ -98,7 +98,7 @@ def sbc(
     with seeded(seed):
         _align(model, examples)
     model = Model(_remembering(model.network), prior, likelihood)
-    whole, places = Feed(model, examples), Feed(model, first)
+    whole, places = CachedBatches(model, examples), CachedBatches(model, first)
     generator = torch.Generator().manual_seed(seed)
     ranks = []
     for number, (truth, labels) in enumerate(
@@ -108,8 +108,8 @@ def sbc(
         guide = _inferred(model, infer, data, {**options, "seed": derived(seed + number)})
         feed = copy.copy(whole)
         feed.examples = data
-        names, true = _quantities(model, [Block(truth)], feed, places, chosen)
-        inferred = [*draw_blocks(model, guide, draws, seed + number)]
+        names, true = _quantities(model, [Draws(truth)], feed, places, chosen)
+        inferred = [*draw_parts(model, guide, draws, seed + number)]
         _, values = _quantities(model, inferred, feed, places, chosen)
         below, ties = (values < true).sum(0), (values == true).sum(0)
         # A truth that equals some draws is ranked at random among them.
@@ -158,14 +158,14 @@ def _remembering(network: RandomPEFT) -> RandomPEFT:
 
 
 def _simulate(
-    model: Model, feed: Feed, replications: int, seed: int
+    model: Model, feed: CachedBatches, replications: int, seed: int
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """(1, 1, *shape) weights from the prior, with (N,) labels of at least two classes; at most
     twice as many are drawn as are wanted."""
 
     def tries() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for number, block in enumerate(
-            draw_blocks(model, PriorGuide(model), 2 * replications, seed)
+            draw_parts(model, PriorGuide(model), 2 * replications, seed)
         ):
             with seeded(seed + number):
                 every, *_ = simulate(model, [block], feed)
@@ -186,7 +186,11 @@ def _inferred(
 
 
 def _quantities(
-    model: Model, draws: Sequence[Block], feed: Feed, places: Feed, sites: Sequence[str]
+    model: Model,
+    draws: Sequence[Draws],
+    feed: CachedBatches,
+    places: CachedBatches,
+    sites: Sequence[str],
 ) -> tuple[tuple[str, ...], Tensor]:
     """Names of the Q quantities, and their values (S, Q) under S draws."""
     predicted = predictions(model, draws, places)

@@ -24,7 +24,7 @@ from ..guides import Guide, GuideLike, as_guide, autoguide, check_made_for
 from ..guides.latent import with_mean
 from ..guides.pyro_guides import PYROS
 from ..guides.registry import default_components
-from ..model.feed import naming_rows
+from ..model.cached_batches import naming_rows
 from ..model.model import Model, check_model
 from ..priors.prior import check_prior
 from ..training.initialization import align, centred, may_start, own_start, scatter, start

@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError, GuideError
 from ..forecast import ClassForecast, RatingForecast
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import prior_of
-from ..model.feed import naming_rows
+from ..model.cached_batches import naming_rows
 from ..model.model import Model
 from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior

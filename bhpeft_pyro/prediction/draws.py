@@ -82,12 +82,12 @@ def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, T
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.
     check_memory("samples", samples, 8 * sum(site.numel for site in model.sites))
-    parts = [block.weights for block in draw_blocks(model, guide, samples, seed)]
+    parts = [block.weights for block in draw_parts(model, guide, samples, seed)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class Draws:
     """Some weight draws, and the network that they are for.
 
     Attributes:
@@ -100,9 +100,9 @@ class Block:
     at: Mapping[str, Tensor] | None = None
 
 
-def draw_blocks(
+def draw_parts(
     model: Model, guide: Guide, samples: int, seed: int | torch.Generator
-) -> Iterator[Block]:
+) -> Iterator[Draws]:
     """The draws of `draw` in blocks, so that they need not all be in memory.
 
     With `samples` of 0 they are the central values of each component. A generator of seeds in place
@@ -111,13 +111,13 @@ def draw_blocks(
     seeds = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     for component, share in strata(guide, samples):
         if samples == 0:
-            yield Block(point(model, component))
+            yield Draws(point(model, component))
             continue
-        at = centre(model, component)
+        at = linearised_at(model, component)
         for trace in traces(component, share, seeds):
             with alone():
                 whole = complete(model.prior, model.sites, _latents(trace))
-            yield Block(whole, at)
+            yield Draws(whole, at)
 
 
 def _latents(trace: poutine.Trace) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def _latents(trace: poutine.Trace) -> dict[str, Tensor]:
     return found
 
 
-def centre(model: Model, guide: Guide) -> dict[str, Tensor] | None:
+def linearised_at(model: Model, guide: Guide) -> dict[str, Tensor] | None:
     """The weights around which a guide linearises the network, a tensor of each site's shape; None
     if it does not."""
     if not guide.linear or not model.network.kinds:

@@ -15,12 +15,12 @@ from ..base.progress import tracked
 from ..data.batch import Batch
 from ..errors import DataError
 from ..forecast.base import join
-from ..model.feed import BATCH, MAX_ROWS, Feed, check_all
+from ..model.cached_batches import BATCH, MAX_ROWS, CachedBatches, check_all
 from ..model.linearized import linear_predictives
 from ..model.model import Model
-from .draws import Block
+from .draws import Draws
 
-Take = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
+Statistics = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 """From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if known, to
 the wanted quantities: tensors (s, B, ...)."""
 # A number of draws, and a function from a batch to the distribution of its labels under them.
@@ -33,9 +33,9 @@ _MAX_FEATURES = 2**16  # the same if its features are known
 @torch.no_grad()
 def passes(
     model: Model,
-    draws: Iterable[Block],
-    feed: Feed,
-    take: Take,
+    draws: Iterable[Draws],
+    feed: CachedBatches,
+    take: Statistics,
     *,
     rows: int | None = None,
     bf16: bool = False,
@@ -68,7 +68,7 @@ def passes(
 @torch.no_grad()
 def by_batch(
     model: Model,
-    feed: Feed,
+    feed: CachedBatches,
     run: Callable[[Batch], Sequence[Tensor]],
     *,
     size: int,
@@ -112,7 +112,7 @@ def by_batch(
     return tuple(join([*each], 1)[:, back] for each in zip(*parts, strict=True))
 
 
-def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_Pass]:
+def _together(model: Model, draws: Iterable[Draws], together: int) -> Iterator[_Pass]:
     """The draws, at most `together` per pass; many more in a linearised network."""
     for _, group in groupby(draws, lambda block: id(block.at)):  # one network per group
         first = next(group)

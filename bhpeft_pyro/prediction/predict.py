@@ -24,12 +24,12 @@ from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..guides.budget import examples_at_once
-from ..model.feed import BATCH, Feed, check_all
+from ..model.cached_batches import BATCH, CachedBatches, check_all
 from ..model.likelihoods.normal import Ratings
 from ..model.linearized import jacobian, symmetric_noise
 from ..model.model import Model
-from .draws import Block, draw_blocks, private_rng, strata
-from .passes import Take, by_batch, passes
+from .draws import Draws, draw_parts, private_rng, strata
+from .passes import Statistics, by_batch, passes
 
 PART = 1024
 """Examples that are predicted together: it bounds the memory that their draws take."""
@@ -48,7 +48,7 @@ AnyForecast = ClassForecast | LabelsForecast | RatingForecast
 def predict(
     model: Model,
     guide: Guide,
-    data: Examples | Feed,
+    data: Examples | CachedBatches,
     samples: int | None = None,
     *,
     max_rows: int = 64,
@@ -77,15 +77,15 @@ def predict(
             f"certainty={certainty:g} leaves components out, which {what} does not allow; expected "
             "None, or classes or multiple choice without keep_samples"
         )
-    examples = data.examples if isinstance(data, Feed) else data
+    examples = data.examples if isinstance(data, CachedBatches) else data
     width, rows = model.network.outputs * examples.width, len(examples)
-    stays = keep_samples or isinstance(data, Feed) or model.likelihood.kind == "rating"
+    stays = keep_samples or isinstance(data, CachedBatches) or model.likelihood.kind == "rating"
     check_memory("samples", samples or 0, _BYTES * width * (rows if stays else min(rows, PART)))
     closed = all(each.linear and each.covariance is not None for each in guide.components)
     closed = closed and not keep_samples and samples != 0
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
 
-    def forecast(feed: Feed, done: Callable[[], object]) -> AnyForecast:
+    def forecast(feed: CachedBatches, done: Callable[[], object]) -> AnyForecast:
         take = _quantities(model, count, seed, rows)
         runs = _runs(model, guide, feed, count, take, closed, max_rows, seed, bf16, done)
         if certainty is not None and len(runs) > 1:
@@ -104,13 +104,13 @@ def predict(
                 found = _classes(values[0], feed.examples, keep_samples)
         return found if examples.words is None else replace(found, rows=feed.examples.rows)
 
-    pieces = 1 if isinstance(data, Feed) else -(-rows // PART)
+    pieces = 1 if isinstance(data, CachedBatches) else -(-rows // PART)
     with work("predicting", pieces * len(guide.components)) as whole:
-        if isinstance(data, Feed):
+        if isinstance(data, CachedBatches):
             return forecast(data, whole.next)
         try:
             each = [data] if pieces == 1 else (data.subset(at) for at in in_order(rows, PART))
-            parts: Any = [forecast(Feed(model, part), whole.next) for part in each]
+            parts: Any = [forecast(CachedBatches(model, part), whole.next) for part in each]
         except DataError as error:
             if error.rows and rows > PART:  # which are counted from the part's first
                 check_all(model, data=data)
@@ -122,9 +122,9 @@ def predict(
 def _runs(
     model: Model,
     guide: Guide,
-    feed: Feed,
+    feed: CachedBatches,
     samples: int,
-    take: Take,
+    take: Statistics,
     closed: bool,
     max_rows: int,
     seed: int,
@@ -145,7 +145,7 @@ def _runs(
         number: int, component: Any, share: int, only: Tensor | None = None
     ) -> Sequence[Tensor]:
         if not closed:
-            draws, found = draw_blocks(model, component, share, seeds), []
+            draws, found = draw_parts(model, component, share, seeds), []
             with work(parts=share) as drawn:
                 for part in passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only):
                     found.append(part)
@@ -187,7 +187,9 @@ def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -
     return replace(mixed, draws=len(runs) * parts[0].draws)  # whatever the other examples need
 
 
-def _read(model: Model, guide: Guide, noise: Tensor, draw: Take, batch: Batch) -> Sequence[Tensor]:
+def _read(
+    model: Model, guide: Guide, noise: Tensor, draw: Statistics, batch: Batch
+) -> Sequence[Tensor]:
     """The prediction of one component for a batch: tensors (S, B, ...)."""
     own = guide.covariance
     assert own is not None
@@ -232,7 +234,7 @@ def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Se
     return (base.probs.float(),)
 
 
-def _quantities(model: Model, samples: int, seed: int, rows: int) -> Take:
+def _quantities(model: Model, samples: int, seed: int, rows: int) -> Statistics:
     """What a forecast of so many rows needs of the labels' distribution under each of `samples`
     draws."""
     if model.likelihood.kind != "rating":
@@ -265,7 +267,7 @@ def _quantities(model: Model, samples: int, seed: int, rows: int) -> Take:
 
 
 @independent()  # ranks would draw the same labels for different examples
-def simulate(model: Model, draws: Iterable[Block], feed: Feed) -> list[Tensor]:
+def simulate(model: Model, draws: Iterable[Draws], feed: CachedBatches) -> list[Tensor]:
     """Labels drawn from the likelihood for N examples, a set under each of S draws of the weights.
 
     They are (S, N) of the examples' own type, (S, N, K) if a text has several; if the examples have

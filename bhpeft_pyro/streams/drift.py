@@ -17,11 +17,11 @@ from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import Guide, MixtureGuide, PriorGuide
-from ..model.feed import Feed
+from ..model.cached_batches import CachedBatches
 from ..model.model import Model
 from ..posterior.forgetting import forget
 from ..posterior.posterior import Posterior
-from ..prediction.draws import draw_blocks, private_rng
+from ..prediction.draws import draw_parts, private_rng
 from ..prediction.passes import passes
 from ..prediction.predict import AnyForecast, predict, simulate
 
@@ -166,9 +166,9 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     nll = None
     alternatives: dict[float, float] = {}
     if examples.labels is not None:
-        others = draw_blocks(posterior.model, posterior.guide, samples, 2 * seed + 1)
+        others = draw_parts(posterior.model, posterior.guide, samples, 2 * seed + 1)
         with private_rng(seed):
-            labels, *_ = simulate(posterior.model, others, Feed(posterior.model, examples))
+            labels, *_ = simulate(posterior.model, others, CachedBatches(posterior.model, examples))
         sets = torch.cat([examples.labels.unsqueeze(0), labels])
         if isinstance(forecast, RatingForecast) and forecast.outcomes is not None:
             found = _mixture_nll(posterior, examples, sets, samples, 2 * seed)
@@ -199,13 +199,13 @@ def _mixture_nll(
 
     The predictive distribution is the mixture over the draws of the weights.
     """
-    feed = Feed(posterior.model, replace(examples, labels=labels.T))
+    feed = CachedBatches(posterior.model, replace(examples, labels=labels.T))
 
     def take(predicted: TorchDistribution, each: Tensor | None) -> Sequence[Tensor]:
         assert each is not None  # (B, M)
         return (predicted.log_prob(each.T.unsqueeze(1)).movedim(0, -1),)
 
-    draws = draw_blocks(posterior.model, posterior.guide, samples, seed)
+    draws = draw_parts(posterior.model, posterior.guide, samples, seed)
     found = [part.double() for (part,) in passes(posterior.model, draws, feed, take)]
     logs = torch.stack([part.logsumexp(0) for part in found]).logsumexp(0)
     return (math.log(sum(map(len, found))) - logs).mean(0)

@@ -1,6 +1,6 @@
 """Training: initial values, the loss, the loop over steps, and the report."""
 
-from ..model.feed import whole_batch
+from ..model.cached_batches import whole_batch
 from .elbo import ELBO
 from .report import FitReport
 

@@ -24,7 +24,7 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..guides import Guide, latents
 from ..guides.latent import Latent, with_mean
-from ..model.feed import Feed
+from ..model.cached_batches import CachedBatches
 from ..model.fisher import diagonal, from_prior, scores
 from ..model.model import Model
 from ..priors import complete
@@ -174,14 +174,14 @@ def start(
     with pyro.get_param_store().scope():  # Pyro's guides put their parameters there
         guide.narrow(from_prior(model, guide.means()))
         if model.network.kinds:
-            frozen = Feed(model, examples, frozen=True)
+            frozen = CachedBatches(model, examples, frozen=True)
             done = _narrow(model, guide, frozen, options, done)
             _fit_head(model, guide, frozen, options)
             align(model, texts, guide)
             guide.set_prior(model)
         else:
             align(model, texts)
-        _narrow(model, guide, Feed(model, examples), options, done)
+        _narrow(model, guide, CachedBatches(model, examples), options, done)
 
 
 def own_start(model: Model, seed: int) -> dict[str, Tensor]:
@@ -235,7 +235,7 @@ def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
     )
 
 
-def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> None:
+def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOptions) -> None:
     size, particles = len(frozen.examples), options.particles
     batch_size = particles * -(-max(options.batch_size, size // _SHARE) // particles)
     brief = replace(
@@ -260,7 +260,7 @@ def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> 
 
 
 def _narrow(
-    model: Model, guide: Guide, feed: Feed, options: FitOptions, done: set[str]
+    model: Model, guide: Guide, feed: CachedBatches, options: FitOptions, done: set[str]
 ) -> set[str]:
     """Add the Fisher information of N examples to the precisions of latents that are not `done`;
     return those that changed (with frozen features, no PEFT weights)."""

@@ -27,7 +27,7 @@ from ..errors import ConfigError, DataError, FitError
 from ..forecast.metrics import nlls
 from ..guides import Guide
 from ..guides.optimizers import trained
-from ..model.feed import Feed, check_all
+from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
 from .convergence import Descent, culprit, summarise
@@ -48,7 +48,7 @@ _CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
 def optimise(
     model: Model,
     guide: Guide,
-    data: Examples | Feed,
+    data: Examples | CachedBatches,
     validation: Examples | None,
     report: FitReport,
     optimizer: OptimizerFactory | None = None,
@@ -62,7 +62,7 @@ def optimise(
         FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
             its last good state.
     """
-    feed = data if isinstance(data, Feed) else Feed(model, data)
+    feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
     _Run(model, guide, feed, validation, report, optimizer, callback).run()
 
 
@@ -82,7 +82,7 @@ class _Run:
         self,
         model: Model,
         guide: Guide,
-        feed: Feed,
+        feed: CachedBatches,
         validation: Examples | None,
         report: FitReport,
         optimizer: OptimizerFactory | None,
@@ -97,7 +97,7 @@ class _Run:
         self.point = guide.point
         self.particles = 1 if self.point else options.particles
         self.feed = feed
-        self.validation = None if validation is None else Feed(model, validation)
+        self.validation = None if validation is None else CachedBatches(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))

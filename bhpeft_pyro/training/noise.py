@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from ..data import Examples
 from ..forecast import RatingForecast
 from ..guides import Guide
-from ..model.feed import Feed
+from ..model.cached_batches import CachedBatches
 from ..model.likelihoods.normal import LEAST_NOISE
 from ..model.model import Model
 from ..prediction.predict import predict
@@ -25,7 +25,7 @@ def has_noise(guide: Guide, model: Model) -> bool:
 def settle_noise(
     model: Model,
     guide: Guide,
-    examples: Examples | Feed,
+    examples: Examples | CachedBatches,
     bf16: bool = False,
     known: bool = False,
 ) -> None:
@@ -38,7 +38,7 @@ def settle_noise(
 
 
 def noise_of(
-    model: Model, guide: Guide, examples: Examples | Feed, bf16: bool
+    model: Model, guide: Guide, examples: Examples | CachedBatches, bf16: bool
 ) -> tuple[Tensor, Tensor]:
     """NLLs of ratings, (N,), under a point estimate with the noise scale that suits them, and the
     logarithm of that scale, ()."""

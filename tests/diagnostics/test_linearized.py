@@ -18,9 +18,9 @@ from bhpeft_pyro.diagnostics import PSIS, against, psis
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, as_guide, prior_like
-from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.posterior.mixture import MixturePosterior
-from bhpeft_pyro.prediction.draws import draw_blocks
+from bhpeft_pyro.prediction.draws import draw_parts
 from bhpeft_pyro.prediction.predict import predict
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -108,8 +108,8 @@ def test_sbc_ranks_what_the_posterior_predicts(posterior: bh.Posterior) -> None:
     model = posterior.model
     examples = bh.data.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
     known = torch.zeros(len(ELSEWHERE))
-    feed = Feed(model, dataclasses.replace(examples, labels=known))
-    draws = [*draw_blocks(model, posterior.guide, 20, seed=3)]
+    feed = CachedBatches(model, dataclasses.replace(examples, labels=known))
+    draws = [*draw_parts(model, posterior.guide, 20, seed=3)]
     _, found = _quantities(model, draws, feed, feed, ())
     forecast = posterior.predict(ELSEWHERE, 20, seed=3, keep_samples=True)
     torch.testing.assert_close(found[:, 1:].float(), forecast.means, atol=1e-4, rtol=1e-4)
@@ -140,7 +140,7 @@ def test_components_are_a_network_each() -> None:
         model, guide, temperature = each.guide.strategy.target(
             each.model, each.report.temperature, False
         )
-        seed, feed = derived(0, number), Feed(each.model, data)
+        seed, feed = derived(0, number), CachedBatches(each.model, data)
         ratios.append(log_ratios(model, guide, feed, 100, seed, temperature))
     assert found.log_evidence == pytest.approx(PSIS.of(torch.cat(ratios)).log_evidence, abs=1e-3)
     prior = prior_like(posterior.model, posterior.guide)

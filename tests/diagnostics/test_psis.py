@@ -26,7 +26,7 @@ from bhpeft_pyro.diagnostics import PSIS, psis
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
 from bhpeft_pyro.guides import FunctionGuide, as_guide
-from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.prediction.draws import draw
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -44,7 +44,7 @@ def test_ratios_of_the_exact_posterior_are_the_evidence(
     model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
     # For every single draw: this holds prior, likelihood, auxiliary sites and signs to account.
-    found = log_ratios(model, as_guide(guide_of(exact)), Feed(model, data), samples=100)
+    found = log_ratios(model, as_guide(guide_of(exact)), CachedBatches(model, data), samples=100)
     assert (found - exact.log_evidence).abs().max() < 1e-2  # float32 densities
 
 
@@ -53,7 +53,7 @@ def test_ratios_are_densities_one_by_one(
 ) -> None:
     """A biased, narrow guide against densities written out by hand, at the same draws."""
     guide = as_guide(guide_of(exact, shift=0.7, spread=0.5))
-    found = log_ratios(model, guide, Feed(model, data), samples=20, seed=4)
+    found = log_ratios(model, guide, CachedBatches(model, data), samples=20, seed=4)
     w = flat({name: value[:, 0] for name, value in draw(model, guide, 20, seed=4).items()})
     normal = torch.distributions.Normal
     log_p = normal(0.0, exact.prior_sd).log_prob(w).sum(-1)
@@ -146,7 +146,7 @@ def test_guides_of_every_kind_have_densities(guide: str) -> None:
     model = tiny_model((), prior=hierarchical)
     data = tiny_examples(12)
     posterior = bh.fit(model, guide, data, max_steps=5, progress=False)
-    found = log_ratios(model, posterior.guide, Feed(model, data), samples=2000, seed=1)
+    found = log_ratios(model, posterior.guide, CachedBatches(model, data), samples=2000, seed=1)
     batch = next(data.batches(12))
     features = bh.data.Batch({}, batch.labels, features=model.network.features(batch))
     with pyro.get_param_store().scope(), torch.no_grad():
@@ -171,7 +171,7 @@ def test_what_a_prior_computes_is_no_latent() -> None:
     push = draw(plain, guide, 20)["head.bias"][:, 0].sum(-1).double()
     for temperature in (1.0, 0.5):  # by which the ELBO divides what is observed
         found = [
-            log_ratios(model, guide, Feed(model, data), 20, temperature=temperature)
+            log_ratios(model, guide, CachedBatches(model, data), 20, temperature=temperature)
             for model in (plain, pushed)
         ]
         expected = push / temperature

@@ -22,8 +22,8 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, Comparison, against, psis
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import FunctionGuide, PriorGuide
-from bhpeft_pyro.model.feed import Feed
-from bhpeft_pyro.prediction.draws import Block, draw
+from bhpeft_pyro.model.cached_batches import CachedBatches
+from bhpeft_pyro.prediction.draws import Draws, draw
 from bhpeft_pyro.prediction.predict import simulate
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -99,7 +99,7 @@ def test_a_transformer_against_nuts() -> None:
     texts = random_texts(12)
     blank = bh.data.encode(texts, network.tokenizer, kind="rating", labelled=False)
     truth = draw(model, PriorGuide(model), 1, seed=3)
-    ratings = simulate(model, [Block(truth)], Feed(model, blank))[0][0].tolist()
+    ratings = simulate(model, [Draws(truth)], CachedBatches(model, blank))[0][0].tolist()
     data = bh.data.encode({"text": texts, "label": ratings}, network.tokenizer, kind="rating")
     kernel = NUTS(model, jit_compile=False, max_tree_depth=4)
     mcmc = MCMC(kernel, num_samples=150, warmup_steps=60, disable_progbar=True)

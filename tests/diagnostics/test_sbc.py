@@ -24,8 +24,8 @@ from bhpeft_pyro.diagnostics.ratios import log_likelihoods
 from bhpeft_pyro.diagnostics.reference import predictions
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, PriorGuide
-from bhpeft_pyro.model.feed import Feed
-from bhpeft_pyro.prediction.draws import Block, draw
+from bhpeft_pyro.model.cached_batches import CachedBatches
+from bhpeft_pyro.prediction.draws import Draws, draw
 from bhpeft_pyro.prediction.predict import simulate
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -186,12 +186,12 @@ def test_labels_and_likelihood_agree() -> None:
     model, data = tiny_model((), outputs=3), tiny_examples(10)
     weights = draw(model, PriorGuide(model), 1)
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in weights.items()}
-    feed = Feed(model, data)
-    p = predictions(model, [Block(weights)], feed)[0]
-    drawn, *_ = simulate(model, [Block(many)], feed)
+    feed = CachedBatches(model, data)
+    p = predictions(model, [Draws(weights)], feed)[0]
+    drawn, *_ = simulate(model, [Draws(many)], feed)
     share = torch.nn.functional.one_hot(drawn, 3).double().mean(0)
     assert (share - p).abs().max() < 4.5 * 0.5 / 4000**0.5
-    known = log_likelihoods(model, [Block(weights)], feed)
+    known = log_likelihoods(model, [Draws(weights)], feed)
     assert data.labels is not None
     torch.testing.assert_close(known, p.gather(1, data.labels[:, None]).log().sum()[None])
 

@@ -17,7 +17,7 @@ from bhpeft_pyro.base.distributions import Covariance
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.diagnostics.sbc import _remembering
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.linearized import jacobian
 from bhpeft_pyro.testing import tiny_batch, tiny_model, tiny_tokenizer
 
@@ -123,9 +123,9 @@ def test_parts_of_a_batch_count_as_much_as_the_whole(draws: int) -> None:
 def test_constant_layers_are_skipped_for_words_too() -> None:
     model = model_of(kinds=(bh.peft.LoRA(rank=2, layers=(-1,)),))
     examples, weights = examples_of(model), drawn(model.sites, 2)
-    feed = Feed(model, examples)
-    assert feed.states is not None and len(feed.states) == len(examples.tokens.ids)
-    for indices, batch in feed.prediction(3):
+    batches = CachedBatches(model, examples)
+    assert batches.states is not None and len(batches.states) == len(examples.tokens.ids)
+    for indices, batch in batches.prediction(3):
         plain = next(examples.subset(indices).batches(3))
         for draws in (1, len(batch)):  # as for a Jacobian, with one word to each draw
             own = {
@@ -162,16 +162,16 @@ def test_what_a_words_state_has_seen() -> None:
 def test_the_heads_axes_are_those_of_words() -> None:
     model = model_of(kinds=(), principal=True)
     examples = examples_of(model)
-    plain = Feed(model, examples).features
+    plain = CachedBatches(model, examples).features
     assert plain is not None and plain.shape == (8, 32)
     batches = [batch for _, batch in examples.by_length(3)]
     model.network.align(batches)
     assert model.network.axes is not None
-    features = Feed(model, examples).features
+    features = CachedBatches(model, examples).features
     torch.testing.assert_close(features, model.network.axes(plain))
     torch.testing.assert_close(model.network.axes.center, plain.mean(0))
     weights = drawn(model.sites, 2)  # a batch of features is one of sequences
-    for indices, batch in Feed(model, examples).prediction(3):
+    for indices, batch in CachedBatches(model, examples).prediction(3):
         torch.testing.assert_close(
             model.network(weights, batch), model.network(weights, whole(model))[:, indices]
         )

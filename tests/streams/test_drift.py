@@ -12,10 +12,10 @@ from onehot import FIT, NOISE, WIDTH, exactly, model, words
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.posterior.mixture import MixturePosterior
-from bhpeft_pyro.prediction.draws import draw_blocks, private_rng
+from bhpeft_pyro.prediction.draws import draw_parts, private_rng
 from bhpeft_pyro.prediction.predict import simulate
 from bhpeft_pyro.streams import Drift, drift
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -83,9 +83,9 @@ def test_statistics_are_those_of_a_loop(posterior: bh.Posterior) -> None:
     assert found.nll is not None
     assert found.nll.observed == pytest.approx(scores["nll"], rel=1e-5)
     assert found.epistemic == pytest.approx(scores["mutual_information"], rel=1e-5)
-    draws = draw_blocks(classes.model, classes.guide, 30, 1)
+    draws = draw_parts(classes.model, classes.guide, 30, 1)
     with private_rng(0):
-        simulated, *_ = simulate(classes.model, draws, Feed(classes.model, batch))
+        simulated, *_ = simulate(classes.model, draws, CachedBatches(classes.model, batch))
     values = []
     for labels in simulated:
         chosen = found.forecast.probabilities[range(9), labels]  # type: ignore[union-attr]

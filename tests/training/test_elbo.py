@@ -24,7 +24,7 @@ from bhpeft_pyro.base.distributions import Covariance, LowRankNormal
 from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.guides.guide import key, prior_of
-from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.priors import JointPrior, PosteriorPrior
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
@@ -48,7 +48,7 @@ def stirred(guide: NormalGuide, loc_sd: float = 0.5) -> NormalGuide:
 
 def on_features(model: bh.Model, examples: int) -> bh.data.Batch:
     """The whole data as one batch, on features computed once: cheap for many draws."""
-    feed = Feed(model, tiny_examples(examples))
+    feed = CachedBatches(model, tiny_examples(examples))
     return next(feed.training(examples, 1, torch.Generator().manual_seed(0)))
 
 
@@ -154,7 +154,7 @@ def test_batches_of_any_size_give_the_loss_of_the_whole_data(
     """N = 13 fits no batch size: what `fit` uses must be unbiased at every step all the same."""
     model, guide = with_fixed_weights(())
     data = tiny_examples(13)
-    feed, generator = Feed(model, data), torch.Generator().manual_seed(0)
+    feed, generator = CachedBatches(model, data), torch.Generator().manual_seed(0)
     elbo = bh.training.ELBO(particles)
     losses = []
     with torch.no_grad():

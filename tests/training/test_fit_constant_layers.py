@@ -10,8 +10,8 @@ from pyro.infer.autoguide import AutoNormal
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data import Examples, encode
-from bhpeft_pyro.model import feed as passes
-from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.model import cached_batches as passes
+from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.likelihoods import MultipleChoice
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
@@ -36,7 +36,7 @@ def test_batches_of_any_width_get_the_states_of_their_texts(
 ) -> None:
     monkeypatch.setattr(passes, "MAX_ROWS", 4)
     model, examples = choices() if kind == "choice" else (tiny_model(UPPER), tiny_examples(9))
-    feed = Feed(model, examples)
+    feed = CachedBatches(model, examples)
     weights = {s.name: s.unit * torch.randn(s.shape) for s in model.network.sites}
     batches = [batch for _, batch in feed.prediction(3)]
     batches += feed.training(4, 2, torch.Generator().manual_seed(0))
@@ -92,12 +92,12 @@ def test_states_that_would_take_too_much_memory_are_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, examples = tiny_model(UPPER), tiny_examples(5)
-    states = Feed(model, examples).states
+    states = CachedBatches(model, examples).states
     assert states is not None and states.shape == (len(examples.tokens.ids), 16)
     monkeypatch.setattr(passes, "_MAX_STATES", states.nbytes)
-    assert Feed(model, examples).states is not None
+    assert CachedBatches(model, examples).states is not None
     monkeypatch.setattr(passes, "_MAX_STATES", states.nbytes - 1)
-    assert Feed(model, examples).states is None
+    assert CachedBatches(model, examples).states is None
 
 
 def test_a_forecast_in_inference_mode() -> None:

@@ -14,7 +14,7 @@ from exact import Designed
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.fisher import all_outcomes
 from bhpeft_pyro.model.likelihoods import Function, MultiLabel, StudentT
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
@@ -179,7 +179,7 @@ def test_drift_is_judged_by_the_likelihood() -> None:
     assert posterior.assess({**data, "label": [30] * 60}, 20).surprising
     # The same mixture of Poissons by hand, for the labels as they are and for simulated ones.
     examples = posterior.encode(data)
-    _, batch = next(iter(Feed(posterior.model, examples).prediction(len(examples))))
+    _, batch = next(iter(CachedBatches(posterior.model, examples).prediction(len(examples))))
     with torch.no_grad():
         rates, others = [
             posterior.model.predictive(posterior.sample(20, seed=seed), batch).mean

@@ -29,7 +29,7 @@ from bhpeft_pyro.data import Examples, encode
 from bhpeft_pyro.data.examples import Tokens
 from bhpeft_pyro.guides import DeltaGuide
 from bhpeft_pyro.model.backbone import load_backbone
-from bhpeft_pyro.model.feed import Feed
+from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
@@ -169,7 +169,9 @@ class _Work:
         """A training step of `delta`."""
         model, train = self.model(upper), self.rows[0]
         model.network.align(batch for _, batch in train.by_length(self.batch_size))
-        batches = Feed(model, train).training(self.batch_size, 1, torch.Generator().manual_seed(0))
+        batches = CachedBatches(model, train).training(
+            self.batch_size, 1, torch.Generator().manual_seed(0)
+        )
         return svi_step(model, DeltaGuide(model), next(batches), 1)
 
 

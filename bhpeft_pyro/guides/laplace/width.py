@@ -27,7 +27,7 @@ from ...base.progress import tracked, work
 from ...base.threads import seeded
 from ...data import Examples
 from ...data.batch import Batch
-from ...model.feed import Feed
+from ...model.cached_batches import CachedBatches
 from ...model.linearized import LinearOutputs, jacobian, symmetric_noise
 from ...model.model import Model
 from ..budget import examples_at_once, rows_kept
@@ -186,7 +186,7 @@ def _jacobians(
 
     def batches() -> Iterator[Batch]:
         parts = -(-len(examples) // at_once)
-        every = Feed(model, examples).prediction(at_once)
+        every = CachedBatches(model, examples).prediction(at_once)
         for _, batch in tracked(every, "", parts, share):
             yield batch.to(model.network.device)
 

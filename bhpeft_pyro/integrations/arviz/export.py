@@ -17,10 +17,10 @@ from ...base.names import matching
 from ...data import Columns, Examples
 from ...errors import ConfigError
 from ...guides import DrawsGuide, Guide, PriorGuide, prior_like
-from ...model.feed import Feed
+from ...model.cached_batches import CachedBatches
 from ...model.model import Model
 from ...posterior.posterior import Posterior
-from ...prediction.draws import draw_blocks, private_rng
+from ...prediction.draws import draw_parts, private_rng
 from ...prediction.predict import simulate
 from ...training.report import FitReport
 from .variables import chosen_draws, dataset, variables
@@ -126,7 +126,7 @@ def to_arviz(
     if data is not None:
         examples = model.encode(data, columns, labelled=False, new_names=not chains)
     guides = [*chains, prior]
-    known = variables(model, next(draw_blocks(model, guides[0], 1, seed)))
+    known = variables(model, next(draw_parts(model, guides[0], 1, seed)))
     chosen = [name for name, each in known.items() if each.numel <= SMALL]
     if sites is not None:
         chosen = matching(known, sites, "sites")
@@ -210,7 +210,7 @@ def _predictions(
 ) -> dict[str, xr.Dataset]:
     """Labels drawn from the likelihood under the draws of each guide, the last one being the
     prior, and the log-likelihoods of the observed labels."""
-    feed = Feed(model, examples)
+    feed = CachedBatches(model, examples)
 
     def group(*dims: str, **values: np.ndarray) -> xr.Dataset:
         """Arrays over `dims`, and over "output" where a text may have several labels."""
@@ -228,7 +228,7 @@ def _predictions(
     for number, guide in enumerate(guides):
         own = derived(seed, number)  # as the weights' draws have
         with private_rng(own):
-            outcomes.append(simulate(model, draw_blocks(model, guide, samples, own), feed))
+            outcomes.append(simulate(model, draw_parts(model, guide, samples, own), feed))
     *chains, prior = outcomes
     groups = {
         "prior_predictive": chains_of([prior[0]]),

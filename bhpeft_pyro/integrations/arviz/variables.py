@@ -15,7 +15,7 @@ from ...diagnostics.changes import factors, head_norms, sizes
 from ...guides import Guide
 from ...model.model import Model
 from ...peft.sites import Site
-from ...prediction.draws import Block, draw_blocks
+from ...prediction.draws import Draws, draw_parts
 from ...priors.structured import gated_layers
 
 # ArviZ 1.x labels the rows of its tables correctly only if each variable's dims come in the order
@@ -48,7 +48,7 @@ class Variable:
         return self.values[0].numel()
 
 
-def variables(model: Model, block: Block) -> dict[str, Variable]:
+def variables(model: Model, block: Draws) -> dict[str, Variable]:
     """Everything that draws of the latents and sites contain, by name: the draws, and what
     docs/arviz.md lists."""
     network, draws = model.network, {name: value[:, 0] for name, value in block.weights.items()}
@@ -90,7 +90,7 @@ def chosen_draws(
 ) -> dict[str, Variable]:
     """S draws of the chosen variables, on the CPU; of the others, a few draws at a time."""
     parts = []
-    for block in draw_blocks(model, guide, samples, seed):
+    for block in draw_parts(model, guide, samples, seed):
         every = variables(model, block)
         parts.append(
             {name: replace(every[name], values=every[name].values.cpu()) for name in chosen}

@@ -27,7 +27,7 @@ MAX_ROWS = 64
 _MAX_STATES = 2**30  # bytes of hidden states that are kept for a data set
 
 
-class Feed:
+class CachedBatches:
     """Training and prediction batches of a data set.
 
     Without PEFT weights the transformer's features never change. They are computed once, so that a
@@ -144,13 +144,13 @@ def whole_batch(model: Model, data: object, columns: Columns = Columns()) -> Bat
     """
     check_model(model)
     examples = model.encode(data, columns)
-    ((_, batch),) = Feed(model, examples).prediction(len(examples))
+    ((_, batch),) = CachedBatches(model, examples).prediction(len(examples))
     return batch.to(model.network.device)
 
 
 @torch.inference_mode(False)  # they enter passes with gradients
 def _constant_states(network: RandomPEFT, tokens: Tokens) -> Tensor | None:
-    """The `states` of a `Feed`."""
+    """The `states` of a `CachedBatches`."""
     total, states = int(tokens.lengths.sum()), None
     batches = tokens.lengths.argsort(descending=True).split(MAX_ROWS)
     for rows in tracked(batches, "reading hidden states", len(batches)):

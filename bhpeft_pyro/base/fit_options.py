@@ -83,8 +83,8 @@ class FitOptions:
     >>> FitOptions(particles=3, batch_size=8)
     Traceback (most recent call last):
         ...
-    bhpeft_pyro.errors.ConfigError: batch_size=8 must be a multiple of particles=3: each weight \
-draw gets an equal share of the batch (for a point estimate set particles=1)
+    bhpeft_pyro.errors.ConfigError: batch_size=8 must be a multiple of 3, as each weight draw \
+gets an equal share of a batch; in Python, `particles` sets their number
     """
 
     epochs: int = 15
@@ -107,9 +107,9 @@ draw gets an equal share of the batch (for a point estimate set particles=1)
         check_fields(self, _RULES)
         if self.batch_size % self.particles:
             raise ConfigError(
-                f"batch_size={self.batch_size} must be a multiple of particles={self.particles}: "
-                "each weight draw gets an equal share of the batch (for a point estimate set "
-                "particles=1)"
+                f"batch_size={self.batch_size} must be a multiple of {self.particles}, as each "
+                "weight draw gets an equal share of a batch; in Python, `particles` sets their "
+                "number"
             )
 
     def change(self, **changes: Any) -> FitOptions:

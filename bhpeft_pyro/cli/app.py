@@ -21,14 +21,12 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import BHPEFTError, BusyError, FitError, ProcessError, is_out_of_memory
 from .compare_command import compare
-from .evaluate_command import evaluate
+from .evaluate_command import evaluate, report
 from .fit_command import fit
 from .history_command import history
-from .messages import in_options
 from .options import flat
 from .predict_command import predict
-from .report_command import report
-from .screen import interactive, say, spoken_warnings
+from .screen import in_options, interactive, say, spoken_warnings
 from .stream_command import stream
 from .update_command import update
 
@@ -59,12 +57,12 @@ def _fail(error: Exception, code: int) -> NoReturn:
 
 
 def _translated(message: str) -> str:
-    every: Any = typer.main.get_command(app)
-    options = (each for command in every.commands.values() for each in command.params)
+    program: Any = typer.main.get_command(app)
+    parameters = (each for command in program.commands.values() for each in command.params)
     flags = {
-        each.name: (max(each.opts, key=len), max(each.secondary_opts, default="", key=len))
-        for each in options
-        if each.param_type_name == "option"
+        option.name: (max(option.opts, key=len), max(option.secondary_opts, default="", key=len))
+        for option in parameters
+        if option.param_type_name == "option"
     }
     return in_options(message, flags)
 

@@ -46,43 +46,29 @@ def compare(
         bhpeft compare reviews.csv --backbone minilm --out runs/compared
         bhpeft compare train.jsonl --test test.jsonl --task ratings --out runs/compared
     """
+    from .. import FitOptions
     from ..base.files import write
-    from ..base.fit_options import FitOptions
-    from ..data.sources import in_file, load
     from ..diagnostics.comparison import compare as run
-    from ..model.backbone import load_backbone
     from ..plots.html import png
-    from .runs import check_out, doubting, say_labels, split
-    from .task import infer
+    from .saved import check_out
+    from .tables import LabelledTable
 
     how = FitOptions().change(**fitting.given)
     check_out(out, overwrite=True)
-    rows = load(data, reading.texts)
-    with in_file(data), doubting(yes, data):
-        task = infer(rows, reading)
-    say(f"{len(rows)} rows, {task}")
-    say(f"loading {reading.backbone}")
-    backbone, tokenizer = load_backbone(reading.backbone, device)
-    model = task.model(backbone, tokenizer, ())
-    with in_file(data):
-        examples = model.encode(rows, task.columns)
-    say_labels(examples, task.levels)
+    rows = LabelledTable(data, reading, yes)
+    backbone, tokenizer = rows.backbone(device)
+    model = rows.task.model(backbone, tokenizer, ())
+    examples = rows.encode(model)
     parts: dict[str, Any] = {}
     for name, given in (("test", test), ("validation", validation)):
-        examples, parts[name] = split(
-            examples,
-            given,
-            how.seed,
-            lambda file: model.encode(load(file, reading.texts), task.columns),
-            f"--{name}",
-        )
+        examples, parts[name] = rows.split(model, examples, given, how.seed, f"--{name}")
         if parts[name] is None:
             raise ConfigError(f"--{name}: got 0; expected rows, which all methods need")
     test_rows = len(parts["test"])
     counts = f"{len(parts['validation'])} validation and {test_rows} test {examples.unit}"
     say(f"{len(examples)} training, {counts}")
     result = run(
-        lambda kinds: task.model(backbone, tokenizer, kinds),
+        lambda kinds: rows.task.model(backbone, tokenizer, kinds),
         examples,
         parts["validation"],
         parts["test"],
@@ -90,18 +76,18 @@ def compare(
         components=components,
         options=how,
         say=say,
-        columns=task.columns,
+        columns=rows.task.columns,
     )
     methods = result.table()
     write(out / "table.csv", methods.to_csv().encode())
     write(out / "plot.png", png(result.plot()))
-    known = methods.astype(object).where(methods.notna(), None)
+    methods = methods.astype(object).where(methods.notna(), None)
     if as_json:
-        print_json({"test_rows": test_rows, "methods": known.to_dict(orient="index")})
+        print_json({"test_rows": test_rows, "methods": methods.to_dict(orient="index")})
     else:
         what = f"{test_rows} test {examples.unit}"
         title = f"{what}; diff.: NLL minus the hybrid's, with its 95 % interval"
-        short = known.rename(columns={"nll difference": "diff."})
+        short = methods.rename(columns={"nll difference": "diff."})
         table(title, ("", *short.columns), [*short.itertuples(name=None)])
     say(result.verdict())
     say(f"saved in {out}: a posterior for each method, table.csv, plot.png")

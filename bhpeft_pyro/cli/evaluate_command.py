@@ -1,9 +1,14 @@
-"""`bhpeft evaluate`: how good a posterior is on labelled data."""
+"""`bhpeft evaluate` and `bhpeft report`: how good a posterior is, in numbers and as a page."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from . import options
-from .screen import print_json, show_metrics
+from .screen import print_json, say, show_metrics
 
 
 def evaluate(
@@ -22,15 +27,52 @@ def evaluate(
         bhpeft evaluate runs/reviews test.csv
         bhpeft evaluate runs/reviews test.csv --json | jq .ece
     """
-    from ..data.sources import in_file
-    from .runs import check_samples, guide_of, open_run, rows_for
+    from .saved import check_samples, guide_of, open_run
+    from .tables import labelled_examples
 
     posterior = open_run(run, backbone, device)
     check_samples(samples, guide_of(posterior), posterior.model.likelihood)
-    with in_file(data):
-        examples = posterior.encode(rows_for(posterior, data, labelled=True))
+    examples = labelled_examples(posterior, data)
     scores = posterior.evaluate(examples, samples, seed=draw_seed)
     if as_json:
         print_json({"examples": len(examples), **scores})
     else:
         show_metrics(f"{len(examples)} {examples.unit} of {data}", {"value": scores})
+
+
+def report(
+    run: options.Run,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="Labelled data to test it on.", show_default="none", callback=options.check_data
+        ),
+    ] = None,
+    config: options.Config = None,
+    out: Annotated[Path, typer.Option(help="The .html file to write.")] = Path("report.html"),
+    samples: options.Samples = None,
+    draw_seed: options.DrawSeed = 0,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+) -> None:
+    """Write an HTML page: each round's fit, what the weights change, metrics and plots of a test.
+
+    Examples:
+        bhpeft report runs/reviews --out report.html
+        bhpeft report runs/reviews test.csv --out report.html
+    """
+    from ..base.files import write
+    from ..plots.html import posterior_page
+    from .saved import check_file, check_samples, guide_of, open_run
+    from .tables import labelled_examples
+
+    check_file(out, ".html")
+    posterior = open_run(run, backbone, device)
+    check_samples(samples, guide_of(posterior), posterior.model.likelihood, data is not None)
+    forecast, heading = None, ""
+    if data is not None:
+        examples = labelled_examples(posterior, data)
+        forecast = posterior.predict(examples, samples, seed=draw_seed)
+        heading = f"On {len(examples)} {examples.unit} of {data}"
+    write(out, posterior_page(posterior, str(run), forecast, heading).encode())
+    say(f"written to {out}")

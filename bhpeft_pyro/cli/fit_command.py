@@ -33,34 +33,19 @@ def fit(
         bhpeft fit films.jsonl --label-column stars --task ratings --out runs/films
         bhpeft fit --config fit.yaml --epochs 5
     """
-    from ..base.fit_options import FitOptions
+    from .. import FitOptions, presets
+    from .. import fit as learn
     from ..data.copies import check_apart
-    from ..data.sources import in_file, load
-    from ..model.backbone import load_backbone
-    from ..peft import presets
-    from ..posterior.fit import fit as learn
-    from .runs import check_out, check_samples, check_used, doubting, finish, say_labels, split
-    from .task import infer
+    from .saved import check_out, check_samples, check_used, finish
+    from .tables import LabelledTable
 
     how = FitOptions().change(**fitting.given)
     check_out(out, overwrite)
     check_used(fitting, guide, bool(validation))  # it may be known before the rows are read
-    table = load(data, reading.texts)
-    with in_file(data), doubting(yes, data):
-        task = infer(table, reading)
-    say(f"{len(table)} rows, {task}")
-    say(f"loading {reading.backbone}")
-    model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
-    # Encoded before rows are held out, so that errors count rows as the file does.
-    with in_file(data):
-        examples = model.encode(table, task.columns)
-    say_labels(examples, task.levels)
-    train, held_out = split(
-        examples,
-        validation,
-        how.seed,
-        lambda file: model.encode(load(file, reading.texts), task.columns),
-    )
+    table = LabelledTable(data, reading, yes)
+    model = table.task.model(*table.backbone(device), getattr(presets, preset)())
+    examples = table.encode(model)
+    train, held_out = table.split(model, examples, validation, how.seed)
     check_used(fitting, guide, held_out is not None)
     check_samples(samples, guide, model.likelihood, held_out is not None)
     # Other fits do not depend on these rows: it is enough to evaluate them at the end.
@@ -76,6 +61,6 @@ def fit(
         validation=used,
         options=how,
         components=components,
-        columns=task.columns,
+        columns=table.task.columns,
     )
     finish(posterior, out, data, examples, held_out, samples, overwrite=overwrite, as_json=as_json)

@@ -44,19 +44,19 @@ def history(
         bhpeft history runs/stream --keep 5f0c
     """
     from ..posterior import saving
-    from .runs import rounds_of
+    from .saved import rounds_of
 
-    found = rounds_of(folder)
+    history = rounds_of(folder)
     single = saving.exists(folder)
     if keep is not None:
         if single:
             raise ConfigError(f"--keep: {folder} is a posterior; expected a folder of rounds")
-        for path in found.keep_only(keep):
+        for path in history.keep_only(keep):
             say(f"moved to {path}")
-    rounds = saving.read_lineage(folder) if single else tuple(found.rounds.values())
+    rounds = saving.read_lineage(folder) if single else tuple(history.rounds.values())
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
-    folders = {rounds[-1].id: folder} if single else found.folders
+    folders = {rounds[-1].id: folder} if single else history.folders
     if as_json:
         facts = [
             {
@@ -66,9 +66,9 @@ def history(
             for report in rounds
         ]
         print_json({"rounds": facts})
-    else:
-        columns = {name: [getattr(each, name) for each in rounds] for name in _SHOWN}
-        columns["held-out NLL"] = [each.metrics.get(_HELD_OUT) for each in rounds]
-        if not single and any(path.name != id for id, path in folders.items()):
-            columns["folder"] = [folders[each.id].name for each in rounds]
-        table("Rounds", [*columns], [*zip(*columns.values(), strict=True)])
+        return
+    columns = {name: [getattr(report, name) for report in rounds] for name in _SHOWN}
+    columns["held-out NLL"] = [report.metrics.get(_HELD_OUT) for report in rounds]
+    if not single and any(path.name != id for id, path in folders.items()):
+        columns["folder"] = [folders[report.id].name for report in rounds]
+    table("Rounds", [*columns], [*zip(*columns.values(), strict=True)])

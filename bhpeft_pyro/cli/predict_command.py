@@ -109,7 +109,7 @@ def predict(
     from ..data.sources import in_file, places
     from ..forecast.base import share_of
     from ..prediction.predict import PART
-    from .runs import check_file, check_samples, guide_of, open_run
+    from .saved import check_file, check_samples, guide_of, open_run
 
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
@@ -219,7 +219,7 @@ def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[s
     from ..data import CutWarning
     from ..data.sources import in_file, parts
     from ..prediction.predict import PART
-    from .runs import rows_for
+    from .tables import rows_for
 
     model, columns = posterior.model, posterior.columns
     names: dict[str, None] = {}

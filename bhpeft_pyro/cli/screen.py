@@ -1,8 +1,10 @@
-"""What commands print: results to stdout, everything else to stderr."""
+"""What commands print: results to stdout, everything else to stderr; messages of the Python API in
+the words of the command line."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +18,48 @@ from rich.table import Table
 from rich.text import Text
 
 from ..base.checks import harmless
+
+Flags = Mapping[str, tuple[str, str]]
+"""By the name of an argument its option, and the option that turns it off (or "")."""
+
+_VALUE = r"('[^']*'|\"[^\"]*\"|\((?:\.\.\.)?\)|[^\s,;:()]+)"
+_QUOTED = r"(?<!\w)(?:'[^']*'|\"[^\"]*\")"  # a text of the user's, or a name
+# Advice that only Python offers, up to the next piece of the message.
+_IN_PYTHON = r"; in Python,.*?(?=; | \(and \d|$)"
+# What a program's user knows by the names of its options, though other arguments stand for it.
+_COLUMNS: Flags = {
+    "text": ("--text-column", ""),
+    "pair": ("--pair-column", ""),
+    "label": ("--label-column", ""),
+    "answer": ("--label-column", ""),
+    "source": ("", ""),
+}
+
+
+def in_options(text: str, flags: Flags) -> str:
+    """The message with options in place of arguments.
+
+    >>> flags = {"patience": ("--patience", ""), "bf16": ("--bf16", "--no-bf16")}
+    >>> in_options("patience=3 needs rows; patience=None fits to the end; in Python, lr=2", flags)
+    '--patience 3 needs rows; no --patience fits to the end'
+    >>> in_options("bf16: of 'patience=3' nothing is left; expected bf16=False", flags)
+    "--bf16: of 'patience=3' nothing is left; expected --no-bf16"
+    """
+    flags = {**_COLUMNS, **flags}
+    text = re.sub(_IN_PYTHON, "", text).removeprefix("columns: ")
+    names = "|".join(map(re.escape, flags))
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name is None:
+            return match[0]
+        flag, off = flags[name]
+        if value in ("False", "None"):
+            return off or f"no {flag}"
+        return flag if value == "True" else f"{flag} {value}".strip()
+
+    text = re.sub(rf"{_QUOTED}|(?<![\w.\-(`])({names})={_VALUE}", option, text)
+    return re.sub(rf"^({names})(?=[:,] )", lambda match: flags[match[1]][0], text)
 
 
 def say(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..data import Examples
     from ..streams import Record
+    from .task import Task
 
 # Columns of the table on the screen, if the rounds have them.
 _SHOWN = ("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/nll_p")
@@ -84,15 +84,13 @@ def stream(
         bhpeft stream news.jsonl --by date --batch week --backbone minilm --out runs/news
         bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream
     """
-    from .. import streams
-    from ..base.fit_options import FitOptions
-    from ..data.encoding import cut_once, encode
-    from ..data.sources import in_file, load
-    from ..model.backbone import load_backbone
-    from ..peft import presets
+    from .. import FitOptions, presets, streams
+    from ..data.encoding import cut_once
+    from ..data.sources import in_file
     from ..posterior import saving
-    from .runs import ROUNDS, check_used, doubting, say_labels
-    from .task import infer
+    from ..streams.stream import encode_ahead
+    from .saved import ROUNDS, check_used
+    from .tables import LabelledTable, doubting, say_labels
 
     how = FitOptions().change(**fitting.given)
     if grow and tests:
@@ -100,41 +98,29 @@ def stream(
     check_used(fitting, guide, selects=False)
     if saving.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
-    rows = load(data, reading.texts)
-    with in_file(data), doubting(yes, data):
-        whole = infer(rows, reading)
-        batches = _batches(rows, by, batch)
-    task = whole
-    if grow and whole.name in ("classes", "words"):  # the first batch's; the others come later
-        first, *_ = batches
-        try:
-            with doubting(True, data):  # all rows have been looked at
-                task = infer(batches[first], reading)
-        except DataError as error:
-            raise DataError(f"--grow: the first batch, {first}: {error}") from error
-    say(f"{len(rows)} rows in {len(batches)} batch{'es' * (len(batches) > 1)}, {task}")
-    say(f"loading {reading.backbone}")
-    model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
+    whole = LabelledTable(data, reading, yes)
+    with in_file(data):
+        batches = _batches(whole.rows, by, batch)
+    task = whole.task
+    if grow and task.name in ("classes", "words"):
+        task = _task_of_first(batches, reading, data)
+    say(f"{len(batches)} batch{'es' * (len(batches) > 1)}, {task}")
+    model = task.model(*whole.backbone(device), getattr(presets, preset)())
     if done := len(streams.History(out / ROUNDS).rounds):
-        say(
-            f"rounds that exist already: {done}" + ("; none is new" if done == len(batches) else "")
-        )
-    read = partial(
-        encode,
-        tokenizer=model.network.tokenizer,
-        kind=model.likelihood.kind,
-        each_word=model.network.head.each_word,
-    )
+        none = "; none is new" if done == len(batches) else ""
+        say(f"rounds that exist already: {done}{none}")
     with cut_once(), doubting(yes, data):
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
         with in_file(data):
-            examples = read(rows, columns=model.limited(whole.columns, rows))
-        columns = model.limited(task.columns, rows)
-        learnt, tested = _with_tests(
-            batches, partial(read, columns=columns, labelled=False), tests, how.seed
-        )
-        say_labels(examples, whole.levels)
+            examples = encode_ahead(model, whole.rows, whole.task.columns)
+        learnt: dict[str, Dataset] = batches
+        tested: dict[str, Dataset] = {}
+        if tests:
+            learnt, tested = _with_tests(
+                batches, lambda rows: encode_ahead(model, rows, task.columns), tests, how.seed
+            )
+        say_labels(examples, whole.task.levels)
         last = streams.stream(
             model,
             learnt,
@@ -154,7 +140,7 @@ def stream(
         _plot(record, out / "stream.png")
     if done < len(batches):
         say(f"{last.report}")
-    say(f"the last posterior is in {out / 'rounds' / last.report.id}")
+    say(f"the last posterior is in {out / ROUNDS / last.report.id}")
     _show(record, as_json)
 
 
@@ -171,21 +157,38 @@ def _batches(rows: Dataset, by: str | None, batch: names.Period | int) -> dict[s
     return by_period(rows, by, batch)
 
 
+def _task_of_first(batches: dict[str, Dataset], reading: options.Reading, data: str) -> Task:
+    """The task with the classes of the first batch; the others come later."""
+    from .tables import doubting
+    from .task import infer
+
+    first, *_ = batches
+    try:
+        with doubting(True, data):  # all rows have been looked at
+            return infer(batches[first], reading)
+    except DataError as error:
+        raise DataError(f"--grow: the first batch, {first}: {error}") from error
+
+
 def _with_tests(
     batches: dict[str, Dataset], read: Callable[[Dataset], Examples], tests: float, seed: int
 ) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
-    """By batch, the rows that are learnt, and those held out."""
-    from .runs import hold_out
+    """By batch, the rows that are learnt, and a random share held out; copies of a text are all in
+    one of the two."""
+    import numpy as np
+    import torch
 
-    if not tests:
-        return batches, {}
+    from ..data.copies import apart
+
     learnt, tested = {}, {}
-    for name, each in batches.items():
-        learnt[name], test = hold_out(each, read(each).row_hashes, tests, seed)
-        if test is not None:
-            tested[name] = test
+    for name, rows in batches.items():
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
+        kept, held_out = apart(order, read(rows).row_hashes, round(tests * len(rows)))
+        if len(kept) and len(held_out):
+            learnt[name], tested[name] = rows.select(kept.tolist()), rows.select(held_out.tolist())
         else:
-            say(f"{name}: no test, as {tests:.3g} of {len(each)} rows is none, or all")
+            learnt[name] = rows
+            say(f"{name}: no test, as {tests:.3g} of {len(rows)} rows is none, or all")
     if not tested:
         raise DataError(f"--tests: {tests:.3g} is no row of any batch; expected more, or 0")
     return learnt, tested

@@ -48,18 +48,8 @@ def update(
     from ..data.sources import in_file
     from ..posterior.growth import with_outputs_for
     from ..posterior.update import check_held_out, refuse_known
-    from .runs import (
-        check_out,
-        check_samples,
-        check_used,
-        doubting,
-        finish,
-        guide_of,
-        open_run,
-        rows_for,
-        say_labels,
-        split,
-    )
+    from .saved import check_out, check_samples, check_used, finish, guide_of, open_run
+    from .tables import doubting, labelled_examples, rows_for, say_labels, split
 
     check_out(out, overwrite)
     before = open_run(run, backbone, device)
@@ -73,17 +63,13 @@ def update(
         old, new = (each.columns.label_names or () for each in (before, start))
         added = start.model.network.outputs - before.model.network.outputs
         say(f"new classes: {', '.join(new[len(old) :]) or added}")
-    # Encoded before rows are held out, so that errors count rows as the file does.
-    with in_file(data):
+    with in_file(data):  # before rows are held out, so that errors count rows as the file does
         examples = start.encode(table)
     say_labels(examples)
     if not again:
         refuse_known(before, examples)
     train, held_out = split(
-        examples,
-        validation,
-        how.seed,
-        lambda file: start.encode(rows_for(start, file, labelled=True)),
+        examples, validation, how.seed, lambda file: labelled_examples(start, file)
     )
     check_samples(samples, family, start.model.likelihood, held_out is not None)
     if held_out is None:  # the last round may have had some
@@ -95,12 +81,7 @@ def update(
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} {train.unit}")
     with doubting(yes, data):
         after = start.update(
-            train,
-            validation=used,
-            options=how,
-            guide=guide,
-            keep=keep,
-            again=again,
+            train, validation=used, options=how, guide=guide, keep=keep, again=again
         )
     finish(
         after,

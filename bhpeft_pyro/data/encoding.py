@@ -205,7 +205,7 @@ def _check_arguments(
     if len(tokenizer) <= len({*tokenizer.all_special_ids}):  # type: ignore[arg-type,attr-defined]
         raise ConfigError(
             "tokenizer: it knows no words, like that of a folder without a tokenizer's files; "
-            "expected tokenizer.save_pretrained(folder) beside the model, or tokenizer=..."
+            "expected tokenizer.save_pretrained(folder) beside the model; in Python, tokenizer=..."
         )
     check(columns, Columns, "columns", "bh.Columns(...)")
     names = columns.label_names

@@ -265,9 +265,9 @@ def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
     def check(value: int) -> None:
         if not 0 <= value < (math.inf if count is None else count):
             limit = "0 or more" if count is None else f"0 to {count - 1}"
-            hint = "; label_names=(...) is for classes whose numbers are their names"
+            hint = "; in Python, `label_names` is for classes whose numbers are their names"
             if value == -1:
-                hint = " (-1 marks rows without a label: use labelled=False)"
+                hint = "; -1 marks rows without a label; in Python, labelled=False reads them"
             raise CellError(f"label {value}; expected {limit}{hint}")
 
     read_cells(values, column, check)

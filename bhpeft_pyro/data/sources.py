@@ -84,8 +84,8 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
         if name not in names:
             there = ", ".join(repr(other) for other in names) or "none"
             raise DataError(
-                f"column {name!r} is missing; columns there: {there} "
-                "(`columns=Columns(...)` says which column holds what)"
+                f"column {name!r} is missing; columns there: {there}; in Python, `columns` says "
+                "which column holds what"
             )
     wanted = [*needed] if labelled is None or target not in names else [*needed, target]
     if isinstance(source, Dataset):

@@ -178,9 +178,9 @@ class DeltaGuide(_Located):
         if self.width is None:
             raise GuideError(
                 "a point estimate has no width, so it cannot be a prior: fit 'laplace' or "
-                "'normal', widen it (posterior.widen(data)), or give the 'delta' guide a width=... "
-                "(the sd of the next round's prior, in the sites' units); or continue from this "
-                "estimate without a prior: "
+                "'normal'; in Python, widen it (posterior.widen(data)), or give the 'delta' guide "
+                "a width=... (the sd of the next round's prior, in the sites' units), or continue "
+                "from this estimate without a prior: "
                 "fit(posterior.model, copy.deepcopy(posterior.guide), data, temperature=0.0)"
             )
         locs = {name: self.loc[key(name)].detach().clone() for name in self._supports}

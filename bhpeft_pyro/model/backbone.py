@@ -117,7 +117,7 @@ def _tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTrainedTok
     except Exception as error:  # tokenizers raises no other
         raise ConfigError(
             f"tokenizer: none can be loaded for the backbone {name!r} ({_first_line(error)}); "
-            "expected tokenizer=..."
+            "expected a folder that has one; in Python, tokenizer=..."
         ) from error
     return tokenizer
 
@@ -315,7 +315,7 @@ def device_named(name: str) -> torch.device:
     available = torch.cuda.is_available()
     known = ("auto", "cpu", "cuda", "meta") if available else ("auto", "cpu", "meta")
     if name not in known and not (available and name.startswith("cuda:")):
-        raise ConfigError(f"device={name!r} (--device): expected one of {', '.join(known)}")
+        raise ConfigError(f"device={name!r}: expected one of {', '.join(known)}")
     if name == "auto":
         name = "cuda" if available else "cpu"
     return torch.device(name)

@@ -189,8 +189,8 @@ def not_finite(what: str, rows: Sequence[int], text: str) -> DataError:
     return DataError.of_rows(
         what,
         rows,
-        f"of {shown(text)} the backbone makes numbers that are not finite; drop the row, or load "
-        "the backbone with dtype=torch.float32",
+        f"of {shown(text)} the backbone makes numbers that are not finite; drop the row; in "
+        "Python, loading the backbone with dtype=torch.float32 may help",
     )
 
 

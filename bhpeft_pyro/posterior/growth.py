@@ -135,8 +135,7 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
                 )
     if not grow:
         raise DataError(
-            f"data: {new} is not among the labels {known}; grow=True (--grow) adds outputs for new "
-            "labels"
+            f"data: {new} is not among the labels {known}; grow=True adds outputs for new labels"
         )
     if names and not isinstance(data, Examples):
         values = [each for each in _labels(posterior, data) if isinstance(each, str)]

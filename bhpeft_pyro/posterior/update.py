@@ -214,7 +214,7 @@ def has_learnt(report: FitReport, examples: Examples) -> bool:
 
 def refuse_known(posterior: Posterior, examples: Examples) -> None:
     """Raise a DataError if a round has learnt these examples."""
-    why = " already, and they would count twice; again=True (--again) learns them again"
+    why = " already, and they would count twice; again=True learns them again"
     _refuse(posterior, examples, "data", why)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import is_dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..base.fit_options import FitOptions
@@ -17,19 +17,10 @@ from ..posterior.state import describe_likelihood, own_likelihood
 from ..posterior.update import has_learnt
 from .history import History
 
-# Fields of `Columns`, and the options of `bhpeft stream` for them.
-_READING = {
-    "text": " (--text-column)",
-    "pair": " (--pair-column)",
-    "label": " (--label-column)",
-    "question": "",
-    "choices": "",
-    "answer": " (--label-column)",
-    "max_length": " (--max-length)",
-}
+_READING = ("text", "pair", "label", "question", "choices", "answer", "max_length")
 
 
-def resumed(history: History, model: Model) -> Posterior | None:
+def last_round(history: History, model: Model) -> Posterior | None:
     """The last posterior of a single line of rounds of this model, if there are any."""
     leaves = history.leaves
     if len(leaves) > 1:
@@ -41,59 +32,61 @@ def resumed(history: History, model: Model) -> Posterior | None:
     if not leaves:
         return None
     network = model.network
-    own = {"prior": model.prior, "likelihood": own_likelihood(model)}
-    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, **own)
+    needed = {"prior": model.prior, "likelihood": own_likelihood(model)}
+    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, **needed)
     there = last.model
-    for what, given, found in (
-        ("PEFT weights", network.kinds, there.network.kinds),
-        ("head", replace(network.head, outputs=2), replace(there.network.head, outputs=2)),
-        ("likelihood", _in_words(_standardised(model, there)), _in_words(there.likelihood)),
-    ):
-        if given != found:
-            raise ConfigError(
-                f"model: {history.folder} holds rounds of other {what}: {found}, not {given}; "
-                "use the same model, or another folder"
-            )
+    _check_same(history, "model", "with PEFT weights", there.network.kinds, network.kinds)
+    heads = (replace(each.network.head, outputs=2) for each in (there, model))
+    _check_same(history, "model", "with a head", *heads)
+    if _differs(model.likelihood, there.likelihood):
+        _check_same(history, "model", "with a likelihood", there.likelihood, model.likelihood)
     return last
 
 
-def _in_words(likelihood: Likelihood) -> str:
-    plain = describe_likelihood(likelihood)
-    return f"{plain.pop('class')}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
-
-
-def _standardised(model: Model, there: Model) -> Likelihood:
-    """The model's likelihood in the unit of the first round's ratings, where it leaves it open."""
-    given: Any = model.likelihood
-    options = vars(given).items() if is_dataclass(given) else ()
-    left_open = [name for name, value in options if value is None]
-    if not left_open or type(model.likelihood) is not type(there.likelihood):
-        return model.likelihood
-    known = vars(there.likelihood)
-    found: Likelihood = replace(given, **{name: known[name] for name in left_open})
-    return found
-
-
-def read_otherwise(before: Columns, now: Columns) -> tuple[str, str] | None:
-    """The first field by which texts or labels are read otherwise than before: both values."""
-    for field, option in _READING.items():
-        old, new = getattr(before, field), getattr(now, field)
-        if old != new:
-            return f"{field}={old!r}{option}", f"{new!r}"
-    return None
-
-
-def note_changes(
-    last: Posterior, options: FitOptions, keep: float | dict[str, float], folder: str | Path
+def check_same_stream(
+    history: History,
+    last: Posterior,
+    guide: str,
+    components: int | None,
+    columns: Columns,
+    options: FitOptions,
+    keep: float | Mapping[str, float],
 ) -> None:
-    """Warn of what may change from one round to the next, but not by mistake."""
-    before, now = vars(last.report.options), vars(options)
-    changed = [name for name in now if now[name] != before[name] and name != "progress"]
-    found = [f"{name}={now[name]} (until now {before[name]})" for name in changed]
-    if len(last.lineage) > 1 and keep != last.report.keep:  # the first round forgets nothing
-        found.append(f"keep={keep} (until now {last.report.keep})")
-    if found:
-        warnings.warn(f"{folder}: new rounds are learnt with {', '.join(found)}", stacklevel=3)
+    """Refuse another guide, number of components or reading than that of the rounds so far; warn of
+    what may change from one round to the next, but not by mistake."""
+    parts, names = last.components, columns.label_names or ()
+    _check_same(history, "guide", "of", parts[0].guide.title(), guide)
+    _check_same(history, "components", "of", len(parts), components or len(parts))
+    if names != (last.columns.label_names or ())[: len(names)]:  # it may have grown
+        _check_same(history, "columns", "with labels", last.columns.label_names, names)
+    for field in _READING:
+        before, now = (f"{field}={getattr(each, field)!r}" for each in (last.columns, columns))
+        _check_same(history, "columns", "read with", before, now)
+
+    old, new = vars(last.report.options), vars(options)
+    changed = {name: (old[name], new[name]) for name in new if name != "progress"}
+    if len(last.lineage) > 1:  # the first round forgets nothing
+        changed["keep"] = (last.report.keep, keep)
+    noted = [f"{k}={now} (until now {was})" for k, (was, now) in changed.items() if now != was]
+    if noted:
+        folder = history.folder.parent
+        warnings.warn(f"{folder}: new rounds are learnt with {', '.join(noted)}", stacklevel=3)
+
+
+def _check_same(history: History, argument: str, what: str, there: Any, given: Any) -> None:
+    if given != there:
+        raise ConfigError(
+            f"{argument}: {history.folder.parent} holds rounds {what} {there}, not {given}; use "
+            f"the same {argument}, or another folder"
+        )
+
+
+def _differs(given: Likelihood, there: Likelihood) -> bool:
+    """Whether they do not agree in what `given` says; what it leaves open (None) is set by the
+    ratings of the first round."""
+    known = describe_likelihood(there)
+    stated = {name: v for name, v in describe_likelihood(given).items() if v is not None}
+    return any(known.get(name) != value for name, value in stated.items())
 
 
 def check_same_batch(posterior: Posterior, number: int, name: str, data: object) -> None:

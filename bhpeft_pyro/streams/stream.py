@@ -31,7 +31,7 @@ from ..prediction.predict import predict
 from .drift import assess
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
-from .resume import check_same_batch, note_changes, read_otherwise, resumed
+from .resume import check_same_batch, check_same_stream, last_round
 
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
@@ -121,25 +121,9 @@ def stream(
             return fit(model, guide, data, **start, **how)
         return last.update(data, keep=keep, grow=grow, again=again, **how)
 
-    def check_same(last: Posterior) -> None:
-        there, own = last.components, last.components[0].guide.title()
-        if own != made.title():
-            what, found, given = "guide", own, made.title()
-        elif components not in (None, len(there)):
-            what, found, given = "components", str(len(there)), str(components)
-        elif names != (last.columns.label_names or ())[: len(names)]:
-            what, found, given = "columns", f"labels {last.columns.label_names}", f"{names}"
-        elif other := read_otherwise(last.columns, columns):
-            what, (found, given) = "columns", other
-        else:
-            note_changes(last, chosen, keep, folder)
-            return
-        raise ConfigError(
-            f"{what}: {folder} holds rounds of {found}, not {given}; use the same {what}, or "
-            "another folder"
-        )
+    def check_same(history: History, last: Posterior) -> None:
+        check_same_stream(history, last, made.title(), components, columns, chosen, keep)
 
-    names = columns.label_names or ()
     how: Any = {"tests": tests, "grow": grow, "progress": progress}
     return prequential(model, learn, batches, folder, check_same=check_same, **how)
 
@@ -155,7 +139,7 @@ def prequential(
     samples: int | None = None,
     drift: bool = True,
     progress: bool = True,
-    check_same: Callable[[Posterior], None] | None = None,
+    check_same: Callable[[History, Posterior], None] | None = None,
 ) -> Posterior:
     """`stream` with any way of learning.
 
@@ -168,8 +152,8 @@ def prequential(
             batch.
         drift: compare batches with what was expected (`assess`). Without it the guide may be a
             point estimate.
-        check_same: is called with the last posterior in the folder, to refuse it before anything is
-            learnt.
+        check_same: is called with the history and the last posterior in it, to refuse it before
+            anything is learnt.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -197,9 +181,9 @@ def prequential(
         work("stream", total, at_once=True) as bar,
     ):
         history.clean()
-        posterior = resumed(history, model)
+        posterior = last_round(history, model)
         if posterior is not None and check_same is not None:
-            check_same(posterior)
+            check_same(history, posterior)
         done = () if posterior is None else posterior.lineage
         agree("folder", *(report.id for report in done))
         count = 0
@@ -221,12 +205,7 @@ def prequential(
                     posterior = with_outputs_for(posterior, data, grow)
                     examples = posterior.encode(data)
                 with work(share=0):
-                    if drift:
-                        found = assess(posterior, examples)
-                        metrics = evaluate(found.forecast)
-                        metrics |= {f"drift/{key}": v for key, v in found.metrics().items()}
-                    else:
-                        metrics = posterior.evaluate(examples, samples)
+                    metrics = _before(posterior, examples, samples, drift)
             posterior = learn(posterior, data)
             try:
                 tested = _encoded(posterior, tests)
@@ -259,6 +238,17 @@ def prequential(
         return posterior
 
 
+def _before(
+    posterior: Posterior, examples: Examples, samples: int | None, drift: bool
+) -> dict[str, float]:
+    """Metrics of predicting a batch that is not learnt yet, with those of its drift."""
+    if not drift:
+        return posterior.evaluate(examples, samples)
+    assessed = assess(posterior, examples)
+    noted = {f"drift/{key}": value for key, value in assessed.metrics().items()}
+    return evaluate(assessed.forecast) | noted
+
+
 def _named(tests: Mapping[str, object] | None) -> dict[str, object]:
     """Data by name that can be read more than once."""
     check(tests, Mapping | None, "tests", "a mapping from names to data, or None")
@@ -276,12 +266,12 @@ def _naming(argument: str, name: str) -> Iterator[None]:
 
 def _encoded(posterior: Posterior, tests: Mapping[str, object]) -> dict[str, Examples]:
     """The tests whose labels the posterior knows; others are learnt in a later round."""
-    found = {}
+    testable = {}
     for test, rows in tests.items():
         with _naming("tests", test):
             if not unknown_labels(posterior, rows):
-                found[test] = posterior.encode(rows)
-    return found
+                testable[test] = posterior.encode(rows)
+    return testable
 
 
 def _reusable(data: object) -> object:
@@ -289,19 +279,25 @@ def _reusable(data: object) -> object:
     return list(data) if isinstance(data, Iterator) else data
 
 
+def encode_ahead(model: Model, data: object, columns: Columns) -> Examples:
+    """Examples of batches or tests still to come, whatever their classes are: which ones the model
+    will have by then is not known yet."""
+    return encode(
+        data,
+        model.network.tokenizer,
+        kind=model.likelihood.kind,
+        each_word=model.network.head.each_word,
+        columns=model.limited(columns, data),
+        labelled=False,
+    )
+
+
 def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> None:
-    """Check the tests before anything is learnt; which classes there are is not known yet."""
+    """Check the tests before anything is learnt."""
     for name, data in tests.items():
         with _naming("tests", name), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=CutWarning)  # given when they are used
-            examples = encode(
-                data,
-                model.network.tokenizer,
-                kind=model.likelihood.kind,
-                each_word=model.network.head.each_word,
-                columns=replace(model.limited(columns, data), label_names=None),
-                labelled=False,
-            )
+            examples = encode_ahead(model, data, replace(columns, label_names=None))
             if examples.labels is None:
                 raise DataError("labels are missing")
 
@@ -310,14 +306,14 @@ def _scores(
     posterior: Posterior, tests: Mapping[str, Examples], samples: int | None, first: bool
 ) -> dict[str, float]:
     """Score and NLL on each test; in the first round also the score under the prior."""
-    model, found = posterior.model, dict[str, float]()
+    model, scores = posterior.model, dict[str, float]()
     for name, examples in tests.items():
         metrics = posterior.evaluate(examples, samples)
-        found |= {TEST + name: _score(metrics), TEST_NLL + name: metrics["nll"]}
+        scores |= {TEST + name: _score(metrics), TEST_NLL + name: metrics["nll"]}
         if first:
             untrained = predict(model, PriorGuide(model), examples, _UNTRAINED)
-            found[UNTRAINED + name] = _score(evaluate(untrained))
-    return found
+            scores[UNTRAINED + name] = _score(evaluate(untrained))
+    return scores
 
 
 def _score(metrics: Mapping[str, float]) -> float:

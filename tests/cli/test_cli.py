@@ -20,7 +20,7 @@ from typer import BadParameter
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.fit_options import FitOptions
-from bhpeft_pyro.cli import runs
+from bhpeft_pyro.cli import saved
 from bhpeft_pyro.cli.options import Reading, share
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data.sources import load
@@ -212,17 +212,6 @@ def test_fit_as_json_is_all_there_is_on_stdout(folder, tmp_path):
 
 
 def test_held_out_rows_are_not_learnt_from(folder, tmp_path):
-    table, hashes = load(str(folder / "train.csv")), torch.arange(20)
-    train, held_out = runs.hold_out(table, hashes, 0.25, 7)
-    as_before = table.train_test_split(test_size=5, seed=7)
-    assert train["text"][:] == as_before["train"]["text"][:]
-    assert held_out["text"][:] == as_before["test"]["text"][:]
-    assert sorted([*train["text"], *held_out["text"]]) == sorted(TEXTS)
-    assert len(held_out) == 5
-    again, other = (runs.hold_out(table, hashes, 0.25, seed)[1] for seed in (7, 8))
-    assert held_out["text"][:] == again["text"][:] != other["text"][:]
-    for part in (0.0, 0.01, 1.0):  # of 20 rows, none or all
-        assert runs.hold_out(table, hashes, part, 0) == (table, None)
     fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "no")
     assert "--validation: 0.01 of 20 rows is 0" in error(*fit, "--validation", "1%")
     common = (folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "run")
@@ -702,7 +691,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         (("fit", tmp_path / "no.xlsx", "--out", out), "no.xlsx: no such file"),
         (("evaluate", tmp_path / "none", train), "there is no folder .*none"),
         ((*fit, "--validation", "no.csv"), "no.csv: no such file"),
-        ((*fit, "--batch-size", 6), "--batch-size 6 must be a multiple of 4"),
+        ((*fit, "--batch-size", 6), "--batch-size 6 must be a multiple of 4, as each .* a batch$"),
         ((*fit, "--label-column", "no"), "--label-column"),
         ((*fit, "--patience", 2, "--validation", 0), "needs validation"),
         (("fit", train, "--out", run), "--overwrite"),
@@ -748,7 +737,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
 def test_a_folder_that_cannot_be_written_into_is_refused_before_the_fit(
     folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(runs.os, "access", lambda *_: False)
+    monkeypatch.setattr(saved.os, "access", lambda *_: False)
     assert "no permission" in error("fit", folder / "train.csv", "--out", tmp_path / "a" / "b")
 
 

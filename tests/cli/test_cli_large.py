@@ -82,7 +82,7 @@ def test_rows_are_checked_before_the_first_is_predicted(
     lines.write_text('{"words": "w5"}\n' * 8)
     assert "has no column 'text', which this posterior" in error("predict", run, lines)
     (tmp_path / "none.csv").write_text("text\n")
-    assert "none.csv is empty" in error("predict", run, tmp_path / "none.csv")
+    assert "none.csv' is empty" in error("predict", run, tmp_path / "none.csv")
     assert {path.name for path in tmp_path.iterdir()} == {"new.csv", "new.jsonl", "none.csv"}
 
 

@@ -15,7 +15,7 @@ from program import bhpeft, error, read_csv, usage_error, write_csv
 from saves import backbone_in
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.cli.runs import open_run
+from bhpeft_pyro.cli.saved import open_run
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.streams import History, Record, by_count, by_period
@@ -261,9 +261,9 @@ def test_rounds_are_gone_on_with_as_they_were_read_and_other_options_are_noted(
     write_csv(folder / "news.csv", **table)
     bhpeft(*arguments(folder, "--by", "date"))
     found = error(*arguments(folder, "--by", "date", "--text-column", "body"))
-    assert "rounds of --text-column 'text', not 'body'" in found
+    assert "rounds read with --text-column 'text', not --text-column 'body'" in found
     found = error(*arguments(folder, "--by", "date", "--max-length", 9))
-    assert "rounds of --max-length None, not 9" in found
+    assert "rounds read with no --max-length, not --max-length 9" in found
     found = bhpeft(*arguments(folder, "--by", "date", "--keep", 0.5, "--seed", 4)).stderr
     found = " ".join(found.split())
     assert "learnt with --seed 4 (until now 0), --keep 0.5 (until now 1.0)" in found
@@ -275,7 +275,7 @@ def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path)
     assert "nan" not in shown and first.split()[-1] == "-"
     again = bhpeft(*arguments(folder, "--batch", 14)[:2], "--out", folder / "one",
                    *arguments(folder, "--batch", 14)[4:])  # fmt: skip
-    assert "14 rows in 1 batch," in again.stderr
+    assert "1 batch, classes" in again.stderr
 
 
 def test_periods() -> None:

@@ -138,8 +138,8 @@ def test_texts_that_the_backbone_cannot_read_are_cut_or_refused(
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"batch_size": 6, "particles": 4}, "batch_size=6 must be a multiple of particles=4"),
-    ({"batch_size": 2, "particles": 4}, "batch_size=2 must be a multiple of particles=4"),
+    ({"batch_size": 6, "particles": 4}, "batch_size=6 must be a multiple of 4"),
+    ({"batch_size": 2, "particles": 4}, "batch_size=2 must be a multiple of 4"),
     ({"patience": 3}, "patience=3 needs validation data"),
     ({"lr": 0.0}, "lr=0.0 must be a finite number above 0, or None"),
     ({"lr": float("nan")}, "lr=nan must be a finite number"),

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.cli.runs import open_run
+from bhpeft_pyro.cli.saved import open_run
 from bhpeft_pyro.data import Examples
 from bhpeft_pyro.errors import (
     ArchitectureError,

@@ -300,10 +300,10 @@ def test_a_guide_that_cannot_be_a_prior_is_refused_before_the_first_round(tmp_pa
 def test_rounds_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
     run(tmp_path)
     other = tiny_model(bh.presets.lora(rank=2))
-    with pytest.raises(ConfigError, match=r"other PEFT weights: \(\), not \(LoRA"):
+    with pytest.raises(ConfigError, match=r"rounds with PEFT weights \(\), not \(LoRA"):
         bh.stream(other, WEEKS, tmp_path, **OPTIONS)
     ratings = tiny_model((), outputs=1, likelihood=bh.likelihoods.Normal())
-    with pytest.raises(ConfigError, match=r"other likelihood: Categorical.*not Normal"):
+    with pytest.raises(ConfigError, match=r"rounds with a likelihood Categorical.*not Normal"):
         bh.stream(ratings, WEEKS, tmp_path, **OPTIONS)
 
 
@@ -325,9 +325,15 @@ def test_rounds_of_other_arguments_are_not_gone_on_with(tmp_path: Path) -> None:
     others: list[tuple[dict[str, Any], str]] = [
         ({"guide": "normal", "replay": None}, "guide: .*LaplaceGuide, not NormalGuide"),
         ({"components": 3}, "components: .*rounds of 2, not 3"),
-        ({"columns": bh.Columns(label_names=("a", "b"))}, "columns: .*labels None, not ..a., .b."),
-        ({"columns": bh.Columns(text="body")}, "rounds of text='text' .--text-column., not 'body'"),
-        ({"columns": bh.Columns(max_length=9)}, "rounds of max_length=None .--max-length., not 9"),
+        (
+            {"columns": bh.Columns(label_names=("a", "b"))},
+            "rounds with labels None, not ..a., .b.",
+        ),
+        ({"columns": bh.Columns(text="body")}, "rounds read with text='text', not text='body'"),
+        (
+            {"columns": bh.Columns(max_length=9)},
+            "rounds read with max_length=None, not max_l.*=9",
+        ),
     ]
     for options, message in others:
         with pytest.raises(ConfigError, match=message):
@@ -428,7 +434,7 @@ def test_what_is_wrong_with_a_batch_is_said_with_its_name(tmp_path: Path) -> Non
     good = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
     for label, message in (
         (None, "column 'label', row 1: the label is missing"),
-        ("perhaps", r"'perhaps' is not among .*grow=True \(--grow\)"),
+        ("perhaps", r"'perhaps' is not among .*grow=True"),
     ):
         bad = {"text": ["w7", "w8"], "label": ["no", label]}
         with pytest.raises(DataError, match=f"batches: 'b': .*{message}"):

@@ -1,0 +1,149 @@
+"""The tables that commands read: labelled rows for a new model or a saved one, and their parts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data import Examples, LabelWarning
+from ..data.copies import warn_of_copies
+from ..data.doubts import tally
+from ..data.labels import by_name
+from ..data.sources import in_file, load
+from ..errors import DataError
+from ..model.backbone import load_backbone
+from ..model.model import Model
+from ..posterior import Posterior
+from .options import Reading
+from .screen import say
+from .task import infer
+
+
+class LabelledTable:
+    """What `fit`, `compare` and `stream` begin with: the rows of --data, and their task.
+
+    Attributes:
+        rows: all columns.
+        task: what is to be predicted from which columns.
+    """
+
+    def __init__(self, data: str, reading: Reading, yes: bool) -> None:
+        self.data, self.reading = data, reading
+        self.rows = load(data, reading.texts)
+        with in_file(data), doubting(yes, data):
+            self.task = infer(self.rows, reading)
+        say(f"{len(self.rows)} rows, {self.task}")
+
+    def backbone(self, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The transformer that --backbone names, and its tokenizer."""
+        say(f"loading {self.reading.backbone}")
+        return load_backbone(self.reading.backbone, device)
+
+    def encode(self, model: Model) -> Examples:
+        """All rows, before some are held out, so that errors count rows as the file does."""
+        with in_file(self.data):
+            examples = model.encode(self.rows, self.task.columns)
+        say_labels(examples, self.task.levels)
+        return examples
+
+    def split(
+        self,
+        model: Model,
+        examples: Examples,
+        given: float | str | None,
+        seed: int,
+        option: str = "--validation",
+    ) -> tuple[Examples, Examples | None]:
+        """`split`, with files that are read as this table."""
+
+        def read(file: str) -> Examples:
+            return model.encode(load(file, self.reading.texts), self.task.columns)
+
+        return split(examples, given, seed, read, option)
+
+
+def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
+    """A table for a posterior, which has the columns that it was fitted to."""
+    kind, columns = posterior.model.likelihood.kind, posterior.columns
+    label = columns.target(kind)
+    table = load(source, columns.inputs(kind))
+    for column in (*columns.inputs(kind), *((label,) if labelled else ())):
+        if column not in table.column_names:
+            raise DataError(
+                f"{source} has no column {column!r}, which this posterior was fitted to; "
+                f"columns there: {', '.join(table.column_names)}"
+            )
+    names = posterior.columns.label_names
+    first = table[0][label] if labelled and names else None
+    if names and type(first) is int and by_name([first], table.features[label], names) == [first]:
+        say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
+    return table
+
+
+def labelled_examples(posterior: Posterior, source: str) -> Examples:
+    """A file of labelled rows, read as those that a posterior was fitted to."""
+    with in_file(source):
+        return posterior.encode(rows_for(posterior, source, labelled=True))
+
+
+def say_labels(examples: Examples, levels: int = 0) -> None:
+    """How many examples each class has, or where ratings lie; of few whole numbers, what they may
+    be instead."""
+    if counts := tally(examples):
+        say(counts)
+    if levels and examples.labels is not None:
+        low, high = examples.labels.min(), examples.labels.max()
+        say(
+            f"note: there are {levels} different ratings: intervals end at {low:g} and {high:g}. "
+            "For the probability of each, use --task classes"
+        )
+
+
+@contextmanager
+def doubting(yes: bool, data: str) -> Iterator[None]:
+    """Refuse labels that look like a mistake, unless the user has agreed to them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always" if yes else "error", LabelWarning)
+        try:
+            yield
+        except LabelWarning as doubt:
+            told = str(doubt).removeprefix("data: ")
+            raise DataError(
+                f"{Path(data).name}: {told}; mend the labels, or learn them as they are with --yes"
+            ) from doubt
+
+
+def split(
+    examples: Examples,
+    given: float | str | None,
+    seed: int,
+    read: Callable[[str], Examples],
+    option: str = "--validation",
+) -> tuple[Examples, Examples | None]:
+    """Examples to learn from, and those held out: a share, or a file that `read` encodes; None
+    holds out as `fit` does."""
+    if isinstance(given, str):
+        try:
+            with in_file(given):
+                return examples, read(given)
+        except DataError as error:
+            raise DataError(f"{option} {'' if error.file else f'{given}: '}{error}") from error
+    train, held_out = examples.hold_out(seed, given)
+    if held_out is not None:
+        warn_of_copies(examples)
+    elif given is None:
+        different = "different " if examples.copies else ""
+        say(f"too few {different}rows to hold some out; {option} 20% does, and shows their metrics")
+    elif given:
+        rows, copies = len(examples.row_hashes), examples.copies
+        where = f", and {copies} repeat another's text" if copies else ""
+        raise DataError(
+            f"{option}: {given:.3g} of {rows} rows is {round(given * rows)}{where}; expected "
+            "another share, or 0 for none"
+        )
+    return train, held_out

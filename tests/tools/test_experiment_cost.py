@@ -1,114 +1,68 @@
-"""The benchmark must time what it says it times."""
+"""What the benchmark of steps, fits and predictions reports, and that its processes run."""
 
 from __future__ import annotations
 
-import copy
+from functools import partial
+from pathlib import Path
 
+import pandas
 import pytest
-import tiny
-import torch
-from transformers import PreTrainedModel
+from typer.testing import CliRunner
 
-import bhpeft_pyro as bh
-from bhpeft_pyro.data.batch import Batch
-from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, NormalGuide
-from bhpeft_pyro.peft import presets
-from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
-from bhpeft_pyro.training import loop
-from tools.experiments import machine
-from tools.experiments.cost import CLASSES, hf_peft_step, svi_step
-from tools.experiments.machine import peak_bytes, ratios
+from tools.experiments import cost
+from tools.experiments.__main__ import app
+from tools.experiments.job import load_frozen
+from tools.experiments.steps import METHODS
 
 
-def _copy(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
+def _run(out: Path) -> pandas.DataFrame:
+    command = ["cost", "--budget", "tiny", "--seeds", "1", "--out", str(out)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "## bhpeft predict" in result.output and "## fits in processes" in result.output
+    return pandas.read_csv(out / "cost" / "fits-and-predictions.csv", index_col="what")
 
 
-def _model(kinds: object = None) -> bh.Model:
-    return tiny_model(presets.bh_peft() if kinds is None else kinds, outputs=CLASSES)
-
-
-def _batch() -> Batch:
-    return tiny_batch(8, labels=CLASSES)
-
-
-@pytest.mark.parametrize(
-    "kind,particles",
-    [(NormalGuide, 4), (NormalGuide, 1), (DeltaGuide, 1), (LaplaceGuide, 1)],
-)
-def test_the_timed_step_trains_every_parameter(kind: type[Guide], particles: int) -> None:
-    model = _model()
-    guide = kind(model)  # type: ignore[call-arg]
-    backbone, before = _copy(model.network.backbone), _copy(guide)
-    step = svi_step(model, guide, _batch(), particles)
-    for _ in range(3):  # a point-mass LoRA B moves only once the head is not zero any more
-        step()
-    after = _copy(guide)
-    assert all(not torch.equal(after[name], value) for name, value in before.items())
-    for name, value in model.network.backbone.named_parameters():
-        assert torch.equal(value, backbone[name])
-
-
-def test_the_timed_steps_are_those_that_fit_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_rate", lambda done, steps: 1.0)  # a constant learning rate
-    examples, model = tiny_examples(8), _model()
-    fitted = DeltaGuide(model)
-    timed = copy.deepcopy(fitted)
-    (batch,) = examples.batches(8)
-    step = svi_step(model, timed, batch, 1)
-    for _ in range(3):
-        step()
-    options = {"batch_size": 8, "max_steps": 3, "lr": 1e-3}
-    bh.fit(model, fitted, examples, progress=False, **options)
-    for name, value in fitted.named_parameters():
-        torch.testing.assert_close(timed.get_parameter(name), value, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("model_type", ["bert", "mpnet", "llama"])  # minilm, mpnet and smollm2
-def test_the_step_of_hugging_face_peft_trains_as_many_weights_as_ours(model_type: str) -> None:
+def test_fits_and_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft")
-    backbone: PreTrainedModel = tiny.build(model_type)
-    frozen = _copy(backbone)
-    step = hf_peft_step(backbone, _batch())
-    trained = [p for p in backbone.parameters() if p.requires_grad]
-    network = bh.RandomPEFT(tiny.build(model_type), presets.lora(), bh.Head(CLASSES))
-    ours = [site for site in network.sites if site.name.startswith("lora")]
-    assert sum(p.numel() for p in trained) == sum(site.numel for site in ours)
-    start = [p.detach().clone() for p in trained]
-    losses = [step() for _ in range(10)]
-    assert losses[-1] < losses[0]
-    assert all(not torch.equal(p, old) for p, old in zip(trained, start, strict=True))
-    names = {name.replace(".base_layer", ""): p for name, p in backbone.named_parameters()}
-    assert all(torch.equal(names[name], value) for name, value in frozen.items())
+    for name, rows in {"_TRAINED": 16, "_HELD_OUT": 8, "_PREDICTED": 8, "_ROUNDS": 1}.items():
+        monkeypatch.setattr(cost, name, rows)
+    monkeypatch.setattr(cost, "_predict", lambda counts: [{"what": "rows", "seconds": 1.0}])
+    monkeypatch.setattr(cost, "_processes", lambda work: [{"what": "fit", "ratio": 1.0}])
+    table = _run(tmp_path)
+    assert table.index.is_unique and len(table) == 17 + len(METHODS)
+    steps, ratio = table["steps"], table["/ delta"].dropna()
+    assert ratio.to_dict() == {
+        f"fit, laplace{which}": pytest.approx(
+            steps[f"fit, laplace{which}"] / steps[f"fit, delta{which}"]
+        )
+        for which in ("", ", upper half", ", 2 components")
+    }
+    assert steps["training step"] == 1
+    peer = "training step, LoRA of Hugging Face peft"
+    of_peft = table["steps of HF peft's LoRA"]
+    assert of_peft[peer] == 1
+    # One of two layers is skipped, and has no weights; widths hold a gradient for each row.
+    memory = table["memory"]
+    assert memory["training step, upper half"] < 0.8 < 1 < memory["width"]
+    assert memory[[name for name in table.index if name.startswith("fit")]].isna().all()
 
 
-def test_ratios_are_paired_by_round_and_the_first_round_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = 0.0
-    calls: list[str] = []
-    # The machine gets slower all the time; a and b suffer alike.
-    costs = {"a": [900.0, 3.0, 30.0, 300.0], "b": [1.0, 2.0, 20.0, 200.0]}
-    turns = {name: iter(values) for name, values in costs.items()}
-
-    def variant(name: str) -> None:
-        nonlocal now
-        calls.append(name)
-        now += next(turns[name])
-
-    monkeypatch.setattr(machine.time, "process_time", lambda: now)
-    cpu = torch.device("cpu")
-    found = ratios({"a": lambda: variant("a"), "b": lambda: variant("b")}, "b", 3, cpu)
-    assert found == {"a": 1.5, "b": 1.0}
-    assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
+def test_all_rows_have_as_many_tokens() -> None:
+    work = cost._Work(partial(load_frozen, "tiny", "cpu"), 8, 6, 2)
+    train, held_out, texts = work.rows
+    assert [len(train), len(held_out), len(texts)] == [128, 32, 64]
+    assert all((each.tokens.lengths == 6).all() for each in work.rows)
+    assert train.labels is not None and set(train.labels.tolist()) == set(range(4))
 
 
-def test_peak_counts_what_is_alive_together() -> None:
-    def run() -> None:
-        for _ in range(3):
-            kept = torch.zeros(1000)
-            torch.zeros(250)
-        del kept
-
-    # From the second turn on a tensor is made before the last one of its name is let go.
-    assert peak_bytes(run, torch.device("cpu")) == 4 * 2 * 1000
+@pytest.mark.slow
+def test_the_whole_command(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    _run(tmp_path)
+    rows = pandas.read_csv(tmp_path / "cost" / "bhpeft-predict.csv", index_col="what")
+    assert list(rows.index) == ["8 rows", "50 rows", "100 rows"]
+    assert (rows["peak memory (MiB)"] > 50).all() and (rows["seconds"] > 0).all()
+    assert rows["ms a row"].isna().tolist() == [True, False, False]
+    fits = pandas.read_csv(tmp_path / "cost" / "fits-in-processes.csv")
+    assert (fits["two processes / one"] > 0).all() and len(fits) == 2

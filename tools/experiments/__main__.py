@@ -16,7 +16,7 @@ from bhpeft_pyro.cli.screen import say
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.model.backbone import device_named
 
-from . import cost, page, scaling
+from . import cost, page
 from .budgets import BUDGETS
 from .catalogue import EXPERIMENTS
 from .grid import Grid
@@ -29,7 +29,7 @@ from .tables import Table, publish
 
 __all__ = ["app", "experiment"]
 
-Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "cost", "scaling", "page"]
+Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "cost", "page"]
 
 
 def experiment(
@@ -112,19 +112,12 @@ def experiment(
     where = backbone or chosen.backbone
 
     load = partial(load_frozen, where, device)
-    if name in ("cost", "scaling"):
+    if name == "cost":
         others = {"data": data, "task": task, "method": method_, "rows": rows, **numbers}
-        unused = {option for option, value in others.items() if value is not None} - {"samples"}
-        if unused:
+        if unused := [option for option, value in others.items() if value is not None]:
             raise ConfigError(f"--{', --'.join(sorted(unused))}: {name!r} does not depend on it")
-        if name == "cost":
-            about, made = cost.ABOUT, [cost.cost(load, where, chosen, count, out)]
-        else:
-            about, made = (
-                scaling.ABOUT,
-                scaling.scaling(load, where, chosen, count, out, device_named(device)),
-            )
-        _publish(out / name, about, made, dots)
+        made = cost.cost(load, where, chosen, count, out, device_named(device))
+        _publish(out / name, cost.ABOUT, made, dots)
         return
     if budget == "small" and data is None:
         raise ConfigError("--data: the small budget reads JSON lines files; name their folder")

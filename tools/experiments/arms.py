@@ -13,7 +13,7 @@ from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
 from bhpeft_pyro.streams.stream import Learner
 
-__all__ = ["ARMS", "GUIDE", "KEEPS", "OURS", "Arm", "Setup", "updating"]
+__all__ = ["ARMS", "GUIDE", "OURS", "Arm", "Setup", "updating"]
 
 GUIDE = "laplace"
 """The guide of the Bayesian arms: the package's default."""
@@ -54,11 +54,10 @@ OURS = "posterior as prior"
 """What the names of the arms begin with whose cost is measured."""
 
 
-def updating(keep: float = 1.0, replayed: float = 0.0, components: int = 1) -> Arm:
+def updating(replayed: float = 0.0, components: int = 1) -> Arm:
     """`Posterior.update`.
 
     Args:
-        keep: the share of earlier evidence that a round's prior keeps.
         replayed: the share of a round's rows that goes to the coreset.
         components: of the posterior.
     """
@@ -72,7 +71,7 @@ def updating(keep: float = 1.0, replayed: float = 0.0, components: int = 1) -> A
                 model, unlabelled = setup.model(), setup.unlabelled
                 options |= {"unlabelled": unlabelled, "replay": replay, "components": components}
                 return fit(model, GUIDE, data, **options)
-            return last.update(data, keep=keep, replay=replay, **options)
+            return last.update(data, replay=replay, **options)
 
         return learn
 
@@ -129,6 +128,3 @@ ARMS: dict[str, Arm] = {
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
     "all data so far": _cumulative,
 }
-
-KEEPS: dict[str, Arm] = {f"{OURS}, keep {keep}": updating(keep) for keep in (0.95, 0.8)}
-"""Arms with forgetting."""

@@ -30,8 +30,7 @@ class Budget:
         members: of an ensemble.
         search: settings that are tried for each method.
         seeds: splits and starts.
-        timed: examples and tokens of a step whose cost is measured, and how often that is done.
-        fitted: the same of a fit, and its steps.
+        fitted: examples and tokens of a step of a fit whose cost is measured, and its steps.
         predicted: rows of files whose prediction is measured.
     """
 
@@ -47,7 +46,6 @@ class Budget:
     members: int = 5
     search: int = 2
     seeds: int = 5
-    timed: tuple[int, int, int] = (32, 64, 5)
     fitted: tuple[int, int, int] = (16, 32, 10)
     predicted: tuple[int, ...] = (1000, 10_000)
 
@@ -218,7 +216,6 @@ BUDGETS = {
         samples=4,
         members=2,
         seeds=2,
-        timed=(8, 6, 2),
         fitted=(8, 6, 2),
         predicted=(50, 100),
     ),

@@ -1,227 +1,280 @@
-"""What each method costs: weights, time and memory of a step, passes of a prediction."""
+"""What steps, whole fits and predictions cost: by method, layers, rows and processes.
+
+What is compared takes turns. Times are those of the processor, so that other work does not count,
+or of the GPU; those of several processes are by the clock, on a CPU.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyro
 import torch
-from torch import nn
-from torch.nn import functional
-from torch.optim import Adam
-from transformers import PreTrainedModel
+from torch import distributed, multiprocessing
 
-from bhpeft_pyro.base.distributions import Covariance
+from bhpeft_pyro.base.distributed import independent
 from bhpeft_pyro.base.fit_options import FitOptions
-from bhpeft_pyro.data.batch import Batch
-from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import Guide, LaplaceGuide, as_guide, autoguide
+from bhpeft_pyro.data import Examples, encode
+from bhpeft_pyro.data.examples import Tokens
+from bhpeft_pyro.guides import DeltaGuide
+from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
-from bhpeft_pyro.peft.architectures import blocks_of
-from bhpeft_pyro.training.elbo import ELBO
-from bhpeft_pyro.training.initialization import align
+from bhpeft_pyro.peft import presets
+from bhpeft_pyro.posterior.fit import fit
+from bhpeft_pyro.posterior.posterior import Posterior
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 from .budgets import Budget
 from .job import Load
-from .machine import Step, device_name, peak_bytes, ratios
-from .methods import GUIDES, PEFT, Method, dropout
-from .results import commit, complete, load
+from .machine import Step, clock, device_name, in_turn, over, peak_bytes
+from .methods import upper_hybrid
+from .results import Run, commit, complete, load
+from .steps import CLASSES, METHODS, hf_peft_step, method_step, svi_step, token_batch
 from .tables import Table, distinct
 
-__all__ = ["ABOUT", "CLASSES", "cost", "hf_peft_step", "svi_step", "token_batch"]
+__all__ = ["ABOUT", "cost"]
 
-ABOUT = "What does each method cost?"
-CLASSES = 4
-_PEER = "LoRA of Hugging Face peft"
-_STEP, _MEMORY = "step / HF peft's LoRA", "memory / HF peft's LoRA"
-_PARTICLES = 4
-_MEASURED = (
-    *(
-        Method(peft, "deterministic")
-        for peft in ("head only", "adapter", "LoRA", "prefix", "MAM", "UniPELT", "hybrid")
-    ),
-    Method("LoRA", "Bayesian"),
-    *(Method("hybrid", way) for way in ("MC dropout", *GUIDES) if way != "deterministic"),
-)
+ABOUT = "What do steps, whole fits and predictions cost?"
+_TRAINED, _HELD_OUT, _PREDICTED = 128, 32, 64  # rows
+_ROUNDS = 3  # of what is short
+_FIRST = 8  # rows of a prediction that is little but the start of the program
+_STEP, _PEER = "training step", "training step, LoRA of Hugging Face peft"
+_UPPER = ", upper half"
+_FITTED = {  # guide, components, PEFT weights on the upper half of the layers alone
+    f"{guide}{what}": (guide, components, upper)
+    for guide in ("delta", "laplace")
+    for what, components, upper in (("", 1, False), (_UPPER, 1, True), (", 2 components", 2, False))
+}
+# A process inherits the peak memory of the one that starts it, so a small one does.
+_WATCH = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(child.pid, 0)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
-RANK, ALPHA, TARGETS = 8, 16, ("query", "value")
+Records = list[dict[str, Any]]
 
 
-def cost(load_backbone: Load, backbone: str, budget: Budget, seeds: int, out: Path) -> Table:
-    """Measure what is missing, once for each seed, and make the table of what is there.
+def cost(
+    load_frozen: Load, backbone: str, budget: Budget, seeds: int, out: Path, device: torch.device
+) -> list[Table]:
+    """Measure what is missing, once for each seed, and make the tables of what is there.
 
     Raises:
         ConfigError: Hugging Face peft is not there to compare with.
     """
-    runs = [("cost", backbone, *budget.timed, seed) for seed in range(seeds)]
-
-    def result(*_: object) -> dict[str, Any]:
-        return {"commit": commit(), **_measure(load_backbone, *budget.timed)}
-
-    complete(out, runs, result)
-    return _table(load(out, runs), backbone, budget)
-
-
-def _measure(load_backbone: Load, batch_size: int, length: int, rounds: int) -> dict[str, Any]:
-    """All methods in turn on the same batch, so that a slow moment slows all of them."""
-    plain = load_backbone()[0]
-    batch = token_batch(plain, batch_size, length)
-    frozen = sum(p.numel() * p.element_size() for p in plain.parameters())
-    size = sum(p.numel() for p in plain.parameters())
-    models = {each: _model(load_backbone, each, batch) for each in _MEASURED}
-    steps = {str(each): partial(_step, models[each], each, batch) for each in _MEASURED}
-    # Hugging Face peft changes the transformer that it is given: one for each use.
-    peers = [partial(hf_peft_step, load_backbone()[0], batch) for _ in range(2)]
-    with pyro.validation_enabled(False):  # as in `fit`, after its first step
-        timed = {name: start() for name, start in steps.items()} | {_PEER: peers[0]()}
-        ratio = ratios(timed, _PEER, rounds, plain.device)
-        least = frozen + _peak(peers[1], plain.device)
-        peaks = {name: frozen + _peak(start, plain.device) for name, start in steps.items()}
-    found = {}
-    for method, model in models.items():
-        name = str(method)
-        sites = sum(site.numel for site in model.sites)
-        found[name] = {
-            "weights (%)": 100 * sites / (size + sites),
-            _STEP: ratio[name],
-            _MEMORY: peaks[name] / least,
-        }
-    return {"device": device_name(plain.device), "methods": found}
-
-
-def _model(load_backbone: Load, method: Method, batch: Batch) -> Model:
-    """As a fit begins with it: in its coordinates, where the guide has some."""
-    backbone, tokenizer = load_backbone()
-    model = Model(RandomPEFT(backbone, PEFT[method.peft](), Head(CLASSES), tokenizer))
-    model.network.align([batch])
-    if GUIDES.get(method.inference) not in (None, "delta", "laplace"):
-        align(model, [batch])
-    return model
-
-
-def _guide(model: Model, method: Method, batch: Batch) -> tuple[Guide, int]:
-    """A guide that is not fitted, and how many draws share a batch."""
-    if method.inference == "MC dropout":
-        return as_guide(dropout(model)), len(batch)
-    guide = autoguide(GUIDES[method.inference], model, components=1)
-    if isinstance(guide, LaplaceGuide):  # as large as it is once it has been measured
-        scale = guide.prior.covariance.scale
-        axes = scale.new_zeros(len(scale), guide.rank)
-        guide.unscaled = Covariance(scale, axes, scale.new_ones(guide.rank))
-    return guide, 1 if guide.point else _PARTICLES
-
-
-def _step(model: Model, method: Method, batch: Batch) -> Step:
-    guide, particles = _guide(model, method, batch)
-    return svi_step(model, guide, batch, particles)
-
-
-def _peak(start: Callable[[], Step], device: torch.device) -> int:
-    """Peak of two steps: the optimiser's state is there from the second step on."""
-
-    def run() -> None:
-        step = start()
-        step()
-        step()
-
-    return peak_bytes(run, device)
-
-
-def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) -> Table:
-    shown = {str(method): (str(method), 1, _passes(method, budget)) for method in _MEASURED}
-    point = str(Method("hybrid", "deterministic"))
-    shown["hybrid, ensemble"] = (point, budget.members, budget.members)
-    records = []
-    for name, (measured, fits, passes) in shown.items():
-        for result in results:
-            head = {"method": name, "fits": str(fits), "passes a prediction": str(passes)}
-            records.append(head | result["methods"][measured])
-    batch_size, length, rounds = budget.timed
-    note = (
-        f"Commit {distinct(results, 'commit')}; {distinct(results, 'device')}; {backbone}; "
-        f"{CLASSES} classes; {batch_size} texts of {length} tokens a step. Steps are timed in turn "
-        f"with those of {_PEER}: medians of {rounds} ratios. Memory is that of the frozen weights, "
-        "and at most of a step's tensors. "
-        "An ensemble's step is one member's, and a step of the default guide one component's; "
-        "each component predicts in one pass forwards and one backwards for each class but one. "
-        f"Mean ± standard error over {len(results)} measurements."
+    work, sizes = _Work(load_frozen, *budget.fitted), (backbone, *budget.fitted)
+    about = (
+        f"{backbone}, hybrid, {CLASSES} classes; {work.batch_size} texts of {work.tokens} tokens a "
+        f"step, {work.steps} steps a fit; {_TRAINED} rows, {_HELD_OUT} held out"
     )
-    return Table.over_seeds("cost", ["method", "fits", "passes a prediction"], records, note)
+    measures: list[tuple[str, str, Callable[[], Records], Sequence[object]]] = [
+        (
+            "fits and predictions",
+            f"{about}, {_PREDICTED} predicted. Times are in steps: of `delta`, and of Hugging Face "
+            "peft's LoRA. Memory is that of the frozen weights, and at most of tensors, over that "
+            "of a step of `delta`.",
+            lambda: _fits(work),
+            sizes,
+        ),
+        (
+            "bhpeft predict",
+            f"A tiny transformer; ms a row beyond the first {_FIRST}.",
+            lambda: _predict(budget.predicted),
+            budget.predicted,
+        ),
+    ]
+    if device.type == "cpu":
+        note = (
+            f"{about}. `delta`, one thread a process, by the clock: it says something only if two "
+            "processors were free."
+        )
+        measures.append(("fits in processes", note, lambda: _processes(work), sizes))
+    tables = []
+    for title, note, measure, sizes in measures:
+        runs: list[Run] = [("cost", title, *sizes, seed) for seed in range(seeds)]
+        complete(out, runs, lambda *_, measure=measure: _machine(device) | {"records": measure()})
+        results = load(out, runs)
+        facts = (f"{name} {distinct(results, name)}" for name in _machine(device))
+        records = [record for result in results for record in result["records"]]
+        note = f"{note} {', '.join(facts)}."
+        tables.append(Table.over_seeds(title, ["what"], records, note))
+    return tables
 
 
-def _passes(method: Method, budget: Budget) -> int:
-    if method.inference == "deterministic":
-        return 1
-    if GUIDES.get(method.inference) == "laplace":
-        return CLASSES
-    return budget.samples
+def _machine(device: torch.device) -> dict[str, Any]:
+    load = f"{os.getloadavg()[0]:.1f}"
+    return {
+        "commit": commit(),
+        "device": device_name(device),
+        "processors": os.cpu_count(),
+        "load at the start": load,
+    }
 
 
-def svi_step(model: Model, guide: Guide, batch: Batch, particles: int) -> Step:
-    """One step of training as `fit` takes it; the particles share the batch."""
-    loss = ELBO(particles)(model, guide)
-    steppers = guide.optimizers(FitOptions(lr=1e-3), batch.size or len(batch))
-    shared = batch.to(model.network.device).split(particles)
+@dataclass(frozen=True)
+class _Work:
+    """Fits of a hybrid to random tokens, as many in each text."""
 
-    def step() -> float:
-        for optimizer in steppers:
-            optimizer.zero_grad()
-        value = loss(shared)
-        value.backward()
-        for optimizer in steppers:
-            optimizer.step()
-        return float(value.item())
+    load: Load
+    batch_size: int
+    tokens: int
+    steps: int
 
-    return step
+    @cached_property
+    def rows(self) -> list[Examples]:
+        """To fit, to hold out and to predict."""
+        backbone, tokenizer = self.load()
+        counts = [_TRAINED, _HELD_OUT, _PREDICTED]
+        batch = token_batch(backbone, sum(counts), self.tokens)
+        assert batch.labels is not None
+        numbers = torch.arange(len(batch))
+        table = {"text": [*map(str, numbers.tolist())], "label": batch.labels.tolist()}
+        examples = encode(table, tokenizer, kind="class", num_labels=CLASSES)
+        ids = batch.inputs["input_ids"].tolist()
+        examples = replace(examples, tokens=Tokens.of(tokenizer, ids, None))
+        return [examples.subset(part) for part in numbers.split(counts)]
 
+    def model(self, upper: bool) -> Model:
+        backbone, tokenizer = self.load()
+        depth = backbone.config.num_hidden_layers
+        kinds = upper_hybrid(-(-depth // 2)) if upper else presets.bh_peft()
+        return Model(RandomPEFT(backbone, kinds, Head(CLASSES), tokenizer))
 
-def hf_peft_step(backbone: PreTrainedModel, batch: Batch) -> Step:
-    """One step of Hugging Face peft's LoRA under the same head, in a plain loop.
+    def fit(self, guide: str, components: int, upper: bool) -> Posterior:
+        train, held_out, _ = self.rows
+        options = FitOptions(
+            batch_size=self.batch_size, max_steps=self.steps, particles=1, progress=False
+        )
+        how: dict[str, Any] = {"components": components, "options": options}
+        return fit(self.model(upper), guide, train, validation=held_out, **how)
 
-    In evaluation mode, so that there is no dropout, as in ours.
-
-    Raises:
-        ConfigError: peft is not installed, or not made for this version of transformers.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ConfigError(f"cost: it is measured against Hugging Face peft: {error}") from error
-    adapted = [block.projections[name].module for block in blocks_of(backbone) for name in TARGETS]
-    names = [name for name, module in backbone.named_modules() if module in adapted]
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=names)
-    network = get_peft_model(backbone, config).eval()
-    device = backbone.device
-    head, last = Head(CLASSES), nn.Linear(backbone.config.hidden_size, CLASSES, device=device)
-    trained = [p for p in (*network.parameters(), *last.parameters()) if p.requires_grad]
-    optimizer = Adam(trained, lr=1e-3)
-    batch = batch.to(device)
-    assert batch.labels is not None
-    labels = batch.labels
-
-    def step() -> float:
-        optimizer.zero_grad()
-        hidden = network(**batch.inputs).last_hidden_state
-        pooled = head.pool(hidden, batch.inputs["attention_mask"], causal=False)
-        loss = functional.cross_entropy(last(pooled), labels)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return step
+    def step(self, upper: bool) -> Step:
+        """A training step of `delta`."""
+        model, train = self.model(upper), self.rows[0]
+        model.network.align(batch for _, batch in train.by_length(self.batch_size))
+        batches = CachedBatches(model, train).training(
+            self.batch_size, 1, torch.Generator().manual_seed(0)
+        )
+        return svi_step(model, DeltaGuide(model), next(batches), 1)
 
 
-def token_batch(backbone: PreTrainedModel, batch_size: int, length: int) -> Batch:
-    """Random tokens with random labels, always the same; none is padding."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch_size, length)
-    ids = torch.randint(5, backbone.config.vocab_size, shape, generator=generator)
-    labels = torch.randint(0, CLASSES, (batch_size,), generator=generator)
-    mask = torch.ones(shape, dtype=torch.long)
-    batch = Batch({"input_ids": ids, "attention_mask": mask}, labels, size=1000)
-    return batch.to(backbone.device)
+def _fits(work: _Work) -> Records:
+    """Whole fits; then single steps of all methods, widths and predictions of what was fitted."""
+    train, held_out, texts = work.rows
+    backbone = work.load()[0]
+    frozen = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    peer = hf_peft_step(backbone, next(train.batches(work.batch_size)))
+    steps = {_STEP: work.step(upper=False), _PEER: peer}
+    fitted: dict[str, Posterior] = {}
+
+    def whole(name: str) -> None:
+        fitted[name] = work.fit(*_FITTED[name])
+
+    def repeat(step: Step) -> None:
+        for _ in range(work.steps):
+            step()
+
+    def measured(runs: Mapping[str, Step], rounds: int, together: int) -> Records:
+        seconds, records = in_turn(runs, rounds, clock(backbone.device)), []
+        for name, own in seconds.items():
+            record: dict[str, Any] = {"what": name}
+            record["steps"] = together * over(own, seconds[_STEP])
+            record["steps of HF peft's LoRA"] = together * over(own, seconds[_PEER])
+            if name.startswith("fit, laplace"):
+                record["/ delta"] = over(own, seconds[name.replace("laplace", "delta")])
+            records.append(record)
+        return records
+
+    with pyro.validation_enabled(False):  # as in `fit`, after its first step
+        many = {name: partial(repeat, step) for name, step in steps.items()}
+        fits = {f"fit, {name}": partial(whole, name) for name in _FITTED}
+        whole_fits = measured(many | fits, 1, work.steps)[len(many) :]
+        short = {**steps, f"{_STEP}{_UPPER}": work.step(upper=True)}
+        batch = next(train.batches(work.batch_size))
+        short |= {f"{_STEP}, {each}": method_step(work.load, each, batch) for each in METHODS}
+        for where in ("", _UPPER):
+            point = fitted[f"delta{where}"]
+            short[f"width{where}"] = partial(point.widen, train, validation=held_out)
+        for name, posterior in fitted.items():
+            short[f"prediction, {name}"] = partial(posterior.predict, texts)
+        singles = measured(short, _ROUNDS, 1)
+        peaks = {name: frozen + peak_bytes(run, backbone.device) for name, run in short.items()}
+    for record in singles:
+        record["memory"] = peaks[record["what"]] / peaks[_STEP]
+    return whole_fits + singles
+
+
+def _predict(counts: Sequence[int]) -> Records:
+    """`bhpeft predict` in processes of its own, on larger and larger files."""
+    records: Records = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny_backbone().save_pretrained(folder / "tiny")
+        tiny_tokenizer().save_pretrained(folder / "tiny")
+        backbone, tokenizer = load_backbone(str(folder / "tiny"), "cpu")
+        model = Model(RandomPEFT(backbone, presets.bh_peft(), Head(2), tokenizer))
+        posterior = fit(model, "laplace", tiny_examples(), max_steps=2, progress=False)
+        posterior.save(folder / "run")
+        for count in (_FIRST, *counts):
+            data = folder / f"{count}.csv"
+            data.write_text("text\n" + "".join(f"w{5 + i % 45} w9 w8 w7\n" for i in range(count)))
+            words = [sys.executable, "-m", "bhpeft_pyro", "predict", str(folder / "run"), str(data)]
+            watched = [sys.executable, "-c", _WATCH, *words]
+            done = subprocess.run(watched, stdout=subprocess.PIPE, text=True, check=True)
+            seconds, peak = map(float, done.stdout.split())
+            size = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+            record = {"what": f"{count} rows", "seconds": seconds, "peak memory (MiB)": size}
+            if records:
+                beyond = seconds - records[0]["seconds"]
+                record["ms a row"] = 1000 * beyond / (count - _FIRST)
+            records.append(record)
+    return records
+
+
+def _processes(work: _Work) -> Records:
+    """The same fits by one process and by two."""
+    work = replace(work)  # without its rows, which each process makes
+    with TemporaryDirectory() as folder:
+        multiprocessing.spawn(_rank, (folder, work), nprocs=2)
+        records: Records = json.loads(Path(folder, "records").read_text())
+    return records
+
+
+def _rank(rank: int, folder: str, work: _Work) -> None:
+    torch.set_num_threads(1)
+    group = f"file://{folder}/group"
+    distributed.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
+
+    def run(components: int, together: bool) -> None:
+        if together or rank == 0:
+            with nullcontext() if together else independent():
+                work.fit("delta", components, upper=False)
+        distributed.barrier()
+
+    records = []
+    for count, name in ((1, "1 component, batches shared out"), (2, "2 components, one each")):
+        runs = {"one": partial(run, count, False), "two": partial(run, count, True)}
+        distributed.barrier()
+        seconds = in_turn(runs, 1, time.perf_counter)
+        found = over(seconds["two"], seconds["one"])
+        records.append({"what": f"fit, {name}", "two processes / one": found})
+    if rank == 0:
+        Path(folder, "records").write_text(json.dumps(records))
+    distributed.destroy_process_group()

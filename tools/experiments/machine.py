@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Step", "clock", "device_name", "in_turn", "over", "peak_bytes", "ratios"]
+__all__ = ["Step", "clock", "device_name", "in_turn", "over", "peak_bytes"]
 
 Step = Callable[[], Any]
 
@@ -37,19 +37,6 @@ def clock(device: torch.device) -> Callable[[], float]:
     return wall
 
 
-def ratios(
-    variants: Mapping[str, Step], base: str, rounds: int, device: torch.device
-) -> dict[str, float]:
-    """Median time of each variant over that of `base`, which is one of them.
-
-    >>> sorted(ratios({"ours": bool, "theirs": int}, "theirs", 3, torch.device("cpu")))
-    ['ours', 'theirs']
-    """
-    seconds = in_turn(variants, rounds + 1, clock(device))
-    seconds = {name: own[1:] for name, own in seconds.items()}  # the first round warms up
-    return {name: over(own, seconds[base]) for name, own in seconds.items()}
-
-
 def in_turn(
     variants: Mapping[str, Step], rounds: int, now: Callable[[], float]
 ) -> dict[str, list[float]]:
@@ -65,13 +52,13 @@ def in_turn(
     return seconds
 
 
-def over(own: Sequence[float], base: Sequence[float]) -> float:
-    """The median of ratios within rounds.
+def over(seconds: Sequence[float], base: Sequence[float]) -> float:
+    """The median over rounds of the ratios within a round.
 
     >>> over([3.0, 30.0, 300.0], [2.0, 20.0, 300.0])
     1.5
     """
-    return statistics.median(a / b for a, b in zip(own, base, strict=True))
+    return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
 def peak_bytes(run: Step, device: torch.device) -> int:

@@ -55,13 +55,11 @@ class Protocol:
         read: from the data's folder, a seed, `rows` and `test` to the stream.
         rows: of the last round; of each domain; of a week, at most.
         test: rows of each test; 0 where batches are only predicted before they are learnt.
-        keeps: forgetting factors, whose arms are run besides the others.
     """
 
     read: Callable[[Path, int, int, int], Stream]
     rows: int
     test: int
-    keeps: bool = False
 
 
 def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
@@ -111,7 +109,7 @@ PROTOCOLS = {
     "rounds": Protocol(_rounds, rows=640, test=200),
     "domains": Protocol(_domains, rows=200, test=100),
     "domains-reversed": Protocol(partial(_domains, domains=DOMAINS[::-1]), rows=200, test=100),
-    "weekly": Protocol(_weekly, rows=100, test=0, keeps=True),
+    "weekly": Protocol(_weekly, rows=100, test=0),
 }
 
 

@@ -34,7 +34,7 @@ from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.saving import digest_of
 from bhpeft_pyro.streams import Record, prequential
 
-from .arms import ARMS, GUIDE, KEEPS, OURS, Arm, Setup
+from .arms import ARMS, GUIDE, OURS, Arm, Setup
 from .machine import clock, in_turn, over
 from .protocols import PROTOCOLS, Stream
 from .results import Run, check_setting, commit, complete, file_of, known, load
@@ -68,9 +68,8 @@ def stream(
     known("protocol", [protocol], PROTOCOLS)
     known("preset", [preset], presets.__all__)
     chosen = PROTOCOLS[protocol]
-    there = {**ARMS, **KEEPS} if chosen.keeps else ARMS
-    arms = arm or list(there)
-    known("arm", arms, there)
+    arms = arm or list(ARMS)
+    known("arm", arms, ARMS)
     sizes = (rows or chosen.rows, chosen.test if test is None else test)
     setting: dict[str, Any] = dict(zip(("rows", "test"), sizes, strict=True))
     setting |= {"epochs": epochs, "least": least, "samples": samples, "preset": preset}
@@ -89,7 +88,7 @@ def stream(
         text = encoded(seed)
         common = setup(text, backbone, preset, epochs, least, seed)
         folder = _rounds(out, (protocol, seed, method), setting)
-        found = run(there[method], common, text, folder, samples)
+        found = run(ARMS[method], common, text, folder, samples)
         facts = {"protocol": protocol, "seed": seed, "arm": method}
         facts |= {"version": __version__, "commit": code}
         return {**facts, **setting, **found}

@@ -17,7 +17,7 @@ from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide
 from bhpeft_pyro.prediction.draws import draw
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.experiments.budgets import BUDGETS
 from tools.experiments.catalogue import EXPERIMENTS
 from tools.experiments.methods import dropout, method
@@ -115,15 +115,6 @@ def test_dropout_drops_whole_inputs_and_keeps_the_mean() -> None:
     assert start.abs().min() > 1e-4
     assert gone.float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert (drawn["lora.query.B"] == points["lora.query.B"]).all()
-
-
-def test_dropout_trains_the_weights_themselves_as_points_do() -> None:
-    data, options = tiny_examples(), {"max_steps": 1, "progress": False}
-    for temperature, fitted in ((0.0, False), (1.0, True)):
-        network = bh.RandomPEFT(tiny_backbone(), bh.presets.lora(2), bh.Head(2), tiny_tokenizer())
-        model = bh.Model(network)
-        bh.fit(model, dropout(model), data, temperature=temperature, **options)
-        assert bool(network.coordinates.fitted) == fitted
 
 
 # Significance.

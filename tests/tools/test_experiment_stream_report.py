@@ -9,31 +9,36 @@ import pytest
 from tools.experiments import stream_report
 
 
-def result(arm: str, matrix: list[list[float]]) -> dict[str, Any]:
+def result(arm: str, matrix: list[list[float]], seed: int) -> dict[str, Any]:
     """Two rounds of 10 and 30 rows with a test each."""
     rows: list[dict[str, Any]] = [
         {"batch": name, "id": name, "examples": n, "test/a": line[0], "test/b": line[1]}
         for name, n, line in zip("ab", (10, 30), matrix, strict=True)
     ]
     rows[0] |= {"untrained/a": 0.5, "untrained/b": 0.5}
-    rows[1] |= {"accuracy": 0.75, "nll": 0.5}
+    rows[1] |= {"accuracy": 0.75, "nll": 0.5, "test_nll/a": 0.2, "test_nll/b": 0.4}
     setting = dict.fromkeys(
         ("protocol", "preset", "rows", "test", "epochs", "samples", "commit"), "0"
     )
-    return {"arm": arm, **setting, "rounds": rows}
+    return {"arm": arm, "seed": seed, **setting, "rounds": rows}
 
 
-def test_a_summary_has_the_metrics_of_transfer() -> None:
+def test_arms_are_summarised_and_compared_on_the_seeds_that_both_have() -> None:
+    """Seed 1 has no run of fine-tuning."""
+    ours, plain = "posterior as prior", "deterministic sequential"
     results = [
-        result("posterior as prior", [[0.9, 0.5], [0.88, 0.90]]),
-        result("posterior as prior", [[0.9, 0.5], [0.90, 0.90]]),
-        result("deterministic sequential", [[0.9, 0.5], [0.8, 0.9]]),
+        result(ours, [[0.9, 0.5], [0.88, 0.90]], 0),
+        result(ours, [[0.9, 0.5], [0.90, 0.90]], 1),
+        result(plain, [[0.9, 0.5], [0.8, 0.9]], 0),
     ]
     summary = stream_report.summary(results[0])
-    assert summary["forgetting"] == pytest.approx(0.02)
-    assert summary["forward_transfer"] == pytest.approx(0.0)
+    expected = {"forgetting": 0.02, "accuracy at the end": 0.89, "nll at the end": 0.3}
+    expected |= {"accuracy before learning": 0.75, "nll before learning": 0.5}
+    assert summary == pytest.approx(expected)
     mean = stream_report.average(results[:2])
     assert mean.matrix.tolist() == [[0.9, 0.5], [pytest.approx(0.89), 0.9]]
-    whole, *_, costs = stream_report.tables(results, {"posterior as prior": 1.2})
+    whole, differences = stream_report.tables(results, "t")
     assert whole.text()["forgetting"].tolist() == ["0.010 ± 0.010", "0.100"]
-    assert costs.text().to_numpy().tolist() == [["posterior as prior", "1.200"]]
+    assert differences.text()["forgetting"].tolist() == ["-0.080"]
+    costs = stream_report.costs({ours: 1.2})
+    assert costs.text().to_numpy().tolist() == [[ours, "1.200"]]

@@ -1,15 +1,14 @@
-"""`python -m tools.experiments`: the tables and plots behind what the documentation claims."""
+"""`python -m tools.experiments`: the tables behind what the documentation claims."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from matplotlib.figure import Figure
 
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import say
@@ -22,9 +21,8 @@ from .catalogue import EXPERIMENTS
 from .grid import Grid
 from .job import load_frozen
 from .methods import method
-from .plots import dots
 from .report import tables
-from .results import known
+from .results import check_names
 from .tables import Table, publish
 
 __all__ = ["app", "experiment"]
@@ -87,18 +85,18 @@ def experiment(
             help="Settings tried for each method.", min=1, max=2, show_default="the budget's"
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(help="The folder of result files, and of tables and plots.")
-    ] = Path("runs/experiments"),
+    out: Annotated[Path, typer.Option(help="The folder of result files, and of tables.")] = Path(
+        "runs/experiments"
+    ),
     device: Annotated[
         str,
         typer.Option(help="Where to run; auto takes a GPU if any."),
     ] = "auto",
 ) -> None:
-    """Fit and compare methods; tables and plots are made from the result files alone.
+    """Fit and compare methods; tables are made from the result files alone.
 
     A run is a file in --out: a killed command continues where it stopped, and with all files there
-    it only makes tables and plots. `page` fits nothing: it makes the documentation's tables and
+    it only makes tables. `page` fits nothing: it makes the documentation's tables and
     figures from the files that the repository has.
     """
     if name == "page":
@@ -117,16 +115,16 @@ def experiment(
         if unused := [option for option, value in others.items() if value is not None]:
             raise ConfigError(f"--{', --'.join(sorted(unused))}: {name!r} does not depend on it")
         made = cost.cost(load, where, chosen, count, out, device_named(device))
-        _publish(out / name, cost.ABOUT, made, dots)
+        _publish(out / name, cost.ABOUT, made)
         return
     if budget == "small" and data is None:
         raise ConfigError("--data: the small budget reads JSON lines files; name their folder")
-    known("task", task or (), chosen.tasks)
-    what = EXPERIMENTS[name]
+    check_names("task", task or (), chosen.tasks)
+    question = EXPERIMENTS[name]
     grid = Grid(
         budget=chosen,
         tasks=task or chosen.plan[name],
-        methods=[method(each) for each in method_ or what.methods],
+        methods=[method(spelled) for spelled in method_ or question.methods],
         rows=(rows,) if rows else chosen.more_rows if name == "rows" else (chosen.rows,),
         seeds=count,
         load=load,
@@ -135,16 +133,14 @@ def experiment(
         out=out,
     )
     grid.complete()
-    made = tables(what, grid.methods, grid.outcomes())
-    _publish(out / name, what.about, made, what.draw)
+    made = tables(question, grid.methods, grid.outcomes())
+    _publish(out / name, question.about, made)
 
 
-def _publish(
-    folder: Path, about: str, made: Sequence[Table], draw: Callable[[Table], Figure]
-) -> None:
-    publish(folder, about, made, draw)
+def _publish(folder: Path, about: str, made: Sequence[Table]) -> None:
+    publish(folder, about, made)
     typer.echo("\n\n".join(table.markdown() for table in made))
-    say(f"tables and plots are in {folder}")
+    say(f"tables are in {folder}")
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

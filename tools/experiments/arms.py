@@ -42,8 +42,8 @@ class Setup:
 
     def options(self, *rows: int) -> dict[str, Any]:
         """How to fit rounds of so many rows at once: with as many steps as one after the other."""
-        per_epoch = (-(-count // _BATCH) for count in rows)
-        steps = sum(each * max(self.epochs, -(-self.least // each)) for each in per_epoch)
+        epochs_of = (-(-count // _BATCH) for count in rows)
+        steps = sum(epoch * max(self.epochs, -(-self.least // epoch)) for epoch in epochs_of)
         return {"max_steps": steps, "batch_size": _BATCH, "seed": self.seed, "progress": False}
 
 

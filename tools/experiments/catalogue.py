@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from matplotlib.figure import Figure
-
-from . import plots, scores
+from . import scores
 from .outcome import Outcome
 from .scores import Score
-from .tables import Table
 
 __all__ = ["EXPERIMENTS", "REFERENCE", "Experiment"]
 
@@ -27,14 +24,12 @@ class Experiment:
         methods: what is compared.
         scores: from a run to rows of tables.
         by: the name of the column that tells rows of one method apart; "" for none.
-        draw: the plot of a table.
     """
 
     about: str
     methods: tuple[str, ...]
     scores: Callable[[Outcome], list[Score]]
     by: str = ""
-    draw: Callable[[Table], Figure] = plots.dots
 
 
 def _all(peft: str, *inferences: str) -> tuple[str, ...]:
@@ -49,7 +44,7 @@ _RIVALS = _all(
     "hybrid", "deterministic + scaling", "ensemble", "ensemble + scaling", "MC dropout", "MAP"
 )
 _VARIANTS = ("", " (mean-field)", " (down only)", " (A only)")
-_BAYESIAN = _all("hybrid", "one component", *(f"Bayesian{each}" for each in _VARIANTS))
+_BAYESIAN = _all("hybrid", "one component", *(f"Bayesian{variant}" for variant in _VARIANTS))
 _FEW = _all(
     "hybrid", "deterministic", "deterministic + scaling", "ensemble", "one component", "Bayesian"
 )
@@ -72,11 +67,10 @@ EXPERIMENTS = {
         (REFERENCE, *_RIVALS, *_BAYESIAN),
         scores.uncertainty,
         by="least certain by",
-        draw=plots.profiles,
     ),
     "shift": Experiment(
         "Does it recognise texts of another kind?", (REFERENCE, *_RIVALS, *_BAYESIAN), scores.shift
     ),
-    "rows": Experiment("How many rows does it take?", _FEW, scores.by_rows, "rows", plots.curves),
+    "rows": Experiment("How many rows does it take?", _FEW, scores.by_rows, "rows"),
 }
 """What `python -m tools.experiments` knows besides "cost"."""

@@ -107,8 +107,8 @@ def cost(
         )
         measures.append(("fits in processes", note, lambda: _processes(work), sizes))
     tables = []
-    for title, note, measure, sizes in measures:
-        runs: list[Run] = [("cost", title, *sizes, seed) for seed in range(seeds)]
+    for title, note, measure, size in measures:
+        runs: list[Run] = [("cost", title, *size, seed) for seed in range(seeds)]
         complete(out, runs, lambda *_, measure=measure: _machine(device) | {"records": measure()})
         results = load(out, runs)
         facts = (f"{name} {distinct(results, name)}" for name in _machine(device))
@@ -193,12 +193,12 @@ def _fits(work: _Work) -> Records:
 
     def measured(runs: Mapping[str, Step], rounds: int, together: int) -> Records:
         seconds, records = in_turn(runs, rounds, clock(backbone.device)), []
-        for name, own in seconds.items():
+        for name, taken in seconds.items():
             record: dict[str, Any] = {"what": name}
-            record["steps"] = together * over(own, seconds[_STEP])
-            record["steps of HF peft's LoRA"] = together * over(own, seconds[_PEER])
+            record["steps"] = together * over(taken, seconds[_STEP])
+            record["steps of HF peft's LoRA"] = together * over(taken, seconds[_PEER])
             if name.startswith("fit, laplace"):
-                record["/ delta"] = over(own, seconds[name.replace("laplace", "delta")])
+                record["/ delta"] = over(taken, seconds[name.replace("laplace", "delta")])
             records.append(record)
         return records
 
@@ -208,7 +208,7 @@ def _fits(work: _Work) -> Records:
         whole_fits = measured(many | fits, 1, work.steps)[len(many) :]
         short = {**steps, f"{_STEP}{_UPPER}": work.step(upper=True)}
         batch = next(train.batches(work.batch_size))
-        short |= {f"{_STEP}, {each}": method_step(work.load, each, batch) for each in METHODS}
+        short |= {f"{_STEP}, {way}": method_step(work.load, way, batch) for way in METHODS}
         for where in ("", _UPPER):
             point = fitted[f"delta{where}"]
             short[f"width{where}"] = partial(point.widen, train, validation=held_out)
@@ -273,8 +273,8 @@ def _rank(rank: int, folder: str, work: _Work) -> None:
         runs = {"one": partial(run, count, False), "two": partial(run, count, True)}
         distributed.barrier()
         seconds = in_turn(runs, 1, time.perf_counter)
-        found = over(seconds["two"], seconds["one"])
-        records.append({"what": f"fit, {name}", "two processes / one": found})
+        ratio = over(seconds["two"], seconds["one"])
+        records.append({"what": f"fit, {name}", "two processes / one": ratio})
     if rank == 0:
         Path(folder, "records").write_text(json.dumps(records))
     distributed.destroy_process_group()

@@ -59,7 +59,7 @@ class Grid:
     @property
     def runs(self) -> list[Run]:
         """All runs, whole seeds first, so that a part of the grid is a smaller grid."""
-        fitted = dict.fromkeys((each.peft, each.inference) for each in self.methods)
+        fitted = dict.fromkeys((method.peft, method.inference) for method in self.methods)
         return [
             (task, rows, peft, inference, seed)
             for seed, task, rows, (peft, inference) in product(
@@ -86,15 +86,15 @@ class Grid:
             ConfigError: a file is of another setting than this grid, or of other data than
                 another method's, with which it is to be compared.
         """
-        return (outcome for _, outcome in self._found())
+        return (outcome for _, outcome in self._stored())
 
     def run(self, task: str, rows: int, peft: str, inference: str, seed: int) -> Outcome:
         """Fit and predict; the tests' labels are put to their forecasts afterwards."""
         code = commit()  # files may change while it runs
-        what = self.budget.tasks[task]
+        spec = self.budget.tasks[task]
         parts = self._split(task, rows, seed)
         train, validation = parts.train, parts.validation
-        job = Job(what, PEFT[peft](), self.load, train, validation, seed, self.budget)
+        job = Job(spec, PEFT[peft](), self.load, train, validation, seed, self.budget)
         started = time.process_time()
         fitted = INFERENCE[inference](job)
         between = time.process_time()
@@ -102,14 +102,14 @@ class Grid:
         extra: dict[str, dict[str, Tensor]] = {}
         for name, table in parts.tests.items():
             # What a method does not get it cannot use.
-            texts = table.select_columns(list(what.columns.inputs(what.likelihood().kind)))
+            texts = table.select_columns(list(spec.inputs))
             forecasts[name] = fitted.predict(texts)
             columns = [column for column in _EXTRA if column in table.column_names]
             extra[name] = {column: torch.tensor(table[column][:]) for column in columns}
         ended = time.process_time()
         posterior = fitted.posterior
         for name, table in parts.tests.items():
-            if what.target in table.column_names:
+            if spec.target in table.column_names:
                 labels = posterior.encode(table).labels
                 assert labels is not None
                 forecasts[name] = forecasts[name].with_labels(labels)
@@ -120,7 +120,7 @@ class Grid:
             "seed": seed,
             **self._setting(),
             **fitted.facts,
-            "source": what.source,
+            "source": spec.source,
             "data": parts.digest,
             "version": __version__,
             "commit": code,
@@ -132,13 +132,13 @@ class Grid:
 
     def _check(self) -> None:
         """See that the runs that are missing would be of the rows of those that are there."""
-        there = {_rows_of(run): outcome.facts for run, outcome in self._found()}
+        there = {_rows_of(run): outcome.facts for run, outcome in self._stored()}
         missing = {_rows_of(run) for run in self.runs if not self._file(run).exists()}
         for task, rows, seed in sorted(missing & there.keys()):
-            found = {"data": self._split(task, rows, seed).digest}
-            check_setting(self.out, there[task, rows, seed], found)
+            now = {"data": self._split(task, rows, seed).digest}
+            check_setting(self.out, there[task, rows, seed], now)
 
-    def _found(self) -> Iterator[tuple[Run, Outcome]]:
+    def _stored(self) -> Iterator[tuple[Run, Outcome]]:
         data: dict[tuple[str, int, int], str | None] = {}
         for run in self.runs:
             path = self._file(run)

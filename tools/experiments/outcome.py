@@ -71,8 +71,8 @@ class Outcome:
                 # Files from before the device was stored were made on CPUs.
                 facts = {"device": "CPU"} | json.loads(file.metadata()[_KEY])
                 for name in file.keys():  # noqa: SIM118
-                    part, _, what = name.rpartition("/")
-                    parts.setdefault(part, {})[what] = file.get_tensor(name)
+                    part, _, tensor = name.rpartition("/")
+                    parts.setdefault(part, {})[tensor] = file.get_tensor(name)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise SaveError(f"{path} is no result of an experiment: {error}") from error
         made = {part: _forecast(tensors) for part, tensors in parts.items()}

@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, nlls, ood_auroc, rejection_curve
 
+from . import stream_report
 from .methods import method
 from .outcome import Outcome
 from .results import file_of
 from .scores import scaled
 from .significance import fits_p
-from .stream_report import compared, costs, matrices, stored_runs
 from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
 
 __all__ = ["RESULTS", "figures", "tables", "write"]
@@ -278,8 +278,13 @@ def _cost(folder: Path) -> Table:
     return Table.of_numbers("Cost of the widths", ["task"], lines, note)
 
 
+def _rounds(folder: Path, protocol: str) -> list[dict[str, Any]]:
+    return stream_report.stored_runs(folder / "stream", protocol)
+
+
 def tables(folder: Path = RESULTS) -> list[Table]:
     """All tables of the page, from the stored files."""
+    costs = json.loads((folder / "stream" / "domains.cost.json").read_text())
     return [
         _differences(folder),
         *_quality(folder),
@@ -294,9 +299,9 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         *(
             table
             for protocol, title in STREAMS.items()
-            for table in compared(stored_runs(folder / "stream", protocol), title)
+            for table in stream_report.tables(_rounds(folder, protocol), title)
         ),
-        costs(json.loads((folder / "stream" / "domains.cost.json").read_text())["cost"]),
+        stream_report.costs(costs["cost"]),
     ]
 
 
@@ -317,7 +322,7 @@ def figures(folder: Path = RESULTS) -> dict[str, Figure]:
         tests = [
             run.forecasts["test"] for run in _runs(folder, TASKS["tweets"], METHODS[name]).values()
         ]
-        shares = [each / 100 for each in percent]
+        shares = [share / 100 for share in percent]
         kept = torch.stack(
             [rejection_curve(test, by="total", fractions=shares)[1] for test in tests]
         )
@@ -328,7 +333,7 @@ def figures(folder: Path = RESULTS) -> dict[str, Figure]:
     ax.legend(frameon=False)
     return {
         "tasks/tweets-rejection.png": figure,
-        "stream/domains-matrix.png": matrices(stored_runs(folder / "stream", "domains")),
+        "stream/domains-matrix.png": stream_report.matrices(_rounds(folder, "domains")),
     }
 
 

@@ -88,13 +88,13 @@ def _tested(lines: Sequence[_Line]) -> dict[str, dict[Key, float]]:
             ours_all, theirs_all = map(np.concatenate, pair)
             raw[""][metric, key] = permutation_p(ours_all, theirs_all)
             if len(seeds) > 1:
-                means = ([float(each.mean()) for each in of] for of in pair)
+                means = ([float(loss.mean()) for loss in of] for of in pair)
                 raw[", fits"][metric, key] = fits_p(*means)
-    found: dict[str, dict[Key, float]] = {}
+    corrected: dict[str, dict[Key, float]] = {}
     for kind, values in raw.items():
         for (metric, key), p in zip(values, holm([*values.values()]), strict=True):
-            found.setdefault(f"p ({metric}{kind})", {})[key] = p
-    return found
+            corrected.setdefault(f"p ({metric}{kind})", {})[key] = p
+    return corrected
 
 
 def _note(facts: Sequence[Mapping[str, Any]], tested: bool) -> str:

@@ -18,7 +18,7 @@ from bhpeft_pyro import __version__
 from bhpeft_pyro.base.files import write
 from bhpeft_pyro.errors import ConfigError
 
-__all__ = ["Run", "check_setting", "commit", "complete", "file_of", "known", "load"]
+__all__ = ["Run", "check_names", "check_setting", "commit", "complete", "file_of", "load"]
 
 Run = tuple[object, ...]
 
@@ -78,7 +78,7 @@ def complete(
             done(run, wait=True)
 
 
-def check_setting(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_setting(path: Path, facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """See that a result file is of this very setting, so that no others are mixed in.
 
     Raises:
@@ -87,9 +87,9 @@ def check_setting(path: Path, found: Mapping[str, Any], expected: Mapping[str, A
     >>> check_setting(Path("news.0.json"), {"rows": 400, "seed": 0}, {"rows": 400})
     """
     for name, value in expected.items():
-        if found.get(name) != value:
+        if facts.get(name) != value:
             raise ConfigError(
-                f"--out: {path} was run with {name} {found.get(name)}, not {value}; take another "
+                f"--out: {path} was run with {name} {facts.get(name)}, not {value}; take another "
                 "folder"
             )
 
@@ -100,7 +100,7 @@ def load(out: Path, runs: Iterable[Run]) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
-def known(option: str, names: Iterable[str], there: Iterable[str]) -> None:
+def check_names(option: str, names: Iterable[str], there: Iterable[str]) -> None:
     """Refuse names on the command line that are not there.
 
     Raises:
@@ -116,7 +116,7 @@ def commit() -> str:
     """The commit of the code that runs, "+" if it was changed since; else the version."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        described = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return f"version {__version__}"
-    return found.stdout.strip()
+    return described.stdout.strip()

@@ -52,7 +52,7 @@ def scaled(outcome: Outcome) -> Outcome:
     gives the validation rows' standardised errors a mean square of 1.
     """
     validation = outcome.forecasts["validation"]
-    made = {name: _scaled(each, validation) for name, each in outcome.forecasts.items()}
+    made = {name: _scaled(forecast, validation) for name, forecast in outcome.forecasts.items()}
     return replace(outcome, forecasts=made)
 
 
@@ -91,7 +91,7 @@ def by_rows(outcome: Outcome) -> list[Score]:
 def uncertainty(outcome: Outcome) -> list[Score]:
     """Quality of what is kept when the least certain are rejected, and intervals of ratings."""
     forecast, task = outcome.forecasts["test"], outcome.facts["task"]
-    found: list[Score] = []
+    made: list[Score] = []
     classes = isinstance(forecast, ClassForecast)
     for by in ("confidence", "variance") if classes else ("total", "epistemic"):
         if by in ("variance", "epistemic") and not forecast.epistemic.any():
@@ -100,14 +100,14 @@ def uncertainty(outcome: Outcome) -> list[Score]:
         values = {_percent(share): value for share, value in zip(FRACTIONS, kept, strict=True)}
         (at,) = rejection_curve(forecast, by=by, fractions=[1 - _KEPT])[1].tolist()
         values[f"risk of {_percent(_KEPT)} kept"] = 1 - at if classes else at
-        what = "accuracy" if classes else "MSE"
-        if all(values != other.values for other in found):  # under constant noise they are equal
-            found.append(
-                Score(f"{task}: {what} when the least certain rows are rejected", values, by)
+        metric = "accuracy" if classes else "MSE"
+        if all(values != other.values for other in made):  # under constant noise they are equal
+            made.append(
+                Score(f"{task}: {metric} when the least certain rows are rejected", values, by)
             )
     if isinstance(forecast, RatingForecast):
-        found.append(Score(f"{task}: intervals", _intervals(forecast, outcome.extra.get("test"))))
-    return found
+        made.append(Score(f"{task}: intervals", _intervals(forecast, outcome.extra.get("test"))))
+    return made
 
 
 def _intervals(forecast: RatingForecast, extra: Mapping[str, Tensor] | None) -> dict[str, float]:
@@ -118,14 +118,14 @@ def _intervals(forecast: RatingForecast, extra: Mapping[str, Tensor] | None) -> 
     values["crps"] = evaluate(forecast)["crps"]
     sd = forecast.aleatoric.sqrt()
     if extra and "rating_sd" in extra and sd.std() > 1e-6 * sd.mean():
-        found = stats.spearmanr(sd.numpy(), extra["rating_sd"].numpy())
-        values["aleatoric sd and raters' sd (Spearman)"] = float(found.statistic)
+        correlation = stats.spearmanr(sd.numpy(), extra["rating_sd"].numpy())
+        values["aleatoric sd and raters' sd (Spearman)"] = float(correlation.statistic)
     return values
 
 
 def shift(outcome: Outcome) -> list[Score]:
     """How well each uncertainty tells other texts, and how good forecasts of these are."""
-    inside, found = outcome.forecasts["test"], []
+    inside, made = outcome.forecasts["test"], []
     for name, outside in outcome.forecasts.items():
         if name in ("validation", "test"):
             continue
@@ -138,8 +138,8 @@ def shift(outcome: Outcome) -> list[Score]:
             for metric in ("accuracy", "mse", "nll", "ece", "coverage_90"):
                 if metric in there:
                     values |= {metric: here[metric], f"{metric} there": there[metric]}
-        found.append(Score(f"{outcome.facts['task']}, {name}", values))
-    return found
+        made.append(Score(f"{outcome.facts['task']}, {name}", values))
+    return made
 
 
 def losses(forecast: AnyForecast) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def permutation_p(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> float:
     def distance(signed: np.ndarray, axis: int) -> np.ndarray:
         return np.abs(signed.mean(axis))
 
-    found = stats.permutation_test(
+    tested = stats.permutation_test(
         (difference,),
         distance,
         permutation_type="samples",  # of one sample: random signs
@@ -37,7 +37,7 @@ def permutation_p(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> float:
         alternative="greater",
         rng=seed,
     )
-    return float(found.pvalue)
+    return float(tested.pvalue)
 
 
 def fits_p(ours: Sequence[float], theirs: Sequence[float]) -> float:

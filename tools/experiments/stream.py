@@ -2,8 +2,8 @@
 
 Rounds of doubling size, domains in turn, weeks of news: each batch is predicted first, then learnt,
 by the posterior as the prior and by what it is to be compared with. One result file for each run,
-written atomically; a run that was killed continues after its last round. Tables and plots are made
-from the files alone.
+written atomically; a run that was killed continues after its last round. Tables are made from the
+files alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib.pyplot as plt
 import torch
 import typer
 from transformers import AutoModel, AutoTokenizer
@@ -34,11 +33,11 @@ from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.saving import digest_of
 from bhpeft_pyro.streams import Record, prequential
 
+from . import stream_report
 from .arms import ARMS, GUIDE, OURS, Arm, Setup
 from .machine import clock, in_turn, over
 from .protocols import PROTOCOLS, Stream
-from .results import Run, check_setting, commit, complete, file_of, known, load
-from .stream_report import curves, matrices, tables
+from .results import Run, check_names, check_setting, commit, complete, file_of, load
 
 __all__ = ["Encoded", "cost", "run", "setup", "stream"]
 
@@ -49,9 +48,7 @@ _TIMED = 100  # rows, at most, of the round whose cost is measured
 def stream(
     data: Annotated[Path, typer.Option(help="Folder with the JSON lines files.")],
     protocol: Annotated[str, typer.Option(help=f"One of {', '.join(PROTOCOLS)}.")],
-    out: Annotated[Path, typer.Option(help="Where result files and plots go.")] = Path(
-        "runs/stream"
-    ),
+    out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("runs/stream"),
     arm: Annotated[list[str] | None, typer.Option(help="An arm; again for more.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds 0 to SEEDS - 1.")] = 5,
     rows: Annotated[
@@ -64,20 +61,20 @@ def stream(
     samples: Annotated[int, typer.Option(help="Draws of a Bayesian forecast.")] = 64,
     preset: Annotated[str, typer.Option(help="The PEFT weights.")] = "bh_peft",
 ) -> None:
-    """Run the arms on a protocol; with all results there, only tables and plots are made."""
-    known("protocol", [protocol], PROTOCOLS)
-    known("preset", [preset], presets.__all__)
+    """Run the arms on a protocol; with all results there, only tables are made."""
+    check_names("protocol", [protocol], PROTOCOLS)
+    check_names("preset", [preset], presets.__all__)
     chosen = PROTOCOLS[protocol]
     arms = arm or list(ARMS)
-    known("arm", arms, ARMS)
+    check_names("arm", arms, ARMS)
     sizes = (rows or chosen.rows, chosen.test if test is None else test)
     setting: dict[str, Any] = dict(zip(("rows", "test"), sizes, strict=True))
     setting |= {"epochs": epochs, "least": least, "samples": samples, "preset": preset}
     runs = list(product([protocol], range(seeds), arms))
     backbone = minilm()
     setting["backbone"] = backbone.parent.name
-    for each in (*runs, (protocol, "cost")):
-        if (path := file_of(out, each)).exists():
+    for one in (*runs, (protocol, "cost")):
+        if (path := file_of(out, one)).exists():
             check_setting(path, json.loads(path.read_text()), setting)
     code = commit()  # files may change while it runs
 
@@ -88,31 +85,25 @@ def stream(
         text = encoded(seed)
         common = setup(text, backbone, preset, epochs, least, seed)
         folder = _rounds(out, (protocol, seed, method), setting)
-        found = run(ARMS[method], common, text, folder, samples)
+        outcome = run(ARMS[method], common, text, folder, samples)
         facts = {"protocol": protocol, "seed": seed, "arm": method}
         facts |= {"version": __version__, "commit": code}
-        return {**facts, **setting, **found}
+        return {**facts, **setting, **outcome}
 
     def ratios(*_: str) -> dict[str, Any]:
         common = setup(encoded(0), backbone, preset, epochs, least, 0)
-        timed = {name: each for name, each in ARMS.items() if name.startswith(OURS)}
+        timed = {name: arm for name, arm in ARMS.items() if name.startswith(OURS)}
         facts = {"protocol": protocol, "version": __version__}
         return {**facts, **setting, "cost": cost(timed, common)}
 
     complete(out, runs, result)
     complete(out, [(protocol, "cost")], ratios)
-    for each in runs:
-        shutil.rmtree(_rounds(out, each, setting), ignore_errors=True)
+    for one in runs:
+        shutil.rmtree(_rounds(out, one, setting), ignore_errors=True)
     results = load(out, runs)
     (costs,) = load(out, [(protocol, "cost")])
-    typer.echo("\n\n".join(table.markdown() for table in tables(results, costs["cost"])))
-    drawn = {"": curves}
-    if any(name.startswith("test/") for name in results[0]["rounds"][0]):
-        drawn["-matrix"] = matrices
-    for name, draw in drawn.items():
-        figure = draw(results)
-        figure.savefig(out / f"{protocol}{name}.png", dpi=110)
-        plt.close(figure)
+    made = [*stream_report.tables(results, protocol), stream_report.costs(costs["cost"])]
+    typer.echo("\n\n".join(table.markdown() for table in made))
 
 
 def _rounds(out: Path, run: Run, setting: Mapping[str, Any]) -> Path:
@@ -179,10 +170,10 @@ def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> di
         drift=False,
         progress=False,
     )
-    found: dict[str, Any] = {"rounds": Record.of(last).rows}
+    outcome: dict[str, Any] = {"rounds": Record.of(last).rows}
     if data.final is not None:
-        found["final"] = last.evaluate(data.final, samples)
-    return found
+        outcome["final"] = last.evaluate(data.final, samples)
+    return outcome
 
 
 def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
 from statistics import mean
@@ -14,65 +14,76 @@ from matplotlib.figure import Figure
 
 from bhpeft_pyro.plots import score_matrix
 from bhpeft_pyro.streams import Record
+from bhpeft_pyro.streams.record import TEST_NLL
 
 from .arms import OURS
 from .tables import OVER_SEEDS, Table, distinct, mean_and_error
 
-__all__ = ["average", "compared", "costs", "curves", "matrices", "stored_runs", "summary", "tables"]
+__all__ = ["average", "costs", "matrices", "stored_runs", "summary", "tables"]
 
 Result = dict[str, Any]
 
-_SHOWN = {  # of `summary`, and as the documentation calls it
-    "accuracy": "accuracy before learning",
-    "nll": "nll before learning",
-    "average_accuracy": "accuracy at the end",
-    "final accuracy": "accuracy at the end",
-    "final nll": "nll at the end",
-    "forgetting": "forgetting",
-}
+_SETTING = ("preset", "rows", "test", "epochs", "samples")
 
 
-def tables(results: Sequence[Result], cost: Mapping[str, float]) -> list[Table]:
-    """The summary of each arm, each batch before it was learnt, and what a round costs."""
-    first = results[0]
-    setting = ("preset", "rows", "test", "epochs", "samples")
-    facts = [
-        f"Commit {distinct(results, 'commit')}",
-        *(f"{name} {first[name]}" for name in setting),
-    ]
-    note = ", ".join(facts) + "."
-    records = [{"arm": each["arm"], **summary(each)} for each in results]
-    made = [Table.over_seeds(first["protocol"], ["arm"], records, note)]
-    for metric in ("accuracy", "nll"):
-        rows = [
-            {"arm": each["arm"], **{row["batch"]: row[metric] for row in each["rounds"][1:]}}
-            for each in results
-        ]
-        made.append(Table.over_seeds(f"{metric} of each batch before it was learnt", ["arm"], rows))
-    return [*made, costs(cost)]
+def stored_runs(folder: Path, protocol: str) -> list[Result]:
+    """The results of a protocol that a folder has, of all seeds and arms."""
+    files = sorted(folder.glob(f"{protocol}.?.*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def tables(results: Sequence[Result], title: str) -> list[Table]:
+    """Each arm in a few numbers, and the Bayesian arms minus the others on the same seeds."""
+    numbers: dict[str, dict[int, dict[str, float]]] = {}
+    for result in results:
+        numbers.setdefault(result["arm"], {})[result["seed"]] = summary(result)
+    records = [{"arm": arm, **line} for arm, seeds in numbers.items() for line in seeds.values()]
+    setting = [f"{name} {distinct(results, name)}" for name in _SETTING]
+    note = f"{OVER_SEEDS} Commits {distinct(results, 'commit')}; {', '.join(setting)}."
+    made = [Table.over_seeds(title, ["arm"], records, note)]
+    ours = [arm for arm in (f"{OURS}, 5 components", OURS) if arm in numbers]
+    pairs = [(first, other) for first in ours for other in numbers if other not in ours]
+    pairs += [(first, OURS) for first in ours[:-1]]
+    lines = {}
+    for first, other in pairs:
+        seeds = sorted(numbers[first].keys() & numbers[other].keys())
+        lines[first, other] = {
+            name: mean_and_error([numbers[first][s][name] - numbers[other][s][name] for s in seeds])
+            for name in numbers[first][seeds[0]]
+        }
+    if lines:
+        made.append(Table.of_numbers(f"{title}, differences", ["arm", "minus"], lines, OVER_SEEDS))
+    return made
+
+
+def costs(ratios: Mapping[str, float]) -> Table:
+    """What a round of each arm costs."""
+    lines = {(arm,): {"seconds / plain round": (ratio, nan)} for arm, ratio in ratios.items()}
+    note = "Processor time of a round over that of a plain fit to its data, the median of three."
+    return Table.of_numbers("Cost of a round", ["arm"], lines, note)
 
 
 def summary(result: Result) -> dict[str, float]:
     """One run in a few numbers.
 
-    `accuracy` and `nll` are those of predicting batches before they are learnt, over all their
-    rows. With a final test its metrics follow; with a test for each round those of `transfer`, and
-    the mean NLL on all of them at the end.
+    Batches are predicted before they are learnt: means over all their rows. At the end there is
+    one test, or one for each round; then `Record.transfer` says how much was forgotten.
     """
     record = Record(result["rounds"])
     rows = [row for row in record.rows if "nll" in row]
     count = sum(row["examples"] for row in rows)
-    found = {
-        name: sum(row[name] * row["examples"] for row in rows) / count
+    numbers = {
+        f"{name} before learning": sum(row[name] * row["examples"] for row in rows) / count
         for name in ("accuracy", "nll")
     }
     if "final" in result:
-        found |= {f"final {name}": result["final"][name] for name in ("accuracy", "nll", "ece")}
+        numbers |= {f"{name} at the end": result["final"][name] for name in ("accuracy", "nll")}
     if record.tests:
-        found |= record.transfer()
-        losses = [row for name, row in record.rows[-1].items() if name.startswith("test_nll/")]
-        found |= {"final nll": mean(losses)} if losses else {}
-    return found
+        transfer = record.transfer()
+        numbers["accuracy at the end"] = transfer["average_accuracy"]
+        numbers["nll at the end"] = mean(record.rows[-1][TEST_NLL + name] for name in record.tests)
+        numbers["forgetting"] = transfer["forgetting"]
+    return numbers
 
 
 def average(results: Sequence[Result]) -> Record:
@@ -82,21 +93,6 @@ def average(results: Sequence[Result]) -> Record:
         numbers = [name for name, value in same[0].items() if not isinstance(value, str)]
         rows.append({**same[0], **{name: mean(row[name] for row in same) for name in numbers}})
     return Record(rows)
-
-
-def curves(results: Sequence[Result]) -> Figure:
-    """Accuracy and NLL of each batch before it was learnt: the mean of each arm over seeds."""
-    figure, axes = plt.subplots(2, 1, figsize=(8, 7), layout="constrained", sharex=True)
-    for arm, record in _records(results).items():
-        names = [row["batch"] for row in record.rows[1:]]
-        for ax, metric in zip(axes, ("accuracy", "nll"), strict=True):
-            ax.plot(names, record.column(metric)[1:].numpy(), "o-", markersize=4, label=arm)
-            ax.set_ylabel(metric)
-            ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize="small")
-    axes[1].tick_params("x", rotation=45)
-    axes[1].set_xlabel("batch")
-    return figure
 
 
 def matrices(results: Sequence[Result]) -> Figure:
@@ -118,40 +114,4 @@ def matrices(results: Sequence[Result]) -> Figure:
 
 def _records(results: Sequence[Result]) -> dict[str, Record]:
     arms = dict.fromkeys(result["arm"] for result in results)
-    return {arm: average([each for each in results if each["arm"] == arm]) for arm in arms}
-
-
-def stored_runs(folder: Path, protocol: str) -> list[Result]:
-    """The results of a protocol that a folder has, of all seeds and arms."""
-    files = sorted(folder.glob(f"{protocol}.?.*.json"))
-    return [json.loads(file.read_text()) for file in files]
-
-
-def compared(results: Sequence[Result], title: str) -> Iterator[Table]:
-    """The documentation's tables of a stream: each arm, and the Bayesian ones minus the others."""
-    numbers: dict[str, dict[int, dict[str, float]]] = {}
-    for result in results:
-        measured = summary(result)
-        line = {shown: measured[name] for name, shown in _SHOWN.items() if name in measured}
-        numbers.setdefault(result["arm"], {})[result["seed"]] = line
-    records = [{"arm": arm, **line} for arm, seeds in numbers.items() for line in seeds.values()]
-    note = f"{OVER_SEEDS} Commits {distinct(results, 'commit')}."
-    yield Table.over_seeds(title, ["arm"], records, note)
-    ours = [arm for arm in (f"{OURS}, 5 components", OURS) if arm in numbers]
-    pairs = [(first, other) for first in ours for other in numbers if other not in ours]
-    pairs += [(first, OURS) for first in ours[:-1]]
-    lines = {}
-    for first, other in pairs:
-        seeds = sorted(numbers[first].keys() & numbers[other].keys())
-        lines[first, other] = {
-            name: mean_and_error([numbers[first][s][name] - numbers[other][s][name] for s in seeds])
-            for name in numbers[first][seeds[0]]
-        }
-    yield Table.of_numbers(f"{title}, differences", ["arm", "minus"], lines, OVER_SEEDS)
-
-
-def costs(ratios: Mapping[str, float]) -> Table:
-    """What a round of each arm costs."""
-    lines = {(arm,): {"seconds / plain round": (ratio, nan)} for arm, ratio in ratios.items()}
-    note = "Processor time of a round over that of a plain fit to its data, the median of three."
-    return Table.of_numbers("Cost of a round", ["arm"], lines, note)
+    return {arm: average([result for result in results if result["arm"] == arm]) for arm in arms}

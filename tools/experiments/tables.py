@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 
 __all__ = ["OVER_SEEDS", "Number", "Table", "distinct", "mean_and_error", "publish"]
 
@@ -35,7 +33,7 @@ def distinct(facts: Iterable[Mapping[str, Any]], name: str) -> str:
     >>> distinct([{"commit": "a"}, {"commit": "b"}, {"commit": "a"}], "commit")
     'a/b'
     """
-    return "/".join(dict.fromkeys(str(each[name]) for each in facts))
+    return "/".join(dict.fromkeys(str(fact[name]) for fact in facts))
 
 
 @dataclass(frozen=True)
@@ -126,16 +124,11 @@ class Table:
         return str(both[order].to_csv())
 
 
-def publish(
-    folder: Path, about: str, tables: Sequence[Table], draw: Callable[[Table], Figure]
-) -> None:
-    """Each table as CSV and as a plot, all of them as Markdown."""
+def publish(folder: Path, about: str, tables: Sequence[Table]) -> None:
+    """Each table as CSV, all of them as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         stem = re.sub(r"[^\w.]+", "-", table.title).strip("-")
         (folder / f"{stem}.csv").write_text(table.csv())
-        figure = draw(table)
-        figure.savefig(folder / f"{stem}.png", dpi=110)
-        plt.close(figure)
     text = "\n\n".join([f"# {about}", *(table.markdown() for table in tables)])
     (folder / "tables.md").write_text(text + "\n")

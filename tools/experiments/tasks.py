@@ -64,9 +64,14 @@ class Task:
     shifts: Mapping[str, Shift] = field(default_factory=dict)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that are read: of the text, or of the question and its choices."""
+        return self.columns.inputs(self.likelihood().kind)
+
+    @property
     def text(self) -> str:
         """The column of the text, or of the question."""
-        return self.columns.inputs(self.likelihood().kind)[0]
+        return self.inputs[0]
 
     @property
     def target(self) -> str:
@@ -116,8 +121,8 @@ def split(
         DataError: a source cannot be read, or it has too few rows.
     """
     generator = torch.Generator().manual_seed(seed)
-    known = None if task.classes is None else lambda label: label < task.classes
-    table = _rows(folder, task, task.source, generator, known)
+    learnt = None if task.classes is None else lambda label: label < task.classes
+    table = _rows(folder, task, task.source, generator, learnt)
     counts = (rows, validation) if task.test else (rows, validation, test)
     train, held_out, *more = _cut(once(table, task.text), counts, task.source)
     seen = {plain(text) for part in (train, held_out) for text in _texts(part, task)}
@@ -127,7 +132,7 @@ def split(
         return rows.select([i for i, text in enumerate(texts) if text not in seen])
 
     if task.test:
-        more = _cut(fresh(_rows(folder, task, task.test, generator, known)), (test,), task.test)
+        more = _cut(fresh(_rows(folder, task, task.test, generator, learnt)), (test,), task.test)
     tests = {"test": more[0]}
     for name, shift in task.shifts.items():
         only = None if shift.label is None else shift.label.__eq__
@@ -165,7 +170,7 @@ def once(table: Dataset, column: str) -> Dataset:
 
 def _read(table: Dataset, task: Task) -> dict[str, list[Any]]:
     """What is read of the rows, as plain data."""
-    names = (*task.columns.inputs(task.likelihood().kind), task.target)
+    names = (*task.inputs, task.target)
     return {name: list(table[name][:]) for name in names if name in table.column_names}
 
 

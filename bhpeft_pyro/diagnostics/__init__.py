@@ -2,7 +2,6 @@
 
 from .psis import PSIS, Diagnosis, diagnose, psis
 from .ranks import Calibration
-from .reference import Comparison, against
 from .sbc import sbc
 
-__all__ = ["PSIS", "Calibration", "Comparison", "Diagnosis", "against", "diagnose", "psis", "sbc"]
+__all__ = ["PSIS", "Calibration", "Diagnosis", "diagnose", "psis", "sbc"]

@@ -16,20 +16,26 @@ from torch.distributions import Normal, kl_divergence
 
 from ..base.checks import SAMPLES, SEED, check
 from ..base.distributions import base_of
-from ..errors import GuideError, PriorError
-from ..guides import ForeignGuide, latents
+from ..errors import PriorError
+from ..guides import latents
 from ..guides.guide import prior_of
+from ..model.model import Model
 from ..model.network import RandomPEFT
-from ..peft import LoRA
 from ..peft.sites import Role, Site
 from ..posterior.posterior import Posterior
 from ..prediction.draws import Draws, draw_parts
 from ..priors import closed_form, unpack
+from ..priors.structured import gated_layers
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes"]
 
 ByLayer = dict[str, dict[int, Tensor]]
 """Branch ("lora.query", "adapter", "prefix.key", ...) to layer number to values (S, ...)."""
+
+# What the ready priors sample besides the sites, by the end of its name: over which of the dims of
+# its site; and what they sample for each of its weights.
+_LATENTS = {"log_layers": {"layer"}, "log_ranks": {"layer", "rank", "bottleneck"}}
+_BY_WEIGHT = {"standard", "log_local"}
 
 # The entry of the configuration with the number of attention heads that make a branch's output.
 _HEADS = {
@@ -146,20 +152,76 @@ def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     >>> head_norms(network, weights)["lora.query"][0]
     tensor([[181.0193, 181.0193]])
     """
-    lora = next((kind for kind in network.kinds if isinstance(kind, LoRA)), None)
-    config, sites = network.backbone.config, {site.name: site for site in network.attachment.sites}
-    found: ByLayer = {}
-    if lora is None:
-        return found
-    for branch in (f"lora.{target}" for target in lora.targets if f"lora.{target}" in _HEADS):
+    config, factors = network.backbone.config, {kind.name: kind.factor for kind in network.kinds}
+    norms: ByLayer = {}
+    for branch, sides in _branches(network).items():
+        if branch not in _HEADS:
+            continue
         heads = getattr(config, _HEADS[branch], None) or config.num_attention_heads
-        a, b = (weights[f"{branch}.{side}"].unbind(1) for side in "AB")
-        found[branch] = {}
-        for layer, down, up in zip(sites[f"{branch}.A"].layers, a, b, strict=True):
+        a, b = (weights[sides[side].name].unbind(1) for side in ("input", "output"))
+        norms[branch] = {}
+        for layer, down, up in zip(sides["input"].layers, a, b, strict=True):
             # With A' = Q R the rows of B R' are as long as those of B A, and have fewer entries.
-            rows = lora.alpha / lora.rank * up @ torch.linalg.qr(down.mT).R.mT
-            found[branch][layer] = rows.unflatten(1, (heads, -1)).flatten(2).norm(dim=2)
+            rows = factors["lora"] * up @ torch.linalg.qr(down.mT).R.mT
+            norms[branch][layer] = rows.unflatten(1, (heads, -1)).flatten(2).norm(dim=2)
+    return norms
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """Draws of one quantity.
+
+    Attributes:
+        values: (S, *shape).
+        dims: names of the dims of the shape, if they are known.
+        layers: the layers' numbers along "layer".
+    """
+
+    values: Tensor
+    dims: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+
+    @property
+    def numel(self) -> int:
+        """Numbers per draw."""
+        return self.values[0].numel()
+
+
+def variables(model: Model, block: Draws) -> dict[str, Variable]:
+    """Everything that draws of the latents and sites contain, by name: the draws, and what
+    docs/arviz.md lists."""
+    network, draws = model.network, {name: value[:, 0] for name, value in block.weights.items()}
+    sites = {site.name: site for site in model.sites}
+    found = {name: _variable(name, values, sites) for name, values in draws.items()}
+    if network.kinds:
+        weights = factors(network, block)
+        for what, dims, by_branch in (
+            ("change", ("layer",), sizes(network, weights)),
+            ("head_norm", ("layer", "head"), head_norms(network, weights)),
+        ):
+            for branch, by_layer in by_branch.items():
+                numbers = tuple(sorted(by_layer))
+                stacked = torch.stack([by_layer[number] for number in numbers], 1)
+                found[f"{what}.{branch}"] = Variable(stacked, dims, numbers)
+    for kind, layers in gated_layers(model.sites).items():
+        if (logits := draws.get(f"gates.{kind}")) is not None:
+            found[f"gates.{kind}"] = Variable(logits, ("layer",), tuple(layers))
+            found[f"gate.{kind}"] = Variable(logits.sigmoid(), ("layer",), tuple(layers))
+    if network.axes is not None and network.axes.fitted:
+        effect = (draws["head.weight"] * network.axes.sds).flip(-1)
+        found["head.effect"] = Variable(effect, ("output", "axis"))
     return found
+
+
+def _variable(name: str, values: Tensor, sites: Mapping[str, Site]) -> Variable:
+    if name in sites:
+        return Variable(values, sites[name].dims, sites[name].layers)
+    of, _, what = name.rpartition(".")
+    site = sites.get(of)
+    if site is not None and (what in _BY_WEIGHT or what in _LATENTS):
+        dims = tuple(dim for dim in site.dims if what in _BY_WEIGHT or dim in _LATENTS[what])
+        return Variable(values, dims, site.layers)
+    return Variable(values)
 
 
 @dataclass(frozen=True)
@@ -233,13 +295,9 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
 def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
     """For each site the prior's mean and sd, then the posterior's, all of the site's shape."""
     guide = posterior.guide
-    if isinstance(guide, ForeignGuide):
-        raise GuideError(
-            f"shifts: the means and sds of {guide.title()} are not known; expected one of "
-            "bhpeft_pyro.guides"
-        )
-    means, sds = guide.strategy.prior_moments()
-    if not sds and not guide.point:
+    if guide.scales() or guide.point:
+        means, sds = guide.strategy.prior_moments()
+    else:
         alone, _ = closed_form(prior_of(posterior.model, guide), "shifts").independent()
         bases: dict[str, Any] = {name: base_of(q) for name, q in alone.distributions.items()}
         means, sds = ({k: getattr(b, part) for k, b in bases.items()} for part in ("loc", "scale"))

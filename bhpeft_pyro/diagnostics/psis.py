@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pyro
 import torch
+from pyro import poutine
+from pyro.distributions import Delta, MaskedDistribution, TorchDistribution
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent, biject_to
 
 from ..base.checks import SEED, Number, derived
 from ..base.progress import work
+from ..base.threads import alone
 from ..data import Examples
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, GuideError
+from ..guides import Guide
 from ..model.cached_batches import CachedBatches
-from ..posterior.mixture import MixturePosterior
+from ..model.model import Model
 from ..posterior.posterior import Posterior
-from .ratios import log_ratios
-
-with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
-    warnings.simplefilter("ignore", FutureWarning)
-    import arviz
+from ..prediction.draws import PLATE, Draws, linearised_at, traces
+from ..prediction.passes import passes
+from ..priors import checked, complete
 
 _FEWEST = 100  # draws; with fewer, no k-hat above 0.5 could be trusted
 _EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only, so there is no tail
@@ -70,7 +76,11 @@ log evidence -21.50 ± 0.05
         if log_ratios.isnan().any() or not log_ratios.max().isfinite():
             raise ConfigError("log_ratios: some are not numbers, or none is finite")
         raw = log_ratios.detach().cpu().double().numpy()
-        smooth, k_hat = _smooth(raw)
+        smooth, k_hat = raw - np.logaddexp.reduce(raw), 0.0
+        if np.ptp(raw) >= _EQUAL:
+            from ..integrations.arviz import psislw  # slow to import
+
+            smooth, k_hat = psislw(raw)
         least = int(np.argmin(np.where(np.isfinite(raw), raw, np.inf)))  # never smoothed
         samples = len(raw)
         effective = float(1 / np.exp(2 * smooth).sum())
@@ -143,18 +153,18 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     share = -(-samples // len(parts))
     ratios = []
     with work("k-hat", len(parts)) as whole:
-        for number, each in enumerate(parts):
-            own = each.report
-            model, guide, temperature = each.guide.strategy.target(
-                each.model, own.temperature, later=own.parent is not None
+        for number, part in enumerate(parts):
+            report = part.report
+            model, guide, temperature = part.guide.strategy.target(
+                part.model, report.temperature, later=report.parent is not None
             )
             ratios.append(log_ratios(model, guide, feed, share, derived(seed, number), temperature))
             whole.next()
-    found, report = PSIS.of(torch.cat(ratios)), posterior.report
-    taus = {each.report.tau or 1.0 for each in parts}
-    if posterior.guide.linear and (report.temperature != 1 or taus != {1.0}):
-        return replace(found, log_evidence=math.nan, standard_error=math.nan)
-    return found
+    result = PSIS.of(torch.cat(ratios))
+    taus = {part.report.tau or 1.0 for part in parts}
+    if posterior.guide.linear and (posterior.report.temperature != 1 or taus != {1.0}):
+        return replace(result, log_evidence=math.nan, standard_error=math.nan)
+    return result
 
 
 @dataclass(frozen=True)
@@ -178,8 +188,8 @@ log evidence -21.50 ± 0.05
 
     def __str__(self) -> str:
         lines = [str(self.psis), *(self.guards or ["no warnings"])]
-        for number, each in enumerate(self.components, 1):
-            lines += [f"component {number}:", *(f"  {line}" for line in str(each).splitlines())]
+        for number, part in enumerate(self.components, 1):
+            lines += [f"component {number}:", *(f"  {line}" for line in str(part).splitlines())]
         return "\n".join(lines)
 
 
@@ -190,11 +200,11 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
         posterior, data, samples, seed: as for `psis`, whose errors it raises.
     """
     data = posterior.encode(data)  # once for all components
-    components = posterior.components if isinstance(posterior, MixturePosterior) else ()
+    components = posterior.components if len(posterior.components) > 1 else ()
     return Diagnosis(
         psis=psis(posterior, data, samples, seed),
         guards=tuple(posterior.report.guards),
-        components=tuple(diagnose(each, data, samples, seed) for each in components),
+        components=tuple(diagnose(part, data, samples, seed) for part in components),
     )
 
 
@@ -206,7 +216,7 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
             "data: it is not known what this posterior has learnt; expected one that was made with "
             "its data, as by Posterior.from_draws(model, draws, data)"
         )
-    if len({each.report.learnt for each in posterior.components}) > 1:
+    if len({part.report.learnt for part in posterior.components}) > 1:
         raise DataError(
             "data: by replay the components of this mixture have learnt different rows; expected "
             "one of posterior.components, with the rows that it has learnt"
@@ -221,14 +231,118 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
     return examples
 
 
-def _smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
-    """Normalised smoothed log-weights and k-hat, from ArviZ 0.x or 1.x."""
-    if np.ptp(log_ratios) < _EQUAL:
-        return log_ratios - np.logaddexp.reduce(log_ratios), 0.0
-    if hasattr(arviz, "psislw"):
-        smooth, k_hat = arviz.psislw(log_ratios)
-    else:
-        from arviz_stats.base import array_stats
+def log_likelihoods(
+    model: Model, draws: Iterable[Draws], feed: CachedBatches, samples: int | None = None
+) -> Tensor:
+    """(S,) float64: log p(labels | weights) of all examples together, under each of S draws."""
 
-        smooth, k_hat = array_stats.psislw(-log_ratios)  # it takes log-likelihoods
-    return smooth, float(k_hat)
+    def take(predicted: TorchDistribution, labels: Tensor | None) -> tuple[Tensor]:
+        assert labels is not None
+        return (predicted.log_prob(labels),)
+
+    sums = []
+    with work("likelihoods", samples) as whole:
+        for (part,) in passes(model, draws, feed, take):
+            sums.append(part.double().sum(-1))
+            whole.next(parts=len(part))
+    return torch.cat(sums)
+
+
+def log_ratios(
+    model: Model,
+    guide: Guide,
+    feed: CachedBatches,
+    samples: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """(S,) float64: log p(labels | w) / T + log p(w) - log q(w) of S draws w of the guide; T is the
+    temperature at which it was fitted.
+
+    The likelihood is that of all examples; for a linear guide, that of the linearised network.
+    A guide may sample auxiliary variables of which its latents are one-to-one functions, each
+    given as a `Delta` with the log-Jacobian as its `log_density`, as Pyro's autoguides do.
+
+    Raises:
+        GuideError: latents and guide differ; the guide is a point in some of them; or it samples
+            more or fewer numbers than the latents have, so that its density is not known.
+    """
+    at, densities = linearised_at(model, guide), []
+
+    def draws() -> Iterator[Draws]:
+        for trace in traces(guide, samples, torch.Generator().manual_seed(seed)):
+            weights = {
+                name: node["value"].detach()
+                for name, node in _sites(trace).items()
+                if not (node["is_observed"] or node["infer"].get("is_auxiliary"))
+            }
+            count = len(next(iter(weights.values())))
+            with alone(), poutine.trace() as tracer, pyro.plate(PLATE, count, dim=-2):
+                poutine.condition(checked, data=weights)(model.prior, model.sites)
+            _check(_sites(trace), _sites(tracer.trace))
+            densities.append(_log_prob(tracer.trace, weights, temperature) - _log_prob(trace))
+            yield Draws(complete(model.prior, model.sites, weights), at)
+
+    likelihood = log_likelihoods(model, draws(), feed, samples)
+    ratios = likelihood / temperature + torch.cat(densities)
+    if ratios.isnan().any() or (ratios == math.inf).any():
+        raise GuideError("guide: its log-density, or the model's, is not finite at its own draws")
+    return ratios
+
+
+def _sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
+    nodes: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: node
+        for name, node in nodes.items()
+        if node["type"] == "sample" and not site_is_subsample(node)
+    }
+
+
+def _log_prob(
+    trace: poutine.Trace, latents: Collection[str] | None = None, temperature: float = 1.0
+) -> Tensor:
+    """(s,) float64: the log-probability of each draw; what is not among the `latents`, such as a
+    prior's factor, is tempered as labels are."""
+    with torch.no_grad():
+        trace.compute_log_prob(lambda _name, node: not site_is_subsample(node))
+    total = torch.zeros((), dtype=torch.float64)
+    for name, node in _sites(trace).items():
+        # Dims but the draws' are those of plates in the guide or prior.
+        log_prob = node["log_prob"].double().movedim(-2, 0).flatten(1).sum(1).cpu()
+        total = total + log_prob / (1.0 if latents is None or name in latents else temperature)
+    return total
+
+
+def _check(guided: Mapping[str, dict[str, Any]], latent: Mapping[str, dict[str, Any]]) -> None:
+    """Check that q(w) is a density over the model's latents, and that the trace gives it."""
+    if missing := [name for name, node in latent.items() if not node["is_observed"]]:
+        raise GuideError(f"guide: it does not sample {', '.join(missing)}")
+    names = {name for name, node in guided.items() if not node["infer"].get("is_auxiliary")}
+    if unknown := names - latent.keys():
+        raise GuideError(
+            f"guide: the model has no {', '.join(sorted(unknown))}; mark auxiliary sites with "
+            "infer={'is_auxiliary': True}"
+        )
+    # What a prior computes (`pyro.deterministic`) or adds (`pyro.factor`) is not a latent.
+    wanted = sum(_dimensions(latent[name]) for name in names)
+    given = sum(_dimensions(node) for node in guided.values() if not _is_point(node["fn"]))
+    if given != wanted:
+        points = ", ".join(name for name in names if _is_point(guided[name]["fn"])) or "none"
+        raise GuideError(
+            f"guide: it draws {given} random numbers for latents of {wanted} dimensions (fixed or "
+            f"computed: {points}), so it has no density over them"
+        )
+
+
+def _dimensions(node: Mapping[str, Any]) -> int:
+    """How many unconstrained numbers a site has, per draw."""
+    fn = node["fn"]
+    batch = math.prod(fn.batch_shape) // fn.batch_shape[-2]
+    return batch * math.prod(biject_to(fn.support).inverse_shape(fn.event_shape))
+
+
+def _is_point(fn: Any) -> bool:
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)

@@ -116,18 +116,19 @@ class Calibration:
         """
         off = {name: ranks - self.draws / 2 for name, ranks in self._columns.items()}
         return {
-            name: float(wilcoxon(each).pvalue) if each.any() else 1.0 for name, each in off.items()
+            name: float(wilcoxon(offsets).pvalue) if offsets.any() else 1.0
+            for name, offsets in off.items()
         }
 
     @property
     def failed(self) -> list[str]:
         """Quantities whose ranks are not uniform, at `false_alarm` / Q each (Bonferroni)."""
-        return [name for name, p in self.p_values.items() if p < self._each]
+        return [name for name, p in self.p_values.items() if p < self._level]
 
     @property
     def biased(self) -> list[str]:
         """Quantities whose ranks are not symmetric, at `false_alarm` / Q each."""
-        return [name for name, p in self.bias.items() if p < self._each]
+        return [name for name, p in self.bias.items() if p < self._level]
 
     @property
     def passed(self) -> bool:
@@ -135,7 +136,7 @@ class Calibration:
         return not self.failed
 
     @property
-    def _each(self) -> float:
+    def _level(self) -> float:
         return self.false_alarm / len(self.names)
 
     def shape(self, name: str) -> str:
@@ -171,24 +172,21 @@ class Calibration:
         """Draw the ranks' ECDFs less that of uniform ranks, and a band.
 
         If the posterior is exact, each curve stays in the band with probability
-        1 - `false_alarm` / Q. Curves that leave it are coloured and named. One that is positive at
-        the left and negative at the right means too narrow a posterior, the reverse too wide a
-        one, and a curve on one side a biased one.
+        1 - `false_alarm` / Q. Those of quantities that `failed` are coloured and named. One that is
+        positive at the left and negative at the right means too narrow a posterior, the reverse too
+        wide a one, and a curve on one side a biased one.
         """
         from ..plots.forecasts import GREY, SKY, STYLES, new_axes  # Matplotlib is slow to import
 
         ax = new_axes(ax)
         at = _points(self.draws)
-        lower, upper = band(len(self.ranks), self.draws, 1 - self._each)
+        lower, upper = band(len(self.ranks), self.draws, 1 - self._level)
         ax.fill_between(at, lower - at, upper - at, color=SKY, alpha=0.35, lw=0, label="band")
-        looks = cycle(STYLES)
-        for name, ranks in self._columns.items():
+        for (name, ranks), (colour, _) in zip(self._columns.items(), cycle(STYLES), strict=False):
             ecdf = np.bincount(ranks, minlength=self.draws + 1).cumsum()[:-1] / len(ranks)
-            if ((ecdf < lower) | (ecdf > upper)).any():
-                (colour, marker), every = next(looks), max(1, len(at) // 12)
-                ax.plot(at, ecdf - at, color=colour, marker=marker, markevery=every, label=name)
-            else:
-                ax.plot(at, ecdf - at, color=GREY, linewidth=0.9, zorder=1.5)
+            failed = name in self.failed
+            look = {"color": colour, "label": name} if failed else {"color": GREY, "lw": 0.9}
+            ax.plot(at, ecdf - at, **look)
         ax.set(xlabel="rank of the truth, as a fraction", ylabel="ECDF - uniform", xlim=(0, 1))
         ax.legend(fontsize="small")
         return ax

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -25,12 +25,12 @@ from ..model.network import RandomPEFT
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
 from ..prediction.draws import Draws, draw_parts
+from ..prediction.passes import passes
 from ..prediction.predict import simulate
 from ..priors import closed
 from ..training.initialization import align
+from .psis import log_likelihoods
 from .ranks import Calibration
-from .ratios import log_likelihoods
-from .reference import predictions
 
 Infer = Callable[[Model, Examples], Posterior | Callable[..., Any]]
 
@@ -186,11 +186,7 @@ def _inferred(
 
 
 def _quantities(
-    model: Model,
-    draws: Sequence[Draws],
-    feed: CachedBatches,
-    places: CachedBatches,
-    sites: Sequence[str],
+    model: Model, draws: Sequence[Draws], feed: CachedBatches, places: CachedBatches, sites: Sequence[str]
 ) -> tuple[tuple[str, ...], Tensor]:
     """Names of the Q quantities, and their values (S, Q) under S draws."""
     predicted = predictions(model, draws, places)
@@ -209,3 +205,15 @@ def _quantities(
             values = torch.cat([block.weights[site.name] for block in draws])
             columns.append(values.double().flatten(1).cpu())
     return tuple(names), torch.cat(columns, -1)
+
+
+def predictions(model: Model, draws: Iterable[Draws], feed: CachedBatches) -> Tensor:
+    """(S, N, K) float64: probabilities of classes or labels under each draw, or with K = 1 means of
+    ratings."""
+    kind = model.likelihood.kind
+    classes = kind in ("class", "choice")
+    parts = passes(
+        model, draws, feed, lambda predicted, _: (predicted.probs if classes else predicted.mean,)
+    )
+    values = torch.cat([part.double() for (part,) in parts])
+    return values.unsqueeze(-1) if kind == "rating" else values

@@ -123,7 +123,6 @@ class DrawsGuide(Guide):
         return {"draw": torch.cat(parts) + 0.5}
 
     def statistics(self, samples: int, seed: int) -> dict[str, Tensor]:
-        """By name, what the sampler said of the draws that `inference.draw` takes for a seed."""
         which = self.spread_out(samples, torch.Generator().manual_seed(seed))["draw"].long()
         rows = enumerate(self._named)
         return {name: self.get_buffer("_statistics")[row].cpu()[which] for row, name in rows}

@@ -40,11 +40,13 @@ class Guide(nn.Module):
         linear: this is a posterior of the network linearised around `means()`, and predictions use
             `covariance`.
         joint: it keeps correlations between sites from one round to the next.
+        samples: how many draws it consists of; None for a distribution.
     """
 
     point: bool = False
     linear: bool = False
     joint: bool = False
+    samples: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, and announce its parameters to Pyro's `SVI`, which collects them."""
@@ -115,6 +117,10 @@ class Guide(nn.Module):
 
     def scales(self) -> dict[str, Tensor]:
         """The sds of latents that have one, in unconstrained coordinates."""
+        return {}
+
+    def statistics(self, samples: int, seed: int) -> dict[str, Tensor]:
+        """By name, what a sampler said of the draws that `prediction.draw` takes for a seed."""
         return {}
 
     def points(self) -> list[str]:

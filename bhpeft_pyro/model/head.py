@@ -24,6 +24,9 @@ Pooling = Literal["auto", "mean", "first", "last"]
 class _Linear:
     """A linear layer whose weights are random."""
 
+    mergeable: ClassVar[bool] = False
+    """Whether its weights are those of a Hugging Face classifier's last layer."""
+
     def tail(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
         """What the backbone computes with between the transformer and this layer: nothing."""
         return {}
@@ -152,6 +155,7 @@ class ClassifierHead(_Linear):
     outputs: int
     principal: ClassVar[bool] = False
     each_word: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, {"outputs": COUNT}, "ClassifierHead")

@@ -80,6 +80,10 @@ class Adapter(Kind):
             *(gate_sites("adapter", blocks, inputs) if self.gated else ()),
         ]
 
+    @property
+    def factor(self) -> float:
+        return self.scale
+
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
         gates: list[tuple[Tensor, Tensor] | None] = [None] * len(blocks)
         if self.gated:
@@ -106,7 +110,7 @@ class Adapter(Kind):
         def after(_: Tensor, output: Tensor) -> Tensor:
             x = output if source is None else binding.scratch.pop(source)
             openings = None if gate is None else opening(binding, x, *gate)
-            return add_low_rank(binding, output, x, down, up, self.scale, activation, openings)
+            return add_low_rank(binding, output, x, down, up, self.factor, activation, openings)
 
         return after
 

@@ -10,7 +10,7 @@ from operator import index
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.checks import boolean, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
@@ -23,6 +23,9 @@ OPENING = 0.5
 """A gate's value at zero weights, and about its mean under unit weights."""
 
 Weights = Mapping[str, Tensor]
+Products = dict[tuple[int, nn.Module], tuple[Tensor, Tensor]]
+"""By a layer's number and a module, A (S, r, in) and B (S, out, r), all parts of a fused module
+together: `factor * B A` is added to the module's weights."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Kind(ABC):
         """The factor that makes up for a half-open gate."""
         return 1 / OPENING if self.gated else 1.0
 
+    @property
+    def factor(self) -> float:
+        """What the output of its branches is multiplied by."""
+        return 1.0
+
     def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         """Those of the transformer's layers that carry this kind, or an error if they cannot."""
         if self.layers is None:
@@ -72,6 +80,12 @@ class Kind(ABC):
     @abstractmethod
     def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
         """The random tensors of this kind on these blocks."""
+
+    def products(
+        self, weights: Weights, blocks: Sequence[Block], dtype: torch.dtype | None = None
+    ) -> Products:
+        """What it adds to linear layers, whatever goes through them; {} if it adds other things."""
+        return {}
 
     @abstractmethod
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:

@@ -14,7 +14,17 @@ from ..base.checks import COUNT, POSITIVE, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Block
 from .binding import After, Binding
-from .kinds import Kind, Weights, attention_inputs, gate_sites, input_unit, rows, stack, wire_gates
+from .kinds import (
+    Kind,
+    Products,
+    Weights,
+    attention_inputs,
+    gate_sites,
+    input_unit,
+    rows,
+    stack,
+    wire_gates,
+)
 from .scales import Scales
 from .sites import Site, kaiming, zeros
 
@@ -123,24 +133,34 @@ class LoRA(Kind):
             sites += gate_sites("lora", blocks, attention_inputs(blocks, scales))
         return sites
 
-    def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
+    @property
+    def factor(self) -> float:
+        return self.alpha / self.rank
+
+    def products(
+        self, weights: Weights, blocks: Sequence[Block], dtype: torch.dtype | None = None
+    ) -> Products:
         parts: dict[tuple[int, nn.Module], tuple[list[Tensor], list[Tensor]]] = {}
         for target in self.targets:
-            pair = (rows(weights, f"lora.{target}.{side}", binding.dtype) for side in "AB")
+            pair = (rows(weights, f"lora.{target}.{side}", dtype) for side in "AB")
             for block, a, b in zip(blocks, *pair, strict=True):
                 projection = block.projections[target]
                 downs, ups = parts.setdefault((block.number, projection.module), ([], []))
                 downs.append(a)
                 ups.append(projection.whole(b))  # one product serves all fused ones
+        return {
+            key: (torch.cat(downs, 1), torch.cat(ups, 2)) for key, (downs, ups) in parts.items()
+        }
+
+    def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
         if self.gated:
             wire_gates("lora", weights, blocks, binding)
-        for (number, module), (downs, ups) in parts.items():
-            branch = self._branch(binding, torch.cat(downs, 1), torch.cat(ups, 2), number)
-            binding.after[module].append(branch)
+        for (number, module), (a, b) in self.products(weights, blocks, binding.dtype).items():
+            binding.after[module].append(self._branch(binding, a, b, number))
 
     def _branch(self, binding: Binding, a: Tensor, b: Tensor, number: int) -> After:
         def after(x: Tensor, output: Tensor) -> Tensor:
             gate = binding.scratch["lora", number] if self.gated else None
-            return add_low_rank(binding, output, x, a, b, self.alpha / self.rank, gate=gate)
+            return add_low_rank(binding, output, x, a, b, self.factor, gate=gate)
 
         return after

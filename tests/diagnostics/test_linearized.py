@@ -10,12 +10,11 @@ import pytest
 import torch
 from exact import KnownNoise, random_texts
 from linearised import Linearised
-from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.checks import derived
-from bhpeft_pyro.diagnostics import PSIS, against, psis
-from bhpeft_pyro.diagnostics.ratios import log_ratios
+from bhpeft_pyro.diagnostics import PSIS, psis
+from bhpeft_pyro.diagnostics.psis import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, as_guide, prior_like
 from bhpeft_pyro.model.cached_batches import CachedBatches
@@ -84,24 +83,6 @@ class Plain(torch.nn.Module):
 
     def forward(self, batch: Any = None) -> Any:
         return self.guide(batch)
-
-
-def means(model: bh.Model, draws: dict[str, Tensor]) -> Tensor:
-    """(S, N) predictions of `ELSEWHERE` by brute force."""
-    examples = bh.data.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
-    with torch.no_grad():
-        weights = {name: value[:, None] for name, value in draws.items()}
-        return model.predictive(weights, next(examples.batches(len(ELSEWHERE)))).mean.double()
-
-
-def test_against_predicts_as_the_posterior_does(posterior: bh.Posterior) -> None:
-    """And with the network itself under the reference draws, which are of the model."""
-    reference = posterior.sample(50, seed=1)
-    found = against(posterior, reference, ELSEWHERE, samples=100, seed=3)
-    theirs = means(posterior.model, reference)
-    forecast = posterior.predict(ELSEWHERE, 100, seed=3, keep_samples=True)
-    expected = (forecast.mean.double() - theirs.mean(0)) / theirs.std(0)
-    torch.testing.assert_close(found.errors, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_sbc_ranks_what_the_posterior_predicts(posterior: bh.Posterior) -> None:

@@ -16,19 +16,24 @@ import torch
 from exact import (
     WIDTH,
     Exact,
+    KnownNoise,
     flat,
     guide_of,
     hierarchical,
+    random_texts,
 )
+from pyro.infer import MCMC, NUTS
+from reference import against
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, psis
-from bhpeft_pyro.diagnostics.ratios import log_ratios
+from bhpeft_pyro.diagnostics.psis import log_ratios
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
-from bhpeft_pyro.guides import FunctionGuide, as_guide
+from bhpeft_pyro.guides import FunctionGuide, PriorGuide, as_guide
 from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.posterior.mixture import MixturePosterior
-from bhpeft_pyro.prediction.draws import draw
+from bhpeft_pyro.prediction.draws import Draws, draw
+from bhpeft_pyro.prediction.predict import simulate
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
@@ -286,3 +291,50 @@ def test_data_that_are_not_known_cannot_be_compared() -> None:
     posterior = bh.Posterior.from_draws(model, draws)
     with pytest.raises(DataError, match="data: it is not known what this posterior has learnt"):
         posterior.diagnose(tiny_examples())
+
+
+@pytest.mark.slow
+def test_a_transformer_against_nuts() -> None:
+    """LoRA on one layer, and a head: 49 latents, of which the data tell on the head most.
+
+    Mean-field sds of weights are too small. Those of predictions are too large all the same: it
+    forgets that weights compensate each other. A full covariance mends both, and k-hat knows.
+    """
+    lora = bh.peft.LoRA(rank=1, targets=("value",), layers=(1,))
+    prior = {
+        "lora.*.A": lambda site: dist.Normal(0.0, (0.3 * site.unit).expand(site.shape)),
+        "lora.*.B": lambda site: dist.Normal(0.0, site.unit.expand(site.shape)),
+        "head.*": dist.Normal(0.0, 0.5),
+    }
+    model = tiny_model((lora,), 1, prior, KnownNoise(1.5))
+    network = model.network
+    texts = random_texts(12)
+    blank = bh.data.encode(texts, network.tokenizer, kind="rating", labelled=False)
+    truth = draw(model, PriorGuide(model), 1, seed=3)
+    ratings = simulate(model, [Draws(truth)], CachedBatches(model, blank))[0][0].tolist()
+    data = bh.data.encode({"text": texts, "label": ratings}, network.tokenizer, kind="rating")
+    kernel = NUTS(model, jit_compile=False, max_tree_depth=4)
+    mcmc = MCMC(kernel, num_samples=150, warmup_steps=60, disable_progbar=True)
+    mcmc.run(next(data.batches(len(data))))
+    nuts = mcmc.get_samples()
+
+    def fitted(guide: str, **options: Any) -> tuple[tuple[float, float], PSIS, float]:
+        chosen = bh.autoguide(guide, model, init_scale=0.1) if guide != "normal" else guide
+        posterior = bh.fit(model, chosen, data, batch_size=12, progress=False, **options)
+        drawn = posterior.sample(2000)["head.weight"].std(0) / nuts["head.weight"].std(0)
+        weights = drawn.log().mean().exp().item()
+        return (
+            against(posterior, nuts, random_texts(30, seed=8), 400),
+            psis(posterior, data, 500),
+            weights,
+        )
+
+    # 150 draws of NUTS: a mean is known to 0.1 sds, a sd to 6 %, the mean of 16 sds to 2 %.
+    (error, ratio), full_psis, weights = fitted("AutoMultivariateNormal", max_steps=1000, lr=0.01)
+    assert error < 0.3 and 1 / 1.3 < ratio < 1.3, (error, ratio)
+    assert 0.85 < weights < 1.1
+    (error, ratio), narrow_psis, weights = fitted("normal", max_steps=400, lr=0.1)
+    assert error < 0.3 and ratio > 1.35, (error, ratio)
+    assert weights < 0.82
+    assert narrow_psis.verdict == "bad"
+    assert full_psis.k_hat < 0.75 < narrow_psis.k_hat

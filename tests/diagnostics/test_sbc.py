@@ -19,9 +19,9 @@ from scipy.stats import binomtest, kstest
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Calibration, sbc
+from bhpeft_pyro.diagnostics.psis import log_likelihoods
 from bhpeft_pyro.diagnostics.ranks import band, uniform
-from bhpeft_pyro.diagnostics.ratios import log_likelihoods
-from bhpeft_pyro.diagnostics.reference import predictions
+from bhpeft_pyro.diagnostics.sbc import predictions
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, PriorGuide
 from bhpeft_pyro.model.cached_batches import CachedBatches

@@ -17,8 +17,8 @@ from counts import COUNTS, Counts
 from bhpeft_pyro import FitOptions, Posterior, fit
 from bhpeft_pyro.diagnostics.changes import changes, shifts, sizes
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.integrations.arviz import export, to_arviz
-from bhpeft_pyro.integrations.arviz.export import trace
+from bhpeft_pyro.integrations import arviz as export
+from bhpeft_pyro.integrations.arviz import to_arviz, trace
 from bhpeft_pyro.model import likelihoods
 from bhpeft_pyro.model.linearized import linear_predictives
 from bhpeft_pyro.peft import Adapter, LoRA
@@ -304,7 +304,7 @@ def test_memory_is_bounded_before_any_draw(
         array for group in drawn for array in group.data_vars.values() if "draw" in array.dims
     ]
     assert needed == sum(array.nbytes for array in arrays)
-    monkeypatch.setattr(export, "chosen_draws", None)  # would be called for the draws
+    monkeypatch.setattr(export, "_chosen_draws", None)  # would be called for the draws
     with pytest.raises(ConfigError, match=rf"samples=3: {needed:,} bytes.*head.weight, head.bias"):
         posterior.to_arviz(data, samples=3, sites="head.*", max_bytes=needed - 1)
 

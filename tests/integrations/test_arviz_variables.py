@@ -11,9 +11,9 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
 from bhpeft_pyro.base.checks import derived
-from bhpeft_pyro.diagnostics.changes import head_norms
+from bhpeft_pyro.diagnostics.changes import Variable, head_norms
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
-from bhpeft_pyro.integrations.arviz.variables import Variable, dataset
+from bhpeft_pyro.integrations.arviz import _dataset
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -116,7 +116,7 @@ def test_dims_that_differ_get_a_name_each() -> None:
     other = Variable(torch.zeros(1, 2), ("layer",), (0, 5))
     labels = Variable(torch.zeros(1, 2), ("output",))
     one_chain = {"a": one, "b": other, "c": labels, "d": Variable(torch.zeros(1, 4))}
-    found = dataset([one_chain, one_chain], ["no", "yes"])
+    found = _dataset([one_chain, one_chain], ["no", "yes"])
     dims = {name: array.dims[2:] for name, array in found.data_vars.items()}
     assert dims == {
         "a": ("layer.a", "rank"),

@@ -20,7 +20,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, PriorError
 from bhpeft_pyro.guides import DrawsGuide, MixtureGuide, NormalGuide, PyroGuide
 from bhpeft_pyro.guides.guide import prior_of
-from bhpeft_pyro.integrations.arviz import export
+from bhpeft_pyro.integrations import arviz as export
 from bhpeft_pyro.model.likelihoods import Function
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import (

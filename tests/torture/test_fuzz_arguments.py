@@ -191,7 +191,6 @@ def posterior() -> bh.Posterior:
 def used(draw: random.Random, posterior: bh.Posterior) -> None:
     forecast = posterior.predict(["w5"], 2)
     numbers = ("samples", "seed")
-    known = posterior.sample(4)
     named = replace(forecast, label_names=("a", "b"))
     what: tuple[Callable[[], Any], ...] = (
         lambda: posterior.predict(source(draw), samples=3),
@@ -202,7 +201,6 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
         lambda: posterior.to_arviz(**{"samples": 2, **few(draw, (*numbers, "sites", "max_bytes"))}),
         lambda: posterior.diagnose(tiny_examples(), **{"samples": 100, **few(draw, ("seed",))}),
         lambda: diagnostics.psis(posterior, tiny_examples(), **few(draw, numbers)),
-        lambda: diagnostics.against(posterior, known, TEXTS, **few(draw, numbers)),
         lambda: diagnostics.sbc(
             posterior.model, "normal", TEXTS, replications=odd(draw), **{"false_alarm": odd(draw)}
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +94,7 @@ def from_peft(
     likelihood = _likelihood(adapter, final.out_features)
     kinds, values = _lora(adapter, layers)
     network = RandomPEFT(adapter, kinds, ClassifierHead(final.out_features), tokenizer)
+    check_targets(network)
     values = {
         key: value if (anchor := network.coordinates.anchor(key)) is None else value - anchor
         for key, value in values.items()
@@ -259,12 +260,12 @@ def _unsupported(names: Sequence[str]) -> ArchitectureError:
     )
 
 
-def check_targets(backbone: PreTrainedModel, targets: Collection[str]) -> None:
+def check_targets(network: RandomPEFT) -> None:
     """Refuse projections that also project relative positions, on which LoRA does not act here."""
-    config = backbone.config
+    config = network.backbone.config
     shared = architecture_of(config.model_type).positions and config.share_att_key
-    for target in ("query", "key"):
-        if shared and target in targets:
+    for target in {site.name.split(".")[1] for site in network.attachment.sites if shared}:
+        if target in ("query", "key"):
             raise ArchitectureError(
                 f"lora: in {config.model_type!r} {target!r} also projects relative positions, "
                 "which LoRA of peft and merged weights change, and LoRA here does not; expected "
@@ -313,7 +314,6 @@ def _lora(
                 known.add(name)
     if left := layers.keys() - known:
         raise _unsupported(sorted(left))
-    check_targets(model, [*found])
     numbers = sorted({number for each in found.values() for number in each})
     rank = max(len(a) for a, _, _ in layers.values())
     common = next(iter(layers.values()))[2]

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
@@ -18,9 +17,8 @@ from ...base.distributed import is_main
 from ...base.files import make_folder, replacing, write
 from ...errors import ConfigError, SaveError
 from ...guides.guide import check_not_linear
-from ...model.head import ClassifierHead, final_layer, set_final_layer
+from ...model.head import final_layer, set_final_layer
 from ...model.network import RandomPEFT
-from ...peft.lora import LoRA
 from ...posterior.posterior import Posterior
 from .reading import CONFIG, Layer, check_targets, library
 
@@ -171,38 +169,30 @@ def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel
 def _check(posterior: Posterior, what: str) -> None:
     """Refuse a posterior that cannot be exported."""
     network = posterior.model.network
-    if not isinstance(network.head, ClassifierHead):
+    if not network.head.mergeable:
         raise ConfigError(
             f"{what}: a {type(network.head).__name__} pools and standardises in a way of its own; "
             "expected a ClassifierHead on a model of AutoModelForSequenceClassification"
         )
     for kind in network.kinds:
-        if not isinstance(kind, LoRA) or kind.gated:
+        if kind.name != "lora" or kind.gated:
             name = f"gated {kind.name}" if kind.gated else kind.name
             reason = "cannot be merged into weights" if what == "merge" else "is unknown to peft"
             raise ConfigError(f"{what}: {name} {reason}; expected LoRA alone, ungated")
-        check_targets(network.backbone, kind.targets)
+    check_targets(network)
 
 
 def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Layer]:
     """What LoRA does to each module, as one A, B and scale; of a fused one, all parts together."""
     names = {module: name for name, module in network.backbone.named_modules()}
-    own = {site.name: values[site.name].unsqueeze(0) for site in network.sites}
-    weights = network.coordinates(own)
-    found: dict[str, Layer] = {}
-    for kind, blocks in network.attachment.wired:
-        assert isinstance(kind, LoRA)
-        for place, block in enumerate(blocks):
-            for target in kind.targets:
-                projection = block.projections[target]
-                a, b = (weights[f"lora.{target}.{side}"][0, place] for side in "AB")
-                b = projection.whole(b)
-                name = names[projection.module]
-                if name in found:
-                    a = torch.cat([found[name][0], a])
-                    b = torch.cat([found[name][1], b], 1)
-                found[name] = a, b, kind.alpha / kind.rank
-    return found
+    weights = network.coordinates(
+        {site.name: values[site.name].unsqueeze(0) for site in network.sites}
+    )
+    return {
+        names[module]: (a[0], b[0], kind.factor)
+        for kind, blocks in network.attachment.wired
+        for (_, module), (a, b) in kind.products(weights, blocks).items()
+    }
 
 
 def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path, place: str) -> None:

@@ -1,9 +1,15 @@
-"""`to_arviz`: the groups of an export, and that they fit in memory."""
+"""Posteriors for ArviZ: `InferenceData` (ArviZ 0.x) or `DataTree` (ArviZ 1.x), with named dims.
+
+The draws of a fitted guide are independent, so r_hat and effective sample sizes say nothing about
+how well the guide fits. The export is for summaries and plots by layer or label, prior against
+posterior, posterior predictive checks, and PSIS-LOO.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,28 +18,34 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ...base.checks import MAYBE_COUNT, SAMPLES, SEED, check, derived
-from ...base.names import matching
-from ...data import Columns, Examples
-from ...errors import ConfigError
-from ...guides import DrawsGuide, Guide, PriorGuide, prior_like
-from ...model.cached_batches import CachedBatches
-from ...model.model import Model
-from ...posterior.posterior import Posterior
-from ...prediction.draws import draw_parts, private_rng
-from ...prediction.predict import simulate
-from ...training.report import FitReport
-from .variables import chosen_draws, dataset, variables
+from ..base.checks import MAYBE_COUNT, SAMPLES, SEED, check, derived
+from ..base.names import matching
+from ..data import Columns, Examples
+from ..diagnostics.changes import Variable, variables
+from ..errors import ConfigError
+from ..guides import Guide, PriorGuide, prior_like
+from ..model.cached_batches import CachedBatches
+from ..model.model import Model
+from ..posterior.posterior import Posterior
+from ..prediction.draws import draw_parts, private_rng
+from ..prediction.predict import simulate
+from ..training.report import FitReport
 
 with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
     warnings.simplefilter("ignore", FutureWarning)
     import arviz
+
+__all__ = ["SMALL", "to_arviz"]
 
 SMALL = 10_000
 """Variables with more numbers per draw than this are left out unless they are named."""
 
 _SAMPLES = 100
 _FLOAT, _INTEGER = 4, 8  # bytes
+
+# ArviZ 1.x labels the rows of its tables correctly only if each variable's dims come in the order
+# in which dims first appear in the dataset. Sorted by these, the variables' do.
+_ORDER = ("layer", "kv", "position", "out", "rank", "bottleneck", "in", "output", "feature")
 
 _STEPS = {
     "loss": "negative ELBO (nats per example)",
@@ -64,9 +76,9 @@ def to_arviz(
     """Draws of a posterior, and what they predict, in ArviZ's form.
 
     Groups: `posterior` and `prior`, with one variable per site, dims `(chain, draw, *site dims)`,
-    and what a person can read in the weights (`variables`); `sample_stats`, the last round's trace
-    (dim `step`) and the KL of each site (nats, dim `site`), or of a sampler's draws its statistics
-    (dims `(chain, draw)`). With data also `posterior_predictive`,
+    and what a person can read in the weights (docs/arviz.md); `sample_stats`, the last round's
+    trace (dim `step`) and the KL of each site (nats, dim `site`), or of a sampler's draws its
+    statistics (dims `(chain, draw)`). With data also `posterior_predictive`,
     `prior_predictive`, `constant_data` (the texts) and, if labelled, `observed_data` and
     `log_likelihood`, over the dim `example`. Draw s of a group belongs to draw s of the weights.
 
@@ -114,8 +126,7 @@ def to_arviz(
         model, columns = posterior.model, posterior.columns
         # Components come from independent fits and count alike.
         chains, prior = posterior.guide.components, prior_like(model, posterior.guide)
-    sampled = [each for each in chains if isinstance(each, DrawsGuide)]
-    most = min((each.samples for each in sampled), default=None)
+    most = min((guide.samples for guide in chains if guide.samples is not None), default=None)
     if samples is None:
         samples = most or _SAMPLES
     elif most is not None and samples > most:
@@ -126,38 +137,41 @@ def to_arviz(
     if data is not None:
         examples = model.encode(data, columns, labelled=False, new_names=not chains)
     guides = [*chains, prior]
-    known = variables(model, next(draw_parts(model, guides[0], 1, seed)))
-    chosen = [name for name, each in known.items() if each.numel <= SMALL]
+    readable = variables(model, next(draw_parts(model, guides[0], 1, seed)))
+    chosen = [name for name, variable in readable.items() if variable.numel <= SMALL]
     if sites is not None:
-        chosen = matching(known, sites, "sites")
+        chosen = matching(readable, sites, "sites")
     if not chosen:
         raise ConfigError("sites: no variable is chosen; expected a pattern, such as 'head.*'")
-    numbers = len(guides) * sum(known[name].numel for name in chosen)
-    needed = samples * _FLOAT * numbers
+    needed = samples * _FLOAT * len(guides) * sum(readable[name].numel for name in chosen)
     if examples is not None:  # labels of guides and prior, and log-likelihoods
         several = model.network.outputs if examples.kind == "labels" else 1
-        each = _INTEGER * len(guides) * several + _FLOAT * len(chains)
-        needed += samples * len(examples) * each
+        per_row = _INTEGER * len(guides) * several + _FLOAT * len(chains)
+        needed += samples * len(examples) * per_row
     if needed > max_bytes:
         raise ConfigError(
             f"sites, samples={samples}: {needed:,} bytes needed, but max_bytes={max_bytes:,}; take "
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
-    *drawn_chains, drawn_prior = [
-        chosen_draws(model, guide, chosen, samples, derived(seed, i))
+    *of_chains, of_prior = [
+        _chosen_draws(model, guide, chosen, samples, derived(seed, i))
         for i, guide in enumerate(guides)
     ]
     names = columns.label_names
-    left_out = ", ".join(name for name in known if name not in chosen)
-    groups = {"prior": dataset([drawn_prior], names, left_out=left_out)}
+    left_out = ", ".join(name for name in readable if name not in chosen)
+    groups = {"prior": _dataset([of_prior], names, left_out=left_out)}
     if not isinstance(posterior, Model):
         report = posterior.report
         about = {"guide": posterior.facts["guide"], "round": len(posterior.lineage)}
         about |= {"temperature": report.temperature, "examples": report.examples}
-        own = dataset(drawn_chains, names, left_out=left_out, **about)
-        said = [each.statistics(samples, derived(seed, i)) for i, each in enumerate(sampled)]
-        stats = _statistics(said) if sampled else trace(report)
-        groups = {"posterior": own, **groups} | ({"sample_stats": stats} if stats else {})
+        groups = {"posterior": _dataset(of_chains, names, left_out=left_out, **about), **groups}
+        stats = trace(report)
+        if most is not None:
+            stats = _statistics(
+                [c.statistics(samples, derived(seed, i)) for i, c in enumerate(chains)]
+            )
+        if stats:
+            groups["sample_stats"] = stats
     if examples is not None:
         groups |= _predictions(model, guides, examples, samples, seed)
     for group in groups.values():
@@ -167,17 +181,85 @@ def to_arviz(
     return xr.DataTree.from_dict(groups)
 
 
-def trace(report: FitReport) -> xr.Dataset:
-    """(step,) traces, NaN where a quantity was not evaluated, and (site,) numbers at the end.
+def psislw(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
+    """Normalised Pareto-smoothed log-weights and k-hat of (S,) log importance ratios."""
+    if hasattr(arviz, "psislw"):
+        smooth, k_hat = arviz.psislw(log_ratios)
+    else:
+        from arviz_stats.base import array_stats
 
-    >>> from bhpeft_pyro.base.fit_options import FitOptions
-    >>> report = FitReport(9, "", FitOptions(), steps=3, history=[{"step": 1, "loss": 2.0},
-    ...                                                           {"step": 3, "loss": 1.0}])
-    >>> trace(report)["loss"].values, trace(report)["skipped"].values
-    (array([ 2., nan,  1.]), array([False,  True, False]))
+        smooth, k_hat = array_stats.psislw(-log_ratios)  # it takes log-likelihoods
+    return smooth, float(k_hat)
+
+
+def _chosen_draws(
+    model: Model, guide: Guide, chosen: Sequence[str], samples: int, seed: int
+) -> dict[str, Variable]:
+    """S draws of the chosen variables, on the CPU; of the others, a few draws at a time."""
+    parts = []
+    for block in draw_parts(model, guide, samples, seed):
+        readable = variables(model, block)
+        parts.append(
+            {name: replace(readable[name], values=readable[name].values.cpu()) for name in chosen}
+        )
+    return {
+        name: replace(first, values=torch.cat([part[name].values for part in parts]))
+        for name, first in parts[0].items()
+    }
+
+
+def _dataset(
+    chains: Sequence[Mapping[str, Variable]], label_names: Sequence[str] | None, **attrs: Any
+) -> xr.Dataset:
+    """A group with dims (chain, draw, ...), from the variables of each chain.
+
+    A name that two variables use for dims of different size or coordinates (such as the layers of
+    a subset) becomes one name per variable: "layer.adapter.up".
     """
+    coords = {name: _coordinates(variable, label_names) for name, variable in chains[0].items()}
+    uses: dict[str, set[tuple[Hashable, ...]]] = {}
+    for by_dim in coords.values():
+        for dim, along in by_dim.items():
+            uses.setdefault(dim, set()).add(along)
+
+    def place(name: str) -> list[int]:
+        dims = [dim if len(uses[dim]) == 1 else "" for dim in coords[name]]
+        return [_ORDER.index(dim) if dim in _ORDER else len(_ORDER) for dim in dims]
+
+    arrays = {}
+    for name in sorted(coords, key=place):
+        values = np.stack([chain[name].values.numpy() for chain in chains])
+        named = {
+            dim if len(uses[dim]) == 1 else f"{dim}.{name}": [*along]
+            for dim, along in coords[name].items()
+        }
+        # What your own prior samples besides the sites has dims without names.
+        dims = [*named] or [f"{name}_dim_{i}" for i in range(values.ndim - 2)]
+        arrays[name] = xr.DataArray(values, named, ["chain", "draw", *dims])
+    group = xr.Dataset(arrays, attrs=attrs)
+    return group.assign_coords({dim: np.arange(group.sizes[dim]) for dim in ("chain", "draw")})
+
+
+def _coordinates(
+    variable: Variable, label_names: Sequence[str] | None
+) -> dict[str, tuple[Hashable, ...]]:
+    """By dim; along "output" the labels' names, if there are as many."""
+    coords: dict[str, tuple[Hashable, ...]] = {}
+    for dim, size in zip(variable.dims, variable.values.shape[1:], strict=bool(variable.dims)):
+        coords[dim] = tuple(range(size))
+        if dim == "layer":
+            coords[dim] = variable.layers
+        elif dim == "output" and label_names is not None and len(label_names) == size:
+            coords[dim] = tuple(label_names)
+        elif dim == "kv":
+            coords[dim] = ("key", "value")
+    return coords
+
+
+def trace(report: FitReport) -> xr.Dataset:
+    """(step,) traces, NaN where a quantity was not evaluated, and (site,) numbers at the end."""
     # The entries of components are means, over the steps that each of them took.
-    count = max((each.steps for each in report.components), default=report.steps)
+    count = max((part.steps for part in report.components), default=report.steps)
     steps = pandas.RangeIndex(1, count + 1, name="step")
     table = pandas.DataFrame(report.history, columns=["step", *_STEPS]).set_index("step")
     group = xr.Dataset(coords={"step": steps.to_numpy()})
@@ -198,11 +280,16 @@ def trace(report: FitReport) -> xr.Dataset:
 
 def _statistics(chains: Sequence[Mapping[str, Tensor]]) -> xr.Dataset:
     """What a sampler says of its draws, (chain, draw)."""
-    found = xr.Dataset()
-    for name in chains[0]:
-        values = np.stack([chain[name] for chain in chains])
-        found[name] = ("chain", "draw"), values.astype(bool) if name == "diverging" else values
-    return found.assign_coords({dim: np.arange(size) for dim, size in found.sizes.items()})
+    arrays = {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}
+    if "diverging" in arrays:
+        arrays["diverging"] = arrays["diverging"].astype(bool)
+    return _counted(("chain", "draw"), arrays)
+
+
+def _counted(dims: Sequence[str], arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """Arrays over the first of the dims, as many as each has, counted from 0."""
+    group = xr.Dataset({name: (dims[: value.ndim], value) for name, value in arrays.items()})
+    return group.assign_coords({str(dim): range(size) for dim, size in group.sizes.items()})
 
 
 def _predictions(
@@ -212,32 +299,30 @@ def _predictions(
     prior, and the log-likelihoods of the observed labels."""
     feed = CachedBatches(model, examples)
 
-    def group(*dims: str, **values: np.ndarray) -> xr.Dataset:
+    def group(*dims: str, **arrays: np.ndarray) -> xr.Dataset:
         """Arrays over `dims`, and over "output" where a text may have several labels."""
-        own = {name: ((*dims, "output")[: value.ndim], value) for name, value in values.items()}
-        found = xr.Dataset(own)
-        coords: dict[str, Any] = {str(dim): range(size) for dim, size in found.sizes.items()}
-        if "output" in coords and examples.label_names is not None:
-            coords["output"] = [*examples.label_names]
-        return found.assign_coords(coords)
+        counted = _counted((*dims, "output"), arrays)
+        if "output" in counted.dims and examples.label_names is not None:
+            counted = counted.assign_coords(output=[*examples.label_names])
+        return counted
 
-    def chains_of(values: Sequence[Tensor]) -> xr.Dataset:
+    def of_chains(values: Sequence[Tensor]) -> xr.Dataset:
         return group("chain", "draw", "example", label=torch.stack([*values]).numpy())
 
     outcomes = []
     for number, guide in enumerate(guides):
-        own = derived(seed, number)  # as the weights' draws have
-        with private_rng(own):
-            outcomes.append(simulate(model, draw_parts(model, guide, samples, own), feed))
+        of_guide = derived(seed, number)  # as the weights' draws have
+        with private_rng(of_guide):
+            outcomes.append(simulate(model, draw_parts(model, guide, samples, of_guide), feed))
     *chains, prior = outcomes
     groups = {
-        "prior_predictive": chains_of([prior[0]]),
+        "prior_predictive": of_chains([prior[0]]),
         "constant_data": group("example", text=np.array(examples.texts, dtype=object)),
     }
     if chains:
-        groups["posterior_predictive"] = chains_of([labels for labels, *_ in chains])
+        groups["posterior_predictive"] = of_chains([labels for labels, *_ in chains])
     if examples.labels is not None:
         groups["observed_data"] = group("example", label=examples.labels.numpy())
         if chains:
-            groups["log_likelihood"] = chains_of([fit for _, fit in chains])
+            groups["log_likelihood"] = of_chains([fit for _, fit in chains])
     return groups

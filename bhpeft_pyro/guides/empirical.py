@@ -44,6 +44,8 @@ class DrawsGuide(Guide):
     True
     """
 
+    samples: int
+
     def __init__(self, model: Model, samples: int, statistics: Sequence[str] = ()) -> None:
         super().__init__()
         self.samples, self._named = samples, tuple(statistics)

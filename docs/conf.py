@@ -63,7 +63,7 @@ nitpick_ignore_regex = [
     # What nobody makes by hand.
     (
         "py:class",
-        r"bhpeft_pyro\.(data\.tokens\.Tokens|peft\.scales\.Scales|peft\.binding\.Binding)",
+        r"bhpeft_pyro\.(data\.tokens\.Tokens|peft\.signals\.Scales|peft\.binding\.Binding)",
     ),
     ("py:class", r"pandas\.DataFrame|Figure"),  # imported where they are used
 ]

@@ -30,18 +30,26 @@ Period = Literal["day", "week", "month", "quarter", "year"]
 
 
 def first_match(name: str, patterns: Iterable[str]) -> str | None:
-    """The pattern that applies to a name, or None."""
+    """The pattern that applies to a name, or None.
+
+    >>> first_match("lora.query.B", ["*.A", "lora.*", "*"])
+    'lora.*'
+    """
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
 def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str) -> list[str]:
-    """The names that match one of the patterns, in their order."""
+    """The names that match one of the patterns, in their order.
+
+    >>> matching(["head.bias", "lora.query.A"], "lora.*", "sites")
+    ['lora.query.A']
+    """
     names = [*names]
     try:
-        listed: list[Any] = [patterns] if isinstance(patterns, str) else [*patterns]
+        given: list[Any] = [patterns] if isinstance(patterns, str) else [*patterns]
     except TypeError:
-        listed = [patterns]  # which is no str, as the rule says
-    patterns = [string(argument, pattern) for pattern in listed]
+        given = [patterns]  # which is no str, as the rule says
+    patterns = [string(argument, pattern) for pattern in given]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"{argument}: {pattern!r} matches no site; sites: {', '.join(names)}")
@@ -52,29 +60,33 @@ def sort_by_pattern(
     names: Iterable[str], patterns: Iterable[str], argument: str, error: type[BHPEFTError]
 ) -> dict[str, str]:
     """For each site name the pattern that applies. It is an error if none applies to a name, or a
-    pattern to no name; `argument` is the one that gave the patterns."""
+    pattern to no name; `argument` is the one that gave the patterns.
+
+    >>> sort_by_pattern(["head.bias", "lora.query.A"], ["head.*", "*"], "prior", BHPEFTError)
+    {'head.bias': 'head.*', 'lora.query.A': '*'}
+    """
     names, patterns = [*names], [*patterns]
-    pattern_of: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name in names:
-        if (pattern := first_match(name, patterns)) is None:
+        pattern = first_match(name, patterns)
+        if pattern is None:
             raise error(
                 f"{argument}: no pattern matches the site {name!r}; patterns: "
                 f"{', '.join(map(repr, patterns)) or 'none'}"
             )
-        pattern_of[name] = pattern
+        found[name] = pattern
     check_used(names, patterns, argument, error)
-    return pattern_of
+    return found
 
 
 def check_used(
     names: Iterable[str], patterns: Iterable[str], argument: str, error: type[BHPEFTError]
 ) -> None:
     """Refuse patterns that apply to no name, because misspelt or behind an earlier pattern."""
-    names = [*names]
-    unused = set(patterns) - {first_match(name, patterns) for name in names}
-    if unused:
-        listed = ", ".join(repr(pattern) for pattern in patterns if pattern in unused)
+    names, patterns = [*names], [*patterns]
+    used = {first_match(name, patterns) for name in names}
+    if unused := [pattern for pattern in patterns if pattern not in used]:
         raise error(
-            f"{argument}: {listed} match no site that an earlier pattern doesn't; sites: "
-            f"{', '.join(names)}"
+            f"{argument}: {', '.join(map(repr, unused))} match no site that an earlier pattern "
+            f"doesn't; sites: {', '.join(names)}"
         )

@@ -146,14 +146,19 @@ def _bar(title: str, known: bool, at_once: bool) -> Any:
 
 @contextmanager
 def work(title: str = "", parts: float | None = 1, **how: Any) -> Iterator[Work]:
-    """Show a piece of work, within which more may be done; `how` is for `Work`."""
-    begun = Work(title, parts, _work.get(), **how)
-    token = _work.set(begun)
+    """Show a piece of work; see `Work`, also for `how`.
+
+    >>> with bars(False), work("counting", 3) as counting:
+    ...     for _ in range(3):
+    ...         counting.next()
+    """
+    own = Work(title, parts, _work.get(), **how)
+    token = _work.set(own)
     try:
-        yield begun
+        yield own
     finally:
         _work.reset(token)
-        begun.close()
+        own.close()
 
 
 def tracked(
@@ -161,13 +166,13 @@ def tracked(
 ) -> Iterator[Item]:
     """Items one after the other, as the parts of a piece of work that has no other within it."""
     # Not `work`: a generator cannot set the context of its caller.
-    begun = Work(title, parts, _work.get(), share=share)
+    own = Work(title, parts, _work.get(), share=share)
     try:
         for item in items:
             yield item
-            begun.next()
+            own.next()
     finally:
-        begun.close()
+        own.close()
 
 
 @contextmanager

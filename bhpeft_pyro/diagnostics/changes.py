@@ -1,4 +1,4 @@
-"""What the weights do in each layer, and how far a round moved them.
+"""How much the weights do in each layer, and how far a round moved them.
 
 `changes` measures how much each PEFT branch changes the frozen transformer, `shifts` how far a
 round moved the weights from its prior.
@@ -64,30 +64,27 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     samples, seed = SAMPLES("samples", samples), SEED("seed", seed)
     network = posterior.model.network
     drawn = draw_parts(posterior.model, posterior.guide, samples, seed)
-    parts = [sizes(network, factors(network, block)) for block in drawn]
+    parts = [sizes(network, factors(network, draws)) for draws in drawn]
     return {
-        branch: {
-            layer: torch.cat([part[branch][layer].cpu() for part in parts])
-            for layer in sorted(layers)
-        }
+        branch: {n: torch.cat([part[branch][n].cpu() for part in parts]) for n in sorted(layers)}
         for branch, layers in parts[0].items()
     }
 
 
-def factors(network: RandomPEFT, block: Draws) -> dict[str, Tensor]:
+def factors(network: RandomPEFT, draws: Draws) -> dict[str, Tensor]:
     """The PEFT weights of some draws, as `sizes` and `head_norms` take them.
 
     A network that is linearised around the weights A* and B* does not have the product B A, but
     its first-order part B A* + B* (A - A*). This is a product too, of factors of twice the rank.
     """
-    weights = network.coordinates({name: value[:, 0] for name, value in block.weights.items()})
-    if block.at is None:
+    weights = network.coordinates({name: value[:, 0] for name, value in draws.weights.items()})
+    if draws.at is None:
         return weights
-    centre = network.coordinates({name: value[None] for name, value in block.at.items()})
+    middle = network.coordinates({name: value[None] for name, value in draws.at.items()})
     for sides in _branches(network).values():
         if len(sides) == 2:
             a, b = sides["input"].name, sides["output"].name
-            a0, b0 = centre[a].expand_as(weights[a]), centre[b].expand_as(weights[b])
+            a0, b0 = middle[a].expand_as(weights[a]), middle[b].expand_as(weights[b])
             weights[a] = torch.cat([a0, weights[a] - a0], -2)
             weights[b] = torch.cat([weights[b], b0], -1)
     return weights
@@ -96,13 +93,13 @@ def factors(network: RandomPEFT, block: Draws) -> dict[str, Tensor]:
 def _branches(network: RandomPEFT) -> dict[str, dict[Role, Site]]:
     """The sites of each branch by their side; those that all layers share, and gates, are left
     out."""
-    found: dict[str, dict[Role, Site]] = {}
+    branches: dict[str, dict[Role, Site]] = {}
     for site in network.attachment.sites:
         if "layer" in site.dims and site.role != "gate":
             kind, part = site.name.split(".")[:2]
             branch = kind if kind == "adapter" else f"{kind}.{part}"
-            found.setdefault(branch, {})[site.role] = site
-    return found
+            branches.setdefault(branch, {})[site.role] = site
+    return branches
 
 
 def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
@@ -122,18 +119,18 @@ def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     Returns:
         Branch to layer number to (S,).
     """
-    found: ByLayer = {}
+    by_branch: ByLayer = {}
     for branch, sides in _branches(network).items():
         # In units in which N(0, 1) entries make a branch as large as the frozen signal.
         scaled = {r: (weights[site.name] / site.unit).unbind(1) for r, site in sides.items()}
         pair, (site, *_) = len(sides) == 2, sides.values()
         rank = sides["input"].shape[-2] if pair else 1
-        by_layer = map(matmul, scaled["output"], scaled["input"]) if pair else scaled[site.role]
-        found[branch] = {
-            layer: (each.flatten(1).square().mean(1) / rank).sqrt()
-            for layer, each in zip(site.layers, by_layer, strict=True)
+        changes = map(matmul, scaled["output"], scaled["input"]) if pair else scaled[site.role]
+        by_branch[branch] = {
+            layer: (change.flatten(1).square().mean(1) / rank).sqrt()
+            for layer, change in zip(site.layers, changes, strict=True)
         }
-    return found
+    return by_branch
 
 
 def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
@@ -187,14 +184,14 @@ class Variable:
         return self.values[0].numel()
 
 
-def variables(model: Model, block: Draws) -> dict[str, Variable]:
+def variables(model: Model, draws: Draws) -> dict[str, Variable]:
     """Everything that draws of the latents and sites contain, by name: the draws, and what
     docs/arviz.md lists."""
-    network, draws = model.network, {name: value[:, 0] for name, value in block.weights.items()}
+    network, drawn = model.network, {name: value[:, 0] for name, value in draws.weights.items()}
     sites = {site.name: site for site in model.sites}
-    found = {name: _variable(name, values, sites) for name, values in draws.items()}
+    readable = {name: _variable(name, values, sites) for name, values in drawn.items()}
     if network.kinds:
-        weights = factors(network, block)
+        weights = factors(network, draws)
         for what, dims, by_branch in (
             ("change", ("layer",), sizes(network, weights)),
             ("head_norm", ("layer", "head"), head_norms(network, weights)),
@@ -202,15 +199,15 @@ def variables(model: Model, block: Draws) -> dict[str, Variable]:
             for branch, by_layer in by_branch.items():
                 numbers = tuple(sorted(by_layer))
                 stacked = torch.stack([by_layer[number] for number in numbers], 1)
-                found[f"{what}.{branch}"] = Variable(stacked, dims, numbers)
+                readable[f"{what}.{branch}"] = Variable(stacked, dims, numbers)
     for kind, layers in gated_layers(model.sites).items():
-        if (logits := draws.get(f"gates.{kind}")) is not None:
-            found[f"gates.{kind}"] = Variable(logits, ("layer",), tuple(layers))
-            found[f"gate.{kind}"] = Variable(logits.sigmoid(), ("layer",), tuple(layers))
+        if (logits := drawn.get(f"gates.{kind}")) is not None:
+            readable[f"gates.{kind}"] = Variable(logits, ("layer",), tuple(layers))
+            readable[f"gate.{kind}"] = Variable(logits.sigmoid(), ("layer",), tuple(layers))
     if network.axes is not None and network.axes.fitted:
-        effect = (draws["head.weight"] * network.axes.sds).flip(-1)
-        found["head.effect"] = Variable(effect, ("output", "axis"))
-    return found
+        effect = (drawn["head.weight"] * network.axes.sds).flip(-1)
+        readable["head.effect"] = Variable(effect, ("output", "axis"))
+    return readable
 
 
 def _variable(name: str, values: Tensor, sites: Mapping[str, Site]) -> Variable:
@@ -226,7 +223,7 @@ def _variable(name: str, values: Tensor, sites: Mapping[str, Site]) -> Variable:
 
 @dataclass(frozen=True)
 class Shift:
-    """From prior to posterior, of some weights.
+    """The shift of some weights from prior to posterior.
 
     Attributes:
         moved: root mean square of (posterior mean - prior mean) / prior sd; 1 for draws of the
@@ -242,7 +239,7 @@ class Shift:
 
 
 def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
-    """What the last round's data did to the weights: the shift from its prior, layer by layer.
+    """How far the last round's data moved the weights from its prior, layer by layer.
 
     The prior of a first round is the model's; that of an update is the posterior of the round
     before. Layers that the new data did not need are near 0 prior sds and a ratio of 1, which a
@@ -267,16 +264,15 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
     {'lora': [0, 1], 'head': [None]}
     """
     check(posterior, Posterior, "posterior", "a bh.Posterior")
-    parts: dict[tuple[str, int | None], list[list[Tensor]]] = {}
-    for each in posterior.components:
-        for site, moments in _moments(each).items():
-            kind = site.split(".")[0]
-            layers = next(s.layers for s in each.model.sites if s.name == site)
-            for i, layer in enumerate(layers or (None,)):
-                own = [t[i] for t in moments] if layers else moments
-                parts.setdefault((kind, layer), []).append(own)
-    found: dict[str, dict[int | None, Shift]] = {}
-    for (kind, number), pieces in sorted(parts.items(), key=lambda item: item[0][1] or 0):
+    moments: dict[tuple[str, int | None], list[list[Tensor]]] = {}
+    for part in posterior.components:
+        layers = {site.name: site.layers for site in part.model.sites}
+        for name, four in _moments(part).items():
+            for i, layer in enumerate(layers[name] or (None,)):
+                of_layer = [t[i] for t in four] if layers[name] else four
+                moments.setdefault((name.split(".")[0], layer), []).append(of_layer)
+    by_kind: dict[str, dict[int | None, Shift]] = {}
+    for (kind, layer), pieces in sorted(moments.items(), key=lambda item: item[0][1] or 0):
         loc0, sd0, loc, sd = (
             torch.cat([t.flatten() for t in same]) for same in zip(*pieces, strict=True)
         )
@@ -284,12 +280,12 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
         if (sd > 0).all():
             kl = kl_divergence(Normal(loc, sd), Normal(loc0, sd0)).sum().item()
             kl /= len(posterior.components)
-        found.setdefault(kind, {})[number] = Shift(
+        by_kind.setdefault(kind, {})[layer] = Shift(
             moved=((loc - loc0) / sd0).square().mean().sqrt().item(),
             narrowed=(sd / sd0).log().mean().exp().item(),
             kl=kl,
         )
-    return found
+    return by_kind
 
 
 def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
@@ -301,7 +297,7 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
         alone, _ = closed_form(prior_of(posterior.model, guide), "shifts").independent()
         bases: dict[str, Any] = {name: base_of(q) for name, q in alone.distributions.items()}
         means, sds = ({k: getattr(b, part) for k, b in bases.items()} for part in ("loc", "scale"))
-    found = {}
+    moments = {}
     for latent in latents(posterior.model):
         prior, joint = latent.prior, latent.sites  # of an earlier posterior
         if not joint and not latent.is_site:
@@ -320,6 +316,6 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
         ]
         for name in latent.names:
             mean = means[name]
-            four = (*(each[name] for each in before), mean, sds.get(name, torch.zeros_like(mean)))
-            found[name] = [t.detach().double().cpu() for t in four]
-    return found
+            four = (*(flat[name] for flat in before), mean, sds.get(name, torch.zeros_like(mean)))
+            moments[name] = [t.detach().double().cpu() for t in four]
+    return moments

@@ -35,7 +35,7 @@ _EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only, so t
 
 @dataclass(frozen=True)
 class PSIS:
-    """What importance ratios p(labels, w) / q(w) say of a guide q (Vehtari et al. 2024).
+    """The diagnosis of a guide q by importance ratios p(labels, w) / q(w) (Vehtari et al. 2024).
 
     Attributes:
         k_hat: shape of the generalised Pareto distribution fitted to the largest ratios, which

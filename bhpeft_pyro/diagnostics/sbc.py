@@ -88,15 +88,17 @@ def sbc(
     draws, seed = COUNT("draws", draws), SEED("seed", seed)
     false_alarm = INSIDE("false_alarm", false_alarm)
     check_memory("draws", draws, 4 * sum(site.numel for site in model.sites))
-    _check_infer(infer, options)
+    inferred = _inference(infer, options)
     chosen = matching([site.name for site in model.sites], sites, "sites")
     examples = model.encode_texts(texts)
     first = examples.subset(range(min(_AT, len(examples))))
     prior = closed(model.prior)  # scales are not to be chosen for each data set
     likelihood = model.likelihood.standardised(None)  # nor is the unit of ratings
     model = Model(model.network.unsettled(), prior, likelihood)
+    start = examples.subset(range(min(_ALIGN, len(examples))))
     with seeded(seed):
-        _align(model, examples)
+        model.network.align(batch for _, batch in start.by_length(32))
+        align(model, [batch for _, batch in start.by_length(16)])
     model = Model(_remembering(model.network), prior, likelihood)
     whole, places = CachedBatches(model, examples), CachedBatches(model, first)
     generator = torch.Generator().manual_seed(seed)
@@ -105,12 +107,12 @@ def sbc(
         _simulate(model, whole, replications, derived(seed, replications))
     ):
         data = replace(examples, labels=labels)
-        guide = _inferred(model, infer, data, {**options, "seed": derived(seed + number)})
+        guide = inferred(model, data, derived(seed + number))
         feed = copy.copy(whole)
         feed.examples = data
         names, true = _quantities(model, [Draws(truth)], feed, places, chosen)
-        inferred = [*draw_parts(model, guide, draws, seed + number)]
-        _, values = _quantities(model, inferred, feed, places, chosen)
+        drawn = [*draw_parts(model, guide, draws, seed + number)]
+        _, values = _quantities(model, drawn, feed, places, chosen)
         below, ties = (values < true).sum(0), (values == true).sum(0)
         # A truth that equals some draws is ranked at random among them.
         ranks.append(below + (torch.rand(ties.shape, generator=generator) * (ties + 1)).long())
@@ -123,9 +125,13 @@ def sbc(
     return Calibration(names, torch.stack(ranks), len(values), false_alarm)
 
 
-def _check_infer(infer: object, options: Mapping[str, Any]) -> None:
+def _inference(
+    infer: GuideLike | Infer, options: Mapping[str, Any]
+) -> Callable[[Model, Examples, int], Guide]:
+    """From a model, labelled examples and a seed to a guide."""
     if isinstance(infer, str | type | Mapping):
-        return
+        how = {"progress": False, **options}
+        return lambda model, data, seed: fit(model, infer, data, **how | {"seed": seed}).guide
     if isinstance(infer, torch.nn.Module) or not callable(infer):
         raise ConfigError(
             f"infer: expected a guide's name or class, or a function of model and examples, "
@@ -134,23 +140,23 @@ def _check_infer(infer: object, options: Mapping[str, Any]) -> None:
     if options:
         raise ConfigError(f"options {', '.join(options)} are for a guide given by name")
 
+    def inferred(model: Model, data: Examples, seed: int) -> Guide:
+        outcome = infer(model, data)
+        return outcome.guide if isinstance(outcome, Posterior) else as_guide(outcome)
 
-def _align(model: Model, examples: Examples) -> None:
-    first = examples.subset(range(min(_ALIGN, len(examples))))
-    model.network.align(batch for _, batch in first.by_length(32))
-    align(model, [batch for _, batch in first.by_length(16)])
+    return inferred
 
 
 def _remembering(network: RandomPEFT) -> RandomPEFT:
-    """The same network, which computes the frozen features of a batch once."""
-    known: dict[bytes, Tensor] = {}
+    """A copy of the network that computes the frozen features of a batch once."""
+    kept: dict[bytes, Tensor] = {}
 
     def features(batch: Batch) -> Tensor:
         seen = (*batch.inputs.values(), *(() if batch.spans is None else (batch.spans,)))
         key = b"|".join(value.cpu().numpy().tobytes() for value in seen)
-        if key not in known:
-            known[key] = network.features(batch)
-        return known[key]
+        if key not in kept:
+            kept[key] = network.features(batch)
+        return kept[key]
 
     twin = copy.copy(network)
     twin.features = features  # type: ignore[method-assign]
@@ -164,25 +170,15 @@ def _simulate(
     twice as many are drawn as are wanted."""
 
     def tries() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        for number, block in enumerate(
-            draw_parts(model, PriorGuide(model), 2 * replications, seed)
-        ):
+        drawn = draw_parts(model, PriorGuide(model), 2 * replications, seed)
+        for number, part in enumerate(drawn):
             with seeded(seed + number):
-                every, *_ = simulate(model, [block], feed)
-            for i, labels in enumerate(every):
+                by_draw, *_ = simulate(model, [part], feed)
+            for i, labels in enumerate(by_draw):
                 if model.likelihood.kind != "class" or len(labels.unique()) > 1:
-                    yield {name: value[i : i + 1] for name, value in block.weights.items()}, labels
+                    yield {name: value[i : i + 1] for name, value in part.weights.items()}, labels
 
     return islice(tries(), replications)
-
-
-def _inferred(
-    model: Model, infer: GuideLike | Infer, data: Examples, options: dict[str, Any]
-) -> Guide:
-    if isinstance(infer, str | type | Mapping):
-        return fit(model, infer, data, **{"progress": False, **options}).guide
-    outcome = infer(model, data)
-    return outcome.guide if isinstance(outcome, Posterior) else as_guide(outcome)
 
 
 def _quantities(
@@ -194,11 +190,12 @@ def _quantities(
 ) -> tuple[tuple[str, ...], Tensor]:
     """Names of the Q quantities, and their values (S, Q) under S draws."""
     predicted = predictions(model, draws, places)
-    shown = range(predicted.shape[-1])
-    if model.likelihood.kind in ("class", "choice"):
-        shown = shown[1:]  # the first one's probability follows from the others
-    predicted = predicted[..., shown.start :]
-    whats = ["mean"] if model.likelihood.kind == "rating" else [f"p({k})" for k in shown]
+    # The first class's probability follows from the others.
+    first = int(model.likelihood.kind in ("class", "choice"))
+    predicted = predicted[..., first:]
+    whats = [f"p({first + k})" for k in range(predicted.shape[-1])]
+    if model.likelihood.kind == "rating":
+        whats = ["mean"]
     names = ["log likelihood"]
     names += [f"{what} at {text!r:.40}" for text in places.examples.texts for what in whats]
     columns = [log_likelihoods(model, draws, feed).unsqueeze(-1), predicted.flatten(1)]
@@ -206,7 +203,7 @@ def _quantities(
         if site.name in sites:
             index = torch.cartesian_prod(*map(torch.arange, site.shape)).reshape(-1, site.ndim)
             names += [f"{site.name}{place}" for place in index.tolist()]
-            values = torch.cat([block.weights[site.name] for block in draws])
+            values = torch.cat([part.weights[site.name] for part in draws])
             columns.append(values.double().flatten(1).cpu())
     return tuple(names), torch.cat(columns, -1)
 

@@ -197,8 +197,8 @@ def _chosen_draws(
 ) -> dict[str, Variable]:
     """S draws of the chosen variables, on the CPU; of the others, a few draws at a time."""
     parts = []
-    for block in draw_parts(model, guide, samples, seed):
-        readable = variables(model, block)
+    for draws in draw_parts(model, guide, samples, seed):
+        readable = variables(model, draws)
         parts.append(
             {name: replace(readable[name], values=readable[name].values.cpu()) for name in chosen}
         )
@@ -279,7 +279,7 @@ def trace(report: FitReport) -> xr.Dataset:
 
 
 def _statistics(chains: Sequence[Mapping[str, Tensor]]) -> xr.Dataset:
-    """What a sampler says of its draws, (chain, draw)."""
+    """A sampler's statistics of its draws, (chain, draw)."""
     arrays = {name: np.stack([chain[name] for chain in chains]) for name in chains[0]}
     if "diverging" in arrays:
         arrays["diverging"] = arrays["diverging"].astype(bool)

@@ -1,9 +1,8 @@
 """Posteriors as models of MLflow: `save_model`, `log_model` and `load_model`.
 
 They need the extra `mlflow`. A model holds what `Posterior.save` writes, so nothing is pickled.
-MLflow loads it with `mlflow.pyfunc.load_model`, as `mlflow models predict` and `mlflow models
-serve` do: a table of texts in, and the columns of `bhpeft predict` out. `load_model` gives the
-`Posterior` itself, to be updated.
+MLflow's own programs load it too (`mlflow.pyfunc.load_model`): a table of texts in, and the columns
+of `bhpeft predict` out. `load_model` gives the `Posterior` itself, to be updated.
 """
 
 from __future__ import annotations
@@ -100,14 +99,14 @@ def log_model(
     return info
 
 
-def load_model(model_uri: str, *, device: str = "auto", **own: Any) -> Posterior:
+def load_model(model_uri: str, *, device: str = "auto", **given: Any) -> Posterior:
     """The posterior of a saved, logged or registered model.
 
     Args:
         model_uri: as for `mlflow.pyfunc.load_model`: a folder, "models:/reviews/2" or
             "models:/reviews@champion".
         device: of the backbone: "cpu", "cuda", or "auto" for a GPU if there is one.
-        own: the prior, likelihood or guide if it was your own, as for `Posterior.load`.
+        given: the prior, likelihood or guide if it was your own, as for `Posterior.load`.
 
     Raises:
         SaveError: as for `Posterior.load`; or the model names a folder outside its own.
@@ -120,11 +119,11 @@ def load_model(model_uri: str, *, device: str = "auto", **own: Any) -> Posterior
             f"model_uri: {folder / 'MLmodel'} names {data!r:.60} as its data; expected a folder "
             "in the model's own"
         )
-    return _posterior(place, device, **own)
+    return _loaded(place, device, **given)
 
 
 def get_default_pip_requirements() -> list[str]:
-    """What an environment needs that predicts, in the versions that are installed.
+    """The requirements of an environment that predicts, in the versions that are installed.
 
     This package is named with where it was installed from, such as a wheel or a repository. Without
     that it is left out: on an index, its name may be somebody else's.
@@ -132,27 +131,22 @@ def get_default_pip_requirements() -> list[str]:
     others = {name: version(name) for name in ("pyro-ppl", "torch", "transformers")}
     # No registry has the builds that PyTorch calls "+cpu" or "+cu126".
     pinned = [f"{name}=={number.split('+')[0]}" for name, number in others.items()]
-    return [*filter(None, [_own_requirement()]), *pinned]
-
-
-def _own_requirement() -> str | None:
-    """The address that pip noted when it installed this package, if it did (PEP 610)."""
-    try:
+    try:  # the address that pip noted when it installed this package, if it did (PEP 610)
         noted = distribution("bhpeft_pyro").read_text("direct_url.json")
     except PackageNotFoundError:
-        return None
+        noted = None
     if noted is None:
-        return None
+        return pinned
     source = json.loads(noted)
     url, repository = source["url"], source.get("vcs_info")
     if repository:
         url = f"{repository['vcs']}+{url}@{repository['commit_id']}"
-    return f"bhpeft_pyro @ {url}"
+    return [f"bhpeft_pyro @ {url}", *pinned]
 
 
 def _load_pyfunc(path: str) -> _Predictor:
-    """What MLflow calls."""
-    return _Predictor(_posterior(Path(path), "auto"))
+    """The function of a `loader_module` that MLflow calls."""
+    return _Predictor(_loaded(Path(path), "auto"))
 
 
 class _Predictor:
@@ -163,10 +157,10 @@ class _Predictor:
         return pd.DataFrame(self.posterior.predict(table).summary())
 
 
-def _posterior(folder: Path, device: str, **own: Any) -> Posterior:
+def _loaded(folder: Path, device: str, **given: Any) -> Posterior:
     backbone = folder / _BACKBONE
     name = str(backbone) if backbone.exists() else None
-    return Posterior.load(folder, name, device=device, **own)
+    return Posterior.load(folder, name, device=device, **given)
 
 
 @contextmanager
@@ -189,18 +183,15 @@ def _written(
         if save_backbone:
             network.backbone.save_pretrained(folder / _BACKBONE)
             network.tokenizer.save_pretrained(folder / _BACKBONE)
-        own = {
-            "round": len(posterior.lineage),
-            "round_id": report.id,
-            "parent_id": report.parent,
-        }
-        found: dict[str, Any] = {
+        lineage = {"round": len(posterior.lineage), "round_id": report.id}
+        lineage |= {"parent_id": report.parent}
+        arguments: dict[str, Any] = {
             "loader_module": __name__,
             "data_path": str(folder),
             "signature": infer_signature(example, _Predictor(posterior).predict(example)),
         } | options
-        found["metadata"] = own | (options.get("metadata") or {})
+        arguments["metadata"] = lineage | (options.get("metadata") or {})
         if not options.keys() & {"conda_env", "pip_requirements"}:  # MLflow takes one of three
-            more = found.pop("extra_pip_requirements", None) or []
-            found["pip_requirements"] = [*get_default_pip_requirements(), *more]
-        yield found
+            more = arguments.pop("extra_pip_requirements", None) or []
+            arguments["pip_requirements"] = [*get_default_pip_requirements(), *more]
+        yield arguments

@@ -29,7 +29,7 @@ __all__ = ["BayesianTextClassifier", "BayesianTextRegressor"]
 
 
 class _TextEstimator(BaseEstimator):
-    """What classes and ratings share."""
+    """The parameters and the fit that classes and ratings share."""
 
     def __init__(
         self,
@@ -164,11 +164,11 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         return probabilities / probabilities.sum(1, keepdims=True)
 
     def _start(self, texts: list[str], y: np.ndarray, classes: Any) -> Self:
-        found = unique_labels(classes)
+        classes = unique_labels(classes)
         if len(there := unique_labels(y)) < 2:
             raise DataError(f"y: the only class is {there[0]}; expected at least two classes")
-        self._learn(texts, _named(y, found), Categorical(), [*map(str, found)])
-        self.classes_ = found
+        self._learn(texts, _named(y, classes), Categorical(), [*map(str, classes)])
+        self.classes_ = classes
         return self
 
 
@@ -197,9 +197,9 @@ class BayesianTextRegressor(RegressorMixin, _TextEstimator):
 def _named(y: np.ndarray, classes: np.ndarray) -> list[str]:
     """The names of the classes of y, where 1.0 and 1 are the same class."""
     names = dict(zip(classes.tolist(), map(str, classes), strict=True))
-    if unknown := [each for each in y.tolist() if each not in names]:
+    if unknown := [label for label in y.tolist() if label not in names]:
         raise DataError(f"y: {unknown[0]!r} is not among the classes {classes.tolist()}")
-    return [names[each] for each in y.tolist()]
+    return [names[label] for label in y.tolist()]
 
 
 def _texts(X: np.ndarray) -> list[str]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..base.checks import COUNT, Rule, boolean, check_fields, one_of
 from ..errors import ConfigError, DataError
-from ..peft.scales import random_tokens
+from ..peft.signals import random_tokens
 from ..peft.sites import Site, zeros
 
 Pooling = Literal["auto", "mean", "first", "last"]

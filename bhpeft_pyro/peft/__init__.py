@@ -1,4 +1,4 @@
-"""What LoRA, adapter and prefix weights do to a frozen transformer. There is no Pyro in here."""
+"""LoRA, adapter and prefix weights in a frozen transformer. There is no Pyro in here."""
 
 from . import presets
 from .adapter import Adapter

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ..base.checks import COUNT, POSITIVE, Rule, check_fields, one_of
-from .architectures import Block
+from .architectures import Layer
 from .binding import After, Binding
 from .kinds import Kind, Weights, gate_rows, gate_sites, input_unit, opening, rows, stack
 from .lora import add_low_rank
-from .scales import Scales
+from .signals import Scales
 from .sites import Site, kaiming, zeros
 
 PLACEMENTS = ("parallel", "sequential")
@@ -61,41 +61,41 @@ class Adapter(Kind):
         }
         check_fields(self, rules, "adapter")
 
-    def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        outputs = [block.projections["ffn_out"] for block in blocks]
+    def sites(self, layers: Sequence[Layer], scales: Scales) -> list[Site]:
+        outputs = [layer.projections["ffn_out"] for layer in layers]
         rms = [scales.outputs(p) for p in outputs]
         inputs = [(size, p.outputs) for size, p in zip(rms, outputs, strict=True)]
         if self.placement == "parallel":
-            sources = [block.projections["ffn_in"] for block in blocks]
+            sources = [layer.projections["ffn_in"] for layer in layers]
             inputs = [(scales.inputs(p), p.inputs) for p in sources]
         reach = self.scale * self.size**0.5 * _rms_after(ACT2FN[self.activation])
         shapes_down = [(self.size, width) for _, width in inputs]
         shapes_up = [(p.outputs, self.size) for p in outputs]
-        units_down = [input_unit(*each) for each in inputs]
+        units_down = [input_unit(size, width) for size, width in inputs]
         units_up = [self.boost * size / reach for size in rms]
         inner, outer = ("bottleneck", "in"), ("out", "bottleneck")
         return [
-            stack("adapter.down", "input", inner, blocks, shapes_down, units_down, kaiming, 1.0),
-            stack("adapter.up", "output", outer, blocks, shapes_up, units_up, zeros),
-            *(gate_sites("adapter", blocks, inputs) if self.gated else ()),
+            stack("adapter.down", "input", inner, layers, shapes_down, units_down, kaiming, 1.0),
+            stack("adapter.up", "output", outer, layers, shapes_up, units_up, zeros),
+            *(gate_sites("adapter", layers, inputs) if self.gated else ()),
         ]
 
     @property
     def factor(self) -> float:
         return self.scale
 
-    def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        gates: list[tuple[Tensor, Tensor] | None] = [None] * len(blocks)
+    def wire(self, weights: Weights, layers: Sequence[Layer], binding: Binding) -> None:
+        gates: list[tuple[Tensor, Tensor] | None] = [None] * len(layers)
         if self.gated:
             gates = [*gate_rows("adapter", weights)]
         pair = (rows(weights, f"adapter.{side}", binding.dtype) for side in ("down", "up"))
-        for block, gate, down, up in zip(blocks, gates, *pair, strict=True):
+        for layer, gate, down, up in zip(layers, gates, *pair, strict=True):
             source = None
             if self.placement == "parallel":
-                source = block.projections["ffn_in"].module
+                source = layer.projections["ffn_in"].module
                 binding.before[source].append(partial(binding.scratch.__setitem__, source))
             branch = self._branch(binding, source, down, up, gate)
-            binding.after[block.projections["ffn_out"].module].append(branch)
+            binding.after[layer.projections["ffn_out"].module].append(branch)
 
     def _branch(
         self,

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..base.checks import check, string
 from ..errors import ArchitectureError
 
-__all__ = ["TARGETS", "Architecture", "Block", "Part", "Projection", "register_architecture"]
+__all__ = ["TARGETS", "Architecture", "Layer", "Part", "Projection", "register_architecture"]
 
 
 TARGETS = ("query", "key", "value", "output", "ffn_in", "ffn_gate", "ffn_out")
@@ -94,11 +94,11 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class Layer:
     """One distinct layer; `number` counts them from 0 (shared layers count once)."""
 
     number: int
-    layer: nn.Module
+    module: nn.Module
     attention: nn.Module
     projections: dict[str, Projection] = field(default_factory=dict)
 
@@ -114,7 +114,8 @@ def _mpnet_attention(
 ) -> tuple[Tensor | None, ...]:
     shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
     heads = (
-        each(hidden_states).view(shape).transpose(1, 2) for each in (module.q, module.k, module.v)
+        linear(hidden_states).view(shape).transpose(1, 2)
+        for linear in (module.q, module.k, module.v)
     )
     options = {"position_bias": position_bias, "is_causal": False}
     mixed, shares = attend(module, *heads, attention_mask, **options)
@@ -252,7 +253,7 @@ def architecture_of(model_type: str) -> Architecture:
     return _REGISTRY[model_type]
 
 
-def blocks_of(base: PreTrainedModel) -> tuple[Block, ...]:
+def layers_of(base: PreTrainedModel) -> tuple[Layer, ...]:
     """The distinct layers of a base model with their projections."""
     config = base.config
     architecture = architecture_of(config.model_type)
@@ -261,25 +262,25 @@ def blocks_of(base: PreTrainedModel) -> tuple[Block, ...]:
             f"{type(base).__name__} is an encoder-decoder, of which only the encoder is supported: "
             "load the encoder alone (for T5, T5EncoderModel)"
         )
-    blocks: list[Block] = []
-    for layer in _members(base, architecture.layers):
-        attention = _get(layer, architecture.attention)
-        found = {
-            target: _projection(layer, where, config)
+    layers: list[Layer] = []
+    for module in _members(base, architecture.layers):
+        attention = _get(module, architecture.attention)
+        projections = {
+            target: _projection(module, where, config)
             for target in TARGETS
             if (where := getattr(architecture, target)) is not None
         }
-        needed = {**found, "attention": attention, "ffn_gate": layer}  # T5's may lack a gate
-        missing = next((name for name, module in needed.items() if module is None), None)
+        needed = {**projections, "attention": attention, "ffn_gate": module}  # T5's may lack a gate
+        missing = next((name for name, there in needed.items() if there is None), None)
         if missing is not None or attention is None:
             raise ArchitectureError(
                 f"{config.model_type!r} is declared with {missing}="
-                f"{getattr(architecture, missing or 'attention')!r}, but layer {len(blocks)} "
-                f"({type(layer).__name__}) has no such module"
+                f"{getattr(architecture, missing or 'attention')!r}, but layer {len(layers)} "
+                f"({type(module).__name__}) has no such module"
             )
-        present = {target: module for target, module in found.items() if module is not None}
-        blocks.append(Block(len(blocks), layer, attention, present))
-    return tuple(blocks)
+        present = {name: there for name, there in projections.items() if there is not None}
+        layers.append(Layer(len(layers), module, attention, present))
+    return tuple(layers)
 
 
 def positions_of(base: nn.Module) -> int | None:
@@ -301,14 +302,14 @@ def _get(module: nn.Module, path: str) -> nn.Module | None:
 
 def _members(base: nn.Module, path: str) -> list[nn.Module]:
     """The members of the list(s) at `path`, in order; `children` gives a shared one once."""
-    found: list[nn.Module] = [base]
+    parents: list[nn.Module] = [base]
     for name in path.split("."):
-        step: list[nn.Module] = []
-        for module in found:
-            child = list(module.children()) if name == "*" else [_get(module, name)]
-            step.extend(c for c in child if c is not None)
-        found = step
-    layers = [layer for parent in found for layer in parent.children()]
+        children: list[nn.Module] = []
+        for parent in parents:
+            reached = parent.children() if name == "*" else [_get(parent, name)]
+            children.extend(child for child in reached if child is not None)
+        parents = children
+    layers = [layer for parent in parents for layer in parent.children()]
     if not layers:
         raise ArchitectureError(f"{type(base).__name__} has no layers at {path!r}")
     return layers
@@ -316,8 +317,8 @@ def _members(base: nn.Module, path: str) -> list[nn.Module]:
 
 def _projection(layer: nn.Module, where: Where, config: PretrainedConfig) -> Projection | None:
     if isinstance(where, tuple):
-        found = (_projection(layer, path, config) for path in where)
-        return next((projection for projection in found if projection is not None), None)
+        alternatives = (_projection(layer, path, config) for path in where)
+        return next((projection for projection in alternatives if projection is not None), None)
     module = _get(layer, where.path if isinstance(where, Part) else where)
     if module is None:
         return None

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from ..base.checks import shown
 from ..errors import ArchitectureError, ConfigError
 from .adapter import Adapter
-from .architectures import Block, architecture_of, blocks_of
+from .architectures import Layer, architecture_of, layers_of
 from .binding import Binding, LayerForward, activate, install, new_token, wants_checkpointing
 from .kinds import Kind
 from .lora import LoRA
 from .prefix import Prefix, claim, release
-from .scales import measure, random_tokens
+from .signals import measure, random_tokens
 from .sites import Site
 
 ORDER = (LoRA, Adapter, Prefix)
@@ -62,11 +62,11 @@ class Attachment:
         self.kinds = _checked(kinds)
         self._base = cast(PreTrainedModel, backbone.base_model)
         self._token = new_token()
-        self._blocks = blocks_of(self._base)
+        self._layers = layers_of(self._base)
         self._architecture = architecture_of(self._base.config.model_type)
-        self.wired = tuple((kind, kind.blocks(self._blocks)) for kind in self.kinds)
+        self.wired = tuple((kind, kind.chosen(self._layers)) for kind in self.kinds)
         function = self._architecture.rewritten
-        rewritten = {block.attention: function for block in self._blocks if function}
+        rewritten = {layer.attention: function for layer in self._layers if function}
         self._claimed = self._base.config, self._token, rewritten
         self._prefixed = any(isinstance(kind, Prefix) for kind in self.kinds)
         if self._prefixed and not self._architecture.prefix:
@@ -82,23 +82,23 @@ class Attachment:
             self._undo.append(partial(release, *self._claimed))
         backbone.requires_grad_(False)
         backbone.eval()
-        scales = measure(self._base, self._blocks, attention=self._prefixed)
+        scales = measure(self._base, self._layers, attention=self._prefixed)
         if self.kinds:
-            _check_gradients(self._base, self._blocks)
+            _check_gradients(self._base, self._layers)
         self.hidden_size = scales.hidden_size
         self.sites: tuple[Site, ...] = tuple(
-            site for kind, blocks in self.wired for site in kind.sites(blocks, scales)
+            site for kind, layers in self.wired for site in kind.sites(layers, scales)
         )
         shapes = {site.name: torch.empty(1, *site.shape, device="meta") for site in self.sites}
-        lowest = min((block.number for _, blocks in self.wired for block in blocks), default=0)
-        self.constant = lowest if all(b.layer in scales.beside for b in self._blocks) else 0
+        lowest = min((layer.number for _, layers in self.wired for layer in layers), default=0)
+        self.constant = lowest if all(b.module in scales.beside for b in self._layers) else 0
         self._beside = scales.beside
         self._undo += [handle.remove for handle in install(self._binding(shapes, None))]
         if not self._can_skip():
             self.constant = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same kinds on a copy of the backbone, with hooks of its own."""
+        """An attachment of these kinds to a copy of the backbone, with hooks of its own."""
         new = memo[id(self)] = type(self)(self.bare_copy(memo), self.kinds)
         return new
 
@@ -151,11 +151,11 @@ class Attachment:
         """
         self.check_mode()
         seen: list[Tensor] = []
-        skipped = {b.layer: self._beside[b.layer] for b in self._blocks[self.constant :]}
+        skipped = {b.module: self._beside[b.module] for b in self._layers[self.constant :]}
         binding = Binding(
             self._token, self._base, 1, None, layers=frozenset(skipped), skipped=skipped
         )
-        binding.before[self._blocks[self.constant].layer].append(seen.append)
+        binding.before[self._layers[self.constant].module].append(seen.append)
         with torch.no_grad(), self._in_force(binding):
             self._base(**inputs)
         return seen[0]
@@ -204,21 +204,21 @@ class Attachment:
         available = torch.amp.is_autocast_available(device)  # not for "meta"
         autocast = available and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self._base.dtype
-        layers = frozenset(block.layer for block in self._blocks)
-        binding = Binding(self._token, self._base, particles, mask, dtype, layers)
+        modules = frozenset(layer.module for layer in self._layers)
+        binding = Binding(self._token, self._base, particles, mask, dtype, modules)
         if self._architecture.positions:
             binding.content = {
-                block.projections[target].module: block.attention
-                for block in self._blocks
+                layer.projections[target].module: layer.attention
+                for layer in self._layers
                 for target in ("query", "key")
             }
         if self.constant:
-            binding.before[self._blocks[self.constant].layer].append(lambda _: states)
+            binding.before[self._layers[self.constant].module].append(lambda _: states)
         if states is not None:
-            below = self._blocks[: self.constant]
-            binding.skipped = {block.layer: self._beside[block.layer] for block in below}
-        for kind, blocks in self.wired:
-            kind.wire(weights, blocks, binding)
+            below = self._layers[: self.constant]
+            binding.skipped = {layer.module: self._beside[layer.module] for layer in below}
+        for kind, layers in self.wired:
+            kind.wire(weights, layers, binding)
         return binding
 
     def _particles(self, weights: Mapping[str, Tensor]) -> int:
@@ -251,16 +251,16 @@ def _undo_all(undo: list[Callable[[], None]]) -> None:
         function()
 
 
-def _check_gradients(base: PreTrainedModel, blocks: Sequence[Block]) -> None:
+def _check_gradients(base: PreTrainedModel, layers: Sequence[Layer]) -> None:
     """Run each projection on one row, and back; raise at the first that lets no gradient through.
 
     Quantised layers made for inference give an output without a gradient, and no error: a fit
     would leave all weights but those of the last layer as they were.
     """
     inputs = {
-        projection.module: (f"layer {block.number}, {target}", projection.inputs)
-        for block in blocks
-        for target, projection in block.projections.items()
+        projection.module: (f"layer {layer.number}, {target}", projection.inputs)
+        for layer in layers
+        for target, projection in layer.projections.items()
     }
     for module, (where, width) in inputs.items():
         try:

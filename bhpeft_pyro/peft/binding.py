@@ -1,4 +1,4 @@
-"""Which PEFT weights are in force, in this thread, for which backbone.
+"""The PEFT weights that are in force, in this thread, for each backbone.
 
 Hooks, the attention function and checkpointed layers are permanent and inert: they look up the
 active bindings and do nothing without one of their own attachment. The context variable is per
@@ -53,7 +53,7 @@ class Binding:
         content: for modules that also project other things than hidden states (DeBERTa's
             relative positions), the attention module whose input they must get to count.
         scratch: what one module's hook leaves for another's in the same layer.
-        padded: masks already widened for a prefix, so that layers share one in memory.
+        padded: masks already padded for a prefix, so that layers share one in memory.
     """
 
     token: int
@@ -185,7 +185,7 @@ class AssignedForward(ABC):
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module computes."""
+        """Compute the module's output."""
 
 
 class LayerForward(AssignedForward):

@@ -1,4 +1,4 @@
-"""What the kinds of PEFT share: their layers, stacks of one tensor for each layer, and a gate."""
+"""The base of the kinds of PEFT: their layers, stacks of one tensor for each layer, and a gate."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..base.checks import boolean, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
-from .architectures import Block
+from .architectures import Layer
 from .binding import Binding
-from .scales import Scales
+from .signals import Scales
 from .sites import Role, Site, projection, zeros
 
 OPENING = 0.5
@@ -61,34 +61,34 @@ class Kind(ABC):
 
     @property
     def factor(self) -> float:
-        """What the output of its branches is multiplied by."""
+        """The number that multiplies the output of its branches."""
         return 1.0
 
-    def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
+    def chosen(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         """Those of the transformer's layers that carry this kind, or an error if they cannot."""
         if self.layers is None:
-            return tuple(blocks)
-        count = len(blocks)
+            return tuple(layers)
+        count = len(layers)
         numbers = sorted({n % count for n in self.layers if -count <= n < count})
         if not numbers or len(numbers) < len(self.layers):
             raise ConfigError(
                 f"{self.name}: layers={shown(self.layers)} must name some of the {count} layers, "
                 f"{-count} to {count - 1}, each once"
             )
-        return tuple(blocks[n] for n in numbers)
+        return tuple(layers[n] for n in numbers)
 
     @abstractmethod
-    def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        """The random tensors of this kind on these blocks."""
+    def sites(self, layers: Sequence[Layer], scales: Scales) -> list[Site]:
+        """The random tensors of this kind on these layers."""
 
     def products(
-        self, weights: Weights, blocks: Sequence[Block], dtype: torch.dtype | None = None
+        self, weights: Weights, layers: Sequence[Layer], dtype: torch.dtype | None = None
     ) -> Products:
-        """What it adds to linear layers, whatever goes through them; {} if it adds other things."""
+        """The weights that it adds to linear layers; {} if it does anything else."""
         return {}
 
     @abstractmethod
-    def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
+    def wire(self, weights: Weights, layers: Sequence[Layer], binding: Binding) -> None:
         """Enter into `binding` what these weights, `(S, *site.shape)`, do at which module."""
 
 
@@ -96,17 +96,17 @@ def stack(
     name: str,
     role: Role,
     dims: tuple[str, ...],
-    blocks: Sequence[Block],
+    layers: Sequence[Layer],
     shapes: Iterable[tuple[int, ...]],
     units: Iterable[Tensor],
     start: Callable[[tuple[int, ...], Tensor], Callable[[], Tensor]],
     anchor: float | None = None,
 ) -> Site:
-    """The site of one tensor for each block, stacked along the dimension "layer".
+    """The site of one tensor for each layer, stacked along the dimension "layer".
 
-    `dims` are those of one block's tensor; each unit broadcasts against its shape. `start` makes
+    `dims` are those of one layer's tensor; each unit broadcasts against its shape. `start` makes
     the site's `init` from its shape and unit; `anchor` is the sd, in units, of a random projection
-    to centre on.
+    around which a prior may lie.
     """
     shape, *others = set(shapes)
     if others:
@@ -114,10 +114,10 @@ def stack(
             f"{name}: its shape differs between layers, {sorted([shape, *others])}; choose layers "
             "of the same width, with layers=(...)"
         )
-    full, unit = (len(blocks), *shape), torch.stack([*units])
+    full, unit = (len(layers), *shape), torch.stack([*units])
     unit = unit.reshape(*unit.shape, *[1] * (len(full) - unit.ndim))
     fixed = None if anchor is None else anchor * projection(name, full).to(unit) * unit
-    numbers = tuple(block.number for block in blocks)
+    numbers = tuple(layer.number for layer in layers)
     return Site(name, full, ("layer", *dims), unit, start(full, unit), numbers, fixed, role)
 
 
@@ -127,7 +127,7 @@ def input_unit(rms: Tensor, width: int) -> Tensor:
 
 
 def rows(weights: Weights, name: str, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """One tensor `(S, *shape)` for each block of a stack.
+    """One tensor `(S, *shape)` for each layer of a stack.
 
     Indexing layer by layer instead would allocate the whole stack's gradient for every layer in the
     backward pass.
@@ -140,39 +140,39 @@ def rows(weights: Weights, name: str, dtype: torch.dtype | None = None) -> tuple
 
 
 def gate_sites(
-    kind: str, blocks: Sequence[Block], inputs: Sequence[tuple[Tensor, int]]
+    kind: str, layers: Sequence[Layer], inputs: Sequence[tuple[Tensor, int]]
 ) -> list[Site]:
     """Weight and bias of the gates; `inputs` are RMS and width of what each reads."""
-    name, units = f"{kind}.gate", [input_unit(*each) for each in inputs]
+    name, units = f"{kind}.gate", [input_unit(rms, width) for rms, width in inputs]
     ones = [torch.ones_like(unit) for unit in units]
     widths = [(width,) for _, width in inputs]
     return [
-        stack(f"{name}.weight", "gate", ("in",), blocks, widths, units, zeros),
-        stack(f"{name}.bias", "gate", (), blocks, [()] * len(blocks), ones, zeros),
+        stack(f"{name}.weight", "gate", ("in",), layers, widths, units, zeros),
+        stack(f"{name}.bias", "gate", (), layers, [()] * len(layers), ones, zeros),
     ]
 
 
-def attention_inputs(blocks: Sequence[Block], scales: Scales) -> list[tuple[Tensor, int]]:
+def attention_inputs(layers: Sequence[Layer], scales: Scales) -> list[tuple[Tensor, int]]:
     """RMS and width of what each attention reads."""
-    queries = [block.projections["query"] for block in blocks]
+    queries = [layer.projections["query"] for layer in layers]
     return [(scales.inputs(query), query.inputs) for query in queries]
 
 
 def gate_rows(kind: str, weights: Weights) -> list[tuple[Tensor, Tensor]]:
-    """One (w, b), of shapes (S, in) and (S,), for each block."""
+    """One (w, b), of shapes (S, in) and (S,), for each layer."""
     w, b = rows(weights, f"{kind}.gate.weight"), rows(weights, f"{kind}.gate.bias")
     return list(zip(w, b, strict=True))
 
 
-def wire_gates(kind: str, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
+def wire_gates(kind: str, weights: Weights, layers: Sequence[Layer], binding: Binding) -> None:
     """At each attention's input, leave its gates in `binding.scratch[kind, layer number]`."""
 
     def keep(key: tuple[str, int], gate: tuple[Tensor, Tensor], x: Tensor) -> None:
         binding.scratch[key] = opening(binding, x, *gate)
 
-    for block, gate in zip(blocks, gate_rows(kind, weights), strict=True):
-        query = block.projections["query"].module
-        binding.before[query].append(partial(keep, (kind, block.number), gate))
+    for layer, gate in zip(layers, gate_rows(kind, weights), strict=True):
+        query = layer.projections["query"].module
+        binding.before[query].append(partial(keep, (kind, layer.number), gate))
 
 
 def opening(binding: Binding, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -189,9 +189,9 @@ def opening(binding: Binding, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor
             f"gates average over the tokens that attention_mask {(rows, length)} marks, but "
             f"the transformer ran on hidden states of shape {tuple(x.shape)}"
         )
-    each = binding.rows_per_particle(rows)
+    per_particle = binding.rows_per_particle(rows)
     flat = x.reshape(binding.particles, -1, x.shape[-1])
-    logits = torch.bmm(flat, weight.to(x)[:, :, None]).float().reshape(-1, each, length)
+    logits = torch.bmm(flat, weight.to(x)[:, :, None]).float().reshape(-1, per_particle, length)
     gates = torch.sigmoid(logits + bias.to(logits)[:, None, None])
     if mask is None:
         return gates.mean(-1)

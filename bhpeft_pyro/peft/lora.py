@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..base.checks import COUNT, POSITIVE, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
-from .architectures import TARGETS, Block
+from .architectures import TARGETS, Layer
 from .binding import After, Binding
 from .kinds import (
     Kind,
@@ -25,7 +25,7 @@ from .kinds import (
     stack,
     wire_gates,
 )
-from .scales import Scales
+from .signals import Scales
 from .sites import Site, kaiming, zeros
 
 
@@ -98,39 +98,39 @@ class LoRA(Kind):
             )
         check_fields(self, {"rank": COUNT, "alpha": POSITIVE}, "lora")
 
-    def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
-        chosen = super().blocks(blocks)
-        for block, target in product(chosen, self.targets):
-            projection = block.projections.get(target)
+    def chosen(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+        chosen = super().chosen(layers)
+        for layer, target in product(chosen, self.targets):
+            projection = layer.projections.get(target)
             if projection is None:
                 raise ArchitectureError(
-                    f"lora: this architecture has no {target!r}; layer {block.number} has "
-                    f"{tuple(block.projections)}"
+                    f"lora: this architecture has no {target!r}; layer {layer.number} has "
+                    f"{tuple(layer.projections)}"
                 )
             width = min(projection.inputs, projection.outputs)
             if self.rank > width:
                 raise ConfigError(
                     f"lora: rank={self.rank} exceeds the width {width} of {target!r} in layer "
-                    f"{block.number}"
+                    f"{layer.number}"
                 )
         return chosen
 
-    def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
+    def sites(self, layers: Sequence[Layer], scales: Scales) -> list[Site]:
         sites: list[Site] = []
         for target in self.targets:
             a, b = f"lora.{target}.A", f"lora.{target}.B"
-            maps = [block.projections[target] for block in blocks]
+            maps = [layer.projections[target] for layer in layers]
             shapes_a = [(self.rank, p.inputs) for p in maps]
             shapes_b = [(p.outputs, self.rank) for p in maps]
             units_a = [input_unit(scales.inputs(p), p.inputs) for p in maps]
             # A x has RMS 1 in each of r dimensions, so B A x has sd(B) * sqrt(r).
             units_b = [self.boost * scales.outputs(p) * self.rank**0.5 / self.alpha for p in maps]
             sites += [
-                stack(a, "input", ("rank", "in"), blocks, shapes_a, units_a, kaiming, anchor=1.0),
-                stack(b, "output", ("out", "rank"), blocks, shapes_b, units_b, zeros),
+                stack(a, "input", ("rank", "in"), layers, shapes_a, units_a, kaiming, anchor=1.0),
+                stack(b, "output", ("out", "rank"), layers, shapes_b, units_b, zeros),
             ]
         if self.gated:
-            sites += gate_sites("lora", blocks, attention_inputs(blocks, scales))
+            sites += gate_sites("lora", layers, attention_inputs(layers, scales))
         return sites
 
     @property
@@ -138,24 +138,24 @@ class LoRA(Kind):
         return self.alpha / self.rank
 
     def products(
-        self, weights: Weights, blocks: Sequence[Block], dtype: torch.dtype | None = None
+        self, weights: Weights, layers: Sequence[Layer], dtype: torch.dtype | None = None
     ) -> Products:
         parts: dict[tuple[int, nn.Module], tuple[list[Tensor], list[Tensor]]] = {}
         for target in self.targets:
             pair = (rows(weights, f"lora.{target}.{side}", dtype) for side in "AB")
-            for block, a, b in zip(blocks, *pair, strict=True):
-                projection = block.projections[target]
-                downs, ups = parts.setdefault((block.number, projection.module), ([], []))
+            for layer, a, b in zip(layers, *pair, strict=True):
+                projection = layer.projections[target]
+                downs, ups = parts.setdefault((layer.number, projection.module), ([], []))
                 downs.append(a)
                 ups.append(projection.whole(b))  # one product serves all fused ones
         return {
             key: (torch.cat(downs, 1), torch.cat(ups, 2)) for key, (downs, ups) in parts.items()
         }
 
-    def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
+    def wire(self, weights: Weights, layers: Sequence[Layer], binding: Binding) -> None:
         if self.gated:
-            wire_gates("lora", weights, blocks, binding)
-        for (number, module), (a, b) in self.products(weights, blocks, binding.dtype).items():
+            wire_gates("lora", weights, layers, binding)
+        for (number, module), (a, b) in self.products(weights, layers, binding.dtype).items():
             binding.after[module].append(self._branch(binding, a, b, number))
 
     def _branch(self, binding: Binding, a: Tensor, b: Tensor, number: int) -> After:

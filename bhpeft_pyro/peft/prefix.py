@@ -20,10 +20,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..base.checks import COUNT, MAYBE_COUNT, check_fields
 from ..errors import ArchitectureError
-from .architectures import Block
+from .architectures import Layer
 from .binding import AssignedForward, Attend, Binding, active
 from .kinds import Kind, Weights, attention_inputs, gate_sites, rows, stack, wire_gates
-from .scales import Scales
+from .signals import Scales
 from .sites import Site, kaiming, normal, projection
 
 SMALL = 0.1
@@ -68,28 +68,28 @@ class Prefix(Kind):
         super().__post_init__()
         check_fields(self, {"length": COUNT, "encoder": MAYBE_COUNT}, "prefix")
 
-    def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
-        chosen = super().blocks(blocks)
-        for block in chosen:
-            key, value = _widths(block)
+    def chosen(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+        chosen = super().chosen(layers)
+        for layer in chosen:
+            key, value = _widths(layer)
             if self.encoder is not None and key != value:
                 raise ArchitectureError(
                     f"prefix: encoder={self.encoder} needs keys and values of the same width, but "
-                    f"those of layer {block.number} differ; use encoder=None"
+                    f"those of layer {layer.number} differ; use encoder=None"
                 )
         return chosen
 
-    def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        keys = [self.boost * scales.keys(block) for block in blocks]
-        values = [self.boost * scales.values(block) for block in blocks]
-        widths = [_widths(block) for block in blocks]
+    def sites(self, layers: Sequence[Layer], scales: Scales) -> list[Site]:
+        keys = [self.boost * scales.keys(layer) for layer in layers]
+        values = [self.boost * scales.values(layer) for layer in layers]
+        widths = [_widths(layer) for layer in layers]
         if self.encoder is None:
             inner, outer = ("position", "in"), ("out", "position")
             shapes_key = [(self.length, key) for key, _ in widths]
             shapes_value = [(value, self.length) for _, value in widths]
             sites = [
-                stack("prefix.key", "input", inner, blocks, shapes_key, keys, _small, SMALL),
-                stack("prefix.value", "output", outer, blocks, shapes_value, values, _small),
+                stack("prefix.key", "input", inner, layers, shapes_key, keys, _small, SMALL),
+                stack("prefix.value", "output", outer, layers, shapes_value, values, _small),
             ]
         else:
             shapes = [(2, key, self.encoder) for key, _ in widths]
@@ -99,14 +99,14 @@ class Prefix(Kind):
             sites = [
                 _shared("prefix.embedding", "position", self.length, scales, 1.0, normal),
                 _shared("prefix.down", "bottleneck", self.encoder, scales, root, kaiming),
-                stack("prefix.up", "output", dims, blocks, shapes, units, _small),
+                stack("prefix.up", "output", dims, layers, shapes, units, _small),
             ]
         if self.gated:
-            sites += gate_sites("prefix", blocks, attention_inputs(blocks, scales))
+            sites += gate_sites("prefix", layers, attention_inputs(layers, scales))
         return sites
 
     def _rows(self, weights: Weights, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """One (keys, values), each (S, P, out), for each block."""
+        """One (keys, values), each (S, P, out), for each layer."""
         if self.encoder is None:
             values = (value.mT for value in rows(weights, "prefix.value", dtype))
             return list(zip(rows(weights, "prefix.key", dtype), values, strict=True))
@@ -116,11 +116,11 @@ class Prefix(Kind):
         both = flat.to(dtype).reshape(*flat.shape[:2], *up.shape[1:4])  # (S, P, layer, kv, out)
         return [(row[:, :, 0], row[:, :, 1]) for row in both.unbind(2)]
 
-    def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        for block, (keys, values) in zip(blocks, self._rows(weights, binding.dtype), strict=True):
-            binding.attend[block.attention] = self._attend(binding, keys, values, block.number)
+    def wire(self, weights: Weights, layers: Sequence[Layer], binding: Binding) -> None:
+        for layer, (keys, values) in zip(layers, self._rows(weights, binding.dtype), strict=True):
+            binding.attend[layer.attention] = self._attend(binding, keys, values, layer.number)
         if self.gated:
-            wire_gates("prefix", weights, blocks, binding)
+            wire_gates("prefix", weights, layers, binding)
 
     def _attend(self, binding: Binding, keys: Tensor, values: Tensor, number: int) -> Attend:
         def attend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,8 +130,8 @@ class Prefix(Kind):
         return attend
 
 
-def _widths(block: Block) -> tuple[int, int]:
-    return block.projections["key"].outputs, block.projections["value"].outputs
+def _widths(layer: Layer) -> tuple[int, int]:
+    return layer.projections["key"].outputs, layer.projections["value"].outputs
 
 
 def _shared(name: str, dim: str, rows: int, scales: Scales, inverse: float, start: Any) -> Site:
@@ -146,16 +146,15 @@ def _small(shape: tuple[int, ...], unit: Tensor) -> Any:
     return normal(shape, SMALL * unit)
 
 
-def _join(binding: Binding, prefix: Tensor, own: Tensor, scale: Tensor | None) -> Tensor:
+def _join(binding: Binding, prefix: Tensor, frozen: Tensor, scale: Tensor | None) -> Tensor:
     """A prefix (S, P, out) in front of keys or values (R, heads, T, head dim)."""
-    count, heads, _, size = own.shape
-    each = binding.rows_per_particle(count)
-    length = prefix.shape[1]
-    front = prefix.to(own).reshape(-1, length, heads, size).transpose(1, 2)[:, None]
-    front = front.expand(-1, each, -1, -1, -1)
+    count, heads, _, size = frozen.shape
+    rows, length = binding.rows_per_particle(count), prefix.shape[1]
+    front = prefix.to(frozen).reshape(-1, length, heads, size).transpose(1, 2)[:, None]
+    front = front.expand(-1, rows, -1, -1, -1)
     if scale is not None:
-        front = front * scale.to(own)
-    joined = torch.cat([front, own.reshape(-1, each, *own.shape[1:])], 3)
+        front = front * scale.to(frozen)
+    joined = torch.cat([front, frozen.reshape(-1, rows, *frozen.shape[1:])], 3)
     return joined.reshape(count, heads, -1, size)
 
 
@@ -250,17 +249,17 @@ def _causal(module: nn.Module, query: Tensor, kwargs: dict[str, Any]) -> bool:
 
 
 def _pad(binding: Binding, mask: Tensor | None, extra: int) -> Tensor | None:
-    """A mask (or bias) over keys, widened on the left by `extra` visible positions.
+    """A mask (or bias) over keys, padded on the left by `extra` visible positions.
 
-    Layers mostly share one mask, so the widened one is kept as long as that mask lives.
+    Layers mostly share one mask, so the padded one is kept as long as that mask lives.
     """
     if mask is None:
         return None
-    wide = binding.padded.get(mask)
-    if wide is None:
+    padded = binding.padded.get(mask)
+    if padded is None:
         visible = True if mask.dtype == torch.bool else 0.0
-        wide = binding.padded[mask] = nn.functional.pad(mask, (extra, 0), value=visible)
-    return wide
+        padded = binding.padded[mask] = nn.functional.pad(mask, (extra, 0), value=visible)
+    return padded
 
 
 def _eager_of(module: nn.Module) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Role = Literal["input", "output", "gate", "head", "other"]
-"""What a site does in its branch: the change a branch makes is the product of its two sides."""
+"""A site's part in its branch: the change a branch makes is the product of its two sides."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,7 +84,7 @@ class Site:
         return f"<Site {self.name}: {self.sizes}, role {self.role}, unit {self.unit_range}>"
 
     def to(self, device: torch.device) -> Site:
-        """The same site with its tensors on `device`."""
+        """This site with its tensors on `device`."""
         if self.unit.device == device:
             return self
         anchor = None if self.anchor is None else self.anchor.to(device)

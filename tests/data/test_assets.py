@@ -57,7 +57,7 @@ def test_mpnet_knows_what_is_alike_and_its_attention_is_its_own() -> None:
     texts = ["a nice film", "a good movie, really", "the stock market fell sharply " * 6]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     attachment = Attachment(model, [Prefix(2)])
-    modules = [block.attention for block in attachment._blocks]
+    modules = [block.attention for block in attachment._layers]
     binding = Binding(attachment._token, model, 1, None)
     binding.attend = dict.fromkeys(modules, lambda key, value: (key, value))
     with torch.no_grad():

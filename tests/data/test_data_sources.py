@@ -49,6 +49,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def in_every_form(columns: dict[str, list[Any]], folder: Path, with_csv: bool) -> list[Any]:
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     table = Dataset.from_dict(columns)
+    (folder / "rows.json").write_text(json.dumps(rows))
     forms = [
         columns,
         {**columns, "junk": [object() for _ in rows]},  # columns nobody asked for do no harm
@@ -58,7 +59,7 @@ def in_every_form(columns: dict[str, list[Any]], folder: Path, with_csv: bool) -
         table.with_format("torch"),
         write_jsonl(folder / "rows.jsonl", rows),
         str(folder / "rows.jsonl"),
-        write_jsonl(folder / "rows.json", rows),
+        folder / "rows.json",
     ]
     if with_csv:
         forms.append(str(write_csv(folder / "ROWS.CSV", **columns)))

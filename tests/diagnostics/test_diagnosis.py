@@ -7,12 +7,10 @@ from typing import Any
 
 import pyro.distributions as dist
 import pytest
-import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import diagnose
 from bhpeft_pyro.guides import NormalGuide
-from bhpeft_pyro.guides.guide import key
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
@@ -87,18 +85,3 @@ def test_guards_of_fits() -> None:
     guards = " ".join(posterior.report.guards)
     assert "collapsed" in guards and "not converged" in guards and "head.weight" in guards
     assert diagnose(posterior, data).psis.verdict == "bad"
-
-
-def test_diagnose_a_fit() -> None:
-    data = tiny_examples(24)
-    model = tiny_model((), prior=dist.Normal(0.0, 0.3))
-    posterior = bh.fit(model, "normal", data, max_steps=150, batch_size=24, lr=0.1, progress=False)
-    found = posterior.diagnose(data, samples=300)
-    lines = str(found).splitlines()
-    assert lines[0] == str(found.psis) and lines[0].startswith("PSIS k-hat")
-    assert lines[1:] == (posterior.report.guards or ["no warnings"])
-    before = found.psis.k_hat
-    with torch.no_grad():  # a bias of ten sds
-        name = key("head.weight")
-        posterior.guide.get_parameter(f"loc.{name}").add_(3.0)
-    assert posterior.diagnose(data, samples=300).psis.k_hat > max(before, 0.7)

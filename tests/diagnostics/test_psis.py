@@ -5,6 +5,7 @@ What is random here has fixed seeds; where a test could fail by chance its rate 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,28 +14,26 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import (
-    WIDTH,
-    Exact,
-    KnownNoise,
-    flat,
-    guide_of,
-    hierarchical,
-    random_texts,
-)
+from exact import WIDTH, Exact, KnownNoise, flat, guide_of, hierarchical, random_texts
+from linearised import Linearised
 from pyro.infer import MCMC, NUTS
 from reference import against
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.base.checks import derived
 from bhpeft_pyro.diagnostics import PSIS, psis
 from bhpeft_pyro.diagnostics.psis import log_ratios
+from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
-from bhpeft_pyro.guides import FunctionGuide, PriorGuide, as_guide
+from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, PriorGuide, as_guide, prior_like
 from bhpeft_pyro.model.cached_batches import CachedBatches
-from bhpeft_pyro.posterior.mixture import MixturePosterior
-from bhpeft_pyro.prediction.draws import Draws, draw
+from bhpeft_pyro.prediction.draws import Draws, draw, draw_parts
 from bhpeft_pyro.prediction.predict import simulate
 from bhpeft_pyro.testing import tiny_examples, tiny_model
+
+ELSEWHERE = random_texts(12, seed=9)
+NOISE = 0.3
+QUICK: dict[str, Any] = {"max_steps": 5, "progress": False}
 
 
 def posterior_of(
@@ -87,7 +86,7 @@ def test_the_exact_guide_is_good(model: bh.Model, data: bh.data.Examples, exact:
 def test_biased_and_narrow_guides_are_bad(
     shift: float, spread: float, verdict: str, model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
-    for seed in range(3):
+    for seed in range(2):
         found = psis(posterior_of(model, data, guide_of(exact, shift, spread)), data, seed=seed)
         assert found.verdict == verdict, (seed, found)
         assert verdict in str(found)
@@ -205,12 +204,10 @@ def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None
     given = tiny_examples(60)
     learnt, held_out = given.hold_out(0)
     assert held_out is not None and len(held_out) == 12
-    options: dict[str, Any] = {"max_steps": 5, "components": components, "progress": False}
+    options = QUICK | {"components": components}
     posterior = bh.fit(tiny_model(()), "laplace", given, **options)
-    assert psis(posterior, given, 200) == psis(posterior, learnt, 200)
-    if isinstance(posterior, MixturePosterior):  # of which each has a seed of its own
-        for each in posterior.components:
-            assert psis(each, given, 200) == psis(each, learnt, 200)
+    for part in (posterior, *posterior.components):  # each has a seed of its own
+        assert psis(part, given, 200) == psis(part, learnt, 200)
     with pytest.raises(DataError, match="are not the 48 that the last round was fitted to"):
         psis(posterior, held_out, 200)
     point = bh.fit(tiny_model(()), "delta", given, **options)  # which the prior has not pulled
@@ -220,11 +217,10 @@ def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None
 
 def test_components_are_compared_under_the_priors_of_their_own() -> None:
     first, second = tiny_examples(24), tiny_examples(24, seed=1)
-    options: dict[str, Any] = {"max_steps": 5, "components": 2, "progress": False}
-    before = bh.fit(tiny_model(()), "normal", first, **options)  # the two end far apart
+    before = bh.fit(tiny_model(()), "normal", first, components=2, **QUICK)  # they end far apart
     after = before.update(second, max_steps=100)
     logs = [
-        psis(each, second, 200, seed).log_evidence for seed, each in enumerate(after.components)
+        psis(part, second, 200, seed).log_evidence for seed, part in enumerate(after.components)
     ]
     together = torch.tensor(logs).logsumexp(0).item() - math.log(2)
     assert psis(after, second, 400).log_evidence == pytest.approx(together, abs=0.2)
@@ -265,6 +261,7 @@ def unknown(batch: Any) -> None:
 @pytest.mark.parametrize(
     ("guide", "message"),
     [
+        ("delta", r"draws 0 random numbers for latents of 34"),
         (points, r"draws 1 random numbers for latents of 17 .*head.weight"),
         (too_many, r"draws 18 random numbers for latents of 17"),
         (too_few, r"does not sample head.weight"),
@@ -272,16 +269,14 @@ def unknown(batch: Any) -> None:
     ],
 )
 def test_guides_without_a_density_over_the_latents(
-    guide: Callable[..., Any], message: str, model: bh.Model, data: bh.data.Examples
+    guide: Any, message: str, model: bh.Model, data: bh.data.Examples
 ) -> None:
+    if guide == "delta":
+        data = tiny_examples(12)
+        posterior = bh.fit(tiny_model(()), guide, data, **QUICK)
+    else:
+        posterior = posterior_of(model, data, guide)
     with pytest.raises(GuideError, match=message):
-        psis(posterior_of(model, data, guide), data)
-
-
-def test_a_delta_guide_is_a_point() -> None:
-    data = tiny_examples(12)
-    posterior = bh.fit(tiny_model(()), "delta", data, max_steps=2, progress=False)
-    with pytest.raises(GuideError, match=r"draws 0 random numbers for latents of 34"):
         psis(posterior, data)
 
 
@@ -338,3 +333,100 @@ def test_a_transformer_against_nuts() -> None:
     assert weights < 0.82
     assert narrow_psis.verdict == "bad"
     assert full_psis.k_hat < 0.75 < narrow_psis.k_hat
+
+
+def test_diagnose_a_fit() -> None:
+    data = tiny_examples(24)
+    model = tiny_model((), prior=dist.Normal(0.0, 0.3))
+    posterior = bh.fit(model, "normal", data, max_steps=150, batch_size=24, lr=0.1, progress=False)
+    found = posterior.diagnose(data, samples=300)
+    lines = str(found).splitlines()
+    assert lines[0] == str(found.psis) and lines[0].startswith("PSIS k-hat")
+    assert lines[1:] == (posterior.report.guards or ["no warnings"])
+    before = found.psis.k_hat  # then a bias of ten sds
+    posterior.guide.move({"head.weight": posterior.guide.means()["head.weight"] + 3.0})
+    assert posterior.diagnose(data, samples=300).psis.k_hat > max(before, 0.7)
+
+
+# Of the linearised network.
+
+
+def ratings() -> dict[str, list[Any]]:
+    texts = random_texts(48)
+    noise = NOISE * torch.randn(len(texts), generator=torch.Generator().manual_seed(2))
+    labels = [0.4 * len(t.split()) - 1.5 + e for t, e in zip(texts, noise.tolist(), strict=True)]
+    return {"text": texts, "label": labels}
+
+
+@pytest.fixture(scope="module")
+def posterior() -> bh.Posterior:
+    """Of a Normal likelihood: exact for the linearised network, and wide, so that it matters."""
+    prior = bh.priors.FunctionSpaceNormal(change=0.5, spread=0.5, head=1.0)
+    model = tiny_model(bh.presets.lora(rank=2), 1, prior, KnownNoise(NOISE), aligned=True)
+    guide = bh.autoguide("laplace", model, components=1, rank=64)
+    how: dict[str, Any] = {"batch_size": 48, "lr": 0.02, "temperature": 1.0, "tau": 1.0}
+    return bh.fit(model, guide, ratings(), max_steps=150, progress=False, **how)
+
+
+def test_an_exact_posterior_is_good(posterior: bh.Posterior) -> None:
+    found = psis(posterior, ratings(), samples=300)
+    assert found.k_hat < 0.5 and found.effective_samples > 120, str(found)
+    model = Linearised(posterior.model, posterior.guide.means())  # type: ignore[operator]
+    slow = psis(
+        posterior.replace(guide=as_guide(Plain(posterior.guide)), model=model), ratings(), 100
+    )
+    fast = psis(posterior, ratings(), 100)
+    assert fast.log_evidence == pytest.approx(slow.log_evidence, abs=0.01)
+
+
+@pytest.mark.parametrize("options", [(None, 1.0), (1.0, 3.0), (1.0, 1.0)])
+def test_there_is_no_evidence_for_a_prior_that_is_not_the_models(options: tuple[Any, Any]) -> None:
+    data, how = tiny_examples(60), dict(zip(("temperature", "tau"), options, strict=True))
+    fitted = bh.fit(tiny_model(()), "laplace", data, components=1, **QUICK, **how)
+    found = psis(fitted, data, samples=100)
+    known = options == (1.0, 1.0)  # the plain negative ELBO
+    assert math.isfinite(found.log_evidence) == known
+    assert ("log evidence" in str(found)) == (known and found.verdict != "bad")
+
+
+class Plain(torch.nn.Module):
+    """The guide as a function, of which nothing is known."""
+
+    def __init__(self, guide: Any) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, batch: Any = None) -> Any:
+        return self.guide(batch)
+
+
+def test_components_are_a_network_each() -> None:
+    """Their k-hat and their prior: each component in the network linearised around its own mean."""
+    data = tiny_examples(16)
+    posterior = bh.fit(tiny_model(), "laplace", data, max_steps=10, components=2, progress=False)
+    found = psis(posterior, data, 200)
+    ratios = []
+    for number, part in enumerate(posterior.components):
+        model, guide, temperature = part.guide.strategy.target(
+            part.model, part.report.temperature, False
+        )
+        seed, feed = derived(0, number), CachedBatches(part.model, data)
+        ratios.append(log_ratios(model, guide, feed, 100, seed, temperature))
+    assert found.log_evidence == pytest.approx(PSIS.of(torch.cat(ratios)).log_evidence, abs=1e-3)
+    prior = prior_like(posterior.model, posterior.guide)
+    assert isinstance(prior, MixtureGuide) and prior.linear
+    for mine, theirs in zip(prior.components, posterior.components, strict=True):
+        assert torch.equal(mine.means()["head.bias"], theirs.guide.means()["head.bias"])  # type: ignore[operator]
+
+
+def test_sbc_ranks_what_the_posterior_predicts(posterior: bh.Posterior) -> None:
+    model = posterior.model
+    examples = bh.data.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
+    known = torch.zeros(len(ELSEWHERE))
+    feed = CachedBatches(model, dataclasses.replace(examples, labels=known))
+    draws = [*draw_parts(model, posterior.guide, 20, seed=3)]
+    _, found = _quantities(model, draws, feed, feed, ())
+    forecast = posterior.predict(ELSEWHERE, 20, seed=3, keep_samples=True)
+    torch.testing.assert_close(found[:, 1:].float(), forecast.means, atol=1e-4, rtol=1e-4)
+    density = torch.distributions.Normal(forecast.means, NOISE).log_prob(known).double().sum(-1)
+    torch.testing.assert_close(found[:, 0], density, atol=1e-2, rtol=1e-4)

@@ -105,11 +105,6 @@ def test_names_have_no_meaning_to_markdown_or_html(posterior: bh.Posterior) -> N
     assert "img src=x&#62; # Title" in text
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SaveError, match=r"name: .*/gone is neither a folder nor"):
-        bh.Posterior.from_pretrained(tmp_path / "gone")
-
-
 def test_a_folder_has_a_card_that_the_hub_understands(
     posterior: bh.Posterior, tmp_path: Path
 ) -> None:
@@ -138,26 +133,21 @@ def test_a_folder_has_a_card_that_the_hub_understands(
 def test_a_backbone_of_the_hub_is_named_in_the_card(
     posterior: bh.Posterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    metrics = {"test/monday": 0.5, "drift/nll_p": 0.1, "accuracy": 0.6, "held_out/nll": 0.25}
+    report = dataclasses.replace(posterior.report, metrics=metrics)  # as of a stream
+    posterior = posterior.replace(lineage=(report,))
     config = posterior.model.network.backbone.config
     monkeypatch.setattr(config, "_name_or_path", "someone/encoder")
     card = hub.card(posterior, "me/reviews")
     assert card.data.to_dict()["base_model"] == "someone/encoder"
+    assert card.data.to_dict()["metrics"] == ["accuracy", "nll"]
+    assert "| test/monday | 0.5 |" in card.text
     monkeypatch.setattr(config, "_name_or_path", "minilm")  # it comes from PyPI
     data = hub.card(posterior, "me/reviews").data.to_dict()
     assert data["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     monkeypatch.setattr(config, "_name_or_path", "")
     card = hub.card(posterior, "me/reviews")
     assert 'from_pretrained("me/reviews", backbone, tokenizer=tokenizer)' in card.text
-
-
-def test_the_card_names_no_metric_of_a_stream(
-    posterior: bh.Posterior, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    metrics = {"test/monday": 0.5, "drift/nll_p": 0.1, "accuracy": 0.6, "held_out/nll": 0.25}
-    monkeypatch.setattr(posterior.report, "metrics", metrics)
-    card = hub.card(posterior, "me/reviews")
-    assert card.data.to_dict()["metrics"] == ["accuracy", "nll"]
-    assert "| test/monday | 0.5 |" in card.text
 
 
 def test_a_mistyped_folder_is_named_without_a_network(
@@ -167,3 +157,5 @@ def test_a_mistyped_folder_is_named_without_a_network(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SaveError, match=r"name: runs/nothere is no folder, and the hub can't"):
         bh.Posterior.from_pretrained("runs/nothere")
+    with pytest.raises(SaveError, match=r"name: .*/gone is neither a folder nor"):
+        bh.Posterior.from_pretrained(tmp_path / "gone")

@@ -117,6 +117,9 @@ def test_in_and_out_again(model_type: str, tmp_path: Path) -> None:
     assert type(merged) is type(model.get_base_model())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in merged.modules())
     close(ours(posterior), before)  # merging and writing leave it as it is
+    assert all(value.requires_grad for value in merged.parameters())
+    merged.save_pretrained(tmp_path / "merged")
+    close(logits(type(merged).from_pretrained(tmp_path / "merged")), before)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "deberta-v2", "gpt2"])
@@ -310,20 +313,15 @@ def test_width_predictions_and_rounds(tmp_path: Path) -> None:
     assert updated.merge().config.id2label == {0: "even", 1: "odd"}
 
 
-def test_a_rating() -> None:
-    model = trained_rating()
-    ratings = {
-        "text": ["w5 w20", "w6 w21", "w5 w22", "w6 w9"] * 3,
-        "label": [1.0, 4.0, 2.0, 5.0] * 3,
-    }
-    others = {**ratings, "text": [f"{text} w7" for text in ratings["text"]]}
-    posterior = bh.from_peft(model, ratings, validation=others, tokenizer=tiny_tokenizer())
-    forecast = posterior.predict(ratings)
-    close(forecast.mean, logits(model, posterior.encode(ratings))[:, 0])
+def test_ratings_and_their_noise() -> None:
+    """Without validation rows the noise is that of the errors."""
+    adapter = adapted(tiny_classifier(1), target_modules=["query"])
+    rated = {"text": ["w5 w20", "w6 w21", "w5 w22", "w6 w9"] * 3, "label": [1.0, 4.0, 2.0, 5.0] * 3}
+    others = {**rated, "text": [f"{text} w7" for text in rated["text"]]}
+    posterior = bh.from_peft(adapter, rated, validation=others, tokenizer=tiny_tokenizer())
+    forecast = posterior.predict(rated)
+    close(forecast.mean, logits(adapter, posterior.encode(rated))[:, 0])
     assert (forecast.epistemic > 0).all() and posterior.report.noise > 0
-
-
-def test_without_validation_the_noise_of_ratings_is_that_of_the_errors() -> None:
     model = tiny_classifier(1)
     texts = [f"w{5 + i % 40} w{6 + i % 17}" for i in range(60)]
     exact = bh.from_peft(model, tokenizer=tiny_tokenizer()).predict(texts, 0).mean
@@ -335,18 +333,19 @@ def test_without_validation_the_noise_of_ratings_is_that_of_the_errors() -> None
     assert later.report.noise == posterior.report.noise
 
 
-def trained_rating() -> Any:
-    return adapted(tiny_classifier(1), target_modules=["query"])
-
-
-def test_a_full_classifier_gets_a_random_head() -> None:
-    model = tiny_classifier()
-    posterior = bh.from_peft(model, TRAIN, tokenizer=tiny_tokenizer())
+def test_a_full_classifier_gets_a_random_head(tmp_path: Path) -> None:
+    """The backbone is loaded by its name."""
+    backbone_in(tmp_path / "base", tiny_classifier())
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    posterior = bh.from_peft(model, TRAIN)
     assert [site.name for site in posterior.model.sites] == ["head.weight", "head.bias"]
     close(ours(posterior, TEST), logits(model, TEST))
     close(logits(posterior.merge(), TEST), logits(model, TEST))
     with pytest.raises(ConfigError, match=r"no LoRA weights; merge\(\)"):
         posterior.to_peft("unused")
+    posterior.save(tmp_path / "run")
+    close(ours(bh.Posterior.load(tmp_path / "run", device="cpu"), TEST), ours(posterior, TEST))
+    close(ours(open_run(tmp_path / "run", None, "cpu"), TEST), ours(posterior, TEST))
 
 
 def fitted(kinds: Any = None, guide: str = "delta", **options: Any) -> bh.Posterior:
@@ -355,8 +354,13 @@ def fitted(kinds: Any = None, guide: str = "delta", **options: Any) -> bh.Poster
     return bh.fit(bh.Model(network), guide, TRAIN, max_steps=3, progress=False, **options)
 
 
-def test_components_are_adapters_of_one_model(tmp_path: Path) -> None:
-    posterior = fitted(guide="laplace", components=2)
+@pytest.fixture(scope="module")
+def mixture() -> bh.Posterior:
+    return fitted(guide="laplace", components=2)
+
+
+def test_components_are_adapters_of_one_model(mixture: bh.Posterior, tmp_path: Path) -> None:
+    posterior = mixture
     posterior.to_peft(both := tmp_path / "both")
     model = peft.PeftModel.from_pretrained(
         tiny_classifier(), both / "component-0", adapter_name="component-0"
@@ -399,16 +403,17 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_no_export_wrote_is_never_replaced(name: str, tmp_path: Path) -> None:
-    posterior, folder = fitted(guide="laplace", components=2), tmp_path / "run"
-    posterior.to_peft(folder)
+def test_what_no_export_wrote_is_never_replaced(
+    name: str, mixture: bh.Posterior, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    mixture.to_peft(folder)
     CHANGES[name](folder)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     before = {path: path.read_bytes() for path in files}
     with pytest.raises(SaveError, match="was not written by to_peft, or was changed"):
-        posterior.to_peft(folder, overwrite=True)
+        mixture.to_peft(folder, overwrite=True)
     assert {path: path.read_bytes() for path in files} == before
-    posterior.to_peft(tmp_path / "other")
 
 
 def test_draws_of_a_normal_guide(tmp_path: Path) -> None:
@@ -422,14 +427,6 @@ def test_draws_of_a_normal_guide(tmp_path: Path) -> None:
         folder = tmp_path / f"draw-{number}"
         model = peft.PeftModel.from_pretrained(tiny_classifier(), folder).eval()
         close(logits(model, TEST), expected[number])
-
-
-def test_a_merged_model_is_saved_by_its_own_means(tmp_path: Path) -> None:
-    posterior = fitted()
-    posterior.merge().save_pretrained(tmp_path)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    close(logits(model, TEST), ours(posterior, TEST))
-    assert all(value.requires_grad for value in posterior.merge().parameters())
 
 
 def test_what_cannot_be_exported() -> None:
@@ -495,15 +492,6 @@ def test_a_classifier_without_a_bias_grows(guide: str) -> None:
     assert grown.update(tiny_examples(9, seed=4), max_steps=2).report.examples == 9
 
 
-def test_the_backbone_is_loaded_by_name(tmp_path: Path) -> None:
-    backbone_in(tmp_path / "base", tiny_classifier())
-    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
-    posterior = bh.from_peft(base, TRAIN)
-    posterior.save(tmp_path / "run")
-    close(ours(bh.Posterior.load(tmp_path / "run", device="cpu"), TEST), ours(posterior, TEST))
-    close(ours(open_run(tmp_path / "run", None, "cpu"), TEST), ours(posterior, TEST))
-
-
 def test_a_head_without_a_classifier() -> None:
     with pytest.raises(
         ConfigError, match="BertModel is not a sequence classifier; expected a model of"
@@ -547,39 +535,31 @@ def test_a_model_that_peft_has_changed_is_no_backbone(tmp_path: Path) -> None:
 
 def test_a_folder_that_names_no_backbone_or_fits_another(tmp_path: Path) -> None:
     adapted(classifier(), target_modules=["query"]).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = None
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="does not say which model"):
-        bh.from_peft(tmp_path)
-    config["base_model_name_or_path"] = ""  # as `to_peft` writes for a backbone without a name
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="does not say which model"):
-        bh.from_peft(tmp_path)
-    with pytest.raises(ConfigError, match=r"does not fit the backbone, a DistilBert"):
-        bh.from_peft(tmp_path, backbone=classifier("distilbert"))
-    (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"adapter: .*adapter_config\.json cannot be read"):
-        bh.from_peft(tmp_path)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    weights = tmp_path / "adapter_model.safetensors"
-    tensors = load_file(weights)
-    first = next(name for name in tensors if "lora_A" in name)
-    for value, message in (
-        (tensors[first] * torch.nan, "the weights 'base_model.*lora_A.weight' are not finite"),
-        (tensors[first][:1], "does not fit the backbone, a Bert.*size mismatch"),
-    ):
-        save_file(tensors | {first: value.clone()}, weights)
+    described, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    config, tensors = json.loads(described.read_text()), load_file(weights)
+    for name in (None, ""):  # as `to_peft` writes for a backbone without a name
+        described.write_text(json.dumps(config | {"base_model_name_or_path": name}))
+        with pytest.raises(ConfigError, match="does not say which model"):
+            bh.from_peft(tmp_path)
+
+    def refused(message: str, model_type: str = "bert") -> None:
         with pytest.raises(ConfigError, match=f"(?s){message}"):
-            bh.from_peft(tmp_path, backbone=classifier())
+            bh.from_peft(tmp_path, backbone=classifier(model_type))
+
+    refused("does not fit the backbone, a DistilBert", "distilbert")
+    described.write_text("{")
+    refused(r"adapter: .*adapter_config\.json cannot be read")
+    described.write_text(json.dumps(config))
+    first = next(name for name in tensors if "lora_A" in name)
+    save_file(tensors | {first: tensors[first] * torch.nan}, weights)
+    refused("the weights 'base_model.*lora_A.weight' are not finite")
+    save_file(tensors | {first: tensors[first][:1].clone()}, weights)
+    refused("does not fit the backbone, a Bert.*size mismatch")
     save_file(tensors, weights)
     (tmp_path / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="tokenizer: none can be loaded"):
-        bh.from_peft(tmp_path, backbone=classifier())
+    refused("tokenizer: none can be loaded")
     (tmp_path / "tokenizer_config.json").unlink()
     weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(ConfigError, match=r"adapter: the weights in .* cannot be read"):
-        bh.from_peft(tmp_path, backbone=classifier())
+    refused("adapter: the weights in .* cannot be read")
     weights.unlink()
-    with pytest.raises(ConfigError, match=r"adapter: the weights in .* cannot be read"):
-        bh.from_peft(tmp_path, backbone=classifier())
+    refused("adapter: the weights in .* cannot be read")

@@ -52,14 +52,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(backbone_in(tmp_path_factory.mktemp("tiny")))
 
 
-def test_a_prior_of_one_s_own_is_given_again(tmp_path: Path) -> None:
-    prior = {"*": dist.Normal(0.0, 0.5)}
-    posterior = bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), **QUICK)
-    save_model(posterior, tmp_path / "model")
-    again = load_model(str(tmp_path / "model"), prior=prior, device="cpu")
-    assert torch.equal(again.predict(["w5"]).probabilities, posterior.predict(["w5"]).probabilities)
-
-
 @pytest.mark.slow  # MLflow takes a while to make its tables, and its program to start
 def test_rounds_are_versions_and_the_program_predicts_a_table(store: str, tmp_path: Path) -> None:
     first = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
@@ -163,9 +155,12 @@ def test_nobody_else_s_package_is_required(
     assert all(Requirement(each) for each in found)
 
 
-def test_a_model_reads_nothing_outside_its_folder(tmp_path: Path) -> None:
-    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+def test_a_model_is_read_with_its_own_prior_and_nothing_outside_its_folder(tmp_path: Path) -> None:
+    prior = {"*": dist.Normal(0.0, 0.5)}
+    posterior = bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), **QUICK)
     save_model(posterior, tmp_path / "model")
+    again = load_model(str(tmp_path / "model"), prior=prior, device="cpu")
+    assert torch.equal(again.predict(["w5"]).probabilities, posterior.predict(["w5"]).probabilities)
     posterior.save(tmp_path)
     described = tmp_path / "model" / "MLmodel"
     text = described.read_text()

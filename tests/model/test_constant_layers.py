@@ -67,7 +67,7 @@ def test_outputs_and_gradients_are_the_same(model_type: str, split: int) -> None
     assert network.attachment.constant == 1
     kept = replace(batch, states=network.constant_states(batch))
     expected = run(network, batch.split(split))
-    calls = calls_of(network.attachment._blocks[0].attention)
+    calls = calls_of(network.attachment._layers[0].attention)
     assert_same(expected, run(network, kept.split(split)))
     assert not calls
 
@@ -77,7 +77,7 @@ def test_only_the_layers_below_are_skipped_and_only_they_run_for_the_states(
     model_type: str,
 ) -> None:
     network = network_of(build(model_type, num_hidden_layers=5), (2, 4))
-    calls = [calls_of(block.attention) for block in network.attachment._blocks]
+    calls = [calls_of(block.attention) for block in network.attachment._layers]
     batch = Batch(inputs())
     kept = replace(batch, states=network.constant_states(batch))
     assert [*map(len, calls)] == [1, 1, 0, 0, 0]
@@ -132,7 +132,7 @@ def test_checkpointed_layers() -> None:
     network, batch = network_of(backbone), Batch(inputs())
     expected = run(network, batch)
     backbone.gradient_checkpointing_enable()
-    calls = calls_of(network.attachment._blocks[1].attention)
+    calls = calls_of(network.attachment._layers[1].attention)
     assert_same(expected, run(network, replace(batch, states=network.constant_states(batch))))
     assert len(calls) == 2  # forward, and again in the backward pass
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
+from transformers import AutoConfig, AutoModel, T5Model
 
-from bhpeft_pyro.errors import ArchitectureError
-from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
+from bhpeft_pyro.errors import ArchitectureError, ConfigError
+from bhpeft_pyro.peft import (
+    Adapter,
+    Architecture,
+    Attachment,
+    LoRA,
+    Part,
+    Prefix,
+    register_architecture,
+)
+from bhpeft_pyro.peft import architectures as registry
 from bhpeft_pyro.peft.architectures import positions_of
 
 TARGETS = ("query", "key", "value", "output", "ffn_in", "ffn_out")
@@ -29,18 +41,9 @@ def run(model, batch):
     return model(**batch).last_hidden_state
 
 
-@all_types
-def test_switched_off_is_the_frozen_model(model_type):
-    model, batch = tiny.build(model_type).requires_grad_(False), tiny.inputs()
-    frozen = run(model, batch)
-    attachment = Attachment(model, [LoRA(TARGETS, rank=3), Adapter(size=4)])
-    weights = tiny.draw(attachment.sites)
-    for name in weights:
-        if name.endswith((".B", ".up")):
-            weights[name] = torch.zeros_like(weights[name])
-    with attachment.bind(weights, batch["attention_mask"]):
-        bound = run(model, batch)
-    torch.testing.assert_close(bound, frozen, atol=1e-6, rtol=1e-6)
+@pytest.fixture
+def own_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
 
 @all_types
@@ -113,20 +116,20 @@ def test_every_site_gets_a_gradient_and_the_backbone_none(model_type, which):
 
 
 @all_types
-def test_outside_bind_the_backbone_is_as_before(model_type):
+def test_outside_bind_and_switched_off_the_backbone_is_as_before(model_type):
     model, batch = tiny.build(model_type).requires_grad_(False), tiny.inputs()
     frozen = run(model, batch)
     attachment = Attachment(model, all_kinds(model_type))
     assert torch.equal(run(model, batch), frozen)
+    assert attachment.hidden_size == frozen.shape[-1]
     with torch.no_grad(), attachment.bind(tiny.draw(attachment.sites), batch["attention_mask"]):
         assert not torch.allclose(run(model, batch), frozen, atol=1e-2)
     assert torch.equal(run(model, batch), frozen)
-
-
-@all_types
-def test_hidden_size_is_that_of_the_output(model_type):
-    model = tiny.build(model_type)
-    assert Attachment(model, ()).hidden_size == run(model, tiny.inputs()).shape[-1]
+    off = Attachment(model, all_kinds(model_type)[:2])
+    weights = tiny.draw(off.sites)
+    weights |= {k: torch.zeros_like(v) for k, v in weights.items() if k.endswith((".B", ".up"))}
+    with torch.no_grad(), off.bind(weights, batch["attention_mask"]):
+        torch.testing.assert_close(run(model, batch), frozen, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("model_type", [t for t in tiny.MODEL_TYPES if t not in ("deberta-v2",)])
@@ -198,3 +201,86 @@ def test_decoding_with_a_cache_equals_one_pass(model_type):
         second = model(input_ids=ids[:, 6:], use_cache=True, **{name: cache})
     parts = torch.cat([first.last_hidden_state, second.last_hidden_state], 1)
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+
+
+# Declarations.
+
+
+def test_an_unknown_architecture_is_named_and_can_be_declared(own_registry):
+    config = AutoConfig.for_model(
+        "phi3",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        vocab_size=tiny.VOCABULARY,
+        pad_token_id=0,
+    )
+    model, batch = AutoModel.from_config(config).eval(), tiny.inputs()
+    with pytest.raises(ArchitectureError) as caught:
+        Attachment(model, (LoRA(rank=3),))
+    for part in ("'phi3'", "modernbert", "gpt2", "register_architecture(", "layers="):
+        assert part in str(caught.value)
+
+    def heads(config):  # fused into parts of unequal width
+        size = config.hidden_size // config.num_attention_heads
+        own = size * config.num_key_value_heads
+        return config.hidden_size, own, own
+
+    phi3 = Architecture(
+        layers="layers",
+        query=Part("self_attn.qkv_proj", 0, heads),
+        key=Part("self_attn.qkv_proj", 1, heads),
+        value=Part("self_attn.qkv_proj", 2, heads),
+        output="self_attn.o_proj",
+        ffn_gate=Part("mlp.gate_up_proj", 0, 2),
+        ffn_in=Part("mlp.gate_up_proj", 1, 2),
+        ffn_out="mlp.down_proj",
+        attention="self_attn",
+    )
+    with pytest.raises(ConfigError, match="architecture: expected an Architecture"):
+        register_architecture("phi3", {"layers": "layers"})  # type: ignore[arg-type]
+    register_architecture("phi3", phi3)
+    attachment = Attachment(model, (LoRA(("query", "value"), rank=3), Adapter(size=4), Prefix(3)))
+    found = {site.name: site.shape for site in attachment.sites}
+    assert found["lora.value.B"] == (2, 16, 3) and found["prefix.key"] == (2, 3, 16)
+    weights = tiny.draw(attachment.sites)
+    seen = {}
+    qkv = model.layers[0].self_attn.qkv_proj
+    handle = qkv.register_forward_hook(lambda m, a, out: seen.update(x=a[0], out=out))
+    with attachment.bind(weights, batch["attention_mask"]):
+        run(model, batch)
+    handle.remove()
+    with torch.no_grad():
+        delta = seen["out"] - qkv(seen["x"])
+        scale = 16 / 3
+        for target, columns in {"query": slice(0, 32), "value": slice(48, 64)}.items():
+            a, b = weights[f"lora.{target}.A"][0, 0], weights[f"lora.{target}.B"][0, 0]
+            expected = scale * seen["x"] @ a.T @ b.T
+            torch.testing.assert_close(delta[..., columns], expected, atol=1e-4, rtol=1e-4)
+        assert delta[..., 32:48].abs().max() < 1e-5  # the keys
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (LoRA(rank=3), {"query": "attention.q"}, "query='attention.q'"),
+        (LoRA(rank=3), {"attention": "heads"}, "attention='heads'"),
+        (LoRA(rank=3), {"layers": "encoder.blocks"}, "no layers at 'encoder.blocks'"),
+        (LoRA(rank=3), {"query": "attention.output.LayerNorm"}, "linear module.*LayerNorm"),
+        (LoRA(), {"query": Part("attention.self.query", 0, 3)}, "not fit an output of width 32"),
+        (LoRA(), {"query": Part("attention.self.query", 2, 2)}, "do not fit"),
+        (Prefix(), {"attention": "attention"}, "BertAttention never called .* interface"),
+    ],
+)
+def test_a_wrong_declaration_is_an_error(kind, changes, message, own_registry):
+    register_architecture("bert", replace(registry.architecture_of("bert"), **changes))
+    with pytest.raises(ArchitectureError, match=message):
+        Attachment(tiny.build("bert"), (kind,))
+
+
+def test_an_encoder_decoder_is_an_error():
+    model = T5Model(tiny.config("t5", is_encoder_decoder=True))
+    with pytest.raises(ArchitectureError, match="T5EncoderModel"):
+        Attachment(model, (LoRA(rank=3),))

@@ -160,8 +160,11 @@ def test_a_copied_or_pickled_backbone_is_free_of_the_binding(model_type):
     assert torch.equal(run(model, batch), frozen)
 
 
-def test_attention_set_after_the_attachment_still_carries_the_prefix():
+def test_a_prefix_goes_through_the_attention_that_is_set():
     batch, model = tiny.inputs(), tiny.build("bert")
+    without = Attachment(model, (LoRA(rank=3), Adapter(size=4)))
+    bound(without, tiny.draw(without.sites), batch)
+    assert model.config._attn_implementation == "sdpa"  # which other kinds leave alone
     attachment = Attachment(model, (Prefix(3),))
     weights = tiny.draw(attachment.sites)
     expected = bound(attachment, weights, batch)
@@ -170,17 +173,6 @@ def test_attention_set_after_the_attachment_still_carries_the_prefix():
     torch.testing.assert_close(bound(attachment, weights, batch)[real], expected[real])
     del attachment
     assert model.config._attn_implementation == "eager"
-
-
-def test_kinds_without_a_prefix_leave_attention_alone():
-    model = tiny.build("bert")
-    attachment = Attachment(model, (LoRA(rank=3), Adapter(size=4)))
-    bound(attachment, tiny.draw(attachment.sites), tiny.inputs())
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_unsupported_attention_is_an_error():
-    model = tiny.build("bert")
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(ArchitectureError, match=r"prefix.*'sdpa' or 'eager'.*flex_attention"):
         Attachment(model, (Prefix(3),))

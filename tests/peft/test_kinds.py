@@ -1,4 +1,4 @@
-"""Sites, layers, presets, declared architectures, and the errors of bad options."""
+"""Sites, layers, presets, and the errors of bad options."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ import pytest
 import tiny
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, T5Model
 
 from bhpeft_pyro.errors import ArchitectureError, BHPEFTError, ConfigError
-from bhpeft_pyro.peft import (
-    Adapter,
-    Architecture,
-    Attachment,
-    LoRA,
-    Part,
-    Prefix,
-    presets,
-    register_architecture,
-)
-from bhpeft_pyro.peft import architectures as registry
+from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix, presets
 
 
 def run(model, batch):
@@ -98,12 +87,6 @@ def test_a_kind_on_some_layers_equals_it_on_all_with_zeros_elsewhere(model_type)
     torch.testing.assert_close(ours, expected)
 
 
-def test_layers_keep_their_numbers_in_order():
-    model = tiny.build("bert", num_hidden_layers=3)
-    sites = Attachment(model, (LoRA(rank=3, layers=(-1, 0)),)).sites
-    assert all(site.layers == (0, 2) and site.shape[0] == 2 for site in sites)
-
-
 def test_a_prefix_on_one_layer_leaves_the_other_alone():
     model, batch = tiny.build("bert"), tiny.inputs()
     attachment = Attachment(model, (Prefix(3, layers=(1,)),))
@@ -115,7 +98,10 @@ def test_a_prefix_on_one_layer_leaves_the_other_alone():
     assert not torch.allclose(states[2], frozen[2], atol=1e-2)
 
 
-def test_shared_layers_have_one_row():
+def test_layers_keep_their_numbers_and_shared_ones_have_one_row():
+    model = tiny.build("bert", num_hidden_layers=3)
+    sites = Attachment(model, (LoRA(rank=3, layers=(-1, 0)),)).sites
+    assert all(site.layers == (0, 2) and site.shape[0] == 2 for site in sites)
     model = tiny.build("albert", num_hidden_layers=5)
     attachment = Attachment(model, (LoRA(rank=3), Prefix(2)))
     assert all(site.shape[0] == 1 and site.layers == (0,) for site in attachment.sites)
@@ -125,6 +111,8 @@ def test_shared_layers_have_one_row():
 
 def test_layers_of_differing_width_are_an_error_unless_left_out():
     model = tiny.build("bert")
+    with pytest.raises(ArchitectureError, match="no 'ffn_gate'"):
+        Attachment(model, (LoRA(("ffn_gate",), rank=3),))
     layer = model.encoder.layer[0]
     layer.intermediate.dense = nn.Linear(32, 64)
     layer.output.dense = nn.Linear(64, 32)
@@ -170,11 +158,6 @@ def test_bad_options_are_named(make, message):
     assert isinstance(caught.value, ValueError) and isinstance(caught.value, BHPEFTError)
 
 
-def test_a_gate_projection_needs_a_gated_block():
-    with pytest.raises(ArchitectureError, match="no 'ffn_gate'"):
-        Attachment(tiny.build("bert"), (LoRA(("ffn_gate",), rank=3),))
-
-
 def test_presets():
     names = {
         "bh_peft": ["lora", "adapter", "prefix"],
@@ -197,100 +180,3 @@ def test_presets():
     assert presets.mam() == (Adapter(size=8, scale=4.0), Prefix(length=30, encoder=8))
     assert all(kind.gated for kind in presets.unipelt())
     assert presets.lora(rank=2) == (LoRA(rank=2),)
-
-
-# ---------------------------------------------------------------------------- architectures
-
-
-def test_an_unknown_architecture_is_named_and_can_be_declared(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    config = AutoConfig.for_model(
-        "phi3",
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        vocab_size=tiny.VOCABULARY,
-        pad_token_id=0,
-    )
-    model, batch = AutoModel.from_config(config).eval(), tiny.inputs()
-    with pytest.raises(ArchitectureError) as caught:
-        Attachment(model, (LoRA(rank=3),))
-    for part in ("'phi3'", "modernbert", "gpt2", "register_architecture(", "layers="):
-        assert part in str(caught.value)
-
-    def heads(config):  # fused into parts of unequal width
-        size = config.hidden_size // config.num_attention_heads
-        own = size * config.num_key_value_heads
-        return config.hidden_size, own, own
-
-    phi3 = Architecture(
-        layers="layers",
-        query=Part("self_attn.qkv_proj", 0, heads),
-        key=Part("self_attn.qkv_proj", 1, heads),
-        value=Part("self_attn.qkv_proj", 2, heads),
-        output="self_attn.o_proj",
-        ffn_gate=Part("mlp.gate_up_proj", 0, 2),
-        ffn_in=Part("mlp.gate_up_proj", 1, 2),
-        ffn_out="mlp.down_proj",
-        attention="self_attn",
-    )
-    with pytest.raises(ConfigError, match="architecture: expected an Architecture"):
-        register_architecture("phi3", {"layers": "layers"})  # type: ignore[arg-type]
-    register_architecture("phi3", phi3)
-    attachment = Attachment(model, (LoRA(("query", "value"), rank=3), Adapter(size=4), Prefix(3)))
-    found = {site.name: site.shape for site in attachment.sites}
-    assert found["lora.value.B"] == (2, 16, 3) and found["prefix.key"] == (2, 3, 16)
-    weights = tiny.draw(attachment.sites)
-    seen = {}
-    qkv = model.layers[0].self_attn.qkv_proj
-    handle = qkv.register_forward_hook(lambda m, a, out: seen.update(x=a[0], out=out))
-    with attachment.bind(weights, batch["attention_mask"]):
-        run(model, batch)
-    handle.remove()
-    with torch.no_grad():
-        delta = seen["out"] - qkv(seen["x"])
-        scale = 16 / 3
-        for target, columns in {"query": slice(0, 32), "value": slice(48, 64)}.items():
-            a, b = weights[f"lora.{target}.A"][0, 0], weights[f"lora.{target}.B"][0, 0]
-            expected = scale * seen["x"] @ a.T @ b.T
-            torch.testing.assert_close(delta[..., columns], expected, atol=1e-4, rtol=1e-4)
-        assert delta[..., 32:48].abs().max() < 1e-5  # the keys
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"query": "attention.q"}, "query='attention.q'"),
-        ({"attention": "heads"}, "attention='heads'"),
-        ({"layers": "encoder.blocks"}, "no layers at 'encoder.blocks'"),
-        ({"query": "attention.output.LayerNorm"}, "linear module.*LayerNorm"),
-        ({"query": Part("attention.self.query", 0, 3)}, "do not fit an output of width 32"),
-        ({"query": Part("attention.self.query", 2, 2)}, "do not fit"),
-    ],
-)
-def test_a_wrong_declaration_is_an_error(changes, message, monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    bert = registry.architecture_of("bert")
-    fields = {name: getattr(bert, name) for name in bert.__dataclass_fields__}
-    register_architecture("bert", Architecture(**{**fields, **changes}))
-    with pytest.raises(ArchitectureError, match=message):
-        Attachment(tiny.build("bert"), (LoRA(rank=3),))
-
-
-def test_attention_that_is_declared_elsewhere_is_an_error(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    bert = registry.architecture_of("bert")
-    fields = {name: getattr(bert, name) for name in bert.__dataclass_fields__}
-    register_architecture("bert", Architecture(**{**fields, "attention": "attention"}))
-    with pytest.raises(
-        ArchitectureError, match=r"BertAttention never called .* attention interface"
-    ):
-        Attachment(tiny.build("bert"), (Prefix(),))
-
-
-def test_an_encoder_decoder_is_an_error():
-    model = T5Model(tiny.config("t5", is_encoder_decoder=True))
-    with pytest.raises(ArchitectureError, match="T5EncoderModel"):
-        Attachment(model, (LoRA(rank=3),))

@@ -138,7 +138,7 @@ def test_only_the_texts_that_are_left_are_predicted(
 ) -> None:
     posterior = mixture("class", "delta", (LoRA(rank=2, layers=(-1,)),) if upper else ())
     lower: list[int] = []  # of a transformer whose states, or features, are constant
-    block = posterior.model.network.attachment._blocks[0].attention
+    block = posterior.model.network.attachment._layers[0].attention
     block.register_forward_hook(lambda _, inputs, __: lower.append(len(inputs[0])))
     ran: list[int] = []
     original = bh.RandomPEFT.forward

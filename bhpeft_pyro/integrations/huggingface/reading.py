@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,12 +25,12 @@ from ...model.head import ClassifierHead, final_layer, set_final_layer, with_tai
 from ...model.likelihoods import Categorical, Likelihood, MultiLabel, Normal
 from ...model.model import Model
 from ...model.network import RandomPEFT
-from ...peft.architectures import architecture_of, blocks_of
+from ...peft.architectures import architecture_of, layers_of
 from ...peft.lora import LoRA
 from ...posterior.posterior import Posterior
 from ...training.report import FitReport
 
-Layer = tuple[Tensor, Tensor, float]
+Change = tuple[Tensor, Tensor, float]
 """LoRA's A (r, in), B (out, r) and scale on one module."""
 
 CONFIG = "adapter_config.json"
@@ -87,12 +87,12 @@ def from_peft(
         adapter, tokenizer = _loaded(Path(adapter), backbone, tokenizer)
     elif backbone is not None:
         raise ConfigError("backbone: it is for the folder of an adapter; a model brings its own")
-    layers: dict[str, Layer] = {}
+    changes: dict[str, Change] = {}
     if not isinstance(adapter, PreTrainedModel):
-        adapter, layers = _unwrapped(adapter)
+        adapter, changes = _unwrapped(adapter)
     final = final_layer(adapter)[1]
     likelihood = _likelihood(adapter, final.out_features)
-    kinds, values = _lora(adapter, layers)
+    kinds, values = _lora(adapter, changes)
     network = RandomPEFT(adapter, kinds, ClassifierHead(final.out_features), tokenizer)
     check_targets(network)
     values = {
@@ -131,10 +131,8 @@ def _loaded(
     peft = library()
     if not (folder / CONFIG).exists():
         raise ConfigError(f"adapter: {folder} has no {CONFIG}; expected the folder of an adapter")
-    try:
+    with _refusing(f"{folder / CONFIG} cannot be read"):
         config = peft.PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # of a damaged file, peft raises whatever it stumbles over
-        raise ConfigError(f"adapter: {folder / CONFIG} cannot be read: {error}") from error
     if tokenizer is None and (folder / "tokenizer_config.json").exists():
         tokenizer = load_tokenizer(str(folder))
     given = backbone
@@ -143,15 +141,13 @@ def _loaded(
             raise ConfigError(
                 f"adapter: {folder} does not say which model it was trained on; expected backbone="
             )
-        backbone, own = load_backbone(config.base_model_name_or_path, classifier=True)
-        tokenizer = own if tokenizer is None else tokenizer
+        backbone, its_tokenizer = load_backbone(config.base_model_name_or_path, classifier=True)
+        tokenizer = tokenizer or its_tokenizer
     check_plain(backbone)
     name, final = final_layer(backbone)
     backbone = with_tail(backbone, ClassifierHead(final.out_features).tail(backbone))
-    try:
+    with _refusing(f"the weights in {folder} cannot be read"):
         saved = peft.load_peft_weights(str(folder), device="cpu")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"adapter: the weights in {folder} cannot be read: {error}") from error
     if bad := [key for key, value in saved.items() if not value.isfinite().all()]:
         raise ConfigError(f"adapter: in {folder} the weights {bad[0]!r} are not finite")
     weight = saved.get(f"base_model.model.{name}.weight")
@@ -160,21 +156,27 @@ def _loaded(
             f"adapter: {folder} holds no weights for {name!r} (its modules_to_save is "
             f"{config.modules_to_save}); expected backbone=, the classifier it was trained on"
         )
-    try:
+    with _refusing(
+        f"{folder} does not fit the backbone, a {type(backbone).__name__}; expected the model that "
+        "it was trained on, and whole files"
+    ):
         if weight is not None:  # as many labels as the adapter was trained with
             set_final_layer(backbone, weight, saved.get(f"base_model.model.{name}.bias"))
         return peft.PeftModel.from_pretrained(backbone, str(folder)), tokenizer
-    except Exception as error:  # sizes that differ, modules that peft does not find, odd options
+
+
+@contextmanager
+def _refusing(fault: str) -> Iterator[None]:
+    """Of damaged files, or files of another model, peft raises whatever it stumbles over."""
+    try:
+        yield
+    except Exception as error:
         if is_out_of_memory(error):
             raise
-        kind = type(backbone).__name__
-        raise ConfigError(
-            f"adapter: {folder} does not fit the backbone, a {kind} ({error}); expected the model "
-            "that it was trained on, and whole files"
-        ) from error
+        raise ConfigError(f"adapter: {fault}: {error}") from error
 
 
-def _unwrapped(model: Any) -> tuple[PreTrainedModel, dict[str, Layer]]:
+def _unwrapped(model: Any) -> tuple[PreTrainedModel, dict[str, Change]]:
     """The plain classifier under a `PeftModel`, and its LoRA by the name of the module.
 
     It is a copy that shares the frozen transformer. What the adapter has trained between that and
@@ -196,7 +198,7 @@ def _unwrapped(model: Any) -> tuple[PreTrainedModel, dict[str, Layer]]:
     twin = copy.deepcopy(model, shared)
     plain = twin.get_base_model()
     inside = f"{plain.base_model_prefix}."
-    layers: dict[str, Layer] = {}
+    changes: dict[str, Change] = {}
     for where, module in plain.named_modules():
         frozen = where.startswith(inside) and not where.startswith(f"{inside}pooler")
         if frozen and isinstance(module, peft.utils.AuxiliaryTrainingWrapper):
@@ -214,8 +216,8 @@ def _unwrapped(model: Any) -> tuple[PreTrainedModel, dict[str, Layer]]:
             raise _unsupported([where])
         else:
             a, b = (side[name].weight.detach().float() for side in (module.lora_A, module.lora_B))
-            layers[where] = a, b, float(module.scaling[name])
-    return twin.base_model.unload(), layers
+            changes[where] = a, b, float(module.scaling[name])
+    return twin.base_model.unload(), changes
 
 
 def _active(model: Any) -> str:
@@ -289,43 +291,38 @@ def _label_names(model: PreTrainedModel) -> list[str] | None:
 
 
 def _lora(
-    model: PreTrainedModel, layers: Mapping[str, Layer]
+    model: PreTrainedModel, changes: Mapping[str, Change]
 ) -> tuple[tuple[LoRA, ...], dict[str, Tensor]]:
-    """One `LoRA` that does what the layers of an adapter do, and its weights.
+    """One `LoRA` that makes the changes of an adapter, and its weights.
 
     Where ranks differ, the smaller are filled up with zeros; where scales differ, B makes up for
     it.
     """
-    if not layers:
+    if not changes:
         return (), {}
-    blocks = blocks_of(cast(PreTrainedModel, model.base_model))
+    every = layers_of(cast(PreTrainedModel, model.base_model))
     names = {module: name for name, module in model.named_modules()}
-    found: dict[str, dict[int, Layer]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
-    known: set[str] = set()
-    for block in blocks:
-        for target, projection in block.projections.items():
-            name = names[projection.module]
-            if name in layers:
-                a, b, scale = layers[name]
-                part = b[projection.start : projection.start + projection.outputs]
-                found.setdefault(target, {})[block.number] = a, part, scale
-                shapes[target] = projection.inputs, projection.outputs
-                known.add(name)
-    if left := layers.keys() - known:
+    places = [
+        (layer.number, target, projection, name)
+        for layer in every
+        for target, projection in layer.projections.items()
+        if (name := names[projection.module]) in changes
+    ]
+    if left := changes.keys() - {name for *_, name in places}:
         raise _unsupported(sorted(left))
-    numbers = sorted({number for each in found.values() for number in each})
-    rank = max(len(a) for a, _, _ in layers.values())
-    common = next(iter(layers.values()))[2]
+    numbers = sorted({number for number, *_ in places})
+    rank = max(len(a) for a, _, _ in changes.values())
+    common = next(iter(changes.values()))[2]
     values: dict[str, Tensor] = {}
-    for target, each in found.items():
-        inputs, outputs = shapes[target]
-        down = torch.zeros(len(numbers), rank, inputs, device=model.device)
-        up = torch.zeros(len(numbers), outputs, rank, device=model.device)
-        for place, number in enumerate(numbers):
-            if number in each:
-                a, b, scale = each[number]
-                down[place, : len(a)], up[place, :, : len(a)] = a, b * (scale / common)
-        values |= {f"lora.{target}.A": down, f"lora.{target}.B": up}
-    chosen = None if len(numbers) == len(blocks) else tuple(numbers)
-    return (LoRA(tuple(found), rank, common * rank, layers=chosen),), values
+    for number, target, projection, name in places:
+        a, b, scale = changes[name]
+        for side, shape in (("A", (rank, projection.inputs)), ("B", (projection.outputs, rank))):
+            empty = torch.zeros(len(numbers), *shape, device=model.device)
+            values.setdefault(f"lora.{target}.{side}", empty)
+        part = b[projection.start : projection.start + projection.outputs] * (scale / common)
+        row = numbers.index(number)
+        values[f"lora.{target}.A"][row, : len(a)] = a
+        values[f"lora.{target}.B"][row, :, : len(a)] = part
+    targets = tuple(dict.fromkeys(target for _, target, *_ in places))
+    chosen = None if len(numbers) == len(every) else tuple(numbers)
+    return (LoRA(targets, rank, common * rank, layers=chosen),), values

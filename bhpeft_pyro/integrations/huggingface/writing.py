@@ -20,7 +20,7 @@ from ...guides.guide import check_not_linear
 from ...model.head import final_layer, set_final_layer
 from ...model.network import RandomPEFT
 from ...posterior.posterior import Posterior
-from .reading import CONFIG, Layer, check_targets, library
+from .reading import CONFIG, Change, check_targets, library
 
 _TENSORS = "adapter_model.safetensors"
 _MARK = "bhpeft_pyro"  # of the tensors' metadata
@@ -76,8 +76,8 @@ def to_peft(
             f"to_peft: an adapter does not say that a text may have several labels; expected a "
             f"backbone whose config has problem_type={several!r}; merge() gives one"
         )
-    every = range(len(posterior.components)) if component is None else (component,)
-    chosen = {f"component-{number}": posterior.weights(number) for number in every}
+    numbers = range(len(posterior.components)) if component is None else (component,)
+    chosen = {f"component-{number}": posterior.weights(number) for number in numbers}
     if draws:
         whole = posterior if component is None else posterior.components[component]
         check_not_linear(whole.guide, f"draws={draws}")
@@ -100,14 +100,14 @@ def _check_ours(folder: Path, overwrite: bool) -> None:
     `overwrite`."""
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"folder: {folder} is a file; expected a folder, or the name of a new one")
-    every, ours = {*folder.rglob("*")}, set[Path]()
-    for file in every:
+    files, ours = {*folder.rglob("*")}, set[Path]()
+    for file in files:
         if file.name == _TENSORS and _is_ours(file, folder):
             ours |= {file.parent, file, file.with_name(CONFIG)}
-    held = sorted(file.parent for file in every if file.name == CONFIG)
+    held = sorted(file.parent for file in files if file.name == CONFIG)
     if held and not overwrite:
         raise SaveError(f"folder: {held[0]} holds an adapter already; pass overwrite=True")
-    if other := sorted(every - ours):
+    if other := sorted(files - ours):
         raise SaveError(
             f"folder: {other[0]} was not written by to_peft, or was changed; expected a new or an "
             "empty folder, or one that to_peft alone has written to"
@@ -182,16 +182,16 @@ def _check(posterior: Posterior, what: str) -> None:
     check_targets(network)
 
 
-def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Layer]:
-    """What LoRA does to each module, as one A, B and scale; of a fused one, all parts together."""
+def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Change]:
+    """LoRA on each module by its name: one A, B and scale; of a fused one, all parts together."""
     names = {module: name for name, module in network.backbone.named_modules()}
     weights = network.coordinates(
         {site.name: values[site.name].unsqueeze(0) for site in network.sites}
     )
     return {
         names[module]: (a[0], b[0], kind.factor)
-        for kind, blocks in network.attachment.wired
-        for (_, module), (a, b) in kind.products(weights, blocks).items()
+        for kind, layers in network.attachment.wired
+        for (_, module), (a, b) in kind.products(weights, layers).items()
     }
 
 
@@ -216,8 +216,8 @@ def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path, plac
         r=rank,
         lora_alpha=alpha,
         target_modules=list(modules),
-        rank_pattern={name: own for name, own in ranks.items() if own != rank},
-        alpha_pattern={name: own for name, own in alphas.items() if own != alpha},
+        rank_pattern={name: value for name, value in ranks.items() if value != rank},
+        alpha_pattern={name: value for name, value in alphas.items() if value != alpha},
         fan_in_fan_out=transposed,
         modules_to_save=sorted(
             {f"{inside}pooler" if key.startswith(inside) else key.split(".")[0] for key in kept}

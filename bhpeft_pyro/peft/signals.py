@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..base.threads import without_autocast
 from ..errors import ArchitectureError
-from .architectures import Block, Projection
+from .architectures import Layer, Projection
 from .binding import Binding, activate, install, new_token
 
 ROWS, LENGTH = 8, 32
@@ -42,13 +42,13 @@ class Scales:
         """RMS of the projection's own columns of its module's output."""
         return self._of(projection.module, projection.start, "was never run")
 
-    def keys(self, block: Block) -> Tensor:
+    def keys(self, layer: Layer) -> Tensor:
         """RMS of the keys as they enter attention (rotated and normalised)."""
-        return self._of(block.attention, "keys", _NO_CALL)
+        return self._of(layer.attention, "keys", _NO_CALL)
 
-    def values(self, block: Block) -> Tensor:
+    def values(self, layer: Layer) -> Tensor:
         """RMS of the values as they enter attention."""
-        return self._of(block.attention, "values", _NO_CALL)
+        return self._of(layer.attention, "values", _NO_CALL)
 
     def _of(self, module: nn.Module, what: str | int, fault: str) -> Tensor:
         if (module, what) not in self.rms:
@@ -60,7 +60,7 @@ class Scales:
 
 
 @without_autocast()
-def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> Scales:
+def measure(base: PreTrainedModel, layers: Sequence[Layer], attention: bool) -> Scales:
     """Run `base` on 8 x 32 random token ids (seeded) and measure every projection.
 
     `attention` asks for keys and values too; it needs the attention function of `prefix.py`.
@@ -84,7 +84,7 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
 
     def note(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         rest = output[1:] if isinstance(output, tuple) else None
-        if args and not any(isinstance(each, Tensor) for each in rest or ()):
+        if args and not any(isinstance(part, Tensor) for part in rest or ()):
             beside[layer] = rest
 
     def attend(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,13 +93,13 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
         return key, value
 
     binding = Binding(new_token(), base, 1, None)
-    for block in blocks:
-        for projection in block.projections.values():
+    for layer in layers:
+        for projection in layer.projections.values():
             binding.after[projection.module].append(partial(after, projection))
         if attention:
-            binding.attend[block.attention] = partial(attend, block.attention)
+            binding.attend[layer.attention] = partial(attend, layer.attention)
     handles = install(binding)
-    handles += [block.layer.register_forward_hook(note) for block in blocks]
+    handles += [layer.module.register_forward_hook(note) for layer in layers]
     try:
         with torch.no_grad(), activate(binding):
             ids = random_tokens(base).to(device)

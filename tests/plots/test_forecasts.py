@@ -52,11 +52,6 @@ def test_reliability_bars_are_the_accuracy_in_their_bins(ax):
     (strokes,) = [c for c in ax.collections if isinstance(c, LineCollection)]
     for stroke, [(mean, accuracy)] in zip(strokes.get_segments(), gaps, strict=True):
         assert stroke.ravel().tolist() == pytest.approx([mean, accuracy, mean, mean])
-
-
-def test_reliability_states_the_ece_that_evaluate_gives(ax):
-    forecast = forecast_of(0)
-    plots.reliability(forecast, ax=ax)
     assert f"{evaluate(forecast)['ece']:.3f}" in ax.get_title()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence", "accuracy")
 
@@ -68,39 +63,23 @@ def test_given_labels_come_before_the_forecasts_own(ax):
 
 
 def test_rejection_draws_each_named_forecast(ax):
-    named = {"BH-PEFT": forecast_of(0), "LoRA": forecast_of(1)}
+    """As many as `compare` makes of classes, and all look different."""
+    named = {f"method {i}": forecast_of(i) for i in range(7)}
     plots.rejection(named, ax=ax, by="total")
-    assert [line.get_label() for line in ax.lines] == ["BH-PEFT", "LoRA"]
+    assert [line.get_label() for line in ax.lines] == list(named)
     for line, forecast in zip(ax.lines, named.values(), strict=True):
         fractions, accuracy = rejection_curve(forecast, by="total")
         assert list(line.get_xdata()) == pytest.approx((100 * fractions).tolist())
         assert list(line.get_ydata()) == pytest.approx(accuracy.tolist())
-    looks = {(line.get_color(), line.get_marker()) for line in ax.lines}
-    assert len(looks) == 2
-    assert "total uncertainty" in ax.get_xlabel()
-    assert "accuracy" in ax.get_ylabel()
+    assert len({(line.get_color(), line.get_marker()) for line in ax.lines}) == 7
+    assert "total uncertainty" in ax.get_xlabel() and "accuracy" in ax.get_ylabel()
 
 
 def test_rejection_of_ratings_is_in_mse(ax):
     forecast = ratings()
     plots.rejection(forecast, ax=ax)
     assert list(ax.lines[0].get_ydata()) == pytest.approx(rejection_curve(forecast)[1].tolist())
-    assert "MSE" in ax.get_ylabel()
-    assert ax.get_legend() is None
-
-
-def test_seven_forecasts_look_different(ax):
-    """As many as `compare` makes of classes."""
-    plots.rejection({str(i): forecast_of(i) for i in range(7)}, ax=ax)
-    looks = {(line.get_color(), line.get_marker()) for line in ax.lines}
-    assert len(looks) == 7
-
-
-def test_rejection_refuses_to_mix_accuracy_and_mse():
-    with pytest.raises(ConfigError, match="forecasts"):
-        plots.rejection({"a": forecast_of(0), "b": ratings()})
-    with pytest.raises(ConfigError, match="forecasts"):
-        plots.rejection({})
+    assert "MSE" in ax.get_ylabel() and ax.get_legend() is None
 
 
 def test_scatter_has_right_and_wrong_where_they_are(ax):
@@ -126,12 +105,6 @@ def test_scatter_without_labels_and_of_ratings_is_one_cloud(ax):
     assert len(plots.epistemic_aleatoric(bare).collections) == 1
 
 
-def test_without_axes_a_figure_is_made_and_returned():
-    assert plt.get_fignums() == []
-    ax = plots.reliability(forecast_of(0))
-    assert plt.get_fignums() == [ax.figure.number]
-
-
 def test_what_cannot_be_plotted_is_refused():
     bare = ClassForecast.from_draws(torch.full((2, 5, 2), 0.5))
     for plot in (plots.reliability, plots.rejection):
@@ -143,4 +116,9 @@ def test_what_cannot_be_plotted_is_refused():
         plots.epistemic_aleatoric(bare.probabilities)
     with pytest.raises(ConfigError, match="by="):
         plots.rejection(forecast_of(0), by="entropy")
+    for mixed in ({"a": forecast_of(0), "b": ratings()}, {}):
+        with pytest.raises(ConfigError, match="forecasts"):
+            plots.rejection(mixed)
     assert plt.get_fignums() == []
+    ax = plots.reliability(forecast_of(0))
+    assert plt.get_fignums() == [ax.figure.number]

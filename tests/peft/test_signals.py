@@ -8,7 +8,7 @@ import torch
 
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
 from bhpeft_pyro.peft.binding import activate
-from bhpeft_pyro.peft.scales import random_tokens
+from bhpeft_pyro.peft.signals import random_tokens
 
 MODELS = ("bert", "modernbert", "gpt2", "opt", "llama", "t5", "deberta-v2")
 PARTICLES = 48
@@ -40,11 +40,11 @@ def branch_and_frozen(model_type, kind, module_of, layer):
 
 
 def lora_output(model, layer):
-    return Attachment(model, ())._blocks[layer].projections["output"].module
+    return Attachment(model, ())._layers[layer].projections["output"].module
 
 
 def ffn_out(model, layer):
-    return Attachment(model, ())._blocks[layer].projections["ffn_out"].module
+    return Attachment(model, ())._layers[layer].projections["ffn_out"].module
 
 
 # A gate stands between 0 and 1, so that what it lets through is less exactly foreseen.
@@ -76,7 +76,7 @@ def test_unit_of_prefix(model_type, encoder):
     ids = random_tokens(model)
     binding = attachment._binding(weights, None)
     own = {}
-    for layer, block in enumerate(attachment._blocks):
+    for layer, block in enumerate(attachment._layers):
         attend = binding.attend[block.attention]
 
         def spy(key, value, attend=attend, layer=layer):

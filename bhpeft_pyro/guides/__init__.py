@@ -1,14 +1,11 @@
 """Guides: families of approximate posteriors under one contract."""
 
-from .blocks import BlockGuide, MixtureGuide
-from .budget import Budget
-from .empirical import DrawsGuide
-from .function import ForeignGuide, FunctionGuide, PriorGuide, as_guide, prior_like
-from .guide import Guide
+from .blocks import BlockGuide, MixtureGuide, PriorGuide, prior_like
+from .foreign import DrawsGuide, ForeignGuide, FunctionGuide, as_guide
+from .guide import Budget, Guide
 from .laplace.laplace_guide import LaplaceGuide
 from .latent import Latent, latents
-from .mean_field import DeltaGuide, NormalGuide
-from .optimizers import NaturalGradient
+from .mean_field import DeltaGuide, NaturalGradient, NormalGuide
 from .pyro_guides import PyroGuide
 from .registry import COMPONENTS, GUIDES, PRESETS, GuideLike, autoguide, budget, check_made_for
 

@@ -1,4 +1,5 @@
-"""Guides made of guides: a family for each group of sites, and mixtures of independent fits."""
+"""Guides made of others: a family for each group of sites, mixtures of independent fits, and the
+priors that these were fitted under."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..base.distributions import Covariance
 from ..base.fit_options import FitOptions
 from ..base.names import sort_by_pattern
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
-from ..priors import MixturePrior
+from ..priors import JointPrior, MixturePrior, checked
 from .guide import Guide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide
@@ -180,6 +182,54 @@ class MixtureGuide(Guide):
         """The mean of the components' central values; `predict(samples=0)` uses each of them."""
         found = [each.means() for each in self.components]
         return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
+
+
+def prior_like(model: Model, guide: Guide) -> Guide:
+    """The prior that a guide was fitted under, to predict with as the guide does.
+
+    Under a `linear` guide the network is linearised around the guide's means. Under a mixture this
+    is a mixture too, of the priors of its components.
+    """
+    if isinstance(guide, MixtureGuide):
+        priors = getattr(model.prior, "parts", [model.prior] * len(guide.components))
+        pairs = zip(priors, guide.components, strict=True)
+        return MixtureGuide([prior_like(model.with_prior(prior), each) for prior, each in pairs])
+    strategy = guide.strategy
+    if strategy.centres_prior:
+        model, _ = strategy.for_predictions(model.with_prior(strategy.fitted_prior()))
+    return PriorGuide(model, guide.means() if guide.linear else None)
+
+
+class PriorGuide(Guide):
+    """A model's prior in the form of a guide, to draw from and to predict with.
+
+    Args:
+        model: the model.
+        around: weights at which the network is linearised for predictions; by default it is not.
+    """
+
+    def __init__(self, model: Model, around: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self._model = (model,)  # a tuple keeps it out of the submodules
+        self._around, self.linear = around, around is not None
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        (model,) = self._model
+        return checked(model.prior, model.sites)
+
+    @property
+    def covariance(self) -> Covariance | None:
+        prior = self._model[0].prior
+        if self._around is None or not isinstance(prior, JointPrior):
+            return None
+        # The closed form of predictions is that of a mean where the network is linearised.
+        around = torch.cat([self._around[name].flatten() for name in prior.shapes])
+        return prior.normal.covariance if torch.equal(around, prior.normal.loc) else None
+
+    def means(self) -> dict[str, Tensor]:
+        if self._around is None:
+            raise GuideError("a prior has no central values; expected samples=1 or more")
+        return dict(self._around)
 
 
 def check_separate(guide: str, found: Sequence[Latent]) -> None:

@@ -1,8 +1,9 @@
-"""The contract of this package's guides."""
+"""The contract of this package's guides, and the size of one before any of it is made."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pyro.distributions import TorchDistribution
@@ -16,9 +17,58 @@ from ..data.batch import Batch
 from ..errors import ConfigError, GuideError
 from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
-from .budget import Budget
-from .optimizers import adam_lr, trained
 from .strategy import Strategy
+
+NOISE_STEPS = 10.0
+"""Step size of the noise scale of a point estimate, as a multiple of that of other weights."""
+_POINT_LR, _DRAWN_LR = 2e-3, 1e-2  # of weights themselves, and of a distribution of weights
+_TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam
+_KEPT = 4  # bytes of any other number
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a guide needs while it is fitted.
+
+    Attributes:
+        latents: D, the number of random weights.
+        parameters: the number of trained parameters.
+        bytes: memory of the parameters, their gradients and optimiser state, and of what else the
+            guide keeps or needs to compute its covariance (for batches of 16). The transformer's
+            own memory is not included.
+
+    >>> print(Budget.of(100_000, 10_000_200_000))
+    100,000 latents, 10,000,200,000 parameters, 149.0 GiB
+    """
+
+    latents: int
+    parameters: int
+    bytes: int
+
+    @classmethod
+    def of(cls, latents: int, parameters: int, kept: int = 0) -> Budget:
+        """From counts: latents, trained parameters, and other numbers that are kept."""
+        return cls(latents, parameters, _TRAINED * parameters + _KEPT * kept)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.latents:,} latents, {self.parameters:,} parameters, "
+            f"{self.bytes / 2**30:.1f} GiB"
+        )
+
+    def check(self, limit: int) -> None:
+        """Refuse a guide that needs more than `limit` bytes.
+
+        Raises:
+            GuideError: it does; the message has the figures and what would fit.
+        """
+        if self.bytes > limit:
+            raise GuideError(
+                f"it would take {self}, more than max_bytes={limit / 2**30:.1f} GiB; expected "
+                "fewer weights (a lower rank, LoRA on the upper layers alone, "
+                "presets.head_only()), a guide that takes less ('laplace' with a lower rank, "
+                "'normal', or 'delta', which takes least), or a larger max_bytes"
+            )
 
 
 class Guide(nn.Module):
@@ -214,6 +264,20 @@ def _announce(name: str, parameter: nn.Parameter) -> None:
     value.unconstrained = lambda: parameter
     message: Any = effectful(lambda **_: value, type="param")
     message(name=name)
+
+
+def trained(guide: nn.Module) -> list[nn.Parameter]:
+    """The parameters to be fitted, of which there must be some (GuideError)."""
+    found = [p for p in guide.parameters() if p.requires_grad]
+    if not found:
+        raise GuideError("the guide has no parameters to fit")
+    return found
+
+
+def adam_lr(options: FitOptions, point: bool = True) -> float:
+    """The learning rate of Adam, for point estimates or for other guides."""
+    default = _POINT_LR if point else _DRAWN_LR
+    return default if options.lr is None else options.lr
 
 
 def check_not_linear(guide: Guide, argument: str) -> None:

@@ -25,8 +25,7 @@ from ..data.batch import Batch
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior, unpack
-from .budget import Budget
-from .guide import Guide
+from .guide import Budget, Guide
 from .latent import is_real, latents, normal_on
 
 _LARGEST = 4096  # latents of a dense covariance: 64 MiB

@@ -18,10 +18,8 @@ from ..base.threads import alone, seeded
 from ..errors import GuideError
 from ..model.model import Model
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide, check_separate
-from .budget import Budget
-from .empirical import DrawsGuide
-from .function import ForeignGuide, FunctionGuide, ModuleGuide
-from .guide import Guide
+from .foreign import DrawsGuide, ForeignGuide, FunctionGuide, ModuleGuide
+from .guide import Budget, Guide
 from .laplace.laplace_guide import LaplaceGuide
 from .latent import latents
 from .mean_field import DeltaGuide, NormalGuide

@@ -25,8 +25,10 @@ from .likelihoods import Outputs
 from .model import Model
 
 __all__ = [
+    "AT_ONCE",
     "MAX_BYTES",
     "LinearOutputs",
+    "examples_at_once",
     "jacobian",
     "linear_predictives",
     "symmetric_noise",
@@ -34,6 +36,16 @@ __all__ = [
 
 MAX_BYTES = 2**29
 """How many bytes of weight draws share one pass of the network."""
+AT_ONCE = 2**31
+"""Bytes of Jacobians that are in memory together."""
+
+
+def examples_at_once(latents: int, outputs: int = 3, most: int = 16) -> int:
+    """How many examples have their Jacobians in memory together: as many as 2 GiB hold.
+
+    Each takes a copy of the weights, of their gradients and of three of its Jacobian.
+    """
+    return max(1, min(most, AT_ONCE // max(4 * latents * (5 + 3 * outputs), 1)))
 
 
 @dataclass(frozen=True, eq=False)

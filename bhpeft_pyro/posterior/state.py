@@ -23,7 +23,7 @@ from ..data import Columns
 from ..data import examples as stored_examples
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, ForeignGuide, Guide, PyroGuide, latents
-from ..guides.function import FunctionGuide
+from ..guides.foreign import FunctionGuide
 from ..model import likelihoods
 from ..model.backbone import check_identity, check_outputs, identity, saved_name
 from ..model.head import ClassifierHead, Head, with_tail

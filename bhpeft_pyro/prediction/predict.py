@@ -23,10 +23,9 @@ from ..data.columns import MAX_CHOICES
 from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
-from ..guides.budget import examples_at_once
 from ..model.cached_batches import BATCH, CachedBatches, check_all
 from ..model.likelihoods.normal import Ratings
-from ..model.linearized import jacobian, symmetric_noise
+from ..model.linearized import examples_at_once, jacobian, symmetric_noise
 from ..model.model import Model
 from .draws import Draws, draw_parts, private_rng, strata
 from .passes import Statistics, by_batch, passes

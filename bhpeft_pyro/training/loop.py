@@ -26,7 +26,7 @@ from ..data.batch import Batch
 from ..errors import ConfigError, DataError, FitError
 from ..forecast.metrics import nlls
 from ..guides import Guide
-from ..guides.optimizers import trained
+from ..guides.guide import trained
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict

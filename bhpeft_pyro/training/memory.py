@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 
 from ..base.checks import COUNT, check
 from ..errors import ConfigError, GuideError
-from ..guides import budget
-from ..guides.budget import Budget
+from ..guides import Budget, budget
 from ..model.head import Head
 from ..model.network import RandomPEFT
 from ..peft import Kind

@@ -60,7 +60,7 @@ class FitReport:
         held_out: rows that early stopping and the choice of width and output scale used.
         split: the seed by which `fit` itself held these rows out of its data, if it did.
         tau: of a Laplace approximation, the multiple of the first prior's precision in its
-            covariance (`guides/laplace/width.py`).
+            covariance (`guides/laplace/laplace_strategy.py`).
         noise: the noise scale of ratings, in their units, that was chosen with tau.
         output_scale: the factor of a softmax's outputs in predictions that was chosen after tau; 1
             in a round without held-out rows.

@@ -26,7 +26,7 @@ from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
-from bhpeft_pyro.guides.optimizers import ScaledAdam
+from bhpeft_pyro.guides.mean_field import ScaledAdam
 from bhpeft_pyro.model import backbone
 from bhpeft_pyro.testing import tiny_backbone, tiny_model
 

@@ -36,9 +36,10 @@ from bhpeft_pyro.diagnostics.changes import shifts
 from bhpeft_pyro.errors import DataError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
 from bhpeft_pyro.guides.laplace import choice as candidates
-from bhpeft_pyro.guides.laplace import width
+from bhpeft_pyro.guides.laplace import curvature, laplace_strategy
 from bhpeft_pyro.guides.laplace.choice import Candidates
-from bhpeft_pyro.guides.laplace.precision import Precision
+from bhpeft_pyro.guides.laplace.curvature import Curvature, Precision, jacobians
+from bhpeft_pyro.model import linearized
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.model.linearized import LinearOutputs, jacobian, symmetric_noise
 from bhpeft_pyro.peft.sites import Site
@@ -245,7 +246,7 @@ def test_every_site_moves_the_outputs_alike_under_the_default_prior() -> None:
     with torch.no_grad():
         guide.loc.add_(0.3 * torch.randn(guide.loc.shape, generator=generator(1)))
     examples = tiny_examples(16)
-    scale = width.equal_effect(model, guide, width._jacobians(model, guide, examples))
+    scale = laplace_strategy.equal_effect(model, guide, jacobians(model, guide.means(), examples))
     batch = next(examples.batches(len(examples)))
     rows = centred(model, derivative(model, guide.means(), batch)[1], batch)
     effects = {  # two contrasts between three outputs
@@ -288,8 +289,8 @@ def test_every_round_sets_open_scales_again_and_keeps_what_was_learnt(tau: float
         torch.testing.assert_close(learnt(guide), both, rtol=2e-2, atol=2e-2)
         scale = guide.first_scale
         if prior is None:
-            rows = width._jacobians(second.model, guide, parts[1])
-            scale = width.equal_effect(second.model, guide, rows)
+            rows = jacobians(second.model, guide.means(), parts[1])
+            scale = laplace_strategy.equal_effect(second.model, guide, rows)
             assert not torch.allclose(scale, old.first_scale, rtol=0.01)
         torch.testing.assert_close(guide.first_scale, scale)
         known = second.first_prior
@@ -351,7 +352,7 @@ def test_a_choice_that_does_not_exist_is_no_output() -> None:
     rows = {"question": ["w9"] * 9, "choices": choices, "answer": [0] * 9}
     examples = model.encode(rows)
     guide = LaplaceGuide(model)
-    scale = width.equal_effect(model, guide, width._jacobians(model, guide, examples))
+    scale = laplace_strategy.equal_effect(model, guide, jacobians(model, guide.means(), examples))
     variances = []
     for each in range(9):
         (batch,) = examples.subset([each]).batches(1)
@@ -365,10 +366,12 @@ def test_all_gradients_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one output, more examples are run at once than of three."""
     model = tiny_model((), 1, likelihood=Normal(3.0, 2.0))
     examples = model.encode({"text": random_texts(64), "label": [float(i % 5) for i in range(64)]})
-    monkeypatch.setitem(width.examples_at_once.__globals__, "_AT_ONCE", 5760)
+    for module in (linearized, curvature):
+        monkeypatch.setattr(module, "AT_ONCE", 5760)
     guide = LaplaceGuide(model, rank=1)
     with warnings.catch_warnings(action="error"):  # torch would enlarge the table
-        width.measured(model, guide, width._jacobians(model, guide, examples), 1.0)
+        rows, scale = jacobians(model, guide.means(), examples), guide.prior.covariance.scale
+        Curvature.of(rows, scale, guide.rank, model.network.outputs, weight=1.0)
 
 
 @pytest.mark.parametrize("kept", [0, 256])
@@ -385,8 +388,8 @@ def test_a_width_is_the_same_whether_jacobians_are_kept_or_computed_again(
     model, examples = tiny_model(()), tiny_examples(80)
     posterior = bh.fit(model, "delta", examples, max_steps=2, progress=False)
     expected = posterior.widen(examples)
-    monkeypatch.setattr(width, "jacobian", counted)
-    monkeypatch.setattr(width, "rows_kept", lambda latents: kept)
+    monkeypatch.setattr(curvature, "jacobian", counted)
+    monkeypatch.setattr(curvature, "rows_kept", lambda latents: kept)
     found = posterior.widen(examples)
     assert torch.equal(guide_of(found).scale, guide_of(expected).scale)
     assert found.report.expected_nll == expected.report.expected_nll
@@ -697,9 +700,6 @@ def test_the_output_scale_is_for_predictions_only(tmp_path: Path) -> None:
     assert shifts(first) == shifts(plain)
     again = guide_of(first.widen(tiny_examples(80)))
     torch.testing.assert_close(again.loc, guide.loc)
-    state = {name: value for name, value in guide.state_dict().items() if name != "output_scale"}
-    again.load_state_dict(state)  # of a version without
-    assert again.output_scale == 1
     chosen = first.update(tiny_examples(9, seed=1), validation=tiny_examples(40, seed=2), **QUICK)
     assert chosen.report.output_scale != 1
 
@@ -787,7 +787,7 @@ def test_the_noise_is_chosen_with_the_width_of_the_first_round(
         free.append(args[-1])
         return candidates.with_constant_noise(*args)
 
-    monkeypatch.setattr(width, "with_constant_noise", chosen)
+    monkeypatch.setattr(laplace_strategy, "with_constant_noise", chosen)
     rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
     model = tiny_model(bh.presets.bh_peft(), 1, likelihood=Normal())
     first = bh.fit(model, "laplace", rows, components=1, **QUICK)

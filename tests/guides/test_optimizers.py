@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides.optimizers import NaturalGradient, ScaledAdam
+from bhpeft_pyro.guides.mean_field import NaturalGradient, ScaledAdam
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 from bhpeft_pyro.training.convergence import unsettled
 

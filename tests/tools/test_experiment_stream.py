@@ -18,7 +18,7 @@ from saves import backbone_in
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.guides.laplace import width
+from bhpeft_pyro.guides.laplace import laplace_strategy
 from bhpeft_pyro.guides.laplace.laplace_strategy import LaplaceStrategy
 from bhpeft_pyro.streams import History
 from tools.experiments import protocols, stream
@@ -34,7 +34,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     out, and the width is measured on all of them."""
     monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
     monkeypatch.setattr(LaplaceStrategy, "needs_held_out", lambda *args: False)
-    monkeypatch.setattr(width, "_EXAMPLES", 1000)
+    monkeypatch.setattr(laplace_strategy, "_EXAMPLES", 1000)
 
 
 @pytest.mark.usefixtures("exactly")

@@ -1,29 +1,96 @@
-"""The curvature of a linearised network: the Fisher information of all examples, N F.
+"""The curvature of a linearised network, and the precision of the weights that comes of it.
 
-It is kept as its leading directions and the diagonal of the rest. It is computed from the
-derivatives of the outputs with respect to the weights, example by example; labels are not used.
+The curvature is the Fisher information of all examples, N F, kept as its leading directions and the
+diagonal of the rest. It is computed from the derivatives of the outputs with respect to the
+weights, example by example; labels are not used. A precision is tau P + I, with P the first prior's
+and I the information of data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ...base.distributions import leading
+from ...base.distributed import map_over_ranks
+from ...base.distributions import Covariance, exact, leading
+from ...base.progress import tracked
+from ...data import Examples
 from ...data.batch import Batch
+from ...model.cached_batches import CachedBatches
 from ...model.fisher import all_outcomes, one_outcome
-from ...model.linearized import LinearOutputs
+from ...model.linearized import AT_ONCE, LinearOutputs, examples_at_once, jacobian
 from ...model.model import Model
-from ..budget import examples_at_once, gradients_at_once
-from .laplace_guide import LaplaceGuide
 
 _LABELS = 256  # drawn for each example, where the expectation over labels has no closed form
+_GATHERED = 256  # gradients
+_REUSED, _MOST = 256, 2**30  # Jacobian rows that are kept for another use, in so many bytes
 
 Jacobians = Iterable[tuple[Batch, LinearOutputs, Tensor]]
 """Batches with their outputs and the (B, E, D) derivatives of these."""
+
+
+def gradients_at_once(latents: int, rank: int) -> int:
+    """How many gradients are gathered before the leading directions are computed again: as many as
+    2 GiB hold, at least `rank` and at most 256."""
+    return max(rank, min(_GATHERED, AT_ONCE // (4 * max(latents, 1))))
+
+
+def rows_kept(latents: int) -> int:
+    """How many rows of Jacobians are kept for another use: 256 if 1 GiB holds them, or else none,
+    and they are computed again."""
+    return _REUSED if 4 * latents * _REUSED <= _MOST else 0
+
+
+def jacobians(
+    model: Model, at: Mapping[str, Tensor], examples: Examples, share: float = 1.0
+) -> Jacobians:
+    """Those of examples, as many at a time as there is memory for; several processes divide the
+    batches.
+
+    Args:
+        model: the model.
+        at: the weights, by site.
+        examples: the rows.
+        share: of the progress bar.
+    """
+    at_once = examples_at_once(_count(at), _outputs(model, examples))
+
+    def batches() -> Iterator[Batch]:
+        parts = -(-len(examples) // at_once)
+        every = CachedBatches(model, examples).prediction(at_once)
+        for _, batch in tracked(every, "", parts, share):
+            yield batch.to(model.network.device)
+
+    def compute(batch: Batch) -> list[Tensor]:
+        outputs, rows = jacobian(model, at, batch)
+        return [torch.tensor(outputs.shape), outputs.mean, rows]
+
+    for batch, (shape, mean, rows) in map_over_ranks(batches(), compute):
+        of_one = tuple(shape.tolist())
+        yield batch, LinearOutputs(model, mean, of_one, batch.choices, batch.extra), rows
+
+
+def repeatable(
+    model: Model, at: Mapping[str, Tensor], examples: Examples
+) -> Callable[[], Jacobians]:
+    """`jacobians` at every call, computed once if there is memory to keep them."""
+    compute = partial(jacobians, model, at, examples)
+    if len(examples) * _outputs(model, examples) > rows_kept(_count(at)):
+        return compute
+    kept = [*compute()]
+    return lambda: kept
+
+
+def _count(at: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in at.values())
+
+
+def _outputs(model: Model, examples: Examples) -> int:
+    return model.network.outputs * examples.width
 
 
 @dataclass(frozen=True)
@@ -33,26 +100,33 @@ class Curvature:
     rest: Tensor
     root: Tensor
 
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, rows: Jacobians, scale: Tensor, rank: int, outputs: int, weight: float
+    ) -> Curvature:
+        """From the Jacobians of some examples, each of which counts `weight` times.
+
+        Args:
+            rows: the Jacobians.
+            scale: (D,) the prior's.
+            rank: the number of directions that are kept.
+            outputs: of the network.
+            weight: N over the number of these examples.
+        """
+        room = rank + gradients_at_once(len(scale), rank)
+        gathered = Gathered(scale, rank, room + examples_at_once(len(scale), outputs))
+        for _, linear, derivatives in rows:
+            for score in _scores(linear):
+                gathered.add(torch.einsum("be,bed->bd", score, derivatives) * scale)
+                if gathered.count >= room:
+                    gathered.shorten()
+        root, rest = gathered.parts()
+        return cls(weight * rest, weight**0.5 * root)
+
     def times(self, factor: Tensor) -> Curvature:
         """C N F C, with C the diagonal matrix of the roots of `factor`, (D,)."""
         return Curvature(factor * self.rest, factor.sqrt().unsqueeze(-1) * self.root)
-
-
-@torch.no_grad()
-def measured(model: Model, guide: LaplaceGuide, rows: Jacobians, weight: float) -> Curvature:
-    """N F at the guide's mean, from the Jacobians of some examples, each of which counts `weight`
-    times."""
-    like, scale = guide.loc.detach(), guide.prior.covariance.scale
-    room = guide.rank + gradients_at_once(len(like), guide.rank)
-    most = examples_at_once(len(like), model.network.outputs)
-    gathered = Gathered(like, guide.rank, room + most)
-    for _, outputs, jacobians in rows:
-        for score in _scores(outputs):
-            gathered.add(torch.einsum("be,bed->bd", score, jacobians) * scale)
-            if gathered.count >= room:
-                gathered.shorten()
-    root, rest = gathered.parts()
-    return Curvature(weight * rest, weight**0.5 * root)
 
 
 def _scores(outputs: LinearOutputs) -> list[Tensor]:
@@ -72,8 +146,8 @@ def _scores(outputs: LinearOutputs) -> list[Tensor]:
             # Ratings tell a noise scale times a text's factor: along a larger scale and smaller
             # factors the posterior would be as wide as the prior. So the scale counts as known to
             # the factors, and they to it.
-            own = outputs.of_noise
-            return [part for each in by_outcome for part in (each * ~own, each * own)]
+            noise = outputs.of_noise
+            return [part for score in by_outcome for part in (score * ~noise, score * noise)]
         values = outputs.mean.detach().expand(_LABELS, -1, -1).clone().requires_grad_()
         (total,) = one_outcome(outputs.labels(values))
         (scores,) = torch.autograd.grad(total.sum(), values)
@@ -125,3 +199,74 @@ class Gathered:
         root = self._root()
         self.count = root.shape[-1]
         self._table[: self.count] = root.mT
+
+
+@dataclass(frozen=True, eq=False)
+class Precision:
+    """The precision tau P + I, where P = diag(`first`^-2) is that of the first round's prior and I
+    is what data have contributed since, N_1 F_1 + N_2 F_2 + ... (`LaplaceGuide`).
+
+    Attributes:
+        covariance: the inverse of tau P + I.
+        first: (D,) sds of the first round's prior.
+        tau: the multiple of P.
+
+    >>> import torch
+    >>> covariance = Covariance.from_precision(torch.tensor([4.0, 5.0]), torch.zeros(2, 0))
+    >>> precision = Precision(covariance, first=torch.tensor([0.5, 0.5]))
+    >>> precision.informed, 1 / precision.at(0.5).variance
+    (True, tensor([2.0000, 3.0000]))
+    """
+
+    covariance: Covariance
+    first: Tensor
+    tau: float = 1.0
+
+    @property
+    def informed(self) -> bool:
+        """For tau = 1, whether I is not zero."""
+        # Setting the first prior's scales leaves rounding errors in the scales.
+        less = self.covariance.scale < 0.999 * self.first
+        return bool(self.covariance.rank) or bool(less.any())
+
+    def at(self, tau: float, times: Tensor | None = None) -> Covariance:
+        """The inverse of tau P + I at another tau; with `times`, (D,), of tau P + C I C, where C is
+        the diagonal matrix of their roots."""
+        if tau == self.tau and times is None:
+            return self.covariance
+        return self._inverse(tau * self.first.pow(-2), times)
+
+    def under(self, first: Tensor) -> Covariance:
+        """The inverse of tau P + I with other sds of the first prior, (D,)."""
+        return self._inverse(self.tau * first.pow(-2))
+
+    def _inverse(self, prior: Tensor, times: Tensor | None = None) -> Covariance:
+        rest = self.covariance.scale.pow(-2) - self.tau * self.first.pow(-2)
+        learnt, root = rest.clamp_min(0), self.covariance.precision_root()
+        if times is not None:
+            learnt, root = times * learnt, times.sqrt().unsqueeze(-1) * root
+        return Covariance.from_precision(prior + learnt, root)
+
+    def diagonal(self, tau: float) -> Tensor:
+        """(D,) that of tau P + I besides its directions, in units of the covariance's scale; of a
+        prior, with a tau of 1."""
+        first = (self.covariance.scale / self.first).square()
+        return tau * first + (1 - first)
+
+    def root(self) -> Tensor:
+        """(D, K) the directions of I in the same units."""
+        return self.covariance.scale.unsqueeze(-1) * self.covariance.precision_root()
+
+    def with_data(self, curvature: Curvature, tau: float, rank: int) -> Covariance:
+        """The inverse of tau P + I + N F: `rank` leading directions, and the diagonal of the
+        rest."""
+        scale = self.covariance.scale
+        with exact(scale):
+            root, rest = curvature.root, self.diagonal(tau) + curvature.rest
+            if self.covariance.rank:  # the directions of an earlier posterior
+                both = torch.cat([root, self.root()], 1)
+                gathered = Gathered(rest, rank, both.shape[1])
+                gathered.add(both.mT)
+                root, left = gathered.parts()
+                rest = rest + left
+            return Covariance.from_precision(rest / scale.square(), root / scale.unsqueeze(-1))

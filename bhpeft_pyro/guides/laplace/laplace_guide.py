@@ -20,14 +20,14 @@ from ...base.distributions import CHUNK, Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
 from ...data.batch import Batch
 from ...errors import GuideError
+from ...model.linearized import examples_at_once
 from ...model.model import Model
 from ...priors import JointPrior, Prior, unpack
-from ..budget import Budget, examples_at_once, gradients_at_once, rows_kept
-from ..guide import Guide
+from ..guide import NOISE_STEPS, Budget, Guide, adam_lr
 from ..latent import joint_normal
-from ..optimizers import NOISE_STEPS, ScaledAdam, adam_lr
+from ..mean_field import ScaledAdam
 from ..strategy import Strategy
-from .precision import Precision
+from .curvature import Precision, gradients_at_once, rows_kept
 
 _WITHIN = ("bhpeft_pyro", "pyro", "torch")
 
@@ -93,8 +93,8 @@ class LaplaceGuide(Guide):
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
         self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
-        self._prior, self._sampled, start = joint_normal(model, "LaplaceGuide")
-        self._shapes = self._prior.shapes
+        self.joint_prior, self._sampled, start = joint_normal(model, "LaplaceGuide")
+        self.shapes = self.joint_prior.shapes
         self._likelihood = {site.name for site in model.likelihood.sites}
         self._noise = model.likelihood.noise_site or ""
         self._peft = bool(model.network.kinds)  # a head alone is linear anyway
@@ -119,15 +119,15 @@ class LaplaceGuide(Guide):
 
     @property
     def prior(self) -> LowRankNormal:
-        return self._prior.normal
+        return self.joint_prior.normal
 
     @property
     def latent(self) -> str:
-        return self._prior.name
+        return self.joint_prior.name
 
     @property
     def open(self) -> bool:
-        return self._prior.open
+        return self.joint_prior.open
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
@@ -179,41 +179,42 @@ class LaplaceGuide(Guide):
         else:
             drawn = dist.Delta(self.loc, event_dim=1)
         # A model with a joint prior samples the vector too, and computes the sites from it.
-        infer: Any = {"sites": self._shapes, "is_auxiliary": bool(self._sampled)}
+        infer: Any = {"sites": self.shapes, "is_auxiliary": bool(self._sampled)}
         values = self.unpack(pyro.sample(self.latent, drawn, infer=infer))
         return values | {
-            name: pyro.sample(name, dist.Delta(values[name], event_dim=len(self._shapes[name])))
+            name: pyro.sample(name, dist.Delta(values[name], event_dim=len(self.shapes[name])))
             for name in self._sampled
         }
 
     def set_prior(self, model: Model) -> None:
-        self._take(model)
-        self._began(self.first_scale)
-
-    def reset_prior(self, model: Model) -> None:
-        """As `set_prior`, under a prior that no earlier posterior has become."""
-        self._take(model)
-        self._began(self.prior.covariance.scale.clone())
-        with torch.no_grad():
-            self.tau.fill_(1.0)
-
-    def set_first_prior_sds(self, sds: Mapping[str, Tensor]) -> None:
-        """Note the sds of the first round's prior, by site."""
-        self._began(torch.cat([sds[name].to(self.loc).flatten() for name in self._shapes]))
-
-    def _take(self, model: Model) -> None:
-        """Make the model's prior this guide's."""
         prior, self._sampled, _ = joint_normal(model, "LaplaceGuide")
-        if [*prior.shapes] != [*self._shapes]:
+        if [*prior.shapes] != [*self.shapes]:
             raise GuideError(
                 "LaplaceGuide: the prior is an earlier posterior with its sites in another order; "
                 "expected that of this model, or update(..., guide='laplace')"
             )
-        self._prior, self._shapes = prior, prior.shapes
+        self.joint_prior, self.shapes = prior, prior.shapes
+        self.set_first_scale(self.first_scale)
 
-    def _began(self, first_scale: Tensor) -> None:
+    def set_first_scale(self, scale: Tensor) -> None:
+        """Note the sds of the first round's prior, (D,)."""
         # Where a prior is wider than the first one, data have contributed nothing to it.
-        self.first_scale = first_scale.maximum(self.prior.covariance.scale)
+        self.first_scale = scale.maximum(self.prior.covariance.scale)
+
+    def set_joint_prior(self, normal: LowRankNormal) -> JointPrior:
+        """Take a Normal over all weights for the first round's prior; it is returned for the
+        model."""
+        self.joint_prior, self._sampled = self.joined(normal), ()
+        self.first_scale = normal.covariance.scale.clone()
+        return self.joint_prior
+
+    def rescale(self, first_scale: Tensor) -> JointPrior:
+        """Change the sds of the first round's prior, (D,), in the prior, and return that for the
+        model. What earlier data have contributed to it stays."""
+        covariance = self.prior_precision.under(first_scale)
+        self.joint_prior = self.joined(LowRankNormal(self.prior.loc, covariance))
+        self.set_first_scale(first_scale)
+        return self.joint_prior
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
         # The noise scale starts at the sd of the ratings, far from that of the errors.
@@ -222,7 +223,7 @@ class LaplaceGuide(Guide):
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """`(*P, D)` to a tensor `(*P, *shape)` for each site."""
-        return unpack(flat, self._shapes)
+        return unpack(flat, self.shapes)
 
     def at(self, names: set[str]) -> Tensor:
         """(D,) whether a weight belongs to one of the sites `names`."""
@@ -238,7 +239,7 @@ class LaplaceGuide(Guide):
     def move(self, values: Mapping[str, Tensor]) -> None:
         factors = self.factors()
         by_site = self.unpack(values.get(self.latent, factors * self.loc)) | dict(values)
-        flat = torch.cat([by_site[n].to(self.loc).flatten() for n in self._shapes])
+        flat = torch.cat([by_site[n].to(self.loc).flatten() for n in self.shapes])
         self.loc.copy_(flat / factors)
 
     def scales(self) -> dict[str, Tensor]:
@@ -271,7 +272,7 @@ class LaplaceGuide(Guide):
         `noise`."""
         scale = self.output_scale.item() if output_scale is None else output_scale
         times = None if noise == 1 else self.information_factor(noise)
-        own = Precision(self.unscaled, self.first_scale, self.tau.item()).at(tau, times)
+        own = self.precision.at(tau, times)
         self.set_covariance(own, tau, noise, scale)
 
     def information_factor(self, noise: float) -> Tensor:
@@ -282,7 +283,7 @@ class LaplaceGuide(Guide):
 
     def joined(self, normal: LowRankNormal) -> JointPrior:
         """A Normal over all weights as a prior of their sites."""
-        return JointPrior(normal, self._shapes, self.latent, self.open)
+        return JointPrior(normal, self.shapes, self.latent, self.open)
 
     def sampled_as_model_does(self, normal: LowRankNormal) -> Prior:
         """The same prior, of sites one by one if the model samples them so."""
@@ -290,34 +291,19 @@ class LaplaceGuide(Guide):
         return prior.independent()[0] if self._sampled else prior
 
     @property
-    def precision(self) -> Precision:
-        """Of the prior."""
+    def prior_precision(self) -> Precision:
+        """Of the prior, with a tau of 1."""
         return Precision(self.prior.covariance, self.first_scale)
+
+    @property
+    def precision(self) -> Precision:
+        """At an output scale of 1."""
+        return Precision(self.unscaled, self.first_scale, self.tau.item())
 
     @property
     def informed(self) -> bool:
         """Whether earlier data have contributed to the prior."""
-        return self.precision.informed
-
-    def centre_prior(self, values: Mapping[str, Tensor]) -> JointPrior:
-        """Centre the prior at these values of some sites, and return it for the model."""
-        parts = self.unpack(self.prior.loc) | dict(values)
-        loc = torch.cat([parts[name].detach().flatten() for name in self._shapes])
-        covariance = self.prior.covariance
-        self._sampled, self.first_scale = (), covariance.scale.clone()
-        if not self.measured:
-            self.unscaled = covariance
-        self._prior = self.joined(LowRankNormal(loc, covariance))
-        return self._prior
-
-    def rescale(self, first_scale: Tensor) -> JointPrior:
-        """Change the sds of the first round's prior, (D,), in the prior, and return that for the
-        model. What earlier data have contributed to it stays."""
-        covariance = self.precision.under(first_scale)
-        self._prior = self.joined(LowRankNormal(self.prior.loc, covariance))
-        self.unscaled = covariance
-        self._began(first_scale)
-        return self._prior
+        return self.prior_precision.informed
 
     def as_prior(self) -> JointPrior:
         if not self.measured:
@@ -325,7 +311,7 @@ class LaplaceGuide(Guide):
                 "this Laplace approximation has no covariance yet, so it cannot be a prior: fit it "
                 "with bh.fit, or call widen(data) on its posterior"
             )
-        covariance = Precision(self.unscaled, self.first_scale, self.tau.item()).at(1.0)
+        covariance = self.precision.at(1.0)
         return self.joined(LowRankNormal(self.loc.detach().clone(), covariance))
 
     @torch.no_grad()
@@ -339,7 +325,7 @@ class LaplaceGuide(Guide):
             more = torch.cat([means[None], (sds / root)[None], axes]).to(self.loc)
             parts[name] = torch.cat([parts[name], more], 1)
             first[name] = torch.cat([first[name], sds.to(first[name])])
-        self._shapes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
+        self.shapes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
         table = torch.cat([part.flatten(1) for part in parts.values()], 1)
         self.loc = nn.Parameter(table[0].clone())
         self.unscaled = Covariance(table[1].clone(), table[2:].mT.contiguous(), old.ratio)
@@ -365,13 +351,11 @@ class LaplaceGuide(Guide):
         loc, old = fn(self.prior.loc), self.prior.covariance
         if loc is not self.prior.loc:  # otherwise it stays the same object as in the model
             covariance = Covariance(fn(old.scale), fn(old.axes), fn(old.ratio))
-            self._prior = self.joined(LowRankNormal(loc, covariance, validate_args=False))
+            self.joint_prior = self.joined(LowRankNormal(loc, covariance, validate_args=False))
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Load a state whose number of directions may differ; in older ones the output scale is 1
-        and missing."""
-        state_dict = {prefix + "output_scale": torch.tensor(1.0), **state_dict}
+        """Load a state whose number of directions may differ."""
         rank = tuple(state_dict.get(prefix + "ratio", self.ratio).shape)
         shapes = {"scale": self.loc.shape, "axes": (*self.loc.shape, *rank), "ratio": rank}
         for name, shape in shapes.items():

@@ -1,25 +1,52 @@
 """How a fit treats a Laplace approximation: priors with scales and centres of their own, an
-objective of its own, and a covariance that is computed after training."""
+objective of its own, and a covariance around the trained point estimate.
+
+The precision is tau P + N F, with P the prior's precision and F the generalised Gauss-Newton matrix
+of one example, averaged over the labels that the likelihood expects. tau, and the noise scale of
+ratings or the output scale of a softmax, maximise the log density of held-out rows; training rows
+will not do, since a network may have memorised them. The mean does not depend on tau. In later
+rounds tau still multiplies the first prior's precision only, and the information of earlier data
+counts once.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from ...base.distributions import Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
+from ...base.progress import work
+from ...base.threads import seeded
 from ...data import Examples
+from ...model.linearized import LinearOutputs, symmetric_noise
 from ...model.model import Model
 from ...priors import JointPrior, Prior
 from ..guide import Guide
 from ..strategy import Strategy
-from .choice import Width
+from .choice import (
+    DRAWS,
+    TAUS,
+    Candidates,
+    Choice,
+    Width,
+    best_together,
+    of_draws,
+    with_constant_noise,
+    with_noise_by_text,
+)
+from .curvature import Curvature, Jacobians, Precision, jacobians, repeatable
 from .laplace_guide import LaplaceGuide
-from .precision import Precision
-from .width import choose_together, compute_width
 
+_EXAMPLES = 64  # at most, for the curvature
+_SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
+_HELD_OUT = 256  # rows at most, for the choice of the width
 _LEAST = 1e-4  # share of the first prior's precision in later rounds, so that all sds are finite
 
 
@@ -44,15 +71,23 @@ class LaplaceStrategy(Strategy):
         self.guide.unscaled = self.guide.prior.covariance
 
     def centre_prior(self, values: Mapping[str, Tensor]) -> JointPrior:
-        return self.guide.centre_prior(values)
+        guide = self.guide
+        parts = guide.unpack(guide.prior.loc) | dict(values)
+        loc = torch.cat([part.detach().flatten() for part in parts.values()])
+        return guide.set_joint_prior(LowRankNormal(loc, guide.prior.covariance))
 
     def reset_prior(self, model: Model) -> None:
-        self.guide.reset_prior(model)
+        self.guide.set_prior(model)
+        self.guide.first_scale = self.guide.prior.covariance.scale.clone()
+        self.guide.tau.fill_(1.0)
 
     def set_first_prior_sds(self, sds: Mapping[str, Tensor], last: Guide) -> None:
-        self.guide.set_first_prior_sds(sds)
+        guide = self.guide
+        guide.set_first_scale(
+            torch.cat([sds[name].to(guide.loc).flatten() for name in guide.shapes])
+        )
         if isinstance(last, LaplaceGuide):
-            self.guide.tau.copy_(last.tau)
+            guide.tau.copy_(last.tau)
 
     def objective(
         self, model: Model, temperature: float, later: bool
@@ -70,7 +105,7 @@ class LaplaceStrategy(Strategy):
         """The covariance of the prior that acts on the mean, and the prior's weight."""
         if not (later and self.guide.informed):
             return self.guide.prior.covariance, temperature
-        return self.guide.precision.at(max(temperature, _LEAST)), 1.0
+        return self.guide.prior_precision.at(max(temperature, _LEAST)), 1.0
 
     def compute_width(
         self,
@@ -80,13 +115,57 @@ class LaplaceStrategy(Strategy):
         options: FitOptions,
         output_scale: float | None = None,
     ) -> tuple[Model, Width]:
-        return compute_width(self.guide, model, examples, held_out, options, output_scale)
+        """Compute the covariance of the trained guide, in place.
+
+        Without held-out rows tau is that of the options, or does not change (it is 1 at first), and
+        the output scale is the one given, or 1: an earlier round's is of a fit that stopped at
+        another step.
+        """
+        guide = self.guide
+        trained = guide.unpack(guide.loc.detach())
+        first, more = _sampled(examples, options.seed)
+        with seeded(options.seed), work("width", 2 + (held_out is not None)) as doing:
+            again = repeatable(model, trained, first)
+            if guide.open:
+                model = model.with_prior(guide.rescale(equal_effect(model, guide, again())))
+            doing.next()
+            rest = [jacobians(model, trained, part, share=1 / len(more)) for part in more]
+            curvature = Curvature.of(
+                chain(again(), *rest),
+                guide.prior.covariance.scale,
+                guide.rank,
+                model.network.outputs,
+                weight=len(examples) / (len(first) + sum(map(len, more))),
+            )
+            doing.next()
+            candidates = None
+            choice = Choice(options.tau or guide.tau.item(), output_scale=output_scale or 1.0)
+            if held_out is not None:
+                doing.name("choosing the width")
+                candidates = _candidates(model, guide, curvature, held_out, options.tau)
+                choice = candidates.best()
+                doing.next()
+        learnt = curvature.times(guide.information_factor(choice.noise))
+        covariance = guide.prior_precision.with_data(learnt, choice.tau, guide.rank)
+        guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
+        with seeded(options.seed):
+            return model, _width(model, guide, choice, again(), candidates)
 
     def choose_together(
         self, guides: Sequence[Sequence[Guide]], widths: Sequence[Width]
     ) -> tuple[list[Width], float, float]:
-        laplace = [[g for g in some if isinstance(g, LaplaceGuide)] for some in guides]
-        return choose_together(laplace, widths)
+        """See `best_together`. KL and ELBO stay those under the noise scale that each component
+        would have alone."""
+        candidates = [width.candidates for width in widths if width.candidates is not None]
+        choices, point_nll, nll = best_together(candidates)
+        chosen = []
+        for some, width, choice, rows in zip(guides, widths, choices, candidates, strict=True):
+            times = choice.noise / rows.best().noise
+            for guide in some:
+                assert isinstance(guide, LaplaceGuide)
+                guide.retune(choice.tau, times, choice.output_scale)
+            chosen.append(width.chosen(choice, times))
+        return chosen, point_nll, nll
 
     def first_prior(self, before: Prior | None) -> Prior | None:
         if not self.guide.open or not isinstance(before, JointPrior):
@@ -95,7 +174,7 @@ class LaplaceStrategy(Strategy):
         return self.guide.joined(LowRankNormal(before.normal.loc, scales))
 
     def fitted_prior(self) -> JointPrior:
-        return self.guide.joined(self.guide.prior)
+        return self.guide.joint_prior
 
     def prior_moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         guide = self.guide
@@ -109,7 +188,7 @@ class LaplaceStrategy(Strategy):
         is T times that of N(m, P^-1).
         """
         guide = self.guide
-        loc, wide = guide.loc.detach(), guide.precision.at(guide.tau.item())
+        loc, wide = guide.loc.detach(), guide.prior_precision.at(guide.tau.item())
         acting, weight = self._acting(temperature, later)
         center = loc + weight * wide.apply(acting.solve(guide.prior.loc - loc))
         model = model.with_prior(guide.joined(LowRankNormal(center, wide)))
@@ -126,3 +205,133 @@ class LaplaceStrategy(Strategy):
         precision = Precision(start.prior.covariance, guide.first_scale)
         wide = guide.scaled(precision.at(guide.tau.item()))
         return model.with_prior(start.joined(LowRankNormal(loc, wide))), start.unpack(loc)
+
+
+def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:
+    """Random examples for the prior's scales and the expected NLL; with the others, if there are
+    more, for the curvature."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    first, *more = (examples.subset(part) for part in order[:_EXAMPLES].split(_SCALED))
+    return first, more
+
+
+@torch.no_grad()
+def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Tensor:
+    """Prior sds under which every site of the network has the same effect on the outputs.
+
+    The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
+    the sum averaged over examples and over outputs (under a softmax over the contrasts between
+    them, one less). So the prior sd of an output of the linearised network is 1. Gates, whose
+    effect is that of what they multiply, and the likelihood's own sites keep their scales.
+
+    Returns:
+        (D,) sds.
+    """
+    kept = {site.name for site in model.likelihood.sites}
+    kept |= {site.name for site in model.sites if site.role == "gate"}
+    total = torch.zeros_like(guide.loc)
+    count = 0
+    for batch, outputs, derivatives in rows:
+        inside = derivatives[:, : math.prod(outputs.shape)]
+        total += inside.square().sum((0, 1))
+        there = inside.shape[:2].numel() if batch.choices is None else int(batch.choices.sum())
+        count += there - len(inside) * model.likelihood.softmax
+    effects = {name: part.sum().item() for name, part in guide.unpack(total / count).items()}
+    effects = {name: effect for name, effect in effects.items() if name not in kept and effect > 0}
+    scales = [
+        torch.full_like(scale, (len(effects) * effects[name]) ** -0.5) if name in effects else scale
+        for name, scale in guide.unpack(guide.first_scale).items()
+    ]
+    return torch.cat([scale.flatten() for scale in scales])
+
+
+@torch.no_grad()
+def _candidates(
+    model: Model,
+    guide: LaplaceGuide,
+    curvature: Curvature,
+    held_out: Examples,
+    given: float | None,
+) -> Candidates:
+    """The densities of held-out rows at every tau."""
+    taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
+    shown = held_out
+    if len(held_out) > _HELD_OUT:
+        order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
+        shown = held_out.subset(order[:_HELD_OUT])
+    precision = guide.prior_precision
+    root = torch.cat([curvature.root, precision.root()], 1)
+    # The inverse of d + R R' by Woodbury's identity: a small matrix for each tau.
+    inverses = torch.stack(
+        [1 / (precision.diagonal(tau) + curvature.rest) for tau in taus.tolist()]
+    )
+    ones = torch.eye(root.shape[1]).to(root)
+    inner = [
+        torch.linalg.inv((ones + root.mT @ (root * inverse.unsqueeze(-1))).double())
+        for inverse in inverses
+    ]
+    spreads: list[list[Tensor]] = [[] for _ in inner]
+    held: list[tuple[LinearOutputs, Tensor]] = []
+    for batch, outputs, derivatives in jacobians(model, guide.unpack(guide.loc.detach()), shown):
+        assert batch.labels is not None
+        rows = derivatives * precision.covariance.scale
+        held.append((outputs, batch.labels))
+        products = [(rows * row.unsqueeze(1)) @ inverses.mT for row in rows.unbind(1)]
+        grams = torch.stack(products, 1).double().unbind(-1)  # for each tau (B, E, E)
+        for number, (inverse, gram) in enumerate(zip(inverses, grams, strict=True)):
+            along = (rows @ (root * inverse.unsqueeze(-1))).double()
+            spreads[number].append(gram - along @ inner[number] @ along.mT)
+    # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
+    free = model.likelihood.noise_site is not None and given is None and not guide.informed
+    if model.likelihood.constant_noise:
+        return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
+    if free:
+        return with_noise_by_text(taus, spreads, held)
+    return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
+
+
+def _width(
+    model: Model,
+    guide: LaplaceGuide,
+    choice: Choice,
+    rows: Jacobians,
+    candidates: Candidates | None,
+) -> Width:
+    """What a report says of a guide whose covariance has been set."""
+    likelihood, noise = model.likelihood, None
+    if likelihood.noise_site:
+        noise = likelihood.unit * likelihood.log_noise(guide.means()).exp().item()
+    # KL and ELBO are those of the posterior with tau = 1, so that they compare with other guides'.
+    plain, prior = guide.as_prior(), guide.joint_prior
+    before, after = guide.unpack(guide.prior.stddev), guide.unpack(plain.normal.stddev)
+    return Width(
+        tau=choice.tau,
+        noise=noise,
+        output_scale=choice.output_scale if likelihood.softmax else None,
+        point_nll=choice.point_nll,
+        component_nll=choice.nll,
+        kl={guide.latent: kl_divergence(plain.normal, prior.normal).item()},
+        marginal_kl={
+            name: kl_divergence(plain.marginal([name]).normal, prior.marginal([name]).normal).item()
+            for name in plain.shapes
+        },
+        scales={k: (after[k] / before[k]).log().mean().exp().item() for k in after},
+        expected_nll=_expected_nll(model, guide, plain.normal.covariance, rows),
+        candidates=candidates,
+    )
+
+
+def _expected_nll(
+    model: Model, guide: LaplaceGuide, covariance: Covariance, rows: Jacobians
+) -> float:
+    nlls, likelihood = [], model.likelihood
+    for batch, outputs, derivatives in rows:
+        assert batch.labels is not None
+        if likelihood.noise_site:  # these are from before it was chosen
+            mean = outputs.mean.clone()
+            mean[:, outputs.of_noise] = likelihood.log_noise(guide.means())
+            outputs = replace(outputs, mean=mean)
+        noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
+        values = outputs.draws(covariance.projected(derivatives), noise)
+        nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))
+    return torch.cat(nlls).mean().item()

@@ -1,6 +1,7 @@
 """`make demo`: the package on real text, with what PyPI offers.
 
-Film sentences first, then tweets: what a width adds to a point, and what an update keeps.
+Ratings of film sentences first, then of tweets: what a posterior knows of its own errors, and what
+an update keeps.
 """
 
 from __future__ import annotations
@@ -9,25 +10,31 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import pandas
 import typer
+from matplotlib.figure import Figure
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import table
-from bhpeft_pyro.diagnostics.comparison import BASELINE, Comparison
-from bhpeft_pyro.forecast.metrics import evaluate
+from bhpeft_pyro.forecast import RatingForecast
+from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
 from bhpeft_pyro.model.backbone import load_backbone
-from tools.sentiment import LABELS, Round, sentiment, two_rounds
+from bhpeft_pyro.plots.forecasts import BLUE, GREY, ORANGE
+from bhpeft_pyro.posterior import MixturePosterior
+from tools.sentiment import Round, sentiment, two_rounds
 
 __all__ = ["Settings", "app", "run"]
 
-SCALED, WIDE = "hybrid, scaled", "hybrid with a width"
+ONE, ENSEMBLE, POSTERIOR = "fine-tuning, one model", "fine-tuning, three models", "posterior"
+_COLOURS = {ONE: GREY, ENSEMBLE: ORANGE, POSTERIOR: BLUE}
+_LOW, _HIGH = -4, 4  # the scale of the ratings
 _console = Console()
 
 
@@ -38,17 +45,20 @@ class Settings:
     Attributes:
         train: training rows of round 1 and of round 2.
         validation, test: rows of each round.
+        components: fits from different starts.
         epochs: passes over the training rows.
-        exported: test rows in the ArviZ file.
         seed: of data, draws and starting values.
     """
 
-    train: tuple[int, int] = (400, 300)
-    validation: int = 100
-    test: int = 400
+    train: tuple[int, int] = (240, 160)
+    validation: int = 80
+    test: int = 300
+    components: int = 3
     epochs: int = 4
-    exported: int = 100
     seed: int = 0
+
+
+Forecasts = Mapping[str, RatingForecast]
 
 
 def run(
@@ -57,96 +67,117 @@ def run(
     rounds: tuple[Round, Round],
     settings: Settings,
     out: Path,
-) -> tuple[Comparison, Mapping[str, bh.Posterior]]:
-    """Fit, compare, update and save; returns round 1's comparison and the updated posteriors."""
+) -> pandas.DataFrame:
+    """Fit, predict, update and save; returns the table of all scores."""
     films, tweets = rounds
     options = bh.FitOptions(
         epochs=settings.epochs, seed=settings.seed, progress=_console.is_terminal
     )
-    with _step("Fit a head alone, and the hybrid of LoRA, adapter and prefix: point estimates"):
-        head, point = (
-            bh.fit(
-                bh.Model(bh.RandomPEFT(backbone, kinds, bh.Head(len(LABELS)), tokenizer)),
-                "delta",
-                films.train,
-                validation=films.validation,
-                options=options,
-            )
-            for kinds in (bh.presets.head_only(), bh.presets.bh_peft())
+    with _step("Fine-tune LoRA, adapter and prefix on film sentences, from three starts"):
+        points = bh.fit(
+            bh.tasks.ratings(backbone, _LOW, _HIGH, tokenizer=tokenizer),
+            "delta",
+            films.train,
+            validation=films.validation,
+            components=settings.components,
+            options=options,
         )
-    with _step("Give the hybrid a width: a Laplace approximation around that very point"):
-        wide = point.widen(films.train, validation=films.validation)
-        _say(str(wide.report).splitlines()[3])
-    with _step(f"Compare them on {len(films.test)} {films.name} test sentences"):
-        forecasts = {
-            name: _classes(posterior, films.test)
-            for name, posterior in (("head only", head), (BASELINE, point), (WIDE, wide))
-        }
-        held_out = _classes(point, films.validation)
-        forecasts[SCALED], temperature = forecasts[BASELINE].tempered(held_out)
-        seconds = {"head only": head, BASELINE: point, SCALED: point, WIDE: wide}
-        compared = Comparison(
-            forecasts, {name: each.report.seconds for name, each in seconds.items()}, {}
+    with _step("Measure how well these weights are known: a Laplace approximation around each"):
+        posterior = points.widen(films.train, validation=films.validation)
+    with _step(f"Rate {len(films.test)} other film sentences"):
+        models = {ONE: points.components[0], ENSEMBLE: points, POSTERIOR: posterior}
+        before = {name: _predict(model, films) for name, model in models.items()}
+        _show("Films", before)
+        _doubts(before[POSTERIOR])
+    with _step(f"Learn {len(tweets.train)} tweets, without a look back at the films"):
+        how = options.change(temperature=0.0)
+        tuned = MixturePosterior.joined(
+            [
+                bh.fit(point.model, copy.deepcopy(point.guide), tweets.train, options=how)
+                for point in points.components
+            ],
+            how,
         )
-        _show(compared, temperature)
-        _doubts(forecasts[WIDE])
-    with _step(f"Learn {len(tweets.train)} {tweets.name}, without a look back at the {films.name}"):
-        _say("With a width the posterior is the next prior; plain fine-tuning just goes on.")
-        guide = copy.deepcopy(point.guide)
-        plain = bh.fit(point.model, guide, tweets.train, options=options.change(temperature=0.0))
-        later = {"plain fine-tuning": plain, "posterior as prior": wide.update(tweets.train)}
-        _show_rounds(rounds, {"before": wide, **later})
+        updated = posterior.update(tweets.train, validation=tweets.validation)
+        models = {ONE: tuned.components[0], ENSEMBLE: tuned, POSTERIOR: updated}
+        after = {name: _predict(model, films) for name, model in models.items()}
+        news = {name: _predict(model, tweets) for name, model in models.items()}
+        _show("Films, after the tweets", after)
+        _show("Tweets", news)
+    parts = {"films": before, "films after tweets": after, "tweets": news}
+    scores = pandas.concat({part: _scores(found) for part, found in parts.items()}, names=["test"])
     with _step("Save everything"):
-        wide.save(out / "posterior-1", overwrite=True)
-        later["posterior as prior"].save(out / "posterior-2", overwrite=True)
-        shown = tweets.test.select(range(settings.exported))
-        idata = later["posterior as prior"].to_arviz(shown, samples=8, seed=settings.seed)
-        idata.to_netcdf(str(out / "posterior-2.nc"))
-        compared.table().to_csv(out / "table.csv")
-        compared.plot().savefig(out / "plot.png", dpi=110)
-        _say(f"{out} holds posterior-1/, posterior-2/, posterior-2.nc (ArviZ), table.csv, plot.png")
-    return compared, later
+        posterior.save(out / "posterior-1", overwrite=True)
+        updated.save(out / "posterior-2", overwrite=True)
+        scores.to_csv(out / "table.csv")
+        _plot(before, scores).savefig(out / "plot.png", dpi=110)
+        _say(f"{out} holds posterior-1/, posterior-2/, table.csv; look at {out / 'plot.png'}")
+    return scores
 
 
-def _classes(posterior: bh.Posterior, data: object) -> bh.forecast.ClassForecast:
-    forecast = posterior.predict(data)
-    assert isinstance(forecast, bh.forecast.ClassForecast)
+def _predict(posterior: bh.Posterior, part: Round) -> RatingForecast:
+    forecast = posterior.predict(part.test)
+    assert isinstance(forecast, RatingForecast)
     return forecast
 
 
-def _show(compared: Comparison, temperature: float) -> None:
-    made = compared.table().drop(columns="seconds")
-    made = made.astype(object).where(made.notna(), None)
-    table(
-        "NLL less the hybrid's with its 95 % interval over test sentences; lower is better. "
-        f"Scaled by a temperature of {temperature:.2f} that suits the validation rows",
-        ("", *made.columns),
-        list(made.itertuples(name=None)),
-    )
+def _scores(forecasts: Forecasts) -> pandas.DataFrame:
+    """A row for each model; one that gives all texts the same certainty has no most certain half,
+    so that a random half counts."""
+    rows = {}
+    for name, forecast in forecasts.items():
+        scores = evaluate(forecast)
+        _, (certain,) = rejection_curve(forecast, fractions=[0.5])
+        rows[name] = {
+            "squared error": scores["mse"],
+            "of the most certain half": float(certain),
+            "NLL": scores["nll"],
+            "in the 90 % interval": scores["coverage_90"],
+        }
+    return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
-def _doubts(forecast: bh.forecast.ClassForecast, count: int = 4) -> None:
-    """The sentences about which the weights disagree most."""
-    _say("Where it is least sure of itself (epistemic uncertainty, in nats):")
+def _show(title: str, forecasts: Forecasts) -> None:
+    scores = _scores(forecasts)
+    table(title, ("", *scores.columns), list(scores.itertuples(name=None)))
+
+
+def _doubts(forecast: RatingForecast, count: int = 3) -> None:
+    """The sentences about whose rating the posterior is least and most certain."""
     assert forecast.texts is not None
-    truth = forecast.observed()
-    for i in forecast.flag(1.0, by="epistemic")[:count].tolist():
-        label, sure = LABELS[int(forecast.label[i])], forecast.confidence[i]
-        right = "right" if forecast.label[i] == truth[i] else "wrong"
-        _say(f"  {forecast.epistemic[i]:.3f}: {label} ({sure:.2f}), {right}: {forecast.texts[i]}")
+    order, truth = forecast.flag(1.0).tolist(), forecast.observed()
+    low, high = forecast.interval(0.9)
+    for what, rows in (("least", order[:count]), ("most", order[: -count - 1 : -1])):
+        _say(f"It is {what} certain of:")
+        for i in rows:
+            ends = f"{forecast.mean[i]:+.1f} ({low[i]:+.1f} to {high[i]:+.1f})"
+            _say(f"  {ends}, rated {truth[i]:+.1f}: {forecast.texts[i]:.90}")
 
 
-def _show_rounds(rounds: tuple[Round, Round], posteriors: Mapping[str, bh.Posterior]) -> None:
-    rows = []
-    for name, posterior in posteriors.items():
-        scores = [evaluate(_classes(posterior, each.test)) for each in rounds]
-        rows.append((name, *(score[metric] for score in scores for metric in ("accuracy", "nll"))))
-    first, second = (each.name for each in rounds)
-    table(
-        f"What is kept of {first}, and what is learnt of {second}",
-        ("", f"{first}: accuracy", "nll", f"{second}: accuracy", "nll"),
-        rows,
-    )
+def _plot(before: Forecasts, scores: pandas.DataFrame) -> Figure:
+    """The error of what is kept when the least certain are left out; errors before and after."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rejected = [share / 20 for share in range(16)]
+    for name, forecast in before.items():
+        _, error = rejection_curve(forecast, fractions=rejected)
+        left.plot([100 * share for share in rejected], error, color=_COLOURS[name], label=name)
+    left.set_title("It knows which ratings it gets wrong")
+    left.set_xlabel("least certain film sentences left to a person (%)")
+    left.set_ylabel("mean squared error of the others")
+    left.legend(frameon=False)
+    errors = scores["squared error"].unstack("test")[["films", "films after tweets", "tweets"]]
+    for number, (name, row) in enumerate(errors.loc[list(_COLOURS)].iterrows()):
+        places = [k + 0.25 * (number - 1) for k in range(len(row))]
+        bars = right.bar(places, row, 0.22, color=_COLOURS[str(name)])
+        right.bar_label(bars, fmt="%.2f", fontsize=8)
+    right.set_title("It learns tweets and keeps the films")
+    right.set_xticks(range(3), ["films, learnt first", "films, after the tweets", "tweets"])
+    right.set_ylabel("mean squared error")
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 @contextmanager
@@ -168,21 +199,22 @@ def main(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of data, draws and starting values.")] = 0,
 ) -> None:
-    """A point estimate, and the same with a width: MiniLM on film sentences, then on tweets."""
+    """Ratings of film sentences, then of tweets, by MiniLM: fine-tuning beside a posterior."""
     settings = Settings(seed=seed)
     if small:
-        sizes = {"train": (16, 16), "validation": 8, "test": 16, "epochs": 2, "exported": 4}
-        settings = replace(settings, **sizes)  # type: ignore[arg-type]
+        settings = Settings((16, 16), validation=8, test=16, components=2, epochs=2, seed=seed)
     _console.rule("bhpeft_pyro: Bayesian hybrid fine-tuning of a frozen transformer")
     backbone, tokenizer = load_backbone("minilm")
     out.mkdir(parents=True, exist_ok=True)
-    rounds = two_rounds(sentiment(), settings.train, settings.validation, settings.test, seed)
-    for number, each in enumerate(rounds, 1):
-        _say(f"Round {number}, {each}")
+    sizes = settings.train, settings.validation, settings.test
+    rounds = two_rounds(sentiment(), *sizes, seed, rated=True)
+    _say(f"Sentences with a rating from {_LOW} (negative) to {_HIGH} (positive).")
+    for number, part in enumerate(rounds, 1):
+        _say(f"Round {number}, {part}")
     if small:
         _say("A small run to see that everything works: its numbers mean nothing.")
     run(backbone, tokenizer, rounds, settings, out)
-    _say(f"One seed, {settings.test} test rows a domain: another seed gives other numbers.")
+    _say("This is one run: another --seed gives other numbers. For tables see docs/results.md.")
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

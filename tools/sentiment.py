@@ -73,10 +73,10 @@ class Round(NamedTuple):
     test: Dataset
 
     def __str__(self) -> str:
-        share = sum(self.train["label"]) / len(self.train)
+        positive = sum(label > 0 for label in self.train["label"]) / len(self.train)
         return (
             f"{self.name}: {len(self.train)} training, {len(self.validation)} validation and "
-            f"{len(self.test)} test sentences, {share:.0%} of the first positive"
+            f"{len(self.test)} test sentences, {positive:.0%} of the first positive"
         )
 
 
@@ -86,11 +86,17 @@ def two_rounds(
     validation: int,
     test: int,
     seed: int,
+    *,
+    rated: bool = False,
 ) -> tuple[Round, Round]:
     """Film reviews first, then tweets: shorter, noisier, and with more positive ones.
 
-    `domains` are those of `sentiment()`, or like them; `sizes` the training rows of the two rounds;
-    `validation` and `test` the rows of each.
+    Args:
+        domains: those of `sentiment()`, or like them.
+        sizes: the training rows of the two rounds.
+        validation, test: the rows of each.
+        seed: chooses the rows.
+        rated: whether labels are the ratings, and not whether these are positive.
 
     >>> rows = [{"text": f"film {i}", "rating": i % 3 - 1.0} for i in range(30)]
     >>> both = {"movies": rows, "tweets": [{**row, "text": row["text"] + "!"} for row in rows]}
@@ -98,19 +104,21 @@ def two_rounds(
     >>> print(second)
     tweets: 4 training, 4 validation and 6 test sentences, ...% of the first positive
     """
-    features = Features({"text": Value("string"), "label": ClassLabel(names=list(LABELS))})
+    label = Value("float64") if rated else ClassLabel(names=list(LABELS))
+    features = Features({"text": Value("string"), "label": label})
     seen: set[str] = set()
     rounds = []
     for name, size in zip(("movies", "tweets"), sizes, strict=True):
-        texts, labels = [], []
+        texts: list[str] = []
+        labels: list[float] = []
         for row in domains[name]:
             text = html.unescape(row["text"])
             key = plain(text)
             # A repeated sentence could be trained on and tested on.
-            if abs(row["rating"]) > _NEUTRAL and key not in seen:
+            if (rated or abs(row["rating"]) > _NEUTRAL) and key not in seen:
                 seen.add(key)
                 texts.append(text)
-                labels.append(int(row["rating"] > 0))
+                labels.append(row["rating"] if rated else int(row["rating"] > 0))
         ends = [size, size + validation, size + validation + test]
         if len(texts) < ends[-1]:
             raise DataError(f"{name}: {len(texts)} usable sentences, needed {ends[-1]}")

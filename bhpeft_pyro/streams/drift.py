@@ -14,7 +14,6 @@ from torch import Tensor
 from ..base.checks import COUNT, SEED, derived
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
-from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import Guide, MixtureGuide, PriorGuide
 from ..model.cached_batches import CachedBatches
@@ -106,15 +105,16 @@ class Drift:
             (self.alternatives[_HALF], "forget"),
             (self.alternatives[0.0], "start anew"),
         ]
-        return min((each for each in options if not math.isnan(each[0])), key=lambda o: o[0])[1]
+        known = [option for option in options if not math.isnan(option[0])]
+        return min(known, key=lambda option: option[0])[1]
 
     def metrics(self) -> dict[str, float]:
         """The figures as plain numbers, for a record."""
-        found = {"epistemic": self.epistemic, "known": self.known}
+        figures = {"epistemic": self.epistemic, "known": self.known}
         if (nll := self.nll) is not None:
-            found |= {"nll": nll.observed, "nll_expected": nll.expected}
-            found |= {"nll_z": nll.z, "nll_p": nll.p}
-        return found
+            figures |= {"nll": nll.observed, "nll_expected": nll.expected}
+            figures |= {"nll_z": nll.z, "nll_p": nll.p}
+        return figures
 
     def __str__(self) -> str:
         lines = [
@@ -170,11 +170,11 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
         with private_rng(seed):
             labels, *_ = simulate(posterior.model, others, CachedBatches(posterior.model, examples))
         sets = torch.cat([examples.labels.unsqueeze(0), labels])
-        if isinstance(forecast, RatingForecast) and forecast.outcomes is not None:
-            found = _mixture_nll(posterior, examples, sets, samples, 2 * seed)
+        if getattr(forecast, "outcomes", None) is not None:  # its density is known by draw alone
+            scores = _mixture_nll(posterior, examples, sets, samples, 2 * seed)
         else:
-            found = torch.stack([nlls(forecast, each).double().mean() for each in sets])
-        observed, expected = found[0], found[1:]
+            scores = torch.stack([nlls(forecast, labels).double().mean() for labels in sets])
+        observed, expected = scores[0], scores[1:]
         as_large = int((expected >= observed).sum())
         nll = Signal(
             observed.item(),
@@ -201,14 +201,14 @@ def _mixture_nll(
     """
     feed = CachedBatches(posterior.model, replace(examples, labels=labels.T))
 
-    def take(predicted: TorchDistribution, each: Tensor | None) -> Sequence[Tensor]:
-        assert each is not None  # (B, M)
-        return (predicted.log_prob(each.T.unsqueeze(1)).movedim(0, -1),)
+    def take(predicted: TorchDistribution, sets: Tensor | None) -> Sequence[Tensor]:
+        assert sets is not None  # (B, M)
+        return (predicted.log_prob(sets.T.unsqueeze(1)).movedim(0, -1),)
 
     draws = draw_parts(posterior.model, posterior.guide, samples, seed)
-    found = [part.double() for (part,) in passes(posterior.model, draws, feed, take)]
-    logs = torch.stack([part.logsumexp(0) for part in found]).logsumexp(0)
-    return (math.log(sum(map(len, found))) - logs).mean(0)
+    parts = [part.double() for (part,) in passes(posterior.model, draws, feed, take)]
+    logs = torch.stack([part.logsumexp(0) for part in parts]).logsumexp(0)
+    return (math.log(sum(map(len, parts))) - logs).mean(0)
 
 
 def _nll_with(posterior: Posterior, keep: float, examples: Examples, seed: int) -> float:

@@ -1,4 +1,4 @@
-"""Rounds on disk: a folder for each, written atomically and never changed."""
+"""Rounds on disk: a folder for each, which is whole or no round, and never changed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ from transformers import PreTrainedModel
 from ..base.checks import Number, as_path, check
 from ..base.distributed import is_main
 from ..base.files import keep_names, make_folder, naming, refuse_link, write
-from ..errors import BusyError, ConfigError, SaveError
-from ..posterior import saving
-from ..posterior.posterior import Posterior
+from ..errors import BusyError, SaveError
+from ..posterior import Posterior, saving
 from ..training.report import FitReport
 
-_PARTIAL = ".partial"
-_OURS = re.compile(rf"[0-9a-f]{{12}}{re.escape(_PARTIAL)}")  # `add` writes nothing else
+_ID = re.compile(r"[0-9a-f]{12}")  # what `add` calls folders
 _ASIDE = "aside"
 _LOCK, _WRITER = ".lock", ".writer"
 _WAIT = 60  # seconds that `add` waits for another process to finish a round
@@ -35,10 +33,10 @@ _WAIT = 60  # seconds that `add` waits for another process to finish a round
 class History:
     """The rounds of one or more lineages, which may branch.
 
-    A round is a folder named by its id, which `Posterior.load` reads too. It is written under
-    another name and then renamed, so it appears whole, and it is never changed. It holds its own
-    report; those of earlier rounds are read from the folders beside it. To move a round elsewhere,
-    load it and save it there. To roll back or to branch, load an earlier round and update it.
+    A round is a folder named by its id, which `Posterior.load` reads too. Its file appears whole,
+    and is never changed. It holds the round's own report; those of earlier rounds are read from the
+    folders beside it. To move a round elsewhere, load it and save it there. To roll back or to
+    branch, load an earlier round and update it.
 
     One process at a time writes into a folder (`writing`). Any number may read.
 
@@ -114,8 +112,8 @@ class History:
             try:
                 held = self._lock.acquire(timeout=wait)
             except Timeout:
-                known = writer.is_file() and not writer.is_symlink()
-                who = writer.read_text() if known else ""
+                readable = writer.is_file() and not writer.is_symlink()
+                who = writer.read_text() if readable else ""
                 raise BusyError(
                     f"history: {who or 'another process'} is writing into {self.folder}; wait "
                     "until it has ended, or use another folder"
@@ -141,26 +139,21 @@ class History:
 
         Raises:
             BusyError: another process is writing into the folder, and did not end within a minute.
-            ConfigError: a metric is not a number.
             SaveError: the round is here already, or it cannot be saved.
             WriteError: the disk is full, or it cannot be written for another reason.
         """
         check(posterior, Posterior, "posterior", "a bh.Posterior")
         last = posterior.report
-        noted = last.metrics | _numbers({} if metrics is None else metrics)
+        noted = last.metrics | {name: float(value) for name, value in (metrics or {}).items()}
         report = replace(last, name=str(name) or last.name, metrics=noted)
         folder = self.folder / report.id
-        partial = self.folder / f"{report.id}{_PARTIAL}"
         if is_main():
-            with self.writing(_WAIT):
-                if folder.exists():
+            with self.writing(_WAIT), naming(folder):
+                if saving.exists(folder):
                     raise SaveError(f"history: {self.folder} has the round {report.id} already")
+                refuse_link(folder)
                 named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
-                refuse_link(partial)
-                with naming(folder):
-                    saving.save(named, partial, overwrite=True, alone=False)
-                    os.rename(partial, folder)
-                    keep_names(self.folder)
+                saving.save(named, folder, overwrite=False, alone=False)
         last.name, last.metrics = report.name, report.metrics
         return report.id
 
@@ -176,8 +169,8 @@ class History:
             SaveError: no such round, or several.
         """
         rounds = self._ordered()
-        path, _ = rounds[self._find(id, rounds)]
-        return Posterior.load(path, backbone, **options)
+        folder, _ = rounds[self._find(id, rounds)]
+        return Posterior.load(folder, backbone, **options)
 
     def keep_only(self, id: str) -> list[Path]:
         """Move rounds into the folder `aside`, all but a round and those that it continues.
@@ -223,26 +216,26 @@ class History:
             BusyError: another process is writing into the folder, perhaps such a round.
         """
         with self.writing():
-            for path in self.folder.iterdir() if is_main() else ():
-                if _OURS.fullmatch(path.name):
-                    refuse_link(path)
-                    shutil.rmtree(path)
+            for folder in self.folder.iterdir() if is_main() else ():
+                if _ID.fullmatch(folder.name) and not saving.exists(folder):
+                    refuse_link(folder)
+                    shutil.rmtree(folder)
 
     def _find(self, id: str, rounds: Iterable[str]) -> str:
-        found = [known for known in rounds if known.startswith(id)]
-        if len(found) != 1:
-            which = f"{len(found)} rounds" if found else "no round"
+        matches = [other for other in rounds if other.startswith(id)]
+        if len(matches) != 1:
+            which = f"{len(matches)} rounds" if matches else "no round"
             raise SaveError(
                 f"id: {which} in {self.folder} begin with {id!r}; there are "
                 f"{', '.join(rounds) or 'none'}"
             )
-        return found[0]
+        return matches[0]
 
     def _ordered(self) -> dict[str, tuple[Path, FitReport]]:
         """Folder and report of each round, parents before their children, older ones first."""
-        found = self._read()
+        rounds = self._read()
         sorter = TopologicalSorter[str](
-            {id: [r.parent] if r.parent in found else [] for id, (_, r) in found.items()}
+            {id: [r.parent] if r.parent in rounds else [] for id, (_, r) in rounds.items()}
         )
         try:
             sorter.prepare()
@@ -256,39 +249,21 @@ class History:
         while sorter:
             generation = sorter.get_ready()
             sorter.done(*generation)
-            ordered |= {
-                id: found[id]
-                for id in sorted(generation, key=lambda id: (found[id][1].created, id))
-            }
+            older_first = sorted(generation, key=lambda id: (rounds[id][1].created, id))
+            ordered |= {id: rounds[id] for id in older_first}
         return ordered
 
     def _read(self) -> dict[str, tuple[Path, FitReport]]:
-        found = dict[str, tuple[Path, FitReport]]()
-        for path in sorted(self.folder.glob("*")):
-            if path.suffix == _PARTIAL or not saving.exists(path):
-                continue
-            report = saving.read_report(path)
-            if report.id in found:
+        rounds = dict[str, tuple[Path, FitReport]]()
+        for folder in sorted(filter(saving.exists, self.folder.glob("*"))):
+            report = saving.read_report(folder)
+            if report.id in rounds:
                 raise SaveError(
-                    f"history: {found[report.id][0]} and {path} hold the same round, {report.id}; "
-                    "move one of them elsewhere"
+                    f"history: {rounds[report.id][0]} and {folder} hold the same round, "
+                    f"{report.id}; move one of them elsewhere"
                 )
-            found[report.id] = path, report
-        return found
+            rounds[report.id] = folder, report
+        return rounds
 
     def __repr__(self) -> str:
         return f"History({str(self.folder)!r})"
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as plain numbers; those of NumPy and tensors of one number are converted."""
-    check(metrics, Mapping, "metrics", "numbers by name")
-    found = dict[str, float]()
-    for name, value in metrics.items():
-        try:
-            if not isinstance(name, str) or isinstance(value, (str, bytes)):
-                raise TypeError
-            found[name] = float(value)
-        except (TypeError, ValueError):
-            raise ConfigError(f"metrics: {name!r} is {value!r}; expected numbers by name") from None
-    return found

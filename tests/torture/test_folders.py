@@ -135,7 +135,7 @@ def saves(run: Path) -> object:
 
 LINKS = ("rounds/.lock", "rounds/.writer", "record.json", "record.csv", "README.md")
 LINKS += ("posterior.safetensors", ".posterior.lock")
-FOLDERS = ("rounds", "rounds/aside", "rounds/0123456789ab.partial")
+FOLDERS = ("rounds", "rounds/aside", "rounds/0123456789ab")
 
 
 @pytest.mark.parametrize("use", [adds, keeps, continues, saves])

@@ -1,13 +1,11 @@
-"""What the experiments are made of: splits, rival methods, tests of significance, tables."""
+"""What the experiments are made of: splits, rival methods, tables."""
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,7 +19,6 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.experiments.budgets import BUDGETS
 from tools.experiments.catalogue import EXPERIMENTS
 from tools.experiments.methods import dropout, method
-from tools.experiments.significance import holm, permutation_p
 from tools.experiments.tables import Table
 from tools.experiments.tasks import Shift, Task, split
 
@@ -115,31 +112,6 @@ def test_dropout_drops_whole_inputs_and_keeps_the_mean() -> None:
     assert start.abs().min() > 1e-4
     assert gone.float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert (drawn["lora.query.B"] == points["lora.query.B"]).all()
-
-
-# Significance.
-
-
-def test_the_permutation_test_counts_signs() -> None:
-    """With 7 pairs every sign is tried."""
-    ours, theirs = np.random.default_rng(7).random((2, 7))
-    signs = np.array(list(itertools.product((-1, 1), repeat=7)))
-    sums = np.abs(signs @ (ours - theirs))
-    expected = (sums >= abs((ours - theirs).sum()) - 1e-12).mean()
-    assert permutation_p(ours, theirs) == pytest.approx(expected)
-
-
-def test_holm_is_the_closed_testing_procedure_with_bonferroni() -> None:
-    """A hypothesis is rejected when every set of hypotheses that has it is, by Bonferroni."""
-    values = [0.001, 0.04, 0.012, 0.2, 0.03]
-    found = holm(values)
-    for i, _ in enumerate(values):
-        worst = 0.0
-        for size in range(1, 6):
-            for chosen in itertools.combinations(range(5), size):
-                if i in chosen:
-                    worst = max(worst, min(1.0, size * min(values[j] for j in chosen)))
-        assert found[i] == pytest.approx(worst)
 
 
 # Tables.

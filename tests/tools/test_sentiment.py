@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sentences import sentences
 
-from bhpeft_pyro.errors import DataError, WriteError
+from bhpeft_pyro.errors import DataError
 from tools import sentiment as source
 from tools.sentiment import sentiment, two_rounds
 
@@ -127,24 +127,6 @@ def test_what_is_missing_is_named(
 ) -> None:
     vader.publish(content)
     with pytest.raises(DataError, match=message):
-        sentiment()
-
-
-@pytest.mark.usefixtures("vader")
-def test_cache_follows_the_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    sentiment()
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    sentiment()
-    name = "bhpeft_pyro/vaderSentiment-3.3.2.tar.gz"
-    assert (tmp_path / "xdg" / name).is_file()
-    assert (tmp_path / "home" / ".cache" / name).is_file()
-
-
-def test_a_cache_that_cannot_be_made_is_named(vader: types.SimpleNamespace) -> None:
-    vader.cache.parent.write_text("a file where the folder of the cache should be")
-    with pytest.raises(WriteError, match="bhpeft_pyro"):
         sentiment()
 
 

@@ -17,16 +17,17 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, nlls, ood_auroc, rejection_curve
 
 from . import stream_report
+from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
 from .results import file_of
 from .scores import scaled
-from .significance import fits_p
 from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
 
 __all__ = ["RESULTS", "figures", "tables", "write"]
@@ -89,18 +90,12 @@ def _nll(runs: Runs) -> Number:
     return mean_and_error([evaluate(run.forecasts["test"])["nll"] for run in runs.values()])
 
 
-def _gap(ours: Runs, theirs: Runs) -> tuple[Number, Number]:
-    """The difference of the test NLL, and the p-value of a paired t-test over seeds.
+def _losses(runs: Runs) -> dict[int, Tensor]:
+    return {seed: nlls(run.forecasts["test"]) for seed, run in runs.items()}
 
-    If there is one seed, the standard error is over its test rows, and there is no p-value.
-    """
-    seeds = sorted(ours.keys() & theirs.keys())
-    losses = [[nlls(run[seed].forecasts["test"]) for seed in seeds] for run in (ours, theirs)]
-    if len(seeds) == 1:
-        behind = losses[0][0] - losses[1][0]
-        return (behind.mean().item(), (behind.std() / len(behind) ** 0.5).item()), (nan, nan)
-    means = [[loss.mean().item() for loss in of] for of in losses]
-    return mean_and_error([a - b for a, b in zip(*means, strict=True)]), (fits_p(*means), nan)
+
+def _gap(ours: Runs, theirs: Runs) -> Number:
+    return difference(_losses(ours), _losses(theirs))["nll"]
 
 
 def _quality(folder: Path) -> Iterator[Table]:
@@ -122,12 +117,9 @@ def _differences(folder: Path) -> Table:
         stored = {name: _runs(folder, task, of) for name, of in METHODS.items()}
         for ours in (DEFAULT, ONE):
             for rival in (HEAD, TUNED + SCALING, ENSEMBLE, ENSEMBLE + SCALING):
-                number, p = _gap(stored[ours], stored[rival])
-                lines[shown, ours, rival] = {"nll": number, "p": p}
-    note = (
-        f"The test NLL of the first method minus that of the second. {OVER_SEEDS} p: a paired "
-        "t-test over seeds, not corrected for the number of comparisons."
-    )
+                pair = (_losses(stored[name]) for name in (ours, rival))
+                lines[shown, ours, rival] = difference(*pair)
+    note = f"The test NLL of the first method minus that of the second. {DIFFERENCES}"
     return Table.of_numbers("Differences in NLL", ["task", "method", "minus"], lines, note)
 
 
@@ -184,7 +176,7 @@ def _rivals(folder: Path) -> Table:
             values = evaluate(runs[0].forecasts["test"])
             quality = values["accuracy"] if "accuracy" in values else values["mse"]
             line = {"accuracy or mse": (quality, nan), "nll": (values["nll"], nan)}
-            line["the default's nll minus it"] = _gap(stored[DEFAULT], runs)[0]
+            line["the default's nll minus it"] = _gap(stored[DEFAULT], runs)
             lines[shown, name] = line
     note = (
         "Accuracy of news, mean squared error of tweets and films. One seed; standard errors over "
@@ -207,7 +199,7 @@ def _by_rows(folder: Path) -> Table:
     }
     for ours, theirs in ((ONE, TUNED + SCALING), (DEFAULT, ENSEMBLE + SCALING)):
         lines[f"{ours} minus {theirs}",] = {
-            f"{rows} rows": _gap(stored[ours, rows], stored[theirs, rows])[0] for rows in counts
+            f"{rows} rows": _gap(stored[ours, rows], stored[theirs, rows]) for rows in counts
         }
     note = (
         "Test NLL on news, one seed; standard errors over test rows. Only 400 have output scales."
@@ -223,7 +215,7 @@ def _upper(folder: Path) -> Table:
         lines[name,] = {
             "upper three layers": (_nll(upper)[0], nan),
             "all six": (_nll(whole)[0], nan),
-            "difference": _gap(upper, whole)[0],
+            "difference": _gap(upper, whole),
         }
     note = (
         "Test NLL on news, one seed; standard errors over test rows. Only the components of all "

@@ -1,4 +1,4 @@
-"""From outcomes to tables: means over seeds, tests against the reference, and where from."""
+"""From outcomes to tables: means over seeds, differences from the reference, and where from."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 from .catalogue import REFERENCE, Experiment
+from .differences import DIFFERENCES, difference
 from .methods import Method
 from .outcome import Outcome
 from .scores import Score, scaled
-from .significance import fits_p, holm, permutation_p
-from .tables import Table, distinct
+from .tables import OVER_SEEDS, Number, Table, distinct
 
 __all__ = ["tables"]
 
@@ -33,7 +33,8 @@ class _Line:
 def tables(
     experiment: Experiment, methods: Sequence[Method], outcomes: Iterable[Outcome]
 ) -> list[Table]:
-    """The tables of an experiment, one for each task (and question about it).
+    """The tables of an experiment: for each task (and question about it) the scores, and how far
+    the NLL is from the reference's.
 
     Args:
         experiment: what is looked at.
@@ -51,69 +52,42 @@ def tables(
                 by = (score.by,) if experiment.by else ()
                 key = (str(method), *by, f"{facts['temperature']:g}")
                 by_table.setdefault(score.table, []).append(_Line(key, score, facts))
-    return [_table(experiment, title, lines) for title, lines in by_table.items()]
-
-
-def _table(experiment: Experiment, title: str, lines: Sequence[_Line]) -> Table:
     head = ["method", *([experiment.by] if experiment.by else []), "temperature"]
-    records = [dict(zip(head, line.key, strict=True)) | dict(line.score.values) for line in lines]
-    tested = _tested(lines)
-    note = _note([line.facts for line in lines], bool(tested))
-    table = Table.over_seeds(title, head, records, note)
-    for column, values in tested.items():
-        keys = (tuple(row[:-1]) for row in table.means.index)  # without the number of seeds
-        table.means[column] = [values.get(key, np.nan) for key in keys]
-        table.errors[column] = np.nan
-    return table
+    made = []
+    for title, lines in by_table.items():
+        records = [
+            dict(zip(head, line.key, strict=True)) | dict(line.score.values) for line in lines
+        ]
+        made.append(Table.over_seeds(title, head, records, _note([line.facts for line in lines])))
+        if gaps := _differences(lines):
+            title = f"{title}: NLL minus that of {REFERENCE}"
+            made.append(Table.of_numbers(title, head, gaps, DIFFERENCES))
+    return made
 
 
-def _tested(lines: Sequence[_Line]) -> dict[str, dict[Key, float]]:
-    """P-values against the reference on the seeds that both have, by column and row.
-
-    Each kind of test is corrected over all comparisons of the table.
-    """
-    losses: dict[Key, dict[int, Mapping[str, Any]]] = {}
+def _differences(lines: Sequence[_Line]) -> dict[Key, dict[str, Number]]:
+    """From the reference's NLL, on the seeds that both have, where losses are known."""
+    losses: dict[Key, dict[int, Tensor]] = {}
     for line in lines:
-        losses.setdefault(line.key, {})[line.facts["seed"]] = line.score.losses
-    references = {key[1:-1]: key for key in losses if key[0] == REFERENCE}
-    raw: dict[str, dict[tuple[str, Key], float]] = {"": {}, ", fits": {}}
-    for key, ours in losses.items():
-        reference = references.get(key[1:-1])
-        if reference is None or reference == key:
-            continue
-        theirs = losses[reference]
-        seeds = sorted(ours.keys() & theirs.keys())
-        for metric in ours[seeds[0]] if seeds else ():
-            pair = [[run[seed][metric].numpy() for seed in seeds] for run in (ours, theirs)]
-            ours_all, theirs_all = map(np.concatenate, pair)
-            raw[""][metric, key] = permutation_p(ours_all, theirs_all)
-            if len(seeds) > 1:
-                means = ([float(loss.mean()) for loss in of] for of in pair)
-                raw[", fits"][metric, key] = fits_p(*means)
-    corrected: dict[str, dict[Key, float]] = {}
-    for kind, values in raw.items():
-        for (metric, key), p in zip(values, holm([*values.values()]), strict=True):
-            corrected.setdefault(f"p ({metric}{kind})", {})[key] = p
-    return corrected
+        if line.score.losses is not None:
+            losses.setdefault(line.key, {})[line.facts["seed"]] = line.score.losses
+    references = {key[1:-1]: seeds for key, seeds in losses.items() if key[0] == REFERENCE}
+    return {
+        key: difference(ours, references[key[1:-1]])
+        for key, ours in losses.items()
+        if key[0] != REFERENCE and ours.keys() & references.get(key[1:-1], {}).keys()
+    }
 
 
-def _note(facts: Sequence[Mapping[str, Any]], tested: bool) -> str:
+def _note(facts: Sequence[Mapping[str, Any]]) -> str:
     """Where the numbers come from."""
-
     all_of = partial(distinct, facts)
-    text = (
+    return (
         f"Commit {all_of('commit')}; {all_of('device')}; {all_of('backbone')}; "
         f"{all_of('rows')} rows of {all_of('source')}, {all_of('validation')} validation and "
         f"{all_of('test')} test rows, another split for every seed; at most "
         f"{all_of('steps')} steps, "
         f"settings tried for each method on the validation rows: {all_of('search')}; "
-        f"{all_of('samples')} draws, {all_of('members')} members of an ensemble. Mean ± standard "
-        "error over seeds; temperature is the weight of the KL, 0 for maximum likelihood."
+        f"{all_of('samples')} draws, {all_of('members')} members of an ensemble. {OVER_SEEDS} "
+        "Temperature is the weight of the KL, 0 for maximum likelihood."
     )
-    if tested:
-        text += (
-            f" p: against {REFERENCE}, by paired permutation tests over the test rows of all seeds "
-            "(are these fits better?) and, where it says fits, by paired t-tests over seeds (would "
-            "others be?), each kind corrected by Holm's method for all of this table."
-        )
-    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from scipy import stats
 from torch import Tensor
@@ -13,7 +13,6 @@ from bhpeft_pyro.forecast.metrics import (
     FRACTIONS,
     coverage,
     evaluate,
-    loss_of,
     nlls,
     ood_auroc,
     rejection_curve,
@@ -36,13 +35,13 @@ class Score:
         table: the table that it belongs to: a task, and what of it.
         values: by column.
         by: what tells it from other lines of the same method.
-        losses: (N,) of the test's examples, by the metric whose mean they are.
+        losses: (N,) the NLL of each test row, if methods are to be compared by it.
     """
 
     table: str
     values: Mapping[str, float]
     by: str = ""
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: Tensor | None = None
 
 
 def scaled(outcome: Outcome) -> Outcome:
@@ -80,7 +79,7 @@ def quality(outcome: Outcome) -> list[Score]:
     forecast = outcome.forecasts["test"]
     values = evaluate(forecast)
     values.pop("mutual_information", None)
-    return [Score(outcome.facts["task"], values, losses=losses(forecast))]
+    return [Score(outcome.facts["task"], values, losses=nlls(forecast))]
 
 
 def by_rows(outcome: Outcome) -> list[Score]:
@@ -140,12 +139,6 @@ def shift(outcome: Outcome) -> list[Score]:
                     values |= {metric: here[metric], f"{metric} there": there[metric]}
         made.append(Score(f"{outcome.facts['task']}, {name}", values))
     return made
-
-
-def losses(forecast: AnyForecast) -> dict[str, Tensor]:
-    """(N,) NLL, and error or squared error, of each example."""
-    metric = "accuracy" if isinstance(forecast, ClassForecast) else "mse"
-    return {metric: loss_of(forecast, forecast.observed()), "nll": nlls(forecast)}
 
 
 def _percent(share: float) -> str:

@@ -43,8 +43,7 @@ _POINTS = tuple(f"{peft}, deterministic" for peft in (*_ALONE, *_OTHERS, "hybrid
 _RIVALS = _all(
     "hybrid", "deterministic + scaling", "ensemble", "ensemble + scaling", "MC dropout", "MAP"
 )
-_VARIANTS = ("", " (mean-field)", " (down only)", " (A only)")
-_BAYESIAN = _all("hybrid", "one component", *(f"Bayesian{variant}" for variant in _VARIANTS))
+_BAYESIAN = _all("hybrid", "one component", "Bayesian", "Bayesian (mean-field)")
 _FEW = _all(
     "hybrid", "deterministic", "deterministic + scaling", "ensemble", "one component", "Bayesian"
 )

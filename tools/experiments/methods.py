@@ -199,8 +199,6 @@ GUIDES = {
     "deterministic": "delta",
     "Bayesian": "laplace",
     "Bayesian (mean-field)": "normal",
-    "Bayesian (down only)": "down only",
-    "Bayesian (A only)": "A only",
 }
 """The guides of those that are one fit of a guide known by name."""
 

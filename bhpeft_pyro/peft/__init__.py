@@ -1,11 +1,10 @@
 """LoRA, adapter and prefix weights in a frozen transformer. There is no Pyro in here."""
 
 from . import presets
-from .adapter import Adapter
 from .architectures import Architecture, Part, register_architecture
 from .attachment import Attachment
 from .kinds import Kind
-from .lora import LoRA
+from .low_rank import Adapter, LoRA
 from .prefix import Prefix
 from .sites import Site, Sites
 

@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 
 from ..base.checks import shown
 from ..errors import ArchitectureError, ConfigError
-from .adapter import Adapter
 from .architectures import Layer, architecture_of, layers_of
 from .binding import Binding, LayerForward, activate, install, new_token, wants_checkpointing
 from .kinds import Kind
-from .lora import LoRA
+from .low_rank import Adapter, LoRA
 from .prefix import Prefix, claim, release
 from .signals import measure, random_tokens
 from .sites import Site

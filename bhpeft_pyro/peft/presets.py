@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-from .adapter import Adapter
 from .kinds import Kind
-from .lora import LoRA
+from .low_rank import Adapter, LoRA
 from .prefix import Prefix
 
 __all__ = ["adapter", "bh_peft", "head_only", "lora", "mam", "prefix", "unipelt"]

@@ -228,8 +228,9 @@ def test_other_adapters_are_refused(tmp_path: Path) -> None:
         bh.from_peft(3)
     with pytest.raises(ConfigError, match=r"adapter_config\.json"):
         bh.from_peft(tmp_path)
-    with pytest.raises(ConfigError, match="BertModel is not a sequence classifier"):
-        bh.from_peft(tiny_backbone())
+    for use in (bh.from_peft, lambda b: bh.RandomPEFT(b, (), bh.ClassifierHead(2))):
+        with pytest.raises(ConfigError, match="BertModel is not a sequence classifier"):
+            use(tiny_backbone())
 
 
 def test_shared_projections_of_relative_positions() -> None:
@@ -465,15 +466,6 @@ def test_a_decoder_without_a_padding_token_takes_batches() -> None:
     close(network(weights, bh.data.Batch(padded())), before)
 
 
-def test_particles_see_their_own_weights() -> None:
-    """Draws that are folded into a batch give what each gives alone."""
-    network = bh.RandomPEFT(classifier("roberta"), bh.presets.lora(2), bh.ClassifierHead(3))
-    batch, draws = bh.data.Batch(padded()), tiny.draw(network.sites, 3, scale=0.3)
-    together = network(draws, batch)
-    for number in range(3):
-        close(together[number], network({k: v[number] for k, v in draws.items()}, batch))
-
-
 def test_new_labels_get_rows_of_the_classifier() -> None:
     posterior = bh.from_peft(
         tiny_classifier(), TRAIN, validation=tiny_examples(12, seed=2), tokenizer=tiny_tokenizer()
@@ -490,15 +482,6 @@ def test_a_classifier_without_a_bias_grows(guide: str) -> None:
     grown = bh.fit(bh.Model(network), guide, TRAIN, **options).grow(1)
     assert {k: tuple(v.shape) for k, v in grown.guide.means().items()} == {"head.weight": (3, 32)}
     assert grown.update(tiny_examples(9, seed=4), max_steps=2).report.examples == 9
-
-
-def test_a_head_without_a_classifier() -> None:
-    with pytest.raises(
-        ConfigError, match="BertModel is not a sequence classifier; expected a model of"
-    ):
-        bh.RandomPEFT(tiny_backbone(), (), bh.ClassifierHead(2))
-    with pytest.raises(ConfigError, match="ClassifierHead: outputs=0"):
-        bh.ClassifierHead(0)
 
 
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def test_reliability_bars_are_the_accuracy_in_their_bins(ax):
     (strokes,) = [c for c in ax.collections if isinstance(c, LineCollection)]
     for stroke, [(mean, accuracy)] in zip(strokes.get_segments(), gaps, strict=True):
         assert stroke.ravel().tolist() == pytest.approx([mean, accuracy, mean, mean])
-    assert f"{evaluate(forecast)['ece']:.3f}" in ax.get_title()
+    assert f"{evaluate(forecast)['ece']:.3f}" in plots.reliability(forecast).get_title()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence", "accuracy")
 
 

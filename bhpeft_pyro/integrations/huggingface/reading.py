@@ -25,8 +25,8 @@ from ...model.head import ClassifierHead, final_layer, set_final_layer, with_tai
 from ...model.likelihoods import Categorical, Likelihood, MultiLabel, Normal
 from ...model.model import Model
 from ...model.network import RandomPEFT
+from ...peft import LoRA
 from ...peft.architectures import architecture_of, layers_of
-from ...peft.lora import LoRA
 from ...posterior.posterior import Posterior
 from ...training.report import FitReport
 

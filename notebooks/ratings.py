@@ -143,7 +143,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained"
 error = 1.96 * np.sqrt(levels * (1 - levels) / test)
 left.fill_between(levels, levels - error, levels + error, color="0.85", label="honest, 95 %")
 for (name, each), (colour, marker) in zip(rivals.items(), STYLES, strict=False):
-    inside, width = zip(*(metrics.coverage(each, level=level) for level in levels), strict=True)
+    inside, width = zip(*(each.coverage(level=level) for level in levels), strict=True)
     left.plot(levels, inside, marker, color=colour, markersize=4, label=name)
     right.plot(levels, width, marker, color=colour, markersize=4, label=name)
 left.set(xlabel="probability of the interval", ylabel="share of ratings within it")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..data import Examples
 from ..errors import ConfigError
-from ..forecast.metrics import evaluate
-from ..forecast.score import Score, compared
+from ..forecast.metrics import Score, compared, evaluate
 from ..guides import GUIDES
 from ..model.likelihoods import Likelihood
 from ..posterior import Posterior, saving

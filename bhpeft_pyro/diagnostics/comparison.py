@@ -19,8 +19,7 @@ from ..base.progress import bars
 from ..data import Columns
 from ..data.copies import check_apart
 from ..errors import ConfigError, DataError
-from ..forecast.metrics import evaluate, nlls
-from ..forecast.score import compared, mean_and_error
+from ..forecast.metrics import compared, evaluate, mean_and_error
 from ..model.model import Model, check_model
 from ..peft import Kind, presets
 from ..posterior import Posterior, saving
@@ -62,13 +61,13 @@ class Comparison:
         """A row for each method: its metrics on the test rows, and its NLL minus that of `BASELINE`
         (negative is better) with the ends of its 95 % interval, 1.96 standard errors on each side:
         over test rows, or over sentences where words have labels."""
-        base, sentences = nlls(self.forecasts[BASELINE]), self.forecasts[BASELINE].rows
+        base, sentences = self.forecasts[BASELINE].nlls(), self.forecasts[BASELINE].rows
         rows: dict[str, dict[str, float]] = {}
         for name, forecast in self.forecasts.items():
             scores = evaluate(forecast)
             rows[name] = {metric: scores[metric] for metric in _METRICS if metric in scores}
             if name != BASELINE:
-                mean, error = mean_and_error(nlls(forecast) - base, sentences)
+                mean, error = mean_and_error(forecast.nlls() - base, sentences)
                 ends = {"low": mean - _WIDTH * error, "high": mean + _WIDTH * error}
                 rows[name] |= {"nll difference": mean} | ends
             rows[name]["seconds"] = self.seconds[name]
@@ -218,7 +217,7 @@ def compare(
             forecast: Any = posterior.predict(tested)
             forecasts[name], seconds[name] = forecast, posterior.report.seconds
             # The noise of ratings suits the validation rows already.
-            if head.likelihood.kind in ("class", "choice") and name in (BASELINE, ensemble):
+            if head.likelihood.picks_one and name in (BASELINE, ensemble):
                 forecasts[name + _SCALED], _ = forecast.tempered(posterior.predict(held_out))
                 seconds[name + _SCALED] = seconds[name]
     posteriors = {"head only": head_only, _LORA: lora, "points": points, "posterior": wide}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, pairwise
 from typing import Any, ClassVar, Self
@@ -31,11 +31,20 @@ class Forecast(ABC):
         texts: the N texts, or None.
         rows: None; or, where examples are words, (N,) the number of the sentence of each.
         quality: in words, what `metrics.rejection_curve` measures.
+        higher_is_better: whether that is one minus the mean `loss`, and not the mean loss itself.
         measures: the names that `uncertainty` takes.
+        exact: whether `nlls` is exact for any labels, and not for the forecast's own alone.
+        in_words: what the two parts of the uncertainty are, and in which unit.
     """
 
     quality: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("epistemic", "aleatoric", "total")
+    in_words: ClassVar[Mapping[str, str]] = {
+        "aleatoric": "expected entropy (nats)",
+        "epistemic": "mutual information (nats)",
+        "total": "uncertainty (nats)",
+    }
     _by_draw: ClassVar[tuple[str, ...]] = ()  # tensors whose second dimension counts examples
     _of_all: ClassVar[tuple[str, ...]] = ()  # tensors without such a dimension
 
@@ -48,8 +57,44 @@ class Forecast(ABC):
         """N, the number of examples."""
 
     @abstractmethod
+    def loss(self, labels: Tensor) -> Tensor:
+        """(N,) 0-1 loss of the predicted class, share of wrong labels, or squared error of the
+        mean, in double precision."""
+
+    @abstractmethod
+    def nlls(self, labels: Labels | None = None) -> Tensor:
+        """(N,) NLL of each example in double precision; by default of the forecast's own labels."""
+
+    @abstractmethod
+    def scores(self) -> dict[str, float]:
+        """All metrics of the forecast against its own labels (`metrics.evaluate`)."""
+
+    @abstractmethod
+    def simplest(self, known: Tensor) -> tuple[str, Tensor]:
+        """The forecast that one makes without reading the texts, from labels that are `known`: in
+        words, and its (N,) `loss`."""
+
+    @abstractmethod
     def to_dataset(self) -> Dataset:
         """A Hugging Face data set with one row an example."""
+
+    @abstractmethod
+    def summary(self) -> dict[str, list[Any]]:
+        """The columns that `bhpeft predict` writes, by row and as plain values. Numbers have as
+        many digits as float32 has."""
+
+    @abstractmethod
+    def _facts(self) -> tuple[str, str]:
+        """How large the forecast is, and what it says on average."""
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+    def right(self, labels: Labels | None = None) -> Tensor | None:
+        """(N,) bool, whether the predicted class is the observed one; None if no labels are known,
+        or if examples have no class."""
+        return None
 
     def uncertainty(self, by: str = "total") -> Tensor:
         """(N,) the one of `measures` named `by`, or 1 - confidence: larger is less certain."""
@@ -80,13 +125,13 @@ class Forecast(ABC):
             return parts[0]
         values: dict[str, Any] = {}
         for name in (field.name for field in fields(parts[0])):
-            own = [getattr(part, name) for part in parts]
-            if isinstance(own[0], Forecast):
-                values[name] = own[0].joined(own)
-            elif isinstance(own[0], Tensor) and name not in cls._of_all:
-                values[name] = join(own, int(name in cls._by_draw))
-            elif name == "texts" and own[0] is not None:
-                values[name] = tuple(chain.from_iterable(own))
+            of_parts = [getattr(part, name) for part in parts]
+            if isinstance(of_parts[0], Forecast):
+                values[name] = of_parts[0].joined(of_parts)
+            elif isinstance(of_parts[0], Tensor) and name not in cls._of_all:
+                values[name] = join(of_parts, int(name in cls._by_draw))
+            elif name == "texts" and of_parts[0] is not None:
+                values[name] = tuple(chain.from_iterable(of_parts))
         return replace(parts[0], **values)
 
     def with_labels(self, labels: Labels) -> Self:
@@ -103,20 +148,30 @@ class Forecast(ABC):
             DataError: there are not N values.
         """
         check(values, Iterable, "values", "a value for each example")
-        found = [*(values.tolist() if isinstance(values, Tensor) else values)]
-        if len(found) != len(self):
-            raise DataError(f"values: got {len(found)} for {len(self)} examples")
+        by_example = [*(values.tolist() if isinstance(values, Tensor) else values)]
+        if len(by_example) != len(self):
+            raise DataError(f"values: got {len(by_example)} for {len(self)} examples")
         if self.rows is None:
-            return found
+            return by_example
         ends = self.rows.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
-        return [found[start:end] for start, end in pairwise([0, *ends])]
+        return [by_example[start:end] for start, end in pairwise([0, *ends])]
 
     def observed(self, labels: Labels | None = None) -> Tensor:
         """The given labels, once checked, or else the forecast's own."""
-        known = self.labels if labels is None else self.with_labels(labels).labels
-        if known is None:
+        checked = self.labels if labels is None else self.with_labels(labels).labels
+        if checked is None:
             raise DataError("labels are needed: the forecast has none, and none were given")
-        return known
+        return checked
+
+    def __repr__(self) -> str:
+        size, usual = self._facts()
+        mean = {by: f"{self.uncertainty(by).mean():.4f}" for by in Forecast.measures}
+        return (
+            f"{type(self).__name__}: {size}\n"
+            f"  {usual}\n"
+            f"  mean {self.in_words['total']} {mean['total']} = {mean['aleatoric']} aleatoric + "
+            f"{mean['epistemic']} epistemic"
+        )
 
     def _repr_html_(self) -> str:
         from ..plots.html import forecast_html  # matplotlib is slow to import
@@ -135,11 +190,6 @@ class Forecast(ABC):
             raise DataError("labels must be finite")
         if whole and (odd := self.labels[self.labels != self.labels.long()]).numel():
             raise DataError(f"labels must be whole numbers (class indices), got {odd[0].item():g}")
-
-    @abstractmethod
-    def summary(self) -> dict[str, list[Any]]:
-        """The columns that `bhpeft predict` writes, by row and as plain values. Numbers have as
-        many digits as float32 has."""
 
     def _by_row(self, **columns: Sequence[Any]) -> dict[str, list[Any]]:
         """Columns of `summary`, with those that all kinds have at the end."""
@@ -186,12 +236,19 @@ def as_numbers(name: str, values: Any) -> Tensor:
     if isinstance(values, np.ndarray):  # torch takes neither reversed ones nor those of objects
         values = values.tolist() if values.dtype == object else values.copy()
     try:
-        found = torch.as_tensor(values).detach().cpu()
-        if found.is_floating_point() and not hasattr(values, "dtype"):  # Python's are double
+        numbers = torch.as_tensor(values).detach().cpu()
+        if numbers.is_floating_point() and not hasattr(values, "dtype"):  # Python's are double
             return torch.as_tensor(values, dtype=torch.float64)
-        return found
+        return numbers
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name} must be numbers: {error}") from error
+
+
+def check_names(names: Any, count: int, what: str) -> None:
+    """Raise DataError unless there is a name for each of so many "classes" or "labels", or none."""
+    check(names, Sequence | None, "label_names", f"a name for each of the {what}")
+    if names is not None and len(names) != count:
+        raise DataError(f"label_names has {len(names)} names for {count} {what}")
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

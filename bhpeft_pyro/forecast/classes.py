@@ -11,11 +11,13 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ..base.checks import boolean, check
 from ..data.labels import by_name
 from ..errors import DataError, LikelihoodError
-from .base import Forecast, Labels, as_labels, check_shape, digits
+from .base import Forecast, Labels, as_labels, check_names, check_shape, digits
+from .metrics import aurc, calibration_bins, macro_f1
 
 _CHUNK = 32  # draws in double precision at a time
 _MAX_TEMPERATURE = 100.0
@@ -68,10 +70,8 @@ class ClassForecast(Forecast):
     def __post_init__(self) -> None:
         count, classes = self.probabilities.shape
         self._check_rows(whole=True)
-        check(self.label_names, Sequence | None, "label_names", "a name for each class")
+        check_names(self.label_names, classes, "classes")
         check(self.choices, Tensor | None, "choices", "a tensor (N, C)")
-        if self.label_names is not None and len(self.label_names) != classes:
-            raise DataError(f"label_names has {len(self.label_names)} names for {classes} classes")
         if self.labels is not None:
             labels = self.labels.long()
             object.__setattr__(self, "labels", labels)
@@ -257,9 +257,45 @@ class ClassForecast(Forecast):
         check(validation, ClassForecast, "validation", "a ClassForecast")
         temperature = _best_temperature(validation.log_probabilities, validation.observed())
         scaled = (self.log_probabilities / temperature).softmax(-1).to(self.probabilities.dtype)
-        known = ("labels", "texts", "rows", "label_names", "choices")
-        own: dict[str, Any] = {name: getattr(self, name) for name in known}
-        return replace(ClassForecast.from_draws(scaled[None]), **own), temperature
+        kept = ("labels", "texts", "rows", "label_names", "choices")
+        options: dict[str, Any] = {name: getattr(self, name) for name in kept}
+        return replace(ClassForecast.from_draws(scaled[None]), **options), temperature
+
+    def loss(self, labels: Tensor) -> Tensor:
+        return (self.label != labels).double()
+
+    def right(self, labels: Labels | None = None) -> Tensor | None:
+        known = self.labels if labels is None else self.observed(labels)
+        return None if known is None else self.label == known
+
+    def nlls(self, labels: Labels | None = None) -> Tensor:
+        return -self.log_probabilities.gather(1, self.observed(labels)[:, None])[:, 0]
+
+    def scores(self) -> dict[str, float]:
+        labels, probabilities = self.observed(), self.probabilities.double()
+        classes = probabilities.shape[1]
+        truth, guessed = (one_hot(each, classes).double() for each in (labels, self.label))
+        correct = self.label == labels
+        bins = calibration_bins(self.confidence, correct)
+        by_class = zip(probabilities.T, truth.T, strict=True)
+        classwise = [calibration_bins(p, is_it).expected_error for p, is_it in by_class]
+        return {
+            "accuracy": correct.double().mean().item(),
+            "f1": macro_f1(truth, guessed),
+            "nll": self.nlls().mean().item(),
+            "brier": (probabilities - truth).square().sum(-1).mean().item(),
+            "ece": bins.expected_error,
+            "classwise_ece": sum(classwise) / classes,
+            "mce": bins.maximum_error,
+            "aurc": aurc(self.loss(labels), self.uncertainty("confidence")),
+            "mutual_information": self.epistemic.double().mean().item(),
+        }
+
+    def simplest(self, known: Tensor) -> tuple[str, Tensor]:
+        if self.choices is not None:
+            return "guessing", 1 - 1 / self.choices.sum(-1).double()
+        most = known.long().bincount().argmax()
+        return "always the most frequent class", (self.observed() != most).double()
 
     def summary(self) -> dict[str, list[Any]]:
         return self._by_row(prediction=self.predicted, probability=digits(self.confidence))
@@ -280,15 +316,12 @@ class ClassForecast(Forecast):
         features = Features({**dataset.features, **dict.fromkeys(named, feature)})
         return Dataset.from_dict(columns, features)
 
-    def __repr__(self) -> str:
-        kind = "classes" if self.choices is None else "choices"
-        return (
-            f"ClassForecast: {len(self)} examples, {self.probabilities.shape[1]} {kind}, "
-            f"{self.draws} draws\n"
-            f"  mean confidence {self.confidence.mean():.3f}\n"
-            f"  mean uncertainty (nats) {self.total.mean():.4f} = "
-            f"{self.aleatoric.mean():.4f} aleatoric + {self.epistemic.mean():.4f} epistemic"
-        )
+    def _facts(self) -> tuple[str, str]:
+        count, what = self.probabilities.shape[1], "classes"
+        if self.choices is not None:
+            what = "choices"
+        size = f"{len(self)} examples, {count} {what}, {self.draws} draws"
+        return size, f"mean confidence {self.confidence.mean():.3f}"
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -303,8 +336,8 @@ def _best_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
         return -scaled.gather(1, labels[:, None]).mean().item()
 
     end = math.log(_MAX_TEMPERATURE)
-    found = minimize_scalar(nll, bounds=(-end, end), method="bounded", options={"xatol": 1e-9})
-    return math.exp(found.x)
+    best = minimize_scalar(nll, bounds=(-end, end), method="bounded", options={"xatol": 1e-9})
+    return math.exp(best.x)
 
 
 def _checked(draws: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""How good a forecast is: right, well calibrated, and unsure where it is wrong."""
+"""How good a forecast is: right, well calibrated, unsure where it is wrong, and better than the
+simplest forecast of all, such as always the most frequent class."""
 
 from __future__ import annotations
 
@@ -12,23 +13,18 @@ from torch import Tensor
 from ..base.checks import BELOW_ONE, COUNT, check, check_memory
 from ..errors import DataError
 from .base import Forecast, Labels, as_numbers, check_shape
-from .classes import ClassForecast
-from .multilabel import LabelsForecast
-from .ratings import RatingForecast
 
 __all__ = [
     "CalibrationBins",
     "aurc",
     "calibration_bins",
-    "coverage",
-    "crps",
     "evaluate",
-    "nlls",
     "ood_auroc",
     "rejection_curve",
 ]
 
 BINS = 15
+_CLEAR = 2.0  # standard errors, above which a difference is not chance
 FRACTIONS = tuple(step / 10 for step in range(10))
 MEANINGS = {
     "accuracy": "share correct; higher is better",
@@ -68,6 +64,7 @@ def evaluate(forecast: Forecast, labels: Labels | None = None) -> dict[str, floa
     share of labels within the 90 % interval. Under a likelihood that is not Normal, the `nll` is
     exact for the forecast's own labels, and `crps` and `coverage_90` are of draws.
 
+    >>> from bhpeft_pyro.forecast import ClassForecast
     >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6]]])
     >>> scores = evaluate(ClassForecast.from_draws(draws), [0, 0])
     >>> scores["accuracy"], round(scores["brier"], 2), round(scores["ece"], 2)
@@ -76,83 +73,7 @@ def evaluate(forecast: Forecast, labels: Labels | None = None) -> dict[str, floa
     check(forecast, Forecast, "forecast", "a forecast")
     if labels is not None:
         forecast = forecast.with_labels(labels)
-    truth = forecast.observed()
-    if isinstance(forecast, ClassForecast):
-        return _evaluate_classes(forecast, truth)
-    if isinstance(forecast, LabelsForecast):
-        return _evaluate_labels(forecast, truth)
-    assert isinstance(forecast, RatingForecast)
-    error = forecast.mean.double() - truth.double()
-    return {
-        "mse": error.square().mean().item(),
-        "mae": error.abs().mean().item(),
-        "nll": nlls(forecast).mean().item(),
-        "crps": crps(forecast, truth).mean().item(),
-        "coverage_90": coverage(forecast, truth)[0],
-    }
-
-
-def nlls(forecast: Forecast, labels: Labels | None = None) -> Tensor:
-    """(N,) NLL of each example, float64; their mean is the `nll` of `evaluate`.
-
-    >>> nlls(ClassForecast.from_draws(torch.tensor([[[0.5, 0.5]]])), [0])
-    tensor([0.6931], dtype=torch.float64)
-    """
-    check(forecast, Forecast, "forecast", "a forecast")
-    if isinstance(forecast, ClassForecast):
-        return -forecast.log_probabilities.gather(1, forecast.observed(labels)[:, None])[:, 0]
-    if isinstance(forecast, LabelsForecast):
-        pairs = nlls(forecast.pairs, forecast.observed(labels).flatten().long())
-        return pairs.reshape(-1, forecast.count).sum(-1)
-    assert isinstance(forecast, RatingForecast)
-    return -forecast.log_prob(labels).double()
-
-
-def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, float]:
-    probabilities = forecast.probabilities.double()
-    classes = probabilities.shape[1]
-    one_hot = torch.nn.functional.one_hot(labels, classes).double()
-    guessed = torch.nn.functional.one_hot(forecast.label, classes).double()
-    correct = forecast.label == labels
-    bins = calibration_bins(forecast.confidence, correct)
-    classwise = [
-        calibration_bins(probabilities[:, k], one_hot[:, k]).expected_error for k in range(classes)
-    ]
-    return {
-        "accuracy": correct.double().mean().item(),
-        "f1": _macro_f1(one_hot, guessed),
-        "nll": nlls(forecast, labels).mean().item(),
-        "brier": (probabilities - one_hot).square().sum(-1).mean().item(),
-        "ece": bins.expected_error,
-        "classwise_ece": sum(classwise) / classes,
-        "mce": bins.maximum_error,
-        "aurc": aurc(loss_of(forecast, labels), forecast.uncertainty("confidence")),
-        "mutual_information": forecast.epistemic.double().mean().item(),
-    }
-
-
-def _macro_f1(truth: Tensor, guessed: Tensor) -> float:
-    """Mean F1 = 2 TP / (2 TP + FP + FN) of 0 or 1 (N, K), over the columns that are ever 1; 0 if
-    there are none."""
-    occurs = (truth + guessed).sum(0)
-    found = 2 * (truth * guessed).sum(0)[occurs > 0] / occurs[occurs > 0]
-    return found.mean().item() if len(found) else 0.0
-
-
-def _evaluate_labels(forecast: LabelsForecast, labels: Tensor) -> dict[str, float]:
-    truth, guessed = labels.double(), forecast.label.double()
-    p, wrong = forecast.probabilities.double(), loss_of(forecast, labels)
-    return {
-        "accuracy": (wrong == 0).double().mean().item(),
-        "hamming": wrong.mean().item(),
-        "f1": _macro_f1(truth, guessed),
-        "f1_micro": _macro_f1(truth.reshape(-1, 1), guessed.reshape(-1, 1)),
-        "nll": nlls(forecast, labels).mean().item(),
-        "brier": (p - truth).square().mean().item(),
-        "ece": calibration_bins(p.flatten(), truth.flatten()).expected_error,
-        "aurc": aurc(wrong, forecast.total),
-        "mutual_information": forecast.epistemic.double().mean().item(),
-    }
+    return forecast.scores()
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +151,7 @@ def rejection_curve(
         The rejected fractions (K,) and, of the examples kept, accuracy, share of right labels or
         MSE (K,). At least one example is kept; equally certain ones count as if in random order.
 
+    >>> from bhpeft_pyro.forecast import ClassForecast
     >>> draws = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]])
     >>> rejection_curve(ClassForecast.from_draws(draws), [0, 1], fractions=[0.0, 0.5])[1].tolist()
     [0.5, 1.0]
@@ -238,11 +160,11 @@ def rejection_curve(
     check(fractions, Iterable, "fractions", "a sequence of numbers")
     fractions = fractions.tolist() if isinstance(fractions, Tensor) else fractions
     fractions = [BELOW_ONE("fractions", fraction) for fraction in fractions]
-    risk = _kept_risk(loss_of(forecast, truth), forecast.uncertainty(by))
+    risk = _kept_risk(forecast.loss(truth), forecast.uncertainty(by))
     # 0.29 * 100 is a little below 29.
     kept = [len(forecast) - math.floor(f * len(forecast) + 1e-9) for f in fractions]
     score = risk[torch.tensor(kept, dtype=torch.long) - 1]
-    if not isinstance(forecast, RatingForecast):
+    if forecast.higher_is_better:
         score = 1 - score
     return torch.tensor(list(fractions), dtype=torch.float64), score
 
@@ -264,60 +186,20 @@ def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> 
     return torch.stack(below).double().mean().item() / len(known)
 
 
-def crps(forecast: RatingForecast, labels: Labels | None = None) -> Tensor:
-    """(N,) continuous ranked probability score of the mixture of Normals (Grimit et al. 2006).
-
-    In closed form: E|Y - y| - E|Y - Y'| / 2 with Y, Y' independent draws of the mixture; of
-    `outcomes`, if there are any, the same over them. It has the unit of the ratings; smaller is
-    better.
-    """
-    check(forecast, RatingForecast, "forecast", "a RatingForecast")
-    truth = forecast.observed(labels)
-    if (drawn := forecast.sorted_outcomes) is not None:
-        count = drawn.shape[1]
-        places = 2 * torch.arange(1, count + 1, dtype=torch.float64) - count - 1
-        away = (drawn - truth.double().unsqueeze(-1)).abs().mean(-1)
-        return away - (drawn @ places) / count**2
-    means, sds = forecast.means.double(), forecast.component_sds
-    score = _mean_absolute(means - truth.double(), sds).mean(0)
-    spread = torch.zeros_like(score)
-    for mean, sd in zip(means, sds, strict=True):  # S passes over (S, N), never (S, S, N)
-        spread += _mean_absolute(means - mean, torch.hypot(sds, sd)).mean(0)
-    return score - spread / (2 * forecast.draws)
-
-
-def coverage(
-    forecast: RatingForecast, labels: Labels | None = None, *, level: float = 0.9
-) -> tuple[float, float]:
-    """The share of labels within the central interval of probability `level`, and its mean width.
-
-    Both matter: a wide enough interval covers anything.
-
-    >>> forecast = RatingForecast.from_draws(torch.zeros(1, 2), torch.ones(1, 2))
-    >>> inside, width = coverage(forecast, [0.0, 5.0])
-    >>> inside, round(width, 2)
-    (0.5, 3.29)
-    """
-    check(forecast, RatingForecast, "forecast", "a RatingForecast")
-    truth = forecast.observed(labels)
-    lower, upper = forecast.interval(level)
-    inside = (lower <= truth) & (truth <= upper)
-    return inside.double().mean().item(), (upper - lower).double().mean().item()
-
-
-def _mean_absolute(mean: Tensor, sd: Tensor) -> Tensor:
-    """E|X| for X ~ Normal(mean, sd)."""
-    ratio = mean / sd
-    density = (-0.5 * ratio.square()).exp() / math.sqrt(2 * math.pi)
-    return 2 * sd * density + mean * torch.erf(ratio / math.sqrt(2))
+def macro_f1(truth: Tensor, guessed: Tensor) -> float:
+    """Mean F1 = 2 TP / (2 TP + FP + FN) of 0 or 1 (N, K), over the columns that are ever 1; 0 if
+    there are none."""
+    occurs = (truth + guessed).sum(0)
+    by_column = 2 * (truth * guessed).sum(0)[occurs > 0] / occurs[occurs > 0]
+    return by_column.mean().item() if len(by_column) else 0.0
 
 
 def _two_columns(**columns: Tensor | Sequence[float]) -> list[Tensor]:
     """Two (N,) columns of numbers in double precision."""
-    found = [as_numbers(name, values).double() for name, values in columns.items()]
-    for name, values in zip(columns, found, strict=True):
-        check_shape(name, values, (found[0].numel(),))
-    return found
+    numbers = [as_numbers(name, values).double() for name, values in columns.items()]
+    for name, values in zip(columns, numbers, strict=True):
+        check_shape(name, values, (numbers[0].numel(),))
+    return numbers
 
 
 def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
@@ -329,11 +211,91 @@ def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
     return shared.cumsum(0) / torch.arange(1, len(loss) + 1)
 
 
-def loss_of(forecast: Forecast, labels: Tensor) -> Tensor:
-    """(N,) 0-1 loss of the predicted class, share of wrong labels, or squared error of the mean."""
-    if isinstance(forecast, ClassForecast):
-        return (forecast.label != labels).double()
-    if isinstance(forecast, LabelsForecast):
-        return (forecast.label != labels.bool()).double().mean(-1)
-    assert isinstance(forecast, RatingForecast)
-    return (forecast.mean.double() - labels.double()).square()
+@dataclass(frozen=True)
+class Score:
+    """The quality of a forecast in one number, beside that of the simplest forecast of all.
+
+    Attributes:
+        name: the forecast's `quality`.
+        value: over the examples.
+        error: its standard error.
+        simplest: what the value is compared with, in words.
+        other: the value of the simplest forecast.
+        clear: whether the forecast is better than that by more than two standard errors of the
+            difference on the same examples.
+        examples: how many, in words.
+    """
+
+    name: str
+    value: float
+    error: float
+    simplest: str
+    other: float
+    clear: bool
+    examples: str
+
+    @classmethod
+    def of(cls, forecast: Forecast, known: Tensor) -> Score:
+        """The score of a forecast with labels, where the simplest forecast is made of the labels
+        `known`: of their most frequent class, or their mean.
+
+        >>> from bhpeft_pyro.forecast import ClassForecast
+        >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]]])
+        >>> print(Score.of(ClassForecast.from_draws(draws, labels=[0, 1, 1, 0]), torch.ones(9)))
+        accuracy 1.000 ± 0.000 on 4 held-out rows (always the most frequent class: 0.500); not \
+clearly better than that: label more rows, or try another backbone
+        """
+        loss = forecast.loss(forecast.observed())
+        simplest, other = forecast.simplest(known)
+        gain, error = mean_and_error(other - loss, forecast.rows)
+        value, own_error = mean_and_error(loss, forecast.rows)
+        less = other.mean().item()
+        count = f"{len(forecast)} held-out {'rows' if forecast.rows is None else 'words'}"
+        if forecast.higher_is_better:
+            value, less = 1 - value, 1 - less
+        clear = gain > _CLEAR * error
+        return cls(forecast.quality, value, own_error, simplest, less, clear, count)
+
+    def __str__(self) -> str:
+        said = (
+            f"{self.name} {self.value:.3f} ± {self.error:.3f} on {self.examples} "
+            f"({self.simplest}: {self.other:.3f})"
+        )
+        if self.clear:
+            return said
+        return f"{said}; not clearly better than that: label more rows, or try another backbone"
+
+
+def mean_and_error(values: Tensor, rows: Tensor | None = None) -> tuple[float, float]:
+    """The mean of (N,) values and its standard error; values of the same row count as dependent.
+
+    >>> mean_and_error(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    (0.5, 0.28867513459481287)
+    """
+    values = values.double()
+    mean = values.mean()
+    away = values - mean
+    if rows is not None:
+        _, rows = rows.unique(return_inverse=True)
+        away = torch.zeros(int(rows.max()) + 1, dtype=away.dtype).index_add(0, rows, away)
+    if (count := len(away)) < 2:
+        return mean.item(), math.nan
+    error = (away.square().sum() * count / (count - 1)).sqrt() / len(values)
+    return mean.item(), error.item()
+
+
+def compared(after: Forecast, before: Forecast) -> str:
+    """The difference between two forecasts of the same examples, which may be chance."""
+    truth = after.observed()
+    up = -1 if after.higher_is_better else 1
+    parts = []
+    for what, sign, values in (
+        (after.quality, up, after.loss(truth) - before.loss(truth)),
+        ("NLL", 1, after.nlls() - before.nlls()),
+    ):
+        mean, error = mean_and_error(values, after.rows)
+        verdict = "no significant difference"
+        if abs(mean) > _CLEAR * error:
+            verdict = "better" if mean < 0 else "worse"
+        parts.append(f"{what} {round(sign * mean, 3) + 0.0:+.3f} ± {error:.3f} ({verdict})")
+    return ", ".join(parts)

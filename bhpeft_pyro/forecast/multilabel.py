@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..base.checks import check, one_of, shown
 from ..errors import DataError, LikelihoodError
-from .base import Forecast, as_labels, as_numbers, digits
+from .base import Forecast, Labels, as_labels, as_numbers, check_names, digits
 from .classes import ClassForecast
+from .metrics import aurc, calibration_bins, macro_f1
 
 Measure = Literal["epistemic", "aleatoric", "total"]
 
@@ -51,11 +52,7 @@ class LabelsForecast(Forecast):
         self._check_rows(whole=False, shape=(len(self), self.count))
         if self.labels is not None and not ((self.labels == 0) | (self.labels == 1)).all():
             raise DataError("labels must be 0 or 1, one for each label")
-        check(self.label_names, Sequence | None, "label_names", "a name for each label")
-        if self.label_names is not None and len(self.label_names) != self.count:
-            raise DataError(
-                f"label_names has {len(self.label_names)} names for {self.count} labels"
-            )
+        check_names(self.label_names, self.count, "labels")
 
     @classmethod
     def from_draws(
@@ -174,6 +171,32 @@ class LabelsForecast(Forecast):
             found.append((values[best] + lower[best]) / 2 if has.any() else torch.ones_like(p[0]))
         return torch.stack(found).float()
 
+    def loss(self, labels: Tensor) -> Tensor:
+        return (self.label != labels.bool()).double().mean(-1)
+
+    def nlls(self, labels: Labels | None = None) -> Tensor:
+        by_label = self.pairs.nlls(self.observed(labels).flatten().long())
+        return by_label.reshape(-1, self.count).sum(-1)
+
+    def scores(self) -> dict[str, float]:
+        labels, p = self.observed(), self.probabilities.double()
+        truth, guessed, wrong = labels.double(), self.label.double(), self.loss(labels)
+        return {
+            "accuracy": (wrong == 0).double().mean().item(),
+            "hamming": wrong.mean().item(),
+            "f1": macro_f1(truth, guessed),
+            "f1_micro": macro_f1(truth.reshape(-1, 1), guessed.reshape(-1, 1)),
+            "nll": self.nlls().mean().item(),
+            "brier": (p - truth).square().mean().item(),
+            "ece": calibration_bins(p.flatten(), truth.flatten()).expected_error,
+            "aurc": aurc(wrong, self.total),
+            "mutual_information": self.epistemic.double().mean().item(),
+        }
+
+    def simplest(self, known: Tensor) -> tuple[str, Tensor]:
+        usual = known.double().mean(0) > 0.5
+        return "always the usual labels", (self.observed().bool() != usual).double().mean(-1)
+
     def summary(self) -> dict[str, list[Any]]:
         called = self.label_names or [str(k) for k in range(self.count)]
         rows = [dict(zip(called, digits(row), strict=True)) for row in self.probabilities]
@@ -187,13 +210,9 @@ class LabelsForecast(Forecast):
         columns["prediction"] = self.predicted
         return Dataset.from_dict(columns)
 
-    def __repr__(self) -> str:
-        return (
-            f"LabelsForecast: {len(self)} texts, {self.count} labels, {self.pairs.draws} draws\n"
-            f"  labels predicted per text {self.label.double().sum(-1).mean():.2f}\n"
-            f"  mean uncertainty (nats) {self.total.mean():.4f} = "
-            f"{self.aleatoric.mean():.4f} aleatoric + {self.epistemic.mean():.4f} epistemic"
-        )
+    def _facts(self) -> tuple[str, str]:
+        size = f"{len(self)} texts, {self.count} labels, {self.pairs.draws} draws"
+        return size, f"labels predicted per text {self.label.double().sum(-1).mean():.2f}"
 
     def _named(self, there: Tensor) -> list[list[str]] | list[list[int]]:
         numbers: list[list[int]] = [row.nonzero().flatten().tolist() for row in there]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -47,7 +47,13 @@ class RatingForecast(Forecast):
     (0.36, 3.64)
     """
 
-    quality: ClassVar[str] = "MSE"
+    quality: ClassVar[str] = "mean squared error"
+    higher_is_better: ClassVar[bool] = False
+    in_words: ClassVar[Mapping[str, str]] = {
+        "aleatoric": "variance (squared units of the rating)",
+        "epistemic": "variance",
+        "total": "variance",
+    }
     _by_draw: ClassVar[tuple[str, ...]] = ("means", "sds", "within", "densities", "outcomes")
 
     means: Tensor
@@ -207,6 +213,66 @@ class RatingForecast(Forecast):
             return ends
         return ends[0].clamp(low, high), ends[1].clamp(low, high)
 
+    @property
+    def exact(self) -> bool:
+        return self.outcomes is None
+
+    def loss(self, labels: Tensor) -> Tensor:
+        return (self.mean.double() - labels.double()).square()
+
+    def nlls(self, labels: Labels | None = None) -> Tensor:
+        return -self.log_prob(labels).double()
+
+    def scores(self) -> dict[str, float]:
+        error = self.mean.double() - self.observed().double()
+        return {
+            "mse": error.square().mean().item(),
+            "mae": error.abs().mean().item(),
+            "nll": self.nlls().mean().item(),
+            "crps": self.crps().mean().item(),
+            "coverage_90": self.coverage()[0],
+        }
+
+    def simplest(self, known: Tensor) -> tuple[str, Tensor]:
+        away = self.observed().double() - known.double().mean()
+        return "always the mean rating", away.square()
+
+    def crps(self, labels: Labels | None = None) -> Tensor:
+        """(N,) continuous ranked probability score of the mixture of Normals (Grimit et al. 2006).
+
+        In closed form: E|Y - y| - E|Y - Y'| / 2 with Y, Y' independent draws of the mixture; of
+        `outcomes`, if there are any, the same over them. It has the unit of the ratings; smaller is
+        better.
+        """
+        truth = self.observed(labels).double()
+        if (drawn := self.sorted_outcomes) is not None:
+            count = drawn.shape[1]
+            places = 2 * torch.arange(1, count + 1, dtype=torch.float64) - count - 1
+            away = (drawn - truth.unsqueeze(-1)).abs().mean(-1)
+            return away - (drawn @ places) / count**2
+        means, sds = self.means.double(), self.component_sds
+        score = _mean_absolute(means - truth, sds).mean(0)
+        spread = torch.zeros_like(score)
+        for mean, sd in zip(means, sds, strict=True):  # S passes over (S, N), never (S, S, N)
+            spread += _mean_absolute(means - mean, torch.hypot(sds, sd)).mean(0)
+        return score - spread / (2 * self.draws)
+
+    def coverage(self, labels: Labels | None = None, *, level: float = 0.9) -> tuple[float, float]:
+        """The share of labels within the central interval of probability `level`, and its mean
+        width.
+
+        Both matter: a wide enough interval covers anything.
+
+        >>> forecast = RatingForecast.from_draws(torch.zeros(1, 2), torch.ones(1, 2))
+        >>> inside, width = forecast.coverage([0.0, 5.0])
+        >>> inside, round(width, 2)
+        (0.5, 3.29)
+        """
+        truth = self.observed(labels)
+        lower, upper = self.interval(level)
+        inside = (lower <= truth) & (truth <= upper)
+        return inside.double().mean().item(), (upper - lower).double().mean().item()
+
     def summary(self) -> dict[str, list[Any]]:
         lower, upper = self.interval(0.9)
         own = {"prediction": self.mean, "sd": self.sd, "lower_90": lower, "upper_90": upper}
@@ -218,14 +284,10 @@ class RatingForecast(Forecast):
         lower, upper = self.interval(0.9)
         return Dataset.from_dict(columns | {"lower_90": lower.tolist(), "upper_90": upper.tolist()})
 
-    def __repr__(self) -> str:
-        return (
-            f"RatingForecast: {len(self)} examples, {self.draws} "
-            f"{'draws' if self.within is None else 'components'}\n"
-            f"  mean rating {self.mean.mean():.3f}, mean sd {self.sd.mean():.3f}\n"
-            f"  mean variance {self.total.mean():.4f} = "
-            f"{self.aleatoric.mean():.4f} aleatoric + {self.epistemic.mean():.4f} epistemic"
-        )
+    def _facts(self) -> tuple[str, str]:
+        parts = "draws" if self.within is None else "components"
+        usual = f"mean rating {self.mean.mean():.3f}, mean sd {self.sd.mean():.3f}"
+        return f"{len(self)} examples, {self.draws} {parts}", usual
 
     @property
     def _between(self) -> Tensor:
@@ -243,3 +305,10 @@ class RatingForecast(Forecast):
 
     def _rounded(self, values: Tensor) -> Tensor:
         return values.to(self.sds.dtype)
+
+
+def _mean_absolute(mean: Tensor, sd: Tensor) -> Tensor:
+    """E|X| for X ~ Normal(mean, sd)."""
+    ratio = mean / sd
+    density = (-0.5 * ratio.square()).exp() / math.sqrt(2 * math.pi)
+    return 2 * sd * density + mean * torch.erf(ratio / math.sqrt(2))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..base.checks import check
 from ..errors import ConfigError, LikelihoodError
-from ..forecast import ClassForecast, Forecast, RatingForecast
+from ..forecast import ClassForecast, Forecast
 from ..forecast.metrics import BINS, calibration_bins, rejection_curve
 
 # Okabe and Ito's colours, distinct for colour-blind readers; markers and dashes differ too.
@@ -44,9 +44,10 @@ def reliability(
     In each bin a line connects its accuracy with the diagonal at its mean confidence. ECE is the
     mean length of these lines, weighted by the numbers of examples, which are above the bins.
     """
-    if not isinstance(forecast, ClassForecast):
+    check(forecast, Forecast, "forecast", "a forecast")
+    correct = forecast.right(forecast.observed(labels))
+    if correct is None:
         raise LikelihoodError(f"forecast must be a ClassForecast, got {type(forecast).__name__}")
-    correct = forecast.label == forecast.observed(labels)
     binned = calibration_bins(forecast.confidence, correct, bins)
     ax = new_axes(ax)
     filled = binned.count > 0
@@ -99,16 +100,12 @@ def epistemic_aleatoric(forecast: Forecast, ax: Axes | None = None) -> Axes:
     x, y = (forecast.uncertainty(kind).numpy() for kind in ("aleatoric", "epistemic"))
     ax = new_axes(ax)
     dot: dict[str, Any] = {"color": BLUE, "s": 14, "alpha": 0.45, "linewidths": 0}
-    if not isinstance(forecast, RatingForecast):
-        ax.set_xlabel("aleatoric uncertainty: expected entropy (nats)")
-        ax.set_ylabel("epistemic uncertainty: mutual information (nats)")
-    else:
-        ax.set_xlabel("aleatoric uncertainty: variance (squared units of the rating)")
-        ax.set_ylabel("epistemic uncertainty: variance")
-    if not isinstance(forecast, ClassForecast) or forecast.labels is None:
+    ax.set_xlabel(f"aleatoric uncertainty: {forecast.in_words['aleatoric']}")
+    ax.set_ylabel(f"epistemic uncertainty: {forecast.in_words['epistemic']}")
+    if (correct := forecast.right()) is None:
         ax.scatter(x, y, **dot)
         return ax
-    right = (forecast.label == forecast.labels).numpy()
+    right = correct.numpy()
     cross: dict[str, Any] = {"color": VERMILLION, "s": 22, "alpha": 0.8, "marker": "x"}
     ax.scatter(x[right], y[right], label=f"right ({right.sum()})", **dot)
     ax.scatter(x[~right], y[~right], label=f"wrong ({(~right).sum()})", **cross)

@@ -10,13 +10,14 @@ from html import escape
 from io import BytesIO
 from typing import Any
 
+from datasets import ClassLabel
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import __version__
 from ..base.fit_options import FitOptions
 from ..diagnostics.changes import changes
-from ..forecast import ClassForecast, Forecast
+from ..forecast import Forecast
 from ..forecast.metrics import MEANINGS, evaluate
 from ..model.model import Model
 from ..peft.sites import Site
@@ -159,10 +160,11 @@ def forecast_html(forecast: Forecast) -> str:
 def least_certain(forecast: Forecast, most: int | None = None) -> str:
     """The ten least certain examples, with at most so many characters of their texts."""
     order = forecast.flag(1.0)[:_LISTED].tolist()
-    found = {"row": order, **forecast.to_dataset()[order]}
-    if isinstance(forecast, ClassForecast) and (names := forecast.label_names):
-        for column in {"label", "prediction"} & found.keys():
-            found[column] = [names[number] for number in found[column]]
+    rows = forecast.to_dataset()
+    found = {"row": order, **rows[order]}
+    for column, feature in rows.features.items():
+        if isinstance(feature, ClassLabel):
+            found[column] = feature.int2str(found[column])
     if most and "text" in found:
         found["text"] = [t if len(t) <= most else f"{t[: most - 3]}..." for t in found["text"]]
     first, last = ("row", "label", "prediction"), ("text",)
@@ -176,7 +178,7 @@ def forecast_plots(forecast: Forecast) -> str:
     """The plots of a forecast; without labels, of its uncertainty alone."""
     found: dict[str, Callable[..., Axes]] = {}
     if forecast.labels is not None:
-        if isinstance(forecast, ClassForecast):
+        if forecast.right() is not None:
             found["Reliability"] = reliability
         found["Quality of the rest when the least certain are rejected"] = rejection
     found["Epistemic and aleatoric uncertainty"] = epistemic_aleatoric

@@ -22,7 +22,6 @@ from ..errors import ConfigError, DataError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
 from ..model.head import ClassifierHead, Head
-from ..model.likelihoods import Categorical
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..priors import independent_normals, with_rows
@@ -178,7 +177,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
 
 def _head(model: Model) -> Head | ClassifierHead:
     likelihood = model.likelihood
-    if not isinstance(likelihood, Categorical):
+    if not likelihood.grows:
         raise LikelihoodError(
             f"grow: expected a Categorical likelihood, this model has {type(likelihood).__name__}"
         )

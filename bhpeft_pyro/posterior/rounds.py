@@ -24,12 +24,10 @@ from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
 from ..data import Examples
 from ..errors import ConfigError, FitError, PriorError
-from ..forecast.score import Score
+from ..forecast.metrics import Score
 from ..guides import Guide
 from ..guides.guide import prior_of
 from ..guides.laplace.choice import Width
-from ..model.likelihoods import Likelihood
-from ..model.likelihoods.normal import Ratings
 from ..model.model import Model
 from ..priors import closed, independent_normals
 from ..training.loop import Callback, OptimizerFactory, optimise
@@ -58,9 +56,6 @@ class Start:
     posterior: Posterior
     examples: Examples
     kept: Examples | None = None
-
-
-_FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +133,9 @@ def fit_components(
     that failed.
     """
     options, callback, executor = how.options, how.callback, how.executor
-    _warn_of_scale(starts[0].posterior.model.likelihood, starts[0].examples)
+    labels, likelihood = starts[0].examples.labels, starts[0].posterior.model.likelihood
+    if labels is not None and (off := likelihood.off_scale(labels)):
+        warnings.warn(f"data: {off}; expected ratings of that scale", stacklevel=2)
     one = partial(fit_round, held_out=held_out, optimizer=how.optimizer)
 
     def here(numbered: tuple[int, Start]) -> Fitted:
@@ -261,21 +258,6 @@ def _mixed(
             share = forecast.between.mean() / forecast.epistemic.mean().clamp_min(1e-12)
             mixture.report.between = share.item()
     return mixture
-
-
-def _warn_of_scale(likelihood: Likelihood, examples: Examples) -> None:
-    """Ratings in other units than the likelihood's can be learnt, but poorly."""
-    if examples.labels is None:
-        return
-    if isinstance(likelihood, Ratings):
-        away = (examples.labels - (likelihood.center or 0.0)).abs() / likelihood.unit
-        if (most := away.max().item()) > _FAR:
-            rating = examples.labels[away.argmax()].item()
-            warnings.warn(
-                f"data: a rating of {rating:g} is {most:.0f} spreads from the centre of "
-                f"{likelihood}; expected ratings of that scale",
-                stacklevel=2,
-            )
 
 
 def _learn(

@@ -24,7 +24,6 @@ from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..model.cached_batches import BATCH, CachedBatches, check_all
-from ..model.likelihoods.normal import Ratings
 from ..model.linearized import examples_at_once, jacobian, symmetric_noise
 from ..model.model import Model
 from .draws import Draws, draw_parts, private_rng, strata
@@ -70,7 +69,7 @@ def predict(
     max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
     keep_samples, bf16 = boolean("keep_samples", keep_samples), boolean("bf16", bf16)
     certainty = Number(above=0, most=1, none=True)("certainty", certainty)
-    if certainty is not None and (keep_samples or model.likelihood.kind not in ("class", "choice")):
+    if certainty is not None and (keep_samples or not model.likelihood.picks_one):
         what = "keep_samples=True" if keep_samples else f"kind {model.likelihood.kind!r}"
         raise ConfigError(
             f"certainty={certainty:g} leaves components out, which {what} does not allow; expected "
@@ -97,8 +96,7 @@ def predict(
             if model.likelihood.kind == "rating":
                 exact = closed and model.likelihood.constant_noise
                 found = _ratings(values, feed.examples, exact)
-                if isinstance(model.likelihood, Ratings):
-                    found = replace(found, scale=(model.likelihood.low, model.likelihood.high))
+                found = replace(found, scale=model.likelihood.scale)
             else:
                 found = _classes(values[0], feed.examples, keep_samples)
         return found if examples.words is None else replace(found, rows=feed.examples.rows)
@@ -272,7 +270,7 @@ def simulate(model: Model, draws: Iterable[Draws], feed: CachedBatches) -> list[
     They are (S, N) of the examples' own type, (S, N, K) if a text has several; if the examples have
     labels, the (S, N) log density of these comes too.
     """
-    kind = torch.int64 if model.likelihood.kind in ("class", "choice") else torch.float32
+    kind = torch.int64 if model.likelihood.picks_one else torch.float32
 
     def take(predicted: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
         sample = predicted.sample().to(kind)

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..base.checks import COUNT, SEED, derived
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
-from ..forecast.metrics import nlls
 from ..guides import Guide, MixtureGuide, PriorGuide
 from ..model.cached_batches import CachedBatches
 from ..model.model import Model
@@ -170,10 +169,10 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
         with private_rng(seed):
             labels, *_ = simulate(posterior.model, others, CachedBatches(posterior.model, examples))
         sets = torch.cat([examples.labels.unsqueeze(0), labels])
-        if getattr(forecast, "outcomes", None) is not None:  # its density is known by draw alone
+        if not forecast.exact:
             scores = _mixture_nll(posterior, examples, sets, samples, 2 * seed)
         else:
-            scores = torch.stack([nlls(forecast, labels).double().mean() for labels in sets])
+            scores = torch.stack([forecast.nlls(labels).mean() for labels in sets])
         observed, expected = scores[0], scores[1:]
         as_large = int((expected >= observed).sum())
         nll = Signal(
@@ -221,7 +220,7 @@ def _nll_with(posterior: Posterior, keep: float, examples: Examples, seed: int) 
         return math.nan
     guide = guides[0] if len(guides) == 1 else MixtureGuide(guides)
     forecast = predict(models[0], guide, examples, seed=derived(2 * seed))
-    return nlls(forecast).double().mean().item()
+    return forecast.nlls().mean().item()
 
 
 def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Guide]:

@@ -24,7 +24,6 @@ from ..base.threads import give_way, seeded
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError, FitError
-from ..forecast.metrics import nlls
 from ..guides import Guide
 from ..guides.guide import trained
 from ..model.cached_batches import CachedBatches, check_all
@@ -302,7 +301,7 @@ class _Run:
         if has_noise(self.guide, self.model):
             return noise_of(self.model, self.guide, self.validation, bf16)[0]
         samples = 0 if self.point else self.options.eval_samples
-        return nlls(predict(self.model, self.guide, self.validation, samples, bf16=bf16))
+        return predict(self.model, self.guide, self.validation, samples, bf16=bf16).nlls()
 
 
 def _rate(done: int, steps: int) -> float:

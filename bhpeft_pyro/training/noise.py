@@ -5,11 +5,12 @@ Training rows that a network has memorised say nothing about the noise; held-out
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.distributions import Normal
 
 from ..data import Examples
-from ..forecast import RatingForecast
 from ..guides import Guide
 from ..model.cached_batches import CachedBatches
 from ..model.likelihoods.normal import LEAST_NOISE
@@ -42,8 +43,7 @@ def noise_of(
 ) -> tuple[Tensor, Tensor]:
     """NLLs of ratings, (N,), under a point estimate with the noise scale that suits them, and the
     logarithm of that scale, ()."""
-    forecast = predict(model, guide, examples, 0, bf16=bf16)
-    assert isinstance(forecast, RatingForecast)
+    forecast: Any = predict(model, guide, examples, 0, bf16=bf16)  # of ratings
     errors = (forecast.mean - forecast.observed()).double()
     log_scale = model.likelihood.log_noise(guide.means()).to(errors)
     sds = forecast.aleatoric.double().sqrt() / log_scale.exp()  # at a log scale of 0

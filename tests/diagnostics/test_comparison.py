@@ -17,7 +17,6 @@ from bhpeft_pyro import comparison
 from bhpeft_pyro.diagnostics.comparison import BASELINE, Comparison, compare
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import RatingForecast
-from bhpeft_pyro.forecast.metrics import nlls
 from bhpeft_pyro.plots.forecasts import STYLES
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -62,7 +61,7 @@ def test_the_table_is_of_the_saved_posteriors(
         | {BASELINE: float("nan")},
         nan_ok=True,
     )
-    away = nlls(found.forecasts["LoRA"]) - nlls(found.forecasts[BASELINE])
+    away = found.forecasts["LoRA"].nlls() - found.forecasts[BASELINE].nlls()
     half = 1.96 * away.std().item() / len(away) ** 0.5
     ends = away.mean().item() - half, away.mean().item() + half
     assert table.loc["LoRA", ["low", "high"]].tolist() == pytest.approx(ends)
@@ -141,8 +140,8 @@ def test_other_test_rows_are_predicted_by_what_is_saved(
     train, validation, test = data
     half = test.subset(range(6))
     again = compare(tiny_model, train, validation, half, out, components=2, options=HOW)
-    first = nlls(found.forecasts["LoRA"])[:6]
-    assert torch.allclose(nlls(again.forecasts["LoRA"]), first, atol=1e-5)
+    first = found.forecasts["LoRA"].nlls()[:6]
+    assert torch.allclose(again.forecasts["LoRA"].nlls(), first, atol=1e-5)
 
 
 def test_posteriors_of_something_else_are_not_compared(
@@ -190,7 +189,7 @@ def test_the_verdict_is_a_sentence_about_the_default(made: tuple[Comparison, Pat
         "the default (2 components) beside LoRA, with standard errors: accuracy "
     )
     assert f"accuracy {change:+.3f} ± " in said and f"{times:.1f} times as long" in said
-    gain = nlls(found.forecasts["2 components"]) - nlls(found.forecasts["LoRA"])
+    gain = found.forecasts["2 components"].nlls() - found.forecasts["LoRA"].nlls()
     error = gain.std() / len(gain) ** 0.5
     assert f"NLL {gain.mean():+.3f} ± {error:.3f} (" in said
 

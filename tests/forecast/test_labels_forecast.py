@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast
-from bhpeft_pyro.forecast.metrics import evaluate, nlls, rejection_curve
+from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
 from bhpeft_pyro.prediction.predict import _probabilities
 
 NAMES = ["art", "money", "sport"]
@@ -47,7 +47,7 @@ def test_a_sure_prediction_that_is_wrong_costs_its_logit(logit: float) -> None:
     distribution = dist.Bernoulli(logits=torch.full((1, 2, 3), logit)).to_event(1)
     (probabilities,) = _probabilities(distribution, None)
     forecast = LabelsForecast.from_draws(probabilities, labels=torch.zeros(2, 3))
-    assert nlls(forecast).tolist() == pytest.approx([3 * logit] * 2, rel=1e-3)
+    assert forecast.nlls().tolist() == pytest.approx([3 * logit] * 2, rel=1e-3)
 
 
 def test_scores_are_those_of_scikit_learn() -> None:
@@ -62,7 +62,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
     assert scores["f1_micro"] == pytest.approx(peer.f1_score(truth, guessed, average="micro"))
     losses = [peer.log_loss(truth[:, k], mean[:, k].double().numpy()) for k in range(3)]
     assert scores["nll"] == pytest.approx(sum(losses), rel=1e-5)
-    assert nlls(forecast).shape == (40,)
+    assert forecast.nlls().shape == (40,)
     briers = [peer.brier_score_loss(truth[:, k], mean[:, k].double().numpy()) for k in range(3)]
     assert scores["brier"] == pytest.approx(sum(briers) / 3, rel=1e-5)
     kept = rejection_curve(forecast, fractions=[0.0])[1]

@@ -19,10 +19,7 @@ from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
 from bhpeft_pyro.forecast.metrics import (
     aurc,
     calibration_bins,
-    coverage,
-    crps,
     evaluate,
-    nlls,
     ood_auroc,
     rejection_curve,
 )
@@ -214,13 +211,13 @@ def test_rating_metrics_are_scikit_learns(stars):
     assert scores["mae"] == pytest.approx(sk.mean_absolute_error(truth, guess))
     density = stats.norm.pdf(truth, stars.means.numpy(), stars.sds.numpy()).mean(0)
     assert scores["nll"] == pytest.approx(-np.log(density).mean())
-    assert scores["crps"] == pytest.approx(crps(stars).mean().item())
+    assert scores["crps"] == pytest.approx(stars.crps().mean().item())
     below = stats.norm.cdf(truth, stars.means.numpy(), stars.sds.numpy()).mean(0)
     assert scores["coverage_90"] == pytest.approx(((below >= 0.05) & (below <= 0.95)).mean())
 
 
 def test_coverage_and_width_are_those_of_the_mixtures_quantiles(stars):
-    inside, width = coverage(stars, level=0.5)
+    inside, width = stars.coverage(level=0.5)
     truth, means, sds = stars.labels.numpy(), stars.means.numpy(), stars.sds.numpy()
     below = stats.norm.cdf(truth, means, sds).mean(0)
     assert inside == pytest.approx(((below >= 0.25) & (below <= 0.75)).mean())
@@ -236,7 +233,7 @@ def test_coverage_and_width_are_those_of_the_mixtures_quantiles(stars):
 
 
 def test_crps_is_the_integral_that_defines_it(stars):
-    scores = crps(stars)
+    scores = stars.crps()
     for n in range(4):
         components = stats.norm(stars.means[:, n].numpy(), stars.sds[:, n].numpy())
         y = stars.labels[n].item()
@@ -248,7 +245,7 @@ def test_crps_is_the_integral_that_defines_it(stars):
 def test_crps_of_near_points_is_that_of_an_ensemble(stars):
     points = RatingForecast.from_draws(stars.means, torch.full_like(stars.sds, 1e-9))
     peer = continuous_ranked_probability_score(stars.means.T.contiguous(), stars.labels)
-    assert crps(points, stars.labels).mean().item() == pytest.approx(peer.item(), abs=1e-6)
+    assert points.crps(stars.labels).mean().item() == pytest.approx(peer.item(), abs=1e-6)
 
 
 def test_bins_must_be_some():
@@ -268,16 +265,12 @@ def test_columns_of_any_library(kind):
 def test_forecasts_of_another_kind_are_refused() -> None:
     classes = ClassForecast.from_draws(torch.tensor([[[0.5, 0.5]]]), labels=[0])
     ratings = RatingForecast.from_draws(torch.zeros(1, 1), torch.ones(1, 1), labels=[0.0])
-    for metric in (crps, coverage):
-        with pytest.raises(ConfigError, match="forecast: expected a RatingForecast, got"):
-            metric(classes)
     with pytest.raises(ConfigError, match="outside: expected a ClassForecast, as inside is, got"):
         ood_auroc(classes, ratings)
     with pytest.raises(ConfigError, match="inside: expected a forecast, got"):
         ood_auroc(classes.probabilities, classes.probabilities)
-    for metric in (evaluate, nlls):
-        with pytest.raises(ConfigError, match="forecast: expected a forecast, got"):
-            metric(classes.probabilities)
+    with pytest.raises(ConfigError, match="forecast: expected a forecast, got"):
+        evaluate(classes.probabilities)
     with pytest.raises(DataError, match="confidence: expected probabilities"):
         calibration_bins([80.0, 90.0], [1, 0])
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from bhpeft_pyro.forecast import RatingForecast
-from bhpeft_pyro.forecast.metrics import coverage, crps
 
 
 def counts(draws: int = 4, count: int = 5, each: int = 50) -> RatingForecast:
@@ -27,7 +26,7 @@ def test_quantiles_are_those_of_the_draws() -> None:
             assert forecast.quantile(p)[n].item() == expected
     lower, _ = forecast.interval(0.9)
     assert (lower >= 0).all() and (lower == lower.round()).all()  # no negative counts
-    inside, width = coverage(forecast, forecast.mean, level=0.9)
+    inside, width = forecast.coverage(forecast.mean, level=0.9)
     assert inside == 1.0 and width > 1
 
 
@@ -39,7 +38,7 @@ def test_crps_is_that_of_all_pairs_of_draws() -> None:
         pooled = forecast.outcomes[:, n].flatten().double()
         pairs = (pooled[:, None] - pooled[None, :]).abs().mean()
         expected = (pooled - labels[n]).abs().mean() - pairs / 2
-        assert crps(forecast, labels)[n].item() == pytest.approx(expected.item(), rel=1e-9)
+        assert forecast.crps(labels)[n].item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_extreme_quantiles_are_the_ends() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
-from bhpeft_pyro.forecast.score import Score, compared, mean_and_error
+from bhpeft_pyro.forecast.metrics import Score, compared, mean_and_error
 
 
 def classes(right: list[bool], **how: object) -> ClassForecast:

@@ -79,7 +79,7 @@ def test_rejection_of_ratings_is_in_mse(ax):
     forecast = ratings()
     plots.rejection(forecast, ax=ax)
     assert list(ax.lines[0].get_ydata()) == pytest.approx(rejection_curve(forecast)[1].tolist())
-    assert "MSE" in ax.get_ylabel() and ax.get_legend() is None
+    assert "squared error" in ax.get_ylabel() and ax.get_legend() is None
 
 
 def test_scatter_has_right_and_wrong_where_they_are(ax):

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bhpeft_pyro.forecast import ClassForecast
-from bhpeft_pyro.forecast.metrics import evaluate, nlls, ood_auroc, rejection_curve
+from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
 from . import stream_report
 from .differences import DIFFERENCES, difference
@@ -91,7 +91,7 @@ def _nll(runs: Runs) -> Number:
 
 
 def _losses(runs: Runs) -> dict[int, Tensor]:
-    return {seed: nlls(run.forecasts["test"]) for seed, run in runs.items()}
+    return {seed: run.forecasts["test"].nlls() for seed, run in runs.items()}
 
 
 def _gap(ours: Runs, theirs: Runs) -> Number:

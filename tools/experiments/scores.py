@@ -11,9 +11,7 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
 from bhpeft_pyro.forecast.metrics import (
     FRACTIONS,
-    coverage,
     evaluate,
-    nlls,
     ood_auroc,
     rejection_curve,
 )
@@ -79,7 +77,7 @@ def quality(outcome: Outcome) -> list[Score]:
     forecast = outcome.forecasts["test"]
     values = evaluate(forecast)
     values.pop("mutual_information", None)
-    return [Score(outcome.facts["task"], values, losses=nlls(forecast))]
+    return [Score(outcome.facts["task"], values, losses=forecast.nlls())]
 
 
 def by_rows(outcome: Outcome) -> list[Score]:
@@ -112,7 +110,7 @@ def uncertainty(outcome: Outcome) -> list[Score]:
 def _intervals(forecast: RatingForecast, extra: Mapping[str, Tensor] | None) -> dict[str, float]:
     values: dict[str, float] = {}
     for level in LEVELS:
-        inside, width = coverage(forecast, level=level)
+        inside, width = forecast.coverage(level=level)
         values |= {f"coverage of {_percent(level)}": inside, f"width of {_percent(level)}": width}
     values["crps"] = evaluate(forecast)["crps"]
     sd = forecast.aleatoric.sqrt()

@@ -28,6 +28,7 @@ class Categorical(Likelihood):
     """
 
     kind = "class"
+    grows = True
 
     @property
     def softmax(self) -> bool:  # type: ignore[override]

@@ -75,6 +75,8 @@ class Likelihood(ABC):
         softmax: whether only differences between the outputs (of classes or choices) matter.
             Derivatives by the weights then take one backward pass less, and held-out rows choose a
             factor of the outputs of `laplace`, after its width.
+        grows: whether new classes are new outputs, and nothing else (`Posterior.grow`).
+        scale: the ends of the scale of ratings; None for an end that is open.
         columns: further columns of numbers that it reads, such as an exposure or a rater.
             They come as `outputs.extra`, and broadcast against `outputs.values[..., 0]`.
 
@@ -93,7 +95,14 @@ class Likelihood(ABC):
     noise_site: str | None = None
     unit: float = 1.0
     softmax: bool = False
+    grows: bool = False
     columns: tuple[str, ...] = ()
+    scale: tuple[float | None, float | None] = (None, None)
+
+    @property
+    def picks_one(self) -> bool:
+        """Whether a label is one of several classes or choices."""
+        return self.kind in ("class", "choice")
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -125,6 +134,11 @@ class Likelihood(ABC):
         """The weights that set the noise scale to exp(log_noise)."""
         assert self.noise_site is not None
         return {self.noise_site: log_noise}
+
+    def off_scale(self, labels: Tensor) -> str | None:
+        """In words which of (N,) labels are so far from the likelihood's scale that they are learnt
+        poorly; None if there are none."""
+        return None
 
     @abstractmethod
     def distribution(self, outputs: Outputs) -> TorchDistribution:

@@ -19,6 +19,7 @@ from .likelihood import Likelihood, Outputs
 _SITE = "noise.log_scale"
 LEAST_NOISE = 1e-3
 """The least noise scale that is set rather than trained, in units; ratings may all be the same."""
+_FAR = 8.0  # from the centre, in spreads
 _COARSE = 0.01  # of the spread: rounding then adds 1e-5 to the variance
 _MOST = 20.0  # of a log scale: under a wide posterior it would overflow or become 0
 
@@ -69,6 +70,17 @@ class Ratings(Likelihood):
     def sites(self) -> tuple[Site, ...]:
         unit = torch.tensor(1.0, dtype=torch.float32)
         return (Site(_SITE, (), (), unit, zeros((), unit)),)
+
+    @property
+    def scale(self) -> tuple[float | None, float | None]:  # type: ignore[override]
+        return self.low, self.high
+
+    def off_scale(self, labels: Tensor) -> str | None:
+        away = (labels - (self.center or 0.0)).abs() / self.unit
+        if (most := away.max().item()) <= _FAR:
+            return None
+        rating = labels[away.argmax()].item()
+        return f"a rating of {rating:g} is {most:.0f} spreads from the centre of {self}"
 
     def _middle(self, outputs: Outputs) -> Tensor:
         return (self.center or 0.0) + self.unit * outputs.values[..., 0]

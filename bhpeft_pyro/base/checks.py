@@ -46,11 +46,7 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _WIDTH
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it.
-
-    >>> shown({"a": [*range(100)]})
-    "{'a': [0, 1, 2, 3, 4, 5, ...]}"
-    """
+    """A value as a message shows it: on one line, and short."""
     try:
         text = " ".join(_REPR.repr(value).split())
     except Exception:  # of a class that is not ours, or an integer of thousands of digits
@@ -59,21 +55,13 @@ def shown(value: object) -> str:
 
 
 def few(texts: Sequence[str], most: int = 12, mark: str = ", ", more: str = " and {} more") -> str:
-    """The first texts, with a mark between them, and how many more there are.
-
-    >>> few(["a", "b", "c", "d"], 2)
-    'a, b and 2 more'
-    """
+    """The first texts, with a mark between them, and how many more there are."""
     left = len(texts) - most
     return mark.join(texts[:most]) + (more.format(left) if left > 0 else "")
 
 
 def harmless(text: str) -> str:
-    r"""The text with what would control a terminal, or cannot be printed, written out.
-
-    >>> harmless("red \x1b[31m")
-    'red \\x1b[31m'
-    """
+    """The text with what would control a terminal, or cannot be printed, written out."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -155,10 +143,11 @@ _SHEET = (
 )
 # Other files, which are no names on the hub either, and what to do.
 _OTHERS = {
+    ".gz": "unpack it, or in Python give pandas.read_csv(...)",
     ".ods": _SHEET,
     ".parquet": "in Python give pandas.read_parquet(...)",
     ".tsv": 'in Python give pandas.read_csv(..., sep="\\t")',
-    ".txt": "",
+    ".txt": "in Python give a list of its texts",
     ".xls": _SHEET,
     ".xlsx": _SHEET,
 }
@@ -238,13 +227,7 @@ def check_fields(
 
 
 def shallow(value: Any, depth: int) -> bool:
-    """Whether lists, dicts and arrays of objects lie no more than `depth` deep in each other.
-
-    >>> endless = [1]
-    >>> endless.append(endless)
-    >>> shallow([[1], {"a": [2]}], 3), shallow(endless, 3)
-    (True, False)
-    """
+    """Whether lists, dicts and arrays of objects lie no more than `depth` deep in each other."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list | tuple):
@@ -256,13 +239,7 @@ def shallow(value: Any, depth: int) -> bool:
 
 def check_memory(name: str, count: int, each: int) -> None:
     """Refuse `count` things of `each` bytes if there is no memory for them, and say how many would
-    fit.
-
-    >>> check_memory("samples", 10**12, 10**6)
-    Traceback (most recent call last):
-        ...
-    bhpeft_pyro.errors.ConfigError: samples=1,000,000,000,000 needs 931,322,575 GiB of memory, ...
-    """
+    fit."""
     there = _memory()
     if count * each > there:
         count = min(count, 10**18)  # nobody reads more digits, and Python may refuse to print them
@@ -274,17 +251,17 @@ def check_memory(name: str, count: int, each: int) -> None:
 
 def _memory() -> float:
     """Bytes that this process may use: the machine's, its container's, or its own limit."""
-    found = [math.inf]
+    limits = [math.inf]
     if hasattr(os, "sysconf"):  # not on Windows
         import resource
 
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        own, _ = resource.getrlimit(resource.RLIMIT_AS)
-        found += [own] * (own != resource.RLIM_INFINITY)
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        limits += [limit] * (limit != resource.RLIM_INFINITY)
     for file in map(Path, _LIMITS):
         if file.is_file() and (text := file.read_text().strip()).isdecimal():
-            found.append(int(text))
-    return min(found)
+            limits.append(int(text))
+    return min(limits)
 
 
 def check_types(config: Any) -> None:

@@ -30,26 +30,18 @@ Period = Literal["day", "week", "month", "quarter", "year"]
 
 
 def first_match(name: str, patterns: Iterable[str]) -> str | None:
-    """The pattern that applies to a name, or None.
-
-    >>> first_match("lora.query.B", ["*.A", "lora.*", "*"])
-    'lora.*'
-    """
+    """The pattern that applies to a name, or None."""
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
 def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str) -> list[str]:
-    """The names that match one of the patterns, in their order.
-
-    >>> matching(["head.bias", "lora.query.A"], "lora.*", "sites")
-    ['lora.query.A']
-    """
+    """The names that match one of the patterns, in their order."""
     names = [*names]
     try:
-        given: list[Any] = [patterns] if isinstance(patterns, str) else [*patterns]
+        listed: list[Any] = [patterns] if isinstance(patterns, str) else [*patterns]
     except TypeError:
-        given = [patterns]  # which is no str, as the rule says
-    patterns = [string(argument, pattern) for pattern in given]
+        listed = [patterns]  # which is no str, as the rule says
+    patterns = [string(argument, pattern) for pattern in listed]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"{argument}: {pattern!r} matches no site; sites: {', '.join(names)}")
@@ -60,33 +52,29 @@ def sort_by_pattern(
     names: Iterable[str], patterns: Iterable[str], argument: str, error: type[BHPEFTError]
 ) -> dict[str, str]:
     """For each site name the pattern that applies. It is an error if none applies to a name, or a
-    pattern to no name; `argument` is the one that gave the patterns.
-
-    >>> sort_by_pattern(["head.bias", "lora.query.A"], ["head.*", "*"], "prior", BHPEFTError)
-    {'head.bias': 'head.*', 'lora.query.A': '*'}
-    """
+    pattern to no name; `argument` is the one that gave the patterns."""
     names, patterns = [*names], [*patterns]
-    found: dict[str, str] = {}
+    pattern_of: dict[str, str] = {}
     for name in names:
-        pattern = first_match(name, patterns)
-        if pattern is None:
+        if (pattern := first_match(name, patterns)) is None:
             raise error(
                 f"{argument}: no pattern matches the site {name!r}; patterns: "
                 f"{', '.join(map(repr, patterns)) or 'none'}"
             )
-        found[name] = pattern
+        pattern_of[name] = pattern
     check_used(names, patterns, argument, error)
-    return found
+    return pattern_of
 
 
 def check_used(
     names: Iterable[str], patterns: Iterable[str], argument: str, error: type[BHPEFTError]
 ) -> None:
     """Refuse patterns that apply to no name, because misspelt or behind an earlier pattern."""
-    names, patterns = [*names], [*patterns]
-    used = {first_match(name, patterns) for name in names}
-    if unused := [pattern for pattern in patterns if pattern not in used]:
+    names = [*names]
+    unused = set(patterns) - {first_match(name, patterns) for name in names}
+    if unused:
+        listed = ", ".join(repr(pattern) for pattern in patterns if pattern in unused)
         raise error(
-            f"{argument}: {', '.join(map(repr, unused))} match no site that an earlier pattern "
-            f"doesn't; sites: {', '.join(names)}"
+            f"{argument}: {listed} match no site that an earlier pattern doesn't; sites: "
+            f"{', '.join(names)}"
         )

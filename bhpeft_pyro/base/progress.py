@@ -146,19 +146,14 @@ def _bar(title: str, known: bool, at_once: bool) -> Any:
 
 @contextmanager
 def work(title: str = "", parts: float | None = 1, **how: Any) -> Iterator[Work]:
-    """Show a piece of work; see `Work`, also for `how`.
-
-    >>> with bars(False), work("counting", 3) as counting:
-    ...     for _ in range(3):
-    ...         counting.next()
-    """
-    own = Work(title, parts, _work.get(), **how)
-    token = _work.set(own)
+    """Show a piece of work, within which more may be done; `how` is for `Work`."""
+    begun = Work(title, parts, _work.get(), **how)
+    token = _work.set(begun)
     try:
-        yield own
+        yield begun
     finally:
         _work.reset(token)
-        own.close()
+        begun.close()
 
 
 def tracked(
@@ -166,13 +161,13 @@ def tracked(
 ) -> Iterator[Item]:
     """Items one after the other, as the parts of a piece of work that has no other within it."""
     # Not `work`: a generator cannot set the context of its caller.
-    own = Work(title, parts, _work.get(), share=share)
+    begun = Work(title, parts, _work.get(), share=share)
     try:
         for item in items:
             yield item
-            own.next()
+            begun.next()
     finally:
-        own.close()
+        begun.close()
 
 
 @contextmanager

@@ -106,21 +106,21 @@ class Batch:
             )
         labels = self.labels
         if labels is not None:  # which may be shared out already
-            each = labels.numel() // count
-            labels = labels.reshape(particles, -1, *((each,) if each > 1 else ()))
+            width = labels.numel() // count
+            labels = labels.reshape(particles, -1, *((width,) if width > 1 else ()))
         shape = (-1,) if particles == 1 else (particles, -1)  # outputs of one draw may be (B, .)
         extra = {name: values.reshape(shape) for name, values in self.extra.items()}
         split = replace(self, labels=labels, extra=extra, particles=particles)
         if self.spans is None:
             return split
         # Draws have equally many rows, so some read a few more than they see.
-        own = [in_rows(share) for share in self.spans.chunk(particles)]
-        most = max(len(rows) for rows, _ in own)
-        at = torch.cat([rows[torch.arange(most) % len(rows)] for rows, _ in own])
+        shares = [in_rows(share) for share in self.spans.chunk(particles)]
+        most = max(len(rows) for rows, _ in shares)
+        at = torch.cat([rows[torch.arange(most) % len(rows)] for rows, _ in shares])
         spans = [
-            share + torch.tensor([s * most, 0, 0]).to(share) for s, (_, share) in enumerate(own)
+            share + torch.tensor([s * most, 0, 0]).to(share) for s, (_, share) in enumerate(shares)
         ]
-        read = self._each(lambda value: value[at], "inputs", "states")
+        read = self._changed(lambda value: value[at], "inputs", "states")
         return replace(split, **read, spans=torch.cat(spans))
 
     def share(self, number: int, of: int) -> Batch:
@@ -134,43 +134,43 @@ class Batch:
         >>> part.labels.tolist(), part.weight
         ([[1, 3], [6, 8]], 0.8)
         """
-        each = len(self) // self.particles
-        if of == 1 or each < of:
+        count = len(self) // self.particles  # examples of a draw
+        if of == 1 or count < of:
             return self
-        own = torch.arange(number, each, of)
-        rows = (torch.arange(self.particles).unsqueeze(1) * each + own).flatten()
+        share = torch.arange(number, count, of)
+        rows = (torch.arange(self.particles).unsqueeze(1) * count + share).flatten()
         # Of words, `split` leaves out the sentences without one of this part.
         by_row = ("inputs", "states") if self.spans is None else ("spans",)
         return replace(
             self,
-            **self._each(lambda value: value[rows], *by_row, "choices", "features"),
+            **self._changed(lambda value: value[rows], *by_row, "choices", "features"),
             labels=None if self.labels is None else self.labels.flatten(0, 1)[rows],
             extra={name: values.flatten()[rows] for name, values in self.extra.items()},
             size=len(self) if self.size is None else self.size,
-            weight=of * len(own) / each,
+            weight=of * len(share) / count,
         ).split(self.particles)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return replace(self, **self._each(lambda value: value.to(device), *vars(self)))
+        return replace(self, **self._changed(lambda value: value.to(device), *vars(self)))
 
-    def _each(self, change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Any]:
+    def _changed(self, change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Any]:
         """Those of the fields `names` that hold tensors, with each of these changed."""
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for name in names:
             value = getattr(self, name)
             if isinstance(value, Tensor):
-                found[name] = change(value)
+                fields[name] = change(value)
             elif isinstance(value, Mapping):
-                found[name] = {key: change(each) for key, each in value.items()}
-        return found
+                fields[name] = {key: change(tensor) for key, tensor in value.items()}
+        return fields
 
 
 def in_rows(spans: Tensor) -> tuple[Tensor, Tensor]:
     """The R different numbers in the first column, (R,), and the spans with their places among
     these."""
-    rows, own = spans[:, 0].unique(return_inverse=True)
-    return rows, torch.cat([own.unsqueeze(1), spans[:, 1:]], 1)
+    rows, places = spans[:, 0].unique(return_inverse=True)
+    return rows, torch.cat([places.unsqueeze(1), spans[:, 1:]], 1)
 
 
 _MAX_POOL = 50  # batches per pool; a wider pool saves hardly any more padding

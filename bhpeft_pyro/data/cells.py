@@ -80,27 +80,26 @@ def columns_of(
 
 
 def _objects(path: Path) -> Iterator[object]:
-    """One JSON object a line, or a list of them."""
+    """One JSON object a line."""
     # Not by `datasets`, which infers a column's type from a file's first part, and parses dates.
-    whole: bool | None = None
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            if whole is None and (whole := line.lstrip().startswith("[")):
-                line += file.read()
-            try:
-                found = json.loads(line, object_pairs_hook=_once)
-            except json.JSONDecodeError as error:
+            if line.lstrip().startswith("["):
                 raise DataError(
-                    f"line {number} is not JSON ({error}); expected an object a line, or a list of "
-                    "them"
-                ) from error
-            for each in found if whole else [found]:
-                if not isinstance(each, dict):
-                    what = f"a {type(each).__name__} ({shown(each)})"
-                    raise DataError(f"line {number}: {what}; expected an object")
-                yield each
+                    f"line {number} begins a list; expected an object a line, as "
+                    'pandas.read_json(...).to_json(..., orient="records", lines=True) writes it'
+                )
+            try:
+                cells = json.loads(line, object_pairs_hook=_once)
+            except json.JSONDecodeError as error:
+                what = f"line {number} is not JSON ({error}); expected an object a line"
+                raise DataError(what) from error
+            if not isinstance(cells, dict):
+                what = f"a {type(cells).__name__} ({shown(cells)})"
+                raise DataError(f"line {number}: {what}; expected an object")
+            yield cells
 
 
 def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:

@@ -1,11 +1,12 @@
-"""Copies: rows with the same text, which must not be both learnt and held out."""
+"""Which data are the same: copies, rows with the same text, which must not be both learnt and held
+out; and the fingerprint of a data set."""
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,30 +14,22 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from .tokens import CHUNK
 
 if TYPE_CHECKING:
     from .examples import Examples
 
 
 def plain(text: str) -> str:
-    """The text without differences of case, white space and Unicode form.
-
-    >>> plain("  Cafe\\u0301 at\\tNINE ") == plain("caf\\u00e9 at nine")
-    True
-    """
+    """The text without differences of case, white space and Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def hashes_of(rows: Iterable[Sequence[str]]) -> Tensor:
     """(R,) int64, a hash of all texts of each row, as `plain`: copies have the same one, also in
-    other data sets.
-
-    >>> first, second, third = hashes_of([("A b", "c"), ("a  B", "C"), ("a", "b c")]).tolist()
-    >>> first == second, first == third
-    (True, False)
-    """
+    other data sets."""
     joined = ("\n".join(map(plain, row)).encode(errors="surrogatepass") for row in rows)
-    digests = b"".join(blake2b(each, digest_size=8).digest() for each in joined)
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in joined)
     return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
 
 
@@ -47,10 +40,6 @@ def apart(order: Tensor, hashes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Args:
         order: (R,) the numbers of the rows, in random order.
         hashes: (R,) of rows 0, 1, ...
-
-    >>> rest, held_out = apart(torch.tensor([3, 0, 1, 2, 4]), torch.tensor([7, 8, 9, 7, 6]), 3)
-    >>> rest.tolist(), held_out.tolist()
-    ([2, 4], [3, 0, 1])
     """
     _, groups, sizes = hashes[order].unique(return_inverse=True, return_counts=True)
     room, chosen, size = count, [], sizes.tolist()
@@ -82,15 +71,53 @@ def shared(data: Examples, others: Examples) -> int:
 
 def check_apart(data: Examples, held_out: Examples, name: str) -> None:
     """Refuse rows to test on or to choose by that are all copies of `data`; warn if some are."""
-    rows, found = len(held_out.row_hashes), shared(data, held_out)
-    if found == rows:
+    rows, copies = len(held_out.row_hashes), shared(data, held_out)
+    if copies == rows:
         raise DataError(
             f"{name}: each of the {rows} rows has the text of a row that is learnt (case and "
             "spaces aside); expected rows that are not learnt"
         )
-    if found:
+    if copies:
         warnings.warn(
-            f"{name}: {found} of {rows} rows have the text of a row that is learnt (case and "
+            f"{name}: {copies} of {rows} rows have the text of a row that is learnt (case and "
             "spaces aside), so scores on them are too good; leave them out",
             stacklevel=2,
         )
+
+
+def fingerprint_of(data: Examples) -> str:
+    """SHA-256 over token ids and labels, the same for the same examples in any order."""
+    tokens, single = data.tokens, torch.ones(len(data), dtype=torch.long)
+    sequences = torch.ones_like(tokens.lengths) if data.counts is None else data.counts
+    ends = tokens.lengths.cumsum(0)[sequences.cumsum(0) - 1]  # of each example's tokens
+    spans = ends.diff(prepend=ends.new_zeros(1))
+    parts: dict[str, Iterable[bytes]] = {
+        "lengths": _pieces(tokens.lengths, sequences),
+        "ids": _pieces(tokens.ids, spans),
+    }
+    if tokens.types is not None:
+        parts["types"] = _pieces(tokens.types, spans)
+    if data.words is not None:  # each with its whole sequence
+        whole = {name: [*pieces] for name, pieces in parts.items()}
+        owner = data.words[:, 0].tolist()
+        parts = {name: [pieces[i] for i in owner] for name, pieces in whole.items()}
+        parts["word"] = _pieces(data.words[:, 1:3].flatten(), 2 * single)
+    if data.labels is not None:
+        parts["labels"] = _pieces(data.labels, single)
+    parts |= {f"extra {name}": _pieces(values, single) for name, values in data.extra.items()}
+    examples = map(b"".join, zip(*parts.values(), strict=True))
+    digests = sorted(hashlib.sha256(example).digest() for example in examples)
+    what = f"{data.kind} {' '.join(parts)}"
+    return hashlib.sha256(what.encode() + b"".join(digests)).hexdigest()
+
+
+def _pieces(tensor: Tensor, sizes: Tensor) -> Iterator[bytes]:
+    """Each example's number of entries, and these entries in 32 or 64 bits."""
+    kind, start = "<f4" if tensor.is_floating_point() else "<i8", 0
+    for some in sizes.split(CHUNK):
+        stop = start + int(some.sum())
+        data = tensor[start:stop].numpy().astype(kind).tobytes()
+        width, start, at = len(data) // (stop - start), stop, 0
+        for size in some.tolist():
+            yield size.to_bytes(8, "little") + data[at : at + size * width]
+            at += size * width

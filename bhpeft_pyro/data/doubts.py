@@ -60,33 +60,25 @@ def tally(examples: Examples) -> str:
 
 
 def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ in case or in spaces around them alone.
-
-    >>> look_alikes(["sports", "world", "Sports "])
-    [('sports', 'Sports ')]
-    """
+    """Pairs of names that differ in case or in spaces around them alone."""
     first: dict[str, str] = {}
     pairs = [(first.setdefault(name.strip().casefold(), name), name) for name in names]
     return [(one, other) for one, other in pairs if one != other]
 
 
 def called(name: str, others: Iterable[str]) -> str:
-    """A name as a message shows it, with the other one that is written most like it, if any is.
-
-    >>> called("postive", ["negative", "positive"]), called("news", ["positive"])
-    ("'postive' (may mean 'positive')", "'news'")
-    """
+    """A name as a message shows it, with the other one that is written most like it, if any is."""
     plain = {other.strip().casefold(): other for other in others}
     near = get_close_matches(name.strip().casefold(), plain, n=1, cutoff=0.8)
     return f"{name!r} (may mean {plain[near[0]]!r})" if near else repr(name)
 
 
-def warn_of_classes(column: str, labels: Sequence[str], known: Sequence[str] = ()) -> None:
-    """Warn of classes that may be mistakes, by the labels of all rows. `known` are those of earlier
+def warn_of_classes(column: str, labels: Sequence[str], old: Sequence[str] = ()) -> None:
+    """Warn of classes that may be mistakes, by the labels of all rows. `old` are those of earlier
     rounds; `grow` itself says which new ones look like them."""
     counts = Counter(labels)
-    names = [*known, *sorted(counts.keys() - {*known})]
-    new = names[len(known) :]
+    names = [*old, *sorted(counts.keys() - {*old})]
+    new = names[len(old) :]
     parted = _parted(names)
     joined = [
         f"{name!r} may be several labels (a list of them is JSON, {json.dumps(parted[name])})"
@@ -101,23 +93,21 @@ def warn_of_classes(column: str, labels: Sequence[str], known: Sequence[str] = (
     alone = [f"{called(name, often)} is there once" for name in single]
     kinds = [joined, alike, alone if len(labels) >= _FEW else []]
     if any(kinds):
-        listed = (few(each, _SHOWN, "; ", "; and {} more of this kind") for each in kinds if each)
+        listed = (few(some, _SHOWN, "; ", "; and {} more of this kind") for some in kinds if some)
         warnings.warn(LabelWarning(f"column {column!r}: {'; '.join(listed)}"), stacklevel=3)
 
 
 def _parted(names: Sequence[str]) -> dict[str, list[str]]:
     """The names that are several with separators between them: of "a;b" one part is a class, or
     part of another name."""
-    found: dict[str, list[str]] = {}
+    parted: dict[str, list[str]] = {}
     for mark in _SEPARATORS:
-        parts = {name: [part.strip() for part in name.split(mark)] for name in names}
-        uses = Counter(chain.from_iterable({*each} for each in parts.values()))
-        found |= {
-            name: each
-            for name, each in parts.items()
-            if len(each) > 1 and any(part and uses[part] > 1 for part in each)
-        }
-    return found
+        parts_of = {name: [part.strip() for part in name.split(mark)] for name in names}
+        uses = Counter(chain.from_iterable({*parts} for parts in parts_of.values()))
+        for name, parts in parts_of.items():
+            if len(parts) > 1 and any(part and uses[part] > 1 for part in parts):
+                parted[name] = parts
+    return parted
 
 
 def swapped(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> str | None:
@@ -127,12 +117,6 @@ def swapped(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> str | No
     The exchange of meanings that explains most is compared with what it would explain if forecasts
     and labels had nothing to do with each other, so that rare classes and a forecast of one class
     alone are no contradiction. The p-value counts all exchanges of so many classes.
-
-    >>> truth = torch.tensor([0, 1] * 10)
-    >>> swapped(1 - truth, truth, ["bad", "good"])
-    "predicts 0% of 20 as they are labelled, and 100% if 'bad' and 'good' were swapped"
-    >>> swapped(truth, truth, ["bad", "good"]) is None
-    True
     """
     there, flat = torch.cat([labels, predicted]).unique(return_inverse=True)
     size, count = len(there), len(labels)
@@ -169,12 +153,7 @@ def _exchange(names: Sequence[str], meaning: Sequence[int]) -> str:
 
 
 def turned(predicted: Tensor, ratings: Tensor) -> str | None:
-    """How ratings (n,) contradict what was predicted (n,): they fall where it rises.
-
-    >>> rising = torch.arange(20.0)
-    >>> turned(rising, -rising), turned(rising, rising)
-    ('is correlated with 20 ratings by -1.00: the scale may be turned round', None)
-    """
+    """How ratings (n,) contradict what was predicted (n,): they fall where it rises."""
     count = len(ratings)
     r = float(torch.corrcoef(torch.stack([predicted, ratings]).double())[0, 1]) if count > 1 else 0
     if not norm.logsf(-r * math.sqrt(count - 1)) < _SURE:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -15,8 +14,8 @@ from ..base.checks import shown
 from ..errors import DataError
 from .batch import Batch, in_order, in_rows, shuffled
 from .columns import Kind
-from .copies import apart
-from .tokens import CHUNK, Tokens, cat
+from .copies import apart, fingerprint_of
+from .tokens import Tokens, cat
 
 _FEW, _HELD_OUT = 50, 500  # rows of which some are held out, and how many at most
 
@@ -125,28 +124,7 @@ class Examples:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over token ids and labels, the same for the same examples in any order."""
-        single = torch.ones(len(self), dtype=torch.long)
-        owners = torch.ones_like(self.tokens.lengths) if self.counts is None else self.counts
-        ends = self.tokens.lengths.cumsum(0)[owners.cumsum(0) - 1]  # of each example's tokens
-        spans = ends.diff(prepend=ends.new_zeros(1))
-        parts: dict[str, Iterable[bytes]] = {
-            "lengths": _pieces(self.tokens.lengths, owners),
-            "ids": _pieces(self.tokens.ids, spans),
-        }
-        if self.tokens.types is not None:
-            parts["types"] = _pieces(self.tokens.types, spans)
-        if self.words is not None:  # each with its whole sequence
-            every = [(name, [*each]) for name, each in parts.items()]
-            own = self.words[:, 0].tolist()
-            parts = {name: [each[i] for i in own] for name, each in every}
-            parts["word"] = _pieces(self.words[:, 1:3].flatten(), 2 * single)
-        if self.labels is not None:
-            parts["labels"] = _pieces(self.labels, single)
-        parts |= {f"extra {name}": _pieces(values, single) for name, values in self.extra.items()}
-        examples = zip(*parts.values(), strict=True)
-        digests = sorted(hashlib.sha256(b"".join(each)).digest() for each in examples)
-        what = f"{self.kind} {' '.join(parts)}"
-        return hashlib.sha256(what.encode() + b"".join(digests)).hexdigest()
+        return fingerprint_of(self)
 
     @property
     def few(self) -> bool:
@@ -183,19 +161,12 @@ class Examples:
         Raises:
             DataError: no index, or one outside 0..N-1.
         """
-        try:
-            chosen = torch.as_tensor(indices)
-            torch.iinfo(chosen.dtype)  # an error unless they are integers
-        except (TypeError, ValueError, RuntimeError):
-            chosen = torch.zeros(0)
-        if chosen.dim() != 1 or len(chosen) == 0:
-            raise DataError(f"indices={shown(indices)}; expected a list of one or more integers")
+        chosen = torch.as_tensor(indices)
+        whole = chosen.dim() == 1 and chosen.dtype in (torch.int32, torch.int64) and len(chosen) > 0
+        if not whole or int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
+            what = f"one or more integers from 0 to {len(self) - 1}"
+            raise DataError(f"indices={shown(indices)}; expected {what}")
         chosen = chosen.long()
-        if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
-            raise DataError(
-                f"indices go from {int(chosen.min())} to {int(chosen.max())}; "
-                f"expected 0 to {len(self) - 1}"
-            )
         rows, present, words = self._rows(chosen)
         return replace(
             self,
@@ -335,18 +306,6 @@ class Examples:
             extra={name: values[indices] for name, values in self.extra.items()},
             spans=None if words is None else words[:, :3],
         )
-
-
-def _pieces(tensor: Tensor, sizes: Tensor) -> Iterator[bytes]:
-    """Each example's number of entries, and these entries in 32 or 64 bits."""
-    kind, start = "<f4" if tensor.is_floating_point() else "<i8", 0
-    for some in sizes.split(CHUNK):
-        stop = start + int(some.sum())
-        data = tensor[start:stop].numpy().astype(kind).tobytes()
-        width, start, at = len(data) // (stop - start), stop, 0
-        for size in some.tolist():
-            yield size.to_bytes(8, "little") + data[at : at + size * width]
-            at += size * width
 
 
 def describe(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:

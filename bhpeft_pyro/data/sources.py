@@ -63,10 +63,10 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
         names = stream.column_names or ()  # it may not know them
         if {*needed} <= {*names}:
             stream = stream.select_columns([n for n in (*needed, target) if n in names])
-        rows = [*stream]
-        source = by_column(rows) if rows else empty
-        if rows and stream.features is not None:
-            source = Dataset.from_dict(source, stream.features)
+        cells = by_column([*stream])
+        source = cells or empty
+        if cells and stream.features is not None:
+            source = Dataset.from_dict(cells, stream.features)
     elif isinstance(source, pd.DataFrame):
         check_once([*source.columns])
         source = {name: values_of(source[name]) for name in source.columns}
@@ -114,11 +114,10 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
 def parts(
     source: str | Path, texts: Collection[str] | None, size: int
 ) -> Iterator[dict[str, list[Any]]]:
-    """As `load`, `size` rows at a time, so that memory does not grow with the rows: the cells of
-    each column.
+    """The cells of each column, `size` rows at a time, so that memory does not grow with the rows.
 
-    A list in a JSON file is read whole. Each part of a CSV file decides for itself whether a column
-    holds numbers, and lacks the columns of a JSON file that none of its rows has.
+    Each part of a CSV file decides for itself whether a column holds numbers; a part of a JSON file
+    lacks the columns that none of its rows has. `texts` are as for `load`.
     """
     if (path := data_file(source)) is None:
         table = _from_hub(str(source))
@@ -138,12 +137,7 @@ def places(source: object) -> tuple[str, str, Callable[[int], int]]:
     if path.suffix.lower() == ".csv":
         return path.name, "row", (2).__add__  # after the header
     with path.open(encoding="utf-8-sig") as file:
-        lines = array("q")
-        for number, line in enumerate(file, 1):
-            if not lines and line.lstrip().startswith("["):
-                return path.name, "entry", (1).__add__
-            if line.strip():
-                lines.append(number)
+        lines = array("q", (number for number, line in enumerate(file, 1) if line.strip()))
     return path.name, "line", lines.__getitem__
 
 
@@ -224,20 +218,19 @@ def _from_lists(columns: Mapping[str, Any], file: object = None) -> Dataset:
     that cannot be used, if there are others."""
     lists: dict[str, list[Any]] = {}
     for name, column in columns.items():
+        values: Any = None
         # The views of a mapping are in its order; other sets have none.
         unordered = isinstance(column, Set) and not isinstance(column, MappingView)
-        if unordered or isinstance(column, (str, bytes, Mapping)):
-            found: Any = None
-        elif hasattr(column, "tolist"):
-            found = column.tolist()  # a number, of an array without dimensions
-        else:
-            found = list(column) if isinstance(column, Iterable) else None
-        if not isinstance(found, list):
+        if hasattr(column, "tolist"):
+            values = column.tolist()  # a number, of an array without dimensions
+        elif isinstance(column, Iterable) and not isinstance(column, (str, bytes, Mapping)):
+            values = None if unordered else list(column)
+        if not isinstance(values, list):
             raise DataError(
                 f"column {shown(name)} is a {type(column).__name__}; expected a list of values, in "
                 "the order of the rows"
             )
-        lists[name] = _without_gaps(found)
+        lists[name] = _without_gaps(values)
     if len({len(column) for column in lists.values()}) > 1:
         counts = ", ".join(f"{name!r} {len(column)}" for name, column in lists.items())
         raise DataError(f"columns differ in length: {counts}")
@@ -270,15 +263,13 @@ def _table(name: str, column: list[Any]) -> Dataset:
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         first = type(column[0])
         odd = [i for i, value in enumerate(column) if not _fits(value, first)]
+        if not odd:
+            raise DataError(f"column {name!r}: mixed or unknown types: {error}") from error
+        other = column[odd[0]]
+        why = f"a {type(other).__name__}, where the first row has a {first.__name__}"
         if isinstance(error, UnicodeError):
             why = f"not valid Unicode: {error}"
-        elif not odd:
-            why = f"mixed or unknown types: {error}"
-        else:
-            why = f"a {type(column[odd[0]]).__name__}, where the first row has a {first.__name__}"
-        if not odd:
-            raise DataError(f"column {name!r}: {why}") from error
-        raise wrong(name, odd, f"{shown(column[odd[0]])}: {why}") from error
+        raise wrong(name, odd, f"{shown(other)}: {why}") from error
 
 
 def _without_gaps(column: list[Any]) -> list[Any]:

@@ -47,8 +47,8 @@ def test_parts_are_written_as_one_piece(
     write_csv(tmp_path / "new.csv", **sources)
     rows = [dict(zip(sources, row, strict=True)) for row in zip(*sources.values(), strict=True)]
     rows[9]["late"] = [1, 2]  # a column that earlier parts lack
-    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "new.json").write_text(json.dumps(rows))
+    for name in ("new.jsonl", "new.json"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, suffix in (("new.csv", "csv"), ("new.jsonl", "jsonl"), ("new.json", "csv")):
         found = []
         for part in (module.PART, 4):

@@ -49,7 +49,6 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def in_every_form(columns: dict[str, list[Any]], folder: Path, with_csv: bool) -> list[Any]:
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     table = Dataset.from_dict(columns)
-    (folder / "rows.json").write_text(json.dumps(rows))
     forms = [
         columns,
         {**columns, "junk": [object() for _ in rows]},  # columns nobody asked for do no harm
@@ -59,7 +58,7 @@ def in_every_form(columns: dict[str, list[Any]], folder: Path, with_csv: bool) -
         table.with_format("torch"),
         write_jsonl(folder / "rows.jsonl", rows),
         str(folder / "rows.jsonl"),
-        folder / "rows.json",
+        write_jsonl(folder / "rows.json", rows),
     ]
     if with_csv:
         forms.append(str(write_csv(folder / "ROWS.CSV", **columns)))

@@ -62,7 +62,7 @@ def few(texts: Sequence[str], most: int = 12, mark: str = ", ", more: str = " an
 
 def harmless(text: str) -> str:
     """The text with what would control a terminal, or cannot be printed, written out."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)
@@ -234,18 +234,18 @@ def shallow(value: Any, depth: int) -> bool:
         if str(getattr(value, "dtype", "")) != "object":
             return True
         value = value.ravel().tolist()
-    return depth > 0 and all(shallow(each, depth - 1) for each in value)
+    return depth > 0 and all(shallow(inner, depth - 1) for inner in value)
 
 
-def check_memory(name: str, count: int, each: int) -> None:
-    """Refuse `count` things of `each` bytes if there is no memory for them, and say how many would
+def check_memory(name: str, count: int, size: int) -> None:
+    """Refuse `count` things of `size` bytes if there is no memory for them, and say how many would
     fit."""
     there = _memory()
-    if count * each > there:
+    if count * size > there:
         count = min(count, 10**18)  # nobody reads more digits, and Python may refuse to print them
         raise ConfigError(
-            f"{name}={count:,} needs {count * each / 2**30:,.0f} GiB of memory, and there are "
-            f"{there / 2**30:,.1f}; expected at most {there // each:,}"
+            f"{name}={count:,} needs {count * size / 2**30:,.0f} GiB of memory, and there are "
+            f"{there / 2**30:,.1f}; expected at most {there // size:,}"
         )
 
 
@@ -279,10 +279,10 @@ def _fits(value: Any, hint: Any) -> bool:
             return hint is bool
         return isinstance(value, int | float if hint is float else hint)
     if isinstance(hint, UnionType):
-        return any(_fits(value, each) for each in of)
+        return any(_fits(value, one) for one in of)
     kind: Any = get_origin(hint)
     if not isinstance(value, kind):
         return False
     if isinstance(value, dict):
         return all(_fits(k, of[0]) and _fits(v, of[1]) for k, v in value.items())
-    return all(_fits(each, of[0]) for each in value)
+    return all(_fits(entry, of[0]) for entry in value)

@@ -104,7 +104,7 @@ def map_over_ranks(
         compute: from an item to tensors. It must not use the global random state, which would
             then differ between ranks.
     """
-    count, own, left = world(), rank(), iter(items)
+    count, number, left = world(), rank(), iter(items)
     if count == 1:
         for item in left:
             give_way()
@@ -115,14 +115,14 @@ def map_over_ranks(
         values: list[Tensor] = []
         error: Exception | None = None
         try:
-            values += compute(group[own]) if own < len(group) else ()
+            values += compute(group[number]) if number < len(group) else ()
         except Exception as raised:
             error = raised
         heads = gathered((error, [(v.shape, v.dtype, v.device.type) for v in values]))
-        if failed := [each for each, _ in heads if each is not None]:
+        if failed := [other for other, _ in heads if other is not None]:
             raise error or failed[0]
         for owner, (item, (_, kinds)) in enumerate(zip(group, heads, strict=False)):
-            mine = values if owner == own else [None] * len(kinds)
+            mine = values if owner == number else [None] * len(kinds)
             yield item, [_sent(v, owner, *kind) for v, kind in zip(mine, kinds, strict=True)]
 
 
@@ -161,10 +161,10 @@ def agree(what: str, *values: Tensor | str) -> None:
     if world() == 1:
         return
     digest = hashlib.sha256()
-    for each in values:
-        digest.update(each.encode() if isinstance(each, str) else each.cpu().numpy().tobytes())
+    for value in values:
+        digest.update(value.encode() if isinstance(value, str) else value.cpu().numpy().tobytes())
     digests = gathered(digest.hexdigest())
-    if other := [number for number, found in enumerate(digests) if found != digests[0]]:
+    if other := [number for number, one in enumerate(digests) if one != digests[0]]:
         raise ProcessError(
             f"{what}: not the same on rank {other[0]} as on rank 0; expected the same on all "
             "ranks, which share the work out themselves (within "
@@ -191,18 +191,18 @@ def same(module: nn.Module, trained: bool = False) -> None:
 
 def gathered(value: Item) -> list[Item]:
     """A small object from every rank."""
-    found = [value] * world()
-    if len(found) > 1:
+    values = [value] * world()
+    if len(values) > 1:
         with _answered():
-            dist.all_gather_object(found, value)
-    return found
+            dist.all_gather_object(values, value)
+    return values
 
 
 def _sent(
     value: Tensor | None, owner: int, shape: torch.Size, dtype: torch.dtype, kind: str
 ) -> Tensor:
     """A tensor that rank `owner` has, on a device of this kind."""
-    able = [each.split(":")[0] for each in dist.get_backend_config().split(",")]
+    able = [part.split(":")[0] for part in dist.get_backend_config().split(",")]
     by = kind if kind in able else able[0]  # NCCL alone cannot send from the CPU
     held = torch.empty(shape, dtype=dtype, device=by)
     if rank() == owner and value is not None:

@@ -137,12 +137,12 @@ class Covariance:
 
     def _divergence(self, prior: Covariance) -> Tensor:
         share = self.scale / prior.scale
-        own, other = self.ratio.square() - 1, prior.ratio.pow(-2) - 1
+        narrower, wider = self.ratio.square() - 1, prior.ratio.pow(-2) - 1
         weight = share.square()
         overlap = prior.axes.mT @ (share.unsqueeze(-1) * self.axes)
         # A square, as along axes that are narrow in both a difference is all rounding error.
         half = prior.axes.mT * share + (overlap * (self.ratio - 1)) @ self.axes.mT
-        trace = weight @ (self.axes.square() @ own) + other @ half.square().sum(1)
+        trace = weight @ (self.axes.square() @ narrower) + wider @ half.square().sum(1)
         diagonal = (weight - 1 - weight.log()).sum()
         return 0.5 * (diagonal + trace) - self.ratio.log().sum() + prior.ratio.log().sum()
 

@@ -84,10 +84,10 @@ class Work:
         self.share, self.taken = share, 0.0  # taken: of the part that is being done
         self.bar: Any = _bar(title, parts is not None, at_once) if outer is None else outer.bar
         if outer is not None:
-            each = outer.length / (outer.parts or 1)
+            part = outer.length / (outer.parts or 1)
             end = outer.begin + outer.length
-            self.begin = min(end, outer.begin + (outer.done + outer.taken) * each)
-            self.length = min(min(share, 1 - outer.taken) * each, end - self.begin)
+            self.begin = min(end, outer.begin + (outer.done + outer.taken) * part)
+            self.length = min(min(share, 1 - outer.taken) * part, end - self.begin)
         self.name(title)
 
     def name(self, title: str) -> None:
@@ -134,14 +134,14 @@ class Work:
 _work: ContextVar[Work | None] = ContextVar("work", default=None)
 
 
-def _bar(title: str, known: bool, at_once: bool) -> Any:
+def _bar(title: str, ends: bool, at_once: bool) -> Any:
     make = _make.get()
     if make is None or not is_main():
         return tqdm(disable=True)
     how: dict[str, Any] = {"miniters": 0, "smoothing": 0, "dynamic_ncols": True}
     how |= {"desc": title, "delay": 0.0 if at_once else _DELAY}
-    ends = {"total": 1.0, "bar_format": _FORMAT} if known else {"bar_format": _ENDLESS}
-    return make(leave=False, **how, **ends)
+    how |= {"total": 1.0, "bar_format": _FORMAT} if ends else {"bar_format": _ENDLESS}
+    return make(leave=False, **how)
 
 
 @contextmanager

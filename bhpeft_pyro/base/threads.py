@@ -125,7 +125,7 @@ def _away() -> Iterator[None]:
     if (before := _MINE.before) is None:
         yield
         return
-    own = _Shared()
+    mine = _Shared()
     before.put_back()
     _end()
     try:
@@ -137,7 +137,7 @@ def _away() -> Iterator[None]:
             _begin()
             raise
         finally:
-            own.put_back()
+            mine.put_back()
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def encode(
             texts = [whole[i] for i in kept]
         else:
             texts = read_cells(table[text][:], text, check_text)
-            rows: list[tuple[str, ...]] = [(each,) for each in texts]
+            rows: list[tuple[str, ...]] = [(one,) for one in texts]
             if kind == "choice":
                 choices = read_cells(table[columns.choices][:], columns.choices, as_choices)
                 counts = torch.tensor([len(options) for options, _ in choices])

@@ -210,7 +210,7 @@ class Examples:
             self,
             tokens=Tokens.joined([part.tokens for part in parts]),
             words=cat(
-                [None if each.words is None else each.words + shift for each, shift in moved]
+                [None if part.words is None else part.words + shift for part, shift in moved]
             ),
             labels=cat([part.labels for part in parts]),
             texts=tuple(text for part in parts for text in part.texts),

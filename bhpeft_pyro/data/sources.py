@@ -106,9 +106,9 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
     """All columns of a file, or of a data set of the hub, if it has rows. `texts` are the columns
     of a CSV file to keep as text, whatever they look like; None for all. Columns with cells of
     different types are left out, with a warning."""
-    found = _loaded(source, texts)
+    table = _loaded(source, texts)
     with in_file(source):
-        return found if isinstance(found, Dataset) else _from_lists(found, source)
+        return table if isinstance(table, Dataset) else _from_lists(table, source)
 
 
 def parts(
@@ -156,15 +156,15 @@ def in_file(source: object) -> Iterator[None]:
 
 
 def _loaded(source: str | Path, texts: Collection[str] | None) -> Dataset | dict[str, list[Any]]:
-    found: Dataset | dict[str, list[Any]]
+    table: Dataset | dict[str, list[Any]]
     if (path := data_file(source)) is None:
-        found = _from_hub(str(source))
+        table = _from_hub(str(source))
     else:
         with _reading(source):
-            found = next(columns_of(path, texts, None))
-    if not (len(found) if isinstance(found, Dataset) else any(found.values())):
+            table = next(columns_of(path, texts, None))
+    if not (len(table) if isinstance(table, Dataset) else any(table.values())):
         raise DataError(f"source={shown(str(source))} is empty: at least one row is needed")
-    return found
+    return table
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from torch.optim import SGD
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.base import distributed
-from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.model.likelihoods import Function
@@ -79,33 +78,6 @@ def test_two_processes_do_what_one_does(case: str) -> None:
         assert torch.equal(first[name], second[name]), name
         apart = (first[name].double() - value.double()).abs().max()
         assert apart <= 1e-3 * value.double().abs().max(), name
-
-
-@pytest.mark.parametrize("each", [2, 3, 7])
-@pytest.mark.parametrize("parts", [2, 3])
-def test_shares_have_each_row_once_and_count_as_much(each: int, parts: int) -> None:
-    draws, size = 2, 40
-    rows = torch.arange(draws * each)
-    whole = Batch(
-        {"input_ids": rows.unsqueeze(1)},
-        torch.stack([rows, -rows], 1).float(),  # two labels a text
-        size=size,
-        choices=rows.unsqueeze(1) >= 0,
-        extra={"exposure": rows.float()},
-    ).split(draws)
-    if each < parts:  # every rank takes it whole
-        assert whole.share(1, parts) is whole
-        return
-    counts = torch.zeros(draws, each)
-    for number in range(parts):
-        part = whole.share(number, parts)
-        ids = part.inputs["input_ids"].view(draws, -1)
-        assert torch.equal(part.labels, torch.stack([ids, -ids], 2).float())  # type: ignore[arg-type]
-        assert torch.equal(part.extra["exposure"], ids.float()) and len(part.choices) == len(part)  # type: ignore[arg-type]
-        for draw in range(draws):  # as a likelihood scales them, in the mean over the ranks
-            scale = part.weight * size / ids.shape[1] / parts
-            counts[draw, ids[draw] - draw * each] += scale
-    torch.testing.assert_close(counts, torch.full((draws, each), size / each))
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all() -> None:

@@ -69,7 +69,7 @@ def test_texts_are_cut_alike_in_all_threads() -> None:
 
     expected = [encoded(texts) for texts in (short, long)]
     tasks = [lambda texts=texts: encoded(texts) for texts in (short, long) * 3]
-    for number, found in enumerate(at_once(tasks, rounds=40)):
+    for number, found in enumerate(at_once(tasks, rounds=15)):
         assert all(torch.equal(each, expected[number % 2]) for each in found)
 
 
@@ -120,10 +120,10 @@ def test_a_fit_gives_way_to_predictions_and_is_the_same(guide: str, tmp_path: Pa
     old = bh.fit(tiny_model(), guide, tiny_examples(), **options)
     folder, backbone = old.save(tmp_path / "saved"), old.model.network.backbone
     expected, new = old.predict(TEXTS, seed=1).probabilities, tiny_examples(24, seed=1)
-    alone, answers, begun = state(old.update(new, max_steps=80)), 0, Event()
+    alone, answers, begun = state(old.update(new, max_steps=40)), 0, Event()
     with ThreadPoolExecutor(1) as pool:
         fit = pool.submit(
-            lambda: state(old.update(new, max_steps=80, callback=lambda _: begun.set()))
+            lambda: state(old.update(new, max_steps=40, callback=lambda _: begun.set()))
         )
         assert begun.wait(30)
         while not fit.done():
@@ -291,11 +291,11 @@ def test_a_process_forked_in_the_middle_of_a_step_predicts_and_fits_as_ever(
 @pytest.mark.parametrize("guide", ["normal", "laplace", "AutoMultivariateNormal"])
 def test_torch_code_of_others_in_another_thread_does_not_change_a_forecast(guide: str) -> None:
     posterior = bh.fit(tiny_model(), guide, tiny_examples(), max_steps=3, progress=False)
-    new = tiny_examples(20, seed=5)
+    new = tiny_examples(8, seed=5)
 
     def found() -> list[Tensor]:
-        forecast = posterior.predict(TEXTS, seed=7)
-        weights = posterior.sample(40, seed=7).values()
+        forecast = posterior.predict(TEXTS, 8, seed=7)
+        weights = posterior.sample(8, seed=7).values()
         return [forecast.probabilities, *weights, torch.tensor(posterior.assess(new).nll.p)]  # type: ignore[union-attr]
 
     expected, stop = found(), Event()

@@ -1,17 +1,24 @@
-"""The examples, and transformers from PyPI: found, and clear when they are not there."""
+"""The examples, transformers from PyPI, and the hub: found, and clear when they are not there."""
 
 from __future__ import annotations
 
+import socket
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from huggingface_hub import constants
 from program import read_csv
 
 from bhpeft_pyro.data import assets
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.data.assets import hub_or_cache
+from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.peft import Attachment, Prefix
 from bhpeft_pyro.peft.binding import Binding, activate
@@ -98,3 +105,52 @@ def test_the_sample_has_no_text_twice_and_all_classes_in_each_month() -> None:
     assert {row["label"] for row in march} == {row["label"] for row in april} == classes
     dates = [row["date"] for row in march + april]
     assert dates == sorted(dates) and new[0].keys() == {"text"}
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def closed(online: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a server that is gone."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{place.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    return address
+
+
+@pytest.fixture
+def there(online: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server that answers, if only with an error."""
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # 501 to everything
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield constants.ENDPOINT
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_that_is_gone_is_not_asked(closed):
+    with hub_or_cache():
+        assert constants.is_offline_mode() and datasets.config.HF_HUB_OFFLINE
+    assert not constants.is_offline_mode() and not datasets.config.HF_HUB_OFFLINE
+
+
+def test_a_hub_that_answers_is_asked(there):
+    with hub_or_cache():
+        assert not constants.is_offline_mode() and not datasets.config.HF_HUB_OFFLINE
+
+
+def test_its_client_does_not_try_again(closed, monkeypatch):
+    """The retries wait for eight seconds each."""
+
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"waits for {seconds} s")
+
+    monkeypatch.setattr("time.sleep", wait)
+    with pytest.raises(ConfigError, match="'minilm', 'mpnet', 'smollm2' come from PyPI"):
+        load_backbone("owner/there-is-none")

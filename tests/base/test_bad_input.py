@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -22,27 +20,11 @@ from bhpeft_pyro.errors import (
     LikelihoodError,
 )
 from bhpeft_pyro.guides import NormalGuide
-from bhpeft_pyro.model.likelihoods import Likelihood, Normal
+from bhpeft_pyro.model.likelihoods import Likelihood
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 from bhpeft_pyro.training import loop as optimise
 
 GOOD = {"text": ["w5 w9", "w6 w8", "w5", "w6"], "label": [0, 1, 0, 1]}
-
-
-ENDLESS: list[Any] = []
-ENDLESS.append(ENDLESS)
-OBJECTS = np.empty(1, object)
-OBJECTS[0] = OBJECTS
-
-
-@pytest.mark.parametrize("row", [0, 1])
-@pytest.mark.parametrize("cell", [ENDLESS, OBJECTS], ids=["list", "array"])
-@pytest.mark.parametrize("made", [dict, pd.DataFrame])
-def test_a_cell_that_contains_itself_is_refused(cell: Any, row: int, made: Any) -> None:
-    """Arrow went round in it until the process ended."""
-    cells = [cell if number >= row else 1 for number in range(4)]
-    with pytest.raises(DataError, match=rf"column 'label', row {row}: .* contains itself"):
-        bh.fit(tiny_model(()), "normal", made({**GOOD, "label": cells}))
 
 
 @pytest.fixture
@@ -86,19 +68,11 @@ def with_(**columns: Any) -> dict[str, Any]:
     return {**GOOD, **columns}
 
 
-def test_classes() -> None:
+def test_labels_are_checked_before_the_fit() -> None:
     message = "data: all 4 labels in column 'label' are 1; .* two classes"
     refused(DataError, message, data=with_(label=[1, 1, 1, 1]))
-
-
-def test_validation_data_are_checked_before_the_fit() -> None:
     refused(DataError, "row 0: label 7", validation=with_(label=[7, 1, 0, 1]))
     refused(DataError, "source is empty", validation=[])
-
-
-def test_ratings() -> None:
-    model = tiny_model((), 1, likelihood=Normal())
-    refused(DataError, "label_names", model, columns=bh.Columns(label_names=["low", "high"]))
 
 
 def test_texts_that_are_too_long_are_cut_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

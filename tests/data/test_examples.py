@@ -1,0 +1,160 @@
+"""Examples: whatever is done with them, each keeps what is its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from tables import every_kind, numbered, readings, sentences, tagged
+from toy_tokenizers import bert_like, gpt_like, texts_of
+
+from bhpeft_pyro.data import Columns, Examples, copies, encode, tokens
+from bhpeft_pyro.data.examples import describe, revive
+from bhpeft_pyro.errors import DataError
+
+KINDS = ("class", "rating", "labels", "choice", "words")
+
+
+def whole(examples: Examples) -> list[Any]:
+    return readings(next(examples.batches(len(examples))))
+
+
+@pytest.fixture(scope="module")
+def each() -> dict[str, Examples]:
+    return every_kind()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_keep_what_belongs_together(each: dict[str, Examples], kind: str) -> None:
+    examples = each[kind]
+    expected, count = whole(examples), len(examples)
+    assert [row for batch in examples.batches(3) for row in readings(batch)] == expected
+    seen = torch.zeros(count)
+    for indices, batch in examples.by_length(4):
+        assert readings(batch) == [expected[i] for i in indices]
+        seen[indices] += 1
+    assert (seen == 1).all()
+    for batch in examples.batches(6, shuffle=True, multiple_of=2):
+        assert batch.size == count and len(batch) % 2 == 0
+        assert all(row in expected for row in readings(batch))
+        assert readings(batch.split(2)) == readings(batch.split(1).split(2)) == readings(batch)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_and_their_sums_keep_what_belongs_together(
+    each: dict[str, Examples], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = each[kind]
+    expected, chosen = whole(examples), torch.tensor([9, 0, 4, 4, 7, 1, 2])
+    part = examples.subset(chosen)
+    assert whole(part) == [expected[i] for i in chosen]
+    assert part.texts == tuple(examples.texts[i] for i in chosen)
+    both = part.concat(examples, examples.subset([3]))
+    assert whole(both) == [*(expected[i] for i in chosen), *expected, expected[3]]
+    turned = examples.subset(range(len(examples) - 1, -1, -1))
+    assert turned.fingerprint == examples.fingerprint != part.fingerprint
+    plain, tensors = describe(part)
+    again = revive(json.loads(json.dumps(plain)), tensors)
+    assert whole(again) == whole(part) and again.fingerprint == part.fingerprint
+    monkeypatch.setattr(tokens, "CHUNK", 2)
+    assert whole(examples.subset(chosen)) == whole(part)
+
+
+def test_fingerprints_stay_those_of_saved_posteriors(
+    each: dict[str, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in the reports of saved rounds, which know by them what was learnt."""
+    known = ["e6721bdd65e05e02", "5a4f173a69336e16", "c2716b1ff6ec5788", "44763a2ed4a287c1"]
+    for size in (10_000, 3):
+        monkeypatch.setattr(copies, "CHUNK", size)
+        found = [copies.fingerprint_of(each[kind])[:16] for kind in KINDS[:4]]
+        assert found == known
+
+
+def test_fingerprints_know_what_differs() -> None:
+    texts = texts_of([3, 2, 4])
+
+    def mark(texts: Any, labels: Any, kind: Any = "class", **extra: Any) -> str:
+        data = {"text": texts} | ({} if labels is None else {"label": labels}) | extra
+        how = Columns(extra=tuple(extra))
+        labelled = labels is not None
+        return encode(data, bert_like(), kind=kind, columns=how, labelled=labelled).fingerprint
+
+    def asked(first: int) -> str:
+        rows = [("why", ["a"] * first), ("why", ["a"] * (6 - first))]
+        return encode(rows, gpt_like(), kind="choice", labelled=False).fingerprint
+
+    base = mark(texts, [0, 1, 1])
+    assert base == mark(list(texts), [0, 1, 1])
+    tokens, tags = [["w5", "w6", "w5"], ["w7"]], [["A", "B", "B"], ["A"]]
+    assert tagged(tokens, tags).fingerprint == tagged(tokens[::-1], tags[::-1]).fingerprint
+    others = [
+        base,
+        mark([*texts, texts[0]], [0, 1, 1, 0]),  # twice is not once
+        mark(texts, [0, 1, 0]),
+        mark(texts, None),
+        mark(texts, [0.0, 1.0, 1.0], "rating"),
+        mark(texts, [[0, 1], [1, 1], [0, 0]], "labels"),
+        mark(texts, [[0, 1], [1, 1], [0, 1]], "labels"),
+        mark(texts[::-1], [0, 1, 1]),
+        mark([*texts[:2], texts[2] + " a"], [0, 1, 1]),
+        mark(texts, [0, 1, 1], hours=[1, 2, 3]),
+        mark(texts, [0, 1, 1], hours=[1, 2, 4]),
+        asked(2),  # the same sequences shared out differently over the questions
+        asked(3),
+        tagged(tokens, tags).fingerprint,
+        tagged(tokens, [["B", "B", "A"], ["A"]]).fingerprint,  # the same words and labels
+        tagged([["w5", "w6"], ["w5"], ["w7"]], [["A", "B"], ["B"], ["A"]]).fingerprint,
+        tagged(tokens, [["A", "B", None], ["A"]]).fingerprint,
+    ]
+    assert len({*others}) == len(others)
+
+
+@pytest.mark.parametrize("bad", [[], [5], [-1], [0.5], [True, False], 3])
+def test_subsets_that_cannot_be(bad: Any) -> None:
+    with pytest.raises(DataError, match="expected one or more integers from 0 to 4"):
+        numbered([3, 1, 4, 1, 5]).subset(bad)
+
+
+def test_what_differs_is_not_put_together(each: dict[str, Examples]) -> None:
+    texts = texts_of([1, 2])
+
+    def encoded(labels: Any, kind: Any = "class", **how: Any) -> Examples:
+        return encode({"text": texts, "label": labels}, bert_like(), kind=kind, **how)
+
+    bare = encode(texts, bert_like(), kind="class", labelled=False)
+    for one, other, what in (
+        (encoded(["a", "b"]), encoded(["a", "c"]), "label_names"),
+        (numbered([1, 2]), bare, "kind, presence of labels"),
+        (numbered([1, 2]), numbered([1, 2], gpt_like()), "tokenizer"),
+        (encoded([[1, 0]] * 2, "labels"), encoded([[1, 0, 1]] * 2, "labels"), "num_labels"),
+        (each["class"], each["words"], "each_word"),
+        (each["rating"], each["class"], "kind, extra columns"),
+    ):
+        with pytest.raises(DataError, match=f"differ in {what}"):
+            one.concat(other)
+    three, five = encoded([0, 2]), encoded([0, 4])
+    assert three.concat(five).num_labels == five.concat(three).num_labels == 5
+
+
+def test_sentences_are_held_out_whole() -> None:
+    examples = sentences()
+    rest, held_out = examples.hold_out(0)
+    assert held_out is not None
+    assert len(held_out.rows.unique()) == 12 and len(rest.rows.unique()) == 48
+    assert not {*rest.rows.tolist()} & {*held_out.rows.tolist()}
+    assert len(rest) + len(held_out) == len(examples)
+    few = sentences(49)  # 147 words
+    assert few.hold_out(0) == (few, None)
+
+
+def test_batches_of_words_read_whole_sentences() -> None:
+    examples = sentences()  # 180 words
+    batches = list(examples.batches(20, shuffle=True))
+    assert [len(batch) for batch in batches] == [20] * 9
+    # Each sentence is read once, or twice where a batch ends in it.
+    assert sum(len(batch.inputs["input_ids"]) for batch in batches) <= 60 + 10
+    rows = sum(len(batch.inputs["input_ids"]) for _, batch in examples.by_length(20))
+    assert rows <= 60 + 9

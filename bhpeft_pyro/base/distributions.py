@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, biject_to, constraints, register_kl
 from torch.distributions.constraints import Constraint
 
-__all__ = ["Constrained", "Covariance", "LowRankNormal", "base_of", "exact", "leading"]
+from .threads import without_autocast
+
+__all__ = ["Constrained", "Covariance", "LowRankNormal", "base_of", "leading"]
 
 _NO_DIMS = torch.Size()
 CHUNK = 2**18
@@ -114,7 +116,7 @@ class Covariance:
         """The covariance of J w, (..., E, E), for J of (..., E, D)."""
         # A square, as along narrow axes a difference of products is all rounding error.
         half = rows * self.scale
-        with exact(rows):
+        with without_autocast():
             half += ((half @ self.axes) * (self.ratio - 1)) @ self.axes.mT
             return half @ half.mT
 
@@ -131,7 +133,7 @@ class Covariance:
         """KL(N(0, self) || N(0, prior)), kept for the next call, as it costs O(D K K')."""
         kept = _DIVERGENCES.setdefault(self, WeakKeyDictionary())
         if prior not in kept:
-            with exact(self.scale):
+            with without_autocast():
                 kept[prior] = self._divergence(prior)
         return kept[prior]
 
@@ -147,7 +149,7 @@ class Covariance:
         return 0.5 * (diagonal + trace) - self.ratio.log().sum() + prior.ratio.log().sum()
 
     def _along(self, vector: Tensor, change: Tensor) -> Tensor:
-        with exact(vector):
+        with without_autocast():
             return vector + ((vector @ self.axes) * change) @ self.axes.mT
 
 
@@ -202,11 +204,6 @@ biject_to.register(
     constraints.MixtureSameFamilyConstraint,
     lambda constraint: biject_to(constraint.base_constraint),
 )
-
-
-def exact(like: Tensor) -> torch.autocast:
-    """Turn autocast off: bfloat16 has too few digits to resolve narrow directions."""
-    return torch.autocast(like.device.type, enabled=False)
 
 
 def leading(factor: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:

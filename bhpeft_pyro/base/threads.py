@@ -161,7 +161,8 @@ def with_gradients() -> Iterator[None]:
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """The caller's autocast is off: `bf16=` decides what is computed in bfloat16."""
+    """The caller's autocast is off: `bf16=` decides what is computed in bfloat16, which has too few
+    digits to resolve narrow directions of a covariance."""
     with ExitStack() as off:
         for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
             off.enter_context(torch.autocast(device, enabled=False))

@@ -18,7 +18,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from ..base.distributions import exact
+from ..base.threads import without_autocast
 from ..data.batch import Batch
 from ..priors.from_posterior import places
 from .likelihoods import Outputs
@@ -224,6 +224,6 @@ def _predictive(
 ) -> TorchDistribution:
     outputs, rows = jacobian(model, at, batch)
     # Block by block, as all of them side by side would be another copy.
-    with exact(rows):
+    with without_autocast():
         changes = torch.cat([torch.einsum("sd,bed->sbe", part, rows) for part in away])
     return outputs.labels(outputs.mean + changes)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
@@ -21,11 +20,6 @@ BACKBONE, TOKENIZER = tiny_backbone(), tiny_tokenizer()
 
 def load(folder: Path) -> bh.Posterior:
     return bh.Posterior.load(folder, BACKBONE, tokenizer=TOKENIZER)
-
-
-def same(one: bh.Posterior, other: bh.Posterior) -> bool:
-    first, second = one.guide.state_dict(), other.guide.state_dict()
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def sized(small: int, large: int) -> Any:

@@ -24,8 +24,9 @@ from typing import Any
 
 import pytest
 import torch
+from components import same
 from forks import in_a_child, killed_at_line, start, wait
-from outcomes import ERROR, OLD, RIGHT, load, report, same, sized
+from outcomes import ERROR, OLD, RIGHT, load, report, sized
 from safetensors.torch import load_file, save_file
 from saves import backbone_in, retensor
 

@@ -26,8 +26,9 @@ from typing import Any
 
 import pytest
 import torch
+from components import same
 from forks import in_a_child, start, wait
-from outcomes import ERROR, OLD, RIGHT, load, report, same, sized
+from outcomes import ERROR, OLD, RIGHT, load, report, sized
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, WriteError, is_out_of_memory

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ...base.distributed import map_over_ranks
-from ...base.distributions import Covariance, exact, leading
+from ...base.distributions import Covariance, leading
 from ...base.progress import tracked
+from ...base.threads import without_autocast
 from ...data import Examples
 from ...data.batch import Batch
 from ...model.cached_batches import CachedBatches
@@ -261,7 +262,7 @@ class Precision:
         """The inverse of tau P + I + N F: `rank` leading directions, and the diagonal of the
         rest."""
         scale = self.covariance.scale
-        with exact(scale):
+        with without_autocast():
             root, rest = curvature.root, self.diagonal(tau) + curvature.rest
             if self.covariance.rank:  # the directions of an earlier posterior
                 both = torch.cat([root, self.root()], 1)

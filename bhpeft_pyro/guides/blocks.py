@@ -52,14 +52,14 @@ class BlockGuide(Guide):
     def __init__(self, model: Model, families: Mapping[str, Family]) -> None:
         super().__init__()
         self.families = dict(families)
-        found = latents(model)
-        check_separate(type(self).__name__, found)
+        covered = latents(model)
+        check_separate(type(self).__name__, covered)
         parsed = {pattern: _parsed(pattern, family) for pattern, family in families.items()}
-        names = [latent.name for latent in found]
+        names = [latent.name for latent in covered]
         pattern_of = sort_by_pattern(names, families, "guide", GuideError)
         self.guides = nn.ModuleList(
-            FAMILIES[family](model, names=[n for n in names if pattern_of[n] == own], **options)
-            for own, (family, options) in parsed.items()
+            FAMILIES[family](model, names=[n for n in names if pattern_of[n] == pattern], **options)
+            for pattern, (family, options) in parsed.items()
         )
 
     @property
@@ -92,7 +92,7 @@ class BlockGuide(Guide):
         return [name for block in self.blocks for name in block.points()]
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
-        return [one for block in self.blocks for one in block.optimizers(options, examples)]
+        return [step for block in self.blocks for step in block.optimizers(options, examples)]
 
     def set_prior(self, model: Model) -> None:
         for block in self.blocks:
@@ -106,15 +106,15 @@ class BlockGuide(Guide):
             block.narrow(information)
 
     def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
-        return [one for block in self.blocks for one in block.parameters_of(sites)]
+        return [p for block in self.blocks for p in block.parameters_of(sites)]
 
     def scale_slopes(self) -> dict[str, Tensor]:
         return {k: value for block in self.blocks for k, value in block.scale_slopes().items()}
 
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for block in self.blocks:
-            if own := {name: rows[name] for name in block.means() if name in rows}:
-                block.grow(own)
+            if more := {name: rows[name] for name in block.means() if name in rows}:
+                block.grow(more)
 
     def options(self) -> dict[str, Any]:
         return {"families": self.families}
@@ -123,8 +123,8 @@ class BlockGuide(Guide):
         lines = []
         for pattern, family in self.families.items():
             name, options = _parsed(pattern, family)
-            given = ", ".join(f"{option}={value!r}" for option, value in options.items())
-            lines.append(f"{pattern}: {name}" + (f"({given})" if given else ""))
+            listed = ", ".join(f"{option}={value!r}" for option, value in options.items())
+            lines.append(f"{pattern}: {name}" + (f"({listed})" if listed else ""))
         return f"{type(self).__name__}({', '.join(lines)})"
 
 
@@ -161,12 +161,12 @@ class MixtureGuide(Guide):
     @property
     def linear(self) -> bool:  # type: ignore[override]
         """Whether each component is a posterior of the network linearised around its own mean."""
-        return all(each.linear for each in self.components)
+        return all(guide.linear for guide in self.components)
 
     @property
     def point(self) -> bool:  # type: ignore[override]
         """Whether SVI trains point estimates only."""
-        return all(each.point for each in self.components)
+        return all(guide.point for guide in self.components)
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         drawn: dict[str, Tensor] = self.parts[int(torch.randint(len(self.parts), ()))](batch)
@@ -176,12 +176,12 @@ class MixtureGuide(Guide):
         raise GuideError("a mixture has no distributions by site; its components do")
 
     def as_prior(self) -> MixturePrior:
-        return MixturePrior([each.as_prior() for each in self.components])
+        return MixturePrior([guide.as_prior() for guide in self.components])
 
     def means(self) -> dict[str, Tensor]:
         """The mean of the components' central values; `predict(samples=0)` uses each of them."""
-        found = [each.means() for each in self.components]
-        return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
+        means = [guide.means() for guide in self.components]
+        return {name: torch.stack([mean[name] for mean in means]).mean(0) for name in means[0]}
 
 
 def prior_like(model: Model, guide: Guide) -> Guide:
@@ -193,7 +193,7 @@ def prior_like(model: Model, guide: Guide) -> Guide:
     if isinstance(guide, MixtureGuide):
         priors = getattr(model.prior, "parts", [model.prior] * len(guide.components))
         pairs = zip(priors, guide.components, strict=True)
-        return MixtureGuide([prior_like(model.with_prior(prior), each) for prior, each in pairs])
+        return MixtureGuide([prior_like(model.with_prior(prior), part) for prior, part in pairs])
     strategy = guide.strategy
     if strategy.centres_prior:
         model, _ = strategy.for_predictions(model.with_prior(strategy.fitted_prior()))
@@ -232,9 +232,9 @@ class PriorGuide(Guide):
         return dict(self._around)
 
 
-def check_separate(guide: str, found: Sequence[Latent]) -> None:
+def check_separate(guide: str, covered: Sequence[Latent]) -> None:
     """Raise a GuideError if one latent contains several sites."""
-    if joint := [name for latent in found for name in latent.sites]:
+    if joint := [name for latent in covered for name in latent.sites]:
         raise GuideError(
             f"guide: this prior samples {', '.join(joint)} jointly, and {guide} samples each site "
             "on its own; expected 'laplace', or posterior.update(data, guide=...) of the posterior "

@@ -4,7 +4,7 @@ draws of a sampler such as NUTS or SGLD."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -111,8 +111,7 @@ class FunctionGuide(ForeignGuide):
             except (AttributeError, TypeError) as error:
                 raise GuideError(f"guide: calling {shown(function)} with None: {error}") from error
         for name, node in prune_subsample_sites(tracer.trace).iter_stochastic_nodes():
-            fn: Any = node["fn"]
-            if shape := tuple(fn.batch_shape):
+            if shape := tuple(cast(Any, node["fn"]).batch_shape):
                 raise GuideError(
                     f"guide: the site {name!r} has batch shape {shape}, expected (): declare its "
                     "dims as events with .to_event()"
@@ -120,19 +119,12 @@ class FunctionGuide(ForeignGuide):
         self._constraints = state["constraints"]
         self._names = list(state["params"])
         # Copies, because the store holds the function's own initial tensors.
-        self.parameters_ = nn.ParameterDict(
-            {
-                key(name): nn.Parameter(value.detach().clone())
-                for name, value in state["params"].items()
-            }
-        )
+        copies = {key(name): value.detach().clone() for name, value in state["params"].items()}
+        self.parameters_ = nn.ParameterDict(copies)
 
     def load_store(self) -> None:
-        """Take the parameters that Pyro's SVI has trained, from the global store.
-
-        Raises:
-            GuideError: one of them is not there.
-        """
+        """Take the parameters that Pyro's SVI has trained, from the global store; one that is not
+        there is a GuideError."""
         trained = pyro.get_param_store().get_state()["params"]
         if missing := [name for name in self._names if name not in trained]:
             raise GuideError(
@@ -143,11 +135,7 @@ class FunctionGuide(ForeignGuide):
             self.parameters_[key(name)].data.copy_(trained[name])
 
     def check_trained(self) -> None:
-        """Check, after a backward pass, that the loss depends on every parameter.
-
-        Raises:
-            GuideError: it does not.
-        """
+        """Raise a GuideError if the loss does not depend on every parameter."""
         unused = [name for name in self._names if self.parameters_[key(name)].grad is None]
         if unused:
             raise GuideError(
@@ -170,11 +158,8 @@ class FunctionGuide(ForeignGuide):
 
 
 def as_guide(guide: object) -> Guide:
-    """Any guide as one of this package.
-
-    Raises:
-        ConfigError: it is neither a module nor a function.
-    """
+    """Any guide as one of this package; what is neither a module nor a function is a
+    ConfigError."""
     if isinstance(guide, Guide):
         return guide
     if isinstance(guide, nn.Module):
@@ -233,35 +218,31 @@ class DrawsGuide(Guide):
         Raises:
             GuideError: a latent is missing or unknown, shapes differ, or a value is not possible.
         """
-        given = dict(draws)
+        values = dict(draws)
         for latent in latents(model):
-            if latent.sites and latent.name in given:  # all sites in one vector
-                given |= unpack(given.pop(latent.name), latent.sites)
-        samples = max((len(value) for value in given.values() if value.dim()), default=0)
+            if latent.sites and latent.name in values:  # all sites in one vector
+                values |= unpack(values.pop(latent.name), latent.sites)
+        samples = max((len(value) for value in values.values() if value.dim()), default=0)
         guide = cls(model, samples, [*statistics])
-        own, sites = guide._supports, {site.name for site in model.sites}
-        missing, unknown = own.keys() - given.keys(), given.keys() - own.keys() - sites
-        if missing or unknown or guide.samples < 2:
+        names, sites = guide._supports.keys(), {site.name for site in model.sites}
+        missing, unknown = names - values.keys(), values.keys() - names - sites
+        if missing or unknown or samples < 2:
             raise GuideError(
-                f"draws: expected 2 or more of {', '.join(own)}; got {guide.samples}"
+                f"draws: expected 2 or more of {', '.join(names)}; got {samples}"
                 + (f", none of {', '.join(sorted(missing))}" if missing else "")
                 + (f", the unknown {', '.join(sorted(unknown))}" if unknown else "")
             )
-        for name, (support, shape) in own.items():
-            value = torch.as_tensor(given[name]).detach()
-            if value.shape != (wanted := (guide.samples, *shape)):
-                raise GuideError(f"draws: {name!r} has shape {(*value.shape,)}, expected {wanted}")
+        for name, (support, shape) in guide._supports.items():
+            value = torch.as_tensor(values[name]).detach()
+            _check_shape("draws", name, value, (samples, *shape))
             if not value.is_floating_point():
                 raise GuideError(f"draws: {name!r} is of {value.dtype}; expected floating numbers")
             if not (support.check(value).all() and value.isfinite().all()):
                 raise GuideError(f"draws: {name!r} has values that are not finite or impossible")
             guide.get_buffer(key(name)).copy_(value)
-        for row, (name, each) in enumerate(statistics.items()):
-            if each.shape != (samples,):
-                raise GuideError(
-                    f"statistics: {name!r} has shape {(*each.shape,)}, expected {(samples,)}"
-                )
-            guide.get_buffer("_statistics")[row] = each
+        for row, (name, value) in enumerate(statistics.items()):
+            _check_shape("statistics", name, value, (samples,))
+            guide.get_buffer("_statistics")[row] = value
         return guide
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
@@ -296,13 +277,12 @@ class DrawsGuide(Guide):
         return {name: value.mean(0) for name, value in self._values().items()}
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        found = {}
-        for name, value in self._values().items():
-            support, _ = self._supports[name]
-            free = biject_to(support).inv(value)
+        normals = {}
+        for name, (support, _) in self._supports.items():
+            free = biject_to(support).inv(self.get_buffer(key(name)))
             sd = free.std(0).clamp_min(torch.finfo(free.dtype).tiny)
-            found[name] = normal_on(support, free.mean(0), sd)
-        return found
+            normals[name] = normal_on(support, free.mean(0), sd)
+        return normals
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
         raise GuideError(
@@ -318,3 +298,8 @@ class DrawsGuide(Guide):
         cls, latents: int, shapes: Sequence[tuple[int, ...]], samples: int = 1, **options: Any
     ) -> Budget:
         return Budget.of(latents, samples * latents)
+
+
+def _check_shape(argument: str, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise GuideError(f"{argument}: {name!r} has shape {(*value.shape,)}, expected {shape}")

@@ -57,11 +57,7 @@ class Budget:
         )
 
     def check(self, limit: int) -> None:
-        """Refuse a guide that needs more than `limit` bytes.
-
-        Raises:
-            GuideError: it does; the message has the figures and what would fit.
-        """
+        """Raise a GuideError, with the figures and what would fit, above `limit` bytes."""
         if self.bytes > limit:
             raise GuideError(
                 f"it would take {self}, more than max_bytes={limit / 2**30:.1f} GiB; expected "
@@ -144,13 +140,8 @@ class Guide(nn.Module):
 
     @classmethod
     def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget | None:
-        """The size of such a guide, None if unknown.
-
-        Args:
-            latents: D, the number of random weights.
-            shapes: of the latent variables.
-            options: of the constructor.
-        """
+        """The size of such a guide, None if unknown, from the number of random weights, the shapes
+        of the latent variables, and options of the constructor."""
         return None
 
     def options(self) -> dict[str, Any]:
@@ -196,11 +187,7 @@ class Guide(nn.Module):
     # What moves it
 
     def move(self, values: Mapping[str, Tensor]) -> None:
-        """Set the central values of some latents. By default nothing happens.
-
-        Args:
-            values: by latent, of its shape.
-        """
+        """Set the central values of some latents, by name. By default nothing happens."""
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
         """The optimisers of its parameters for a fit to so many examples; by default Adam."""
@@ -215,11 +202,8 @@ class Guide(nn.Module):
         return False
 
     def narrow(self, information: Mapping[str, Tensor]) -> None:
-        """Add information to precisions: sd <- (1 / sd^2 + information)^(-1/2).
-
-        Args:
-            information: by site, of its shape; latents that are not real-valued are unchanged.
-        """
+        """Add information, by site, to precisions: sd <- (1 / sd^2 + information)^(-1/2). Latents
+        that are not real-valued are unchanged."""
 
     def scale_slopes(self) -> dict[str, Tensor]:
         """By latent, the mean gradient of the last loss with respect to the log sd, if sds are
@@ -237,12 +221,10 @@ class Guide(nn.Module):
         return {}
 
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Append rows to sites along their first dimension, independent of all other weights.
+        """Append rows to sites along their first dimension, independent of all other weights: by
+        site their means and sds, `(rows, *site shape[1:])` each.
 
         The guide keeps the old model's prior until `set_prior`.
-
-        Args:
-            rows: by site the means and sds, each of shape `(rows, *site shape[1:])`.
 
         Raises:
             GuideError: this family cannot grow.

@@ -83,7 +83,7 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     sites = {site.name: site for site in model.sites}
     device = model.network.device
     trace = _traced(model)
-    found = []
+    covered = []
     for name, node in trace.iter_stochastic_nodes():
         fn: Any = node["fn"]
         infer: Any = node["infer"]
@@ -94,75 +94,73 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
             )
         if fn.support.is_discrete:
             raise PriorError(f"prior: the site {name!r} is discrete, expected a continuous one")
-        support = fn.support
-        transform = biject_to(support)
         value: Any = node["value"]
-        loc = transform.inv(value.to(device)).detach().clone()
+        loc = biject_to(fn.support).inv(value.to(device)).detach().clone()
         unit = sites[name].unit if name in sites else torch.ones(())
         unit = unit.to(loc).expand(loc.shape)
         scale = _prior_scale(fn, loc, unit)
-        own = name in sites
-        found.append(Latent(name, support, loc, scale, fn, unit, own, infer.get("sites", {})))
+        joined = infer.get("sites", {})
+        covered.append(Latent(name, fn.support, loc, scale, fn, unit, name in sites, joined))
     made = {name for name in trace.observation_nodes if name in sites}
-    missing = sites.keys() - {latent.name for latent in found} - made
+    missing = sites.keys() - {latent.name for latent in covered} - made
     if missing:
         raise PriorError(f"prior: it has no sample statement for {', '.join(sorted(missing))}")
-    return [latent for latent in found if names is None or set(latent.names) <= set(names)]
+    return [latent for latent in covered if names is None or set(latent.names) <= set(names)]
 
 
 def with_mean(model: Model) -> set[str]:
     """The names of sites whose prior has a mean that is known and other than zero. A joint prior
     with such a mean has it at all of its sites."""
-    known = (latent for latent in latents(model) if has_mean(latent.prior))
-    return {name for latent in known for name in latent.names}
+    moved = (latent for latent in latents(model) if has_mean(latent.prior))
+    return {name for latent in moved for name in latent.names}
 
 
-def joint_normal(model: Model, purpose: str) -> tuple[JointPrior, tuple[str, ...], Tensor]:
+def joint_normal(model: Model) -> tuple[JointPrior, tuple[str, ...], Tensor]:
     """The prior of a model as one Normal over all sites; the sites that it samples one by one,
     which are none if it is joint already; and (D,) values at which a guide starts.
 
     Args:
         model: its prior is an independent Normal at every site, or an earlier posterior that is
             joint over all of them.
-        purpose: the start of error messages.
 
     Raises:
         GuideError: the prior is another one, or has observations.
     """
-    found = latents(model)
-    if not found:
-        raise GuideError(f"{purpose}: the model has no random weights")
+    covered = latents(model)
+    if not covered:
+        raise GuideError("LaplaceGuide: the model has no random weights")
     # The next prior may sample the sites in another order.
     order = [site.name for site in model.sites]
-    found.sort(key=lambda each: order.index(each.name) if each.is_site else -1)
+    covered.sort(key=lambda latent: order.index(latent.name) if latent.is_site else -1)
     shapes: dict[str, tuple[int, ...]] = {}
-    for latent in found:
+    for latent in covered:
         shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
-    if found[0].sites:
-        normal, name = found[0].prior, found[0].name
+    joint = covered[0] if covered[0].sites else None
+    if joint is not None:
+        normal, name = joint.prior, joint.name
     else:
         try:
-            moments = independent_normals(model.prior, model.sites, shapes, purpose)
+            moments = independent_normals(model.prior, model.sites, shapes, "LaplaceGuide")
         except PriorError as error:
             raise GuideError(f"{error}; for other priors use 'normal'") from error
         loc, scale = (
-            torch.cat([moments[name][i].flatten() for name in shapes]).to(found[0].loc)
+            torch.cat([moments[name][i].flatten() for name in shapes]).to(covered[0].loc)
             for i in range(2)
         )
         normal, name = LowRankNormal(loc, Covariance.diagonal(scale)), JOINT
     if seen := _evidence(model):
         raise GuideError(
-            f"{purpose}: the prior has observations, factors, scales or masks at "
+            "LaplaceGuide: the prior has observations, factors, scales or masks at "
             f"{', '.join(seen)}, which its covariance would leave out; for such priors use 'normal'"
         )
     if missing := [name for name in order if name not in shapes]:
         raise GuideError(
-            f"{purpose}: the prior does not sample {', '.join(missing)}; expected a Normal at "
+            f"LaplaceGuide: the prior does not sample {', '.join(missing)}; expected a Normal at "
             "every site; for other priors use 'normal'"
         )
     prior = JointPrior(normal, shapes, name, bool(getattr(model.prior, "open", False)))
-    sampled = () if found[0].sites else tuple(shapes)
-    return prior, sampled, torch.cat([latent.loc.flatten() for latent in found])
+    sampled = tuple(shapes) if joint is None else ()
+    return prior, sampled, torch.cat([latent.loc.flatten() for latent in covered])
 
 
 def _evidence(model: Model) -> list[str]:

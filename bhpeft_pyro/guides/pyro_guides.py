@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from itertools import permutations
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -77,8 +77,8 @@ class PyroGuide(Guide):
         prior = model.prior
         if isinstance(prior, JointPrior):  # its sites are covered one by one
             prior, _ = prior.independent()
-        own = model.with_prior(prior)
-        self._latents = latents(own)
+        by_site = model.with_prior(prior)
+        self._latents = latents(by_site)
         self._shapes = {x.name: tuple(x.loc.shape) for x in self._latents}
         make: Any = PYROS[family] if isinstance(family, str) else family
         if not issubclass(make, pyro_guides.AutoContinuous):
@@ -87,11 +87,12 @@ class PyroGuide(Guide):
             starts = {x.name: biject_to(x.support)(x.loc) for x in self._latents}
 
             def start(site: dict[str, Any]) -> Tensor:
-                known = starts.get(site["name"])  # not of a site that poutine.reparam replaces
-                return init_to_mean(site) if known is None else known
+                if site["name"] in starts:
+                    return starts[site["name"]]
+                return init_to_mean(site)  # one that poutine.reparam has put in place of a latent
 
             options = {"init_loc_fn": start, **options}
-        self.auto: AutoGuide = make(own, **options)
+        self.auto: AutoGuide = make(by_site, **options)
         if not self._waits():  # Pyro's guides make their parameters when they are first called
             with alone():
                 self.auto(None)
@@ -112,12 +113,11 @@ class PyroGuide(Guide):
         try:
             guide = cls(model, type(auto), **({"rank": auto.rank} if hasattr(auto, "rank") else {}))
             if "scale_tril" in auto.state_dict():  # of `laplace_approximation`, not constrained
-                normal = auto.get_posterior()
+                normal, new = auto.get_posterior(), cast(Any, guide.auto)
                 scale = normal.scale_tril.diagonal()
-                own: Any = guide.auto
-                own.loc.data.copy_(normal.loc)
-                own.scale = scale.clone()
-                own.scale_tril = normal.scale_tril / scale.unsqueeze(-1)
+                new.loc.data.copy_(normal.loc)
+                new.scale = scale.clone()
+                new.scale_tril = normal.scale_tril / scale.unsqueeze(-1)
             else:
                 guide.auto.load_state_dict(auto.state_dict())
         except (RuntimeError, TypeError):  # other sizes, or options that cannot be guessed
@@ -137,7 +137,6 @@ class PyroGuide(Guide):
                 self._sds[latent.name] = (sd**-2 + information[latent.name]).rsqrt()
         self._start()
 
-    @torch.no_grad()
     def _start(self) -> None:
         """Start with these sds, where Pyro starts at 0.1."""
         auto: Any = self.auto
@@ -146,12 +145,8 @@ class PyroGuide(Guide):
         whole = torch.cat([sd.flatten() for sd in self._sds.values()])
         if isinstance(self.auto, pyro_guides.AutoLowRankMultivariateNormal):
             whole = whole / (1 + self.auto.cov_factor.square().sum(-1)).sqrt()  # the factor adds
-        widths["scale"] = inverse(whole)
-        for name, parameter in self.auto.named_parameters():
-            if (width := widths.get(name.removesuffix("_unconstrained"))) is not None:
-                parameter.copy_(width.reshape(parameter.shape))  # flat in AutoStructured
+        self._set(widths | {"scale": inverse(whole)})
 
-    @torch.no_grad()
     def move(self, values: Mapping[str, Tensor]) -> None:
         """Set locations. A flow has none; those of AutoStructured wait for its first batch."""
         if self._waits():
@@ -159,16 +154,20 @@ class PyroGuide(Guide):
         parts = self.means() | dict(values)
         locs = {x.name: biject_to(x.support).inv(parts[x.name]).to(x.loc) for x in self._latents}
         whole = torch.cat([loc.flatten() for loc in locs.values()])
-        places = {f"locs.{name}": loc for name, loc in locs.items()} | locs | {"loc": whole}
+        self._set({f"locs.{name}": loc for name, loc in locs.items()} | locs | {"loc": whole})
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        """Set those of Pyro's parameters that have these names."""
         for name, parameter in self.auto.named_parameters():
-            if (loc := places.get(name.removesuffix("_unconstrained"))) is not None:
-                parameter.copy_(loc.reshape(parameter.shape))  # flat in AutoStructured
+            if (value := values.get(name.removesuffix("_unconstrained"))) is not None:
+                parameter.copy_(value.reshape(parameter.shape))  # flat in AutoStructured
 
     def scale_slopes(self) -> dict[str, Tensor]:
         constraint = getattr(self.auto, "scale_constraint", None)
         if constraint is None:
             return {}
-        found: dict[str, Tensor] = {}
+        slopes: dict[str, Tensor] = {}
         for name, parameter in self.auto.named_parameters():
             kind, _, latent = name.removesuffix("_unconstrained").partition(".")
             if kind in ("scale", "scales") and parameter.grad is not None:
@@ -176,8 +175,8 @@ class PyroGuide(Guide):
                 scale = transform(free)
                 # By the chain rule, as the guide trains another function of the sd.
                 slope = parameter.grad * scale / transform.log_abs_det_jacobian(free, scale).exp()
-                found |= {latent: slope} if latent else unpack(slope, self._shapes)
-        return {name: slope.mean() for name, slope in found.items()}
+                slopes |= {latent: slope} if latent else unpack(slope, self._shapes)
+        return {name: slope.mean() for name, slope in slopes.items()}
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self._joint is None:
@@ -215,17 +214,16 @@ class PyroGuide(Guide):
         return {x.name: biject_to(x.support)(values[x.name]) for x in self._latents}
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        found = self._independent()
-        if found is None:
+        by_latent = self._independent()
+        if by_latent is None:
             raise GuideError(
-                f"{type(self.auto).__name__} has no distribution for each site, only a joint one "
-                "(as_prior)"
+                f"{self.title()} has no distribution for each site, only a joint one (as_prior)"
             )
-        return found
+        return by_latent
 
     def as_prior(self) -> Prior:
-        found = self._independent()
-        return self._as_joint() if found is None else PosteriorPrior(found)
+        by_latent = self._independent()
+        return self._as_joint() if by_latent is None else PosteriorPrior(by_latent)
 
     def _independent(self) -> dict[str, TorchDistribution] | None:
         """Independent Normals, if it has these."""
@@ -240,11 +238,10 @@ class PyroGuide(Guide):
                 pairs = {name: (locs[name], scales[name]) for name in self._shapes}
             else:
                 return None
-        found: dict[str, TorchDistribution] = {}
-        for latent in self._latents:
-            loc, scale = (part.detach().clone() for part in pairs[latent.name])
-            found[latent.name] = normal_on(latent.support, loc, scale)
-        return found
+        return {
+            x.name: normal_on(x.support, *(part.detach().clone() for part in pairs[x.name]))
+            for x in self._latents
+        }
 
     def _as_joint(self) -> JointPrior:
         """One Normal over all sites."""
@@ -267,7 +264,7 @@ class PyroGuide(Guide):
             if why is not None:
                 fit = "'normal'" if others or made else "'laplace' or 'normal'"
                 raise GuideError(
-                    f"{type(self.auto).__name__} cannot be a prior: {why}; fit {fit}, or derive "
+                    f"{self.title()} cannot be a prior: {why}; fit {fit}, or derive "
                     "your guide from bhpeft_pyro.guides.Guide and give it distributions()"
                 )
             covariance = Covariance.dense(posterior.covariance_matrix)
@@ -330,8 +327,8 @@ class PyroGuide(Guide):
         """The options, with the dependencies that AutoStructured finds in its first step."""
         if not isinstance(self.auto, pyro_guides.AutoStructured):
             return self._options
-        found = {name: getattr(self.auto, name) for name in ("conditionals", "dependencies")}
-        return self._options | found
+        names = ("conditionals", "dependencies")
+        return self._options | {name: getattr(self.auto, name) for name in names}
 
     def _waits(self) -> bool:
         """Whether it needs data first, to find which latents depend on each other."""
@@ -353,10 +350,10 @@ def _check_names(names: Sequence[str], guide: str) -> None:
     """Pyro keeps what belongs to latent "a.b" as an attribute "b" of what belongs to "a"."""
     for outer, inner in permutations(names, 2):
         if inner.startswith(f"{outer}."):
-            rest = inner.removeprefix(f"{outer}.")
+            other = f"{inner.removeprefix(f'{outer}.')}.{outer}"
             raise GuideError(
                 f"{guide}: the prior samples {outer!r} and {inner!r}, whose names collide as "
-                f"attributes; rename the second, for example to {f'{rest}.{outer}'!r}"
+                f"attributes; rename the second, for example to {other!r}"
             )
 
 

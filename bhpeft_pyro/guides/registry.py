@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -18,7 +18,7 @@ from ..base.threads import alone, seeded
 from ..errors import GuideError
 from ..model.model import Model
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide, check_separate
-from .foreign import DrawsGuide, ForeignGuide, FunctionGuide, ModuleGuide
+from .foreign import ForeignGuide, FunctionGuide, ModuleGuide
 from .guide import Budget, Guide
 from .laplace.laplace_guide import LaplaceGuide
 from .latent import latents
@@ -86,15 +86,15 @@ def autoguide(
         components = default_components(name)
     components = COUNT("autoguide: components", components, GuideError)
     if components > 1:
-        one = {"components": 1, "max_bytes": max_bytes, **options}  # they are fitted in turn
-        return MixtureGuide([autoguide(name, model, **one) for _ in range(components)])
-    known_as = name.__name__ if isinstance(name, type) else name
-    refused = f"autoguide: {known_as!r} does not take {options}"
-    found = latents(model)
+        alike = {"components": 1, "max_bytes": max_bytes, **options}  # they are fitted in turn
+        return MixtureGuide([autoguide(name, model, **alike) for _ in range(components)])
+    called = name.__name__ if isinstance(name, type) else name
+    refused = f"autoguide: {called!r} does not take {options}"
+    covered = latents(model)
     if isinstance(name, str) and name in PRESETS:
         if options.keys() - {"width"}:
             raise GuideError(f"{refused}; expected no option but width")
-        names = [own for latent in found for own in latent.names]
+        names = [site for latent in covered for site in latent.names]
         name, options = _preset(name, names, **options), {}
     if isinstance(name, Mapping):
         if options:
@@ -102,18 +102,18 @@ def autoguide(
                 f"autoguide: a mapping does not take {options}; give them to a family, as in "
                 '{"*": ("normal", {"init_scale": 0.1})}'
             )
-        Budget.of(0, sum(latent.loc.numel() for latent in found)).check(max_bytes)  # at least
+        Budget.of(0, sum(latent.loc.numel() for latent in covered)).check(max_bytes)  # at least
         return BlockGuide(model, name)
     make, size = _made_by(name)
-    shapes = [tuple(latent.loc.shape) for latent in found]
+    shapes = [tuple(latent.loc.shape) for latent in covered]
     try:
         if needed := size(sum(map(prod, shapes)), shapes, **options):
             needed.check(max_bytes)
         return make(model, **options)
     except GuideError as error:
-        raise GuideError(f"autoguide: {known_as!r}: {error}") from error
+        raise GuideError(f"autoguide: {called!r}: {error}") from error
     except (TypeError, ValueError) as error:
-        why = refused if options else f"autoguide: {known_as!r} needs more than a model"
+        why = refused if options else f"autoguide: {called!r} needs more than a model"
         raise GuideError(f"{why}: {error}") from error
 
 
@@ -146,22 +146,22 @@ def _made_by(name: Any) -> tuple[Callable[..., Guide], Callable[..., Budget | No
         raise GuideError(
             f"guide: expected a guide, got the class {name.__name__}; pass {name.__name__}(model)"
         )
-    known = ", ".join([*GUIDES, *PRESETS, *PYROS])
-    raise GuideError(f"autoguide: unknown guide {name!r}; known: {known}")
+    expected = ", ".join([*GUIDES, *PRESETS, *PYROS])
+    raise GuideError(f"autoguide: unknown guide {name!r}; known: {expected}")
 
 
 def _preset(preset: str, names: Sequence[str], width: float | None = None) -> dict[str, Family]:
     # What the prior samples in place of a site, or for its scale, is named "<site>.something".
     stems = PRESETS[preset]
     patterns = [pattern for stem in stems for pattern in (stem, f"{stem}.*")]
-    found = [p for p in patterns if any(first_match(name, [p]) for name in names)]
-    if not found:
+    used = [p for p in patterns if any(first_match(name, [p]) for name in names)]
+    if not used:
         raise GuideError(
             f"guide: {preset!r} needs a site whose name matches {' or '.join(stems)}; sites: "
             f"{', '.join(names)}"
         )
-    families: dict[str, Family] = dict.fromkeys(found, "normal")
-    if any(first_match(name, found) is None for name in names):
+    families: dict[str, Family] = dict.fromkeys(used, "normal")
+    if any(first_match(name, used) is None for name in names):
         families["*"] = "delta" if width is None else ("delta", {"width": width})
     return families
 
@@ -189,18 +189,13 @@ def check_sampled(model: Model, guide: Guide) -> None:
     with seeded(0), alone():
         trace = prune_subsample_sites(poutine.trace(guide).get_trace(None))
     nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
-    found = {
+    sampled = {
         name: tuple(node["value"].shape)
         for name, node in nodes.items()
         if not node["infer"].get("is_auxiliary")
     }
     shapes = {latent.name: tuple(latent.prior.shape()) for latent in latents(model)}
-    _refuse_differences(
-        guide,
-        [name for name in shapes if name not in found],
-        [name for name in found if name not in shapes],
-        [name for name, shape in shapes.items() if found.get(name, shape) != shape],
-    )
+    _refuse_differences(guide, sampled, shapes, shapes.keys(), shapes.keys())
 
 
 def check_made_for(model: Model, guide: Guide) -> None:
@@ -215,27 +210,31 @@ def check_made_for(model: Model, guide: Guide) -> None:
     """
     if isinstance(guide, ForeignGuide | PyroGuide):
         return
-    there = latents(model)
-    if not guide.joint and not isinstance(guide, DrawsGuide):  # its draws of all weights are split
-        check_separate(guide.title(), there)
+    covered = latents(model)
+    if not guide.joint and guide.samples is None:  # draws of all weights are split
+        check_separate(guide.title(), covered)
     try:
-        found = {name: tuple(value.shape) for name, value in guide.means().items()}
+        central = {name: tuple(value.shape) for name, value in guide.means().items()}
     except GuideError:
         return
     shapes = {site.name: site.shape for site in model.sites}
-    sampled = {name for latent in there for name in latent.names}
-    _refuse_differences(
-        guide,
-        [name for name in shapes if name in sampled - found.keys()],
-        [name for name in found if name not in sampled | shapes.keys()],
-        [name for name, shape in shapes.items() if found.get(name, shape) != shape],
-    )
+    sampled = {name for latent in covered for name in latent.names}
+    _refuse_differences(guide, central, shapes, shapes.keys() & sampled, shapes.keys() | sampled)
 
 
 def _refuse_differences(
-    guide: Guide, lacking: list[str], unknown: list[str], other: list[str]
+    guide: Guide,
+    given: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+    needed: Collection[str],
+    allowed: Collection[str],
 ) -> None:
-    differences = {"it lacks": lacking, "the model lacks": unknown, "other shapes of": other}
+    """Raise a GuideError if names or shapes that a guide has are not those of the model."""
+    differences = {
+        "it lacks": [name for name in shapes if name in needed and name not in given],
+        "the model lacks": [name for name in given if name not in allowed],
+        "other shapes of": [n for n, shape in shapes.items() if given.get(n, shape) != shape],
+    }
     if wrong := [f"{what} {', '.join(names)}" for what, names in differences.items() if names]:
         raise GuideError(
             f"guide: this {guide.title()} was made for another model: {'; '.join(wrong)}; "

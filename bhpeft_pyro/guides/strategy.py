@@ -48,22 +48,15 @@ class Strategy:
 
     @property
     def default_temperature(self) -> float:
-        """The temperature at which a point estimate is trained in a later round if none is
-        given."""
+        """At which a point estimate is trained in a later round, if none is given."""
         return 1.0
 
     def drop_covariance(self) -> None:
         """Become a point estimate again before training, if the width is computed after it."""
 
     def centre_prior(self, values: Mapping[str, Tensor]) -> Prior | None:
-        """Centre the guide's prior at initial values, if it `centres_prior`.
-
-        Args:
-            values: by site, of its shape; at other sites the prior's mean is unchanged.
-
-        Returns:
-            The new prior for the model; None if it is unchanged.
-        """
+        """Centre the prior at initial values of some sites, if the guide `centres_prior`, and
+        return it for the model; None if it is unchanged."""
         return None
 
     def reset_prior(self, model: Model) -> None:
@@ -72,12 +65,8 @@ class Strategy:
         self.guide.set_prior(model)
 
     def set_first_prior_sds(self, sds: Mapping[str, Tensor], last: Guide) -> None:
-        """Note the sds of the first round's prior, for a guide that is made in a later round.
-
-        Args:
-            sds: by site, of its shape.
-            last: the guide of the round before.
-        """
+        """Note the sds of the first round's prior, by site, for a guide that is made in a later
+        round; `last` is the guide of the round before."""
 
     # The fit
 
@@ -138,11 +127,7 @@ class Strategy:
     # After a round
 
     def first_prior(self, before: Prior | None) -> Prior | None:
-        """The first round's prior after a fit, in which its scales may have been set.
-
-        Args:
-            before: what it was before the fit.
-        """
+        """The first round's prior after a fit, which may have set its scales, from that before."""
         return before
 
     def fitted_prior(self) -> Prior:
@@ -163,12 +148,6 @@ class Strategy:
         return model, self.guide, temperature
 
     def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor] | None]:
-        """How a prior would predict in place of this posterior.
-
-        Args:
-            model: under that prior.
-
-        Returns:
-            The model, and the weights around which its network is linearised, or None.
-        """
+        """How the prior of a model would predict in place of this posterior: the model, and the
+        weights around which its network is linearised, or None."""
         return model, None

@@ -38,12 +38,8 @@ def all_outcomes(predictive: TorchDistribution) -> list[Tensor]:
     For several labels: those of each label.
     """
     if isinstance(predictive, Independent):
-        inner = all_outcomes(predictive.base_dist)
-        return [
-            part
-            for each in inner
-            for part in each.flatten(-predictive.reinterpreted_batch_ndims).unbind(-1)
-        ]
+        dims, inner = predictive.reinterpreted_batch_ndims, all_outcomes(predictive.base_dist)
+        return [part for several in inner for part in several.flatten(-dims).unbind(-1)]
     if predictive.has_enumerate_support:
         try:
             outcomes = predictive.enumerate_support()

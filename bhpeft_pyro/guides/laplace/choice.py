@@ -96,8 +96,8 @@ class Candidates:
         return self.at(tau, self.best_scale(tau))
 
     def best_tau(self) -> int:
-        """Its index: the lowest NLL at an output scale of 1; among those that hardly differ from
-        it, the tau nearest to 1 (if nothing was learnt, all widths are equally good).
+        """The index of the tau with the lowest NLL at an output scale of 1; among those that
+        hardly differ from it, the nearest to 1 (if nothing was learnt, all are equally good).
 
         If no width improves on the point estimate: the widest that costs at most 0.3 %, but not
         wider than tau = 1.
@@ -156,7 +156,7 @@ class Width:
 
     def reported(self) -> dict[str, Any]:
         """Its fields by name, without the densities."""
-        names = [each.name for each in fields(self) if each.name != "candidates"]
+        names = [field.name for field in fields(self) if field.name != "candidates"]
         return {name: getattr(self, name) for name in names}
 
     def chosen(self, choice: Choice, noise: float) -> Width:
@@ -171,7 +171,7 @@ class Width:
         )
 
 
-def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, float]:
+def best_together(components: Sequence[Candidates]) -> tuple[list[Choice], float, float]:
     """The widths and output scales of the components of one mixture.
 
     The widths are the best for each component alone, all made wider or narrower by the same factor:
@@ -186,46 +186,32 @@ def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, flo
     Returns:
         The choices, and the NLL of the mixture of point estimates and of components.
     """
-    own = [each.best_tau() for each in every]
-    count = max(len(each.taus) for each in every)
-    shifts = sorted(range(1 - count, count), key=abs)
-    moved = [
-        [_within(i + shift, each.taus) for i, each in zip(own, every, strict=True)]
-        for shift in shifts
-    ]
-    nlls = torch.stack(
-        [_nll([each.unscaled[i] for i, each in zip(at, every, strict=True)]) for at in moved]
-    )
-    point = _nll([each.point for each in every])
-    near = every[0].near
+    near, point = components[0].near, _nll(torch.stack([c.point for c in components]))
+    unscaled = torch.stack([c.unscaled for c in components])  # (K, T, N)
+    moved = _moved([c.best_tau() for c in components], unscaled.shape[1])
+    nlls = torch.stack([_nll(unscaled[range(len(taus)), taus]) for taus in moved])
     limit = near(nlls.min(), _ALIKE)
     if nlls.min() > point:
         limit = limit.maximum(near(point, _COST))
     taus = moved[int((nlls <= limit).nonzero()[0])]
-    scales, nll = _scales_together(taus, every)
-    return [each.at(*at) for *at, each in zip(taus, scales, every, strict=True)], point.item(), nll
+
+    pairs, penalties = [*zip(components, taus, strict=True)], components[0].penalties
+    densities = torch.stack([c.log_densities[tau] for c, tau in pairs])  # (K, C, N)
+    moved = _moved([c.best_scale(tau) for c, tau in pairs], len(penalties))
+    nlls = torch.stack([_nll(densities[range(len(scales)), scales]) for scales in moved])
+    best = int((nlls + penalties[torch.tensor(moved)].mean(1)).argmin())
+    chosen = [c.at(tau, scale) for (c, tau), scale in zip(pairs, moved[best], strict=True)]
+    return chosen, point.item(), nlls[best].item()
 
 
-def _scales_together(taus: Sequence[int], every: Sequence[Candidates]) -> tuple[list[int], float]:
-    """The indices of the output scales at these taus, and the NLL of the mixture."""
-    penalties = every[0].penalties
-    own = [each.best_scale(tau) for tau, each in zip(taus, every, strict=True)]
-    factors = range(1 - len(penalties), len(penalties))
-    tried = [[_within(scale + factor, penalties) for scale in own] for factor in factors]
-    places = [[*zip(taus, scales, strict=True)] for scales in tried]
-    nlls = torch.stack(
-        [_nll([e.log_densities[i] for i, e in zip(at, every, strict=True)]) for at in places]
-    )
-    best = int((nlls + penalties[torch.tensor(tried)].mean(1)).argmin())
-    return tried[best], nlls[best].item()
+def _moved(alone: Sequence[int], count: int) -> list[list[int]]:
+    """Indices below `count`, all moved by the same number, the smallest numbers first."""
+    shifts = sorted(range(1 - count, count), key=abs)
+    return [[min(max(index + shift, 0), count - 1) for index in alone] for shift in shifts]
 
 
-def _within(index: int, values: Tensor) -> int:
-    return min(max(index, 0), len(values) - 1)
-
-
-def _nll(log_densities: Sequence[Tensor]) -> Tensor:
-    return -_mean(torch.stack(list(log_densities))).mean()
+def _nll(log_densities: Tensor) -> Tensor:
+    return -_mean(log_densities).mean()
 
 
 def of_draws(
@@ -240,7 +226,7 @@ def of_draws(
         scaled: whether the output scale is chosen too.
     """
     scales = OUTPUT_SCALES if scaled else _UNSCALED
-    densities = torch.stack([_densities(held, each, scales) for each in spreads])
+    densities = torch.stack([_densities(held, spread, scales) for spread in spreads])
     point = _densities(held, None, _UNSCALED)[0]
     ratings = held[0][0].model.likelihood.kind == "rating"
     return Candidates(taus, torch.ones_like(taus), scales, densities, point, ratings)
@@ -249,12 +235,12 @@ def of_draws(
 def _densities(held: Held, spreads: Sequence[Tensor] | None, scales: Tensor) -> Tensor:
     """(C, N) log densities at each output scale; those of the point estimate if there are no
     spreads."""
-    found = []
+    densities = []
     for outputs, values, labels in _draws(held, spreads):
-        each = scales.to(values).reshape(-1, 1, 1, 1)
-        scaled = outputs.labels(values * torch.where(outputs.of_likelihood, 1.0, each))
-        found.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
-    return torch.cat(found, 1).cpu()
+        factors = scales.to(values).reshape(-1, 1, 1, 1)
+        scaled = outputs.labels(values * torch.where(outputs.of_likelihood, 1.0, factors))
+        densities.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
+    return torch.cat(densities, 1).cpu()
 
 
 def _draws(
@@ -301,10 +287,10 @@ def with_constant_noise(
         return square.sqrt(), Normal(0.0, (square * variance).sqrt()).log_prob(errors)
 
     shares = [
-        torch.cat([each[:, 0, 0] for each in one]).cpu().clamp_min(0) * (unit / trained) ** 2
-        for one in spreads
+        torch.cat([batch[:, 0, 0] for batch in spread]).cpu().clamp_min(0) * (unit / trained) ** 2
+        for spread in spreads
     ]
-    noises, densities = (torch.stack(each) for each in zip(*map(fitted, shares), strict=True))
+    noises, densities = map(torch.stack, zip(*map(fitted, shares), strict=True))
     _, point = fitted(torch.zeros_like(errors))
     return Candidates(taus, noises, _UNSCALED, densities[:, None], point, ratings=True)
 
@@ -319,11 +305,11 @@ def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: 
     errors, trained = _errors(held)
     noise = (errors / trained).square().mean().sqrt().clamp_min(LEAST_NOISE)
     noises = noise * NOISES
-    densities = torch.stack([_at_noises(held, each, noises) for each in spreads])
+    densities = torch.stack([_at_noises(held, spread, noises) for spread in spreads])
     best = densities.mean(-1).argmax(1)
     point = Normal(0.0, noise * trained).log_prob(errors)
-    found = densities[torch.arange(len(taus)), best]
-    return Candidates(taus, noises[best], _UNSCALED, found[:, None], point, ratings=True)
+    densities = densities[torch.arange(len(taus)), best]
+    return Candidates(taus, noises[best], _UNSCALED, densities[:, None], point, ratings=True)
 
 
 def _errors(held: Held) -> tuple[Tensor, Tensor]:
@@ -337,13 +323,12 @@ def _errors(held: Held) -> tuple[Tensor, Tensor]:
 
 
 def _at_noises(held: Held, spreads: Sequence[Tensor], noises: Tensor) -> Tensor:
-    """As `_densities`, for each of F factors of the noise scale: (F, N)."""
-    found = []
+    """(F, N) log densities with each of F factors of the noise scale."""
+    densities = []
     for outputs, values, labels in _draws(held, spreads):
         factors = noises.to(values).reshape(-1, 1, 1, 1)
-        own = outputs.of_noise
-        away = (values - outputs.mean) * torch.where(own, 1.0, factors)
+        away = (values - outputs.mean) * torch.where(outputs.of_noise, 1.0, factors)
         normal = outputs.labels(outputs.mean + away)  # (F, S, B)
         scaled = Normal(normal.mean, factors.squeeze(-1) * normal.stddev)
-        found.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
-    return torch.cat(found, 1).cpu()
+        densities.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
+    return torch.cat(densities, 1).cpu()

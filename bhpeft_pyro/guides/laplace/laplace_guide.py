@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,8 +28,6 @@ from ..mean_field import ScaledAdam
 from ..strategy import Strategy
 from .curvature import Precision, gradients_at_once, rows_kept
 
-_WITHIN = ("bhpeft_pyro", "pyro", "torch")
-
 
 class LaplaceGuide(Guide):
     """q(w) = N(w*, (tau P + N F)^-1) around a trained point estimate w*, for the network linearised
@@ -51,12 +48,10 @@ class LaplaceGuide(Guide):
     terms. Given w*, the best S is (tau P + N F)^-1 to second order in the outputs, so `fit` or
     `Posterior.widen` computes it.
 
-    T, tau and the output scale are not part of the next round's prior, which is the posterior with
-    tau = 1. In later rounds both T and tau multiply P, the precision of the first prior, and leave
-    the information of earlier data as it is: in round R the precision tau P becomes
-    tau P + N_1 F_1 + ... + N_(R-1) F_(R-1), and T P likewise (`objective`). With T = 0, the default
-    from 50 rows on, that is online EWC with the weight 1 (Schwarz et al. 2018). Without held-out
-    rows a later round predicts with the tau of the round before and an output scale of 1.
+    The next round's prior is the posterior with tau = 1. In later rounds both T and tau multiply P,
+    the precision of the first prior, and leave the information of earlier data as it is: in round R
+    the precision tau P becomes tau P + N_1 F_1 + ... + N_(R-1) F_(R-1), and T P likewise. With
+    T = 0, the default from 50 rows on, that is online EWC with the weight 1 (Schwarz et al. 2018).
 
     Args:
         model: its prior is an independent Normal at every site, or an earlier posterior of this
@@ -65,8 +60,9 @@ class LaplaceGuide(Guide):
 
     Attributes:
         loc: (D,) the point estimate w*, in the order in which the prior samples the weights.
-        prior: a Normal over the same vector.
+        joint_prior: a Normal over the same vector, `prior`, as a prior of the sites.
         latent: the name under which the vector is sampled.
+        shapes: of the sites, in order.
         measured: whether the covariance has been computed.
         tau: the multiple of the first prior's precision in the covariance.
         output_scale: a factor of the network's outputs (one over a softmax's temperature; Guo et
@@ -89,11 +85,18 @@ class LaplaceGuide(Guide):
 
     point = True
     joint = True
+    scale: Tensor
+    axes: Tensor
+    ratio: Tensor
+    measured: Tensor
+    tau: Tensor
+    output_scale: Tensor
+    first_scale: Tensor
 
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
         self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
-        self.joint_prior, self._sampled, start = joint_normal(model, "LaplaceGuide")
+        self.joint_prior, self._sampled, start = joint_normal(model)
         self.shapes = self.joint_prior.shapes
         self._likelihood = {site.name for site in model.likelihood.sites}
         self._noise = model.likelihood.noise_site or ""
@@ -101,21 +104,13 @@ class LaplaceGuide(Guide):
         scaled = model.likelihood.softmax
         self._head = {site.name for site in model.sites if scaled and site.role == "head"}
         self.loc = nn.Parameter(start)
-        covariance = self.prior.covariance
+        self._covariance = covariance = self.prior.covariance
         for name in ("scale", "axes", "ratio"):
             self.register_buffer(name, getattr(covariance, name))
         self.register_buffer("measured", torch.tensor(False))
         self.register_buffer("tau", start.new_tensor(1.0))
         self.register_buffer("output_scale", start.new_tensor(1.0))
         self.register_buffer("first_scale", covariance.scale.clone())
-        self.scale: Tensor
-        self.axes: Tensor
-        self.ratio: Tensor
-        self.measured: Tensor
-        self.tau: Tensor
-        self.output_scale: Tensor
-        self.first_scale: Tensor
-        self._covariance = covariance
 
     @property
     def prior(self) -> LowRankNormal:
@@ -151,9 +146,11 @@ class LaplaceGuide(Guide):
     def covariance(self) -> Covariance:
         return self.scaled(self.unscaled)
 
-    def scaled(self, own: Covariance) -> Covariance:
+    def scaled(self, unscaled: Covariance) -> Covariance:
         """A covariance of the weights with the output scale in it."""
-        return replace(own, scale=self.factors() * own.scale) if self._head else own
+        if not self._head:
+            return unscaled
+        return replace(unscaled, scale=self.factors() * unscaled.scale)
 
     def factors(self) -> Tensor:
         """(D,) factors of the weights, by which the outputs get theirs; 1 during training."""
@@ -172,7 +169,7 @@ class LaplaceGuide(Guide):
                     "guide: these weights are draws for the network linearised around "
                     "guide.means(), and a model that is run under them (Predictive, SVI, "
                     "Importance) predicts something else; expected posterior.predict(texts)",
-                    stacklevel=_to_caller(),
+                    stacklevel=2,
                 )
             center = self.factors() * self.loc
             drawn: Any = LowRankNormal(center, self.covariance, validate_args=False)
@@ -187,7 +184,7 @@ class LaplaceGuide(Guide):
         }
 
     def set_prior(self, model: Model) -> None:
-        prior, self._sampled, _ = joint_normal(model, "LaplaceGuide")
+        prior, self._sampled, _ = joint_normal(model)
         if [*prior.shapes] != [*self.shapes]:
             raise GuideError(
                 "LaplaceGuide: the prior is an earlier posterior with its sites in another order; "
@@ -252,14 +249,8 @@ class LaplaceGuide(Guide):
         noise: float = 1.0,
         output_scale: float = 1.0,
     ) -> None:
-        """Set the covariance.
-
-        Args:
-            covariance: of all weights.
-            tau: the multiple of the first prior's precision in it.
-            noise: a factor for the ratings' noise scale.
-            output_scale: the factor of the outputs.
-        """
+        """Set the covariance of all weights, in which tau multiplies the first prior's precision,
+        and multiply the ratings' noise scale by `noise`."""
         if noise != 1:
             self.move({self._noise: self.means()[self._noise] + math.log(noise)})
         self.unscaled = covariance
@@ -272,22 +263,19 @@ class LaplaceGuide(Guide):
         `noise`."""
         scale = self.output_scale.item() if output_scale is None else output_scale
         times = None if noise == 1 else self.information_factor(noise)
-        own = self.precision.at(tau, times)
-        self.set_covariance(own, tau, noise, scale)
+        self.set_covariance(self.precision.at(tau, times), tau, noise, scale)
 
     def information_factor(self, noise: float) -> Tensor:
-        """(D,) the information of ratings about each weight under a noise scale `noise` times as
-        large, as a multiple. It is taken to be about the ratings' means, except that about the
-        noise scale itself, which does not change."""
+        """(D,) by how much a noise scale `noise` times as large multiplies the information of
+        ratings about each weight: about their means, not about the noise scale itself."""
         return torch.where(self.at({self._noise}), 1.0, noise**-2)
 
     def joined(self, normal: LowRankNormal) -> JointPrior:
         """A Normal over all weights as a prior of their sites."""
         return JointPrior(normal, self.shapes, self.latent, self.open)
 
-    def sampled_as_model_does(self, normal: LowRankNormal) -> Prior:
-        """The same prior, of sites one by one if the model samples them so."""
-        prior = self.joined(normal)
+    def as_model_samples(self, prior: JointPrior) -> Prior:
+        """The prior of sites one by one, if the model samples them so."""
         return prior.independent()[0] if self._sampled else prior
 
     @property
@@ -299,11 +287,6 @@ class LaplaceGuide(Guide):
     def precision(self) -> Precision:
         """At an output scale of 1."""
         return Precision(self.unscaled, self.first_scale, self.tau.item())
-
-    @property
-    def informed(self) -> bool:
-        """Whether earlier data have contributed to the prior."""
-        return self.prior_precision.informed
 
     def as_prior(self) -> JointPrior:
         if not self.measured:
@@ -365,24 +348,9 @@ class LaplaceGuide(Guide):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _to_caller() -> int:
-    """The `stacklevel` of the code that called Pyro, for a warning of the function that asks.
-
-    A warning that points at one line of that code is shown once, however many draws there are.
-    """
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _WITHIN:
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def around_point(model: Model, point: Guide) -> LaplaceGuide:
-    """A Laplace approximation around a fitted point estimate, without a covariance yet.
-
-    Args:
-        model: of the point estimate.
-        point: its guide, of any family; of this one, its options and tau stay.
-    """
+    """A Laplace approximation around a fitted point estimate of any family, without a covariance
+    yet; of a `LaplaceGuide` the rank and tau stay."""
     if isinstance(point, LaplaceGuide):
         guide = LaplaceGuide(model, point.rank)
         guide.tau.copy_(point.tau)

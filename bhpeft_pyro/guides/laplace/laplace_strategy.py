@@ -64,7 +64,7 @@ class LaplaceStrategy(Strategy):
 
     @property
     def default_temperature(self) -> float:
-        return 0.0 if self.guide.informed else 1.0
+        return 0.0 if self.guide.prior_precision.informed else 1.0
 
     def drop_covariance(self) -> None:
         self.guide.measured.fill_(False)
@@ -83,9 +83,8 @@ class LaplaceStrategy(Strategy):
 
     def set_first_prior_sds(self, sds: Mapping[str, Tensor], last: Guide) -> None:
         guide = self.guide
-        guide.set_first_scale(
-            torch.cat([sds[name].to(guide.loc).flatten() for name in guide.shapes])
-        )
+        parts = [sds[name].to(guide.loc).flatten() for name in guide.shapes]
+        guide.set_first_scale(torch.cat(parts))
         if isinstance(last, LaplaceGuide):
             guide.tau.copy_(last.tau)
 
@@ -98,12 +97,12 @@ class LaplaceStrategy(Strategy):
         covariance, weight = self._acting(temperature, later)
         normal = LowRankNormal(guide.prior.loc, covariance)
         if covariance is not guide.prior.covariance:
-            model = model.with_prior(guide.sampled_as_model_does(normal))
+            model = model.with_prior(guide.as_model_samples(guide.joined(normal)))
         return model, weight, -normal.log_prob(normal.loc).item()
 
     def _acting(self, temperature: float, later: bool) -> tuple[Covariance, float]:
         """The covariance of the prior that acts on the mean, and the prior's weight."""
-        if not (later and self.guide.informed):
+        if not (later and self.guide.prior_precision.informed):
             return self.guide.prior.covariance, temperature
         return self.guide.prior_precision.at(max(temperature, _LEAST)), 1.0
 
@@ -282,7 +281,7 @@ def _candidates(
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
     # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
-    free = model.likelihood.noise_site is not None and given is None and not guide.informed
+    free = model.likelihood.noise_site is not None and given is None and not precision.informed
     if model.likelihood.constant_noise:
         return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
     if free:

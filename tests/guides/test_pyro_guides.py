@@ -13,7 +13,9 @@ import torch
 from exact import hierarchical
 from pyro import poutine
 from pyro.infer import autoguide as pyro_guides
+from pyro.infer.autoguide import AutoNormal
 from saves import load
+from scaled_priors import with_scales_named
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -191,3 +193,31 @@ def test_what_plain_data_cannot_make_again_says_what_to_do(tmp_path: Path) -> No
         with pytest.raises(SaveError, match=message):
             posterior.save(tmp_path / str(number))
         assert not (tmp_path / str(number)).exists()
+
+
+@pytest.mark.parametrize("name", ["AutoNormal", AutoNormal])
+def test_pyros_guides_start_at_the_sites_own_start(name: Any) -> None:
+    """B at 0 and A away from it: all at Pyro's median would be a saddle of the product."""
+    model = tiny_model()
+    guide = bh.autoguide(name, model)
+    assert isinstance(guide, PyroGuide) and isinstance(guide.auto, AutoNormal)
+    for site_name, value in model.network.coordinates(
+        {name: v[None] for name, v in guide.means().items()}
+    ).items():
+        zero = bool((value == 0).all())
+        assert zero == (not site_name.endswith(".A")), site_name
+
+
+@pytest.mark.parametrize(
+    "name", ["AutoNormal", "AutoDelta", "structured", "AutoMultivariateNormal"]
+)
+def test_latents_that_collide_as_attributes_are_named(name: str) -> None:
+    fit = {"max_steps": 2, "progress": False}
+    bh.fit(tiny_model((), prior=with_scales_named("scale.{}")), name, tiny_examples(), **fit)
+    within = tiny_model((), prior=with_scales_named("{}.scale"))
+    if name == "AutoMultivariateNormal":  # which keeps one vector
+        bh.fit(within, name, tiny_examples(), **fit)
+        return
+    collide = r"prior samples 'head.weight' and 'head.weight.scale'.*rename.*'scale.head.weight'"
+    with pytest.raises(GuideError, match=collide):
+        bh.autoguide(name, within)

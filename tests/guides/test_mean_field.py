@@ -1,23 +1,95 @@
-"""Optimisers of guides, on losses whose gradients are known."""
+"""Normal guides and points, and their optimisers on losses whose gradients are known."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from scaled_priors import with_extras
 from torch import Tensor, nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.guides import (
+    NormalGuide,
+)
 from bhpeft_pyro.guides.mean_field import NaturalGradient, ScaledAdam
-from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.testing import (
+    tiny_batch,
+    tiny_examples,
+    tiny_model,
+)
 from bhpeft_pyro.training.convergence import unsettled
 
 # N(target, 1 / precision) per coordinate, over seven orders of magnitude
 TARGET = torch.tensor([-3.0, 0.0, 0.5, 0.6])
 PRECISION = torch.tensor([1e-2, 1.0, 1e2, 1e4])
+
+
+def weights_of(model: bh.Model, guide: Any) -> dict[str, Tensor]:
+    """The central values, as weights of the transformer and not as coordinates."""
+    return model.network.coordinates({name: v[None] for name, v in guide.means().items()})
+
+
+def test_ours_start_at_the_sites_own_start_and_the_priors_sd() -> None:
+    model = tiny_model(prior={"lora.*": dist.Normal(0.0, 0.3), "*": dist.StudentT(3.0, 0.0, 0.5)})
+    guide = NormalGuide(model)
+    for name, weights in weights_of(model, guide).items():
+        assert bool((weights == 0).all()) == (not name.endswith(".A"))
+    scales = guide.scales()
+    torch.testing.assert_close(scales["lora.query.A"], torch.full((2, 2, 16), 0.3))
+    sd = 0.5 * 3**0.5  # of a Student t with 3 degrees of freedom
+    torch.testing.assert_close(scales["head.bias"], torch.full((2,), sd))
+    narrow = NormalGuide(model, init_scale=0.01).scales()
+    assert all(torch.allclose(scale, torch.tensor(0.01)) for scale in narrow.values())
+
+
+@pytest.mark.parametrize("name", ["normal", "delta", "AutoNormal"])
+def test_constrained_latents_stay_in_their_support(name: str) -> None:
+    model = tiny_model((), prior=with_extras)
+    with pyro.get_param_store().scope():
+        guide: Any = bh.autoguide(name, model)
+        guide(tiny_batch())
+        with torch.no_grad():
+            for parameter in guide.parameters():
+                parameter.add_(2 * torch.randn_like(parameter))
+        with poutine.trace() as tracer, pyro.plate("draws", 50, dim=-2):
+            guide(tiny_batch())
+    values = {name: node["value"] for name, node in tracer.trace.nodes.items()}
+    assert values["tau"].shape == (50, 1, 3)
+    assert (values["tau"] > 0).all()
+    assert ((values["share"] > 0) & (values["share"] < 1)).all()
+    torch.testing.assert_close(values["mix"].sum(-1), torch.ones(50, 1))
+
+
+def test_distributions_and_means_are_detached_copies() -> None:
+    model = tiny_model((), prior=with_extras)
+    guide = NormalGuide(model, init_scale=0.2)
+    kept = guide.distributions()
+    values = {name: guide.means()[name] for name in kept}
+    before = {name: q.log_prob(values[name]) for name, q in kept.items()}
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(1.0)
+    for name, q in kept.items():
+        assert not q.log_prob(values[name]).requires_grad
+        assert not q.sample().requires_grad
+        torch.testing.assert_close(q.log_prob(values[name]), before[name])
+        assert (guide.distributions()[name].log_prob(values[name]) != before[name]).all()
+
+
+def test_the_priors_of_the_next_round_have_the_same_density() -> None:
+    model = tiny_model((), prior=with_extras)
+    guide = NormalGuide(model, init_scale=0.2)
+    trace = poutine.trace(guide).get_trace()
+    prior = bh.priors.PosteriorPrior(guide.distributions())
+    replayed = poutine.trace(poutine.replay(prior, trace)).get_trace(model.sites)
+    torch.testing.assert_close(replayed.log_prob_sum(), trace.log_prob_sum())
 
 
 def parameters(sd: float, size: int = 4) -> tuple[nn.Parameter, nn.Parameter]:

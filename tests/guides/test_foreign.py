@@ -1,0 +1,94 @@
+"""Guide functions: their parameters, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import GuideError
+from bhpeft_pyro.guides import (
+    FunctionGuide,
+    NormalGuide,
+)
+from bhpeft_pyro.testing import (
+    tiny_examples,
+    tiny_model,
+)
+
+
+def test_a_function_guide_keeps_its_parameters_and_their_constraints() -> None:
+    def guide(batch: bh.data.Batch | None) -> None:
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+        loc = pyro.param("a.loc", torch.zeros(2))
+        pyro.sample("head.bias", dist.Normal(loc, scale).to_event(1))
+
+    module = FunctionGuide(guide)
+    parameters = dict(module.named_parameters())
+    assert len(parameters) == 2
+    assert all(isinstance(value, nn.Parameter) for value in parameters.values())
+    with torch.no_grad():
+        for name, value in parameters.items():
+            if name.endswith("scale"):
+                assert value.item() == pytest.approx(torch.tensor(0.5).log().item())
+                value.fill_(-3.0)
+    trace = poutine.trace(module).get_trace(None)
+    assert trace.nodes["scale"]["value"].item() == pytest.approx(torch.tensor(-3.0).exp().item())
+    trace.log_prob_sum().backward()
+    assert all(value.grad is not None for value in parameters.values())
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_function_guides_do_not_share_what_they_start_from() -> None:
+    start = torch.zeros(2)
+
+    def guide(batch: bh.data.Batch | None) -> None:
+        pyro.sample("head.bias", dist.Normal(pyro.param("b", start), 0.1).to_event(1))
+
+    one, other = FunctionGuide(guide), FunctionGuide(guide)
+    with torch.no_grad():
+        next(one.parameters()).add_(5.0)
+    assert not next(other.parameters()).any() and not start.any()
+
+
+def test_a_function_guide_cannot_declare_parameters_for_data_alone() -> None:
+    model = tiny_model(())
+
+    def guide(batch: bh.data.Batch | None) -> None:
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
+            if batch is not None:
+                loc = loc + pyro.param(f"{site.name}.shift", torch.zeros(site.shape))
+            pyro.sample(site.name, dist.Normal(loc, 0.01).to_event(site.ndim))
+
+    with pytest.raises(GuideError, match=r"guide: .*'head.weight.shift', 'head.bias.shift'.*None"):
+        bh.fit(model, guide, tiny_examples(), max_steps=4, progress=False)
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_a_function_that_trains_nothing_is_refused() -> None:
+    """It runs a module, whose parameters are its own, not those that `fit` trains."""
+    model = tiny_model(())
+    module = NormalGuide(model)
+
+    def registered(batch: bh.data.Batch | None) -> Any:
+        pyro.module("guide", module)
+        return module(batch)
+
+    with pytest.raises(GuideError, match=r"does not depend on 'guide\$\$\$loc"):
+        bh.fit(model, registered, tiny_examples(8), max_steps=2, progress=False)
+
+    def half(batch: bh.data.Batch | None) -> None:
+        pyro.param("unused", torch.zeros(2))
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", site.init())
+            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+
+    with pytest.raises(GuideError, match="does not depend on 'unused'"):
+        bh.fit(model, half, tiny_examples(8), max_steps=2, progress=False)

@@ -1,0 +1,48 @@
+"""What a guide must cover, and where it starts."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+from scaled_priors import with_extras, with_scales_named
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.guides import (
+    NormalGuide,
+    latents,
+)
+from bhpeft_pyro.testing import (
+    tiny_examples,
+    tiny_model,
+)
+
+
+def test_a_positive_latent_starts_at_the_priors_sd_of_its_logarithm() -> None:
+    model = tiny_model((), prior=with_scales_named("tau.{}"))
+    scales = {latent.name: latent.scale.item() for latent in latents(model) if not latent.is_site}
+    assert scales == pytest.approx({"tau.head.weight": 0.5, "tau.head.bias": 0.5})
+    posterior = bh.fit(model, "normal", tiny_examples(), max_steps=30, progress=False)
+    before, after = posterior.guide.scales(), posterior.update(tiny_examples(seed=1), max_steps=1)
+    for latent in latents(after.model):  # the prior of the next round is this posterior
+        torch.testing.assert_close(latent.scale, before[latent.name])  # type: ignore[operator]
+
+
+def test_a_prior_without_sd_starts_at_the_units() -> None:
+    model = tiny_model((), prior=dist.Cauchy(0.0, 3.0))
+    scales = NormalGuide(model).scales()
+    torch.testing.assert_close(scales["head.weight"], torch.full((2, 16), 0.25))  # 1 / sqrt(16)
+
+
+def test_latents_leave_the_random_state_alone() -> None:
+    model = tiny_model((), prior=with_extras)
+    before = torch.get_rng_state()
+    found = latents(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {latent.name for latent in found} == {
+        "tau",
+        "share",
+        "mix",
+        "head.weight",
+        "head.bias",
+    }

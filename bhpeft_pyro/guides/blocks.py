@@ -17,7 +17,8 @@ from ..base.names import sort_by_pattern
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
-from ..priors import JointPrior, MixturePrior, checked
+from ..priors import MixturePrior, checked
+from ..priors.from_posterior import joint
 from .guide import Guide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide
@@ -219,8 +220,8 @@ class PriorGuide(Guide):
 
     @property
     def covariance(self) -> Covariance | None:
-        prior = self._model[0].prior
-        if self._around is None or not isinstance(prior, JointPrior):
+        prior = joint(self._model[0].prior)
+        if self._around is None or prior is None:
             return None
         # The closed form of predictions is that of a mean where the network is linearised.
         around = torch.cat([self._around[name].flatten() for name in prior.shapes])
@@ -234,9 +235,9 @@ class PriorGuide(Guide):
 
 def check_separate(guide: str, covered: Sequence[Latent]) -> None:
     """Raise a GuideError if one latent contains several sites."""
-    if joint := [name for latent in covered for name in latent.sites]:
+    if parts := [name for latent in covered for name in latent.sites]:
         raise GuideError(
-            f"guide: this prior samples {', '.join(joint)} jointly, and {guide} samples each site "
+            f"guide: this prior samples {', '.join(parts)} jointly, and {guide} samples each site "
             "on its own; expected 'laplace', or posterior.update(data, guide=...) of the posterior "
             "that the prior comes from"
         )

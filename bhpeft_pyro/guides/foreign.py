@@ -22,7 +22,7 @@ from ..base.checks import shown
 from ..base.fit_options import FitOptions
 from ..base.threads import alone, sampling
 from ..data.batch import Batch
-from ..errors import ConfigError, GuideError
+from ..errors import KEEP_TENSORS, ConfigError, GuideError
 from ..model.model import Model
 from ..priors import Prior, unpack
 from .guide import Budget, Guide, key
@@ -45,6 +45,12 @@ class ForeignGuide(Guide):
         raise GuideError(
             f"{self.title()} does not say how its posterior becomes a prior; {self.instead}, or "
             "give update(..., prior=...) the next prior"
+        )
+
+    def options(self) -> dict[str, Any]:
+        raise GuideError(
+            f"{self.title()} cannot be saved; expected one that autoguide makes by name, a "
+            f"function, or one that is derived from Guide. {KEEP_TENSORS}"
         )
 
 
@@ -121,6 +127,13 @@ class FunctionGuide(ForeignGuide):
         # Copies, because the store holds the function's own initial tensors.
         copies = {key(name): value.detach().clone() for name, value in state["params"].items()}
         self.parameters_ = nn.ParameterDict(copies)
+
+    @property
+    def source(self) -> Any:
+        return self.function
+
+    def options(self) -> dict[str, Any]:
+        return {}
 
     def load_store(self) -> None:
         """Take the parameters that Pyro's SVI has trained, from the global store; one that is not

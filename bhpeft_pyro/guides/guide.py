@@ -17,6 +17,7 @@ from ..data.batch import Batch
 from ..errors import ConfigError, GuideError
 from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
+from ..priors.from_posterior import with_structure
 from .strategy import Strategy
 
 NOISE_STEPS = 10.0
@@ -184,6 +185,11 @@ class Guide(nn.Module):
         """How a fit treats this guide."""
         return Strategy(self)
 
+    @property
+    def source(self) -> Any:
+        """The class or function that this guide is made of; a saved guide has its name."""
+        return type(self)
+
     # What moves it
 
     def move(self, values: Mapping[str, Tensor]) -> None:
@@ -273,10 +279,4 @@ def check_not_linear(guide: Guide, argument: str) -> None:
 
 def prior_of(model: Model, guide: Guide) -> Prior:
     """A fitted guide as a prior. Sites that the model's prior computes from others still are."""
-    prior = guide.as_prior()
-    if isinstance(prior, PosteriorPrior) and any(
-        site.name not in prior.distributions for site in model.sites
-    ):
-        structure = getattr(model.prior, "structure", None) or model.prior
-        return PosteriorPrior(prior.distributions, structure)
-    return prior
+    return with_structure(guide.as_prior(), model.prior, model.sites)

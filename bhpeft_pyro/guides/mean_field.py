@@ -22,7 +22,7 @@ from torch.optim import Adam, Optimizer
 from ..base.checks import BELOW_ONE, MAYBE_POSITIVE, POSITIVE
 from ..base.fit_options import FitOptions
 from ..data.batch import Batch
-from ..errors import ConfigError, GuideError
+from ..errors import GuideError
 from ..model.model import Model
 from .guide import NOISE_STEPS, Budget, Guide, adam_lr, key
 from .latent import Latent, is_real, latents, normal_on
@@ -256,12 +256,6 @@ class NaturalGradient(Optimizer):
         POSITIVE("NaturalGradient: lr", lr)
         for name, value in (("momentum", momentum), ("averaging", averaging)):
             BELOW_ONE(f"NaturalGradient: {name}", value)
-        for group in groups:
-            shapes = [tuple(tensor.shape) for tensor in group["params"]]
-            if len(shapes) != 2 or shapes[0] != shapes[1]:
-                raise ConfigError(
-                    f"NaturalGradient: a pair needs two tensors of one shape, got {shapes}"
-                )
         super().__init__(groups, {"lr": lr, "momentum": momentum, "averaging": averaging})
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ from ..data.batch import Batch
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior, unpack
+from ..priors.from_posterior import joint
 from .guide import Budget, Guide
 from .latent import is_real, latents, normal_on
 
@@ -74,10 +75,8 @@ class PyroGuide(Guide):
     def __init__(self, model: Model, family: str | type[AutoGuide], **options: Any) -> None:
         super().__init__()
         self.family, self._options = family, options
-        prior = model.prior
-        if isinstance(prior, JointPrior):  # its sites are covered one by one
-            prior, _ = prior.independent()
-        by_site = model.with_prior(prior)
+        together = joint(model.prior)  # its sites are covered one by one
+        by_site = model if together is None else model.with_prior(together.independent()[0])
         self._latents = latents(by_site)
         self._shapes = {x.name: tuple(x.loc.shape) for x in self._latents}
         make: Any = PYROS[family] if isinstance(family, str) else family
@@ -200,7 +199,7 @@ class PyroGuide(Guide):
 
     def set_prior(self, model: Model) -> None:
         self._model = (model,)  # a tuple keeps it out of the submodules
-        self._joint = model.prior if isinstance(model.prior, JointPrior) else None
+        self._joint = joint(model.prior)
 
     def means(self) -> dict[str, Tensor]:
         with alone():

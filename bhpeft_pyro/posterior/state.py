@@ -22,8 +22,7 @@ from ..base.user_code import check_plain, given_for, path_of
 from ..data import Columns
 from ..data import examples as stored_examples
 from ..errors import KEEP_TENSORS, GuideError, SaveError
-from ..guides import GUIDES, BlockGuide, DrawsGuide, ForeignGuide, Guide, PyroGuide, latents
-from ..guides.foreign import FunctionGuide
+from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, as_guide, latents
 from ..model import likelihoods
 from ..model.backbone import check_identity, check_outputs, identity, saved_name
 from ..model.head import ClassifierHead, Head, with_tail
@@ -227,20 +226,13 @@ def _describe_fit(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     """What each component has of its own: a guide and a coreset."""
     guide = part.guide
     name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)
-    if name is None and isinstance(guide, ForeignGuide) and not isinstance(guide, FunctionGuide):
-        raise SaveError(
-            f"guide: {guide.title()} cannot be saved; expected one that autoguide makes by name, a "
-            f"function, or one that is derived from Guide. {KEEP_TENSORS}"
-        )
     try:
         options = guide.options()
     except GuideError as error:
         raise SaveError(f"guide: {error}") from error
-    if isinstance(guide, FunctionGuide):
-        name = path_of(guide.function)
-    elif name is None:
-        name = path_of(guide)
-        check_plain("guide", type(guide), options, part.model)
+    if name is None:
+        name = path_of(guide.source)
+        check_plain("guide", guide.source, options, part.model)
     plain: Plain = {"coreset": None, "guide": name, "guide_options": options}
     tensors = _state(f"{prefix}guide", guide)
     if (coreset := part.coreset) is not None:
@@ -257,11 +249,10 @@ def _maker(name: str, given: object) -> Callable[..., Guide]:
         if given is not None:
             given_for("guide", path_of(_GUIDES[name]), given)
         return _GUIDES[name]  # an unknown one is a KeyError
-    code = given_for("guide", name, given.function if isinstance(given, FunctionGuide) else given)
-    code = type(code) if isinstance(code, Guide) else code
+    code = given_for("guide", name, given.source if isinstance(given, Guide) else given)
     if isinstance(code, type) and issubclass(code, Guide):
         return code
-    return lambda model: FunctionGuide(code)
+    return lambda model: as_guide(code)
 
 
 def _revive_fit(

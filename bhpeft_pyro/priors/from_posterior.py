@@ -337,3 +337,17 @@ def _moments(
         shape = fn.event_shape
         found[name] = (base.loc.expand(shape).clone(), base.scale.expand(shape).clone())
     return found
+
+
+def joint(prior: Prior | None) -> JointPrior | None:
+    """The prior, if it is one Normal over all weights."""
+    return prior if isinstance(prior, JointPrior) else None
+
+
+def with_structure(prior: Prior, earlier: Prior, sites: Sequence[Site]) -> Prior:
+    """A posterior as a prior, in which sites that the earlier prior computes from others still
+    are."""
+    if not isinstance(prior, PosteriorPrior) or all(s.name in prior.distributions for s in sites):
+        return prior
+    structure = getattr(earlier, "structure", None) or earlier
+    return PosteriorPrior(prior.distributions, structure)

@@ -19,8 +19,8 @@ FAMILIES = {  # the base class of each family to the folder that may tell its me
     "Kind": "peft",
 }
 TOLD_APART = {  # what is left to replace by a method or an attribute
-    *("ClassForecast", "DrawsGuide", "ForeignGuide", "Function", "FunctionGuide", "JointPrior"),
-    *("LoRA", "MixturePosterior", "MixturePrior", "PosteriorPrior", "RatingForecast", "Ratings"),
+    *("ClassForecast", "Function"),
+    *("LoRA", "MixturePosterior", "MixturePrior", "RatingForecast", "Ratings"),
     "Categorical",
 }
 FOREIGN = {"arviz", "peft", "sklearn", "mlflow", "ray"}  # imported in integrations/ alone

@@ -28,6 +28,7 @@ from ...data import Examples
 from ...model.linearized import LinearOutputs, symmetric_noise
 from ...model.model import Model
 from ...priors import JointPrior, Prior
+from ...priors.from_posterior import joint
 from ..guide import Guide
 from ..strategy import Strategy
 from .choice import (
@@ -167,10 +168,11 @@ class LaplaceStrategy(Strategy):
         return chosen, point_nll, nll
 
     def first_prior(self, before: Prior | None) -> Prior | None:
-        if not self.guide.open or not isinstance(before, JointPrior):
+        prior = joint(before)
+        if not self.guide.open or prior is None:
             return before
         scales = Covariance.diagonal(self.guide.first_scale)
-        return self.guide.joined(LowRankNormal(before.normal.loc, scales))
+        return self.guide.joined(LowRankNormal(prior.normal.loc, scales))
 
     def fitted_prior(self) -> JointPrior:
         return self.guide.joint_prior

@@ -256,10 +256,10 @@ def _announce(name: str, parameter: nn.Parameter) -> None:
 
 def trained(guide: nn.Module) -> list[nn.Parameter]:
     """The parameters to be fitted, of which there must be some (GuideError)."""
-    found = [p for p in guide.parameters() if p.requires_grad]
-    if not found:
+    parameters = [p for p in guide.parameters() if p.requires_grad]
+    if not parameters:
         raise GuideError("the guide has no parameters to fit")
-    return found
+    return parameters
 
 
 def adam_lr(options: FitOptions, point: bool = True) -> float:

@@ -33,11 +33,11 @@ _TRUST = 0.2  # largest change of a log precision per step
 class _Located(Guide):
     """A guide with a location for each latent, in unconstrained coordinates."""
 
-    def __init__(self, found: Sequence[Latent]) -> None:
+    def __init__(self, covered: Sequence[Latent]) -> None:
         super().__init__()
-        self._supports = {latent.name: latent.support for latent in found}
+        self._supports = {latent.name: latent.support for latent in covered}
         self.loc = nn.ParameterDict()
-        for latent in found:
+        for latent in covered:
             self.loc[key(latent.name)] = nn.Parameter(latent.loc)
 
     def means(self) -> dict[str, Tensor]:
@@ -82,11 +82,11 @@ class NormalGuide(_Located):
         self, model: Model, init_scale: float | None = None, names: Collection[str] | None = None
     ) -> None:
         init_scale = MAYBE_POSITIVE("NormalGuide: init_scale", init_scale, GuideError)
-        found = latents(model, names)
-        super().__init__(found)
+        covered = latents(model, names)
+        super().__init__(covered)
         self.init_scale = init_scale
         self.log_scale = nn.ParameterDict()
-        for latent in found:
+        for latent in covered:
             scale = latent.scale if init_scale is None else torch.full_like(latent.loc, init_scale)
             self.log_scale[key(latent.name)] = nn.Parameter(scale.log())
 
@@ -168,11 +168,11 @@ class DeltaGuide(_Located):
         self, model: Model, width: float | None = None, names: Collection[str] | None = None
     ) -> None:
         width = MAYBE_POSITIVE("DeltaGuide: width", width, GuideError)
-        found = latents(model, names)
-        super().__init__(found)
+        covered = latents(model, names)
+        super().__init__(covered)
         self.width = width
         self._likelihood = {site.name for site in model.likelihood.sites}
-        self._units = {latent.name: latent.unit for latent in found}
+        self._units = {latent.name: latent.unit for latent in covered}
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         return {
@@ -203,7 +203,7 @@ class DeltaGuide(_Located):
         noise = self.parameters_of(self._likelihood)
         rest = self.parameters_of(self._supports.keys() - self._likelihood)
         groups = [(noise, NOISE_STEPS * lr), (rest, lr)]
-        return [Adam(group, lr=own) for group, own in groups if group]
+        return [Adam(group, lr=rate) for group, rate in groups if group]
 
     def options(self) -> dict[str, Any]:
         return {"width": self.width}

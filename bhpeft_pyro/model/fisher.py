@@ -80,7 +80,7 @@ def scores(
     with torch.enable_grad():
         whole = complete(model.prior, model.sites, leaves)
         predictive = model.predictive(whole, replace(batch.split(len(batch)), labels=None))
-        for total in (each.sum() for each in outcomes(predictive)):
+        for total in (part.sum() for part in outcomes(predictive)):
             if not total.requires_grad:  # PEFT weights alone, on frozen features
                 yield {name: torch.zeros_like(leaf[:, 0]) for name, leaf in leaves.items()}
                 continue

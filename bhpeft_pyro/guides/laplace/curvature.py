@@ -62,8 +62,8 @@ def jacobians(
 
     def batches() -> Iterator[Batch]:
         parts = -(-len(examples) // at_once)
-        every = CachedBatches(model, examples).prediction(at_once)
-        for _, batch in tracked(every, "", parts, share):
+        whole = CachedBatches(model, examples).prediction(at_once)
+        for _, batch in tracked(whole, "", parts, share):
             yield batch.to(model.network.device)
 
     def compute(batch: Batch) -> list[Tensor]:
@@ -134,11 +134,11 @@ def _scores(outputs: LinearOutputs) -> list[Tensor]:
     """(B, E) vectors whose outer products sum to the Fisher information of the outputs."""
     values = outputs.mean.detach().requires_grad_()
     with torch.enable_grad():
-        found = [each.sum() for each in all_outcomes(outputs.labels(values))]
-        if found:
+        totals = [part.sum() for part in all_outcomes(outputs.labels(values))]
+        if totals:
             by_outcome = [
                 torch.autograd.grad(total, values, retain_graph=True)[0]
-                for total in found
+                for total in totals
                 if total.requires_grad  # not a fixed noise scale
             ]
             likelihood = outputs.model.likelihood

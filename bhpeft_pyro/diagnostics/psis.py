@@ -174,7 +174,7 @@ class Diagnosis:
     Attributes:
         psis: how near the guide is to the posterior, over all latents.
         guards: warnings of the last round's report.
-        components: of a `MixturePosterior`, a diagnosis of each; the rest is of the mixture.
+        components: of a mixture, a diagnosis of each; the rest is of the mixture.
 
     >>> print(Diagnosis(PSIS(0.4, 250.0, -21.5, 0.05, 1000), ()))
     PSIS k-hat 0.40: good (within 0.67, the limit for 1000 draws); effective sample size 250.0; \

@@ -94,7 +94,7 @@ def sbc(
     first = examples.subset(range(min(_AT, len(examples))))
     prior = closed(model.prior)  # scales are not to be chosen for each data set
     likelihood = model.likelihood.standardised(None)  # nor is the unit of ratings
-    model = Model(model.network.unsettled(), prior, likelihood)
+    model = Model(model.network.unused(), prior, likelihood)
     start = examples.subset(range(min(_ALIGN, len(examples))))
     with seeded(seed):
         model.network.align(batch for _, batch in start.by_length(32))

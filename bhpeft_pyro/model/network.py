@@ -103,12 +103,12 @@ class RandomPEFT(PyroModule):
         self.axes: PrincipalAxes | None = None
         if head.principal:
             self.axes = PrincipalAxes(self.attachment.hidden_size).to(backbone.device)
-        self.settled = False  # a posterior's weights mean what they do in these coordinates
+        self.in_use = False  # a posterior's weights mean what they do in these coordinates
 
-    def unsettled(self) -> RandomPEFT:
+    def unused(self) -> RandomPEFT:
         """This network, or, if a posterior uses it, a copy with coordinates of its own, on the same
         backbone."""
-        if not self.settled:
+        if not self.in_use:
             return self
         twin = RandomPEFT(self.backbone, self.kinds, self.head, self._tokenizer)
         twin.load_state_dict(self.state_dict())

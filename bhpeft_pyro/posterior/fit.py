@@ -142,7 +142,7 @@ def fit(
             stacklevel=2,
         )
     if not model.network.aligned(head_only=point):  # what an earlier posterior uses stays
-        model = Model(model.network.unsettled(), model.prior, model.likelihood)
+        model = Model(model.network.unused(), model.prior, model.likelihood)
     if options.particles > 1 and not point:  # a point estimate has one draw only
         check_prior(model.prior, model.sites, vectorised=True)
     named = partial(naming_rows, model, data=examples, validation=held_out)
@@ -177,6 +177,7 @@ def fit(
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
         starts.append(Start(posterior, rest, kept))
+    model.network.in_use = True
     with named():
         return fit_components(starts, held_out, how)
 

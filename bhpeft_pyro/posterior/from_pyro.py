@@ -69,6 +69,7 @@ def of(
         examples = model.encode(data, columns, new_names=True)
         columns = model.columns_of(examples, columns)
         learnt = len(examples), examples.fingerprint
+    model.network.in_use = True
     parts = [
         Posterior(model, each, (FitReport(*learnt, FitOptions()),), columns, model.prior)
         for each in guides

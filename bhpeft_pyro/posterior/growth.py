@@ -66,6 +66,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
     network.load_state_dict(old.state_dict())
+    network.in_use = True
     there = [site.name for site in posterior.model.sites if site.name in _HEAD]
     first = with_rows(posterior.first_prior, dict.fromkeys(there, count))
     model = Model(network, first, posterior.model.likelihood)

@@ -37,6 +37,8 @@ class MixturePosterior(Posterior):
     (2, torch.Size([4, 1, 2]))
     """
 
+    is_mixture = True
+
     def __init__(self, components: Sequence[Posterior], lineage: tuple[FitReport, ...]) -> None:
         first = components[0]
         self._components = tuple(components)

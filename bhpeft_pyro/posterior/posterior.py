@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +55,7 @@ class Posterior:
         first_prior: the prior of the first round; None if it is a function of your own that was
             not passed to `load`.
         coreset: what replay keeps, if anything.
+        is_mixture: whether it has components that are posteriors of their own.
     """
 
     model: Model
@@ -63,9 +64,6 @@ class Posterior:
     columns: Columns = Columns()
     first_prior: Prior | None = None
     coreset: Coreset | None = None
-
-    def __post_init__(self) -> None:
-        self.model.network.settled = True
 
     @staticmethod
     def of(
@@ -85,6 +83,8 @@ class Posterior:
 
         return from_draws(model, draws, *args, **how)
 
+    is_mixture: ClassVar[bool] = False
+
     @property
     def components(self) -> tuple[Posterior, ...]:
         """The independent fits of a mixture; otherwise the posterior itself."""
@@ -94,7 +94,6 @@ class Posterior:
         """The same posterior with some attributes changed."""
         new = copy.copy(self)
         vars(new).update(changes)
-        new.model.network.settled = True
         return new
 
     @property

@@ -160,6 +160,7 @@ def revive(
         raise SaveError("tokenizer: this posterior was fitted with another one; expected that")
     check_outputs(backbone, network.fixed_outputs(), fitted_on)
     _load(network, tensors, "network")
+    network.in_use = True
     found = []
     for number, fit in enumerate(fits):
         model = Model(network, priors[number], labels)

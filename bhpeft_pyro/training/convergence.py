@@ -28,9 +28,14 @@ class Descent:
     The product of a gradient with the step before it, which other rows and weight draws chose, is
     negative on average while the loss falls, and 0 or positive around an optimum (Pflug 1983). In
     units of the learning rate it does not shrink with it.
+
+    Args:
+        steps: of the fit. Only the last half of them is looked at, so that the parameters are not
+            copied in the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self._first, self._moves = steps // 2, 0
         self._slopes: list[float] = []
         self._moved: list[tuple[nn.Parameter, Tensor]] = []
         self._lr = self._way = 0.0
@@ -41,15 +46,19 @@ class Descent:
         if self._lr > 0:
             products = [(p.grad * way).sum() for p, way in self._moved if p.grad is not None]
             self._slopes.append(sum(each.item() for each in products) / (self._lr * size))
-        before = [p.detach().clone() for p in parameters]
+        self._moves, self._way = self._moves + (lr > 0), self._way + lr
+        if self._moves < self._first:
+            yield
+            return
+        before = [(p, p.detach().clone()) for p in parameters]
         yield
-        self._moved = [(p, p.detach() - at) for p, at in zip(parameters, before, strict=True)]
-        self._lr, self._way = lr, self._way + lr
+        self._moved = [(p, p.detach() - at) for p, at in before]
+        self._lr = lr
 
     def goes_on(self) -> bool:
         """Whether the loss would fall noticeably, to first order, if the fit went on as long again.
         From the last quarter of the steps, or the last half if they are few."""
-        count = len(self._slopes)
+        count = self._moves - 1  # the first has none before it
         last = self._slopes[-(count // 4 if count >= 4 * FEW else count // 2) :]
         if len(last) < FEW:
             return False

@@ -111,7 +111,7 @@ class _Run:
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
         self.best: _Best | None = None
         self.slopes: list[tuple[int, dict[str, Tensor]]] = []
-        self.descent = Descent()
+        self.descent = Descent(self.steps)
 
     def run(self) -> None:
         report, started = self.report, time.monotonic()

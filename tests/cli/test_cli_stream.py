@@ -17,7 +17,6 @@ from saves import backbone_in
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.saved import open_run
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.streams import History, Record, by_count, by_period
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
@@ -141,7 +140,7 @@ def test_held_out_rows_make_the_matrix(folder: Path) -> None:
     assert [row["examples"] for row in found["rounds"]] == [5, 5]
     history = History(folder / "out" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
-    assert isinstance(last, MixturePosterior)
+    assert last.is_mixture
     kept = [each.coreset for each in last.components]
     assert [coreset and len(coreset.examples) for coreset in kept] == [2, 2]
     matrix = Record(found["rounds"]).matrix

@@ -108,6 +108,7 @@ def from_peft(
     with seeded(0):
         guide = DeltaGuide(model)
     guide.move({key: value.detach().float() for key, value in values.items()})
+    network.in_use = True
     report = FitReport(0, "", FitOptions(), pull=0.0, name=Path(name).name)
     posterior = Posterior(model, guide, (report,), columns, model.prior)
     return posterior if data is None else posterior.widen(data, validation=validation)

@@ -117,10 +117,12 @@ class LikelihoodError(BHPEFTError, ValueError):
 class FitError(BHPEFTError, RuntimeError):
     """Fitting had to stop.
 
-    `posterior` is the last good state, or the components fitted before, or None.
+    `posterior` is the last good state, or the components fitted before, or None; `training` is what
+    was done until then.
     """
 
     posterior: object | None = None
+    training: object | None = None
 
 
 class ProcessError(BHPEFTError, RuntimeError):

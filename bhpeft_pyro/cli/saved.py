@@ -109,8 +109,8 @@ def finish(
 
     `data` and `examples` are all rows that were given, whether learnt or held out.
     """
-    report = posterior.report
-    report.name, report.given = Path(data).name, examples.fingerprint
+    whole = examples.fingerprint
+    posterior = posterior.with_report(name=Path(data).name, data_with_held_out=whole)
     posterior.save(out, overwrite)
     shown = {"held_out": posterior} if before is None else {"before": before, "after": posterior}
     scores = {}
@@ -118,15 +118,18 @@ def finish(
         forecasts = {name: each.predict(held_out, samples) for name, each in shown.items()}
         scores = {name: evaluate(forecast) for name, forecast in forecasts.items()}
         (*_, newest), (*_, metrics) = forecasts.values(), scores.values()
-        report.metrics |= {f"held_out/{name}": value for name, value in metrics.items()}
-        report.score = str(Score.of(newest, examples.labels))
+        posterior = posterior.with_report(
+            metrics=posterior.report.metrics | {f"held_out/{k}": v for k, v in metrics.items()},
+            score=str(Score.of(newest, examples.labels)),
+        )
         posterior.save(out, overwrite=True)
-        say(report.score)
+        say(posterior.report.score)
         if before is not None:
             say(f"since the last round, on these rows: {compared(newest, forecasts['before'])}")
         say(f"next: bhpeft predict {out} NEW_ROWS predicts, and flags the least certain rows")
     else:
         say(f"next: bhpeft evaluate {out} LABELLED_ROWS tells how good it is")
+    report = posterior.report
     say(f"{described(report)}\nsaved in {out}")
     if as_json:
         facts = ("examples", "steps", "negative_elbo", "temperature", "unsettled")

@@ -216,14 +216,14 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
             "data: it is not known what this posterior has learnt; expected one that was made with "
             "its data, as by Posterior.from_draws(model, draws, data)"
         )
-    if len({part.report.learnt for part in posterior.components}) > 1:
+    if len({part.report.data_with_replay for part in posterior.components}) > 1:
         raise DataError(
             "data: by replay the components of this mixture have learnt different rows; expected "
             "one of posterior.components, with the rows that it has learnt"
         )
     examples, _ = report.parted(posterior.encode(data))
-    if examples.fingerprint != (report.learnt or report.data):
-        replayed = ", with those that the round before had kept" if report.learnt else ""
+    if examples.fingerprint != (report.data_with_replay or report.data):
+        replayed = ", with those that the round before had kept" if report.data_with_replay else ""
         raise DataError(
             f"data: these {len(examples)} examples are not the {report.examples} that the last "
             f"round was fitted to{replayed}"

@@ -263,7 +263,7 @@ def trace(report: FitReport) -> xr.Dataset:
     steps = pandas.RangeIndex(1, count + 1, name="step")
     table = pandas.DataFrame(report.history, columns=["step", *_STEPS]).set_index("step")
     group = xr.Dataset(coords={"step": steps.to_numpy()})
-    called = _STEPS if report.pull is None else _STEPS | _OF_POINTS
+    called = _STEPS | _OF_POINTS if report.point else _STEPS
     for name, values in table.reindex(steps).dropna(axis="columns", how="all").items():
         group[name] = ("step", values.to_numpy(float), {"long_name": called[str(name)]})
     words = "left out, because loss or gradient were not finite"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,10 +30,9 @@ from ..model.model import Model, check_model
 from ..priors.prior import check_prior
 from ..training.initialization import align, centred, may_start, own_start, scatter, start
 from ..training.loop import Callback, OptimizerFactory
-from ..training.report import FitReport
 from .posterior import Posterior
 from .replay import set_aside
-from .rounds import FitArguments, Start, fit_components, seeds
+from .round import Round, check_arguments, of_component, run_all, temperature
 
 # How many texts determine the head's axes, and the coordinates of the PEFT sites.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
@@ -105,7 +105,7 @@ def fit(
     check_model(model)
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
-    how = FitArguments(options, validation, optimizer, callback, executor, replay)
+    check_arguments(options, validation, optimizer, callback, executor, replay)
     if unlabelled is not None and model.network.measured:
         raise ConfigError(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
@@ -124,18 +124,12 @@ def fit(
     if likelihood is not model.likelihood:
         model = Model(model.network, model.prior, likelihood)
     check_prior(model.prior, model.sites)
-    every = seeds(options, count)
-    modules = _made(guide, model, every)
-    for module in modules:
-        check_made_for(model, module)
-    point = modules[0].point
+    guides = _made(guide, model, [of_component(options, number) for number in range(count)])
+    for made in guides:
+        check_made_for(model, made)
+    point, strategy = guides[0].point, guides[0].strategy
     inner = {site.name for site in model.sites if site.role == "input"}
-    if (
-        len(modules) > 1
-        and modules[0].strategy.centres_prior
-        and inner
-        and inner <= with_mean(model)
-    ):
+    if count > 1 and strategy.centres_prior and inner and inner <= with_mean(model):
         warnings.warn(
             f"components={count}: all start at the mean of the prior, so they will hardly differ; "
             "expected components=1 under an earlier posterior",
@@ -146,16 +140,32 @@ def fit(
     if options.particles > 1 and not point:  # a point estimate has one draw only
         check_prior(model.prior, model.sites, vectorised=True)
     named = partial(naming_rows, model, data=examples, validation=held_out)
-    given, split = examples.fingerprint, None
-    if held_out is None and modules[0].strategy.needs_held_out(options):
+    facts: dict[str, Any] = {"data_with_held_out": examples.fingerprint}
+    if held_out is None and strategy.needs_held_out(options):
         if not examples.few:  # of which nothing is held out
             warn_of_copies(examples)
         examples, held_out = examples.hold_out(options.seed)
-        split = None if held_out is None else options.seed
-    splits = [
-        (None, examples) if replay is None else set_aside(examples, replay, own.seed)
-        for own in every
-    ]
+        facts["split"] = None if held_out is None else options.seed
+    facts |= {"examples": len(examples), "data": examples.fingerprint}
+    rounds: list[Round] = []
+    for number, made in enumerate(guides):
+        own = of_component(options, number)
+        kept, rest = (None, examples) if replay is None else set_aside(examples, replay, own.seed)
+        rounds.append(
+            Round(
+                model,
+                made,
+                rest,
+                held_out,
+                own,
+                temperature=temperature(made, own, held_out is not None, 0.0),
+                facts=facts,
+                columns=columns,
+                kept=kept,
+                optimizer=optimizer,
+                callback=callback,
+            )
+        )
     texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     with visible(), named(unlabelled=None if texts is examples else texts):
@@ -164,51 +174,40 @@ def fit(
         batches = (batch for _, batch in some.by_length(32))
         model.network.align(tracked(batches, "measuring the backbone", parts))
     fewer = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
-    starts: list[Start] = []
-    for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
-        report = FitReport(len(examples), examples.fingerprint, own, given=given, split=split)
-        if held_out is not None and (point or own.patience):
-            report.held_out = len(held_out)
-        if point:
-            report.pull = 1.0 if held_out is None else 0.0
-        with visible(), work("preparing", at_once=True, share=0), seeded(own.seed), named():
-            first = _start(model, module, rest, report, fewer)
-            if starts and not _starts_anew(module, report):
-                scatter(model, module, own)
-        posterior = Posterior(first, module, (report,), columns, first.prior)
-        starts.append(Start(posterior, rest, kept))
+    for number, one in enumerate(rounds):
+        seed = one.options.seed
+        with visible(), work("preparing", at_once=True, share=0), seeded(seed), named():
+            rounds[number] = replace(one, model=_initialised(one, fewer))
+            if number > 0 and not _starts_at_random(one):
+                scatter(model, one.guide, one.options)
     model.network.in_use = True
     with named():
-        return fit_components(starts, held_out, how)
+        return run_all(rounds, executor)
 
 
-def _starts_anew(guide: Guide, report: FitReport) -> bool:
-    """Whether a guide starts at its own random weights."""
-    return guide.strategy.centres_prior or (guide.point and report.temperature == 0)
+def _starts_at_random(one: Round) -> bool:
+    """Whether a guide starts at random weights of its own."""
+    return one.guide.strategy.centres_prior or (one.guide.point and one.temperature == 0)
 
 
-def _start(
-    model: Model, guide: Guide, examples: Examples, report: FitReport, batches: list[Batch]
-) -> Model:
-    """Initialise a component. The model, whose prior is centred there if the guide's is."""
+def _initialised(one: Round, batches: list[Batch]) -> Model:
+    """Give a guide its initial values. The model, whose prior is centred there if the guide's
+    is."""
+    model, guide, options = one.model, one.guide, one.options
     guide.set_prior(model)
     if guide.point:
-        return _start_point(model, guide, examples, report)
-    if may_start(guide, report.options):
-        start(model, guide, examples, report.options, batches)
-    elif report.options.temperature != 0:  # at 0 the weights themselves are trained
+        labels = one.data.labels
+        assert labels is not None
+        drawn = own_start(model, options.seed) if _starts_at_random(one) else {}
+        there = (mean for name, mean in guide.means().items() if name in drawn)
+        if not any(bool(mean.any()) for mean in there):  # otherwise an earlier fit has moved it
+            guide.move(drawn | model.likelihood.start(labels))
+        return centred(model, guide)
+    if may_start(guide, options):
+        start(model, guide, one.data, options, batches)
+    elif options.temperature != 0:  # at 0 the weights themselves are trained
         align(model, batches)  # has an effect once: all components share the coordinates
     return model
-
-
-def _start_point(model: Model, guide: Guide, examples: Examples, report: FitReport) -> Model:
-    labels = examples.labels
-    assert labels is not None
-    own = own_start(model, report.options.seed) if _starts_anew(guide, report) else {}
-    there = (mean for name, mean in guide.means().items() if name in own)
-    if not any(bool(mean.any()) for mean in there):  # otherwise an earlier fit has moved it
-        guide.move(own | model.likelihood.start(labels))
-    return centred(model, guide)
 
 
 def _components(given: Any, guide: object, model: Model) -> int:

@@ -74,7 +74,7 @@ def of(
         Posterior(model, each, (FitReport(*learnt, FitOptions()),), columns, model.prior)
         for each in guides
     ]
-    return parts[0] if len(parts) == 1 else MixturePosterior.joined(parts, FitOptions())
+    return parts[0] if len(parts) == 1 else MixturePosterior.of_round(parts, FitOptions())
 
 
 def from_draws(

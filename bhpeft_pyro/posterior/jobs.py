@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
 from traceback import format_exc
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
@@ -21,8 +21,9 @@ from ..base.progress import bars
 from ..base.threads import sampling, unlocked
 from ..errors import BHPEFTError, ConfigError, FitError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from .mixture import Fitted
+    from .round import Round
 
 
 class _Pickler(cloudpickle.Pickler):
@@ -53,28 +54,22 @@ def _unpickled(data: bytes, known: Sequence[object] = ()) -> Any:
     return unpickler.load()
 
 
-def in_workers(
-    executor: Executor,
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    known: Sequence[Sequence[object]],
-) -> Iterator[Result]:
-    """The results of a function of each item, in order, from the workers of an executor.
-
-    `known` are for each item the objects within it that a result need not copy. Those that all
-    items have at the same place are pickled once.
+def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
+    """What rounds have fitted, in order, from the workers of an executor.
 
     Raises:
         ConfigError: something cannot be pickled, or the executor takes no jobs.
-        FitError: after the last result: the first FitError of `function`, or that a worker ended.
+        FitError: after the last result: the first FitError of a round, or that a worker ended.
     """
+    known = [_not_copied(one) for one in rounds]
+    # What all rounds have is sent once.
     shared = [same[0] for same in zip(*known, strict=True) if all(x is same[0] for x in same)]
     futures: list[Future[bytes]] = []
     failed: FitError | None = None
     try:
         try:
-            job = partial(_job, _pickled((function, shared)))
-            for pair in zip(items, known, strict=True):
+            job = partial(_job, _pickled(shared))
+            for pair in zip(rounds, known, strict=True):
                 futures.append(executor.submit(job, _pickled(pair, shared)))
         except Exception as error:  # of the objects' own code, or of the executor
             raise ConfigError(f"executor: a fit cannot be sent to its worker: {error}") from error
@@ -83,7 +78,7 @@ def in_workers(
                 with unlocked():
                     data = future.result()
             except Exception as error:  # each executor has its own
-                ended = f"component {number + 1} of {len(items)}: its worker failed: {error!r}"
+                ended = f"component {number + 1} of {len(rounds)}: its worker failed: {error!r}"
                 failed = failed or FitError(ended)
                 continue
             result = _unpickled(data, [*shared, *known[number]])
@@ -100,12 +95,17 @@ def in_workers(
         raise failed
 
 
+def _not_copied(one: Round) -> list[object]:
+    """The objects within a round that its result need not bring back."""
+    return [one.model.network, one.model.prior, one.first_prior, one.data, one.held_out]
+
+
 def _job(common: bytes, own: bytes) -> bytes:
-    function, shared = _unpickled(common)
-    item, known = _unpickled(own, shared)
+    shared = _unpickled(common)
+    one, known = _unpickled(own, shared)
     try:
         with sampling(), bars(False):  # workers may be threads
-            result = function(item)
+            result = one.run()
     except Exception as error:
         if not isinstance(error, BHPEFTError):
             error.add_note(f"In the worker:\n{format_exc()}")

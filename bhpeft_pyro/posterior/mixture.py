@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from ..base.fit_options import FitOptions
+from ..base.progress import work
+from ..data import Examples
+from ..forecast.metrics import Score
 from ..guides import MixtureGuide
+from ..guides.laplace.choice import Width
 from ..model.model import Model
 from ..priors import MixturePrior
 from ..training.report import FitReport
 from .posterior import Posterior
 
 __all__ = ["MixturePosterior"]
+
+_SHARE = 0.2  # what joining components takes, of the time of one of them, about
 
 
 class MixturePosterior(Posterior):
@@ -51,11 +60,12 @@ class MixturePosterior(Posterior):
         return self._components
 
     @classmethod
-    def joined(
+    def of_round(
         cls,
         components: Sequence[Posterior],
         options: FitOptions,
         lineage: tuple[FitReport, ...] = (),
+        **fields: Any,
     ) -> MixturePosterior:
         """Components that have just been fitted.
 
@@ -63,9 +73,11 @@ class MixturePosterior(Posterior):
             components: each with its own report of the round.
             options: those given for all of them.
             lineage: the reports of the rounds before.
+            fields: of the mixture's report, as for `FitReport.of_mixture`.
         """
+        reports = [each.report for each in components]
         parent = lineage[-1].id if lineage else None
-        report = FitReport.joined([each.report for each in components], options, parent)
+        report = FitReport.of_mixture(reports, options, parent, **fields)
         return cls(components, (*lineage, report))
 
     def as_prior(self) -> MixturePrior:
@@ -87,3 +99,63 @@ class MixturePosterior(Posterior):
             ],
             self.lineage,
         )
+
+
+class Fitted(NamedTuple):
+    """A component after its round, with the width that was computed for it, if it has one."""
+
+    posterior: Posterior
+    width: Width | None
+
+
+def parts_of(components: int) -> float:
+    """The parts of the work on so many components, with what `joined` adds."""
+    return components + _SHARE * (components > 1)
+
+
+def joined(
+    fitted: Sequence[Fitted],
+    held_out: Examples | None,
+    options: FitOptions,
+    labels: Tensor | None,
+    lineage: tuple[FitReport, ...] = (),
+) -> Posterior:
+    """Components that have just been fitted as one posterior, with their widths chosen together.
+
+    Args:
+        fitted: the components.
+        held_out: rows on which their disagreement and their score are measured.
+        options: those given for all of them.
+        labels: those that were learnt, which make the simplest forecast beside the score.
+        lineage: of a mixture, the reports of the rounds before.
+    """
+    if len(fitted) == 1 and not lineage:
+        return fitted[0].posterior
+    with work(share=_SHARE) as last:
+        components, fields = _chosen_together(fitted)
+        mixture = MixturePosterior(components, lineage)
+        if held_out is not None and mixture.guide.linear:
+            forecast = mixture.predict(held_out)
+            if labels is not None:
+                fields["score"] = str(Score.of(forecast, labels))
+            if forecast.between is not None:
+                share = forecast.between.mean() / forecast.epistemic.mean().clamp_min(1e-12)
+                fields["between"] = share.item()
+        last.next()
+    return MixturePosterior.of_round(components, options, lineage, **fields)
+
+
+def _chosen_together(fitted: Sequence[Fitted]) -> tuple[list[Posterior], dict[str, Any]]:
+    """The components with widths that suit their mixture, and its held-out NLLs, if there were
+    rows to choose by."""
+    components = [component for component, _ in fitted]
+    widths = [width for _, width in fitted if width is not None and width.candidates is not None]
+    if len(widths) < len(fitted) or len(fitted) == 1:
+        return components, {}
+    guides = [[holder.guide for holder in (c, c.coreset) if holder] for c in components]
+    chosen, point_nll, nll = components[0].guide.strategy.choose_together(guides, widths)
+    components = [
+        component.with_report(**width.reported())
+        for component, width in zip(components, chosen, strict=True)
+    ]
+    return components, {"point_nll": point_nll, "component_nll": nll}

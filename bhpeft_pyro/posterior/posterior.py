@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
@@ -13,10 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base.checks import Number, as_path, boolean, check
+from ..base.checks import Number, as_path, check
 from ..base.files import naming
 from ..base.fit_options import FitOptions
-from ..base.progress import bars
 from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
 from ..errors import ConfigError
@@ -95,6 +95,11 @@ class Posterior:
         new = copy.copy(self)
         vars(new).update(changes)
         return new
+
+    def with_report(self, **changes: Any) -> Self:
+        """The same posterior with some fields of its last report changed, such as `name`."""
+        report = dataclasses.replace(self.report, **changes)
+        return self.replace(lineage=(*self.lineage[:-1], report))
 
     @property
     def report(self) -> FitReport:
@@ -325,19 +330,26 @@ class Posterior:
                 and there is no `prior`.
             PriorError: forgetting has no closed form between these priors.
         """
-        from .forgetting import KEEP
-        from .rounds import FitArguments
         from .update import update
 
-        grow, again = boolean("grow", grow), boolean("again", again)
         check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
         if options is None and validation is None:  # the last round's patience had rows of its own
             changes = {"patience": None, **changes}
-        options = (options or self.report.options).change(**changes)
-        how = FitArguments(options, validation, optimizer, callback, executor, replay)
-        keep = KEEP("keep", keep)
-        with bars(options.progress):
-            return update(self, data, how, guide, prior, keep, grow=grow, again=again)
+        return update(
+            self,
+            data,
+            validation=validation,
+            options=(options or self.report.options).change(**changes),
+            optimizer=optimizer,
+            callback=callback,
+            executor=executor,
+            guide=guide,
+            prior=prior,
+            keep=keep,
+            replay=replay,
+            grow=grow,
+            again=again,
+        )
 
     def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:
         """How surprising new data are before they are learnt; see `streams.assess`."""

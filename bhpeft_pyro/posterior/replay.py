@@ -81,6 +81,6 @@ def seen_by(lineage: Sequence[FitReport]) -> int:
     count = 0
     for report in reversed(lineage):
         count += report.examples
-        if report.learnt in ("", report.data):  # there was no earlier coreset
+        if report.data_with_replay in ("", report.data):  # there was no earlier coreset
             break
     return count

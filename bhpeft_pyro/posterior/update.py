@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..base.checks import boolean
 from ..base.fit_options import FitOptions
-from ..base.progress import work
+from ..base.progress import bars, work
 from ..base.threads import seeded
 from ..data import Examples, LabelWarning
 from ..data.copies import check_apart
@@ -24,20 +28,13 @@ from ..model.model import Model
 from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
 from ..training.initialization import centred, own_start
+from ..training.loop import Callback, OptimizerFactory
 from ..training.report import FitReport
-from .forgetting import forget
+from .forgetting import KEEP, forget
 from .growth import with_outputs_for
-from .mixture import MixturePosterior
 from .posterior import Posterior
 from .replay import seen_by, set_aside
-from .rounds import (
-    FitArguments,
-    Start,
-    first_sds,
-    fit_components,
-    note_first_prior,
-    seeds,
-)
+from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
 
 _CHECKED = 256  # examples whose labels are compared with what is predicted
 
@@ -45,44 +42,60 @@ _CHECKED = 256  # examples whose labels are compared with what is predicted
 def update(
     posterior: Posterior,
     data: object,
-    how: FitArguments,
-    family: GuideLike | None,
-    prior: PriorLike | None,
-    keep: float | dict[str, float],
     *,
+    validation: object | None,
+    options: FitOptions,
+    optimizer: OptimizerFactory | None,
+    callback: Callback | None,
+    executor: Executor | None,
+    guide: GuideLike | None,
+    prior: PriorLike | None,
+    keep: float | Mapping[str, float],
+    replay: int | None,
     grow: bool,
     again: bool,
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
+    grow, again = boolean("grow", grow), boolean("again", again)
+    check_arguments(options, validation, optimizer, callback, executor, replay)
+    keep = KEEP("keep", keep)
     if prior is not None and keep != 1:
         raise ConfigError("prior: expected no keep, which makes a prior of its own")
-    own = None if prior is None else as_prior(prior)
-    for each in posterior.components if own is None else ():
+    own_prior = None if prior is None else as_prior(prior)
+    for each in posterior.components if own_prior is None else ():
         prior_of(each.model, each.guide)  # refused before data are read, if it cannot be one
-    if not isinstance(data, Examples):  # for its labels, and to be encoded
-        columns = posterior.model.limited(posterior.columns, data)
-        data = read(data, posterior.model.likelihood.kind, columns, labelled=True)
-    posterior = with_outputs_for(posterior, data, grow)
-    examples = posterior.encode(data)
-    held_out = None if how.validation is None else posterior.encode(how.validation)
-    check_held_out(posterior, examples, held_out)
-    if not again:
-        refuse_known(posterior, examples)
-    if own is not None:
-        vectorised = how.options.particles > 1 and not posterior.guide.point
-        check_prior(own, posterior.model.sites, vectorised)
-    every = zip(posterior.components, seeds(how.options, len(posterior.components)), strict=True)
-    lineage = posterior.lineage if isinstance(posterior, MixturePosterior) else ()
-    with naming_rows(posterior.model, data=examples, validation=held_out):
-        starts = [
-            _start(last, examples, held_out, options, family, own, keep, how.replay)
-            for last, options in every
-        ]
-        with work(share=0):
-            doubt = _contradiction(posterior, examples)
-        if doubt is not None:
-            warnings.warn(LabelWarning(doubt), stacklevel=2)
-        return fit_components(starts, held_out, how, lineage)
+    with bars(options.progress):
+        if not isinstance(data, Examples):  # for its labels, and to be encoded
+            columns = posterior.model.limited(posterior.columns, data)
+            data = read(data, posterior.model.likelihood.kind, columns, labelled=True)
+        posterior = with_outputs_for(posterior, data, grow)
+        examples = posterior.encode(data)
+        held_out = None if validation is None else posterior.encode(validation)
+        check_held_out(posterior, examples, held_out)
+        if not again:
+            refuse_known(posterior, examples)
+        if own_prior is not None:
+            vectorised = options.particles > 1 and not posterior.guide.point
+            check_prior(own_prior, posterior.model.sites, vectorised)
+        with naming_rows(posterior.model, data=examples, validation=held_out):
+            rounds = []
+            for number, last in enumerate(posterior.components):
+                one = _round(
+                    last,
+                    examples,
+                    held_out,
+                    of_component(options, number),
+                    family=guide,
+                    own_prior=own_prior,
+                    keep=keep,
+                    replay=replay,
+                )
+                rounds.append(replace(one, optimizer=optimizer, callback=callback))
+            with work(share=0):
+                doubt = _contradiction(posterior, examples)
+            if doubt is not None:
+                warnings.warn(LabelWarning(doubt), stacklevel=2)
+            return run_all(rounds, executor, posterior.lineage if posterior.is_mixture else ())
 
 
 def _contradiction(posterior: Posterior, examples: Examples) -> str | None:
@@ -111,72 +124,87 @@ def _contradiction(posterior: Posterior, examples: Examples) -> str | None:
     return found and f"data: the labels contradict the posterior, which {found}"
 
 
-def _start(
-    posterior: Posterior,
+def _round(
+    last: Posterior,
     examples: Examples,
     held_out: Examples | None,
     options: FitOptions,
+    *,
     family: GuideLike | None,
-    own: Prior | None,
+    own_prior: Prior | None,
     keep: float | dict[str, float],
     replay: int | None,
-) -> Start:
-    """A component before its fit."""
-    model, coreset = posterior.model, posterior.coreset
+) -> Round:
+    """The next round of a component."""
+    model, sites = last.model, last.model.sites
     # With replay, the last coreset is in the pool; without, it stays learnt.
-    guide = posterior.guide if replay is None or coreset is None else coreset.guide
-    last, projection = prior_of(model, guide) if own is None else own, None
-    if own is not None:
-        under = model.with_prior(own)
-        if family is None:
-            guide = copy.deepcopy(guide)
-            guide.strategy.reset_prior(under)
-        else:
-            guide = guide_under(under, family, options.seed)
-            if guide.strategy.centres_prior:
-                guide.move(own_start(under, options.seed))
-        last = centred(under, guide).prior
+    start = last.guide if replay is None or last.coreset is None else last.coreset.guide
+    projection = None
+    if own_prior is not None:
+        guide, before = _under_own_prior(model.with_prior(own_prior), start, family, options.seed)
     elif family is None:
-        guide = copy.deepcopy(guide)
+        guide, before = copy.deepcopy(start), prior_of(model, start)
     else:
-        guide, last, projection = in_family(model, last, family, options.seed)
-        note_first_prior(guide, posterior)
-    prior = forget(keep, last, posterior.first_prior, model.sites)
-    report = FitReport(
-        len(examples),
-        examples.fingerprint,
-        options,
-        parent=posterior.report.id,
-        keep=keep,
-        projection=projection,
-        own_prior=own is not None,
-        held_out=len(held_out) if held_out and (guide.point or options.patience) else 0,
-    )
-    if guide.point and (examples.few or _takes_all(posterior, own)):
-        report.pull = 1.0
+        guide, before, projection = in_family(model, prior_of(model, start), family, options.seed)
+        note_first_prior(guide, last)
+    model = model.with_prior(forget(keep, before, last.first_prior, sites))
+    guide.set_prior(model)
+    # Whether what the guide takes for the first prior may contain what earlier data taught.
+    own_priors = own_prior is not None or any(report.own_prior for report in last.lineage)
+    unclear = own_priors or first_sds(last.first_prior, sites) is None
+    facts = {
+        "examples": len(examples),
+        "data": examples.fingerprint,
+        "keep": keep,
+        "projection": projection,
+        "own_prior": own_prior is not None,
+    }
+    enough = not (examples.few or unclear)
     kept = None
     if replay is not None:
         pool, old, seen = examples, 0, 0
-        if coreset is not None:
-            pool, old = examples.concat(coreset.examples), len(coreset.examples)
-            seen = seen_by(posterior.lineage)
-        report.learnt = pool.fingerprint
-        seed = options.seed + len(posterior.lineage)  # another choice in every round
+        if last.coreset is not None:
+            pool, old = examples.concat(last.coreset.examples), len(last.coreset.examples)
+            seen = seen_by(last.lineage)
+        facts["data_with_replay"] = pool.fingerprint
+        seed = options.seed + len(last.lineage)  # another choice in every round
         kept, examples = set_aside(pool, replay, seed, old, seen)
-    start = posterior.replace(
-        model=model.with_prior(prior),
-        guide=guide,
-        lineage=(*posterior.lineage, report),
-        coreset=None,
+    return Round(
+        model,
+        guide,
+        examples,
+        held_out,
+        options,
+        temperature=temperature(guide, options, enough, guide.strategy.default_temperature),
+        facts=facts,
+        columns=last.columns,
+        lineage=last.lineage,
+        first_prior=last.first_prior,
+        kept=kept,
     )
-    return Start(start, examples, kept)
 
 
-def _takes_all(posterior: Posterior, own: Prior | None) -> bool:
-    """Whether what a guide takes for the first prior may contain what earlier data taught: it is a
-    prior of your own, given now or before, or the first prior is not known."""
-    before = any(report.own_prior for report in posterior.lineage)
-    return own is not None or before or first_sds(posterior) is None
+def _under_own_prior(
+    model: Model, last: Guide, family: GuideLike | None, seed: int
+) -> tuple[Guide, Prior]:
+    """A guide for a round under a prior of the user's own, and that prior, centred if the guide's
+    is. Without a family it goes on from where the last one is."""
+    if family is None:
+        guide = copy.deepcopy(last)
+        guide.strategy.reset_prior(model)
+    else:
+        guide = guide_under(model, family, seed)
+        if guide.strategy.centres_prior:
+            guide.move(own_start(model, seed))
+    return guide, centred(model, guide).prior
+
+
+def note_first_prior(guide: Guide, posterior: Posterior) -> None:
+    """Tell a guide that is made in a later round under which prior the first one was. Where that is
+    not Normal or not known, the guide takes the prior of the last round for it."""
+    sds = first_sds(posterior.first_prior, posterior.model.sites)
+    if sds is not None:
+        guide.strategy.set_first_prior_sds(sds, posterior.guide)
 
 
 def in_family(
@@ -209,7 +237,8 @@ def guide_under(model: Model, family: GuideLike, seed: int) -> Guide:
 def has_learnt(report: FitReport, examples: Examples) -> bool:
     """Whether a round has learnt these examples, but for those that it held out itself."""
     rest, _ = report.parted(examples)
-    return rest.fingerprint == report.data or examples.fingerprint == report.given
+    whole = examples.fingerprint
+    return rest.fingerprint == report.data or whole == report.data_with_held_out
 
 
 def refuse_known(posterior: Posterior, examples: Examples) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
 from ..data import Examples
 from ..data.copies import check_apart
@@ -13,10 +14,14 @@ from ..errors import GuideError
 from ..guides.laplace.laplace_guide import around_point
 from ..training.initialization import centred
 from ..training.noise import has_noise, settle_noise
-from ..training.report import new_id
-from .mixture import MixturePosterior
+from .mixture import Fitted, joined, parts_of
 from .posterior import Posterior
-from .rounds import Fitted, compute_width, joined, note_first_prior, parts_of
+from .round import Round
+from .update import note_first_prior
+
+# Fields of a report that a width changes. A `History` may have the point estimate too, by its id;
+# and the metrics are of that.
+_NEW = ("id", "options", "temperature", "point", "held_out", "metrics", "output_scale", "seconds")
 
 
 def widen(
@@ -35,45 +40,48 @@ def widen(
             )
     examples = posterior.encode(data)
     held_out = None if validation is None else posterior.encode(validation)
-    report = posterior.report
     if held_out is None:
-        examples, held_out = report.parted(examples)
+        examples, held_out = posterior.report.parted(examples)
     else:
         check_apart(examples, held_out, "validation")
-    options = report.options.change(**changes)
-    wide = []
+    options = posterior.report.options.change(**changes)
     parts = posterior.components
     with bars(options.progress), work("width", parts_of(len(parts)), at_once=True) as whole:
+        fitted = []
         for number, part in enumerate(parts, 1):
             whole.name(f"component {number} of {len(parts)}")
-            wide.append(_widened(part, examples, held_out, changes))
+            own = part.report.options.change(**changes)
+            fitted.append(_widened(part, examples, held_out, own))
             whole.next()
         whole.name("mixture")
-        lineage = posterior.lineage[:-1] if isinstance(posterior, MixturePosterior) else ()
-        return joined(wide, held_out, options, lineage, examples.labels)
+        lineage = posterior.lineage[:-1] if posterior.is_mixture else ()
+        return joined(fitted, held_out, options, examples.labels, lineage)
 
 
 def _widened(
-    part: Posterior, examples: Examples, held_out: Examples | None, changes: Mapping[str, Any]
+    part: Posterior, examples: Examples, held_out: Examples | None, options: FitOptions
 ) -> Fitted:
     guide = around_point(part.model, part.guide)
     log_noise = part.model.likelihood.log_noise
     if has_noise(guide, part.model) and not log_noise(guide.means()).any():  # not yet set
         settle_noise(part.model, guide, examples)
     model = centred(part.model, guide)
-    if later := len(part.lineage) > 1:
+    lineage, last = part.lineage[:-1], part.report
+    if lineage:
         note_first_prior(guide, part)
-    report = replace(
-        part.report,
-        id=new_id(),  # a `History` may have the point estimate too
-        examples=len(examples),
-        data=examples.fingerprint,
-        options=part.report.options.change(**changes),
-        held_out=0 if held_out is None else len(held_out),
-        metrics={},  # which were the point estimate's
-        output_scale=None,  # of an earlier covariance, if it had one
+    one = Round(
+        model,
+        guide,
+        examples,
+        held_out,
+        options,
+        temperature=last.temperature if options.temperature is None else options.temperature,
+        facts={name: value for name, value in vars(last).items() if name not in _NEW}
+        | {"examples": len(examples), "data": examples.fingerprint},
+        columns=part.columns,
+        lineage=lineage,
     )
-    model, width = compute_width(guide, model, examples, held_out, report)
-    lineage = (*part.lineage[:-1], report)
-    first = part.first_prior if later else model.prior
-    return Posterior(model, guide, lineage, part.columns, first), width
+    fitted = one.with_width({"seconds": last.seconds}, time.monotonic())
+    if lineage:
+        fitted = fitted._replace(posterior=fitted.posterior.replace(first_prior=part.first_prior))
+    return fitted

@@ -8,7 +8,6 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -135,7 +134,7 @@ class History:
     ) -> str:
         """Save a posterior's last round, with a name and metrics in its report; return its id.
 
-        Where that fails, the posterior is as it was.
+        The posterior itself stays as it was.
 
         Raises:
             BusyError: another process is writing into the folder, and did not end within a minute.
@@ -145,17 +144,15 @@ class History:
         check(posterior, Posterior, "posterior", "a bh.Posterior")
         last = posterior.report
         noted = last.metrics | {name: float(value) for name, value in (metrics or {}).items()}
-        report = replace(last, name=str(name) or last.name, metrics=noted)
-        folder = self.folder / report.id
+        named = posterior.with_report(name=str(name) or last.name, metrics=noted)
+        folder = self.folder / last.id
         if is_main():
             with self.writing(_WAIT), naming(folder):
                 if saving.exists(folder):
-                    raise SaveError(f"history: {self.folder} has the round {report.id} already")
+                    raise SaveError(f"history: {self.folder} has the round {last.id} already")
                 refuse_link(folder)
-                named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
                 saving.save(named, folder, overwrite=False, alone=False)
-        last.name, last.metrics = report.name, report.metrics
-        return report.id
+        return last.id
 
     def load(
         self,

@@ -210,10 +210,11 @@ def prequential(
             try:
                 tested = _encoded(posterior, tests)
             except DataError:
-                history.add(posterior, name, metrics)  # what was learnt stays
+                history.add(posterior.with_report(name=name, metrics=metrics))  # what was learnt
                 raise
             with work(share=0):
                 metrics |= _scores(posterior, tested, samples, first)
+            posterior = posterior.with_report(name=name, metrics=metrics)
             if tested:
                 learnt = posterior.encode(data)
                 if copies := sum(shared(learnt, rows) for rows in tested.values()):
@@ -223,8 +224,9 @@ def prequential(
                         stacklevel=2,
                     )
                 if name in tested:  # `update` is to refuse the whole batch, with these rows
-                    posterior.report.given = learnt.concat(tested[name]).fingerprint
-            history.add(posterior, name, metrics)
+                    whole = learnt.concat(tested[name]).fingerprint
+                    posterior = posterior.with_report(data_with_held_out=whole)
+            history.add(posterior)
             Record.of(posterior).save(folder)
             bar.next()
         if posterior is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from ..guides import Guide, latents
 from ..model.model import Model
 from ..priors import JOINT
 from .elbo import Parts
-from .report import FitReport
 from .report_text import FEW
 
 Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
@@ -66,22 +66,18 @@ class Descent:
         return bool(falls.mean() > _LEVEL + 2 * falls.std() / len(last) ** 0.5)
 
 
-def summarise(guide: Guide, model: Model, parts: Parts, slopes: Slopes, report: FitReport) -> None:
-    """Write the final KLs, and the sds of a guide of this package, into the report."""
+def at_the_end(guide: Guide, model: Model, parts: Parts) -> dict[str, Any]:
+    """The fields of a `Training` that say where it ended: `kl`, `points` and `scales`."""
     before = {latent.name: latent.scale for latent in latents(model)}
-    report.kl = _by_latent(parts.kl, before.keys())
-    report.points = [name for name in guide.points() if name in report.kl]
-    after = guide.scales()
-    report.scales = {
-        name: (scale / before[name]).log().mean().exp().item() for name, scale in after.items()
+    kl = _by_latent(parts.kl, before.keys())
+    return {
+        "kl": kl,
+        "points": [name for name in guide.points() if name in kl],
+        "scales": {
+            name: (scale / before[name]).log().mean().exp().item()
+            for name, scale in guide.scales().items()
+        },
     }
-    # The quarter of the steps before the state that is kept.
-    end = report.best_step or report.steps
-    last: dict[str, list[Tensor]] = {}
-    for step, noted in slopes:
-        for name, slope in noted.items() if end * 3 // 4 < step <= end else ():
-            last.setdefault(name, []).append(slope)
-    report.unsettled = unsettled(last, report.temperature)
 
 
 def _by_latent(kl: Mapping[str, Tensor], names: Collection[str]) -> dict[str, float]:
@@ -95,24 +91,29 @@ def _by_latent(kl: Mapping[str, Tensor], names: Collection[str]) -> dict[str, fl
     return found
 
 
-def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> list[str]:
-    """Sites whose sds would still change by over 5 %, apart from noise.
+def unsettled(slopes: Slopes, end: int, temperature: float) -> list[str]:
+    """Sites whose sds would still change by over 5 %, apart from noise, according to the slopes of
+    the last quarter of the steps until `end`, whose state is kept.
 
     At the optimum the gradient g of the loss with respect to log sd is zero. Elsewhere the
     precision should be (1 + g / T) times its current value (the fixed point of `NaturalGradient`),
     a relative change of the sd of about -g / 2 T. Unlike the change over the last steps, this does
-    not shrink with the learning rate. `slopes` are, by site, the mean of g over its weights at each
-    of the last steps. At T = 0 the sds have no optimum.
+    not shrink with the learning rate. The slopes are, by site, the mean of g over its weights at
+    each step. At T = 0 the sds have no optimum.
     """
-    found: list[str] = []
     if temperature == 0:
-        return found
-    for name, values in slopes.items():
-        ahead = torch.stack(list(values)) / (2 * temperature)
+        return []
+    last: dict[str, list[Tensor]] = {}
+    for step, noted in slopes:
+        for name, slope in noted.items() if end * 3 // 4 < step <= end else ():
+            last.setdefault(name, []).append(slope)
+    names = []
+    for name, values in last.items():
+        ahead = torch.stack(values) / (2 * temperature)
         noise = ahead.std() / len(ahead) ** 0.5 if len(ahead) > 1 else 0.0
         if ahead.mean().abs() > _SETTLED + 2 * noise:
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def culprit(guide: nn.Module, parts: Parts | None) -> str:

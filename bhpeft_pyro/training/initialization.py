@@ -29,7 +29,6 @@ from ..model.fisher import diagonal, from_prior, scores
 from ..model.model import Model
 from ..priors import complete
 from .loop import optimise
-from .report import FitReport
 
 # Size of the output side, in units, while the input side is measured: at zero it has no effect.
 _SMALL = 0.1
@@ -245,7 +244,6 @@ def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOpt
         accumulate=1,
         patience=None,
     )
-    report = FitReport(size, frozen.examples.fingerprint, brief)
     # Frozen features say nothing about PEFT weights: their prior alone would move them to its mode,
     # which for A = B = 0 is a saddle point of B A.
     kinds = {kind.name for kind in model.network.kinds}
@@ -253,7 +251,7 @@ def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOpt
     for weights in held:
         weights.requires_grad_(False)
     try:
-        optimise(model, guide, frozen, None, report)
+        optimise(model, guide, frozen, None, brief, brief.temperature or 1.0)
     finally:
         for weights in held:
             weights.requires_grad_(True)

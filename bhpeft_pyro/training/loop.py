@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import pyro
 import torch
@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..base.checks import check, shown
 from ..base.distributed import average, rank, same, world
+from ..base.fit_options import FitOptions
 from ..base.progress import Work, bars, work
 from ..base.threads import give_way, seeded
 from ..data import Examples
@@ -29,10 +30,10 @@ from ..guides.guide import trained
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
-from .convergence import Descent, culprit, summarise
+from .convergence import Descent, at_the_end, culprit, unsettled
 from .elbo import ELBO
 from .noise import has_noise, noise_of, settle_noise
-from .report import FitReport
+from .report import Training
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """From parameters to a torch optimiser of them."""
@@ -49,20 +50,36 @@ def optimise(
     guide: Guide,
     data: Examples | CachedBatches,
     validation: Examples | None,
-    report: FitReport,
+    options: FitOptions,
+    temperature: float = 1.0,
+    later: bool = False,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
-) -> None:
-    """Fit the guide's parameters in place, with `report.options`, and fill in the report.
+) -> Training:
+    """Fit the guide's parameters in place.
 
-    Held-out rows, `validation`, stop the fit early or choose the state that is kept.
+    Args:
+        model: with the prior of the round.
+        guide: with its initial values.
+        data: what it learns.
+        validation: held-out rows. They choose the state of a point estimate that no prior holds;
+            otherwise they stop the fit early if `options.patience` is set.
+        options: how to fit.
+        temperature: the weight of the KL, given or by default.
+        later: whether the prior is an earlier posterior.
+        optimizer, callback: as for `fit`.
 
     Raises:
         FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
-            its last good state.
+            its last good state, and the error's `training` is what was done.
     """
     feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
-    _Run(model, guide, feed, validation, report, optimizer, callback).run()
+    run = _Run(model, guide, feed, validation, options, temperature, later, optimizer, callback)
+    try:
+        return run.run()
+    except FitError as error:
+        error.training = run.so_far()
+        raise
 
 
 @dataclass
@@ -83,17 +100,18 @@ class _Run:
         guide: Guide,
         feed: CachedBatches,
         validation: Examples | None,
-        report: FitReport,
+        options: FitOptions,
+        temperature: float,
+        later: bool,
         optimizer: OptimizerFactory | None,
         callback: Callback | None,
     ) -> None:
-        self.guide, self.report = guide, report
-        size = report.options.batch_size * feed.per_text
-        self.options = options = report.options.change(batch_size=size)
-        self.model, temperature, self.least = guide.strategy.objective(
-            model, report.temperature, later=report.parent is not None
-        )
-        self.point = guide.point
+        self.guide, self.later = guide, later
+        self.options = options = options.change(batch_size=options.batch_size * feed.per_text)
+        self.model, weight, self.least = guide.strategy.objective(model, temperature, later)
+        self.point, self.temperature = guide.point, temperature
+        self.done, self.skipped = 0, 0  # steps
+        self.history: list[dict[str, float]] = []
         self.particles = 1 if self.point else options.particles
         self.feed = feed
         self.validation = None if validation is None else CachedBatches(model, validation)
@@ -102,10 +120,12 @@ class _Run:
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or min(per_epoch, self.steps)
-        self.selects = report.selects and self.validation is not None
+        # Whether held-out rows choose the state that is kept.
+        free = self.point and options.temperature is None and temperature == 0 and not later
+        self.selects = free and validation is not None
         if self.selects:
             self.eval_every = options.eval_every or max(1, self.steps // _CHECKS)
-        self.elbo = ELBO(self.particles, temperature)
+        self.elbo = ELBO(self.particles, weight)
         self.loss: ELBOModule = self.elbo(self.model, guide)
         self.optimizer, self.callback = optimizer, callback
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
@@ -113,8 +133,7 @@ class _Run:
         self.slopes: list[tuple[int, dict[str, Tensor]]] = []
         self.descent = Descent(self.steps)
 
-    def run(self) -> None:
-        report, started = self.report, time.monotonic()
+    def run(self) -> Training:
         with (
             seeded(self.options.seed),
             pyro.get_param_store().scope(),
@@ -126,26 +145,34 @@ class _Run:
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
             self._train(bar)
+            best_step = None
             if self.best is not None:
-                report.best_step = self.best.step
+                best_step = self.best.step
                 self.guide.load_state_dict(self.best.state)
             if has_noise(self.guide, self.model):
                 bf16 = self.options.bf16
                 if self.selects and self.validation is not None:
                     settle_noise(self.model, self.guide, self.validation, bf16)
-                elif self.validation is None and report.parent is None:  # a few rows and steps
+                elif self.validation is None and not self.later:  # a few rows and steps
                     settle_noise(self.model, self.guide, self.feed, bf16, known=True)
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
             if not all(kl.isfinite() for kl in self.elbo.parts.kl.values()):
                 raise self._diverged("at the end")
-            summarise(self.guide, self.model, self.elbo.parts, self.slopes, report)
-            report.falling = self.best is None and self.descent.goes_on()
-        report.seconds = time.monotonic() - started
+            return self.so_far(
+                best_step=best_step,
+                falling=self.best is None and self.descent.goes_on(),
+                unsettled=unsettled(self.slopes, best_step or self.done, self.temperature),
+                **at_the_end(self.guide, self.model, self.elbo.parts),
+            )
+
+    def so_far(self, **more: Any) -> Training:
+        """What was done, with more fields at the end."""
+        return Training(steps=self.done, skipped=self.skipped, history=self.history, **more)
 
     def _train(self, bar: Work) -> None:
-        options, report = self.options, self.report
+        options = self.options
         if self.optimizer is not None:
             steppers = [_made(self.optimizer, trained(self.guide))]
         else:
@@ -154,12 +181,12 @@ class _Run:
         bad, note = 0, ""  # steps in a row; the held-out NLL
         for step in range(1, self.steps + 1):
             give_way()
-            report.steps = step
+            self.done = step
             entry = self._step(step, steppers)
             if entry is None:
-                if report.skipped == 0 and self.feed.features is None:
+                if self.skipped == 0 and self.feed.features is None:
                     check_all(self.model, data=self.feed.examples)
-                report.skipped += 1
+                self.skipped += 1
                 bad += 1
                 if bad >= _MAX_SKIPPED:
                     raise self._diverged(
@@ -168,7 +195,7 @@ class _Run:
                 bar.next()
                 continue
             bad = 0
-            report.history.append(entry)
+            self.history.append(entry)
             for scheduler in schedulers:
                 scheduler.step()
             last = self.selects and step == self.steps
@@ -190,7 +217,7 @@ class _Run:
                 self.callback({**entry})
             if stops:
                 break
-        if not report.history:
+        if not self.history:
             raise FitError(
                 f"the loss was not finite at any of {self.steps} steps, first at "
                 f"{culprit(self.guide, self.elbo.parts)}; the guide has its initial values"

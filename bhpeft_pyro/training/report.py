@@ -16,7 +16,17 @@ from ..data import Examples
 from .report_text import described, guards
 
 _LAST = 50  # steps over which losses are averaged
-_GONE = ("floor", "schedule", "warmup", "kl_warmup")  # fields of older reports and their options
+_OF_ALL = (  # fields that are the same in all components of a mixture
+    "temperature",
+    "point",
+    "points",
+    "keep",
+    "own_prior",
+    "held_out",
+    "split",
+    "data_with_replay",
+    "data_with_held_out",
+)
 
 
 def new_id() -> str:
@@ -24,7 +34,22 @@ def new_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Training:
+    """What training did: the fields of a `FitReport` of these names."""
+
+    steps: int = 0
+    skipped: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    kl: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
+    unsettled: list[str] = field(default_factory=list)
+    falling: bool = False
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
 class FitReport:
     """The report of one round.
 
@@ -32,6 +57,8 @@ class FitReport:
         examples: N, the number of training examples.
         data: fingerprint of the training data.
         options: the options of the fit.
+        temperature: the weight of the KL that was used.
+        point: whether training was of a point estimate, which may have got a width afterwards.
         steps: optimiser steps, including skipped ones.
         skipped: steps without an update, because the loss or gradient was not finite.
         seconds: wall time.
@@ -56,7 +83,6 @@ class FitReport:
             posterior q to the nearest p in the new family, from which the prior is made; 0 if the
             family can represent q. None if the family stayed.
         own_prior: whether a prior of your own took the place of the last posterior.
-        pull: default temperature of a point estimate; None for other guides.
         held_out: rows that early stopping and the choice of width and output scale used.
         split: the seed by which `fit` itself held these rows out of its data, if it did.
         tau: of a Laplace approximation, the multiple of the first prior's precision in its
@@ -77,13 +103,17 @@ class FitReport:
         metrics: numbers that you want to keep with it.
         components: for a mixture, the report of each component. In the mixture's report, steps and
             seconds are sums, losses and KLs are means, and scales are geometric means.
-        given: fingerprint of the training data and of rows held out of the same source, if known.
-        learnt: with replay, fingerprint of the training data and the examples replayed with them.
+        data_with_held_out: fingerprint of the training data and of rows held out of the same
+            source, if known.
+        data_with_replay: with replay, fingerprint of the training data and the examples replayed
+            with them.
     """
 
     examples: int
     data: str
     options: FitOptions
+    temperature: float = 1.0
+    point: bool = False
     steps: int = 0
     skipped: int = 0
     seconds: float = 0.0
@@ -101,7 +131,6 @@ class FitReport:
     keep: float | dict[str, float] = 1.0
     projection: float | None = None
     own_prior: bool = False
-    pull: float | None = None
     held_out: int = 0
     split: int | None = None
     tau: float | None = None
@@ -115,12 +144,16 @@ class FitReport:
     name: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
-    given: str = ""
-    learnt: str = ""
+    data_with_held_out: str = ""
+    data_with_replay: str = ""
 
     @classmethod
-    def joined(
-        cls, components: Sequence[FitReport], options: FitOptions, parent: str | None
+    def of_mixture(
+        cls,
+        components: Sequence[FitReport],
+        options: FitOptions,
+        parent: str | None = None,
+        **fields: Any,
     ) -> FitReport:
         """The report of a mixture.
 
@@ -128,13 +161,13 @@ class FitReport:
             components: reports of the same data.
             options: as given, before each component got its own seed.
             parent: the id of the round before.
+            fields: what is known of the mixture alone, such as `between`.
         """
         first = components[0]
         by_step: dict[float, list[dict[str, float]]] = {}
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
         projections = [each.projection for each in components if each.projection is not None]
-        same = ("points", "keep", "own_prior", "pull", "held_out", "split", "learnt", "given")
         return cls(
             first.examples,
             first.data,
@@ -154,7 +187,8 @@ class FitReport:
             parent=parent,
             projection=fmean(projections) if projections else None,
             components=list(components),
-            **{name: getattr(first, name) for name in same},
+            **{name: getattr(first, name) for name in _OF_ALL},
+            **fields,
         )
 
     def parted(self, examples: Examples) -> tuple[Examples, Examples | None]:
@@ -165,19 +199,6 @@ class FitReport:
             if rest.fingerprint == self.data:
                 return rest, held_out
         return examples, None
-
-    @property
-    def temperature(self) -> float:
-        """The weight of the KL that was used."""
-        given = self.options.temperature
-        if given is not None:
-            return given
-        return 1.0 if self.pull is None else self.pull
-
-    @property
-    def selects(self) -> bool:
-        """Whether held-out rows choose which state of a point estimate is kept, as in `fit`."""
-        return self.options.temperature is None and self.pull == 0 and self.parent is None
 
     @property
     def negative_elbo(self) -> float:
@@ -215,16 +236,15 @@ class FitReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FitReport:
-        """From plain data, as `dataclasses.asdict` makes them; fields that only older ones have are
-        left out.
+        """From plain data, as `dataclasses.asdict` makes them.
 
         Raises:
             KeyError, TypeError, AttributeError: fields are missing, unknown or of another type.
             ConfigError: an option has a value that it cannot have.
         """
         components = [cls.from_json(report) for report in data.get("components", [])]
-        options = FitOptions(**_known(data["options"]))
-        report = cls(**{**_known(data), "options": options, "components": components})
+        options = FitOptions(**data["options"])
+        report = cls(**{**data, "options": options, "components": components})
         check_types(report)
         return report
 
@@ -245,11 +265,6 @@ class FitReport:
         from ..plots.html import report_html  # matplotlib is slow to import
 
         return report_html(self)
-
-
-def _known(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields without those that older reports and their options have."""
-    return {name: value for name, value in data.items() if name not in _GONE}
 
 
 def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -148,7 +148,7 @@ def _width(report: FitReport) -> str:
 
 
 def _loss(report: FitReport) -> str:
-    point, loss = report.pull is not None, f"{report.last('loss'):.3f}"
+    point, loss = report.point, f"{report.last('loss'):.3f}"
     kl, nll = f"{report.last('kl'):.3f}", f"NLL {report.last('nll'):.3f}"
     unit = "nats per example"
     if point and report.last("loss") == report.last("nll"):

@@ -606,7 +606,7 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
     def work(*_args, **_more):
         raise AssertionError("trained")
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", work)
+    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", work)
     fit = ("--backbone", folder / "tiny", "--out", tmp_path / "out", *QUICK)
     rows = bh.Posterior.load(folder / "run", *_tiny(folder)).encode(folder / "train.csv")
     for row in (int(part.rows[0]) for part in rows.hold_out(0, 0.2)):  # one kept, one held out
@@ -769,7 +769,7 @@ def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
     def diverge(*_):
         raise FitError("not finite")
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", diverge)
+    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", diverge)
     assert "not finite" in error(*fit, "--out", tmp_path / "run", code=1)
     assert not (tmp_path / "run").exists()
 

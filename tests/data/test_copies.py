@@ -103,7 +103,7 @@ def test_fit_says_how_many_copies_there_are() -> None:
     assert posterior.report.held_out == 36
     with pytest.warns(UserWarning, match="59 of 60 rows repeat another's text"):
         posterior = bh.fit(tiny_model(()), "delta", encoded(["w5"] * 60, LABELS), **HOW)
-    assert posterior.report.held_out == 0 and posterior.report.pull == 1.0
+    assert posterior.report.held_out == 0 and posterior.report.temperature == 1.0
     bh.fit(tiny_model(()), "normal", tripled(), **HOW)  # holds nothing out
 
 

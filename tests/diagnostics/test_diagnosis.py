@@ -15,8 +15,7 @@ from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
 def report(**values: Any) -> bh.training.FitReport:
-    options = bh.FitOptions(temperature=values.pop("temperature", 1.0))
-    return bh.training.FitReport(10, "", options, **values)
+    return bh.training.FitReport(10, "", bh.FitOptions(), **values)
 
 
 def test_a_sound_report_has_no_guards() -> None:
@@ -48,12 +47,10 @@ def test_each_guard_speaks_alone_and_by_name(values: dict[str, Any], message: st
 
 
 def test_a_points_temperature_is_not_that_of_its_width() -> None:
-    point = report(temperature=0.0, pull=0.0)
-    wide = report(temperature=0.0, pull=0.0, tau=3.0)
+    point = report(temperature=0.0, point=True)
+    wide = report(temperature=0.0, point=True, tau=3.0)
     assert len(point.guards) == 1 and wide.guards == []
-    mixed = [
-        bh.training.FitReport.joined([each, each], each.options, None) for each in (point, wide)
-    ]
+    mixed = [bh.training.FitReport.of_mixture([each, each], each.options) for each in (point, wide)]
     assert len(mixed[0].guards) == 1 and mixed[1].guards == []
 
 

@@ -40,7 +40,7 @@ def posterior_of(
     model: bh.Model, data: bh.data.Examples, guide: Callable[..., Any], **options: Any
 ) -> bh.Posterior:
     """As if the guide had been fitted to the data."""
-    report = bh.training.FitReport(len(data), data.fingerprint, bh.FitOptions(**options))
+    report = bh.training.FitReport(len(data), data.fingerprint, bh.FitOptions(), **options)
     return bh.Posterior(model, FunctionGuide(guide), (report,))
 
 

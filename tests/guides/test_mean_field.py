@@ -214,7 +214,7 @@ def test_the_default_step_is_a_cold_posteriors(temperature: float) -> None:
 
 
 def test_what_is_still_to_come_is_measured_in_the_temperatures_unit() -> None:
-    slopes = {"w": [torch.full((), -0.01)] * 5}  # 0.5 % at T = 1, 50 % at 0.01
-    assert unsettled(slopes, 1.0) == []
-    assert unsettled(slopes, 0.01) == ["w"]
-    assert unsettled(slopes, 0.0) == []
+    slopes = [(step, {"w": torch.full((), -0.01)}) for step in range(20)]  # 0.5 % at T = 1
+    assert unsettled(slopes, 19, 1.0) == []
+    assert unsettled(slopes, 19, 0.01) == ["w"]
+    assert unsettled(slopes, 19, 0.0) == []

@@ -21,7 +21,7 @@ from torch.optim import Adam
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.progress import Lines, made_by
 from bhpeft_pyro.errors import ConfigError, FitError
-from bhpeft_pyro.posterior import rounds
+from bhpeft_pyro.posterior import round as rounds
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -107,12 +107,12 @@ def test_a_component_that_fails_leaves_all_others(monkeypatch: pytest.MonkeyPatc
     reports = [each.report for each in whole.components]
     optimise, failing = rounds.optimise, [reports[1].options.seed]
 
-    def sometimes(*args: Any) -> None:
-        if args[4].options.seed in failing:
+    def sometimes(*args: Any) -> Any:
+        if args[4].seed in failing:
             raise FitError("not finite")
-        optimise(*args)
+        return optimise(*args)
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", sometimes)
+    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", sometimes)
     with pytest.raises(FitError, match="not finite") as error:
         fit(of=model, executor=pool)
     kept: Any = error.value.posterior

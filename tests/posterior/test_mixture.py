@@ -23,7 +23,7 @@ from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.peft import LoRA
-from bhpeft_pyro.posterior import rounds
+from bhpeft_pyro.posterior import round as rounds
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.prediction.draws import draw
 from bhpeft_pyro.prediction.predict import predict
@@ -251,12 +251,12 @@ def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.Monke
     left = iter(range(2))  # fits that are still to succeed
     optimise = rounds.optimise
 
-    def failing(*args: Any) -> None:
+    def failing(*args: Any) -> Any:
         if next(left, None) is None:
             raise FitError("not finite")
-        optimise(*args)
+        return optimise(*args)
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", failing)
+    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", failing)
     with pytest.raises(FitError) as error:
         fit(of=of)
     kept: Any = error.value.posterior

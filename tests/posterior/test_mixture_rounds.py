@@ -17,7 +17,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, PriorError, SaveError
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.posterior.mixture import MixturePosterior
-from bhpeft_pyro.posterior.rounds import seeds
+from bhpeft_pyro.posterior.round import of_component
 from bhpeft_pyro.priors import MixturePrior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -31,7 +31,10 @@ def test_each_component_is_updated_as_it_would_be_alone(guide: Any) -> None:
     second = posterior.update(SECOND, max_steps=3, keep=0.8)
     options = posterior.report.options.change(max_steps=3)
     for old, new, own in zip(
-        posterior.components, second.components, seeds(options, 3), strict=True
+        posterior.components,
+        second.components,
+        [of_component(options, k) for k in range(3)],
+        strict=True,
     ):
         alone = old.update(SECOND, options=own, keep=0.8)
         assert same(new, alone)
@@ -49,7 +52,7 @@ def test_each_component_is_updated_as_it_would_be_alone(guide: Any) -> None:
 def test_data_that_were_split_are_not_learnt_twice() -> None:
     """Components know what they have learnt, and not what that was a part of."""
     posterior = fit("normal", of=tiny_model(()))
-    posterior.report.given = SECOND.fingerprint
+    posterior = posterior.with_report(data_with_held_out=SECOND.fingerprint)
     with pytest.raises(DataError, match="would count twice"):
         posterior.update(SECOND)
     posterior.update(SECOND, again=True)
@@ -66,7 +69,10 @@ def test_all_components_go_on_in_another_family() -> None:
     second = posterior.update(SECOND, guide="normal", max_steps=3)
     options = posterior.report.options.change(max_steps=3)
     for old, new, own in zip(
-        posterior.components, second.components, seeds(options, 3), strict=True
+        posterior.components,
+        second.components,
+        [of_component(options, k) for k in range(3)],
+        strict=True,
     ):
         assert isinstance(new.guide, NormalGuide)
         assert same(new, old.update(SECOND, guide="normal", options=own))

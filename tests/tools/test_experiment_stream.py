@@ -21,6 +21,7 @@ from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides.laplace import laplace_strategy
 from bhpeft_pyro.guides.laplace.laplace_strategy import LaplaceStrategy
 from bhpeft_pyro.streams import History
+from bhpeft_pyro.training.report import Training
 from tools.experiments import protocols, stream
 from tools.experiments.arms import ARMS, Arm, Setup
 
@@ -32,7 +33,7 @@ SMALL: dict[str, Any] = {"seeds": 1, "rows": 20, "test": 4, "epochs": 1, "least"
 def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fit ends at the exact mode, so what is left to go wrong is the accounts: no row is held
     out, and the width is measured on all of them."""
-    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
+    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", solve)
     monkeypatch.setattr(LaplaceStrategy, "needs_held_out", lambda *args: False)
     monkeypatch.setattr(laplace_strategy, "_EXAMPLES", 1000)
 
@@ -52,12 +53,13 @@ def test_what_an_arm_has_learnt_is_known_in_closed_form(arm: str) -> None:
 def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
 
-    def optimise(model: Any, guide: Any, examples: Any, *rest: Any) -> None:
+    def optimise(model: Any, guide: Any, examples: Any, *rest: Any) -> Training:
         starts.append(guide.loc["head/weight"].detach().clone())
         with torch.no_grad():
             guide.loc["head/weight"] += len(examples)
+        return Training()
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", optimise)
+    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", optimise)
     learn = ARMS["deterministic sequential"](Setup(model, ROUNDS, None, epochs=1))
     posterior = None
     for data in ROUNDS.values():

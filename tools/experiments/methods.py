@@ -101,7 +101,7 @@ def _of_points(ensemble: bool, wide: bool) -> Inference:
         points, facts = _POINTS.first(job, job.budget.members if ensemble else 1)
         posterior = points[0]
         if len(points) > 1:
-            posterior = MixturePosterior.joined(points, posterior.report.options)
+            posterior = MixturePosterior.of_round(points, posterior.report.options)
         if wide:
             started = time.process_time()
             posterior = posterior.widen(job.train, validation=job.validation)

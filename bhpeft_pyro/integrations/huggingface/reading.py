@@ -109,7 +109,7 @@ def from_peft(
         guide = DeltaGuide(model)
     guide.move({key: value.detach().float() for key, value in values.items()})
     network.in_use = True
-    report = FitReport(0, "", FitOptions(), pull=0.0, name=Path(name).name)
+    report = FitReport(0, "", FitOptions(), temperature=0.0, point=True, name=Path(name).name)
     posterior = Posterior(model, guide, (report,), columns, model.prior)
     return posterior if data is None else posterior.widen(data, validation=validation)
 

@@ -1,0 +1,290 @@
+"""A round of learning, which `fit`, `update` and `widen` make and run: one for each component."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..base.checks import MAYBE_COUNT, check, derived
+from ..base.distributed import Ranks, agree, gathered, same, world
+from ..base.fit_options import FitOptions
+from ..base.progress import bars, work
+from ..data import Columns, Examples
+from ..errors import ConfigError, FitError, PriorError
+from ..guides import Guide
+from ..guides.guide import prior_of
+from ..model.model import Model
+from ..peft.sites import Sites
+from ..priors import Prior, closed, independent_normals
+from ..training.loop import Callback, OptimizerFactory, optimise
+from ..training.report import FitReport, Training
+from .jobs import in_workers
+from .mixture import Fitted, MixturePosterior, joined, parts_of
+from .posterior import Posterior
+from .replay import Coreset
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What one component is about to learn, from where, and how.
+
+    Attributes:
+        model: under the prior of the round.
+        guide: with its initial values; it is fitted in place.
+        data: what the guide learns.
+        held_out: rows that stop training, or choose its state, and choose the width.
+        options: how to fit, with the seed of this component.
+        temperature: the weight of the KL to the prior (`temperature`).
+        facts: fields of the report that are known before.
+        columns: how data are read.
+        lineage: the reports of this component's earlier rounds; in the first round there are none.
+        first_prior: in later rounds, the prior of the first one, if it is known.
+        kept: the coreset, which a copy of the guide learns after the rest.
+        optimizer, callback: as for `fit`. The callback is not called while the coreset is learnt.
+    """
+
+    model: Model
+    guide: Guide
+    data: Examples
+    held_out: Examples | None
+    options: FitOptions
+    _: KW_ONLY
+    temperature: float
+    facts: Mapping[str, Any]
+    columns: Columns = Columns()
+    lineage: tuple[FitReport, ...] = ()
+    first_prior: Prior | None = None
+    kept: Examples | None = None
+    optimizer: OptimizerFactory | None = None
+    callback: Callback | None = field(default=None, repr=False)
+
+    def run(self) -> Fitted:
+        """Fit the guide. A FitError carries the last good state."""
+        fitted = None
+        try:
+            with work(parts=1 if self.kept is None else 2) as both:
+                fitted = self._learn()
+                both.next()
+                if self.kept is not None:
+                    fitted = self._learn_coreset(fitted, self.kept)
+                return fitted
+        except FitError as error:
+            if fitted is not None:
+                error.posterior = fitted.posterior
+            else:
+                error.posterior = self._posterior(self.model, vars(error.training or Training()))
+            raise
+
+    def _learn(self) -> Fitted:
+        """Train the guide, and compute its width if that is not trained."""
+        started, strategy = time.monotonic(), self.guide.strategy
+        self.guide.set_prior(self.model)
+        strategy.drop_covariance()
+        with work(share=strategy.training):
+            training = optimise(
+                self.model,
+                self.guide,
+                self.data,
+                self.held_out,
+                self.options,
+                self.temperature,
+                bool(self.lineage),
+                self.optimizer,
+                self.callback,
+            )
+        fitted = self.with_width(vars(training), started)
+        same(self.guide, trained=True)
+        return fitted
+
+    def with_width(self, fields: Mapping[str, Any], started: float) -> Fitted:
+        """The posterior once the guide is trained.
+
+        Args:
+            fields: of the report.
+            started: when the round was, by `time.monotonic`.
+        """
+        scale = {**self.facts, **fields}.get("output_scale")
+        model, width = self.guide.strategy.compute_width(
+            self.model, self.data, self.held_out, self.options, scale
+        )
+        if width is not None:
+            fields = {**fields, **width.reported(), "points": []}
+        seconds = fields.get("seconds", 0.0) + time.monotonic() - started
+        return Fitted(self._posterior(model, {**fields, "seconds": seconds}), width)
+
+    def _posterior(self, model: Model, fields: Mapping[str, Any]) -> Posterior:
+        used = self.held_out is not None and (self.guide.point or self.options.patience)
+        about: dict[str, Any] = {
+            "options": self.options,
+            "temperature": self.temperature,
+            "point": self.guide.point,
+            "parent": self.lineage[-1].id if self.lineage else None,
+            "held_out": len(self.held_out) if self.held_out is not None and used else 0,
+        }
+        first: Prior | None = model.prior
+        if self.lineage:
+            first = self.guide.strategy.first_prior(self.first_prior)
+        report = FitReport(**{**about, **self.facts, **fields})
+        return Posterior(model, self.guide, (*self.lineage, report), self.columns, first)
+
+    def _learn_coreset(self, fitted: Fitted, kept: Examples) -> Fitted:
+        """A posterior that has learnt a coreset too; the guide without it is kept for later
+        rounds."""
+        without = fitted.posterior
+        model, report, options = without.model, without.report, self.options
+        guide = copy.deepcopy(without.guide)
+        after = replace(
+            self,
+            model=model.with_prior(closed(prior_of(model, without.guide))),  # with its scales set
+            guide=guide,
+            data=kept,
+            held_out=None,
+            options=replace(options, patience=None),
+            temperature=temperature(guide, options, not kept.few, self.temperature),
+            facts={
+                "examples": len(kept),
+                "data": kept.fingerprint,
+                "output_scale": report.output_scale,
+            },
+            lineage=without.lineage,
+            first_prior=without.first_prior,
+            callback=None,
+        )
+        learnt = after._learn().posterior.report
+        guide.set_prior(model)  # it has learnt all of the round under the round's own prior
+        coreset = Coreset(kept, without.guide, learnt)
+        return Fitted(without.replace(guide=guide, coreset=coreset), fitted.width)
+
+
+def temperature(guide: Guide, options: FitOptions, enough: bool, default: float) -> float:
+    """The weight of the KL to the prior: the one given, or 1 (the posterior), or the default of a
+    point estimate.
+
+    Args:
+        guide: the guide.
+        options: of the fit.
+        enough: whether something else than the whole prior keeps a point estimate from
+            overfitting: held-out rows, or the information of earlier data.
+        default: the weight then.
+    """
+    if options.temperature is not None:
+        return options.temperature
+    return default if guide.point and enough else 1.0
+
+
+def check_arguments(
+    options: FitOptions,
+    validation: object,
+    optimizer: object,
+    callback: object,
+    executor: Executor | None,
+    replay: int | None,
+) -> None:
+    """Check the arguments that say how to fit, before data are read.
+
+    Raises:
+        ConfigError: one of them cannot work.
+    """
+    agree("options", repr(options.change(progress=False)))
+    check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
+    if callback is not None and executor is not None:
+        raise ConfigError("callback: an executor's workers cannot call it; expected None")
+    if executor is not None and world() > 1:
+        raise ConfigError("executor: the ranks share the components out already; expected None")
+    pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
+    if pool and pool.get_start_method() == "fork" and torch.get_num_threads() > 1:
+        raise ConfigError(
+            "executor: forked processes hang in torch if it uses several threads; expected "
+            'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
+        )
+    MAYBE_COUNT("replay", replay)
+    made = isinstance(optimizer, (Optimizer, PyroOptim))
+    if optimizer is not None and (made or not callable(optimizer)):
+        raise ConfigError(
+            f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters "
+            "to a torch optimiser, such as lambda parameters: torch.optim.Adam(parameters, lr=0.01)"
+        )
+    check(callback, Callable | None, "callback", "a function of a step's record or None")
+    if options.patience and validation is None:
+        raise ConfigError(
+            f"patience={options.patience} needs validation data; patience=None fits to the end"
+        )
+
+
+def of_component(options: FitOptions, number: int) -> FitOptions:
+    """The options of a component: the first has the seed given, the others one far from it."""
+    return options.change(seed=derived(options.seed, number))
+
+
+def first_sds(first_prior: Prior | None, sites: Sites) -> dict[str, Tensor] | None:
+    """By site, the sds of the first round's prior, if it is known and Normal."""
+    with suppress(PriorError):
+        normals = independent_normals(first_prior, sites, [site.name for site in sites], "guide")
+        return {name: sd for name, (_, sd) in normals.items()}
+    return None
+
+
+def run_all(
+    rounds: Sequence[Round], executor: Executor | None, lineage: tuple[FitReport, ...] = ()
+) -> Posterior:
+    """Run the rounds of a posterior's components, one after the other or in the workers of an
+    executor, and join them.
+
+    A FitError carries the fitted components, or else the last good state of the one that failed.
+
+    Args:
+        rounds: one for each component, the first with the seed that was given.
+        executor: has the workers.
+        lineage: of a mixture, the reports of its earlier rounds.
+    """
+    first = rounds[0]
+    labels = first.data.labels
+    if labels is not None and (off := first.model.likelihood.off_scale(labels)):
+        warnings.warn(f"data: {off}; expected ratings of that scale", stacklevel=2)
+
+    def here(number: int) -> Fitted:
+        one = rounds[number]
+        if len(rounds) > 1:
+            whole.name(f"component {number + 1} of {len(rounds)}")
+        if one.callback is not None:
+            one = replace(one, callback=partial(_tell, one.callback, number))
+        return one.run()
+
+    away = 0 if executor is None else len(rounds)
+    if executor is None and world() > 1 and first.callback is None:
+        executor = Ranks()  # as many for each; what is left is fitted by all of them together
+        away = len(rounds) // world() * world()
+    results: Iterator[Fitted] = map(here, range(away, len(rounds)))
+    if executor is not None and away:
+        results = chain(in_workers(executor, rounds[:away]), results)
+    fitted: list[Fitted] = []
+    parts = parts_of(len(rounds))
+    with bars(first.options.progress), work("fit", parts, at_once=True) as whole:
+        try:
+            for component in results:
+                fitted.append(component)
+                whole.next()
+        except FitError as error:
+            if fitted:
+                components = [component.posterior for component in fitted]
+                error.posterior = MixturePosterior.of_round(components, first.options, lineage)
+            raise
+        whole.name("mixture")
+        posterior = joined(fitted, first.held_out, first.options, first.data.labels, lineage)
+    return posterior.with_report(id=gathered(posterior.report.id)[0])  # each rank made its own
+
+
+def _tell(callback: Callback, component: int, record: dict[str, float]) -> None:
+    callback({"component": component, **record})

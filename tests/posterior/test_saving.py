@@ -162,9 +162,9 @@ def test_what_was_renamed_or_made_is_on_the_disk(
 def test_earlier_rounds_are_saved_without_most_of_their_steps(tmp_path: Path) -> None:
     posterior = fit()
     last = posterior.report.history[-1]
-    posterior.report.history = [last | {"step": step, "loss": 1 / step} for step in range(1, 401)]
-    posterior = posterior.update(tiny_examples(12, seed=20))
-    posterior.report.history = posterior.lineage[0].history[:]
+    steps = [last | {"step": step, "loss": 1 / step} for step in range(1, 401)]
+    posterior = posterior.with_report(history=steps)
+    posterior = posterior.update(tiny_examples(12, seed=20)).with_report(history=steps)
     again = load(posterior.save(tmp_path / "one"))
     first, before = again.lineage[0], posterior.lineage[0]
     assert len(before.history) == 400 and len(first.history) == 100

@@ -36,6 +36,7 @@ from .mixture import Fitted, MixturePosterior, joined, parts_of
 from .posterior import Posterior
 from .replay import Coreset
 
+
 @dataclass(frozen=True, eq=False)
 class Round:
     """What one component is about to learn, from where, and how.

@@ -91,7 +91,7 @@ def run(
         _doubts(before[POSTERIOR])
     with _step(f"Learn {len(tweets.train)} tweets, without a look back at the films"):
         how = options.change(temperature=0.0)
-        tuned = MixturePosterior.joined(
+        tuned = MixturePosterior.of_round(
             [
                 bh.fit(point.model, copy.deepcopy(point.guide), tweets.train, options=how)
                 for point in points.components

@@ -147,7 +147,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     seed = SEED("seed", seed)
     if posterior.report.temperature == 0 and not posterior.guide.linear:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
-    feed = CachedBatches(posterior.model, _training_examples(posterior, data))
+    batches = CachedBatches(posterior.model, _training_examples(posterior, data))
     # Each component has its own prior after the first round, and its own linearised network.
     parts = posterior.components
     share = -(-samples // len(parts))
@@ -158,7 +158,9 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
             model, guide, temperature = part.guide.strategy.target(
                 part.model, report.temperature, later=report.parent is not None
             )
-            ratios.append(log_ratios(model, guide, feed, share, derived(seed, number), temperature))
+            ratios.append(
+                log_ratios(model, guide, batches, share, derived(seed, number), temperature)
+            )
             whole.next()
     result = PSIS.of(torch.cat(ratios))
     taus = {part.report.tau or 1.0 for part in parts}
@@ -232,7 +234,7 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
 
 
 def log_likelihoods(
-    model: Model, draws: Iterable[Draws], feed: CachedBatches, samples: int | None = None
+    model: Model, draws: Iterable[Draws], batches: CachedBatches, samples: int | None = None
 ) -> Tensor:
     """(S,) float64: log p(labels | weights) of all examples together, under each of S draws."""
 
@@ -242,7 +244,7 @@ def log_likelihoods(
 
     sums = []
     with work("likelihoods", samples) as whole:
-        for (part,) in passes(model, draws, feed, take):
+        for (part,) in passes(model, draws, batches, take):
             sums.append(part.double().sum(-1))
             whole.next(parts=len(part))
     return torch.cat(sums)
@@ -251,7 +253,7 @@ def log_likelihoods(
 def log_ratios(
     model: Model,
     guide: Guide,
-    feed: CachedBatches,
+    batches: CachedBatches,
     samples: int,
     seed: int = 0,
     temperature: float = 1.0,
@@ -283,7 +285,7 @@ def log_ratios(
             densities.append(_log_prob(tracer.trace, weights, temperature) - _log_prob(trace))
             yield Draws(complete(model.prior, model.sites, weights), at)
 
-    likelihood = log_likelihoods(model, draws(), feed, samples)
+    likelihood = log_likelihoods(model, draws(), batches, samples)
     ratios = likelihood / temperature + torch.cat(densities)
     if ratios.isnan().any() or (ratios == math.inf).any():
         raise GuideError("guide: its log-density, or the model's, is not finite at its own draws")

@@ -108,11 +108,11 @@ def sbc(
     ):
         data = replace(examples, labels=labels)
         guide = inferred(model, data, derived(seed + number))
-        feed = copy.copy(whole)
-        feed.examples = data
-        names, true = _quantities(model, [Draws(truth)], feed, places, chosen)
+        batches = copy.copy(whole)
+        batches.examples = data
+        names, true = _quantities(model, [Draws(truth)], batches, places, chosen)
         drawn = [*draw_parts(model, guide, draws, seed + number)]
-        _, values = _quantities(model, drawn, feed, places, chosen)
+        _, values = _quantities(model, drawn, batches, places, chosen)
         below, ties = (values < true).sum(0), (values == true).sum(0)
         # A truth that equals some draws is ranked at random among them.
         ranks.append(below + (torch.rand(ties.shape, generator=generator) * (ties + 1)).long())
@@ -164,7 +164,7 @@ def _remembering(network: RandomPEFT) -> RandomPEFT:
 
 
 def _simulate(
-    model: Model, feed: CachedBatches, replications: int, seed: int
+    model: Model, batches: CachedBatches, replications: int, seed: int
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """(1, 1, *shape) weights from the prior, with (N,) labels of at least two classes; at most
     twice as many are drawn as are wanted."""
@@ -173,7 +173,7 @@ def _simulate(
         drawn = draw_parts(model, PriorGuide(model), 2 * replications, seed)
         for number, part in enumerate(drawn):
             with seeded(seed + number):
-                by_draw, *_ = simulate(model, [part], feed)
+                by_draw, *_ = simulate(model, [part], batches)
             for i, labels in enumerate(by_draw):
                 if model.likelihood.kind != "class" or len(labels.unique()) > 1:
                     yield {name: value[i : i + 1] for name, value in part.weights.items()}, labels
@@ -184,7 +184,7 @@ def _simulate(
 def _quantities(
     model: Model,
     draws: Sequence[Draws],
-    feed: CachedBatches,
+    batches: CachedBatches,
     places: CachedBatches,
     sites: Sequence[str],
 ) -> tuple[tuple[str, ...], Tensor]:
@@ -198,7 +198,7 @@ def _quantities(
         whats = ["mean"]
     names = ["log likelihood"]
     names += [f"{what} at {text!r:.40}" for text in places.examples.texts for what in whats]
-    columns = [log_likelihoods(model, draws, feed).unsqueeze(-1), predicted.flatten(1)]
+    columns = [log_likelihoods(model, draws, batches).unsqueeze(-1), predicted.flatten(1)]
     for site in model.sites:
         if site.name in sites:
             index = torch.cartesian_prod(*map(torch.arange, site.shape)).reshape(-1, site.ndim)
@@ -208,13 +208,16 @@ def _quantities(
     return tuple(names), torch.cat(columns, -1)
 
 
-def predictions(model: Model, draws: Iterable[Draws], feed: CachedBatches) -> Tensor:
+def predictions(model: Model, draws: Iterable[Draws], batches: CachedBatches) -> Tensor:
     """(S, N, K) float64: probabilities of classes or labels under each draw, or with K = 1 means of
     ratings."""
     kind = model.likelihood.kind
     classes = kind in ("class", "choice")
     parts = passes(
-        model, draws, feed, lambda predicted, _: (predicted.probs if classes else predicted.mean,)
+        model,
+        draws,
+        batches,
+        lambda predicted, _: (predicted.probs if classes else predicted.mean,),
     )
     values = torch.cat([part.double() for (part,) in parts])
     return values.unsqueeze(-1) if kind == "rating" else values

@@ -297,7 +297,7 @@ def _predictions(
 ) -> dict[str, xr.Dataset]:
     """Labels drawn from the likelihood under the draws of each guide, the last one being the
     prior, and the log-likelihoods of the observed labels."""
-    feed = CachedBatches(model, examples)
+    batches = CachedBatches(model, examples)
 
     def group(*dims: str, **arrays: np.ndarray) -> xr.Dataset:
         """Arrays over `dims`, and over "output" where a text may have several labels."""
@@ -313,7 +313,7 @@ def _predictions(
     for number, guide in enumerate(guides):
         of_guide = derived(seed, number)  # as the weights' draws have
         with private_rng(of_guide):
-            outcomes.append(simulate(model, draw_parts(model, guide, samples, of_guide), feed))
+            outcomes.append(simulate(model, draw_parts(model, guide, samples, of_guide), batches))
     *chains, prior = outcomes
     groups = {
         "prior_predictive": of_chains([prior[0]]),

@@ -78,11 +78,11 @@ def rejection(
     Several named forecasts of the same kind can be compared.
     """
     named = forecasts if isinstance(forecasts, Mapping) else {"": forecasts}
-    for each in named.values():
-        check(each, Forecast, "forecasts", "a forecast, or several by name")
-    if len(qualities := {each.quality for each in named.values()}) != 1:
+    for forecast in named.values():
+        check(forecast, Forecast, "forecasts", "a forecast, or several by name")
+    if len(qualities := {forecast.quality for forecast in named.values()}) != 1:
         raise ConfigError("forecasts: expected one or more, all of the same kind")
-    curves = {name: rejection_curve(each, by=by) for name, each in named.items()}
+    curves = {name: rejection_curve(forecast, by=by) for name, forecast in named.items()}
     ax = new_axes(ax)
     looks = cycle(STYLES)
     for (name, (fractions, scores)), (colour, marker) in zip(curves.items(), looks, strict=False):

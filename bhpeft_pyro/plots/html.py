@@ -1,5 +1,7 @@
-"""What notebooks show, and the page that `bhpeft report` writes: HTML that needs nothing from
-elsewhere. Every text in it is escaped."""
+"""Tables and plots in HTML, for notebooks and for the page that `bhpeft report` writes.
+
+It needs nothing from elsewhere, and every text in it is escaped.
+"""
 
 from __future__ import annotations
 
@@ -66,12 +68,12 @@ def posterior_page(
         ]
     if posterior.model.network.kinds:
         linear = posterior.guide.linear
-        found = changes(posterior, 0 if linear else 64)
-        height = 1.5 + max(map(len, found.values())) * (0.15 + 0.12 * len(found))
+        by_branch = changes(posterior, 0 if linear else 64)
+        height = 1.5 + max(map(len, by_branch.values())) * (0.15 + 0.12 * len(by_branch))
         parts += [
             "<h2>What the PEFT weights change</h2>",
             f"<p>{_CENTRAL if linear else _DRAWN}</p>",
-            image("Change by layer", partial(change_forest, found), height),
+            image("Change by layer", partial(change_forest, by_branch), height),
         ]
     for number, report in reversed([*enumerate(posterior.lineage, 1)]):
         parts += [f"<h2>Round {number}</h2>", report_html(report)]
@@ -126,13 +128,13 @@ def sites_html(sites: Sequence[Site]) -> str:
 
 
 def model_html(model: Model) -> str:
-    """What a model is made of, and its sites."""
+    """The parts of a model, and its sites."""
     facts = model.facts | {"prior": str(model.prior)}
     return table((), facts.items()) + sites_html(model.sites)
 
 
 def posterior_html(posterior: Posterior) -> str:
-    """What a posterior is of, and the report of its last round."""
+    """The facts of a posterior, and the report of its last round."""
     facts = table((), posterior.facts.items())
     return facts + (report_html(posterior.report) if posterior.lineage else "")
 
@@ -157,29 +159,32 @@ def forecast_html(forecast: Forecast) -> str:
     return words + least_certain(forecast, _TEXT) + forecast_plots(forecast)
 
 
-def least_certain(forecast: Forecast, most: int | None = None) -> str:
+def least_certain(forecast: Forecast, longest: int) -> str:
     """The ten least certain examples, with at most so many characters of their texts."""
     order = forecast.flag(1.0)[:_LISTED].tolist()
     rows = forecast.to_dataset()
-    found = {"row": order, **rows[order]}
-    for column, feature in rows.features.items():
+    columns = {"row": order, **rows[order]}
+    for name, feature in rows.features.items():
         if isinstance(feature, ClassLabel):
-            found[column] = feature.int2str(found[column])
-    if most and "text" in found:
-        found["text"] = [t if len(t) <= most else f"{t[: most - 3]}..." for t in found["text"]]
+            columns[name] = feature.int2str(columns[name])
+    if "text" in columns:
+        columns["text"] = [
+            text if len(text) <= longest else f"{text[: longest - 3]}..."
+            for text in columns["text"]
+        ]
     first, last = ("row", "label", "prediction"), ("text",)
     left_out = {*first, *last, "total", "variance", "probabilities"}  # so that texts have room
-    between = (name for name in found if name not in left_out)
-    shown = [name for name in (*first, *between, *last) if name in found]
-    return table(shown, zip(*(found[name] for name in shown), strict=True))
+    between = (name for name in columns if name not in left_out)
+    names = [name for name in (*first, *between, *last) if name in columns]
+    return table(names, zip(*(columns[name] for name in names), strict=True))
 
 
 def forecast_plots(forecast: Forecast) -> str:
     """The plots of a forecast; without labels, of its uncertainty alone."""
-    found: dict[str, Callable[..., Axes]] = {}
+    plots: dict[str, Callable[..., Axes]] = {}
+    if forecast.right() is not None:
+        plots["Reliability"] = reliability
     if forecast.labels is not None:
-        if forecast.right() is not None:
-            found["Reliability"] = reliability
-        found["Quality of the rest when the least certain are rejected"] = rejection
-    found["Epistemic and aleatoric uncertainty"] = epistemic_aleatoric
-    return "\n".join(image(words, partial(draw, forecast)) for words, draw in found.items())
+        plots["Quality of the rest when the least certain are rejected"] = rejection
+    plots["Epistemic and aleatoric uncertainty"] = epistemic_aleatoric
+    return "\n".join(image(words, partial(draw, forecast)) for words, draw in plots.items())

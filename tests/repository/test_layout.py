@@ -18,11 +18,7 @@ FAMILIES = {  # the base class of each family to the folder that may tell its me
     "Posterior": "posterior",
     "Kind": "peft",
 }
-TOLD_APART = {  # what is left to replace by a method or an attribute
-    *("ClassForecast", "Function"),
-    *("LoRA", "MixturePosterior", "MixturePrior", "RatingForecast", "Ratings"),
-    "Categorical",
-}
+TOLD_APART = {"Function", "MixturePrior"}  # left to replace by a method or an attribute
 FOREIGN = {"arviz", "peft", "sklearn", "mlflow", "ray"}  # imported in integrations/ alone
 
 

@@ -175,7 +175,7 @@ class Diagnosis:
 
     Attributes:
         psis: how near the guide is to the posterior, over all latents.
-        guards: warnings of the last round's report.
+        warnings: of the last round's report.
         components: of a mixture, a diagnosis of each; the rest is of the mixture.
 
     >>> print(Diagnosis(PSIS(0.4, 250.0, -21.5, 0.05, 1000), ()))
@@ -185,18 +185,18 @@ log evidence -21.50 ± 0.05
     """
 
     psis: PSIS
-    guards: tuple[str, ...]
+    warnings: tuple[str, ...]
     components: tuple[Diagnosis, ...] = ()
 
     def __str__(self) -> str:
-        lines = [str(self.psis), *(self.guards or ["no warnings"])]
+        lines = [str(self.psis), *(self.warnings or ["no warnings"])]
         for number, part in enumerate(self.components, 1):
             lines += [f"component {number}:", *(f"  {line}" for line in str(part).splitlines())]
         return "\n".join(lines)
 
 
 def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
-    """`psis` on the training data, and the report's guards; for a mixture, of each component too.
+    """`psis` on the training data, and the report's warnings; for a mixture, of each component too.
 
     Args:
         posterior, data, samples, seed: as for `psis`, whose errors it raises.
@@ -205,7 +205,7 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
     components = posterior.components if len(posterior.components) > 1 else ()
     return Diagnosis(
         psis=psis(posterior, data, samples, seed),
-        guards=tuple(posterior.report.guards),
+        warnings=tuple(posterior.report.warnings),
         components=tuple(diagnose(part, data, samples, seed) for part in components),
     )
 

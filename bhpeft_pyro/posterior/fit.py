@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -124,7 +124,7 @@ def fit(
     if likelihood is not model.likelihood:
         model = Model(model.network, model.prior, likelihood)
     check_prior(model.prior, model.sites)
-    guides = _made(guide, model, [of_component(options, number) for number in range(count)])
+    guides = _made(guide, model, options, count)
     for made in guides:
         check_made_for(model, made)
     point, strategy = guides[0].point, guides[0].strategy
@@ -149,16 +149,16 @@ def fit(
     facts |= {"examples": len(examples), "data": examples.fingerprint}
     rounds: list[Round] = []
     for number, made in enumerate(guides):
-        own = of_component(options, number)
-        kept, rest = (None, examples) if replay is None else set_aside(examples, replay, own.seed)
+        how = of_component(options, number)
+        kept, rest = (None, examples) if replay is None else set_aside(examples, replay, how.seed)
         rounds.append(
             Round(
                 model,
                 made,
                 rest,
                 held_out,
-                own,
-                temperature=temperature(made, own, held_out is not None, 0.0),
+                how,
+                temperature=temperature(made, how, held_out is not None, 0.0),
                 facts=facts,
                 columns=columns,
                 kept=kept,
@@ -233,14 +233,15 @@ def _components(given: Any, guide: object, model: Model) -> int:
     return given
 
 
-def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[Guide]:
+def _made(guide: Any, model: Model, options: FitOptions, count: int) -> list[Guide]:
     """One guide per component."""
     if isinstance(guide, nn.Module):
         return [*as_guide(guide).components]
-    known, made = isinstance(guide, str | type | Mapping), []
-    for own in every:
-        with seeded(own.seed):  # a function, too, may draw initial values
-            made.append(autoguide(guide, model, components=1) if known else as_guide(guide))
+    named, made = isinstance(guide, str | type | Mapping), []
+    for number in range(count):
+        # A function, too, may draw initial values.
+        with seeded(of_component(options, number).seed):
+            made.append(autoguide(guide, model, components=1) if named else as_guide(guide))
     return made
 
 

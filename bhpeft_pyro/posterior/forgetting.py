@@ -15,7 +15,7 @@ from ..priors import Prior, closed_form, independent_normals
 def KEEP(name: str, value: Any) -> float | dict[str, float]:
     """The rule for `keep`: a number from 0 to 1, or one for each pattern of site names."""
     if isinstance(value, Mapping):
-        return {string(name, key): SHARE(f"{name}[{key!r}]", each) for key, each in value.items()}
+        return {string(name, key): SHARE(f"{name}[{key!r}]", share) for key, share in value.items()}
     return SHARE(name, value)
 
 
@@ -61,10 +61,11 @@ def forget(
     patterns = keep if isinstance(keep, Mapping) else {"*": keep}
     names = [site.name for site in sites]
     check_used(names, patterns, "keep", ConfigError)
-    found = {name: first_match(name, patterns) for name in names}
-    shares = {name: patterns[pattern] for name, pattern in found.items() if pattern is not None}
+    matches = {name: first_match(name, patterns) for name in names}
+    shares = {name: patterns[pattern] for name, pattern in matches.items() if pattern is not None}
     shares = {name: share for name, share in shares.items() if share < 1}
     if not shares:
         return posterior
-    known = closed_form(posterior, "keep")
-    return known.tempered(shares, independent_normals(first, sites, shares, "keep"))
+    return closed_form(posterior, "keep").tempered(
+        shares, independent_normals(first, sites, shares, "keep")
+    )

@@ -60,10 +60,10 @@ def of(
             f"guide: expected a guide that is trained on this model already, got {shown(guide)}; "
             "bh.fit trains one"
         )
-    guides = [trained_by_pyro(each, model) for each in as_guide(guide).components]
-    for each in guides:
-        check_made_for(model, each)
-        check_sampled(model, each)
+    guides = [trained_by_pyro(part, model) for part in as_guide(guide).components]
+    for part in guides:
+        check_made_for(model, part)
+        check_sampled(model, part)
     learnt = 0, ""
     if data is not None:
         examples = model.encode(data, columns, new_names=True)
@@ -71,8 +71,8 @@ def of(
         learnt = len(examples), examples.fingerprint
     model.network.in_use = True
     parts = [
-        Posterior(model, each, (FitReport(*learnt, FitOptions()),), columns, model.prior)
-        for each in guides
+        Posterior(model, part, (FitReport(*learnt, FitOptions()),), columns, model.prior)
+        for part in guides
     ]
     return parts[0] if len(parts) == 1 else MixturePosterior.of_round(parts, FitOptions())
 
@@ -116,9 +116,11 @@ def from_draws(
     said = _tensors("statistics", {} if statistics is None else statistics)
     if isinstance(draws, MCMC):
         if draws.num_chains == 1:
-            said = {name: each[None] if each.dim() == 1 else each for name, each in said.items()}
-        draws, known = _sampled(draws)
-        said = known | said
+            said = {
+                name: value[None] if value.dim() == 1 else value for name, value in said.items()
+            }
+        draws, diverging = _sampled(draws)
+        said = diverging | said
     values = _tensors("draws", draws)
     shapes = {latent.name: tuple(latent.loc.shape) for latent in latents(model)}
     shapes |= {name: shape for latent in latents(model) for name, shape in latent.sites.items()}
@@ -128,10 +130,10 @@ def from_draws(
     if len(counts) != 1:
         raise GuideError(f"draws: expected as many chains of each latent, got {sorted(counts)}")
     (chains,), samples = counts, max(value.shape[1] for value in values.values())
-    for name, each in said.items():
-        if each.shape != (chains, samples):
+    for name, value in said.items():
+        if value.shape != (chains, samples):
             raise GuideError(
-                f"statistics: {name!r} has shape {(*each.shape,)}, expected {(chains, samples)}"
+                f"statistics: {name!r} has shape {(*value.shape,)}, expected {(chains, samples)}"
             )
     guides = [DrawsGuide.of(model, _row(values, c), _row(said, c)) for c in range(chains)]
     return of(model, guides[0] if len(guides) == 1 else MixtureGuide(guides), data, columns)
@@ -139,10 +141,10 @@ def from_draws(
 
 def _tensors(name: str, given: object) -> dict[str, Tensor]:
     check(given, Mapping, name, "tensors by name" + ", or an MCMC" * (name == "draws"))
-    found = dict[str, Tensor](given)  # type: ignore[call-overload]
-    for key, value in found.items():
+    tensors = dict[str, Tensor](given)  # type: ignore[call-overload]
+    for key, value in tensors.items():
         check(value, Tensor, f"{name}: {key!r}", "a tensor")
-    return found
+    return tensors
 
 
 def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
@@ -156,10 +158,10 @@ def _sampled(mcmc: MCMC) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         raise GuideError("draws: this MCMC has no draws; expected one that has run")
     # Not by `diagnostics()`, which also takes the effective sample size of every weight.
     said: list[Any] = mcmc._diagnostics
-    known = [each.get("divergences") for each in said]
-    if None in known:  # a kernel of one's own
+    divergences = [chain.get("divergences") for chain in said]
+    if None in divergences:  # a kernel of one's own
         return draws, {}
     diverging = torch.zeros(mcmc.num_chains, mcmc.num_samples)
-    for row, steps in zip(diverging, known, strict=True):
+    for row, steps in zip(diverging, divergences, strict=True):
         row[steps] = 1
     return draws, {"diverging": diverging}

@@ -60,8 +60,8 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     >>> bool((new.guide.means()["head.weight"][:2] == old.guide.means()["head.weight"]).all())
     True
     """
-    names, known = _names(posterior, labels), posterior.columns.label_names or ()
-    count = int(labels) if names is None else len(names) - len(known)  # type: ignore[arg-type]
+    names, before = _names(posterior, labels), posterior.columns.label_names or ()
+    count = int(labels) if names is None else len(names) - len(before)  # type: ignore[arg-type]
     old, head = posterior.model.network, _head(posterior.model)
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
@@ -70,8 +70,8 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     there = [site.name for site in posterior.model.sites if site.name in _HEAD]
     first = with_rows(posterior.first_prior, dict.fromkeys(there, count))
     model = Model(network, first, posterior.model.likelihood)
-    own = independent_normals(first, model.sites, there, "grow")
-    rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in own.items()}
+    normals = independent_normals(first, model.sites, there, "grow")
+    rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in normals.items()}
     guide = _grown(posterior.guide, rows)
     coreset = posterior.coreset
     if coreset is not None:
@@ -108,8 +108,7 @@ def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
         return max((data.num_labels or 0) - count, 0)
     values = _labels(posterior, data)
     if names is not None:
-        found = {value for value in values if isinstance(value, str)}
-        return tuple(sorted(found.difference(names)))
+        return tuple(sorted({value for value in values if isinstance(value, str)} - {*names}))
     return max(max(_numbers(values), default=0) + 1 - count, 0)
 
 
@@ -121,10 +120,10 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
         return posterior
     names = posterior.columns.label_names or ()
     if isinstance(labels, tuple):
-        new, known = ", ".join(called(each, names) for each in labels), str(names)
+        new, old = ", ".join(called(label, names) for label in labels), str(names)
     else:
         count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
-        new, known = f"label {count + labels - 1}", f"0 to {count - 1}"
+        new, old = f"label {count + labels - 1}", f"0 to {count - 1}"
         if grow and not isinstance(data, Examples):
             numbers = _numbers(_labels(posterior, data))
             if missing := set(range(count, max(numbers))) - numbers:
@@ -135,10 +134,10 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
                 )
     if not grow:
         raise DataError(
-            f"data: {new} is not among the labels {known}; grow=True adds outputs for new labels"
+            f"data: {new} is not among the labels {old}; grow=True adds outputs for new labels"
         )
     if names and not isinstance(data, Examples):
-        values = [each for each in _labels(posterior, data) if isinstance(each, str)]
+        values = [value for value in _labels(posterior, data) if isinstance(value, str)]
         warn_of_classes(posterior.columns.label, values, names)
     return posterior.grow(labels)
 
@@ -160,20 +159,20 @@ def _numbers(values: Sequence[Any]) -> set[int]:
 
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
-    known = posterior.columns.label_names
-    if known is None:
+    before = posterior.columns.label_names
+    if before is None:
         rows = [site.numel // site.shape[0] for site in posterior.model.sites if site.name in _HEAD]
         check_memory("labels", COUNT("labels", labels), 4 * sum(rows))
         return None
-    new = tuple(in_one_form(strings("labels", labels), known))
-    blank, repeated = not all(map(str.strip, new)), len({*known, *new}) < len(known) + len(new)
+    new = tuple(in_one_form(strings("labels", labels), before))
+    blank, repeated = not all(map(str.strip, new)), len({*before, *new}) < len(before) + len(new)
     if not new or blank or repeated:
-        raise ConfigError(f"labels={shown(new)}: expected one or more names not in {known}")
-    for one, other in look_alikes((*known, *new)):
+        raise ConfigError(f"labels={shown(new)}: expected one or more names not in {before}")
+    for one, other in look_alikes((*before, *new)):
         if other in new:
             what = f"labels: {other!r} becomes a new class beside {one!r}"
             warnings.warn(LabelWarning(what), stacklevel=2)
-    return (*known, *new)
+    return (*before, *new)
 
 
 def _head(model: Model) -> Head | ClassifierHead:

@@ -34,23 +34,23 @@ class _Pickler(cloudpickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    known: Sequence[object]
+    shared: Sequence[object]
 
     def persistent_load(self, number: int) -> object:
-        return self.known[number]
+        return self.shared[number]
 
 
-def _pickled(value: object, known: Sequence[object] = ()) -> bytes:
+def _pickled(value: object, shared: Sequence[object] = ()) -> bytes:
     file = io.BytesIO()
     pickler = _Pickler(file)
-    pickler.numbers = {id(each): number for number, each in enumerate(known)}
+    pickler.numbers = {id(thing): number for number, thing in enumerate(shared)}
     pickler.dump(value)
     return file.getvalue()
 
 
-def _unpickled(data: bytes, known: Sequence[object] = ()) -> Any:
+def _unpickled(data: bytes, shared: Sequence[object] = ()) -> Any:
     unpickler = _Unpickler(io.BytesIO(data))
-    unpickler.known = known
+    unpickler.shared = shared
     return unpickler.load()
 
 
@@ -61,15 +61,15 @@ def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
         ConfigError: something cannot be pickled, or the executor takes no jobs.
         FitError: after the last result: the first FitError of a round, or that a worker ended.
     """
-    known = [_not_copied(one) for one in rounds]
+    stay = [_not_copied(one) for one in rounds]
     # What all rounds have is sent once.
-    shared = [same[0] for same in zip(*known, strict=True) if all(x is same[0] for x in same)]
+    shared = [same[0] for same in zip(*stay, strict=True) if all(x is same[0] for x in same)]
     futures: list[Future[bytes]] = []
     failed: FitError | None = None
     try:
         try:
             job = partial(_job, _pickled(shared))
-            for pair in zip(rounds, known, strict=True):
+            for pair in zip(rounds, stay, strict=True):
                 futures.append(executor.submit(job, _pickled(pair, shared)))
         except Exception as error:  # of the objects' own code, or of the executor
             raise ConfigError(f"executor: a fit cannot be sent to its worker: {error}") from error
@@ -81,7 +81,7 @@ def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
                 ended = f"component {number + 1} of {len(rounds)}: its worker failed: {error!r}"
                 failed = failed or FitError(ended)
                 continue
-            result = _unpickled(data, [*shared, *known[number]])
+            result = _unpickled(data, [*shared, *stay[number]])
             if isinstance(result, FitError):
                 failed = failed or result
             elif isinstance(result, Exception):
@@ -100,9 +100,9 @@ def _not_copied(one: Round) -> list[object]:
     return [one.model.network, one.model.prior, one.first_prior, one.data, one.held_out]
 
 
-def _job(common: bytes, own: bytes) -> bytes:
+def _job(common: bytes, pair: bytes) -> bytes:
     shared = _unpickled(common)
-    one, known = _unpickled(own, shared)
+    one, stay = _unpickled(pair, shared)
     try:
         with sampling(), bars(False):  # workers may be threads
             result = one.run()
@@ -110,4 +110,4 @@ def _job(common: bytes, own: bytes) -> bytes:
         if not isinstance(error, BHPEFTError):
             error.add_note(f"In the worker:\n{format_exc()}")
         result = error
-    return _pickled(result, [*shared, *known])
+    return _pickled(result, [*shared, *stay])

@@ -51,8 +51,8 @@ class MixturePosterior(Posterior):
     def __init__(self, components: Sequence[Posterior], lineage: tuple[FitReport, ...]) -> None:
         first = components[0]
         self._components = tuple(components)
-        model = first.model.with_prior(MixturePrior.of([each.model.prior for each in components]))
-        guide = MixtureGuide([each.guide for each in components])
+        model = first.model.with_prior(MixturePrior.of([part.model.prior for part in components]))
+        guide = MixtureGuide([part.guide for part in components])
         super().__init__(model, guide, lineage, first.columns, first.first_prior)
 
     @property
@@ -75,7 +75,7 @@ class MixturePosterior(Posterior):
             lineage: the reports of the rounds before.
             fields: of the mixture's report, as for `FitReport.of_mixture`.
         """
-        reports = [each.report for each in components]
+        reports = [part.report for part in components]
         parent = lineage[-1].id if lineage else None
         report = FitReport.of_mixture(reports, options, parent, **fields)
         return cls(components, (*lineage, report))
@@ -86,16 +86,16 @@ class MixturePosterior(Posterior):
         Raises:
             GuideError: the components are point estimates, or not guides of this package.
         """
-        return MixturePrior([each.as_prior() for each in self.components])
+        return MixturePrior([part.as_prior() for part in self.components])
 
     def grow(self, labels: Sequence[str] | int) -> MixturePosterior:
         """Add labels to the head of every component; see `posterior.growth`."""
-        grown = [each.grow(labels) for each in self.components]
+        grown = [part.grow(labels) for part in self.components]
         network = grown[0].model.network  # shared: the others' are equal to it
         return MixturePosterior(
             [
-                each.replace(model=Model(network, each.model.prior, each.model.likelihood))
-                for each in grown
+                part.replace(model=Model(network, part.model.prior, part.model.likelihood))
+                for part in grown
             ],
             self.lineage,
         )

@@ -118,8 +118,8 @@ class Posterior:
         names, parts = self.columns.label_names, self.components
         guide = parts[0].guide.title()
         guide = guide if parts[0] is self else f"{len(parts)} x {guide}"
-        found = self.model.facts | {"guide": guide, "rounds": str(len(self.lineage))}
-        return found | ({"classes": ", ".join(names)} if names else {})
+        facts = self.model.facts | {"guide": guide, "rounds": str(len(self.lineage))}
+        return facts | ({"classes": ", ".join(names)} if names else {})
 
     def __repr__(self) -> str:
         kind, guide = type(self).__name__, self.facts["guide"]
@@ -233,19 +233,11 @@ class Posterior:
         """Accuracy, NLL, ECE and other metrics (`metrics.evaluate`) on labelled data."""
         return evaluate(self.predict(self.encode(data), samples, **options))
 
-    def to_arviz(
-        self,
-        data: object | None = None,
-        *,
-        samples: int | None = None,
-        sites: str | Sequence[str] | None = None,
-        max_bytes: int = 2**30,
-        seed: int = 0,
-    ) -> Any:
+    def to_arviz(self, data: object | None = None, **options: Any) -> Any:
         """Draws, the trace of the fit and, given data, predictions; see `arviz.to_arviz`."""
         from ..integrations.arviz import to_arviz
 
-        return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
+        return to_arviz(self, data, **options)
 
     def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
         """How good the approximation is; see `diagnostics.diagnose`."""
@@ -363,19 +355,11 @@ class Posterior:
 
         return grow(self, labels)
 
-    def to_peft(
-        self,
-        folder: str | Path,
-        component: int | None = None,
-        *,
-        draws: int = 0,
-        seed: int = 0,
-        overwrite: bool = False,
-    ) -> Path:
+    def to_peft(self, folder: str | Path, component: int | None = None, **options: Any) -> Path:
         """Write adapters that the `peft` library loads; see `huggingface.to_peft`."""
         from ..integrations.huggingface import to_peft
 
-        return to_peft(self, folder, component, draws=draws, seed=seed, overwrite=overwrite)
+        return to_peft(self, folder, component, **options)
 
     def merge(self, component: int | None = None) -> PreTrainedModel:
         """A plain Hugging Face classifier; see `huggingface.merge`."""

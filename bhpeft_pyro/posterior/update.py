@@ -62,8 +62,8 @@ def update(
     if prior is not None and keep != 1:
         raise ConfigError("prior: expected no keep, which makes a prior of its own")
     own_prior = None if prior is None else as_prior(prior)
-    for each in posterior.components if own_prior is None else ():
-        prior_of(each.model, each.guide)  # refused before data are read, if it cannot be one
+    for part in posterior.components if own_prior is None else ():
+        prior_of(part.model, part.guide)  # refused before data are read, if it cannot be one
     with bars(options.progress):
         if not isinstance(data, Examples):  # for its labels, and to be encoded
             columns = posterior.model.limited(posterior.columns, data)
@@ -103,25 +103,25 @@ def _contradiction(posterior: Posterior, examples: Examples) -> str | None:
     predicts for them at its central values; None if they do not, or it has none."""
     generator = torch.Generator().manual_seed(0)
     some = examples.subset(torch.randperm(len(examples), generator=generator)[:_CHECKED])
-    found = None
+    doubt = None
     with suppress(GuideError):
         forecast: Any = posterior.predict(some, samples=0)
         labels = forecast.labels
         assert labels is not None
         if examples.kind == "rating":
-            found = turned(forecast.mean, labels)
+            doubt = turned(forecast.mean, labels)
         elif examples.kind == "class":
             scores = forecast.probabilities
             # A class that has grown and was not learnt yet has a head of zeros.
             head = posterior.components[0].guide.means().get("head.weight")
-            known = torch.ones(scores.shape[1], dtype=torch.bool)
-            if head is not None and len(head) == len(known):
-                known = head.cpu().any(1)
-            there = known[labels]
-            predicted = scores[there].masked_fill(~known, -1).argmax(1)
-            names = forecast.label_names or [*map(str, range(len(known)))]
-            found = swapped(predicted, labels[there], names)
-    return found and f"data: the labels contradict the posterior, which {found}"
+            learnt = torch.ones(scores.shape[1], dtype=torch.bool)
+            if head is not None and len(head) == len(learnt):
+                learnt = head.cpu().any(1)
+            there = learnt[labels]
+            predicted = scores[there].masked_fill(~learnt, -1).argmax(1)
+            names = forecast.label_names or [*map(str, range(len(learnt)))]
+            doubt = swapped(predicted, labels[there], names)
+    return doubt and f"data: the labels contradict the posterior, which {doubt}"
 
 
 def _round(

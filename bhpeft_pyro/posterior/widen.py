@@ -50,8 +50,8 @@ def widen(
         fitted = []
         for number, part in enumerate(parts, 1):
             whole.name(f"component {number} of {len(parts)}")
-            own = part.report.options.change(**changes)
-            fitted.append(_widened(part, examples, held_out, own))
+            how = part.report.options.change(**changes)
+            fitted.append(_widened(part, examples, held_out, how))
             whole.next()
         whole.name("mixture")
         lineage = posterior.lineage[:-1] if posterior.is_mixture else ()

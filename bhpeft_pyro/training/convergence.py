@@ -45,7 +45,7 @@ class Descent:
         """Around an optimiser's step, with the gradients of the loss of `size` examples."""
         if self._lr > 0:
             products = [(p.grad * way).sum() for p, way in self._moved if p.grad is not None]
-            self._slopes.append(sum(each.item() for each in products) / (self._lr * size))
+            self._slopes.append(sum(product.item() for product in products) / (self._lr * size))
         self._moves, self._way = self._moves + (lr > 0), self._way + lr
         if self._moves < self._first:
             yield
@@ -82,13 +82,13 @@ def at_the_end(guide: Guide, model: Model, parts: Parts) -> dict[str, Any]:
 
 def _by_latent(kl: Mapping[str, Tensor], names: Collection[str]) -> dict[str, float]:
     """The KL of each latent, if each has auxiliary variables of its own; or else that of all."""
-    found = {name: value.item() for name, value in kl.items() if name in names}
-    for name in kl.keys() - found.keys():
+    by_latent = {name: value.item() for name, value in kl.items() if name in names}
+    for name in kl.keys() - by_latent.keys():
         latent = name.removesuffix("_unconstrained")  # of Pyro's AutoNormal
-        if latent not in found:
+        if latent not in by_latent:
             return {JOINT: sum(value.item() for value in kl.values())}
-        found[latent] += kl[name].item()
-    return found
+        by_latent[latent] += kl[name].item()
+    return by_latent
 
 
 def unsettled(slopes: Slopes, end: int, temperature: float) -> list[str]:

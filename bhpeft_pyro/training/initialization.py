@@ -60,24 +60,24 @@ def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) ->
     inner, outer = coordinates.inner, coordinates.outer
     peft = {site.name for site in coordinates.sites}
 
-    def values(count: int, size: float) -> dict[str, Tensor]:
+    def drawn_values(count: int, size: float) -> dict[str, Tensor]:
         """A value of each site for each example; the output side has `size`, in units."""
         drawn = {} if heads is None else _drawn(model, heads, count)
-        found = {}
+        values = {}
         for site in model.sites:
             noise = site.unit * torch.randn(count, 1, *site.shape, device=site.unit.device)
             if site.name in outer:
-                found[site.name] = size * noise
+                values[site.name] = size * noise
             elif site.name in drawn and site.name not in peft:
-                found[site.name] = drawn[site.name]
+                values[site.name] = drawn[site.name]
             elif site.role == "head":
-                found[site.name] = noise
+                values[site.name] = noise
             else:
-                found[site.name] = torch.stack([site.init() for _ in range(count)]).unsqueeze(1)
-        return found
+                values[site.name] = torch.stack([site.init() for _ in range(count)]).unsqueeze(1)
+        return values
 
-    coordinates.fit_anchors(_leading(model, batches, inner, lambda n: values(n, _SMALL)))
-    coordinates.fit_axes(*_moments(model, batches, outer, lambda n: values(n, 0.0)))
+    coordinates.fit_anchors(_leading(model, batches, inner, lambda n: drawn_values(n, _SMALL)))
+    coordinates.fit_axes(*_moments(model, batches, outer, lambda n: drawn_values(n, 0.0)))
     same(coordinates)
 
 
@@ -109,8 +109,10 @@ def _moments(
             for name in names:
                 product = torch.einsum(pattern, gradients[name], gradients[name])
                 sums[name] = sums.get(name, 0) + product
-    lefts, rights = ({k: total / count for k, total in each.items()} for each in (lefts, rights))
-    return lefts, rights
+    return (
+        {name: total / count for name, total in lefts.items()},
+        {name: total / count for name, total in rights.items()},
+    )
 
 
 def _leading(
@@ -133,12 +135,12 @@ def _leading(
                 total = torch.einsum("nlab,nlac->lbc", g, g)
                 rows[name] = [sum(rows[name], total)]
     ranks = {site.name: min(site.shape[1:]) for site in model.sites if site.name in rows}
-    found = {}
+    leading = {}
     for name, parts in rows.items():
-        layers = [_eigen(each, ranks[name]) for each in torch.cat(parts, 1)]
+        layers = [_eigen(layer, ranks[name]) for layer in torch.cat(parts, 1)]
         strengths, vectors = zip(*layers, strict=True)
-        found[name] = torch.stack(strengths) / count, torch.stack(vectors)
-    return found
+        leading[name] = torch.stack(strengths) / count, torch.stack(vectors)
+    return leading
 
 
 def _eigen(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -193,8 +195,8 @@ def own_start(model: Model, seed: int) -> dict[str, Tensor]:
     coordinates = model.network.coordinates
     given = with_mean(model)
     with seeded(seed):
-        own = {site.name: coordinates.another(site.name) for site in model.network.sites}
-    return {k: away for k, away in own.items() if away is not None and k not in given}
+        drawn = {site.name: coordinates.another(site.name) for site in model.network.sites}
+    return {k: away for k, away in drawn.items() if away is not None and k not in given}
 
 
 def centred(model: Model, guide: Guide) -> Model:

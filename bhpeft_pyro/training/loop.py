@@ -154,7 +154,7 @@ class _Run:
                 if self.selects and self.validation is not None:
                     settle_noise(self.model, self.guide, self.validation, bf16)
                 elif self.validation is None and not self.later:  # a few rows and steps
-                    settle_noise(self.model, self.guide, self.feed, bf16, known=True)
+                    settle_noise(self.model, self.guide, self.feed, bf16, learnt=True)
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
@@ -177,7 +177,7 @@ class _Run:
             steppers = [_made(self.optimizer, trained(self.guide))]
         else:
             steppers = self.guide.optimizers(options, len(self.feed.examples))
-        schedulers = [LambdaLR(each, partial(_rate, steps=self.steps)) for each in steppers]
+        schedulers = [LambdaLR(stepper, partial(_rate, steps=self.steps)) for stepper in steppers]
         bad, note = 0, ""  # steps in a row; the held-out NLL
         for step in range(1, self.steps + 1):
             give_way()

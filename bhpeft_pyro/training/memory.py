@@ -125,4 +125,4 @@ def _kept(network: RandomPEFT, rows: int, tokens: int) -> int:
     with saved_tensors_hooks(keep, lambda tensor: tensor), network.attachment.bind(weights):
         network.backbone.base_model(input_ids=ids)
     frozen = {weight.untyped_storage()._cdata for weight in network.backbone.parameters()}
-    return sum(each.nbytes() for key, each in storages.items() if key not in frozen)
+    return sum(storage.nbytes() for key, storage in storages.items() if key not in frozen)

@@ -28,12 +28,12 @@ def settle_noise(
     guide: Guide,
     examples: Examples | CachedBatches,
     bf16: bool = False,
-    known: bool = False,
+    learnt: bool = False,
 ) -> None:
     """Set the noise scale of ratings to the errors of a point estimate on some examples; if these
-    are `known` to it, so that errors may be too small, only where that is larger."""
+    were `learnt` by it, so that errors may be too small, only where that is larger."""
     _, noise = noise_of(model, guide, examples, bf16)
-    if known:
+    if learnt:
         noise = noise.maximum(model.likelihood.log_noise(guide.means()).to(noise))
     guide.move(model.likelihood.with_log_noise(noise.float()))
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..base.checks import check_types
 from ..base.fit_options import FitOptions
 from ..data import Examples
-from .report_text import described, guards
+from .report_text import described, warnings_of
 
 _LAST = 50  # steps over which losses are averaged
 _OF_ALL = (  # fields that are the same in all components of a mixture
@@ -167,7 +167,7 @@ class FitReport:
         by_step: dict[float, list[dict[str, float]]] = {}
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
-        projections = [each.projection for each in components if each.projection is not None]
+        projections = [part.projection for part in components if part.projection is not None]
         return cls(
             first.examples,
             first.data,
@@ -179,11 +179,11 @@ class FitReport:
             kl=_mean([report.kl for report in components]),
             marginal_kl=_mean([report.marginal_kl for report in components]),
             scales={
-                name: math.prod(each.scales[name] for each in components) ** (1 / len(components))
+                name: math.prod(part.scales[name] for part in components) ** (1 / len(components))
                 for name in first.scales
             },
-            unsettled=[*dict.fromkeys(name for each in components for name in each.unsettled)],
-            falling=any(each.falling for each in components),
+            unsettled=[*dict.fromkeys(name for part in components for name in part.unsettled)],
+            falling=any(part.falling for part in components),
             parent=parent,
             projection=fmean(projections) if projections else None,
             components=list(components),
@@ -204,7 +204,7 @@ class FitReport:
     def negative_elbo(self) -> float:
         """Negative ELBO in nats per example; the mean loss of the last steps if unknown."""
         if self.components:
-            return fmean(each.negative_elbo for each in self.components)
+            return fmean(part.negative_elbo for part in self.components)
         if self.expected_nll is None:
             return self.last("loss")
         return self.expected_nll + sum(self.kl.values()) / self.examples
@@ -215,13 +215,13 @@ class FitReport:
         return {name: kl for name, kl in self.kl.items() if name in self.scales} | self.marginal_kl
 
     @property
-    def guards(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Warnings, one line each; none for a sound fit.
 
         Warnings about sites cover those in `scales`: other guides' sds and KLs per site are
         unknown.
         """
-        return guards(self)
+        return warnings_of(self)
 
     def last(self, name: str, steps: int = _LAST) -> float:
         """The mean of a history entry over the last steps; nan for a guide that was trained
@@ -270,5 +270,4 @@ class FitReport:
 def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each name over the entries that have it."""
     names = dict.fromkeys(name for entry in entries for name in entry)
-    found = {name: [entry[name] for entry in entries if name in entry] for name in names}
-    return {name: fmean(values) for name, values in found.items()}
+    return {name: fmean(entry[name] for entry in entries if name in entry) for name in names}

@@ -14,11 +14,11 @@ _SKIPPED = 0.1  # of the steps
 _FAR = 2.0  # factor between the temperature and 1
 
 
-def guards(report: FitReport) -> list[str]:
-    """See `FitReport.guards`."""
-    found = []
+def warnings_of(report: FitReport) -> list[str]:
+    """The warnings of `FitReport.warnings`."""
+    lines = []
     if collapsed := [name for name, scale in report.scales.items() if scale < _COLLAPSED]:
-        found.append(
+        lines.append(
             f"collapsed: the sds are below {_COLLAPSED:g} of the prior's, nearly a point "
             f"estimate, at {', '.join(collapsed)}"
         )
@@ -28,24 +28,24 @@ def guards(report: FitReport) -> list[str]:
         branch = name.rpartition(".")[0] or name
         branches[branch] = max(branches.get(branch, 0.0), abs(kl))
     if nothing := [branch for branch, kl in branches.items() if kl < _NOTHING]:
-        found.append(
+        lines.append(
             f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at all sites of "
             f"{', '.join(nothing)}"
         )
     if report.unsettled:
-        found.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
+        lines.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
     if report.falling:
-        found.append("not converged: the loss still falls; set more epochs, or another lr")
-    elif few := [each.steps for each in report.components or [report] if _too_few(each)]:
-        found.append(f"too few steps ({min(few)}) to tell whether the loss still falls")
+        lines.append("not converged: the loss still falls; set more epochs, or another lr")
+    elif few := [part.steps for part in report.components or [report] if _too_few(part)]:
+        lines.append(f"too few steps ({min(few)}) to tell whether the loss still falls")
     if report.skipped > _SKIPPED * report.steps:
-        found.append(
+        lines.append(
             f"unstable: {report.skipped} of {report.steps} steps were skipped because the loss or "
             "gradient was not finite"
         )
     if not _is_laplace(report):
-        found += _unusual(report.temperature)
-    return found
+        lines += _unusual(report.temperature)
+    return lines
 
 
 def _too_few(report: FitReport) -> bool:
@@ -62,8 +62,8 @@ def described(report: FitReport) -> str:
         lines.append(f"{report.held_out} held-out rows{_purpose(report)}")
     if report.tau is not None:
         lines.append(_width(report))
-    for number, each in enumerate(report.components if report.steps else (), 1):
-        lines.append(f"  component {number}: {_component(each)}")
+    for number, part in enumerate(report.components if report.steps else (), 1):
+        lines.append(f"  component {number}: {_component(part)}")
     if report.components and report.component_nll is not None:
         lines.append(
             f"mixture: held-out NLL {report.component_nll:.3f} (of the point estimates alone "
@@ -79,7 +79,7 @@ def described(report: FitReport) -> str:
     if report.projection is not None:
         how = f"KL {report.projection:.2f} nats" if report.projection else "exact"
         lines.append(f"prior: the last posterior in the new family of guides, {how}")
-    return "\n".join([*lines, *_sites(report), *guards(report)])
+    return "\n".join([*lines, *_sites(report), *warnings_of(report)])
 
 
 def _fit(report: FitReport) -> str:
@@ -117,8 +117,8 @@ def _sites(report: FitReport) -> list[str]:
 def _purpose(report: FitReport) -> str:
     """What the held-out rows were for, in words."""
     parts = (report, *report.components)
-    step = ["early stopping"] if any(each.best_step is not None for each in parts) else []
-    width = ["the width"] if any(each.component_nll is not None for each in parts) else []
+    step = ["early stopping"] if any(part.best_step is not None for part in parts) else []
+    width = ["the width"] if any(part.component_nll is not None for part in parts) else []
     return f" for {' and '.join(step + width)}" if step + width else ""
 
 
@@ -165,7 +165,7 @@ def _loss(report: FitReport) -> str:
 
 def _is_laplace(report: FitReport) -> bool:
     """Whether the temperature is that of a point estimate only, the prior's weight."""
-    return any(each.tau is not None for each in (report, *report.components))
+    return any(part.tau is not None for part in (report, *report.components))
 
 
 def _unusual(temperature: float) -> list[str]:

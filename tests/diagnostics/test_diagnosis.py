@@ -20,7 +20,7 @@ def report(**values: Any) -> bh.training.FitReport:
 
 def test_a_sound_report_has_no_guards() -> None:
     sound = report(kl={"a": 3.0, "b": 0.2}, scales={"a": 0.3, "b": 0.99})
-    assert sound.guards == []
+    assert sound.warnings == []
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,17 @@ def test_a_sound_report_has_no_guards() -> None:
 )
 def test_each_guard_speaks_alone_and_by_name(values: dict[str, Any], message: str) -> None:
     found = report(**values)
-    assert len(found.guards) == 1
-    assert re.match(message, found.guards[0])
-    assert found.guards[0] in str(found).splitlines()
+    assert len(found.warnings) == 1
+    assert re.match(message, found.warnings[0])
+    assert found.warnings[0] in str(found).splitlines()
 
 
 def test_a_points_temperature_is_not_that_of_its_width() -> None:
     point = report(temperature=0.0, point=True)
     wide = report(temperature=0.0, point=True, tau=3.0)
-    assert len(point.guards) == 1 and wide.guards == []
+    assert len(point.warnings) == 1 and wide.warnings == []
     mixed = [bh.training.FitReport.of_mixture([each, each], each.options) for each in (point, wide)]
-    assert len(mixed[0].guards) == 1 and mixed[1].guards == []
+    assert len(mixed[0].warnings) == 1 and mixed[1].warnings == []
 
 
 def test_a_points_loss_is_no_negative_elbo() -> None:
@@ -73,12 +73,12 @@ def test_guards_of_fits() -> None:
     }
     model = tiny_model(prior=prior)
     posterior = bh.fit(model, "normal", data, max_steps=60, **options)
-    nothing = next(line for line in posterior.report.guards if line.startswith("learnt nothing"))
+    nothing = next(line for line in posterior.report.warnings if line.startswith("learnt nothing"))
     assert nothing.endswith("at all sites of lora.query, lora.value")
     # The recipe that is a point in disguise: sds that start narrow and hardly move.
     model = tiny_model(())
     guide = NormalGuide(model, init_scale=1e-4)
     posterior = bh.fit(model, guide, data, max_steps=20, **{**options, "lr": 1e-4})
-    guards = " ".join(posterior.report.guards)
+    guards = " ".join(posterior.report.warnings)
     assert "collapsed" in guards and "not converged" in guards and "head.weight" in guards
     assert diagnose(posterior, data).psis.verdict == "bad"

@@ -337,7 +337,7 @@ def test_diagnose_a_fit() -> None:
     found = posterior.diagnose(data, samples=300)
     lines = str(found).splitlines()
     assert lines[0] == str(found.psis) and lines[0].startswith("PSIS k-hat")
-    assert lines[1:] == (posterior.report.guards or ["no warnings"])
+    assert lines[1:] == (posterior.report.warnings or ["no warnings"])
     before = found.psis.k_hat  # then a bias of ten sds
     posterior.guide.move({"head.weight": posterior.guide.means()["head.weight"] + 3.0})
     assert posterior.diagnose(data, samples=300).psis.k_hat > max(before, 0.7)

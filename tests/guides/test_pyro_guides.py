@@ -85,7 +85,7 @@ def test_few_steps_say_whether_the_loss_falls_or_that_they_are_too_few(guide: An
     options: dict[str, Any] = {"lr": 0.01, "temperature": 1.0}
     some, few = (rated(guide, max_steps=steps, **options).report for steps in (24, 15))
     assert some.falling and "the loss still falls; set more epochs" in str(some)
-    assert "too few steps (15) to tell whether the loss still falls" in few.guards
+    assert "too few steps (15) to tell whether the loss still falls" in few.warnings
 
 
 def loaded(posterior: bh.Posterior, folder: Path) -> bh.Posterior:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -106,6 +107,18 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     if missing:
         raise PriorError(f"prior: it has no sample statement for {', '.join(sorted(missing))}")
     return [latent for latent in covered if names is None or set(latent.names) <= set(names)]
+
+
+def check_attributes(names: Sequence[str], guide: str) -> None:
+    """Refuse names that collide in some of Pyro's guides: what belongs to latent "a.b" is an
+    attribute "b" there of what belongs to "a"."""
+    for outer, inner in permutations(names, 2):
+        if inner.startswith(f"{outer}."):
+            other = f"{inner.removeprefix(f'{outer}.')}.{outer}"
+            raise GuideError(
+                f"{guide}: the prior samples {outer!r} and {inner!r}, whose names collide as "
+                f"attributes; rename the second, for example to {other!r}"
+            )
 
 
 def with_mean(model: Model) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from itertools import permutations
 from math import prod
 from typing import Any, cast
 
@@ -27,7 +26,7 @@ from ..model.model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior, unpack
 from ..priors.from_posterior import joint
 from .guide import Budget, Guide
-from .latent import is_real, latents, normal_on
+from .latent import check_attributes, is_real, latents, normal_on
 
 _LARGEST = 4096  # latents of a dense covariance: 64 MiB
 
@@ -81,7 +80,7 @@ class PyroGuide(Guide):
         self._shapes = {x.name: tuple(x.loc.shape) for x in self._latents}
         make: Any = PYROS[family] if isinstance(family, str) else family
         if not issubclass(make, pyro_guides.AutoContinuous):
-            _check_names([*self._shapes], make.__name__)
+            check_attributes([*self._shapes], make.__name__)
         if not issubclass(make, pyro_guides.AutoNormalizingFlow):
             starts = {x.name: biject_to(x.support)(x.loc) for x in self._latents}
 
@@ -343,17 +342,6 @@ def _made_again(
     if state is not None:
         new.load_state_dict(state)
     return new
-
-
-def _check_names(names: Sequence[str], guide: str) -> None:
-    """Pyro keeps what belongs to latent "a.b" as an attribute "b" of what belongs to "a"."""
-    for outer, inner in permutations(names, 2):
-        if inner.startswith(f"{outer}."):
-            other = f"{inner.removeprefix(f'{outer}.')}.{outer}"
-            raise GuideError(
-                f"{guide}: the prior samples {outer!r} and {inner!r}, whose names collide as "
-                f"attributes; rename the second, for example to {other!r}"
-            )
 
 
 def _is_latent(node: Any) -> bool:

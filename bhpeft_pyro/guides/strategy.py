@@ -94,7 +94,7 @@ class Strategy:
         options: FitOptions,
         output_scale: float | None = None,
     ) -> tuple[Model, Width | None]:
-        """Compute what is not trained, once the guide is trained.
+        """Compute what is not trained, once the guide is trained on the examples.
 
         Args:
             model: with the prior that the guide was fitted under.
@@ -104,8 +104,7 @@ class Strategy:
             output_scale: that of an earlier fit of this round, which stays without held-out rows.
 
         Returns:
-            The model, with the prior that the width was computed with, and what was found; None if
-            all of the guide is trained.
+            The model with the prior of the width, and the width; None if all of it is trained.
         """
         return model, None
 

@@ -71,10 +71,8 @@ def scores(
         model: the model.
         weights: for each site, or for each latent of its prior, a tensor `(B, 1, *shape)`.
         batch: B examples, not split over particles.
-        outcomes: which y: `one_outcome` that is sampled, or `all_outcomes`.
-
-    Yields:
-        For each outcome, the names of `weights` to tensors `(B, *shape)`.
+        outcomes: which y: `one_outcome` that is sampled, or `all_outcomes`; for each outcome there
+            is a mapping from the names of `weights` to tensors `(B, *shape)`.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
     with torch.enable_grad():
@@ -91,16 +89,8 @@ def scores(
 def diagonal(
     model: Model, weights: Mapping[str, Tensor], batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information of one example, averaged over examples.
-
-    Args:
-        model: the model.
-        weights: for each site, or for each latent of its prior, a tensor of its shape.
-        batches: the examples.
-
-    Returns:
-        The same names to tensors of the same shapes.
-    """
+    """The diagonal of the Fisher information of one example, averaged over examples: in the shapes
+    of the weights, which are given by site or by latent of the prior."""
 
     def outcomes(predictive: TorchDistribution) -> list[Tensor]:
         return all_outcomes(predictive) or one_outcome(predictive)  # the latter in expectation
@@ -120,14 +110,8 @@ def from_prior(model: Model, latents: Mapping[str, Tensor]) -> dict[str, Tensor]
     """The information of latents about others that their prior depends on.
 
     Weights, for example, are informative about their scale. The result is the diagonal of the
-    Fisher information of p(latents), without the contribution of each latent's own density.
-
-    Args:
-        model: the model; only its prior is used.
-        latents: one value, of its shape, of each latent of the prior.
-
-    Returns:
-        The same names to tensors of the same shapes.
+    Fisher information of p(latents), without the contribution of each latent's own density, at one
+    value of each latent of the model's prior, and in its shape.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in latents.items()}
     sums = {name: torch.zeros_like(value) for name, value in leaves.items()}

@@ -128,18 +128,10 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Width:
-    """The width of a fitted component, and what a report says of it.
+    """The width of a fitted component, and what its report says of it under the same names
+    (`training.FitReport`).
 
     Attributes:
-        tau: the multiple of the first prior's precision in the covariance.
-        noise: the noise scale of ratings, in their units; None without one.
-        output_scale: the factor of a softmax's outputs; None without a softmax.
-        point_nll: held-out NLL of the point estimate, with the noise that suits it.
-        component_nll: held-out NLL with this width.
-        kl: to the prior per latent, in nats, at tau = 1 as the prior of the next round.
-        marginal_kl: the KL of each site's marginal.
-        scales: geometric mean of posterior sd / prior sd, per site.
-        expected_nll: of one training example, under the posterior of the linearised network.
         candidates: the densities of held-out rows, if any, by which a mixture chooses again.
     """
 
@@ -217,13 +209,10 @@ def _nll(log_densities: Tensor) -> Tensor:
 def of_draws(
     taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, scaled: bool
 ) -> Candidates:
-    """Candidates from draws of the outputs.
+    """Candidates from draws of the outputs; if `scaled`, at every output scale.
 
-    Args:
-        taus: (T,).
-        spreads: for each tau the (B, E, E) covariances of the outputs, batch by batch.
-        held: the rows.
-        scaled: whether the output scale is chosen too.
+    `spreads` are for each of the (T,) taus the (B, E, E) covariances of the outputs of the rows
+    `held`, batch by batch.
     """
     scales = OUTPUT_SCALES if scaled else _UNSCALED
     densities = torch.stack([_densities(held, spread, scales) for spread in spreads])
@@ -270,11 +259,7 @@ def with_constant_noise(
     With noise s in place of the trained s0, the precision tau P + (s0 / s)^2 N F is (s0 / s)^2
     times that of tau' = tau (s / s0)^2. So a rating has the variance s^2 (1 + v / s0^2), with v the
     variance of its mean under tau'. The best s^2 is the mean of squared errors / (1 + v / s0^2).
-
-    Args:
-        taus, spreads, held: as for `of_draws`.
-        unit: of the ratings; the noise scale is a multiple of it.
-        free: whether the noise scale is chosen too.
+    s is a multiple of `unit`.
     """
     errors, trained = _errors(held)
     least = (LEAST_NOISE * unit / trained).square().max()

@@ -49,15 +49,8 @@ def rows_kept(latents: int) -> int:
 def jacobians(
     model: Model, at: Mapping[str, Tensor], examples: Examples, share: float = 1.0
 ) -> Jacobians:
-    """Those of examples, as many at a time as there is memory for; several processes divide the
-    batches.
-
-    Args:
-        model: the model.
-        at: the weights, by site.
-        examples: the rows.
-        share: of the progress bar.
-    """
+    """Those of examples at some weights, by site, as many at a time as there is memory for; several
+    processes divide the batches. `share` is that of the progress bar."""
     at_once = examples_at_once(_count(at), _outputs(model, examples))
 
     def batches() -> Iterator[Batch]:
@@ -106,15 +99,8 @@ class Curvature:
     def of(
         cls, rows: Jacobians, scale: Tensor, rank: int, outputs: int, weight: float
     ) -> Curvature:
-        """From the Jacobians of some examples, each of which counts `weight` times.
-
-        Args:
-            rows: the Jacobians.
-            scale: (D,) the prior's.
-            rank: the number of directions that are kept.
-            outputs: of the network.
-            weight: N over the number of these examples.
-        """
+        """From the Jacobians of some examples, each of which counts `weight` times, under a prior
+        of scale (D,); `rank` directions are kept."""
         room = rank + gradients_at_once(len(scale), rank)
         gathered = Gathered(scale, rank, room + examples_at_once(len(scale), outputs))
         for _, linear, derivatives in rows:
@@ -166,11 +152,7 @@ class Gathered:
     Args:
         like: a tensor (D,) of the vectors' dtype and device.
         rank: of the root.
-        room: the largest number of vectors in the table.
-
-    Attributes:
-        count: the number of vectors in the table.
-        diagonal: (D,) the diagonal of the sum of all vectors added so far.
+        room: the largest number of vectors in the table; there are `count` now.
     """
 
     def __init__(self, like: Tensor, rank: int, room: int) -> None:

@@ -60,16 +60,15 @@ class LaplaceGuide(Guide):
 
     Attributes:
         loc: (D,) the point estimate w*, in the order in which the prior samples the weights.
-        joint_prior: a Normal over the same vector, `prior`, as a prior of the sites.
-        latent: the name under which the vector is sampled.
-        shapes: of the sites, in order.
+        joint_prior: a Normal over the same vector, `prior`, as a prior of the sites, which have
+            `shapes` in this order. If it is open, `fit` sets its scales, `first_scale`, in every
+            round.
         measured: whether the covariance has been computed.
         tau: the multiple of the first prior's precision in the covariance.
         output_scale: a factor of the network's outputs (one over a softmax's temperature; Guo et
             al. 2017). The outputs are linear in the head's weights, so draws of those, `means()`,
             `scales()` and `covariance` include the factor; `loc` and `as_prior()` do not.
         first_scale: (D,) sds of the first round's prior; where a later prior is wider, of that.
-        open: whether the prior leaves `first_scale` to `fit`, which sets it in every round.
 
     Raises:
         GuideError: the prior is not an independent Normal at every site, or has observations.
@@ -115,14 +114,6 @@ class LaplaceGuide(Guide):
     @property
     def prior(self) -> LowRankNormal:
         return self.joint_prior.normal
-
-    @property
-    def latent(self) -> str:
-        return self.joint_prior.name
-
-    @property
-    def open(self) -> bool:
-        return self.joint_prior.open
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
@@ -177,7 +168,7 @@ class LaplaceGuide(Guide):
             drawn = dist.Delta(self.loc, event_dim=1)
         # A model with a joint prior samples the vector too, and computes the sites from it.
         infer: Any = {"sites": self.shapes, "is_auxiliary": bool(self._sampled)}
-        values = self.unpack(pyro.sample(self.latent, drawn, infer=infer))
+        values = self.unpack(pyro.sample(self.joint_prior.name, drawn, infer=infer))
         return values | {
             name: pyro.sample(name, dist.Delta(values[name], event_dim=len(self.shapes[name])))
             for name in self._sampled
@@ -224,10 +215,8 @@ class LaplaceGuide(Guide):
 
     def at(self, names: set[str]) -> Tensor:
         """(D,) whether a weight belongs to one of the sites `names`."""
-        parts = self.unpack(self.loc.detach()).items()
-        return torch.cat(
-            [torch.full_like(part, n in names, dtype=torch.bool).flatten() for n, part in parts]
-        )
+        parts = [torch.full(s, n in names, device=self.loc.device) for n, s in self.shapes.items()]
+        return torch.cat([part.flatten() for part in parts])
 
     def means(self) -> dict[str, Tensor]:
         return self.unpack(self.factors() * self.loc.detach())
@@ -235,7 +224,7 @@ class LaplaceGuide(Guide):
     @torch.no_grad()
     def move(self, values: Mapping[str, Tensor]) -> None:
         factors = self.factors()
-        by_site = self.unpack(values.get(self.latent, factors * self.loc)) | dict(values)
+        by_site = self.unpack(values.get(self.joint_prior.name, factors * self.loc)) | dict(values)
         flat = torch.cat([by_site[n].to(self.loc).flatten() for n in self.shapes])
         self.loc.copy_(flat / factors)
 
@@ -272,7 +261,7 @@ class LaplaceGuide(Guide):
 
     def joined(self, normal: LowRankNormal) -> JointPrior:
         """A Normal over all weights as a prior of their sites."""
-        return JointPrior(normal, self.shapes, self.latent, self.open)
+        return JointPrior(normal, self.shapes, self.joint_prior.name, self.joint_prior.open)
 
     def as_model_samples(self, prior: JointPrior) -> Prior:
         """The prior of sites one by one, if the model samples them so."""

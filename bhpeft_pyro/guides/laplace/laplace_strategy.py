@@ -126,7 +126,7 @@ class LaplaceStrategy(Strategy):
         first, more = _sampled(examples, options.seed)
         with seeded(options.seed), work("width", 2 + (held_out is not None)) as doing:
             again = repeatable(model, trained, first)
-            if guide.open:
+            if guide.joint_prior.open:
                 model = model.with_prior(guide.rescale(equal_effect(model, guide, again())))
             doing.next()
             rest = [jacobians(model, trained, part, share=1 / len(more)) for part in more]
@@ -169,7 +169,7 @@ class LaplaceStrategy(Strategy):
 
     def first_prior(self, before: Prior | None) -> Prior | None:
         prior = joint(before)
-        if not self.guide.open or prior is None:
+        if not self.guide.joint_prior.open or prior is None:
             return before
         scales = Covariance.diagonal(self.guide.first_scale)
         return self.guide.joined(LowRankNormal(prior.normal.loc, scales))
@@ -311,7 +311,7 @@ def _width(
         output_scale=choice.output_scale if likelihood.softmax else None,
         point_nll=choice.point_nll,
         component_nll=choice.nll,
-        kl={guide.latent: kl_divergence(plain.normal, prior.normal).item()},
+        kl={guide.joint_prior.name: kl_divergence(plain.normal, prior.normal).item()},
         marginal_kl={
             name: kl_divergence(plain.marginal([name]).normal, prior.marginal([name]).normal).item()
             for name in plain.shapes

@@ -181,7 +181,7 @@ def test_every_round_sets_open_scales_again_and_keeps_what_was_learnt(tau: float
         first = exactly(model, parts[0], **options)
         second = first.update(parts[1], again=True)
         old, guide = guide_of(first), guide_of(second)
-        assert guide.open == (prior is None)
+        assert guide.joint_prior.open == (prior is None)
         fresh = LaplaceGuide(
             model.with_prior(given), len(guide.loc)
         )  # the second round's information alone

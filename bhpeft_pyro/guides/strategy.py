@@ -31,11 +31,11 @@ class Strategy:
     Attributes:
         centres_prior: whether each component of a mixture starts near a mode of its own, with its
             prior centred there.
-        training: the share of a fit's time that training takes; the rest computes a width.
+        training_share: the share of a fit's time that training takes; the rest computes a width.
     """
 
     centres_prior: bool = False
-    training: float = 1.0
+    training_share: float = 1.0
 
     def __init__(self, guide: Guide) -> None:
         self.guide = guide

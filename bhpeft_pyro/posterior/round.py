@@ -93,7 +93,7 @@ class Round:
         started, strategy = time.monotonic(), self.guide.strategy
         self.guide.set_prior(self.model)
         strategy.drop_covariance()
-        with work(share=strategy.training):
+        with work(share=strategy.training_share):
             training = optimise(
                 self.model,
                 self.guide,

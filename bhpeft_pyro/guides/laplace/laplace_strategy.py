@@ -55,7 +55,7 @@ class LaplaceStrategy(Strategy):
     """How a fit treats a `LaplaceGuide`."""
 
     centres_prior = True
-    training = 0.8
+    training_share = 0.8
 
     def __init__(self, guide: LaplaceGuide) -> None:
         self.guide: LaplaceGuide = guide

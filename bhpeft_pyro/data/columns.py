@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, TypeVar
@@ -204,15 +204,23 @@ def labelled_words(
     return [labels[i] for i in kept], kept
 
 
-@contextmanager
-def naming_words(sentences: Sequence[Sequence[str]], kept: Sequence[int]) -> Iterator[None]:
+def naming_words(
+    sentences: Sequence[Sequence[str]], kept: Sequence[int]
+) -> AbstractContextManager[None]:
     """Name sentence and word where reading the labels of the words `kept` fails at one of them."""
+    words = [(i, f"word {k}: ") for i, words in enumerate(sentences) for k in range(len(words))]
+    return naming_entries([words[i] for i in kept])
+
+
+@contextmanager
+def naming_entries(places: Sequence[tuple[int, str]]) -> Iterator[None]:
+    """Within the block the entries of lists are read one after the other. Of those that cannot be
+    read, errors name the rows, and say what the first entry is: `places` has both of each."""
     try:
         yield
     except DataError as error:
         if not error.rows:
             raise
-        places = [(i, k) for i, words in enumerate(sentences) for k in range(len(words))]
-        bad = [places[kept[row]] for row in error.rows]
-        rows = [*dict.fromkeys(sentence for sentence, _ in bad)]
-        raise DataError.of_rows(error.where, rows, f"word {bad[0][1]}: {error.problem}") from error
+        bad = [places[i] for i in error.rows]
+        rows = [*dict.fromkeys(row for row, _ in bad)]
+        raise DataError.of_rows(error.where, rows, bad[0][1] + error.problem) from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base.checks import shown
 from ..errors import DataError
-from .columns import CellError, as_list, read_cells, wrong
+from .columns import CellError, as_list, naming_entries, read_cells, wrong
 from .doubts import warn_of_classes
 
 
@@ -204,7 +204,8 @@ def read_classes(
     elif any(isinstance(value, bool) for value in values):  # whose names, if any, are others
         expected = "the number of a class" if names is None else f"one of {tuple(names)}"
         check_types(values, column, (int, str), expected, bool)
-    if isinstance(values[0], str):
+    if any(isinstance(value, str) for value in values):
+        check_types(values, column, (str,), "a name, as other labels are")
         read_cells(values, column, _check_name)
         if names is None and not new_names:
             values = _numbers(values, column, num_labels)
@@ -213,7 +214,7 @@ def read_classes(
                 names = sorted(set(values))
                 warn_of_classes(column, values)
             values = _indices(values, column, names)
-    count = _agreed(column, "classes", names, num_labels)
+    count = _agreed(column, names, num_labels)
     _check_range(values, column, count)
     labels = torch.tensor(values, dtype=torch.int64)
     count = int(labels.max()) + 1 if count is None else count
@@ -249,13 +250,11 @@ def _indices(values: Sequence[str], column: str, names: Sequence[str]) -> list[i
     return read_cells(values, column, place)
 
 
-def _agreed(
-    column: str, what: str, names: Sequence[str] | None, num_labels: int | None
-) -> int | None:
+def _agreed(column: str, names: Sequence[str] | None, num_labels: int | None) -> int | None:
     """The number of classes, by their names or as it is given; None if neither says it."""
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(
-            f"num_labels={num_labels}, but column {column!r} has {len(names)} {what}: "
+            f"num_labels={num_labels}, but column {column!r} has {len(names)} classes: "
             f"{tuple(names)}; label_names says which there are"
         )
     return num_labels if names is None else len(names)
@@ -288,29 +287,18 @@ def read_labels(
     """
     cells = read_cells(values, column, as_list)
     check_types(cells, column, (list, tuple), 'a list of names, such as ["sport", "money"]')
-    inner = getattr(feature, "feature", None)
-    if isinstance(inner, ClassLabel):
-        called = dict(enumerate(inner.names))
-        cells = [[called.get(label, label) for label in cell] for cell in cells]
-        names = inner.names if names is None and new_names else names
-    cells = [in_one_form(cell, names) for cell in cells]
-    texts = [label for label in chain.from_iterable(cells) if isinstance(label, str)]
-    if texts or (names is not None and not any(cells)):
-        if names is None and not new_names:
-            raise DataError(f"column {column!r} has names, and the labels of this model have none")
-        if names is None:
-            warn_of_classes(column, texts)
-            names = sorted({*filter(str.strip, texts)})
-        called_so = tuple(names)
-
-        def row_of(cell: list[Any]) -> list[int]:
-            for label in cell:
-                if label not in called_so:
-                    raise CellError(f"{shown(label)} is not one of {called_so}")
-            return [int(name in cell) for name in called_so]
-
-        cells = read_cells(cells, column, row_of)
-    count = _agreed(column, "labels", names, num_labels) or len(cells[0])
+    places = [(i, "") for i, cell in enumerate(cells) for _ in cell]
+    labels, of_label = [*chain.from_iterable(cells)], getattr(feature, "feature", None)
+    named = isinstance(of_label, ClassLabel) or any(isinstance(label, str) for label in labels)
+    if named or (names is not None and not labels):
+        with naming_entries(places):
+            indices, classes, count = read_classes(
+                labels, column, of_label, names, num_labels, new_names
+            )
+        matrix = torch.zeros(len(cells), count)
+        matrix[torch.tensor([i for i, _ in places], dtype=torch.int64), indices] = 1
+        return matrix, classes, count
+    count = _agreed(column, names, num_labels) or len(cells[0])
     if not count:
         raise wrong(column, 0, "[]; expected a number 0 or 1 for each label, or names in some row")
 
@@ -320,5 +308,4 @@ def read_labels(
             raise CellError(f"{shown(cell)}; expected a list of {what}")
 
     read_cells(cells, column, check_row)
-    labels = torch.tensor(cells, dtype=torch.float32)
-    return labels, None if names is None else tuple(names), count
+    return torch.tensor(cells, dtype=torch.float32), None if names is None else tuple(names), count

@@ -194,20 +194,20 @@ SEVERAL: list[Case] = [
         (labels(["a", "b"], "c", ["a"]), {}, "column 'label'"),
         (labels(["a", "b"], None, ["a"]), {}, "row 1: the label is missing"),
         (labels(["a"], ["b"], ["z"]), {"columns": AB}, "row 2: 'z' is not"),
-        (labels(["a"], ["b"], []), {"num_labels": 3}, r"has 2 labels: \('a', 'b'\)"),
-        (labels(["a"], ["a"], []), {"num_labels": 2}, r"has 1 labels: \('a',\)"),
-        (labels(["a"], ["b"]), {"new_names": False}, "the labels of this model have none"),
+        (labels(["a"], ["b"], []), {"num_labels": 3}, r"has 2 classes: \('a', 'b'\)"),
+        (labels(["a"], ["a"], []), {"num_labels": 2}, r"has 1 classes: \('a',\)"),
+        (labels(["a"], ["b"]), {"new_names": False}, "'a' is a name, and the classes have none"),
         (labels([1, 0], [1]), {}, r"row 1: \[1\]; expected a list of names of labels, or 2"),
         (labels([1, 0], [2, 0]), {}, r"row 1: \[2, 0\]"),
         (labels([1, 0]), {"num_labels": 3}, "row 0: .* or 3 numbers 0 or 1"),
         (labels("['a']", "[]"), {}, "row 0: .* is not a list; expected JSON"),
         (labels("[" * 10**5, "[]"), {}, "row 0: .* is not a list; expected JSON"),
-        (labels(["a"], ["b"], ["a", None]), {}, r"row 2: None is not one of \('a', 'b'\)"),
-        (labels(["a"], [" "], []), {}, r"row 1: ' ' is not one of \('a',\)"),
+        (labels(["a"], ["b"], ["a", None]), {}, "row 2: the label is missing"),
+        (labels(["a"], [" "], []), {}, "row 1: the label is empty"),
         (labels([], []), {}, r"row 0: \[\]; expected a number 0 or 1 for each label, or names"),
         (labels([], [1, 0]), {}, r"row 0: \[\]; expected a number 0 or 1"),
-        (hub([[0], [1, -1]], several=True), {}, "row 1: -1 is not one of"),
-        (hub([[0], [1, None]], several=True), {}, "row 1: None is not one of"),
+        (hub([[0], [1, -1]], several=True), {}, "row 1: label -1; expected 0 to 1"),
+        (hub([[0], [1, None]], several=True), {}, "row 1: the label is missing"),
     )
 ]
 WORDS: list[Case] = [
@@ -222,6 +222,8 @@ WORDS: list[Case] = [
         (([["a"], []], [["O"], []]), "'text', row 1: there is no word"),
         (([5, 6], [["O"], ["B"]]), "'text', row 0: 5; expected a list of words, or a text"),
         (([["a"]], [[None]]), "column 'label': no word has a label"),
+        ((["a is"], ['["O", 1]']), "row 0: word 1: 1 is a int; expected a name, as other labels"),
+        ((["a is"], ['[1, "O"]']), "row 0: word 0: 1 is a int; expected a name, as other labels"),
     )
 ]
 WORDS += [(OK, {"each_word": True, "columns": PAIR}, r"columns.pair='b' is not for each_word")]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel, T5EncoderModel
 
+from bhpeft_pyro.peft import Attachment
+
 VOCABULARY = 60
 MODEL_TYPES = (
     "bert",
@@ -146,3 +148,24 @@ def draw(sites: Any, particles: int = 1, seed: int = 2, scale: float = 1.0) -> d
 def take(weights: dict[str, Tensor], *index: int) -> dict[str, Tensor]:
     """One draw."""
     return {name: value[index] for name, value in weights.items()}
+
+
+def weights_for(model_type: str, kinds: Any, particles: int = 1) -> dict[str, Any]:
+    """`draw` for the sites of some kinds on such a model."""
+    return draw(Attachment(build(model_type), kinds).sites, particles)
+
+
+def run(model: Any, batch: dict[str, Any]) -> Tensor:
+    """A model's first output: the last hidden states, or a head's logits."""
+    with torch.no_grad():
+        return model(**batch)[0]
+
+
+def bound(attachment: Attachment, weights: dict[str, Any], batch: dict[str, Any]) -> Tensor:
+    """The first output under these weights."""
+    with attachment.bind(weights, batch["attention_mask"]):
+        return run(attachment.backbone, batch)
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)

@@ -11,6 +11,7 @@ import weakref
 import pytest
 import tiny
 import torch
+from tiny import bound, run
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bhpeft_pyro.errors import ArchitectureError, ConfigError
@@ -18,16 +19,6 @@ from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix, presets
 from bhpeft_pyro.peft.binding import LayerForward
 
 KINDS = (LoRA(rank=3), Adapter(size=4), Prefix(3))
-
-
-def run(model, batch):
-    with torch.no_grad():
-        return model(**batch)[0]
-
-
-def bound(attachment, weights, batch):
-    with attachment.bind(weights, batch["attention_mask"]):
-        return run(attachment.backbone, batch)
 
 
 def hooks(model):

@@ -5,15 +5,11 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from tiny import bound, close, run, weights_for
 from torch import nn
 
 from bhpeft_pyro.errors import ArchitectureError, BHPEFTError, ConfigError
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix, presets
-
-
-def run(model, batch):
-    with torch.no_grad():
-        return model(**batch).last_hidden_state
 
 
 def shapes(attachment):
@@ -180,3 +176,55 @@ def test_presets():
     assert presets.mam() == (Adapter(size=8, scale=4.0), Prefix(length=30, encoder=8))
     assert all(kind.gated for kind in presets.unipelt())
     assert presets.lora(rank=2) == (LoRA(rank=2),)
+
+
+# Gates.
+
+
+def gate_of(x, mask, weights, kind):
+    """mean over real tokens of sigmoid(w.x + b), one an example."""
+    logits = x @ weights[f"{kind}.gate.weight"][0, 0] + weights[f"{kind}.gate.bias"][0, 0]
+    opened, real = torch.sigmoid(logits), mask.float()
+    return (opened * real).sum(1) / real.sum(1)
+
+
+@pytest.mark.parametrize("name", ["lora", "adapter", "sequential", "prefix"])
+@pytest.mark.parametrize("model_type", ["bert", "opt"])
+def test_gates_equal_their_formula(name, model_type):
+    # On the first layer what a gate reads is that of the frozen model. A gated kind then equals
+    # the ungated one whose output side is scaled row by row, each row a particle of its own.
+    batch = tiny.inputs()
+    rows = len(batch["input_ids"])
+
+    def kinds(gated):
+        return {
+            "lora": LoRA(("query", "ffn_out"), rank=3, gated=gated, layers=(0,)),
+            "adapter": Adapter(size=4, gated=gated, layers=(0,)),
+            "sequential": Adapter(size=4, placement="sequential", gated=gated, layers=(0,)),
+            "prefix": Prefix(3, gated=gated, layers=(0,)),
+        }[name]
+
+    weights = weights_for(model_type, [kinds(True)])
+    model, reads = tiny.build(model_type), {}
+    layer = model.encoder.layer[0] if model_type == "bert" else model.decoder.layers[0]
+    bert = model_type == "bert"
+    query = layer.attention.self.query if bert else layer.self_attn.q_proj
+    query.register_forward_hook(lambda m, args, out: reads.update(attention=args[0]))
+    first, last = (layer.intermediate.dense, layer.output.dense) if bert else (layer.fc1, layer.fc2)
+    first.register_forward_hook(lambda m, args, out: reads.update(adapter=args[0]))
+    last.register_forward_hook(lambda m, args, out: reads.update(sequential=out))
+    with torch.no_grad():
+        run(model, batch)
+    x = reads[name if name in reads else "attention"]
+    x = x.reshape(rows, -1, x.shape[-1])
+    gate = gate_of(x, batch["attention_mask"], weights, "adapter" if "se" in name else name)
+    assert gate.std() > 0.02  # the rows do differ
+    scaled = {}
+    for site, value in weights.items():
+        if ".gate." not in site:
+            value = value.repeat(rows, *[1] * (value.ndim - 1))
+            if site.endswith((".B", ".up", ".key", ".value")):
+                value = value * gate.view(-1, *[1] * (value.ndim - 1))
+            scaled[site] = value
+    expected = bound(Attachment(tiny.build(model_type), [kinds(False)]), scaled, batch)
+    close(bound(Attachment(tiny.build(model_type), [kinds(True)]), weights, batch), expected)

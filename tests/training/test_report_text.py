@@ -1,4 +1,4 @@
-"""Guards of a fit's report, and the diagnosis made of them and k-hat."""
+"""The warnings of a fit's report, and what it says in words."""
 
 from __future__ import annotations
 
@@ -18,11 +18,6 @@ def report(**values: Any) -> bh.training.FitReport:
     return bh.training.FitReport(10, "", bh.FitOptions(), **values)
 
 
-def test_a_sound_report_has_no_guards() -> None:
-    sound = report(kl={"a": 3.0, "b": 0.2}, scales={"a": 0.3, "b": 0.99})
-    assert sound.warnings == []
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -39,7 +34,8 @@ def test_a_sound_report_has_no_guards() -> None:
         ({"temperature": 0.0}, "temperature 0: maximum likelihood, no posterior$"),
     ],
 )
-def test_each_guard_speaks_alone_and_by_name(values: dict[str, Any], message: str) -> None:
+def test_each_warning_speaks_alone_and_by_name(values: dict[str, Any], message: str) -> None:
+    assert report(kl={"a": 3.0, "b": 0.2}, scales={"a": 0.3, "b": 0.99}).warnings == []
     found = report(**values)
     assert len(found.warnings) == 1
     assert re.match(message, found.warnings[0])
@@ -50,7 +46,7 @@ def test_a_points_temperature_is_not_that_of_its_width() -> None:
     point = report(temperature=0.0, point=True)
     wide = report(temperature=0.0, point=True, tau=3.0)
     assert len(point.warnings) == 1 and wide.warnings == []
-    mixed = [bh.training.FitReport.of_mixture([each, each], each.options) for each in (point, wide)]
+    mixed = [bh.training.FitReport.of_mixture([one, one], one.options) for one in (point, wide)]
     assert len(mixed[0].warnings) == 1 and mixed[1].warnings == []
 
 
@@ -62,15 +58,12 @@ def test_a_points_loss_is_no_negative_elbo() -> None:
         assert line.startswith("negative ELBO" if guide == "normal" else "loss"), line
 
 
-def test_guards_of_fits() -> None:
+def test_warnings_of_fits() -> None:
     """A site that the data say nothing of, one that is nailed down, one never moved."""
     data = tiny_examples(24)
     options: dict[str, Any] = {"batch_size": 24, "lr": 0.1, "progress": False}
     # LoRA's effect is nil at a prior this narrow, so its posterior is the prior.
-    prior = {
-        "lora.*": dist.Normal(0.0, 1e-6),
-        "head.*": dist.Normal(0.0, 1.0),
-    }
+    prior = {"lora.*": dist.Normal(0.0, 1e-6), "head.*": dist.Normal(0.0, 1.0)}
     model = tiny_model(prior=prior)
     posterior = bh.fit(model, "normal", data, max_steps=60, **options)
     nothing = next(line for line in posterior.report.warnings if line.startswith("learnt nothing"))
@@ -79,6 +72,6 @@ def test_guards_of_fits() -> None:
     model = tiny_model(())
     guide = NormalGuide(model, init_scale=1e-4)
     posterior = bh.fit(model, guide, data, max_steps=20, **{**options, "lr": 1e-4})
-    guards = " ".join(posterior.report.warnings)
-    assert "collapsed" in guards and "not converged" in guards and "head.weight" in guards
+    words = " ".join(posterior.report.warnings)
+    assert "collapsed" in words and "not converged" in words and "head.weight" in words
     assert diagnose(posterior, data).psis.verdict == "bad"

@@ -11,13 +11,8 @@ import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
-from bhpeft_pyro.guides import (
-    Guide,
-)
-from bhpeft_pyro.testing import (
-    tiny_examples,
-    tiny_model,
-)
+from bhpeft_pyro.guides import Guide
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
 def test_what_a_guide_of_one_s_own_lacks_is_named() -> None:

@@ -8,14 +8,8 @@ import torch
 from scaled_priors import with_extras, with_scales_named
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.guides import (
-    NormalGuide,
-    latents,
-)
-from bhpeft_pyro.testing import (
-    tiny_examples,
-    tiny_model,
-)
+from bhpeft_pyro.guides import NormalGuide, latents
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
 def test_a_positive_latent_starts_at_the_priors_sd_of_its_logarithm() -> None:

@@ -15,16 +15,9 @@ from torch import Tensor, nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import (
-    NormalGuide,
-)
+from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.guides.mean_field import NaturalGradient, ScaledAdam
-from bhpeft_pyro.testing import (
-    tiny_batch,
-    tiny_examples,
-    tiny_model,
-)
-from bhpeft_pyro.training.convergence import unsettled
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 # N(target, 1 / precision) per coordinate, over seven orders of magnitude
 TARGET = torch.tensor([-3.0, 0.0, 0.5, 0.6])
@@ -211,10 +204,3 @@ def test_the_default_step_is_a_cold_posteriors(temperature: float) -> None:
     cold = bh.fit(tiny_model(()), "normal", data, **options)
     warm = bh.fit(tiny_model(()), "normal", data, lr=0.1, **options)
     assert cold.report.last("nll") < 0.75 * warm.report.last("nll")
-
-
-def test_what_is_still_to_come_is_measured_in_the_temperatures_unit() -> None:
-    slopes = [(step, {"w": torch.full((), -0.01)}) for step in range(20)]  # 0.5 % at T = 1
-    assert unsettled(slopes, 19, 1.0) == []
-    assert unsettled(slopes, 19, 0.01) == ["w"]
-    assert unsettled(slopes, 19, 0.0) == []

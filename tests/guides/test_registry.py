@@ -10,14 +10,8 @@ import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
-from bhpeft_pyro.guides import (
-    GUIDES,
-    budget,
-)
-from bhpeft_pyro.testing import (
-    tiny_batch,
-    tiny_model,
-)
+from bhpeft_pyro.guides import GUIDES, budget
+from bhpeft_pyro.testing import tiny_batch, tiny_model
 
 
 def test_an_unknown_name_lists_the_known() -> None:

@@ -9,13 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
-from exact import (
-    dense,
-    own_network,
-    random_ratings,
-    random_texts,
-    regression,
-)
+from exact import dense, own_network, random_ratings, random_texts, regression
 from laplace_fits import QUICK, exactly, guide_of
 from torch import Tensor
 

@@ -26,29 +26,36 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse((PACKAGE / path).read_text())
 
 
-def parts_of_the_map() -> dict[str, int]:
-    """Part of the package to its row in the map of the code."""
+def rows_of_the_map() -> list[tuple[str, set[str]]]:
+    """Each part of the package in the map of the code, with the files that its row names."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `bhpeft_pyro/")]
-    return {
-        part: number
-        for number, row in enumerate(rows)
-        for part in re.findall(r"`bhpeft_pyro/(\w+)(?:\.py|/)`", row)
-    }
+    row = re.compile(r"^\| `bhpeft_pyro/([\w/]+?)(?:\.py|/)`[^|]*\|[^|]*\|([^|]*)\|$", re.MULTILINE)
+    named = re.compile(r"`(\w+)`")
+    return [
+        (part, {*named.findall(re.sub(r"\([^)]*\)", "", files))})
+        for part, files in row.findall(text)
+    ]
 
 
 def test_map_is_complete() -> None:
-    """Every module or package at the top stands in the map of the code, and nothing else."""
-    there = {
-        path.stem
-        for path in PACKAGE.iterdir()
-        if path.name != "py.typed" and not path.name.startswith(("_", "."))
-    }
-    assert parts_of_the_map().keys() == there
+    """Every module at the top and every folder has a row, which names all its files."""
+    there: dict[str, set[str]] = {}
+    for path in FILES:
+        if len(path.parts) == 1 and path.stem not in ("__init__", "__main__"):
+            there[path.stem] = set()
+        elif len(path.parts) > 1:
+            files = there.setdefault(path.parent.as_posix(), set())
+            files |= {path.stem} - {"__init__"}
+    described = dict(rows_of_the_map())
+    assert described.keys() == there.keys()
+    for part, files in there.items():
+        assert described[part] == files, f"docs/architecture.md, the row of {part}"
 
 
 def test_each_layer_knows_only_those_above_it_in_the_map() -> None:
-    rows = parts_of_the_map()
+    rows: dict[str, int] = {}
+    for number, (part, _) in enumerate(rows_of_the_map()):
+        rows.setdefault(part.split("/")[0], number)
     for path in FILES:
         parts = path.with_suffix("").parts
         if parts[0] in ("__init__", "__main__"):

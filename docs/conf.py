@@ -63,7 +63,8 @@ nitpick_ignore_regex = [
     # What nobody makes by hand.
     (
         "py:class",
-        r"bhpeft_pyro\.(data\.tokens\.Tokens|peft\.signals\.Scales|peft\.binding\.Binding)",
+        r"bhpeft_pyro\.(data\.tokens\.Tokens|peft\.signals\.Scales|peft\.binding\.Binding"
+        r"|guides\.strategy\.Strategy|guides\.laplace\.curvature\.Precision)",
     ),
     ("py:class", r"pandas\.DataFrame|Figure"),  # imported where they are used
 ]

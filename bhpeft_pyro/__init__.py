@@ -57,23 +57,17 @@ _HOMES = {
     "plan": "training.memory",
     "stream": "streams",
 }
+_ROOMS = (
+    *("data", "diagnostics", "errors", "forecast", "guides", "peft", "plots", "posterior"),
+    *("priors", "streams", "training"),
+)
 _MODULES = {
+    **{room: room for room in _ROOMS},
     "arviz": "integrations.arviz",
     "changes": "diagnostics.changes",
     "comparison": "diagnostics.comparison",
-    "data": "data",
-    "diagnostics": "diagnostics",
-    "errors": "errors",
-    "forecast": "forecast",
-    "guides": "guides",
-    "training": "training",
     "likelihoods": "model.likelihoods",
-    "peft": "peft",
-    "plots": "plots",
-    "posterior": "posterior",
     "presets": "peft.presets",
-    "priors": "priors",
-    "streams": "streams",
     "tasks": "model.tasks",
 }
 

@@ -32,7 +32,7 @@ from tools.sentiment import Round, sentiment, two_rounds
 
 __all__ = ["Settings", "app", "run"]
 
-ONE, ENSEMBLE, POSTERIOR = "fine-tuning, one model", "fine-tuning, three models", "posterior"
+ONE, ENSEMBLE, POSTERIOR = "one fine-tuned model", "three of them", "posterior"
 _COLOURS = {ONE: GREY, ENSEMBLE: ORANGE, POSTERIOR: BLUE}
 _LOW, _HIGH = -4, 4  # the scale of the ratings
 _console = Console()
@@ -50,9 +50,9 @@ class Settings:
         seed: of data, draws and starting values.
     """
 
-    train: tuple[int, int] = (240, 160)
+    train: tuple[int, int] = (200, 120)
     validation: int = 80
-    test: int = 300
+    test: int = 240
     components: int = 3
     epochs: int = 4
     seed: int = 0
@@ -87,7 +87,7 @@ def run(
     with _step(f"Rate {len(films.test)} other film sentences"):
         models = {ONE: points.components[0], ENSEMBLE: points, POSTERIOR: posterior}
         before = {name: _predict(model, films) for name, model in models.items()}
-        _show("Films", before)
+        _show("Films: mean squared error, also of the half that a model is most certain of", before)
         _doubts(before[POSTERIOR])
     with _step(f"Learn {len(tweets.train)} tweets, without a look back at the films"):
         how = options.change(temperature=0.0)
@@ -122,17 +122,17 @@ def _predict(posterior: bh.Posterior, part: Round) -> RatingForecast:
 
 
 def _scores(forecasts: Forecasts) -> pandas.DataFrame:
-    """A row for each model; one that gives all texts the same certainty has no most certain half,
-    so that a random half counts."""
+    """For each model the mean squared error of all texts and of the half that it is most certain
+    of (a random half, if it is as certain of all), the NLL, and how many 90 % intervals hold."""
     rows = {}
     for name, forecast in forecasts.items():
         scores = evaluate(forecast)
         _, (certain,) = rejection_curve(forecast, fractions=[0.5])
         rows[name] = {
-            "squared error": scores["mse"],
-            "of the most certain half": float(certain),
+            "error": scores["mse"],
+            "certain half": float(certain),
             "NLL": scores["nll"],
-            "in the 90 % interval": scores["coverage_90"],
+            "in 90 %": scores["coverage_90"],
         }
     return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
@@ -166,7 +166,7 @@ def _plot(before: Forecasts, scores: pandas.DataFrame) -> Figure:
     left.set_xlabel("least certain film sentences left to a person (%)")
     left.set_ylabel("mean squared error of the others")
     left.legend(frameon=False)
-    errors = scores["squared error"].unstack("test")[["films", "films after tweets", "tweets"]]
+    errors = scores["error"].unstack("test")[["films", "films after tweets", "tweets"]]
     for number, (name, row) in enumerate(errors.loc[list(_COLOURS)].iterrows()):
         places = [k + 0.25 * (number - 1) for k in range(len(row))]
         bars = right.bar(places, row, 0.22, color=_COLOURS[str(name)])

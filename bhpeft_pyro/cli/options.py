@@ -75,15 +75,18 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise ConfigError(f"--config: {path} cannot be read as YAML: {reason}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config: {path} has no `option: value` lines")
-    parameters = [each for each in context.command.params if each.name != "config"]
-    known = {max(each.opts, key=len).lstrip("-"): each.name for each in parameters}
+    names = {
+        max(option.opts, key=len).lstrip("-"): option.name
+        for option in context.command.params
+        if option.name != "config"
+    }
     defaults = {}
     for key, value in content.items():
-        name = known.get(str(key).replace("_", "-"))
+        name = names.get(str(key).replace("_", "-"))
         if name is None:
             raise ConfigError(
                 f"--config: {path} has {key!r}, which is not an option of {context.info_name!r}; "
-                f"expected one of {', '.join(known)}"
+                f"expected one of {', '.join(names)}"
             )
         if not isinstance(value, str):
             raise ConfigError(
@@ -97,7 +100,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 def listed(names: Any) -> str:
     """The values of a Literal, as a shell takes them."""
-    return ", ".join(f'"{each}"' if " " in each else each for each in get_args(names))
+    return ", ".join(f'"{name}"' if " " in name else name for name in get_args(names))
 
 
 _DATA = "A .csv, .json or .jsonl file, or a data set on the hub (fancyzhx/ag_news:test)."
@@ -203,8 +206,8 @@ class Reading:
     @property
     def texts(self) -> list[str]:
         """Columns of a CSV file that are texts, even if all of them look like numbers."""
-        known = (self.text_column or "text", self.pair_column, "question")
-        return [column for column in known if column and column != self.label_column]
+        inputs = (self.text_column or "text", self.pair_column, "question")
+        return [column for column in inputs if column and column != self.label_column]
 
 
 def _fitting(name: str, help: str, *flags: str) -> Any:
@@ -258,15 +261,15 @@ class Stopping(Fitting):
 
 def flat(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for each field of its parameters that are dataclasses."""
-    own = signature(command, eval_str=True)
+    grouped = signature(command, eval_str=True)
     groups: dict[str, Any] = {}
     parameters = []
-    for name, parameter in own.parameters.items():
-        added = [parameter]
+    for name, parameter in grouped.parameters.items():
+        options = [parameter]
         if is_dataclass(parameter.annotation):
             groups[name] = parameter.annotation
-            added = [*signature(groups[name], eval_str=True).parameters.values()]
-        parameters += [each.replace(kind=Parameter.KEYWORD_ONLY) for each in added]
+            options = [*signature(groups[name], eval_str=True).parameters.values()]
+        parameters += [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options]
 
     @wraps(command)
     def run(**arguments: Any) -> None:
@@ -275,5 +278,5 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
             arguments[name] = kind(**values)
         command(**arguments)
 
-    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__signature__ = grouped.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run

@@ -173,7 +173,7 @@ def predict(
         # Not the probabilities of each of several labels.
         heads = [name for name in some if not isinstance(some[name], dict)]
         where = f"{unit}s as in {called}" if called else "rows count from 0"
-        cells = [[each[name] for name in heads] for each in shown.values()]
+        cells = [[row[name] for name in heads] for row in shown.values()]
         table(f"Least certain ({by}); {where}", [unit, *heads[1:]], cells)
 
 
@@ -187,11 +187,11 @@ class _Kept:
         self.scores = array("d")  # how uncertain each example is
 
     def add(
-        self, row: dict[str, Any], own: dict[str, Any], scores: list[float], texts: list[str]
+        self, row: dict[str, Any], predicted: dict[str, Any], scores: list[float], texts: list[str]
     ) -> None:
         """One row, as `_predicted` gives it."""
-        self.columns = self.columns or dict.fromkeys(own)
-        self.file.write(json.dumps([row, own, texts], default=str) + "\n")
+        self.columns = self.columns or dict.fromkeys(predicted)
+        self.file.write(json.dumps([row, predicted, texts], default=str) + "\n")
         self.scores.extend(scores)
 
     def records(
@@ -201,16 +201,16 @@ class _Kept:
         self.file.seek(0)
         number = 0
         for at, line in enumerate(self.file):
-            row, own, texts = json.loads(line)
+            row, predicted, texts = json.loads(line)
             marks = []
             for place, text in enumerate(texts):
                 if number in shown:
-                    one = {k: each[place] if self.words else each for k, each in own.items()}
-                    shown[number] = {"row": at} | one | {"text": " ".join(text.split())}
+                    cells = {k: v[place] if self.words else v for k, v in predicted.items()}
+                    shown[number] = {"row": at} | cells | {"text": " ".join(text.split())}
                 marks.append(number in flagged)
                 number += 1
             mark = (marks if self.words else marks[0]) if marks else None
-            yield names | row | (own or self.columns) | {"flagged": mark}
+            yield names | row | (predicted or self.columns) | {"flagged": mark}
 
 
 def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[str, None], int]:
@@ -225,7 +225,7 @@ def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[s
     names: dict[str, None] = {}
     total = 0
     try:
-        with warnings.catch_warnings(record=True) as found:
+        with warnings.catch_warnings(record=True) as given:
             read = parts(data, columns.inputs(model.likelihood.kind), PART)
             for part in tracked(read, "reading rows"):
                 _of_good_rows(part, lambda rows: model.encode_texts(rows, columns), skip_bad)
@@ -235,9 +235,9 @@ def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[s
         with in_file(data):  # the whole table, where rows are counted from the first
             model.encode_texts(rows_for(posterior, data, labelled=False), columns)
         raise
-    cuts = [each.message for each in found if isinstance(each.message, CutWarning)]
+    cuts = [warning.message for warning in given if isinstance(warning.message, CutWarning)]
     if cuts:
-        say(f"note: {CutWarning(sum(each.cut for each in cuts), total, cuts[0].limit)}")
+        say(f"note: {CutWarning(sum(cut.cut for cut in cuts), total, cuts[0].limit)}")
     return names, total
 
 
@@ -305,13 +305,13 @@ def _predicted(
         bad |= {first + row: refused[row] for row in sorted(refused)}
         predicted: dict[int, Any] = {}
         if forecast is not None:
-            found = forecast.summary()
+            summary = forecast.summary()
             texts = forecast.texts or [""] * len(forecast)
             every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]
             if forecast.rows is None:  # a row has one example
-                every = [[[value] for value in each] for each in every]
-            for row, *own, scores, words in zip(rows, *found.values(), *every, strict=True):
-                predicted[row] = dict(zip(found, own, strict=True)), scores, words
+                every = [[[value] for value in column] for column in every]
+            for row, *values, scores, words in zip(rows, *summary.values(), *every, strict=True):
+                predicted[row] = dict(zip(summary, values, strict=True)), scores, words
         for row, cells in enumerate(zip(*given.values(), strict=True)):
             yield dict(zip(given, cells, strict=True)), *predicted.get(row, ({}, [], []))
         first += len(next(iter(given.values())))

@@ -144,9 +144,9 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     scale = float(min(values)), float(max(values))
     if scale[0] == scale[1]:
         raise DataError(f"column {label!r}: all {len(values)} ratings are {scale[0]:g}")
-    found = set(values)
-    steps = len(found) <= _LEVELS and all(value == int(value) for value in found)
-    return replace(task, scale=scale, levels=len(found) if steps else 0)
+    levels = set(values)
+    steps = len(levels) <= _LEVELS and all(value == int(value) for value in levels)
+    return replace(task, scale=scale, levels=len(levels) if steps else 0)
 
 
 def _check_noise(task: names.Task, reading: Reading) -> None:
@@ -161,10 +161,10 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
         return given
     if len(likely) == 1:
         return likely[0]
-    if len(there) == 1 and (mark := next((each for each in ";\t" if each in there[0]), None)):
-        found = "semicolons" if mark == ";" else "tabs"
+    if len(there) == 1 and (mark := next((sign for sign in ";\t" if sign in there[0]), None)):
+        signs = "semicolons" if mark == ";" else "tabs"
         raise DataError(
-            f"one column, {there[0]!r}: the cells have {found} between them; expected commas"
+            f"one column, {there[0]!r}: the cells have {signs} between them; expected commas"
         )
     if likely:
         problem = f"{few(likely)} may all be the {what}; name it with --{what}-column"
@@ -215,8 +215,8 @@ def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
     label = task.columns.label
     check_types(values, label, (int, float, str), "an integer or a str")
     values = in_one_form(values)
-    found = set(values)
-    if len(found) < 2:
+    labels = set(values)
+    if len(labels) < 2:
         raise DataError(
             f"column {label!r}: all {len(values)} labels are {values[0]!r}; "
             "expected at least two classes"
@@ -224,8 +224,8 @@ def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
     warn_of_classes(label, [name_of(value) for value in values])
     if isinstance(feature, ClassLabel):
         called = tuple(feature.names)
-    elif type(values[0]) is int and found == set(range(len(found))):
-        return replace(task, classes=len(found))
+    elif type(values[0]) is int and labels == set(range(len(labels))):
+        return replace(task, classes=len(labels))
     else:
-        called = tuple(name_of(value) for value in sorted(found))
+        called = tuple(name_of(value) for value in sorted(labels))
     return replace(task, classes=len(called), columns=replace(task.columns, label_names=called))

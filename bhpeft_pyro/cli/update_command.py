@@ -60,7 +60,7 @@ def update(
     with in_file(data), doubting(yes, data):
         start = with_outputs_for(before, table, grow)
     if start is not before:
-        old, new = (each.columns.label_names or () for each in (before, start))
+        old, new = (made.columns.label_names or () for made in (before, start))
         added = start.model.network.outputs - before.model.network.outputs
         say(f"new classes: {', '.join(new[len(old) :]) or added}")
     with in_file(data):  # before rows are held out, so that errors count rows as the file does

@@ -285,7 +285,15 @@ def mean_and_error(values: Tensor, rows: Tensor | None = None) -> tuple[float, f
 
 
 def compared(after: Forecast, before: Forecast) -> str:
-    """The difference between two forecasts of the same examples, which may be chance."""
+    """The difference between two forecasts of the same examples, with its standard error: one of
+    more than two of these is called better or worse, any other may be chance.
+
+    >>> from bhpeft_pyro.forecast import ClassForecast
+    >>> draws = (torch.tensor([[[1 - p, p]] * 9 + [[p, 1 - p]]]) for p in (0.9, 0.6))
+    >>> sure, unsure = (ClassForecast.from_draws(each, labels=[1] * 10) for each in draws)
+    >>> compared(sure, unsure).split(", ")[1]
+    'NLL -0.226 ± 0.179 (no significant difference)'
+    """
     truth = after.observed()
     up = -1 if after.higher_is_better else 1
     parts = []

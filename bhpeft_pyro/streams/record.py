@@ -108,8 +108,8 @@ def transfer(scores: Tensor, untrained: Tensor) -> dict[str, float]:
     Raises:
         DataError: other shapes, or scores that are missing.
 
-    >>> found = transfer(torch.tensor([[0.9, 0.6], [0.7, 0.8]]), torch.tensor([0.5, 0.5]))
-    >>> print(*(f"{name} {value:.2f}" for name, value in found.items()), sep=", ")
+    >>> scores = transfer(torch.tensor([[0.9, 0.6], [0.7, 0.8]]), torch.tensor([0.5, 0.5]))
+    >>> print(*(f"{name} {value:.2f}" for name, value in scores.items()), sep=", ")
     average_accuracy 0.75, backward_transfer -0.20, forward_transfer 0.10, forgetting 0.20
     """
     scores, untrained = scores.double(), untrained.double()

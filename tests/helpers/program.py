@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner, Result
 
+import bhpeft_pyro as bh
 from bhpeft_pyro.cli.app import app
+from bhpeft_pyro.model.backbone import load_backbone
+
+QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
+ONE = (*QUICK, "--components", "1")
+FIFTH = ("--validation", "20%")
+TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
+NAMES = ["good" if i % 2 else "bad" for i in range(20)]
+TOKENS = [[f"w{10 + i}", "w5", *(["w6"] if i % 2 else [])] for i in range(12)]
+TAGS = [["O", "PER", *(["O"] if i % 2 else [])] for i in range(12)]
 
 
 def bhpeft(*arguments: object, code: int = 0) -> Result:
@@ -45,3 +57,18 @@ def write_csv(path: Path, **columns: Any) -> Path:
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def loaded(run: Path, folder: Path) -> bh.Posterior:
+    """A posterior on the backbone `tiny` of a folder."""
+    backbone, _ = load_backbone(str(folder / "tiny"), "cpu")
+    return bh.Posterior.load(run, backbone)
+
+
+def write_lines(path: Path, rows: Iterable[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

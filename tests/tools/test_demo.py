@@ -42,11 +42,9 @@ def test_numbers_are_those_of_the_saved_posteriors(tmp_path: Path) -> None:
         assert scores.loc[(name, POSTERIOR), "NLL"] == pytest.approx(expected["nll"], abs=1e-5)
     before = scores.loc["films"]
     # A width changes no rating, only how sure it is; one model is equally sure of all.
-    assert before.loc[POSTERIOR, "squared error"] == pytest.approx(
-        before.loc[ENSEMBLE, "squared error"], rel=1e-4
-    )
+    assert before.loc[POSTERIOR, "error"] == pytest.approx(before.loc[ENSEMBLE, "error"], rel=1e-4)
     one = before.loc[ONE]
-    assert one["of the most certain half"] == pytest.approx(one["squared error"], rel=1e-4)
+    assert one["certain half"] == pytest.approx(one["error"], rel=1e-4)
 
 
 def test_missing_weights_end_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,16 @@ from typing import Any
 import pandas
 import pytest
 from datasets import Dataset
-from program import bhpeft, error, read_csv, usage_error, write_csv
+from program import (
+    TAGS,
+    TOKENS,
+    bhpeft,
+    error,
+    read_csv,
+    usage_error,
+    write_csv,
+    write_lines,
+)
 from saves import backbone_in
 
 import bhpeft_pyro as bh
@@ -181,6 +190,26 @@ def test_a_batch_like_an_earlier_one_is_learnt_if_told_to(folder: Path) -> None:
     assert [report.examples for report in rounds(folder)] == [2, 2]
 
 
+def test_copies_are_learnt_or_tested(folder: Path) -> None:
+    """The second batch's two tests are of texts that the first learns."""
+    texts = [f"w{5 + i % 2} w{10 + i // 2}" for i in range(60)]
+    rows = texts[:10] * 2 + [text.upper() for text in texts[:9]] + texts[40:51]
+    write_csv(folder / "copies.csv", text=rows, label=["bad", "good"] * 20)
+    said = bhpeft(*arguments(folder, "--batch", 20, "--tests", "20%", data="copies.csv")).stderr
+    assert said.count("'rows 1-20' has the texts of 2 test rows (case and spaces aside)") == 1
+
+
+def test_tags_still_to_come_are_grown(folder: Path) -> None:
+    """Those of the table are not known from the start, so more may come that sort before them."""
+    rows = [{"tokens": tokens, "ner_tags": tags} for tokens, tags in zip(TOKENS, TAGS, strict=True)]
+    for new in ("PLACE", "A"):
+        rows += [{"tokens": ["w5", f"w{30 + i} {new}"], "ner_tags": [new, "O"]} for i in range(6)]
+        write_lines(folder / "tags.jsonl", rows)
+        stream = arguments(folder, "--batch", 6, "--grow", "--max-steps", 1, data="tags.jsonl")
+        result = bhpeft(*stream)
+    assert "rounds that exist already: 3" in result.stderr
+
+
 def test_a_first_batch_of_one_class_is_named(folder: Path) -> None:
     for labels in (["good"] * 7 + ["bad"] * 7, [1] * 7 + [0] * 7):
         write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=labels)
@@ -209,6 +238,8 @@ def test_posteriors_beside_a_stream_are_none_of_its_rounds(folder: Path) -> None
     result = bhpeft(*arguments(folder, "--by", "date", "--batch", 7))
     assert "exist already" not in result.stderr
     assert len(History(folder / "out" / "rounds").rounds) == 2
+    fitted.save(folder / "out")
+    assert "holds a posterior" in error(*arguments(folder, "--by", "date"))
 
 
 def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
@@ -315,9 +346,3 @@ def test_a_batch_too_small_to_be_tested_is_learnt_all_the_same(folder: Path) -> 
     assert "2024-01-22: no test, as 0.15 of 3 rows is none, or all" in result.output
     assert "2024-01-15: no test" not in result.output
     assert len(rounds(folder)) == 4
-
-
-def test_a_stream_is_not_put_where_a_posterior_is(folder: Path) -> None:
-    tiny = ("--backbone", folder / "tiny", "--preset", "head_only", "--max-steps", 2)
-    bhpeft("fit", folder / "news.csv", "--out", folder / "out", *tiny, "--validation", 0)
-    assert "--out" in error(*arguments(folder, "--by", "date"))

@@ -1,0 +1,81 @@
+"""`bhpeft evaluate` and `bhpeft report`."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+import torch
+from program import TEXTS, bhpeft, error, write_csv
+from saves import backbone_in
+
+from bhpeft_pyro.testing import tiny_backbone
+
+
+def test_evaluate_as_json_and_as_a_table(folder, posterior):
+    expected = posterior.evaluate(str(folder / "train.csv"), 8, seed=3)
+    options = ("--samples", 8, "--seed", 3)
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", "--json", *options)
+    found = json.loads(result.stdout)
+    assert found.pop("examples") == 20
+    assert found == pytest.approx(expected)
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", *options)
+    for name, value in expected.items():
+        assert re.search(rf"{name}\s+{value:.3f}", result.stdout), name
+
+
+def test_numbers_for_classes_that_have_names_are_noted(folder, tmp_path):
+    numbers = write_csv(tmp_path / "numbers.csv", text=TEXTS, label=[0, 1] * 10)
+    note = "labels are numbers: 0 stands for 'bad', 1 for 'good' and so on"
+    assert note in bhpeft("evaluate", folder / "run", numbers).stderr
+    assert note not in bhpeft("evaluate", folder / "run", folder / "train.csv").stderr
+
+
+def test_reports(folder, posterior, tmp_path):
+    page = tmp_path / "report.html"
+    arguments = ("report", folder / "run", folder / "train.csv", "--samples", 4)
+    bhpeft(*arguments, "--out", page)
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 5  # three of the test, the change, the trace
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html)  # nothing from elsewhere
+    scores = posterior.evaluate(str(folder / "train.csv"), 4)
+    for name, value in scores.items():
+        assert re.search(rf"<td [^>]*>{name}</td><td [^>]*>{value:.4g}</td>", html), name
+    assert str(posterior.report) in unescape(html)
+    listed = html[html.index("Least certain") :]
+    order = posterior.predict(str(folder / "train.csv"), 4).flag(1.0)[:10].tolist()
+    found = re.findall(r'<tr><td [^>]*right">(\d+)</td>', listed)
+    assert [int(row) for row in found] == order
+    bhpeft("report", folder / "run", "--out", page)
+    assert page.read_text().count("data:image/png") == 2
+
+
+def test_texts_cannot_break_a_page(folder, tmp_path):
+    data = write_csv(tmp_path / "x.csv", text=["w5 | <b> w6", "w6\nw7"], label=["bad", "good"])
+    bhpeft("report", folder / "run", data, "--out", tmp_path / "report.html", "--samples", 2)
+    html = (tmp_path / "report.html").read_text()
+    assert "<b>" not in html and "w5 | &lt;b&gt; w6" in html
+
+
+def test_other_backbones_are_refused_and_moved_ones_found(folder, tmp_path):
+    other = tiny_backbone()
+    with torch.no_grad():
+        other.encoder.layer[0].output.dense.weight += 1
+    for name, model in (("other", other), ("moved", tiny_backbone())):
+        backbone_in(tmp_path / name, model)
+    evaluate = ("evaluate", folder / "run", folder / "train.csv", "--json", "--samples", 2)
+    assert "fitted on another one" in error(*evaluate, "--backbone", tmp_path / "other")
+    moved = bhpeft(*evaluate, "--backbone", tmp_path / "moved")
+    assert moved.stdout == bhpeft(*evaluate).stdout
+
+
+def test_several_labels(labels: Path, tmp_path: Path) -> None:
+    scores = json.loads(bhpeft("evaluate", labels / "run", labels / "train.jsonl", "--json").stdout)
+    assert {"accuracy", "hamming", "f1", "f1_micro", "nll"} <= set(str(scores).split("'"))
+    page = tmp_path / "report.html"
+    bhpeft("report", labels / "run", labels / "train.csv", "--out", page)
+    text = page.read_text()
+    assert "art, sport" in text and "share of wrong labels" in text

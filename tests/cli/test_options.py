@@ -1,0 +1,101 @@
+"""Options: shares, files of options, and those that have no effect."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from program import FIFTH, ONE, TEXTS, bhpeft, error, loaded, write_csv
+from typer import BadParameter
+
+from bhpeft_pyro.base.fit_options import FitOptions
+from bhpeft_pyro.cli.options import share
+
+
+def test_shares():
+    assert share("10%") == share("0.1") == pytest.approx(0.1)
+    for text in ("10", "-1%", "x", "nan", "101%"):
+        with pytest.raises(BadParameter, match="is not a share"):
+            share(text)
+
+
+def test_options_on_the_command_line_win_over_the_file(folder, tmp_path):
+    config = tmp_path / "fit.yaml"
+    config.write_text(
+        f"data: {folder / 'train.csv'}\nbackbone: {folder / 'tiny'}\nmax_steps: 2\nbatch-size: 8\n"
+        "preset: head_only\nvalidation: 0\ncomponents: 1\nbf16: yes\nseed: 5\npatience:\n"
+        "device: cpu\n"
+    )
+    bhpeft("fit", "--config", config, "--out", tmp_path / "run", "--max-steps", 3, "--no-bf16")
+    fitted = loaded(tmp_path / "run", folder)
+    assert fitted.model.network.kinds == ()
+    assert fitted.report.options == FitOptions(max_steps=3, batch_size=8, seed=5, bf16=False)
+    bhpeft("fit", "--config", config, "--out", tmp_path / "bf16", "--max-steps", 1)
+    assert loaded(tmp_path / "bf16", folder).report.options.bf16
+    config.write_text("samples: 8\nseed: 3\njson: true\n")
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", "--config", config)
+    options = ("--samples", 8, "--seed", 3, "--json")
+    expected = bhpeft("evaluate", folder / "run", folder / "train.csv", *options)
+    assert json.loads(result.stdout) == json.loads(expected.stdout)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch: 3", "'epoch', which is not an option of 'fit'.*epochs"),
+        ("config: other.yaml", "'config'"),
+        ("- 1", "no `option: value` lines"),
+        ("a: [", "cannot be read as YAML"),
+        ("epochs: {}", "epochs: expected a single value"),
+        ("? [a]\n: b", "cannot be read as YAML"),
+    ],
+)
+def test_a_bad_config_file_is_an_error(tmp_path, content, message):
+    config = tmp_path / "fit.yaml"
+    config.write_text(content)
+    assert re.search(message, error("fit", "owner/data", "--out", tmp_path, "--config", config))
+    config.write_text("epochs: 2.5")  # values are read as on the command line
+    result = bhpeft("fit", "owner/data", "--out", tmp_path / "run", "--config", config, code=2)
+    assert "'--epochs': Input should be a valid integer" in result.stderr
+
+
+def test_options_without_an_effect_are_refused(folder, tmp_path):
+    out = tmp_path / "out"
+    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE, "--out", out)
+    none = tmp_path / "none.csv"
+    none.touch()
+    gone = (none, *fit[2:])  # refused before anything is read
+    update = ("update", folder / "run", folder / "train.csv", "--again", "--out", out)
+    stars = write_csv(tmp_path / "stars.csv", text=TEXTS, stars=[1 + i % 5 for i in range(20)])
+    rated = ("fit", stars, *fit[2:])
+    bhpeft(*rated, "--guide", "delta", "--out", tmp_path / "point")
+    bhpeft(*rated, "--out", tmp_path / "rated")
+    new = ("predict", tmp_path / "point", folder / "new.csv", "--out", tmp_path / "new.jsonl")
+    for arguments, message in (
+        ((*fit, "--guide", "normal", "--tau", 3), "--tau works only with --guide laplace"),
+        ((*fit, "--guide", "A only", "--tau", 3), "--tau works only"),
+        ((*update, "--guide", "normal", "--tau", 3), "--tau works only"),
+        (("stream", *fit[1:], "--batch", 9, "--guide", "normal", "--tau", 3), "--tau works"),
+        ((*fit, *FIFTH, "--patience", 2), "--patience has no effect on a first laplace fit"),
+        ((*fit, "--validation", 0, "--samples", 8), "--samples: no rows are predicted"),
+        ((*update, "--validation", 0, "--samples", 8), "--samples: no rows are predicted"),
+        (
+            ("fit", *gone, *FIFTH, "--guide", "delta", "--patience", 2),
+            "--patience has no effect on a first delta fit",
+        ),
+        (("fit", *gone, "--guide", "normal", "--tau", 3), "--tau works only"),
+        ((*fit, *FIFTH, "--guide", "delta", "--samples", 8), "--samples: delta is a point"),
+        ((*rated, *FIFTH, "--samples", 8), "--samples: forecasts of ratings under laplace are"),
+        (("evaluate", tmp_path / "rated", stars, "--samples", 8), "--samples: forecasts of"),
+        (("report", folder / "run", "--samples", 8, "--out", tmp_path / "r.html"), "no rows are"),
+        ((*new, "--samples", 8), "--samples: delta is a point"),
+        ((*new, "--by", "epistemic"), "--by: got 'epistemic', of which a point"),
+    ):
+        assert re.search(message, error(*arguments)), arguments
+    bhpeft(*fit, "--components", 1, "--out", tmp_path / "one")
+    one = ("predict", tmp_path / "one", folder / "new.csv", "--out", tmp_path / "new.jsonl")
+    assert "--certainty: got 0.5, but there is one" in error(*one, "--certainty", 0.5)
+    # The same where they have an effect.
+    bhpeft("evaluate", tmp_path / "rated", stars, "--samples", 0)
+    bhpeft(*fit, *FIFTH, "--patience", 2, "--temperature", 1)

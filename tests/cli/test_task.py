@@ -1,0 +1,137 @@
+"""The task of a table, from its columns and labels."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from program import NAMES, TAGS, TEXTS, TOKENS, error, write_csv
+
+from bhpeft_pyro.cli.options import Reading
+from bhpeft_pyro.cli.task import infer
+from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.testing import tiny_backbone
+
+
+@pytest.mark.parametrize(
+    ("columns", "task"),
+    [
+        ({"text": ["a", "b"], "label": ["no", "yes"]}, "classes"),
+        ({"text": ["a", "b"], "label": [1, 0]}, "classes"),
+        ({"text": ["a", "b"], "label": [True, False]}, "classes"),
+        ({"text": ["a", "b"], "label": [0.5, 1.0]}, "ratings"),
+        ({"text": ["a", "b"], "rating": [1, 2]}, "ratings"),
+        ({"question": ["a"], "choices": [["b", "c"]], "answer": [1]}, "choices"),
+    ],
+)
+def test_the_task_is_that_of_columns_and_labels(columns, task):
+    assert infer(Dataset.from_dict(columns)).name == task
+
+
+@pytest.mark.parametrize(
+    ("ratings", "levels"),
+    [([1.0, 5.0, 3.0], 3), ([1, 2], 2), ([1.5, 4.0], 0), ([float(i) for i in range(12)], 0)],
+)
+def test_scales_of_few_whole_numbers_have_ends(ratings, levels):
+    """Where the least and the greatest of many numbers are, chance decides."""
+    table = Dataset.from_dict({"text": ["w5"] * len(ratings), "stars": ratings})
+    task = infer(table)
+    assert task.levels == levels
+    likelihood = task.model(tiny_backbone(), None, ()).likelihood
+    ends = (min(ratings), max(ratings)) if levels else (None, None)
+    assert (likelihood.low, likelihood.high) == ends
+
+
+@pytest.mark.parametrize("column", ["question", "choices"])
+def test_a_label_may_have_the_name_of_a_column_of_choices(column):
+    table = Dataset.from_dict({"text": ["a", "b"], column: ["no", "yes"]})
+    assert infer(table, Reading(label_column=column)).name == "classes"
+
+
+def test_what_is_not_clear_is_asked():
+    def table(**columns):
+        return Dataset.from_dict(columns)
+
+    two = ["a", "b"]
+    for columns, message in (
+        (table(text=two, label=[1, 5]), "--task classes, or --task ratings \\(if"),
+        (table(text=two, label=two, rating=[1, 2]), "label, rating may all be .*--label-column"),
+        (table(text=two, verdict=two), "to be the label; columns there: text, verdict; name it"),
+        (table(title=two, body=two, label=two), "title, body may all be .*--text-column"),
+        (table(n=[1, 2], label=two), "no column is known to be the text"),
+        (table(text=two, label=["a", "a"]), "at least two classes"),
+        (table(text=two, label=["a", None]), "row 1: the label is missing"),
+        (table(text=["a", None], label=["a", None]), "^row 1: all cells are empty; delete"),
+        (table(text=two, rating=[2, 2]), "all 2 ratings are 2"),
+    ):
+        with pytest.raises(DataError, match=message):
+            infer(columns)
+    with pytest.raises(DataError, match="row 0: 'a' is not a number"):
+        infer(table(text=two, label=two), Reading(task="ratings"))
+    with pytest.raises(DataError, match="'answer'"):
+        infer(table(question=two, choices=[two, two]), Reading(task="choices"))
+    quiz = table(question=two, choices=[two, two], answer=[0, 1])
+    for option in ("text", "pair"):
+        with pytest.raises(DataError, match=f"--{option}-column: got 'body', but multiple choice"):
+            infer(quiz, Reading(**{f"{option}_column": "body"}))
+    for columns in (quiz, table(text=two, label=two)):
+        with pytest.raises(DataError, match=r"--noise-by-text: the task is (choices|classes)"):
+            infer(columns, Reading(noise_by_text=True))
+
+
+@pytest.mark.parametrize("cell", ["nan", "NA", "3,5", "inf"])
+def test_a_cell_that_is_no_number_makes_no_classes_of_ratings(folder, tmp_path, cell):
+    stars = [*(f"{1 + i / 7:.4f}" for i in range(19)), cell]
+    data = write_csv(tmp_path / "films.csv", text=TEXTS, rating=stars)
+    fit = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run")
+    for more in ((), ("--task", "ratings")):
+        assert re.search(rf"'rating', row 21: '?{cell}'?\b", error(*fit, *more))
+    assert infer(Dataset.from_dict({"text": TEXTS, "rating": NAMES})).name == "classes"
+    commas = [star.replace(".", ",") for star in stars[:19]]
+    data = write_csv(tmp_path / "films.csv", text=TEXTS[:19], rating=commas)
+    assert "'rating', row 2: '1,0000' is not a number" in error(*fit)
+
+
+def test_columns_and_classes_that_are_mixed_up_are_named():
+    rows = {"text": TEXTS, "label": [*NAMES[:-1], f" {NAMES[0].upper()}"]}
+    with pytest.warns(UserWarning, match=rf"' {NAMES[0].upper()}' .* are two classes"):
+        infer(Dataset.from_dict(rows))
+    with pytest.raises(DataError, match="'text' cannot be the text and the label"):
+        infer(Dataset.from_dict(rows), Reading(label_column="text"))
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        with pytest.raises(DataError, match=f"the cells have {called} between them"):
+            infer(Dataset.from_dict({f"text{mark}label": [f"w5{mark}good"]}))
+
+
+def test_numbers_that_do_not_count_from_zero_are_names():
+    table = Dataset.from_dict({"text": ["a", "b", "c"], "label": [10, 2, 10]})
+    task = infer(table, Reading(task="classes"))
+    assert task.columns.label_names == ("2", "10") and task.classes == 2
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y", "z"])})
+    hub = Dataset.from_dict({"text": ["a", "b"], "label": [2, 0]}, features=features)
+    assert infer(hub).columns.label_names == ("x", "y", "z")
+
+
+def test_lists_are_several_labels_or_tags(labels: Path, words: Path, tmp_path: Path) -> None:
+    for name in ("train.csv", "train.jsonl"):
+        task = infer(load(labels / name), Reading())
+        assert str(task) == "labels: 'labels' from 'text', 2 labels (art, sport)"
+    expected = "words: 'ner_tags' from 'tokens', 2 classes (O, PER)"
+    assert str(infer(load(words / "train.jsonl"), Reading())) == expected
+    assert str(infer(load(words / "train.csv"), Reading(task="words"))) == expected
+    for label in ("ner_tags", "label"):  # lists in a CSV file are JSON
+        cells = {"tokens": map(json.dumps, TOKENS), label: map(json.dumps, TAGS)}
+        write_csv(tmp_path / "in.csv", **{name: [*column] for name, column in cells.items()})
+        assert infer(load(tmp_path / "in.csv"), Reading()).name == "words"
+    rows = {"text": ["w5", "w6"], "tokens": [["w5"], ["w6"]], "label": ["a", "b"]}
+    assert infer(Dataset.from_dict(rows)).name == "classes"
+
+
+def test_a_class_in_brackets_is_no_list(tmp_path: Path) -> None:
+    for odd in ("[spam]", "[" * 10**5):
+        write_csv(tmp_path / "train.csv", text=TEXTS, label=[odd, "ham"] * 10)
+        assert infer(load(tmp_path / "train.csv"), Reading()).name == "classes"

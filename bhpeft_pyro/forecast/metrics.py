@@ -16,8 +16,10 @@ from .base import Forecast, Labels, as_numbers, check_shape
 
 __all__ = [
     "CalibrationBins",
+    "Score",
     "aurc",
     "calibration_bins",
+    "compared",
     "evaluate",
     "ood_auroc",
     "rejection_curve",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from datetime import date, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 from datasets import Dataset
 from program import (
@@ -25,8 +23,7 @@ from saves import backbone_in
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.saved import open_run
-from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.streams import History, Record, by_count, by_period
+from bhpeft_pyro.streams import History, Record, by_period
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
 QUICK = ("--max-steps", 2, "--batch-size", 8, "--device", "cpu")
@@ -306,38 +303,6 @@ def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path)
     again = bhpeft(*arguments(folder, "--batch", 14)[:2], "--out", folder / "one",
                    *arguments(folder, "--batch", 14)[4:])  # fmt: skip
     assert "1 batch, classes" in again.stderr
-
-
-def test_periods() -> None:
-    days = ["2024-12-30", "2025-01-01T08:00:00", "2024-12-29", "2025-01-02T01:00:00+05:00"]
-    table = Dataset.from_dict({"day": days, "text": list("abcd")})
-    found = {
-        every: {
-            name: "".join(batch["text"][:])
-            for name, batch in by_period(table, "day", every).items()
-        }  # type: ignore[arg-type]
-        for every in ("day", "week", "month", "quarter", "year")
-    }
-    assert found == {
-        "day": {"2024-12-29": "c", "2024-12-30": "a", "2025-01-01": "bd"},
-        "week": {"2024-12-23": "c", "2024-12-30": "abd"},
-        "month": {"2024-12": "ca", "2025-01": "bd"},
-        "quarter": {"2024-Q4": "ca", "2025-Q1": "bd"},
-        "year": {"2024": "ca", "2025": "bd"},
-    }
-    parsed = Dataset.from_dict({"day": [date(2024, 3, 2), date(2024, 3, 1)], "text": ["b", "a"]})
-    assert list(by_period(parsed, "day", "day")) == ["2024-03-01", "2024-03-02"]
-    assert [batch["text"][:] for batch in by_count(parsed, 1, "day").values()] == [["a"], ["b"]]
-    with pytest.raises(ConfigError, match="every='hour'"):
-        by_period(table, "day", "hour")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="count=0"):
-        by_count(table, 0)
-    with pytest.raises(DataError, match="row 1: None is not a date"):
-        by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
-    frame: Any = pandas.DataFrame({"day": ["2024-01-01"]})
-    for cut in (partial(by_period, frame, "day"), partial(by_count, frame, 1)):
-        with pytest.raises(ConfigError, match="table: expected a"):
-            cut()
 
 
 def test_a_batch_too_small_to_be_tested_is_learnt_all_the_same(folder: Path) -> None:

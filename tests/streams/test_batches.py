@@ -1,0 +1,46 @@
+"""Tables cut into batches, by dates and by counts."""
+
+from __future__ import annotations
+
+from datetime import date
+from functools import partial
+from typing import Any
+
+import pandas
+import pytest
+from datasets import Dataset
+
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.streams import by_count, by_period
+
+
+def test_periods() -> None:
+    days = ["2024-12-30", "2025-01-01T08:00:00", "2024-12-29", "2025-01-02T01:00:00+05:00"]
+    table = Dataset.from_dict({"day": days, "text": list("abcd")})
+    found = {
+        every: {
+            name: "".join(batch["text"][:])
+            for name, batch in by_period(table, "day", every).items()
+        }  # type: ignore[arg-type]
+        for every in ("day", "week", "month", "quarter", "year")
+    }
+    assert found == {
+        "day": {"2024-12-29": "c", "2024-12-30": "a", "2025-01-01": "bd"},
+        "week": {"2024-12-23": "c", "2024-12-30": "abd"},
+        "month": {"2024-12": "ca", "2025-01": "bd"},
+        "quarter": {"2024-Q4": "ca", "2025-Q1": "bd"},
+        "year": {"2024": "ca", "2025": "bd"},
+    }
+    parsed = Dataset.from_dict({"day": [date(2024, 3, 2), date(2024, 3, 1)], "text": ["b", "a"]})
+    assert list(by_period(parsed, "day", "day")) == ["2024-03-01", "2024-03-02"]
+    assert [batch["text"][:] for batch in by_count(parsed, 1, "day").values()] == [["a"], ["b"]]
+    with pytest.raises(ConfigError, match="every='hour'"):
+        by_period(table, "day", "hour")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="count=0"):
+        by_count(table, 0)
+    with pytest.raises(DataError, match="row 1: None is not a date"):
+        by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
+    frame: Any = pandas.DataFrame({"day": ["2024-01-01"]})
+    for cut in (partial(by_period, frame, "day"), partial(by_count, frame, 1)):
+        with pytest.raises(ConfigError, match="table: expected a"):
+            cut()

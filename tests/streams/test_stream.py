@@ -356,7 +356,7 @@ def test_batches_may_be_read_but_once(tmp_path: Path) -> None:
         name: [{"text": f"w{k} w{i}", "label": i % 2} for i in range(5, 11)]
         for name, k in (("a", 20), ("b", 30))
     }
-    tests = {"all": iter(weeks["a"][:2])}
+    tests = {"all": iter([{"text": "w5 w9", "label": 0}, {"text": "w6 w8", "label": 1}])}
     once = run(tmp_path / "once", ((k, iter(rows)) for k, rows in weeks.items()), tests=tests)
     assert Record.of(once).matrix.isfinite().all()
     assert [report.examples for report in once.lineage] == [6, 6]

@@ -87,14 +87,6 @@ def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> 
     assert word in str(found) and str(found).startswith("failed")
 
 
-@pytest.mark.slow
-def test_a_posterior_that_ignores_the_labels_fails_in_their_likelihood_alone() -> None:
-    found = sbc(
-        regression_model(), lambda model, _: PriorGuide(model), TEXTS, sites="*", replications=100
-    )
-    assert found.failed == ["log likelihood"]
-
-
 def test_mean_field_is_too_narrow_but_not_biased() -> None:
     """What is known of it (and why its sds are no intervals): a fit, with features correlated."""
     model = regression(own_network(), noise=1.0)

@@ -25,13 +25,7 @@ from ..model.model import Model
 from ..peft.sites import Site
 from ..posterior.posterior import Posterior
 from ..training.report import FitReport
-from . import (
-    change_forest,
-    elbo_trace,
-    epistemic_aleatoric,
-    rejection,
-    reliability,
-)
+from . import change_forest, elbo_trace, epistemic_aleatoric, rejection, reliability
 
 _LISTED = 10  # rows of a forecast
 _TEXT, _LONG_TEXT = 100, 300  # characters of a text in a notebook, and in a page

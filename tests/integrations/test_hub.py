@@ -22,10 +22,7 @@ from bhpeft_pyro.integrations.huggingface import hub
 from bhpeft_pyro.testing import tiny_tokenizer
 
 TEXTS = ["w5 w20", "w6 w21"]
-DATA = {
-    "text": [f"w{5 + i % 2} w{10 + i // 2}" for i in range(60)],
-    "label": ["a|b", "c"] * 30,
-}
+DATA = {"text": [f"w{5 + i % 2} w{10 + i // 2}" for i in range(60)], "label": ["a|b", "c"] * 30}
 
 
 @pytest.fixture(scope="module")

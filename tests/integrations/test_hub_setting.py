@@ -244,10 +244,7 @@ def test_the_variables_of_the_hub_are_all_it_takes(hub: LocalHub, tmp_path: Path
     for offline in ("0", "1"):
         command = [sys.executable, "-m", "bhpeft_pyro", *fit, "--out", str(tmp_path / offline)]
         done = subprocess.run(
-            command,
-            env=environment | {"HF_HUB_OFFLINE": offline},
-            capture_output=True,
-            text=True,
+            command, env=environment | {"HF_HUB_OFFLINE": offline}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         assert "4 classes (World, Sports, Business, Sci/Tech)" in done.stderr

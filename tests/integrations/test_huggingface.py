@@ -19,13 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.saved import open_run
 from bhpeft_pyro.data import Examples
-from bhpeft_pyro.errors import (
-    ArchitectureError,
-    BHPEFTError,
-    ConfigError,
-    DataError,
-    SaveError,
-)
+from bhpeft_pyro.errors import ArchitectureError, BHPEFTError, ConfigError, DataError, SaveError
 from bhpeft_pyro.model.head import final_layer, set_final_layer
 from bhpeft_pyro.testing import (
     tiny_backbone,

@@ -93,9 +93,7 @@ def test_scikit_learns_own_checks(estimator: Any, check: Any, folder: str) -> No
     check(estimator.set_params(backbone=folder))
 
 
-def test_a_classifier_is_the_fit_of_the_package_under_the_names_of_the_classes(
-    folder: str,
-) -> None:
+def test_a_classifier_is_the_fit_of_the_package_under_the_names_of_the_classes(folder: str) -> None:
     classifier = BayesianTextClassifier(folder, **TRAINED).fit(TEXTS, CLASSES)
     assert classifier.classes_.tolist() == ["bad", "good"]
     model = bh.tasks.categories(

@@ -239,10 +239,7 @@ def test_autocast_entered_inside_bind_computes_in_its_dtype():
     weights, dtypes = tiny.draw(attachment.sites), []
     query = model.encoder.layer[1].attention.self.query
     query.register_forward_hook(lambda m, args, out: dtypes.append(out.dtype))
-    with (
-        attachment.bind(weights, batch["attention_mask"]),
-        torch.autocast("cpu", torch.bfloat16),
-    ):
+    with attachment.bind(weights, batch["attention_mask"]), torch.autocast("cpu", torch.bfloat16):
         run(model, batch)
     assert dtypes == [torch.bfloat16]
 

@@ -8,11 +8,4 @@ from .hub import from_pretrained, push_to_hub, save_pretrained
 from .reading import from_peft
 from .writing import merge, to_peft
 
-__all__ = [
-    "from_peft",
-    "from_pretrained",
-    "merge",
-    "push_to_hub",
-    "save_pretrained",
-    "to_peft",
-]
+__all__ = ["from_peft", "from_pretrained", "merge", "push_to_hub", "save_pretrained", "to_peft"]

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..base.checks import COUNT, INSIDE, SEED, Number, check_memory, derived
@@ -191,7 +192,7 @@ def _quantities(
     """Names of the Q quantities, and their values (S, Q) under S draws."""
     predicted = predictions(model, draws, places)
     # The first class's probability follows from the others.
-    first = int(model.likelihood.kind in ("class", "choice"))
+    first = int(model.likelihood.picks_one)
     predicted = predicted[..., first:]
     whats = [f"p({first + k})" for k in range(predicted.shape[-1])]
     if model.likelihood.kind == "rating":
@@ -211,13 +212,10 @@ def _quantities(
 def predictions(model: Model, draws: Iterable[Draws], batches: CachedBatches) -> Tensor:
     """(S, N, K) float64: probabilities of classes or labels under each draw, or with K = 1 means of
     ratings."""
-    kind = model.likelihood.kind
-    classes = kind in ("class", "choice")
-    parts = passes(
-        model,
-        draws,
-        batches,
-        lambda predicted, _: (predicted.probs if classes else predicted.mean,),
-    )
-    values = torch.cat([part.double() for (part,) in parts])
-    return values.unsqueeze(-1) if kind == "rating" else values
+    classes = model.likelihood.picks_one
+
+    def take(predicted: TorchDistribution, _: Tensor | None) -> tuple[Tensor]:
+        return (predicted.probs if classes else predicted.mean,)
+
+    values = torch.cat([part.double() for (part,) in passes(model, draws, batches, take)])
+    return values.unsqueeze(-1) if model.likelihood.kind == "rating" else values

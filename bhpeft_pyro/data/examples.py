@@ -308,12 +308,12 @@ class Examples:
         )
 
 
-def describe(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Plain data and tensors for a file, from which `revive` makes the same examples.
+def to_state(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Plain data and tensors for a file, from which `from_state` makes the same examples.
 
     >>> from bhpeft_pyro.testing import tiny_examples
     >>> examples = tiny_examples(3)
-    >>> revive(*describe(examples)).fingerprint == examples.fingerprint
+    >>> from_state(*to_state(examples)).fingerprint == examples.fingerprint
     True
     """
     parts = (examples, examples.tokens)
@@ -324,8 +324,8 @@ def describe(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return {name: value for name, value in values.items() if name not in tensors}, tensors
 
 
-def revive(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Examples:
-    """The examples that were described."""
+def from_state(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Examples:
+    """The examples that were saved."""
     # JSON has lists in place of tuples.
     values: dict[str, Any] = {**plain, **tensors}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

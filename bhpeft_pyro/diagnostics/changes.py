@@ -24,7 +24,7 @@ from ..model.network import RandomPEFT
 from ..peft.sites import Role, Site
 from ..posterior.posterior import Posterior
 from ..prediction.draws import Draws, draw_parts
-from ..priors import closed_form, unpack
+from ..priors import earlier_posterior, unpack
 from ..priors.structured import gated_layers
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes"]
@@ -294,7 +294,7 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
     if guide.scales() or guide.point:
         means, sds = guide.strategy.prior_moments()
     else:
-        alone, _ = closed_form(prior_of(posterior.model, guide), "shifts").independent()
+        alone, _ = earlier_posterior(prior_of(posterior.model, guide), "shifts").independent()
         bases: dict[str, Any] = {name: base_of(q) for name, q in alone.distributions.items()}
         means, sds = ({k: getattr(b, part) for k, b in bases.items()} for part in ("loc", "scale"))
     moments = {}

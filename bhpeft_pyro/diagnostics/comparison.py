@@ -24,7 +24,7 @@ from ..model.model import Model, check_model
 from ..peft import Kind, presets
 from ..posterior import Posterior, saving
 from ..posterior.fit import fit
-from ..posterior.state import own_likelihood
+from ..posterior.state import likelihood_to_give
 from ..prediction.predict import AnyForecast
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def compare(
         refuse_link(place)
         if saving.exists(place):
             say(f"{name} is in {place}")
-            needed: Any = {"prior": head.prior, "likelihood": own_likelihood(head)}
+            needed: Any = {"prior": head.prior, "likelihood": likelihood_to_give(head)}
             return Posterior.load(place, network.backbone, tokenizer=network.tokenizer, **needed)
         say(doing)
         posterior = make()

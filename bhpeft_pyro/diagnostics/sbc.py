@@ -28,7 +28,7 @@ from ..posterior.posterior import Posterior
 from ..prediction.draws import Draws, draw_parts
 from ..prediction.passes import passes
 from ..prediction.predict import simulate
-from ..priors import closed
+from ..priors import with_fixed_scales
 from ..training.initialization import align
 from .psis import log_likelihoods
 from .ranks import Calibration
@@ -93,7 +93,7 @@ def sbc(
     chosen = matching([site.name for site in model.sites], sites, "sites")
     examples = model.encode_texts(texts)
     first = examples.subset(range(min(_AT, len(examples))))
-    prior = closed(model.prior)  # scales are not to be chosen for each data set
+    prior = with_fixed_scales(model.prior)  # scales are not to be chosen for each data set
     likelihood = model.likelihood.standardised(None)  # nor is the unit of ratings
     model = Model(model.network.unused(), prior, likelihood)
     start = examples.subset(range(min(_ALIGN, len(examples))))

@@ -9,7 +9,7 @@ from ..base.checks import SHARE, string
 from ..base.names import check_used, first_match
 from ..errors import ConfigError
 from ..peft.sites import Site
-from ..priors import Prior, closed_form, independent_normals
+from ..priors import Prior, earlier_posterior, independent_normals
 
 
 def KEEP(name: str, value: Any) -> float | dict[str, float]:
@@ -66,6 +66,5 @@ def forget(
     shares = {name: share for name, share in shares.items() if share < 1}
     if not shares:
         return posterior
-    return closed_form(posterior, "keep").tempered(
-        shares, independent_normals(first, sites, shares, "keep")
-    )
+    earlier = earlier_posterior(posterior, "keep")
+    return earlier.tempered(shares, independent_normals(first, sites, shares, "keep"))

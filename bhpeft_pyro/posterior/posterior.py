@@ -26,7 +26,7 @@ from ..guides.guide import check_not_linear, prior_of
 from ..model.model import Model
 from ..prediction.draws import draw, point
 from ..prediction.predict import AnyForecast, predict
-from ..priors import Prior, PriorLike, closed
+from ..priors import Prior, PriorLike, with_fixed_scales
 from ..training.loop import Callback, OptimizerFactory
 from ..training.report import FitReport
 from .replay import Coreset
@@ -251,7 +251,8 @@ class Posterior:
         Raises:
             GuideError: the guide is a point estimate, or not one of this package's.
         """
-        return closed(prior_of(self.model, self.guide))  # `update` itself leaves scales open
+        # `update` itself leaves scales open.
+        return with_fixed_scales(prior_of(self.model, self.guide))
 
     @with_gradients()
     def widen(self, data: object, *, validation: object | None = None, **changes: Any) -> Posterior:

@@ -28,7 +28,7 @@ from ..guides import Guide
 from ..guides.guide import prior_of
 from ..model.model import Model
 from ..peft.sites import Sites
-from ..priors import Prior, closed, independent_normals
+from ..priors import Prior, independent_normals, with_fixed_scales
 from ..training.loop import Callback, OptimizerFactory, optimise
 from ..training.report import FitReport, Training
 from .jobs import in_workers
@@ -148,7 +148,8 @@ class Round:
         guide = copy.deepcopy(without.guide)
         after = replace(
             self,
-            model=model.with_prior(closed(prior_of(model, without.guide))),  # with its scales set
+            # With its scales set.
+            model=model.with_prior(with_fixed_scales(prior_of(model, without.guide))),
             guide=guide,
             data=kept,
             held_out=None,

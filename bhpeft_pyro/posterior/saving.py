@@ -42,6 +42,7 @@ from ..errors import BHPEFTError, SaveError, is_out_of_memory
 from ..model.backbone import load_backbone
 from ..model.head import ClassifierHead
 from ..priors import PriorLike
+from ..priors.prior_state import Plain
 from ..training.report import FitReport
 from . import state
 from .posterior import Posterior
@@ -52,8 +53,6 @@ FILE = "posterior.safetensors"
 _BEFORE = "posterior.json"  # of formats 1 and 2, whose tensors are in a second file
 _LARGEST = 100_000_000  # bytes of a header; the safetensors library reads no larger one
 _DEEPEST = 40  # levels of the plain part; a posterior has about ten
-
-Plain = dict[str, Any]
 
 
 def exists(folder: Path) -> bool:
@@ -72,7 +71,7 @@ def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
     _check_free(folder, overwrite)
-    plain, tensors = state.describe(posterior)
+    plain, tensors = state.to_state(posterior)
     versions = {
         "bhpeft_pyro": __version__,
         "torch": str(torch.__version__),
@@ -234,7 +233,7 @@ def load(
     likelihood: object = None,
     guide: object = None,
 ) -> Posterior:
-    """Read a posterior (`state.revive`); see `Posterior.load`. The file is checked before a
+    """Read a posterior (`state.from_state`); see `Posterior.load`. The file is checked before a
     backbone is loaded."""
     if not isinstance(backbone, PreTrainedModel | str | None):
         raise SaveError(
@@ -256,7 +255,8 @@ def load(
         backbone, its_tokenizer = load_backbone(name, device, classifier)
         tokenizer = its_tokenizer if tokenizer is None else tokenizer
     with _reading(folder, plain):
-        return state.revive(plain, tensors, lineage, backbone, tokenizer, prior, likelihood, guide)
+        given = prior, likelihood, guide
+        return state.from_state(plain, tensors, lineage, backbone, tokenizer, *given)
 
 
 def read_lineage(folder: Path) -> tuple[FitReport, ...]:

@@ -1,8 +1,9 @@
 """A posterior as plain data and tensors, and back.
 
-The same protocol as for examples (`data.examples`) and priors (`priors.prior_state`): `describe`
-returns plain data, which JSON can hold, and a dict of tensors; `revive` makes the object of both.
-Priors, likelihoods and guides of a user's own are described by their import paths (`own`).
+The protocol is that of examples (`data.examples`) and priors (`priors.prior_state`): `to_state`
+returns plain data, which JSON can hold, and a dict of tensors; `from_state` makes the object of
+both. Priors, likelihoods and guides of a user's own are named by their import paths
+(`base.user_code`), and have to be given again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import peft
@@ -29,7 +30,8 @@ from ..model.head import ClassifierHead, Head, with_tail
 from ..model.likelihoods import Function, Likelihood
 from ..model.model import Model
 from ..model.network import RandomPEFT
-from ..priors import MixturePrior, Prior, PriorLike, prior_state
+from ..priors import Prior, PriorLike, prior_state
+from ..priors.prior_state import Plain, Tensors, joined
 from ..training.report import FitReport
 from .mixture import MixturePosterior
 from .posterior import Posterior
@@ -41,7 +43,7 @@ _GUIDES: dict[str, Callable[..., Guide]] = {
     "draws": DrawsGuide,
     "pyro": PyroGuide,
 }
-_KNOWN: dict[str, Sequence[type]] = {
+_READY: dict[str, Sequence[type]] = {
     "kinds": (peft.LoRA, peft.Adapter, peft.Prefix),
     "head": (Head, ClassifierHead),
     "likelihood": [
@@ -50,74 +52,56 @@ _KNOWN: dict[str, Sequence[type]] = {
         if name not in ("Function", "Likelihood")
     ],
 }
+"""The classes of this package that a file can name, by the part of a model."""
 
 _COUNTS = ("rank", "size", "length", "encoder", "outputs", "levels")  # with weights for each
 
-Plain = dict[str, Any]
-Tensors = dict[str, Tensor]
 
-
-def check_savable(model: Model) -> None:
-    """Refuse PEFT kinds and heads of a user's own, and a likelihood that cannot be described."""
-    parts: list[tuple[str, object]] = [("kinds", kind) for kind in model.network.kinds]
-    for what, part in [*parts, ("head", model.network.head)]:
-        if type(part) not in _KNOWN[what]:
-            known = ", ".join(cls.__name__ for cls in _KNOWN[what])
-            raise SaveError(
-                f"{what}: {type(part).__name__} cannot be saved; expected one of {known}. "
-                f"{KEEP_TENSORS}"
-            )
-    describe_likelihood(model.likelihood)
-
-
-def own_likelihood(model: Model) -> Likelihood | None:
-    """The likelihood if it is a user's own, so that `load` needs it again."""
-    known = type(model.likelihood) in _KNOWN["likelihood"]
-    return None if known else model.likelihood
-
-
-def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
-    """A posterior without its lineage. Raises a SaveError if a part cannot be described."""
+def to_state(posterior: Posterior) -> tuple[Plain, Tensors]:
+    """A posterior without its lineage. Raises a SaveError if a part cannot be saved."""
     network, parts = posterior.model.network, posterior.components
-    check_savable(posterior.model)
-    mixture = parts[0] is not posterior
-    tail = network.head.tail(network.backbone)
-    tensors = _state("network", network) | {f"tail.{name}": each for name, each in tail.items()}
-    fits = []
-    for number, part in enumerate(parts):
-        fit, more = _describe_fit(part, f"{number}." if mixture else "")
-        fits.append(fit)
-        tensors |= more
-    prior = MixturePrior.of([part.model.prior for part in parts])
-    first_prior = MixturePrior.of([part.first_prior for part in parts])
-    described, more = prior_state.describe(prior, "prior")
-    tensors |= more
-    first: Plain | None = None  # in the first round it is the prior above
-    if any(part.first_prior is not part.model.prior for part in parts):
-        first, more = prior_state.describe(first_prior, "first_prior")
-        tensors |= more
-    plain: Plain = {
-        "backbone": {
-            **identity(network.backbone),
-            "outputs": network.fixed_outputs(),
-            "name": saved_name(network.backbone),
-            "tokenizer": network.probe(),
-        },
-        "kinds": [_describe(kind) for kind in network.kinds],
-        "head": _describe(network.head),
-        "likelihood": describe_likelihood(posterior.model.likelihood),
-        "prior": described,
-        "first_prior": first,
-        "own_first_priors": first_prior is not parts[0].first_prior,
-        "columns": asdict(posterior.columns),
+    plain = model_to_state(posterior.model)
+    plain["backbone"] = {
+        **identity(network.backbone),
+        "outputs": network.fixed_outputs(),
+        "name": saved_name(network.backbone),
+        "tokenizer": network.probe(),
     }
-    if not mixture:
-        return plain | fits[0], tensors
-    own_priors = prior is not parts[0].model.prior
-    return plain | {"components": fits, "own_priors": own_priors}, tensors
+    plain["columns"] = asdict(posterior.columns)
+    tail = network.head.tail(network.backbone)
+    tensors = _tensors("network", network) | {f"tail.{name}": each for name, each in tail.items()}
+    plain["components"], more = joined(
+        _component_to_state(part, f"{number}.") for number, part in enumerate(parts)
+    )
+    tensors |= more
+    priors = [part.model.prior for part in parts]
+    plain["priors"], more = _priors_to_state(priors, "prior")
+    tensors |= more
+    first_priors = [part.first_prior for part in parts]
+    plain["first_priors"] = None  # in the first round they are the priors
+    if any(one is not other for one, other in zip(priors, first_priors, strict=True)):
+        plain["first_priors"], more = _priors_to_state(first_priors, "first_prior")
+        tensors |= more
+    return plain, tensors
 
 
-def revive(
+def model_to_state(model: Model) -> Plain:
+    """The PEFT kinds, the head and the likelihood of a model. Raises a SaveError if the former are
+    a user's own, or the latter cannot be made again from its options."""
+    return {
+        "kinds": [_ready_to_state("kinds", kind) for kind in model.network.kinds],
+        "head": _ready_to_state("head", model.network.head),
+        "likelihood": likelihood_to_state(model.likelihood),
+    }
+
+
+def likelihood_to_give(model: Model) -> Likelihood | None:
+    """The likelihood if it is a user's own, so that `load` needs it again."""
+    ready = type(model.likelihood) in _READY["likelihood"]
+    return None if ready else model.likelihood
+
+
+def from_state(
     plain: Plain,
     tensors: Tensors,
     lineage: tuple[FitReport, ...],
@@ -127,48 +111,79 @@ def revive(
     likelihood: object = None,
     guide: object = None,
 ) -> Posterior:
-    """The posterior that was described, with the reports of its rounds.
+    """The posterior that was saved, with the reports of its rounds.
 
     Raises:
         SaveError: the backbone is another one, code of the user's own is needed or is not what was
             saved, or tensors do not fit.
-        KeyError, TypeError, AttributeError: parts are missing or unknown.
+        KeyError, TypeError, AttributeError, ValueError: parts are missing or unknown.
     """
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise SaveError(f"path: its tensor {name!r} is not finite; expected a whole file")
     tensors = {  # examples stay on the CPU
-        name: value if ".examples." in f".{name}" else value.to(backbone.device)
+        name: value if ".examples." in name else value.to(backbone.device)
         for name, value in tensors.items()
     }
-    kinds = tuple(_revive("kinds", kind) for kind in plain["kinds"])
-    top: Head | ClassifierHead = _revive("head", plain["head"])
-    labels = _revive_likelihood(plain["likelihood"], likelihood)
+    kinds = tuple(_ready_from_state("kinds", kind) for kind in plain["kinds"])
+    head: Head | ClassifierHead = _ready_from_state("head", plain["head"])
+    labels = _likelihood_from_state(plain["likelihood"], likelihood)
     columns = Columns(**plain["columns"])
-    mixture = "components" in plain
-    fits: list[Plain] = plain["components"] if mixture else [plain]
-    makers = [_maker(fit["guide"], guide) for fit in fits]
-    priors, firsts = _revive_priors(plain, tensors, prior, len(fits))
+    makers = [_maker(component["guide"], guide) for component in plain["components"]]
+    priors, first_priors = _priors_from_state(plain, tensors, prior, len(makers))
     fitted_on = plain["backbone"]
     check_identity(backbone, fitted_on)
-    _check_room((*kinds, top, labels), tensors, backbone)
+    _check_room((*kinds, head, labels), tensors, backbone)
     if tail := _part(tensors, "tail"):
         backbone = with_tail(backbone, tail)
-    network = RandomPEFT(backbone, kinds, top, tokenizer)
-    probes = fitted_on.get("tokenizer"), network.probe()
+    network = RandomPEFT(backbone, kinds, head, tokenizer)
+    probes = fitted_on["tokenizer"], network.probe()
     if None not in probes and probes[0] != probes[1]:
         raise SaveError("tokenizer: this posterior was fitted with another one; expected that")
     check_outputs(backbone, network.fixed_outputs(), fitted_on)
     _load(network, tensors, "network")
     network.in_use = True
-    found = []
-    for number, fit in enumerate(fits):
+    parts = []
+    for number, component in enumerate(plain["components"]):
         model = Model(network, priors[number], labels)
-        prefix = f"{number}." if mixture else ""
-        fitted, coreset = _revive_fit(fit, tensors, prefix, model, makers[number])
-        rounds = tuple(r.components[number] for r in lineage) if mixture else lineage
-        found.append(Posterior(model, fitted, rounds, columns, firsts[number], coreset))
-    return MixturePosterior(found, lineage) if mixture else found[0]
+        fitted, coreset = _component_from_state(
+            component, tensors, f"{number}.", model, makers[number]
+        )
+        reports = lineage
+        if len(makers) > 1:
+            reports = tuple(report.components[number] for report in lineage)
+        parts.append(Posterior(model, fitted, reports, columns, first_priors[number], coreset))
+    return MixturePosterior(parts, lineage) if len(parts) > 1 else parts[0]
+
+
+def _priors_to_state(priors: Sequence[Prior | None], part: str) -> tuple[list[Plain], Tensors]:
+    """The priors of all components: one if it is the same for all."""
+    priors = priors[:1] if all(prior is priors[0] for prior in priors) else priors
+    return joined(
+        prior_state.to_state(prior, f"{part}.{number}") for number, prior in enumerate(priors)
+    )
+
+
+def _priors_from_state(
+    plain: Plain, tensors: Tensors, given: PriorLike | None, count: int
+) -> tuple[list[Prior], list[Prior | None]]:
+    """For each component the round's prior and the first round's; the latter may be unknown."""
+    priors = [
+        prior_state.from_state(state, tensors, f"prior.{number}", given)
+        for number, state in enumerate(plain["priors"])
+    ]
+    priors = priors if len(priors) > 1 else priors * count
+    if plain["first_priors"] is None:
+        return priors, [*priors]
+    # One function is given; a prior that needs another one stays unknown.
+    used = given is None or any(state["kind"] == "custom" for state in plain["priors"])
+    first_priors = [
+        None
+        if used and prior_state.needs_given(state)
+        else prior_state.from_state(state, tensors, f"first_prior.{number}", given)
+        for number, state in enumerate(plain["first_priors"])
+    ]
+    return priors, first_priors if len(first_priors) > 1 else first_priors * count
 
 
 def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedModel) -> None:
@@ -176,11 +191,11 @@ def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedM
     size is made."""
     room = sum(value.numel() for value in tensors.values())
     width = getattr(backbone.config, "hidden_size", 1)
-    known = {each for some in _KNOWN.values() for each in some}
-    for part in (each for each in parts if type(each) in known):
+    ready = {cls for classes in _READY.values() for cls in classes}
+    for part in (each for each in parts if type(each) in ready):
         for name in _COUNTS:
-            count, of = getattr(part, name, None) or 0, 1 if name == "levels" else width
-            if count * of > room:
+            count, weights = getattr(part, name, None) or 0, 1 if name == "levels" else width
+            if count * weights > room:
                 raise SaveError(
                     f"path: the saved {type(part).__name__} has {name}={count}, and all of its "
                     f"tensors together only {room} entries"
@@ -188,7 +203,7 @@ def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedM
 
 
 def _check_guide(name: str, options: Plain, tensors: Tensors, model: Model) -> None:
-    """The same for a guide, unless it is a user's own."""
+    """Refuse a guide of this package for which the file has too few parameters."""
     if name not in _GUIDES:
         return
     room = sum(value.numel() for value in tensors.values())
@@ -202,29 +217,8 @@ def _check_guide(name: str, options: Plain, tensors: Tensors, model: Model) -> N
         )
 
 
-def _revive_priors(
-    plain: Plain, tensors: Tensors, given: PriorLike | None, count: int
-) -> tuple[list[Prior], list[Prior | None]]:
-    """For each component the round's prior and the first round's; the latter may be unknown."""
-    now, first = plain["prior"], plain.get("first_prior")
-    prior = prior_state.revive(now, tensors, "prior", given)
-    first_prior: Prior | None = prior
-    if first is not None:
-        # One function is given; a prior that needs another one stays unknown.
-        unknown = prior_state.needs_given(first) and (given is None or now["kind"] == "custom")
-        first_prior = None if unknown else prior_state.revive(first, tensors, "first_prior", given)
-
-    def each(prior: Any, own: bool) -> list[Any]:
-        return [*prior.parts] if own and isinstance(prior, MixturePrior) else [prior] * count
-
-    return (
-        each(prior, plain.get("own_priors", False)),
-        each(first_prior, plain.get("own_first_priors", False)),
-    )
-
-
-def _describe_fit(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
-    """What each component has of its own: a guide and a coreset."""
+def _component_to_state(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
+    """The guide of a component, and its coreset."""
     guide = part.guide
     name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)
     try:
@@ -234,14 +228,33 @@ def _describe_fit(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     if name is None:
         name = path_of(guide.source)
         check_plain("guide", guide.source, options, part.model)
-    plain: Plain = {"coreset": None, "guide": name, "guide_options": options}
-    tensors = _state(f"{prefix}guide", guide)
+    plain: Plain = {"guide": name, "guide_options": options, "coreset": None}
+    tensors = _tensors(f"{prefix}guide", guide)
     if (coreset := part.coreset) is not None:
-        examples, parts = stored_examples.describe(coreset.examples)
+        examples, more = stored_examples.to_state(coreset.examples)
         plain["coreset"] = {"examples": examples, "report": asdict(coreset.report)}
-        tensors |= {f"{prefix}coreset.examples.{name}": value for name, value in parts.items()}
-        tensors |= _state(f"{prefix}coreset.guide", coreset.guide)
+        tensors |= {f"{prefix}coreset.examples.{name}": value for name, value in more.items()}
+        tensors |= _tensors(f"{prefix}coreset.guide", coreset.guide)
     return plain, tensors
+
+
+def _component_from_state(
+    plain: Plain, tensors: Tensors, prefix: str, model: Model, make: Callable[..., Guide]
+) -> tuple[Guide, Coreset | None]:
+    options = plain["guide_options"]
+    _check_guide(plain["guide"], options, _part(tensors, f"{prefix}guide"), model)
+    with seeded(0):  # initial values are replaced; the global random state stays
+        guide = make(model, **options)
+    _load(guide, tensors, f"{prefix}guide")
+    guide.set_prior(model)
+    if (coreset := plain["coreset"]) is None:
+        return guide, None
+    core = copy.deepcopy(guide)
+    _load(core, tensors, f"{prefix}coreset.guide")
+    examples = stored_examples.from_state(
+        coreset["examples"], _part(tensors, f"{prefix}coreset.examples")
+    )
+    return guide, Coreset(examples, core, FitReport.from_json(coreset["report"]))
 
 
 def _maker(name: str, given: object) -> Callable[..., Guide]:
@@ -256,34 +269,16 @@ def _maker(name: str, given: object) -> Callable[..., Guide]:
     return lambda model: as_guide(code)
 
 
-def _revive_fit(
-    plain: Plain, tensors: Tensors, prefix: str, model: Model, make: Callable[..., Guide]
-) -> tuple[Guide, Coreset | None]:
-    options = plain.get("guide_options", {})
-    _check_guide(plain["guide"], options, _part(tensors, f"{prefix}guide"), model)
-    with seeded(0):  # initial values are replaced; the global random state stays
-        guide = make(model, **options)
-    _load(guide, tensors, f"{prefix}guide")
-    guide.set_prior(model)
-    if (kept := plain.get("coreset")) is None:
-        return guide, None
-    own = _part(tensors, f"{prefix}coreset.examples")
-    core = copy.deepcopy(guide)
-    _load(core, tensors, f"{prefix}coreset.guide")
-    examples = stored_examples.revive(kept["examples"], own)
-    return guide, Coreset(examples, core, FitReport.from_json(kept["report"]))
-
-
-def _state(part: str, module: nn.Module) -> Tensors:
+def _tensors(part: str, module: nn.Module) -> Tensors:
     return {f"{part}.{key}": value for key, value in module.state_dict().items()}
 
 
 def _load(module: nn.Module, tensors: Tensors, part: str) -> None:
     state = _part(tensors, part)
-    for name, own in module.state_dict().items():
-        if name in state and state[name].dtype != own.dtype:
+    for name, value in module.state_dict().items():
+        if name in state and state[name].dtype != value.dtype:
             raise SaveError(
-                f"path: its tensor '{part}.{name}' is {state[name].dtype}; expected {own.dtype}"
+                f"path: its tensor '{part}.{name}' is {state[name].dtype}; expected {value.dtype}"
             )
     try:
         module.load_state_dict(state)
@@ -296,29 +291,35 @@ def _part(tensors: Tensors, part: str) -> Tensors:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _describe(thing: Any) -> Plain:
-    return {"class": type(thing).__name__, **asdict(thing)}
-
-
-def _revive(what: str, plain: Plain) -> Any:
-    known = {cls.__name__: cls for cls in _KNOWN[what]}  # never any other name in a file
-    if (name := str(plain["class"])) not in known:
+def _ready_to_state(what: str, part: Any) -> Plain:
+    if type(part) not in _READY[what]:
+        expected = ", ".join(cls.__name__ for cls in _READY[what])
         raise SaveError(
-            f"path: {what}: {name!r:.60} is unknown; expected one of {', '.join(known)}"
+            f"{what}: {type(part).__name__} cannot be saved; expected one of {expected}. "
+            f"{KEEP_TENSORS}"
         )
-    return known[name](**_options(plain))
+    return {"class": type(part).__name__, **asdict(part)}
+
+
+def _ready_from_state(what: str, plain: Plain) -> Any:
+    classes = {cls.__name__: cls for cls in _READY[what]}  # never any other name in a file
+    if (name := str(plain["class"])) not in classes:
+        raise SaveError(
+            f"path: {what}: {name!r:.60} is unknown; expected one of {', '.join(classes)}"
+        )
+    return classes[name](**_options(plain))
 
 
 def _options(plain: Plain) -> Plain:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k != "class"}
 
 
-def describe_likelihood(likelihood: Likelihood) -> Plain:
+def likelihood_to_state(likelihood: Likelihood) -> Plain:
     """The options of a likelihood, and its name; of a user's own the import path."""
     thing: Any = likelihood
     make = type(thing)
-    if make in _KNOWN["likelihood"]:
-        return _describe(likelihood)
+    if make in _READY["likelihood"]:
+        return _ready_to_state("likelihood", likelihood)
     options = dict(vars(thing))
     if is_dataclass(thing):
         options = {each.name: getattr(thing, each.name) for each in fields(thing) if each.init}
@@ -330,13 +331,13 @@ def describe_likelihood(likelihood: Likelihood) -> Plain:
     return {"class": path_of(thing), **options}
 
 
-def _revive_likelihood(plain: Plain, given: object) -> Likelihood:
+def _likelihood_from_state(plain: Plain, given: object) -> Likelihood:
     code: Any = given.function if isinstance(given, Function) else given
     if ":" not in (name := str(plain["class"])):
         if given is not None:
             given_for("likelihood", f"{likelihoods.__name__}:{name}", code)
-        found: Likelihood = _revive("likelihood", plain)
-        return found
+        likelihood: Likelihood = _ready_from_state("likelihood", plain)
+        return likelihood
     code = given_for("likelihood", name, code)
     code = type(code) if isinstance(code, Likelihood) else code
     if isinstance(code, type) and issubclass(code, Likelihood):

@@ -25,7 +25,7 @@ from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import prior_of
 from ..model.cached_batches import naming_rows
 from ..model.model import Model
-from ..priors import Prior, PriorLike, as_prior, closed_form
+from ..priors import Prior, PriorLike, as_prior, earlier_posterior
 from ..priors.prior import check_prior
 from ..training.initialization import centred, own_start
 from ..training.loop import Callback, OptimizerFactory
@@ -220,7 +220,7 @@ def in_family(
         PriorError: the last posterior cannot be projected.
     """
     # A guide of any family can be made under independent weights, and says if it is joint.
-    alone, divergence = closed_form(last, "guide").independent()
+    alone, divergence = earlier_posterior(last, "guide").independent()
     guide = guide_under(model.with_prior(alone), family, seed)
     if guide.joint:
         return guide_under(model.with_prior(last), family, seed), last, 0.0

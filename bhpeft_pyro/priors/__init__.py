@@ -5,10 +5,11 @@ from .from_posterior import (
     JointPrior,
     MixturePrior,
     PosteriorPrior,
-    closed,
-    closed_form,
+    earlier_posterior,
     independent_normals,
+    moved,
     unpack,
+    with_fixed_scales,
     with_rows,
 )
 from .prior import Prior, PriorLike, as_prior, checked, complete
@@ -29,11 +30,12 @@ __all__ = [
     "PriorLike",
     "as_prior",
     "checked",
-    "closed",
-    "closed_form",
     "complete",
     "default",
+    "earlier_posterior",
     "independent_normals",
+    "moved",
     "unpack",
+    "with_fixed_scales",
     "with_rows",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import copy
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -19,7 +21,7 @@ from ..base.threads import undisturbed
 from ..errors import PriorError
 from ..peft.sites import Site
 from .prior import Prior, checked, complete
-from .vectorised import for_all_draws
+from .vectorised import for_all_draws, with_tensors
 
 JOINT = "weights"
 """Name of the latent that holds all weights."""
@@ -56,10 +58,10 @@ class PosteriorPrior:
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         for site in sites:
-            known = self.distributions.get(site.name)
-            if known is not None or self.structure is None:
-                _check_shape(site, None if known is None else tuple(known.event_shape))
-        values = {name: pyro.sample(name, known) for name, known in self.distributions.items()}
+            latent = self.distributions.get(site.name)
+            if latent is not None or self.structure is None:
+                _check_shape(site, None if latent is None else tuple(latent.event_shape))
+        values = {name: pyro.sample(name, latent) for name, latent in self.distributions.items()}
         made = [site for site in sites if site.name not in values]
         if self.structure is not None and made:
             whole = complete(self.structure, sites, values)
@@ -84,10 +86,10 @@ class PosteriorPrior:
         Raises:
             PriorError: a site is not Normal under q.
         """
-        own = _moments(self.distributions, keep, "keep")
+        normals = _moments(self.distributions, keep, "keep")
         mixed = dict(self.distributions)
         for name, power in keep.items():
-            (m, s), (m0, s0) = own[name], first[name]
+            (m, s), (m0, s0) = normals[name], first[name]
             precision = power * s**-2 + (1 - power) * s0**-2
             mean = (power * m * s**-2 + (1 - power) * m0 * s0**-2) / precision
             mixed[name] = dist.Normal(mean, precision.rsqrt()).to_event(mean.dim())
@@ -135,8 +137,8 @@ class JointPrior:
             self.shapes
         )
 
-    def closed(self) -> JointPrior:
-        """The same prior, with scales that no guide sets."""
+    def with_fixed_scales(self) -> JointPrior:
+        """This prior, with scales that no guide sets."""
         return JointPrior(self.normal, self.shapes, self.name)
 
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -161,18 +163,18 @@ class JointPrior:
         They have the means and sds of q, as in assumed density filtering (Opper 1998). With S the
         covariance of q, the KL is (sum_i log S_ii - log det S) / 2.
         """
-        own = self.normal
-        ratio = (own.stddev / own.covariance.scale).double().log().sum()
-        divergence = ratio - own.covariance.ratio.double().log().sum()
-        found = {
+        covariance = self.normal.covariance
+        ratio = (self.normal.stddev / covariance.scale).double().log().sum()
+        divergence = ratio - covariance.ratio.double().log().sum()
+        normals = {
             name: dist.Normal(mean, sd).to_event(mean.dim())
             for name, (mean, sd) in self.moments().items()
         }
-        return PosteriorPrior(found), divergence.item()
+        return PosteriorPrior(normals), divergence.item()
 
     def tempered(self, keep: Mapping[str, float], first: Moments) -> JointPrior:
-        """As `PosteriorPrior.tempered`, by an average of precision matrices; sites with different
-        powers are a PriorError."""
+        """q^keep p0^(1 - keep) by an average of precision matrices (see `PosteriorPrior.tempered`);
+        sites with different powers are a PriorError."""
         powers = {keep.get(name, 1.0) for name in self.shapes}
         if len(powers) > 1:
             raise PriorError("keep: this posterior is joint over all sites; expected one number")
@@ -219,9 +221,9 @@ class MixturePrior:
         return for_all_draws(self.parts[int(torch.randint(len(self.parts), ()))], sites)
 
 
-def closed_form(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:
-    """An earlier posterior that can be tempered and projected; any other prior is a PriorError that
-    starts with `purpose`."""
+def earlier_posterior(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:
+    """The prior, if it is an earlier posterior that can be tempered and projected; any other is a
+    PriorError that starts with `purpose`."""
     if not isinstance(prior, PosteriorPrior | JointPrior):
         raise PriorError(
             f"{purpose}: {type(prior).__name__} has no closed form; expected an earlier posterior "
@@ -230,9 +232,9 @@ def closed_form(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:
     return prior
 
 
-def closed(prior: Any) -> Any:
-    """The prior, with fixed scales in place of those that it may leave to a guide."""
-    return prior.closed() if hasattr(prior, "closed") else prior
+def with_fixed_scales(prior: Any) -> Any:
+    """The prior, with scales of its own where it leaves them to a `laplace` guide."""
+    return prior.with_fixed_scales() if hasattr(prior, "with_fixed_scales") else prior
 
 
 def with_rows(prior: Prior | None, rows: Mapping[str, int]) -> Prior | None:
@@ -240,23 +242,43 @@ def with_rows(prior: Prior | None, rows: Mapping[str, int]) -> Prior | None:
     zero with the sds of the last row; others are returned as they are."""
     if not isinstance(prior, JointPrior) or prior.normal.covariance.rank:
         return prior
-    found = prior.moments()
+    normals = prior.moments()
     for name, count in rows.items():
-        mean, sd = found[name]
+        mean, sd = normals[name]
         more = sd[-1:].expand(count, *sd.shape[1:])
-        found[name] = torch.cat([mean, torch.zeros_like(more)]), torch.cat([sd, more])
-    loc, scale = (torch.cat([each[i].flatten() for each in found.values()]) for i in range(2))
-    shapes = {name: tuple(mean.shape) for name, (mean, _) in found.items()}
-    return JointPrior(
-        LowRankNormal(loc, Covariance.diagonal(scale)), shapes, prior.name, prior.open
-    )
+        normals[name] = torch.cat([mean, torch.zeros_like(more)]), torch.cat([sd, more])
+    loc, scale = (torch.cat([pair[i].flatten() for pair in normals.values()]) for i in range(2))
+    shapes = {name: tuple(mean.shape) for name, (mean, _) in normals.items()}
+    normal = LowRankNormal(loc, Covariance.diagonal(scale))
+    return JointPrior(normal, shapes, prior.name, prior.open)
 
 
-def _check_shape(site: Site, known: tuple[int, ...] | None) -> None:
-    if known != site.shape:
+def moved(prior: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """An earlier posterior with changed tensors, for example on another device. It is the same
+    object if none changes; so is a prior of any other kind."""
+    if isinstance(prior, MixturePrior):
+        parts = [moved(part, change) for part in prior.parts]
+        same = all(map(operator.is_, parts, prior.parts))
+        return prior if same else MixturePrior(parts)
+    if not isinstance(prior, PosteriorPrior | JointPrior):
+        return prior
+    changed = list[bool]()
+
+    def noting(tensor: Tensor) -> Tensor:
+        new = change(tensor)
+        changed.append(new is not tensor)
+        return new
+
+    twin = copy.copy(prior)
+    vars(twin).update(with_tensors(vars(prior), noting))
+    return twin if any(changed) else prior
+
+
+def _check_shape(site: Site, shape: tuple[int, ...] | None) -> None:
+    if shape != site.shape:
         raise PriorError(
             f"prior: this model's site {site.name!r} has shape {site.shape}; in the earlier "
-            f"posterior {f'its shape is {known}' if known else 'there is no such site'}"
+            f"posterior {f'its shape is {shape}' if shape else 'there is no such site'}"
         )
 
 
@@ -271,8 +293,8 @@ def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ten
 
 def places(shapes: Mapping[str, tuple[int, ...]], names: Iterable[str]) -> Tensor:
     """Where the weights of some sites are in the vector that `unpack` takes, site by site."""
-    every = unpack(torch.arange(sum(map(prod, shapes.values()))), shapes)
-    return torch.cat([every[name].flatten() for name in names])
+    numbers = unpack(torch.arange(sum(map(prod, shapes.values()))), shapes)
+    return torch.cat([numbers[name].flatten() for name in names])
 
 
 def independent_normals(
@@ -296,17 +318,17 @@ def independent_normals(
             "prior=... to Posterior.load"
         )
     if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
-        found = prior.moments()
-        return {name: found[name] for name in names}
+        moments = prior.moments()
+        return {name: moments[name] for name in names}
     with undisturbed():
-        found, again = (_drawn(prior, sites) for _ in range(2))
-    if others := found.keys() - {site.name for site in sites}:
+        drawn, again = (_drawn(prior, sites) for _ in range(2))
+    if others := drawn.keys() - {site.name for site in sites}:
         raise PriorError(
             f"{purpose}: the prior also samples {', '.join(sorted(others))}, on which its sites "
             "may depend; expected independent Normals"
         )
     names = [*names]
-    first, second = (_moments(each, names, purpose) for each in (found, again))
+    first, second = (_moments(each, names, purpose) for each in (drawn, again))
     for name, pair in first.items():
         if not all(map(torch.equal, pair, second[name])):
             raise PriorError(
@@ -326,7 +348,7 @@ def _drawn(prior: Prior, sites: Sequence[Site]) -> dict[str, Any]:
 def _moments(
     distributions: Mapping[str, Any], names: Iterable[str], purpose: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    found = {}
+    moments = {}
     for name in names:
         fn: Any = distributions.get(name)
         base = base_of(fn)
@@ -335,8 +357,8 @@ def _moments(
                 f"{purpose}: {name!r} is {type(base).__name__} under the prior; expected Normal"
             )
         shape = fn.event_shape
-        found[name] = (base.loc.expand(shape).clone(), base.scale.expand(shape).clone())
-    return found
+        moments[name] = (base.loc.expand(shape).clone(), base.scale.expand(shape).clone())
+    return moments
 
 
 def joint(prior: Prior | None) -> JointPrior | None:

@@ -79,10 +79,10 @@ class FunctionSpaceNormal:
             case "other":
                 return self.other
 
-    def closed(self) -> Self:
-        """The same prior with its default scales in place of None.
+    def with_fixed_scales(self) -> Self:
+        """This prior with its default scales in place of None.
 
-        >>> FunctionSpaceNormal(head=2.0).closed()
+        >>> FunctionSpaceNormal(head=2.0).with_fixed_scales()
         FunctionSpaceNormal(change=0.1, spread=0.1, head=2.0, other=1.0)
         """
         return replace(

@@ -21,10 +21,11 @@ from pyro.poutine.runtime import apply_stack
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal
+from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from ..base.distributions import base_of
+from ..base.distributions import Covariance, base_of
 from ..errors import PriorError
 from ..peft.sites import Site
 
@@ -239,7 +240,7 @@ def _only_around(messenger: Messenger) -> Iterator[None]:
 def with_tensors(
     part: Any, change: Callable[[Tensor], Tensor], made: dict[int, Any] | None = None
 ) -> Any:
-    """A distribution, or a part of one, with other tensors."""
+    """A distribution, a part of one, or several of them, with other tensors."""
     made = {} if made is None else made  # a transform and its inverse hold each other
     if id(part) in made:
         return made[id(part)]
@@ -247,8 +248,10 @@ def with_tensors(
         return change(part)
     if isinstance(part, list):
         return [with_tensors(each, change, made) for each in part]
-    if isinstance(part, (Distribution, Transform)):
+    if isinstance(part, dict):
+        return {key: with_tensors(value, change, made) for key, value in part.items()}
+    if isinstance(part, (Distribution, Transform, Constraint, Covariance)):
         twin = made[id(part)] = copy.copy(part)
-        vars(twin).update((k, with_tensors(v, change, made)) for k, v in vars(part).items())
+        vars(twin).update(with_tensors(vars(part), change, made))
         return twin
     return part

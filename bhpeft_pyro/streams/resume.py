@@ -13,7 +13,7 @@ from ..errors import ConfigError, DataError
 from ..model.likelihoods import Likelihood
 from ..model.model import Model
 from ..posterior.posterior import Posterior
-from ..posterior.state import describe_likelihood, own_likelihood
+from ..posterior.state import likelihood_to_give, likelihood_to_state
 from ..posterior.update import has_learnt
 from .history import History
 
@@ -32,7 +32,7 @@ def last_round(history: History, model: Model) -> Posterior | None:
     if not leaves:
         return None
     network = model.network
-    needed = {"prior": model.prior, "likelihood": own_likelihood(model)}
+    needed = {"prior": model.prior, "likelihood": likelihood_to_give(model)}
     last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, **needed)
     there = last.model
     _check_same(history, "model", "with PEFT weights", there.network.kinds, network.kinds)
@@ -84,8 +84,8 @@ def _check_same(history: History, argument: str, what: str, there: Any, given: A
 def _differs(given: Likelihood, there: Likelihood) -> bool:
     """Whether they do not agree in what `given` says; what it leaves open (None) is set by the
     ratings of the first round."""
-    known = describe_likelihood(there)
-    stated = {name: v for name, v in describe_likelihood(given).items() if v is not None}
+    known = likelihood_to_state(there)
+    stated = {name: v for name, v in likelihood_to_state(given).items() if v is not None}
     return any(known.get(name) != value for name, value in stated.items())
 
 

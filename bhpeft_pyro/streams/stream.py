@@ -26,7 +26,7 @@ from ..posterior.fit import fit
 from ..posterior.forgetting import KEEP, forget
 from ..posterior.growth import check_growing, unknown_labels, with_outputs_for
 from ..posterior.posterior import Posterior
-from ..posterior.state import check_savable
+from ..posterior.state import model_to_state
 from ..prediction.predict import predict
 from .drift import assess
 from .history import History
@@ -167,7 +167,7 @@ def prequential(
     >>> len(last.lineage), last.report.keep
     (2, 0.0)
     """
-    check_savable(model)
+    model_to_state(model)  # which refuses what could not be saved
     tests = _named(tests)
     check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
     folder = as_path("folder", folder)

@@ -24,9 +24,8 @@ from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
 from bhpeft_pyro.peft.binding import LayerForward, active
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.priors import PosteriorPrior
+from bhpeft_pyro.priors import PosteriorPrior, moved
 from bhpeft_pyro.priors.prior import expand_to_site
-from bhpeft_pyro.priors.prior_state import moved
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 QUICK: dict[str, Any] = {"max_steps": 4, "progress": False}
@@ -177,11 +176,11 @@ def test_an_earlier_posterior_moves_with_the_model_whose_prior_it_is(
     assert {value.device.type for value in again[0].values()} == {"cpu"}
 
 
-def test_an_own_prior_stays_where_it_is() -> None:
+def test_a_prior_of_any_distributions_moves_and_a_function_stays() -> None:
     heavy = PosteriorPrior({"head.bias": dist.StudentT(3.0, torch.zeros(2)).to_event(1)})
-    for prior in (made, heavy):
-        model = tiny_model((), prior=prior)
-        assert model.to("meta").prior is prior
+    (there,) = moved(heavy, lambda tensor: tensor.to("meta")).distributions.values()
+    assert there.base_dist.loc.device.type == "meta"
+    assert tiny_model((), prior=made).to("meta").prior is made
 
 
 def test_a_backbone_moved_alone_is_an_error_that_says_what_to_do() -> None:

@@ -65,6 +65,10 @@ def tensors(part: str, change: Callable[[Tensor], Tensor]) -> Damage:
     return lambda folder: retensor(folder, lambda name: name.startswith(part), change)
 
 
+def component(**fields: Any) -> Damage:
+    return plain(lambda c: c["components"][0].update(fields))
+
+
 def report(**fields: Any) -> Damage:
     return plain(lambda c: c["lineage"][0].update(fields))
 
@@ -115,8 +119,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no lineage": (plain(lambda c: c.pop("lineage")), "lineage"),
     "deep": (plain(lambda c: c.update(note=json.loads(DEEP[90]))), "too deep"),
     "an unknown option": (plain(lambda c: c["head"].update(pool="max")), "pool"),
-    "an unknown guide": (plain(lambda c: c.update(guide="horoscope")), "horoscope"),
-    "an unknown prior": (plain(lambda c: c["prior"].update(kind="oracle")), "oracle"),
+    "an unknown guide": (component(guide="horoscope"), "horoscope"),
+    "an unknown prior": (plain(lambda c: c["priors"][0].update(kind="oracle")), "oracle"),
     "a list for a dict": (plain(lambda c: c.update(backbone=[])), "unknown parts"),
     # Other classes of the package than those that may be there, and code of others.
     "another head": (plain(lambda c: c["head"].update({"class": "Site"})), "'Site'"),
@@ -133,7 +137,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "rank": (plain(lambda c: c["kinds"][0].update(rank=10**10)), "LoRA has rank=10000000000"),
     "size": (plain(lambda c: c["kinds"][1].update(size=10**9)), "Adapter has size"),
     "length": (plain(lambda c: c["kinds"][2].update(length=10**9)), "Prefix has length"),
-    "parameters": (plain(lambda c: c.update(PYRO)), r"guide 'pyro' has \d+ parameters"),
+    "parameters": (component(**PYRO), r"guide 'pyro' has \d+ parameters"),
     # Reports of other types.
     "steps": (report(steps="many"), r"steps='many'; expected int"),
     "history": (report(history=[{"loss": []}]), "history="),
@@ -143,7 +147,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a round elsewhere": (report(parent="../whole"), "as a round; expected an id"),
     "no reports": (plain(lambda c: c.update(lineage=5)), "unknown parts"),
     # Tensors: with checksums that are right they were loaded, and the first prediction failed.
-    "not finite": (tensors("guide.", lambda value: value * float("nan")), "is not finite"),
+    "not finite": (tensors("0.guide.", lambda value: value * float("nan")), "is not finite"),
     "another dtype": (
         tensors("network.coordinates.lora", Tensor.half),
         "is torch.float16; expected torch.float32",
@@ -165,7 +169,7 @@ def test_what_is_damaged_or_made_up_is_refused(
 def test_a_covariance_of_another_size_is_refused(tmp_path: Path) -> None:
     laplace = bh.fit(tiny_model(()), "laplace", tiny_examples(), components=1, max_steps=2)
     folder = laplace.save(tmp_path)
-    tensors("guide.scale", lambda value: value[1:].clone())(folder)
+    tensors("0.guide.scale", lambda value: value[1:].clone())(folder)
     with pytest.raises(SaveError, match="size mismatch for scale"):
         load(folder)
 
@@ -173,9 +177,12 @@ def test_a_covariance_of_another_size_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["likelihood", "guide", "prior"])
 def test_code_that_a_file_names_is_never_imported(what: str, whole: Path, tmp_path: Path) -> None:
     folder, path = Path(shutil.copytree(whole, tmp_path / "run")), "antigravity:fly"
-    crafted = {"likelihood": {"class": path}, "guide": path}
-    crafted["prior"] = {"kind": "custom", "path": path}
-    rewrite(folder, lambda content: content.update({what: crafted[what]}))
+    parts: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "likelihood": lambda content: content["likelihood"].update({"class": path}),
+        "guide": lambda content: content["components"][0].update(guide=path),
+        "prior": lambda content: content.update(priors=[{"kind": "custom", "path": path}]),
+    }
+    rewrite(folder, parts[what])
     ran: list[object] = []
     for given in (None, ran.append):
         with pytest.raises(SaveError, match=f"{what}: .*'{path}'"):

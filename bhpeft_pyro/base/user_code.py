@@ -6,7 +6,6 @@ Nothing is imported by a name in a file, so a file cannot choose what runs.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,11 +36,10 @@ def given_for(what: str, path: str, given: object) -> Any:
             "code, but it never brings or imports any)"
         )
     if path_of(given).split(":")[1] != path.partition(":")[2]:
-        own = path.startswith(__name__.partition(".")[0] + ".")
+        ready = path.startswith(__name__.partition(".")[0] + ".")
+        advice = f", which needs no {what}=" if ready else ""
         raise SaveError(
-            f"{what}: this posterior was saved with {path!r:.200}"
-            + f", which needs no {what}=" * own
-            + f"; got {path_of(given)!r}"
+            f"{what}: this posterior was saved with {path!r:.200}{advice}; got {path_of(given)!r}"
         )
     return given
 
@@ -68,14 +66,9 @@ def check_plain(what: str, make: Any, options: Mapping[str, Any], *given: object
 
 
 def _is_plain(value: object) -> bool:
-    try:
-        return _as_tuples(json.loads(json.dumps(value))) == _as_tuples(value)
-    except (TypeError, ValueError, RecursionError):
-        return False
-
-
-def _as_tuples(value: Any) -> Any:
-    """Lists as tuples: JSON has one sequence."""
+    """Whether a value comes back from JSON, where tuples are lists."""
     if isinstance(value, dict):
-        return {key: _as_tuples(each) for key, each in value.items()}
-    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -12,8 +12,8 @@ from .from_posterior import (
     with_fixed_scales,
     with_rows,
 )
+from .function_space import FunctionSpaceNormal, default
 from .prior import Prior, PriorLike, as_prior, checked, complete
-from .scales import FunctionSpaceNormal, default
 from .structured import ARD, Gates, Hierarchical, Horseshoe
 
 __all__ = [

@@ -23,7 +23,7 @@ from ..base.names import sort_by_pattern
 from ..base.threads import alone, undisturbed
 from ..errors import PriorError
 from ..peft.sites import Site
-from .scales import FunctionSpaceNormal
+from .function_space import FunctionSpaceNormal
 from .vectorised import for_all_draws, with_tensors
 
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
@@ -102,8 +102,8 @@ class PatternPrior:
                 values |= prior([site for site in sites if pattern_of[site.name] == pattern])
         for site in sites:
             if site.name not in values:
-                own = expand_to_site(self.patterns[pattern_of[site.name]], site)
-                values[site.name] = pyro.sample(site.name, own)
+                distribution = expand_to_site(self.patterns[pattern_of[site.name]], site)
+                values[site.name] = pyro.sample(site.name, distribution)
         return values
 
 
@@ -119,17 +119,17 @@ def expand_to_site(prior: Any, site: Site) -> TorchDistribution:
         )
     if (device := site.unit.device).type != "cpu":
         distribution = with_tensors(distribution, lambda tensor: tensor.to(device))
-    own = distribution.event_dim
+    last = distribution.event_dim
     try:
-        if own > site.ndim or distribution.event_shape != site.shape[site.ndim - own :]:
+        if last > site.ndim or distribution.event_shape != site.shape[site.ndim - last :]:
             raise ValueError
-        wide = distribution.expand(torch.Size(site.shape[: site.ndim - own]))
+        wide = distribution.expand(torch.Size(site.shape[: site.ndim - last]))
     except (RuntimeError, ValueError) as error:
         raise PriorError(
             f"prior: a distribution of shape {tuple(distribution.shape())} cannot be expanded to "
             f"the site {site.name!r} of shape {site.shape}"
         ) from error
-    return wide.to_event(site.ndim - own)
+    return wide.to_event(site.ndim - last)
 
 
 def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
@@ -150,15 +150,10 @@ def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
             "tensors"
         )
     for site in sites:
-        if site.name not in values:
+        if not isinstance(value := values.get(site.name), Tensor):
             raise PriorError(
-                f"prior: it returns no tensor for the site {site.name!r} (it returns: "
-                f"{', '.join(sorted(values)) or 'nothing'})"
-            )
-        if not isinstance(value := values[site.name], Tensor):
-            raise PriorError(
-                f"prior: it returns a {type(value).__name__} for the site {site.name!r}, expected "
-                "a tensor"
+                f"prior: it returns no tensor for the site {site.name!r}, but {value!r:.60} (its "
+                f"sites: {', '.join(sorted(values)) or 'none'})"
             )
         shape = tuple(value.shape)
         if shape[len(shape) - site.ndim :] != site.shape or len(shape) < site.ndim:
@@ -257,7 +252,7 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
             )
     names = [name for name, node in tracer.trace.nodes.items() if node["type"] == "param"]
     if isinstance(prior, nn.Module):
-        names += [name for name, own in prior.named_parameters() if own.requires_grad]
+        names += [name for name, value in prior.named_parameters() if value.requires_grad]
     if names:
         raise PriorError(
             f"prior: the parameters {', '.join(map(repr, names))} would not be trained, as a fit "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,11 +17,15 @@ from ..base.distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..base.user_code import given_for, path_of
 from ..errors import SaveError
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
+from .function_space import FunctionSpaceNormal
 from .prior import PriorLike, as_prior
+from .structured import ARD, Gates, Hierarchical, Horseshoe
 
 Plain = dict[str, Any]
 Tensors = dict[str, Tensor]
 
+_READY = {cls.__name__: cls for cls in (FunctionSpaceNormal, Hierarchical, ARD, Horseshoe, Gates)}
+"""Priors of this package by the name of their class; a file can name no other code."""
 _COVARIANCE = ("scale", "axes", "ratio")
 _SUPPORTS: dict[str, type[Constraint]] = {
     "greater than": constraints.greater_than,
@@ -40,7 +44,7 @@ def to_state(prior: Any, part: str) -> tuple[Plain, Tensors]:
     name, tensors = type(prior).__name__, Tensors()
     if prior is None:
         return {"kind": "unknown"}, {}
-    if _ready(name) is type(prior):
+    if _READY.get(name) is type(prior):
         return {"kind": "ready", "class": name, **asdict(prior)}, {}
     if isinstance(prior, JointPrior):
         covariance = prior.normal.covariance
@@ -75,9 +79,9 @@ def from_state(plain: Plain, tensors: Tensors, part: str, given: PriorLike | Non
     fields = dict(plain)
     kind = fields.pop("kind")
     if kind == "ready":
-        if (ready := _ready(name := fields.pop("class"))) is None:
-            raise SaveError(f"path: the saved posterior uses an unknown prior, {name!r}")
-        return as_prior(ready(**fields))
+        if (name := str(fields.pop("class"))) not in _READY:
+            raise SaveError(f"path: the saved posterior uses an unknown prior, {name!r:.60}")
+        return _READY[name](**fields)
     if kind == "joint":
         shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
         covariance = Covariance(*(tensors[f"{part}.{name}"] for name in _COVARIANCE))
@@ -143,11 +147,3 @@ def _latent_from_state(loc: Tensor, scale: Tensor, plain: Plain | None) -> Torch
     if loc.dim() > support.event_dim:
         support = constraints.independent(support, loc.dim() - support.event_dim)
     return Constrained(normal, support)
-
-
-def _ready(name: str) -> Any:
-    """A prior of this package by the name of its class; a file can name no other code."""
-    from .. import priors
-
-    ready = getattr(priors, name, None) if name in priors.__all__ else None
-    return ready if is_dataclass(ready) else None

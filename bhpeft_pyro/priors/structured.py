@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import PriorError
 from ..peft.sites import Site
-from .scales import FunctionSpaceNormal, along, log_of
+from .function_space import FunctionSpaceNormal, along, log_of
 
 _COLUMNS = (("layer", "rank"), ("layer", "bottleneck"))
 

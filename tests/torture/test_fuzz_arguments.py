@@ -52,19 +52,7 @@ def odd(draw: random.Random) -> Any:
         (
             *(None, True, False, 0, 1, 2, 3, -1, 1.5, 10**20, 10**5000, -0.0, 0.5, 1e-300, 1e300),
             *(math.nan, math.inf, -math.inf, 1j, decimal.Decimal("0.5"), fractions.Fraction(1, 2)),
-            *(
-                "",
-                " ",
-                "a",
-                "\0",
-                "\x1b[31m",
-                "\ud800",
-                "a" * 300,
-                "w5 " * 300,
-                "x.csv",
-                "a/b",
-                ".",
-            ),
+            *("", " ", "a", "\0", "\x1b[31m", "\ud800", "a" * 300, "w5 " * 300, "x.csv", "a/b"),
             *(b"a", b"", bytearray(b"a"), [], (), {}, set(), {1}, frozenset("ab"), range(3)),
             *(["a"], ["w5", None], [["w5", "w6"]], [{}], [{"text": "w5"}], {"text": ["w5"]}, [[]]),
             *(np.int64(3), np.float32(0.5), np.bool_(True), np.array(3), np.array([1.5, math.nan])),
@@ -73,13 +61,7 @@ def odd(draw: random.Random) -> Any:
             *(pd.NA, pd.NaT, pd.Series(["w5"]), pd.DataFrame(), pd.DataFrame({"text": ["w5"]})),
             *(object(), object, len, Path("a"), Path(), Rude(), iter([]), iter(["w5"]), Ellipsis),
             *({}.keys(), {"w5": 0}.keys(), collections.UserList(["w5"]), collections.Counter("a")),
-            *(
-                bh.Columns(),
-                bh.FitOptions(),
-                bh.Head(2),
-                3,
-                bh.likelihoods.Normal(),
-            ),
+            *(bh.Columns(), bh.FitOptions(), bh.Head(2), 3, bh.likelihoods.Normal()),
         )
     )
 
@@ -172,15 +154,12 @@ def made(draw: random.Random) -> None:
         (bh.RandomPEFT, ("backbone", "kinds", "head", "tokenizer")),
     )
     cls, names = draw.choice(what)
-    own = {
+    needed: dict[Any, dict[str, Any]] = {
         bh.Head: {"outputs": 2},
-        bh.RandomPEFT: {"head": bh.Head(2)},
+        bh.RandomPEFT: {"backbone": tiny_backbone(), "kinds": (), "head": bh.Head(2)},
+        bh.likelihoods.OrderedLogistic: {"levels": 3},
     }
-    own[bh.likelihoods.OrderedLogistic] = {"levels": 3}
-    given = {**own.get(cls, {}), **few(draw, names)}
-    if cls is bh.RandomPEFT:
-        given = {"backbone": tiny_backbone(), "kinds": (), **given}
-    cls(**given)
+    cls(**needed.get(cls, {}) | few(draw, names))
 
 
 @pytest.fixture(scope="module")
@@ -292,54 +271,13 @@ def test_command_lines_and_their_files(
     """Exit code 0, 1 or 2, no traceback, and nothing that would control the terminal."""
     runner, group = CliRunner(), typer.main.get_command(app)
     names = [*group.commands]  # type: ignore[attr-defined]
-    words = [
-        "--config",
-        "c.yaml",
-        "--out",
-        "--seed",
-        "--flag",
-        "--by",
-        "--data",
-        "10%",
-        "-1",
-        "1e9",
-    ]
-    words += ["9" * 30, "nan", "a" * 300, "\x1b[31m", "", ".", "t.csv", "t.jsonl", "[", "--epochs"]
-    lines = [
-        "seed: 3",
-        "epochs: 2024-13-45",
-        "a: [",
-        "seed: {}",
-        "lr: 1:2",
-        "null: 3",
-        "? [a]\n: b",
-    ]
-    lines += ["seed: !!python/object:os.system x", "&a [*a]", "seed: 0x", "out: \x01", "-" * 400]
-    cells = [
-        "text",
-        "label",
-        "w5",
-        "",
-        "\0",
-        '"',
-        ",",
-        "\n",
-        "\r",
-        "0",
-        "1",
-        "é",
-        "\x1b[31m",
-        "[" * 9,
-    ]
-    json = [
-        '{"text": "w5", "label": 0}',
-        "[" * 5000,
-        "{",
-        "[]",
-        '{"text": 1, "text": 2}',
-        "1",
-        "null",
-    ]
+    words = ["--config", "c.yaml", "--out", "--seed", "--flag", "--by", "--data", "10%", "-1"]
+    words += ["1e9", "nan", "9" * 30, "a" * 300, "\x1b[31m", "", ".", "t.csv", "t.jsonl", "["]
+    lines = ["seed: 3", "epochs: 2024-13-45", "a: [", "seed: {}", "lr: 1:2", "null: 3"]
+    lines += ["? [a]\n: b", "&a [*a]", "seed: 0x", "out: \x01", "-" * 400]
+    lines += ["seed: !!python/object:os.system x"]
+    cells = ["text", "label", "w5", "", "\0", '"', ",", "\n", "\r", "0", "1", "é", "\x1b[31m"]
+    json = ['{"text": "w5", "label": 0}', '{"text": 1, "text": 2}', "[" * 5000, "{", "[]"]
     found: collections.Counter[int] = collections.Counter()
     monkeypatch.chdir(tmp_path)
     for number in range(times):

@@ -218,27 +218,33 @@ def crafted(chance: random.Random, content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def counted(what: str, runs: int, tmp_path: Path, attempt: Callable[[random.Random], str]) -> None:
+    """The outcomes of attempts in a child process that has little memory and time."""
+
+    def work() -> Counter[str]:
+        limited()
+        chance = random.Random(what)
+        return Counter(attempt(chance) for _ in range(runs))
+
+    report(what, Counter(in_a_child(work, tmp_path / "counts")))
+
+
 @sized(100, 2000)
 def test_damaged_files(
     runs: int, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
 ) -> None:
     folder = posteriors[1].save(tmp_path / "run")
-    file = folder / FILE
-    whole, header = file.read_bytes(), len(packed(*read(folder))[0])
+    whole, header = (folder / FILE).read_bytes(), len(packed(*read(folder))[0])
     expected = predicted(posteriors[1])
 
-    def work() -> Counter[str]:
-        limited()
-        chance, counts = random.Random(1), Counter[str]()
-        for _ in range(runs):
-            parts = [whole[:header], whole[header:]]
-            number = chance.randrange(2)
-            parts[number] = damaged(chance, parts[number])
-            file.write_bytes(b"".join(parts))
-            counts[outcome(folder, expected)] += 1
-        return counts
+    def attempt(chance: random.Random) -> str:
+        parts = [whole[:header], whole[header:]]
+        number = chance.randrange(2)
+        parts[number] = damaged(chance, parts[number])
+        (folder / FILE).write_bytes(b"".join(parts))
+        return outcome(folder, expected)
 
-    report("damaged files", Counter(in_a_child(work, tmp_path / "counts")))
+    counted("damaged files", runs, tmp_path, attempt)
 
 
 @sized(200, 5000)
@@ -247,18 +253,14 @@ def test_crafted_headers(
 ) -> None:
     """Their checksums are right, so that all that is read is in doubt."""
     folder = posteriors[1].save(tmp_path / "run")
-    content, tensors = read(folder)
+    plain, tensors = read(folder)
 
-    def work() -> Counter[str]:
-        limited()
-        chance, counts = random.Random(2), Counter[str]()
-        for _ in range(runs):
-            made = json.loads(json.dumps(crafted(chance, content)))
-            (folder / FILE).write_bytes(b"".join(packed(made, tensors)))
-            counts[outcome(folder, None)] += 1
-        return counts
+    def attempt(chance: random.Random) -> str:
+        made = json.loads(json.dumps(crafted(chance, plain)))
+        (folder / FILE).write_bytes(b"".join(packed(made, tensors)))
+        return outcome(folder, None)
 
-    report("crafted headers", Counter(in_a_child(work, tmp_path / "counts")))
+    counted("crafted headers", runs, tmp_path, attempt)
 
 
 def altered(chance: random.Random, value: torch.Tensor) -> torch.Tensor:
@@ -283,18 +285,15 @@ def test_crafted_tensors(
     mixture = bh.fit(tiny_model(), "laplace", tiny_examples(), **options)
     wholes.append(mixture.save(tmp_path / "laplace"))
 
-    def work() -> Counter[str]:
-        limited()
-        chance, counts = random.Random(3), Counter[str]()
-        for number in range(runs):
-            folder = Path(shutil.copytree(chance.choice(wholes), tmp_path / str(number)))
-            one = chance.choice(sorted(read(folder)[1]))
-            retensor(folder, lambda name, one=one: name == one, lambda v: altered(chance, v))
-            counts[outcome(folder, None)] += 1
-            shutil.rmtree(folder)
-        return counts
+    def attempt(chance: random.Random) -> str:
+        folder = Path(shutil.copytree(chance.choice(wholes), tmp_path / "run"))
+        one = chance.choice(sorted(read(folder)[1]))
+        retensor(folder, lambda name: name == one, lambda value: altered(chance, value))
+        found = outcome(folder, None)
+        shutil.rmtree(folder)
+        return found
 
-    report("crafted tensors", Counter(in_a_child(work, tmp_path / "counts")))
+    counted("crafted tensors", runs, tmp_path, attempt)
 
 
 def damage(chance: random.Random, file: Path) -> None:
@@ -340,14 +339,11 @@ def test_damaged_backbones_and_adapters(
         tiny_tokenizer().save_pretrained(whole)
     names = sorted(p.name for p in whole.iterdir() if p.suffix in (".json", ".safetensors"))
 
-    def work() -> Counter[str]:
-        limited()
-        chance, counts = random.Random(4), Counter[str]()
-        for number in range(runs):
-            folder = Path(shutil.copytree(whole, tmp_path / str(number)))
-            damage(chance, folder / chance.choice(names))
-            counts[ending(lambda folder=folder: read(folder))] += 1
-            shutil.rmtree(folder)
-        return counts
+    def attempt(chance: random.Random) -> str:
+        folder = Path(shutil.copytree(whole, tmp_path / "run"))
+        damage(chance, folder / chance.choice(names))
+        found = ending(lambda: read(folder))
+        shutil.rmtree(folder)
+        return found
 
-    report(f"damaged: {read.__name__}", Counter(in_a_child(work, tmp_path / "counts")))
+    counted(f"damaged: {read.__name__}", runs, tmp_path, attempt)

@@ -37,7 +37,7 @@ Die = Callable[[], object]
 NUMBERS = count()
 HUNG = 60  # seconds
 SECONDS = 1.0  # a timer kills within
-CALLS = 83  # to files, at one of which a process is killed; a whole run has as many
+CALLS = 74  # to files, at one of which a process is killed; a whole run has as many
 
 
 def run(folder: Path) -> bh.Posterior:

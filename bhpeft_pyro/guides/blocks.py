@@ -18,7 +18,7 @@ from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
 from ..priors import MixturePrior, checked
-from ..priors.from_posterior import joint
+from ..priors.any_prior import joint
 from .guide import Guide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide

@@ -17,7 +17,7 @@ from ..data.batch import Batch
 from ..errors import ConfigError, GuideError
 from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
-from ..priors.from_posterior import with_structure
+from ..priors.any_prior import with_structure
 from .strategy import Strategy
 
 NOISE_STEPS = 10.0

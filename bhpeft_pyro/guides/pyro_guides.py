@@ -24,7 +24,7 @@ from ..data.batch import Batch
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior, unpack
-from ..priors.from_posterior import joint
+from ..priors.any_prior import joint
 from .guide import Budget, Guide
 from .latent import check_attributes, is_real, latents, normal_on
 

@@ -1,17 +1,15 @@
 """Priors: Pyro functions from sites to their tensors."""
 
-from .from_posterior import (
-    JOINT,
-    JointPrior,
-    MixturePrior,
-    PosteriorPrior,
+from .any_prior import (
     earlier_posterior,
     independent_normals,
+    joint,
     moved,
-    unpack,
     with_fixed_scales,
     with_rows,
+    with_structure,
 )
+from .from_posterior import JOINT, JointPrior, MixturePrior, PosteriorPrior, unpack
 from .function_space import FunctionSpaceNormal, default
 from .prior import Prior, PriorLike, as_prior, checked, complete
 from .structured import ARD, Gates, Hierarchical, Horseshoe
@@ -34,8 +32,10 @@ __all__ = [
     "default",
     "earlier_posterior",
     "independent_normals",
+    "joint",
     "moved",
     "unpack",
     "with_fixed_scales",
     "with_rows",
+    "with_structure",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import operator
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -12,16 +10,14 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..base.distributions import Covariance, LowRankNormal, base_of
-from ..base.threads import undisturbed
 from ..errors import PriorError
 from ..peft.sites import Site
-from .prior import Prior, checked, complete
-from .vectorised import for_all_draws, with_tensors
+from .prior import Prior, complete
+from .vectorised import for_all_draws
 
 JOINT = "weights"
 """Name of the latent that holds all weights."""
@@ -86,7 +82,7 @@ class PosteriorPrior:
         Raises:
             PriorError: a site is not Normal under q.
         """
-        normals = _moments(self.distributions, keep, "keep")
+        normals = moments_of(self.distributions, keep, "keep")
         mixed = dict(self.distributions)
         for name, power in keep.items():
             (m, s), (m0, s0) = normals[name], first[name]
@@ -221,59 +217,6 @@ class MixturePrior:
         return for_all_draws(self.parts[int(torch.randint(len(self.parts), ()))], sites)
 
 
-def earlier_posterior(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:
-    """The prior, if it is an earlier posterior that can be tempered and projected; any other is a
-    PriorError that starts with `purpose`."""
-    if not isinstance(prior, PosteriorPrior | JointPrior):
-        raise PriorError(
-            f"{purpose}: {type(prior).__name__} has no closed form; expected an earlier posterior "
-            "of 'laplace', 'normal', or a Normal guide of Pyro"
-        )
-    return prior
-
-
-def with_fixed_scales(prior: Any) -> Any:
-    """The prior, with scales of its own where it leaves them to a `laplace` guide."""
-    return prior.with_fixed_scales() if hasattr(prior, "with_fixed_scales") else prior
-
-
-def with_rows(prior: Prior | None, rows: Mapping[str, int]) -> Prior | None:
-    """A prior for sites with more rows. A `JointPrior` of independent weights gets rows of mean
-    zero with the sds of the last row; others are returned as they are."""
-    if not isinstance(prior, JointPrior) or prior.normal.covariance.rank:
-        return prior
-    normals = prior.moments()
-    for name, count in rows.items():
-        mean, sd = normals[name]
-        more = sd[-1:].expand(count, *sd.shape[1:])
-        normals[name] = torch.cat([mean, torch.zeros_like(more)]), torch.cat([sd, more])
-    loc, scale = (torch.cat([pair[i].flatten() for pair in normals.values()]) for i in range(2))
-    shapes = {name: tuple(mean.shape) for name, (mean, _) in normals.items()}
-    normal = LowRankNormal(loc, Covariance.diagonal(scale))
-    return JointPrior(normal, shapes, prior.name, prior.open)
-
-
-def moved(prior: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """An earlier posterior with changed tensors, for example on another device. It is the same
-    object if none changes; so is a prior of any other kind."""
-    if isinstance(prior, MixturePrior):
-        parts = [moved(part, change) for part in prior.parts]
-        same = all(map(operator.is_, parts, prior.parts))
-        return prior if same else MixturePrior(parts)
-    if not isinstance(prior, PosteriorPrior | JointPrior):
-        return prior
-    changed = list[bool]()
-
-    def noting(tensor: Tensor) -> Tensor:
-        new = change(tensor)
-        changed.append(new is not tensor)
-        return new
-
-    twin = copy.copy(prior)
-    vars(twin).update(with_tensors(vars(prior), noting))
-    return twin if any(changed) else prior
-
-
 def _check_shape(site: Site, shape: tuple[int, ...] | None) -> None:
     if shape != site.shape:
         raise PriorError(
@@ -297,57 +240,10 @@ def places(shapes: Mapping[str, tuple[int, ...]], names: Iterable[str]) -> Tenso
     return torch.cat([numbers[name].flatten() for name in names])
 
 
-def independent_normals(
-    prior: Prior | None, sites: Sequence[Site], names: Iterable[str], purpose: str
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and sd of some sites under a prior of independent Normals.
-
-    Args:
-        prior: None if it is not known.
-        sites: of the model.
-        names: of the sites asked for.
-        purpose: the start of error messages.
-
-    Raises:
-        PriorError: the prior is unknown, a site is not Normal, or other latents are sampled, on
-            which sites may depend.
-    """
-    if prior is None:
-        raise PriorError(
-            f"{purpose}: the first prior is not known, because it is your own function; pass "
-            "prior=... to Posterior.load"
-        )
-    if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
-        moments = prior.moments()
-        return {name: moments[name] for name in names}
-    with undisturbed():
-        drawn, again = (_drawn(prior, sites) for _ in range(2))
-    if others := drawn.keys() - {site.name for site in sites}:
-        raise PriorError(
-            f"{purpose}: the prior also samples {', '.join(sorted(others))}, on which its sites "
-            "may depend; expected independent Normals"
-        )
-    names = [*names]
-    first, second = (_moments(each, names, purpose) for each in (drawn, again))
-    for name, pair in first.items():
-        if not all(map(torch.equal, pair, second[name])):
-            raise PriorError(
-                f"{purpose}: {name!r} depends on what else the prior samples; expected independent "
-                "Normals"
-            )
-    return first
-
-
-def _drawn(prior: Prior, sites: Sequence[Site]) -> dict[str, Any]:
-    """The distributions of what a prior samples, in one draw of it."""
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(checked).get_trace(prior, sites)
-    return {name: node["fn"] for name, node in trace.iter_stochastic_nodes()}
-
-
-def _moments(
+def moments_of(
     distributions: Mapping[str, Any], names: Iterable[str], purpose: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and sd of some Normals; another distribution is a PriorError."""
     moments = {}
     for name in names:
         fn: Any = distributions.get(name)
@@ -359,17 +255,3 @@ def _moments(
         shape = fn.event_shape
         moments[name] = (base.loc.expand(shape).clone(), base.scale.expand(shape).clone())
     return moments
-
-
-def joint(prior: Prior | None) -> JointPrior | None:
-    """The prior, if it is one Normal over all weights."""
-    return prior if isinstance(prior, JointPrior) else None
-
-
-def with_structure(prior: Prior, earlier: Prior, sites: Sequence[Site]) -> Prior:
-    """A posterior as a prior, in which sites that the earlier prior computes from others still
-    are."""
-    if not isinstance(prior, PosteriorPrior) or all(s.name in prior.distributions for s in sites):
-        return prior
-    structure = getattr(earlier, "structure", None) or earlier
-    return PosteriorPrior(prior.distributions, structure)

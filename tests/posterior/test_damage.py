@@ -212,12 +212,18 @@ def _pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")  # not a pickle at all
 
 
+def _cut_off(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+
+
 BACKBONES: list[tuple[Damage, str]] = [
     (_set(num_attention_heads=0), "the configuration or the weights of '.*' are damaged"),
     (_set(intermediate_size=3), "damaged .*ignore_mismatched_sizes"),
     (_set(vocab_size={}), "damaged"),
     (lambda folder: (folder / "config.json").write_text("null"), "damaged"),
     (_pickled, "damaged"),
+    (_cut_off, "not a folder with a model"),
     (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "tokenizer: none can be"),
     (lambda folder: (folder / "tokenizer_config.json").write_text("{}"), "tokenizer: none can be"),
     (lambda folder: (folder / "tokenizer.json").write_text('{"model": 3}'), "tokenizer: none can"),

@@ -160,11 +160,3 @@ def test_other_things_are_no_backbones(tiny: Path, tmp_path: Path) -> None:
         bh.Posterior.load(tmp_path, 3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="device='tpu'"):
         bh.Posterior.load(tmp_path, device="tpu")
-
-
-def test_weights_that_were_cut_off_are_an_error_with_the_backbone(tmp_path: Path) -> None:
-    backbone_in(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(ConfigError, match=r"backbone: .*not a folder with a model"):
-        load_backbone(str(tmp_path), "cpu")

@@ -18,7 +18,7 @@ from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.prediction.draws import draw, private_rng
-from bhpeft_pyro.priors import MixturePrior, complete
+from bhpeft_pyro.priors import MixturePrior
 from bhpeft_pyro.priors.vectorised import for_all_draws
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 from bhpeft_pyro.training.elbo import ELBO
@@ -165,16 +165,6 @@ def test_draws_are_those_of_a_prior_that_handles_the_dims_itself() -> None:
         with private_rng(0), pyro.plate("draws", 4, dim=-2):
             found.append(call())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
-
-
-def test_what_a_prior_computes_is_completed_for_each_draw() -> None:
-    def made(sites: Sites) -> Mapping[str, Tensor]:
-        tau = pyro.sample("tau", dist.HalfCauchy(1.0))
-        return {s.name: pyro.deterministic(s.name, tau.expand(s.shape)) for s in sites}
-
-    sites = tiny_model().sites
-    whole = complete(made, sites, {"tau": torch.tensor([[2.0], [3.0]])})
-    assert torch.equal(whole["head.bias"], torch.tensor([[[2.0, 2.0]], [[3.0, 3.0]]]))
 
 
 def test_a_prior_that_branches_on_a_value_is_refused_with_the_reason() -> None:

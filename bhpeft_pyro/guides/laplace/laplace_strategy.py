@@ -28,7 +28,7 @@ from ...data import Examples
 from ...model.linearized import LinearOutputs, symmetric_noise
 from ...model.model import Model
 from ...priors import JointPrior, Prior
-from ...priors.from_posterior import joint
+from ...priors.any_prior import joint
 from ..guide import Guide
 from ..strategy import Strategy
 from .choice import (

@@ -7,13 +7,15 @@ only the density of each held-out row, under each component, at each tau and out
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Normal
 
 from ...base.threads import seeded
 from ...model.likelihoods.normal import LEAST_NOISE
@@ -215,34 +217,35 @@ def of_draws(
     `held`, batch by batch.
     """
     scales = OUTPUT_SCALES if scaled else _UNSCALED
-    densities = torch.stack([_densities(held, spread, scales) for spread in spreads])
-    point = _densities(held, None, _UNSCALED)[0]
+    forecast = partial(_at_scales, scales)
+    densities = torch.stack([_densities(held, spread, forecast) for spread in spreads])
+    point = _densities(held, None, partial(_at_scales, _UNSCALED))[0]
     ratings = held[0][0].model.likelihood.kind == "rating"
     return Candidates(taus, torch.ones_like(taus), scales, densities, point, ratings)
 
 
-def _densities(held: Held, spreads: Sequence[Tensor] | None, scales: Tensor) -> Tensor:
-    """(C, N) log densities at each output scale; those of the point estimate if there are no
-    spreads."""
+def _at_scales(scales: Tensor, outputs: LinearOutputs, values: Tensor) -> TorchDistribution:
+    """Labels at each of C output scales."""
+    factors = scales.to(values).reshape(-1, 1, 1, 1)
+    return outputs.labels(values * torch.where(outputs.of_likelihood, 1.0, factors))
+
+
+def _densities(
+    held: Held,
+    spreads: Sequence[Tensor] | None,
+    forecast: Callable[[LinearOutputs, Tensor], TorchDistribution],
+) -> Tensor:
+    """(C, N) log densities of the labels under forecasts of batch shape (C, S, B), from (S, B, E)
+    draws of the outputs; from the point estimate if there are no spreads."""
     densities = []
-    for outputs, values, labels in _draws(held, spreads):
-        factors = scales.to(values).reshape(-1, 1, 1, 1)
-        scaled = outputs.labels(values * torch.where(outputs.of_likelihood, 1.0, factors))
-        densities.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
-    return torch.cat(densities, 1).cpu()
-
-
-def _draws(
-    held: Held, spreads: Sequence[Tensor] | None
-) -> Iterator[tuple[LinearOutputs, Tensor, Tensor]]:
-    """Batch by batch the outputs, draws of them, (S, B, E), and the labels."""
     for number, (outputs, labels) in enumerate(held):
         values = outputs.mean[None]
         if spreads is not None:
             with seeded(0):  # the same noise for every tau
                 noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(values)
             values = outputs.draws(spreads[number], noise)
-        yield outputs, values, labels
+        densities.append(_mean(forecast(outputs, values).log_prob(labels).movedim(1, 0)))
+    return torch.cat(densities, 1).cpu()
 
 
 def _mean(log_densities: Tensor) -> Tensor:
@@ -269,7 +272,7 @@ def with_constant_noise(
         square = (
             (errors.square() / variance).mean().maximum(least) if free else torch.ones_like(least)
         )
-        return square.sqrt(), Normal(0.0, (square * variance).sqrt()).log_prob(errors)
+        return square.sqrt(), dist.Normal(0.0, (square * variance).sqrt()).log_prob(errors)
 
     shares = [
         torch.cat([batch[:, 0, 0] for batch in spread]).cpu().clamp_min(0) * (unit / trained) ** 2
@@ -290,9 +293,10 @@ def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: 
     errors, trained = _errors(held)
     noise = (errors / trained).square().mean().sqrt().clamp_min(LEAST_NOISE)
     noises = noise * NOISES
-    densities = torch.stack([_at_noises(held, spread, noises) for spread in spreads])
+    forecast = partial(_at_noises, noises)
+    densities = torch.stack([_densities(held, spread, forecast) for spread in spreads])
     best = densities.mean(-1).argmax(1)
-    point = Normal(0.0, noise * trained).log_prob(errors)
+    point = dist.Normal(0.0, noise * trained).log_prob(errors)
     densities = densities[torch.arange(len(taus)), best]
     return Candidates(taus, noises[best], _UNSCALED, densities[:, None], point, ratings=True)
 
@@ -307,13 +311,9 @@ def _errors(held: Held) -> tuple[Tensor, Tensor]:
     return errors, sds
 
 
-def _at_noises(held: Held, spreads: Sequence[Tensor], noises: Tensor) -> Tensor:
-    """(F, N) log densities with each of F factors of the noise scale."""
-    densities = []
-    for outputs, values, labels in _draws(held, spreads):
-        factors = noises.to(values).reshape(-1, 1, 1, 1)
-        away = (values - outputs.mean) * torch.where(outputs.of_noise, 1.0, factors)
-        normal = outputs.labels(outputs.mean + away)  # (F, S, B)
-        scaled = Normal(normal.mean, factors.squeeze(-1) * normal.stddev)
-        densities.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
-    return torch.cat(densities, 1).cpu()
+def _at_noises(noises: Tensor, outputs: LinearOutputs, values: Tensor) -> TorchDistribution:
+    """Ratings at each of C factors of the noise scale."""
+    factors = noises.to(values).reshape(-1, 1, 1, 1)
+    away = (values - outputs.mean) * torch.where(outputs.of_noise, 1.0, factors)
+    normal = outputs.labels(outputs.mean + away)
+    return dist.Normal(normal.mean, factors.squeeze(-1) * normal.stddev)

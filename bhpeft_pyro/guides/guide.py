@@ -88,12 +88,14 @@ class Guide(nn.Module):
             `covariance`.
         joint: it keeps correlations between sites from one round to the next.
         samples: how many draws it consists of; None for a distribution.
+        numbers: how many are trained for each latent, if that says its `size`.
     """
 
     point: bool = False
     linear: bool = False
     joint: bool = False
     samples: int | None = None
+    numbers: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, and announce its parameters to Pyro's `SVI`, which collects them."""
@@ -143,7 +145,7 @@ class Guide(nn.Module):
     def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget | None:
         """The size of such a guide, None if unknown, from the number of random weights, the shapes
         of the latent variables, and options of the constructor."""
-        return None
+        return None if cls.numbers is None else Budget.of(latents, cls.numbers * latents)
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments besides the model, as plain data; a saved guide needs

@@ -24,7 +24,7 @@ from ..base.fit_options import FitOptions
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
-from .guide import NOISE_STEPS, Budget, Guide, adam_lr, key
+from .guide import NOISE_STEPS, Guide, adam_lr, key
 from .latent import Latent, is_real, latents, normal_on
 
 _TRUST = 0.2  # largest change of a log precision per step
@@ -77,6 +77,8 @@ class NormalGuide(_Located):
     >>> NormalGuide(tiny_model()).distributions()["head.bias"].event_shape
     torch.Size([2])
     """
+
+    numbers = 2
 
     def __init__(
         self, model: Model, init_scale: float | None = None, names: Collection[str] | None = None
@@ -141,10 +143,6 @@ class NormalGuide(_Located):
     def options(self) -> dict[str, Any]:
         return {"init_scale": self.init_scale}
 
-    @classmethod
-    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget:
-        return Budget.of(latents, 2 * latents)
-
 
 class DeltaGuide(_Located):
     """A point estimate: at temperature 1 MAP, at temperature 0 maximum likelihood (ordinary
@@ -163,6 +161,7 @@ class DeltaGuide(_Located):
     """
 
     point = True
+    numbers = 1
 
     def __init__(
         self, model: Model, width: float | None = None, names: Collection[str] | None = None
@@ -207,10 +206,6 @@ class DeltaGuide(_Located):
 
     def options(self) -> dict[str, Any]:
         return {"width": self.width}
-
-    @classmethod
-    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget:
-        return Budget.of(latents, latents)
 
 
 class NaturalGradient(Optimizer):

@@ -95,7 +95,7 @@ class DataError(BHPEFTError, ValueError):
         return error
 
     def placed(self, file: str, unit: str, number: Callable[[int], int]) -> DataError:
-        """The same error with the numbers that rows have in a file."""
+        """A copy with the numbers that the rows have in a file."""
         where = f"{file}, {self.where}" if self.where.startswith("column") else file
         error = self.of_rows(where, self.rows, self.problem, unit, number)
         error.file = file

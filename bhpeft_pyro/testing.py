@@ -45,7 +45,7 @@ def tiny_backbone() -> BertModel:
 
 
 def tiny_classifier(labels: int = 2) -> BertForSequenceClassification:
-    """The same with Hugging Face's pooler and classifier.
+    """A `tiny_backbone` with Hugging Face's pooler and classifier.
 
     >>> tiny_classifier(3).config.num_labels
     3
@@ -90,7 +90,7 @@ def tiny_model(
 
 
 def _fix_coordinates(network: RandomPEFT) -> None:
-    """As if an earlier fit had chosen the weights themselves."""
+    """Set the state that a fit leaves which chose the weights themselves as coordinates."""
     coordinates = network.coordinates
     state = coordinates.state_dict() | {"fitted": torch.tensor(True)}
     for site in coordinates.sites:

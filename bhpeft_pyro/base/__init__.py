@@ -1,1 +1,1 @@
-"""What every part of the package stands on: no models and no Pyro programs."""
+"""The ground that every part of the package stands on: no models and no Pyro programs."""

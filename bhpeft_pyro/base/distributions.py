@@ -73,7 +73,7 @@ class Covariance:
         return cls(scale.to(matrix), axes.to(matrix).contiguous(), ratio.to(matrix))
 
     def marginal(self, index: Tensor) -> Covariance:
-        """That of the entries at `index`, (M,), for ratios of at most 1."""
+        """The covariance of the entries at `index`, (M,), for ratios of at most 1."""
         if not self.rank:
             return Covariance.diagonal(self.scale[index])
         narrow = self.ratio.double().square()
@@ -246,7 +246,7 @@ class LowRankNormal(TorchDistribution):
         super().__init__(batch_shape, loc.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> LowRankNormal:
-        """The same distribution in another batch shape."""
+        """Give it another batch shape."""
         return LowRankNormal(self.loc, self.covariance, torch.Size(batch_shape), False)
 
     @property

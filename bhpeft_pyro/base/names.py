@@ -14,7 +14,7 @@ from ..errors import BHPEFTError, ConfigError
 from .checks import string
 
 Task = Literal["classes", "labels", "words", "ratings", "choices"]
-"""What a table may be used for."""
+"""The uses of a table."""
 
 Preset = Literal["adapter", "bh_peft", "head_only", "lora", "mam", "prefix", "unipelt"]
 """Functions of `peft.presets`."""
@@ -23,7 +23,7 @@ Family = Literal["laplace", "normal"]
 """Guides whose posterior can be the prior of a next round."""
 
 GuideName = Literal["laplace", "normal", "delta", "down only", "A only"]
-"""These, the point estimate, and presets that keep some weights at a point."""
+"""Families, the point estimate, and presets that keep some weights at a point."""
 
 Period = Literal["day", "week", "month", "quarter", "year"]
 """How long a batch of a stream may be."""

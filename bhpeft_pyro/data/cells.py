@@ -30,7 +30,7 @@ _CELLS = (
 
 
 def safe(value: object) -> object:
-    """What to write for a cell: of a formula the text; numbers stay as they are.
+    """A cell as it is written: a formula becomes a text, numbers stay as they are.
 
     >>> safe("=1+1"), safe("-1.5"), safe("'tis"), safe("'=1")
     ("'=1+1", '-1.5', "'tis", "''=1")
@@ -41,7 +41,7 @@ def safe(value: object) -> object:
 
 
 def meant(cell: str) -> str:
-    """What was meant by a cell that `safe` has made.
+    """A cell as it was before `safe` changed it.
 
     >>> meant("'=1+1"), meant("-1.5"), meant("'tis")
     ('=1+1', '-1.5', "'tis")

@@ -99,11 +99,11 @@ def wrong(column: str, rows: int | Sequence[int], problem: str) -> DataError:
 
 
 class CellError(Exception):
-    """What is wrong with a cell; `read_cells` says where it is."""
+    """Says what is wrong with a cell; `read_cells` says where it is."""
 
 
 def read_cells(values: Iterable[V], column: str, read: Callable[[V], W]) -> list[W]:
-    """What `read` makes of each cell; one error for all cells of which it raises a CellError."""
+    """Apply `read` to each cell; one error for all cells of which it raises a CellError."""
     results: list[W] = []
     rows: list[int] = []
     problem = ""

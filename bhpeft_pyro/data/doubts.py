@@ -1,4 +1,4 @@
-"""What is doubtful about labels, said before anything is learnt from them."""
+"""Doubts about labels, said before anything is learnt from them."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def _parted(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def swapped(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> str | None:
-    """What the classes would have to mean for the labels (n,) not to contradict what was predicted
-    (n,); None if they do not.
+    """Say what the classes would have to mean for the labels (n,) not to contradict what was
+    predicted (n,); None if they do not.
 
     The exchange of meanings that explains most is compared with what it would explain if forecasts
     and labels had nothing to do with each other, so that rare classes and a forecast of one class

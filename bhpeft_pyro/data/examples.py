@@ -89,7 +89,7 @@ class Examples:
 
     @property
     def unit(self) -> str:
-        """What the examples are, "rows" or "words"."""
+        """The name of an example in messages, "rows" or "words"."""
         return "rows" if self.words is None else "words"
 
     @property

@@ -112,19 +112,26 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
 
 
 def parts(
-    source: str | Path, texts: Collection[str] | None, size: int
+    source: str | Path, texts: Collection[str] | None, size: int | None
 ) -> Iterator[dict[str, list[Any]]]:
-    """The cells of each column, `size` rows at a time, so that memory does not grow with the rows.
+    """The cells of each column, `size` rows at a time, so that memory does not grow with the rows;
+    of all rows if it is None.
 
     Each part of a CSV file decides for itself whether a column holds numbers; a part of a JSON file
     lacks the columns that none of its rows has. `texts` are as for `load`.
     """
     if (path := data_file(source)) is None:
         table = _from_hub(str(source))
-        yield from (table[start : start + size] for start in range(0, max(1, len(table)), size))
+        count = max(1, len(table))
+        yield from (table[at : at + (size or count)] for at in range(0, count, size or count))
         return
-    with _reading(source):
+    called = shown(str(source))
+    try:
         yield from columns_of(path, texts, size)
+    except UnicodeDecodeError as error:
+        raise DataError(f"source={called}: expected a text file in UTF-8: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
+        raise DataError(f"source={called} cannot be read: {error}") from error
 
 
 def places(source: object) -> tuple[str, str, Callable[[int], int]]:
@@ -156,26 +163,13 @@ def in_file(source: object) -> Iterator[None]:
 
 
 def _loaded(source: str | Path, texts: Collection[str] | None) -> Dataset | dict[str, list[Any]]:
-    table: Dataset | dict[str, list[Any]]
-    if (path := data_file(source)) is None:
-        table = _from_hub(str(source))
-    else:
-        with _reading(source):
-            table = next(columns_of(path, texts, None))
+    on_hub = data_file(source) is None
+    table: Dataset | dict[str, list[Any]] = (
+        _from_hub(str(source)) if on_hub else next(parts(source, texts, None))
+    )
     if not (len(table) if isinstance(table, Dataset) else any(table.values())):
         raise DataError(f"source={shown(str(source))} is empty: at least one row is needed")
     return table
-
-
-@contextmanager
-def _reading(source: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        called = shown(str(source))
-        raise DataError(f"source={called}: expected a text file in UTF-8: {error}") from error
-    except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
-        raise DataError(f"source={shown(str(source))} cannot be read: {error}") from error
 
 
 def _from_hub(source: str) -> Dataset:

@@ -214,7 +214,7 @@ def tokenise_words(
 def _windows(
     tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sequence[str]], limit: int | None
 ) -> tuple[Tokens, Tensor]:
-    """What `tokenise_words` returns, where a word without tokens ends at 0."""
+    """Sequences and words for `tokenise_words`; a word without tokens ends at 0."""
     sizes = np.array([*map(len, sentences)])
     firsts = sizes.cumsum() - sizes
     places = np.zeros((sizes.sum(), 4), dtype=np.int64)

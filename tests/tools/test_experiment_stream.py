@@ -155,12 +155,13 @@ def test_a_killed_run_goes_on_and_learns_no_round_twice(
     stream.stream(folder, "domains", folder / "whole", **options)
     add, rounds = History.add, []
 
-    def dying(self: History, posterior: bh.Posterior, name: str = "", *rest: Any) -> str:
+    def dying(self: History, posterior: bh.Posterior) -> str:
+        name = posterior.report.name
         if name == "movies" and "movies" not in rounds:
             rounds.append(name)
             raise Killed
         rounds.append(name)
-        return add(self, posterior, name, *rest)
+        return add(self, posterior)
 
     monkeypatch.setattr(History, "add", dying)
     with pytest.raises(Killed):

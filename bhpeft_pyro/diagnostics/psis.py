@@ -25,8 +25,7 @@ from ..guides import Guide
 from ..model.cached_batches import CachedBatches
 from ..model.model import Model
 from ..posterior.posterior import Posterior
-from ..prediction.draws import PLATE, Draws, linearised_at, traces
-from ..prediction.passes import passes
+from ..prediction.draws import PLATE, Draws, linearised_at, passes, traces
 from ..priors import checked, complete
 
 _FEWEST = 100  # draws; with fewer, no k-hat above 0.5 could be trusted

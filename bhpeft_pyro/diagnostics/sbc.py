@@ -25,8 +25,7 @@ from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
-from ..prediction.draws import Draws, draw_parts
-from ..prediction.passes import passes
+from ..prediction.draws import Draws, draw_parts, passes
 from ..prediction.predict import simulate
 from ..priors import with_fixed_scales
 from ..training.initialization import align

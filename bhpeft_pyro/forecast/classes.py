@@ -146,9 +146,7 @@ class ClassForecast(Forecast):
     ) -> ClassForecast:
         """The equal-weight mixture of forecasts of the same examples, by equally many draws.
 
-        Args:
-            components: the first is of all N examples.
-            places: which of the N examples each component predicts, if not all do.
+        The first is of all N examples; `places` are those that each predicts, if not all do.
 
         >>> sure = ClassForecast.from_draws(torch.tensor([[[0.9, 0.1]]]))
         >>> other = ClassForecast.from_draws(torch.tensor([[[0.1, 0.9]]]))
@@ -171,12 +169,12 @@ class ClassForecast(Forecast):
             return (whole.movedim(0, -1) / counts).movedim(-1, 0)
 
         def mean_of(name: str) -> Tensor:
-            return mean(getattr(each, name) for each in components)
+            return mean(getattr(component, name) for component in components)
 
         probabilities = mean_of("probabilities")
         squares = [
-            (each.probabilities - probabilities[at]).square().sum(-1)
-            for at, each in zip(places, components, strict=True)
+            (component.probabilities - probabilities[at]).square().sum(-1)
+            for at, component in zip(places, components, strict=True)
         ]
         total = entropy(probabilities)
         between = (total - mean_of("total")).clamp(min=0)
@@ -190,7 +188,7 @@ class ClassForecast(Forecast):
         }
         dtype = first.probabilities.dtype
         changes: dict[str, Any] = {name: value.to(dtype) for name, value in values.items()}
-        draws = sum(each.draws for each in components)
+        draws = sum(component.draws for component in components)
         return replace(first, **changes, components=counts, draws=draws)
 
     def with_labels(self, labels: Labels) -> ClassForecast:
@@ -241,14 +239,9 @@ class ClassForecast(Forecast):
     def tempered(self, validation: ClassForecast) -> tuple[ClassForecast, float]:
         """This forecast after temperature scaling, and the temperature (Guo et al. 2017).
 
-        The temperature T minimises the NLL of softmax(log p / T) on labelled examples that the
-        network was not trained on, p the mean of the draws; so all of the new forecast's
-        uncertainty is aleatoric. T above 1 makes forecasts less confident. It stays within
-        [1/100, 100]: if all labels are predicted, the optimum is at 0; if none of two classes' is,
-        at infinity.
-
-        Args:
-            validation: a forecast of the labelled examples.
+        The temperature T in [1/100, 100] minimises the NLL of softmax(log p / T) in a forecast of
+        labelled examples that the network was not trained on, p the mean of the draws; so all of
+        the new forecast's uncertainty is aleatoric. T above 1 makes forecasts less confident.
 
         >>> sure = ClassForecast.from_draws(torch.tensor([[[0.98, 0.02]] * 4]), labels=[0, 0, 0, 1])
         >>> round(sure.tempered(sure)[0].confidence[0].item(), 2)  # 3 of 4 are right
@@ -330,8 +323,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def _best_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
-    def nll(log_temperature: float) -> float:
-        """It is convex in 1/T, so there is one minimum."""
+    def nll(log_temperature: float) -> float:  # convex in 1/T, so there is one minimum
         scaled = (log_probabilities / math.exp(log_temperature)).log_softmax(-1)
         return -scaled.gather(1, labels[:, None]).mean().item()
 

@@ -241,12 +241,13 @@ def fixed_tokens(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def evaluating(backbone: PreTrainedModel) -> Iterator[None]:
-    """No module is in training mode until the end of the block."""
+def computing_alike(backbone: PreTrainedModel) -> Iterator[None]:
+    """Outputs do not depend on the mode of the modules or on autocast until the block's end."""
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
     try:
-        yield
+        with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
+            yield
     finally:
         for module in training:
             module.training = True

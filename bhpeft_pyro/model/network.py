@@ -22,7 +22,7 @@ from ..data.encoding import probe_of
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
-from .backbone import check_weights, evaluating, fixed_tokens, kept_of, load_tokenizer
+from .backbone import check_weights, computing_alike, fixed_tokens, kept_of, load_tokenizer
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
 
@@ -92,8 +92,8 @@ class RandomPEFT(PyroModule):
         self._frozen = (backbone,)
         self.attachment = Attachment(backbone, self.kinds)
         self.coordinates = Coordinates(self.attachment.sites)
-        own = head.sites(self.attachment.hidden_size, backbone)
-        self.sites = Sites((*self.coordinates.sites, *(site.to(backbone.device) for site in own)))
+        of_head = head.sites(self.attachment.hidden_size, backbone)
+        self.sites = Sites((*self.coordinates.sites, *(s.to(backbone.device) for s in of_head)))
         units = {site.name: site.unit for site in self.sites if not site.unit.is_meta}
         if bad := [name for name, unit in units.items() if not unit.isfinite().all()]:
             raise ConfigError(
@@ -138,11 +138,11 @@ class RandomPEFT(PyroModule):
     @property
     def device(self) -> torch.device:
         """Where the backbone lives, and where weights are sampled."""
-        device = self.backbone.device
-        if self.sites and (own := self.sites[-1].unit.device) != device:
+        device, of_sites = self.backbone.device, self.sites[-1].unit.device
+        if of_sites != device:
             raise ConfigError(
-                f"network: its backbone was moved to {device}, its sites are on {own}; expected "
-                f"network.to({str(device)!r}), which moves both"
+                f"network: its backbone was moved to {device}, its sites are on {of_sites}; "
+                f"expected network.to({str(device)!r}), which moves both"
             )
         return device
 
@@ -176,16 +176,15 @@ class RandomPEFT(PyroModule):
         return None if self._tokenizer is None else [*probe_of(self._tokenizer)]
 
     def fixed_outputs(self) -> list[list[float]]:
-        """Numbers by which what the backbone computes is known again: what the head reads of fixed
-        tokens, without PEFT weights."""
+        """Numbers by which what the backbone computes is known again: some of what the head reads
+        of fixed tokens, without PEFT weights."""
         ids, mask = fixed_tokens(self.backbone)
         inputs = self._accepted({"input_ids": ids, "attention_mask": mask})
         spans = None
         if self.head.each_word:  # the last token of each text
             ends = mask.sum(1)
             spans = torch.stack([torch.arange(len(ends)).to(ends), ends - 1, ends], 1)
-        device = ids.device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False), evaluating(self.backbone):
+        with computing_alike(self.backbone):
             return kept_of(self.head.read(self.backbone, inputs, mask, self.causal, spans))
 
     @cached_property
@@ -213,11 +212,8 @@ class RandomPEFT(PyroModule):
             ConfigError: weights that are missing, have another shape, or are elsewhere.
             DataError: `batch` is not a `Batch`, or is empty.
         """
-        if not isinstance(batch, Batch):
-            raise DataError(
-                f"batch: expected a Batch, got {type(batch).__name__}; "
-                "bh.data.encode(...).batches(...) makes them"
-            )
+        expected = "a Batch, as bh.data.encode(...).batches(...) makes them"
+        check(batch, Batch, "batch", expected, DataError)
         folded, shape = self._fold(weights, batch.particles, batch.features is not None)
         particles = math.prod(shape)
         if batch.particles not in (1, particles):
@@ -257,8 +253,8 @@ class RandomPEFT(PyroModule):
             The backbone. A key/value cache is valid only for the weights that it was made with.
 
         Raises:
-            ConfigError: as for a call; or a kind is gated. A gate averages over the whole text, so
-                a new token would change the states of those before it.
+            ConfigError: as for a call; or a kind is gated: a new token would change the states of
+                those before it.
         """
         if any(kind.gated for kind in self.kinds):
             raise ConfigError("bind: gates average over a whole text; expected gated=False kinds")
@@ -322,10 +318,9 @@ class RandomPEFT(PyroModule):
         try:
             shape = tuple(torch.broadcast_shapes(*particles.values()))
         except RuntimeError as error:
-            there = ", ".join(f"{name} {dims}" for name, dims in particles.items())
-            raise ConfigError(
-                f"weights: the sites' particle dims do not go together: {there}"
-            ) from error
+            dims = ", ".join(f"{name} {lead}" for name, lead in particles.items())
+            message = f"weights: the sites' particle dims do not go together: {dims}"
+            raise ConfigError(message) from error
         if not shape and shares > 1:
             shape = (shares,)
         folded = {
@@ -344,11 +339,11 @@ class RandomPEFT(PyroModule):
 
     def _accepted(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Those inputs that the backbone takes: tokenizers may give more (`token_type_ids`)."""
-        own: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if self.causal:  # positions count from the text's first token, on whichever side padding is
-            own["position_ids"] = (_mask(inputs).long().cumsum(-1) - 1).clamp_min(0)
-            own["use_cache"] = False
-        return {k: v for k, v in {**own, **inputs}.items() if k in self._arguments}
+            more["position_ids"] = (_mask(inputs).long().cumsum(-1) - 1).clamp_min(0)
+            more["use_cache"] = False
+        return {k: v for k, v in {**more, **inputs}.items() if k in self._arguments}
 
     @cached_property
     def _arguments(self) -> Set[str]:
@@ -356,10 +351,9 @@ class RandomPEFT(PyroModule):
 
     def _pooled(self, inputs: Mapping[str, Tensor], spans: Tensor | None) -> Tensor:
         if (spans is not None) != self.head.each_word:
-            found, expected = ("spans", "none") if spans is not None else ("no spans", "some")
+            what = "no spans" if spans is None else "spans"
             raise DataError(
-                f"batch: it has {found} of words; expected {expected}, as the head has "
-                f"each_word={self.head.each_word}"
+                f"batch: it has {what} of words; the head has each_word={self.head.each_word}"
             )
         accepted, mask = self._accepted(inputs), _mask(inputs)
         pooled = self.head.read(self.backbone, accepted, mask, self.causal, spans)

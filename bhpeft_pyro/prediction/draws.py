@@ -1,27 +1,44 @@
-"""Weight draws from a fitted guide."""
+"""Weight draws from a fitted guide, and passes of bounded size under them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..base.checks import COUNT, SEED, check_memory
+from ..base.distributed import map_over_ranks
+from ..base.progress import tracked
 from ..base.threads import alone, seeded
+from ..data.batch import Batch
+from ..errors import DataError
+from ..forecast.base import join
 from ..guides import Guide
+from ..model.cached_batches import BATCH, MAX_ROWS, CachedBatches, check_all
+from ..model.linearized import linear_predictives
 from ..model.model import Model
 from ..priors import complete, unpack
 
 PLATE = "draws"
 _BLOCK = 16  # draws made at a time
+_MAX_FEATURES = 2**16  # rows per pass if their features are known
+
+Statistics = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
+"""From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if known, to
+the wanted quantities: tensors (s, B, ...)."""
+# A number of draws, and a function from a batch to the distribution of its labels under them.
+_Pass = tuple[int, Callable[[Batch], TorchDistribution]]
 
 
 @contextmanager
@@ -57,7 +74,7 @@ class _OwnGenerators(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _RANDOM and kwargs.get("generator") is None:
-            tensors = [each for each in args if isinstance(each, Tensor)]
+            tensors = [value for value in args if isinstance(value, Tensor)]
             device = tensors[0].device if tensors else kwargs.get("device")
             kwargs = {**kwargs, "generator": self._of(device)}
         return func(*args, **kwargs)
@@ -82,7 +99,7 @@ def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, T
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.
     check_memory("samples", samples, 8 * sum(site.numel for site in model.sites))
-    parts = [block.weights for block in draw_parts(model, guide, samples, seed)]
+    parts = [part.weights for part in draw_parts(model, guide, samples, seed)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -103,7 +120,7 @@ class Draws:
 def draw_parts(
     model: Model, guide: Guide, samples: int, seed: int | torch.Generator
 ) -> Iterator[Draws]:
-    """The draws of `draw` in blocks, so that they need not all be in memory.
+    """The draws of `draw` part by part, so that they need not all be in memory.
 
     With `samples` of 0 they are the central values of each component. A generator of seeds in place
     of `seed` goes on where the draws of another component have left it.
@@ -122,15 +139,15 @@ def draw_parts(
 
 def _latents(trace: poutine.Trace) -> dict[str, Tensor]:
     """The latents in a guide's trace, without auxiliary ones; a joint one is split into sites."""
-    found: dict[str, Tensor] = {}
+    latents: dict[str, Tensor] = {}
     nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
     for name, node in nodes.items():
-        value = node["value"].detach()
-        if sites := node["infer"].get("sites"):
-            found |= unpack(value, sites)
-        elif not (name in found or node["infer"].get("is_auxiliary") or site_is_subsample(node)):
-            found[name] = value
-    return found
+        value, infer = node["value"].detach(), node["infer"]
+        if sites := infer.get("sites"):
+            latents |= unpack(value, sites)
+        elif not (name in latents or infer.get("is_auxiliary") or site_is_subsample(node)):
+            latents[name] = value
+    return latents
 
 
 def linearised_at(model: Model, guide: Guide) -> dict[str, Tensor] | None:
@@ -152,11 +169,11 @@ def traces(guide: Guide, samples: int, seeds: torch.Generator) -> Iterator[pouti
     """Traces of a guide with (s, 1) draws of every site, under a plate named `PLATE`."""
     fixed = guide.spread_out(samples, seeds)
     for start in range(0, samples, _BLOCK):
-        own = int(torch.randint(2**62, (), generator=seeds))
+        seed = int(torch.randint(2**62, (), generator=seeds))
         some = {k: values[start : start + _BLOCK].unsqueeze(-1) for k, values in fixed.items()}
         with (
             alone(),
-            private_rng(own),
+            private_rng(seed),
             poutine.trace() as tracer,
             poutine.condition(data=some),
             pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
@@ -171,3 +188,106 @@ def point(model: Model, guide: Guide) -> dict[str, Tensor]:
     means = {name: value[None, None] for name, value in guide.means().items()}
     with alone():
         return complete(model.prior, model.sites, means)
+
+
+@torch.inference_mode(False)  # the linearised network needs gradients
+@torch.no_grad()
+def passes(
+    model: Model,
+    draws: Iterable[Draws],
+    batches: CachedBatches,
+    statistics: Statistics,
+    *,
+    rows: int | None = None,
+    bf16: bool = False,
+    only: Tensor | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Evaluate each draw on all N examples: tensors (s, N, ...) on the CPU, some draws at a time.
+
+    Args:
+        rows: the largest number of sequences per pass; by default 64, or 65,536 if the
+            transformer's features are known.
+        bf16: autocast to bfloat16.
+        only: the indices of the examples that are wanted, in order; by default all.
+    """
+    if rows is None:
+        rows = MAX_ROWS if batches.features is None else _MAX_FEATURES
+    width, per_text = batches.examples.width, batches.per_text
+    texts = max(1, min(BATCH, -(-len(batches.examples) // per_text), rows // width))
+    together = max(1, rows // (texts * width))
+    for count, predictive in _together(model, draws, together):
+
+        def run(
+            batch: Batch, draws: int = count, of: Callable[[Batch], TorchDistribution] = predictive
+        ) -> Sequence[Tensor]:
+            return statistics(of(batch).expand(torch.Size((draws, len(batch)))), batch.labels)
+
+        size = texts * per_text
+        yield by_batch(model, batches, run, size=size, bf16=bf16, only=only)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def by_batch(
+    model: Model,
+    batches: CachedBatches,
+    run: Callable[[Batch], Sequence[Tensor]],
+    *,
+    size: int,
+    bf16: bool = False,
+    only: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Join the tensors (s, B, ...) that `run` makes of each batch of at most `size` examples.
+
+    Several processes divide the batches. The rest is as for `passes`.
+    """
+    device = model.network.device
+
+    def check_texts() -> None:
+        if batches.features is None:
+            check_all(model, data=batches.examples)
+
+    def values(item: tuple[Tensor, Batch]) -> list[Tensor]:
+        batch = item[1].to(device)
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                quantities = [value.cpu() for value in run(batch)]
+        except ValueError:  # distributions take no NaN
+            check_texts()
+            raise
+        if any(value.isnan().any() for value in quantities):
+            check_texts()
+            raise DataError(
+                "data: under the weights that were drawn the network's outputs are not finite; "
+                "expected a guide whose fit did not diverge, or bf16=False"
+            )
+        return quantities
+
+    order: list[Tensor] = []
+    parts: list[Sequence[Tensor]] = []
+    count = -(-(len(batches.examples) if only is None else len(only)) // size)
+    shown = tracked(batches.prediction(size, only), "", count, share=1.0)
+    for (indices, _), quantities in map_over_ranks(shown, values):
+        parts.append(quantities)
+        order.append(indices)
+    back = torch.cat(order).argsort()
+    return tuple(join(column, 1)[:, back] for column in zip(*parts, strict=True))
+
+
+def _together(model: Model, draws: Iterable[Draws], together: int) -> Iterator[_Pass]:
+    """The draws, at most `together` per pass; many more in a linearised network."""
+    for _, group in groupby(draws, lambda part: id(part.at)):  # one network per group
+        first = next(group)
+        parts = (part.weights for part in chain([first], group))
+        if first.at is not None:
+            yield from linear_predictives(model, first.at, parts)
+            continue
+        for part in parts:
+            count = max(map(len, part.values()), default=1)
+            if not any(value.stride(0) for value in part.values()):
+                # All draws are equal: of a point estimate, or of no weights.
+                yield count, partial(model.predictive, {k: v[:1] for k, v in part.items()})
+                continue
+            for start in range(0, count, together):
+                weights = {name: value[start : start + together] for name, value in part.items()}
+                yield min(together, count - start), partial(model.predictive, weights)

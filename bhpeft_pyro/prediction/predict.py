@@ -24,6 +24,7 @@ from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..model.cached_batches import BATCH, CachedBatches, check_all
+from ..model.likelihoods.likelihood import Scale
 from ..model.linearized import examples_at_once, jacobian, symmetric_noise
 from ..model.model import Model
 from .draws import Draws, draw_parts, private_rng, strata
@@ -79,49 +80,49 @@ def predict(
     width, rows = model.network.outputs * examples.width, len(examples)
     stays = keep_samples or isinstance(data, CachedBatches) or model.likelihood.kind == "rating"
     check_memory("samples", samples or 0, _BYTES * width * (rows if stays else min(rows, PART)))
-    closed = all(each.linear and each.covariance is not None for each in guide.components)
+    closed = all(part.linear and part.covariance is not None for part in guide.components)
     closed = closed and not keep_samples and samples != 0
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
 
-    def forecast(feed: CachedBatches, done: Callable[[], object]) -> AnyForecast:
-        take = _quantities(model, count, seed, rows)
-        runs = _runs(model, guide, feed, count, take, closed, max_rows, seed, bf16, done)
+    def forecast(batches: CachedBatches, done: Callable[[], object]) -> AnyForecast:
+        statistics = _statistics(model, count, seed, rows)
+        runs = _runs(model, guide, batches, count, statistics, closed, max_rows, seed, bf16, done)
+        made: AnyForecast
         if certainty is not None and len(runs) > 1:
-            found: AnyForecast = _until_certain(runs, feed.examples, certainty)
+            made = _until_certain(runs, batches.examples, certainty)
         elif closed and model.likelihood.kind != "rating":
-            each: list[Any] = [_classes(run()[0], feed.examples) for run in runs]
-            found = type(each[0]).mixed(each)
+            components: list[Any] = [_classes(run()[0], batches.examples) for run in runs]
+            made = type(components[0]).mixed(components)
         else:
             values = [torch.cat(part) for part in zip(*(run() for run in runs), strict=True)]
             if model.likelihood.kind == "rating":
                 exact = closed and model.likelihood.constant_noise
-                found = _ratings(values, feed.examples, exact)
-                found = replace(found, scale=model.likelihood.scale)
+                made = _ratings(values, batches.examples, exact, model.likelihood.scale)
             else:
-                found = _classes(values[0], feed.examples, keep_samples)
-        return found if examples.words is None else replace(found, rows=feed.examples.rows)
+                made = _classes(values[0], batches.examples, keep_samples)
+        return made if examples.words is None else replace(made, rows=batches.examples.rows)
 
     pieces = 1 if isinstance(data, CachedBatches) else -(-rows // PART)
     with work("predicting", pieces * len(guide.components)) as whole:
         if isinstance(data, CachedBatches):
             return forecast(data, whole.next)
         try:
-            each = [data] if pieces == 1 else (data.subset(at) for at in in_order(rows, PART))
-            parts: Any = [forecast(CachedBatches(model, part), whole.next) for part in each]
+            parts = [data] if pieces == 1 else (data.subset(at) for at in in_order(rows, PART))
+            made: Any = [forecast(CachedBatches(model, part), whole.next) for part in parts]
         except DataError as error:
             if error.rows and rows > PART:  # which are counted from the part's first
                 check_all(model, data=data)
             raise
-    joined: AnyForecast = type(parts[0]).joined(parts)
+    joined: AnyForecast = type(made[0]).joined(made)
     return joined
 
 
 def _runs(
     model: Model,
     guide: Guide,
-    feed: CachedBatches,
+    batches: CachedBatches,
     samples: int,
-    take: Statistics,
+    statistics: Statistics,
     closed: bool,
     max_rows: int,
     seed: int,
@@ -130,33 +131,35 @@ def _runs(
 ) -> list[_Run]:
     """For each component, from the moments of the linearised network's outputs if `closed`; or from
     draws of the weights, those of `draw` if the components run in order."""
-    width = model.network.outputs * feed.examples.width
-    latents, own = (sum(s.numel for s in of.sites) for of in (model, model.likelihood))
-    most = max(1, min(BATCH, max_rows // feed.examples.width))
+    examples = batches.examples
+    width = model.network.outputs * examples.width
+    latents, of_likelihood = (sum(s.numel for s in of.sites) for of in (model, model.likelihood))
+    most = max(1, min(BATCH, max_rows // examples.width))
     size = examples_at_once(latents, width, most)
     # For as many choices as there may be: noise of another shape has other values.
-    normals = width if feed.examples.choices is None else MAX_CHOICES * model.network.outputs
+    normals = width if examples.choices is None else MAX_CHOICES * model.network.outputs
     seeds = torch.Generator().manual_seed(seed)
 
     def run(
         number: int, component: Any, share: int, only: Tensor | None = None
     ) -> Sequence[Tensor]:
+        how: Any = {"bf16": bf16, "only": only}
         if not closed:
-            draws, found = draw_parts(model, component, share, seeds), []
+            draws, parts = draw_parts(model, component, share, seeds), []
             with work(parts=share) as drawn:
-                for part in passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only):
-                    found.append(part)
+                for part in passes(model, draws, batches, statistics, rows=max_rows, **how):
+                    parts.append(part)
                     drawn.next(parts=len(part[0]))
             done()
-            return [torch.cat(each) for each in zip(*found, strict=True)]
+            return [torch.cat(column) for column in zip(*parts, strict=True)]
         with private_rng(derived(seed, number)):  # the same for every example, whatever its batch
-            noise = symmetric_noise(share, own + normals).to(model.network.device)
-        read = partial(_read, model, component, noise, take)
-        values = by_batch(model, feed, read, size=size, bf16=bf16, only=only)
+            noise = symmetric_noise(share, of_likelihood + normals).to(model.network.device)
+        read = partial(_read, model, component, noise, statistics)
+        values = by_batch(model, batches, read, size=size, **how)
         done()
         return values
 
-    return [partial(run, number, *each) for number, each in enumerate(strata(guide, samples))]
+    return [partial(run, number, *part) for number, part in enumerate(strata(guide, samples))]
 
 
 def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -> ClassForecast:
@@ -185,43 +188,43 @@ def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -
 
 
 def _read(
-    model: Model, guide: Guide, noise: Tensor, draw: Statistics, batch: Batch
+    model: Model, guide: Guide, noise: Tensor, statistics: Statistics, batch: Batch
 ) -> Sequence[Tensor]:
     """The prediction of one component for a batch: tensors (S, B, ...)."""
-    own = guide.covariance
-    assert own is not None
+    assert guide.covariance is not None
     outputs, rows = jacobian(model, guide.means(), batch)
-    covariance = own.projected(rows)
+    covariance = guide.covariance.projected(rows)
     if model.likelihood.constant_noise:
         center = outputs.labels(outputs.mean)
         variance = model.likelihood.unit**2 * covariance[:, 0, 0]
         return center.mean[None], center.stddev[None], variance[None]
-    return draw(outputs.labels(outputs.draws(covariance, noise)), batch.labels)
+    return statistics(outputs.labels(outputs.draws(covariance, noise)), batch.labels)
 
 
 def _classes(
     probabilities: Tensor, examples: Examples, keep_samples: bool = False
 ) -> ClassForecast | LabelsForecast:
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "labels": examples.labels,
         "texts": examples.texts,
         "label_names": examples.label_names,
         "keep_samples": keep_samples,
     }
     if examples.kind == "labels":
-        return LabelsForecast.from_draws(probabilities, **given)
-    return ClassForecast.from_draws(probabilities, choices=examples.choices, **given)
+        return LabelsForecast.from_draws(probabilities, **options)
+    return ClassForecast.from_draws(probabilities, choices=examples.choices, **options)
 
 
-def _ratings(values: Sequence[Tensor], examples: Examples, exact: bool) -> RatingForecast:
+def _ratings(
+    values: Sequence[Tensor], examples: Examples, exact: bool, scale: Scale
+) -> RatingForecast:
     """From means and sds, with the variances of the means if they are exact, or else with outcomes
     and densities if there are any."""
     means, sds, *more = values
     names = ("within",) if exact else ("outcomes", "densities")
-    given: dict[str, Any] = dict(zip(names, more, strict=False))
-    return RatingForecast.from_draws(
-        means, sds, labels=examples.labels, texts=examples.texts, **given
-    )
+    options: dict[str, Any] = dict(zip(names, more, strict=False))
+    options |= {"labels": examples.labels, "texts": examples.texts}
+    return RatingForecast.from_draws(means, sds, scale=scale, **options)
 
 
 def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
@@ -231,13 +234,13 @@ def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Se
     return (base.probs.float(),)
 
 
-def _quantities(model: Model, samples: int, seed: int, rows: int) -> Statistics:
+def _statistics(model: Model, samples: int, seed: int, rows: int) -> Statistics:
     """What a forecast of so many rows needs of the labels' distribution under each of `samples`
     draws."""
     if model.likelihood.kind != "rating":
         return _probabilities
     seeds = torch.Generator().manual_seed(seed)
-    each = -(-_OUTCOMES // max(samples, 1))
+    by_draw = -(-_OUTCOMES // max(samples, 1))
 
     def moments(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
         base = base_of(distribution)
@@ -247,9 +250,9 @@ def _quantities(model: Model, samples: int, seed: int, rows: int) -> Statistics:
             mean = sd = torch.tensor(torch.nan)
         if isinstance(base, Normal):  # the moments are enough
             return mean, sd
-        check_memory("data: rows", rows, _DRAWN * each * max(samples, 1))
+        check_memory("data: rows", rows, _DRAWN * by_draw * max(samples, 1))
         with private_rng(int(torch.randint(2**62, (), generator=seeds))):
-            outcomes = distribution.sample(torch.Size((each,))).movedim(0, -1).float()
+            outcomes = distribution.sample(torch.Size((by_draw,))).movedim(0, -1).float()
         finite = (mean + sd).isfinite().all()
         if not finite and distribution.log_prob(outcomes[..., 0]).isfinite().all():
             raise LikelihoodError(
@@ -264,16 +267,17 @@ def _quantities(model: Model, samples: int, seed: int, rows: int) -> Statistics:
 
 
 @independent()  # ranks would draw the same labels for different examples
-def simulate(model: Model, draws: Iterable[Draws], feed: CachedBatches) -> list[Tensor]:
+def simulate(model: Model, draws: Iterable[Draws], batches: CachedBatches) -> list[Tensor]:
     """Labels drawn from the likelihood for N examples, a set under each of S draws of the weights.
 
     They are (S, N) of the examples' own type, (S, N, K) if a text has several; if the examples have
     labels, the (S, N) log density of these comes too.
     """
-    kind = torch.int64 if model.likelihood.picks_one else torch.float32
+    dtype = torch.int64 if model.likelihood.picks_one else torch.float32
 
-    def take(predicted: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
-        sample = predicted.sample().to(kind)
+    def labels_of(predicted: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+        sample = predicted.sample().to(dtype)
         return (sample,) if labels is None else (sample, predicted.log_prob(labels))
 
-    return [torch.cat(part) for part in zip(*passes(model, draws, feed, take), strict=True)]
+    parts = zip(*passes(model, draws, batches, labels_of), strict=True)
+    return [torch.cat(part) for part in parts]

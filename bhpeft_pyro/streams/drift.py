@@ -19,8 +19,7 @@ from ..model.cached_batches import CachedBatches
 from ..model.model import Model
 from ..posterior.forgetting import forget
 from ..posterior.posterior import Posterior
-from ..prediction.draws import draw_parts, private_rng
-from ..prediction.passes import passes
+from ..prediction.draws import draw_parts, passes, private_rng
 from ..prediction.predict import AnyForecast, predict, simulate
 
 Advice = Literal["keep", "update", "forget", "start anew"]

@@ -20,6 +20,9 @@ from ...data.columns import Kind
 from ...errors import LikelihoodError
 from ...peft.sites import Site
 
+Scale = tuple[float | None, float | None]
+"""The ends of the scale of ratings; None for an end that is open."""
+
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
@@ -97,7 +100,7 @@ class Likelihood(ABC):
     softmax: bool = False
     grows: bool = False
     columns: tuple[str, ...] = ()
-    scale: tuple[float | None, float | None] = (None, None)
+    scale: Scale = (None, None)
 
     @property
     def picks_one(self) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +25,9 @@ from transformers import (
 from ..data import assets
 from ..data.encoding import probe_of
 from ..errors import ArchitectureError, ConfigError, SaveError, is_out_of_memory
+
+if TYPE_CHECKING:
+    from .network import RandomPEFT
 
 __all__ = ["load_backbone"]
 
@@ -152,7 +154,7 @@ def check_weights(backbone: PreTrainedModel) -> None:
                 "backbone: it was made under torch.inference_mode, so it lets no gradient through; "
                 "expected one that was loaded outside"
             )
-        # One pass without a copy. Poolers and the like are not used (`fingerprint`).
+        # One pass without a copy. Poolers and the like are not used (`identity`).
         plain = type(weight.data) is Tensor and weight.is_floating_point()
         if name.startswith("pooler.") or weight.is_meta or not plain:
             continue
@@ -172,63 +174,55 @@ def check_plain(backbone: PreTrainedModel) -> None:
 
 
 def identity(backbone: PreTrainedModel) -> dict[str, Any]:
-    """What tells a backbone from others: digests of its weights, and the settings of `_SETTINGS`.
+    """What tells a backbone from others: a digest of its type, size and weights, and the settings
+    of `_SETTINGS`.
 
-    `fingerprint` is of its type and size, and of a sample of every tensor that counts; `weights` of
-    the sums of their bits, and `rows` of the sums of each row's and of each column's, which change
-    when rows are exchanged. Heads and poolers are left out: `from_pretrained` initialises them at
-    random where a checkpoint lacks them. What a `ClassifierHead` uses of them is saved with the
-    posterior.
+    Of each tensor the digest has the sums of the bits of each row and of each column. Heads and
+    poolers are left out: `from_pretrained` initialises them at random where a checkpoint lacks
+    them. What a `ClassifierHead` uses of them is saved with the posterior.
     """
     config = backbone.config.to_dict()
     shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
-    samples, sums, rows = (hashlib.sha256() for _ in range(3))
-    samples.update(json.dumps(shape, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     for name, tensor in sorted(backbone.base_model.state_dict().items()):
         if name.startswith("pooler.") or not isinstance(tensor, Tensor):
             continue  # some quantised layers keep other things than tensors
         table = tensor.detach().dequantize().float()
-        flat = table.flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].cpu()
-        called = f"{name}{tuple(tensor.shape)}".encode()
-        samples.update(called)
-        samples.update(sample.numpy().tobytes())
-        bits = (table.flatten(1) if table.ndim > 1 else flat.unsqueeze(0)).view(torch.int32)
-        each = bits.sum(1, dtype=torch.int64)
-        sums.update(called)
-        sums.update(str(each.sum().item()).encode())
-        for line in (each, bits.sum(0, dtype=torch.int64)):
-            rows.update(line.cpu().numpy().tobytes())
+        table = table.flatten(1) if table.ndim > 1 else table.reshape(1, -1)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        bits = table.view(torch.int32)
+        for dim in (0, 1):
+            digest.update(bits.sum(dim, dtype=torch.int64).cpu().numpy().tobytes())
     settings = {k: getattr(backbone.config, k, None) for k in _SETTINGS}
     return {
-        "fingerprint": samples.hexdigest(),
-        "weights": sums.hexdigest(),
-        "rows": rows.hexdigest(),
+        "weights": digest.hexdigest(),
         "settings": {k: v for k, v in settings.items() if v is not None},
     }
 
 
 def check_identity(backbone: PreTrainedModel, saved: Mapping[str, Any]) -> None:
-    """Refuse another backbone than that whose `identity` was saved (older files lack parts of it,
-    and have more settings).
+    """Refuse another backbone than that whose `identity` was saved.
 
     Raises:
         SaveError: the weights or a setting differ.
     """
-    own = identity(backbone)
-    for name, was in saved.get("settings", {}).items():
+    for name, was in saved["settings"].items():
         now = getattr(backbone.config, name, None)
         if now is not None and now != was:
             raise _another(backbone, saved, f"its {name} was {was!r}, not {now!r} as in")
-    if any(saved.get(k, own[k]) != own[k] for k in ("fingerprint", "weights", "rows")):
+    if saved.get("weights") != identity(backbone)["weights"]:
         raise _another(backbone, saved, "its weights differ from those of")
 
 
-def fixed_tokens(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """(4, T) token ids from the whole vocabulary, the same on every machine and whatever the
-    configuration says of special tokens, and their mask: texts of several lengths, padded."""
-    base: Any = backbone.base_model
-    embedding = base.get_input_embeddings()
+def fixed_outputs(network: RandomPEFT) -> list[list[float]]:
+    """Numbers by which what a backbone computes is known again: some of what the head reads of four
+    padded texts of several lengths, without PEFT weights.
+
+    The tokens are from the whole vocabulary, the same on every machine and whatever the
+    configuration says of special tokens.
+    """
+    backbone = network.backbone
+    embedding: Any = backbone.base_model.get_input_embeddings()
     vocabulary = int(getattr(embedding, "num_embeddings", backbone.config.vocab_size))
     # Learned positions may start at an offset of a few, so stay clear of the end.
     longest = getattr(backbone.config, "max_position_embeddings", None) or _FIXED + 4
@@ -236,31 +230,27 @@ def fixed_tokens(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([length, 2 * length // 3, length // 4, 1]).clamp_min(1)
     mask = (torch.arange(length) < lengths.unsqueeze(1)).long()
     # A large prime, so that neighbours are far apart.
-    ids = torch.arange(mask.numel()).reshape(mask.shape) * 2_654_435_761 % vocabulary
-    return (ids * mask).to(backbone.device), mask.to(backbone.device)
-
-
-@contextmanager
-def computing_alike(backbone: PreTrainedModel) -> Iterator[None]:
-    """Outputs do not depend on the mode of the modules or on autocast until the block's end."""
+    ids = torch.arange(mask.numel()).reshape(mask.shape) * 2_654_435_761 % vocabulary * mask
+    spans = None
+    if network.head.each_word:  # the last token of each text
+        spans = torch.stack([torch.arange(len(lengths)), lengths - 1, lengths], 1)
+        spans = spans.to(backbone.device)
+    mask = mask.to(backbone.device)
+    inputs = network.accepted({"input_ids": ids.to(backbone.device), "attention_mask": mask})
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
     try:
         with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
-            yield
+            features = network.head.read(backbone, inputs, mask, network.causal, spans)
     finally:
         for module in training:
             module.training = True
-
-
-def kept_of(features: Tensor) -> list[list[float]]:
-    """A few of the numbers that the head reads of each of the fixed texts, to be saved."""
-    some = features[:, :: max(1, features.shape[1] // _KEPT)]
-    return [[float(f"{value:.4g}") for value in row] for row in some.cpu().tolist()]
+    kept = features[:, :: max(1, features.shape[1] // _KEPT)]
+    return [[float(f"{value:.4g}") for value in row] for row in kept.cpu().tolist()]
 
 
 def check_outputs(
-    backbone: PreTrainedModel, own: list[list[float]], saved: Mapping[str, Any]
+    backbone: PreTrainedModel, outputs: list[list[float]], saved: Mapping[str, Any]
 ) -> None:
     """Refuse a backbone that computes something else from the fixed texts than what was saved.
 
@@ -271,9 +261,7 @@ def check_outputs(
     Raises:
         SaveError: the outputs differ.
     """
-    if (before := saved.get("outputs")) is None:  # an older file
-        return
-    then, now = torch.tensor(before, dtype=torch.float64), torch.tensor(own, dtype=torch.float64)
+    then, now = (torch.tensor(some, dtype=torch.float64) for some in (saved["outputs"], outputs))
     exact = torch.get_float32_matmul_precision() == "highest"
     dtype = backbone.dtype if exact else torch.bfloat16
     tolerance = max(2e-3, 10 * torch.finfo(dtype).eps)

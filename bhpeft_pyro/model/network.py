@@ -22,7 +22,7 @@ from ..data.encoding import probe_of
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
-from .backbone import check_weights, computing_alike, fixed_tokens, kept_of, load_tokenizer
+from .backbone import check_weights, load_tokenizer
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
 
@@ -175,18 +175,6 @@ class RandomPEFT(PyroModule):
         """Numbers by which the tokenizer is known again; None if none has been used."""
         return None if self._tokenizer is None else [*probe_of(self._tokenizer)]
 
-    def fixed_outputs(self) -> list[list[float]]:
-        """Numbers by which what the backbone computes is known again: some of what the head reads
-        of fixed tokens, without PEFT weights."""
-        ids, mask = fixed_tokens(self.backbone)
-        inputs = self._accepted({"input_ids": ids, "attention_mask": mask})
-        spans = None
-        if self.head.each_word:  # the last token of each text
-            ends = mask.sum(1)
-            spans = torch.stack([torch.arange(len(ends)).to(ends), ends - 1, ends], 1)
-        with computing_alike(self.backbone):
-            return kept_of(self.head.read(self.backbone, inputs, mask, self.causal, spans))
-
     @cached_property
     def causal(self) -> bool:
         """Whether the backbone is a decoder, whose last token alone has seen the whole text."""
@@ -212,8 +200,11 @@ class RandomPEFT(PyroModule):
             ConfigError: weights that are missing, have another shape, or are elsewhere.
             DataError: `batch` is not a `Batch`, or is empty.
         """
-        expected = "a Batch, as bh.data.encode(...).batches(...) makes them"
-        check(batch, Batch, "batch", expected, DataError)
+        if not isinstance(batch, Batch):
+            raise DataError(
+                f"batch: expected a Batch, got {type(batch).__name__}; "
+                "bh.data.encode(...).batches(...) makes them"
+            )
         folded, shape = self._fold(weights, batch.particles, batch.features is not None)
         particles = math.prod(shape)
         if batch.particles not in (1, particles):
@@ -271,7 +262,7 @@ class RandomPEFT(PyroModule):
             return None
         give_way()
         whole = batch.split(1)
-        states = self.attachment.constant_states(self._accepted(whole.rows(1)))
+        states = self.attachment.constant_states(self.accepted(whole.rows(1)))
         return states.unflatten(0, whole.shape)
 
     def align(self, batches: Iterable[Batch]) -> None:
@@ -337,7 +328,7 @@ class RandomPEFT(PyroModule):
             shape = shape[:-1]
         return folded, shape
 
-    def _accepted(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    def accepted(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Those inputs that the backbone takes: tokenizers may give more (`token_type_ids`)."""
         more: dict[str, Any] = {}
         if self.causal:  # positions count from the text's first token, on whichever side padding is
@@ -355,7 +346,7 @@ class RandomPEFT(PyroModule):
             raise DataError(
                 f"batch: it has {what} of words; the head has each_word={self.head.each_word}"
             )
-        accepted, mask = self._accepted(inputs), _mask(inputs)
+        accepted, mask = self.accepted(inputs), _mask(inputs)
         pooled = self.head.read(self.backbone, accepted, mask, self.causal, spans)
         return pooled if self.axes is None else self.axes(pooled)
 

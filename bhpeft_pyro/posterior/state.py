@@ -25,7 +25,7 @@ from ..data import examples as stored_examples
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, as_guide, latents
 from ..model import likelihoods
-from ..model.backbone import check_identity, check_outputs, identity, saved_name
+from ..model.backbone import check_identity, check_outputs, fixed_outputs, identity, saved_name
 from ..model.head import ClassifierHead, Head, with_tail
 from ..model.likelihoods import Function, Likelihood
 from ..model.model import Model
@@ -63,7 +63,7 @@ def to_state(posterior: Posterior) -> tuple[Plain, Tensors]:
     plain = model_to_state(posterior.model)
     plain["backbone"] = {
         **identity(network.backbone),
-        "outputs": network.fixed_outputs(),
+        "outputs": fixed_outputs(network),
         "name": saved_name(network.backbone),
         "tokenizer": network.probe(),
     }
@@ -140,7 +140,7 @@ def from_state(
     probes = fitted_on["tokenizer"], network.probe()
     if None not in probes and probes[0] != probes[1]:
         raise SaveError("tokenizer: this posterior was fitted with another one; expected that")
-    check_outputs(backbone, network.fixed_outputs(), fitted_on)
+    check_outputs(backbone, fixed_outputs(network), fitted_on)
     _load(network, tensors, "network")
     network.in_use = True
     parts = []

@@ -20,7 +20,6 @@ from .base import Forecast, Labels, as_labels, check_names, check_shape, digits
 from .metrics import aurc, calibration_bins, macro_f1
 
 _CHUNK = 32  # draws in double precision at a time
-_MAX_TEMPERATURE = 100.0
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -102,7 +101,7 @@ class ClassForecast(Forecast):
 
         Raises:
             LikelihoodError: `probabilities` is not such a tensor.
-            DataError: `labels`, `texts`, `label_names` or `choices` do not match it.
+            DataError: what goes with it does not match it.
         """
         draws, keep_samples = _checked(probabilities), boolean("keep_samples", keep_samples)
         first = draws[0].double()
@@ -186,13 +185,13 @@ class ClassForecast(Forecast):
             "between": between,
             "variance": mean_of("variance") + mean(squares),
         }
-        dtype = first.probabilities.dtype
-        changes: dict[str, Any] = {name: value.to(dtype) for name, value in values.items()}
+        like = first.probabilities
+        changes: dict[str, Any] = {name: value.to(like) for name, value in values.items()}
         draws = sum(component.draws for component in components)
         return replace(first, **changes, components=counts, draws=draws)
 
     def with_labels(self, labels: Labels) -> ClassForecast:
-        """The same forecast with these observed labels: names if the classes have them, or indices.
+        """This forecast with other observed labels: names if the classes have them, or indices.
         Where names are numbers, so are labels, as in `Posterior.evaluate`; a tensor has indices.
 
         >>> draws = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]])
@@ -205,9 +204,9 @@ class ClassForecast(Forecast):
             plain = labels.tolist() if hasattr(labels, "tolist") else labels
             check(plain, Iterable, "labels", "a label for each example")
             cells = by_name([*plain], None, names)
-            if unknown := [each for each in cells if isinstance(each, str) and each not in names]:
+            if unknown := [cell for cell in cells if isinstance(cell, str) and cell not in names]:
                 raise DataError(f"labels: {unknown[0]!r} is not one of {tuple(names)}")
-            labels = [names.index(each) if isinstance(each, str) else each for each in cells]
+            labels = [names.index(cell) if isinstance(cell, str) else cell for cell in cells]
         return replace(self, labels=as_labels(labels))
 
     def __len__(self) -> int:
@@ -222,8 +221,7 @@ class ClassForecast(Forecast):
     def predicted(self) -> list[str] | list[int]:
         """N most probable classes by name, or by number if they have no names."""
         labels: list[int] = self.label.tolist()
-        names = self.label_names
-        return labels if names is None else [names[label] for label in labels]
+        return labels if self.label_names is None else [self.label_names[k] for k in labels]
 
     @property
     def confidence(self) -> Tensor:
@@ -258,8 +256,8 @@ class ClassForecast(Forecast):
         return (self.label != labels).double()
 
     def right(self, labels: Labels | None = None) -> Tensor | None:
-        known = self.labels if labels is None else self.observed(labels)
-        return None if known is None else self.label == known
+        truth = self.labels if labels is None else self.observed(labels)
+        return None if truth is None else self.label == truth
 
     def nlls(self, labels: Labels | None = None) -> Tensor:
         return -self.log_probabilities.gather(1, self.observed(labels)[:, None])[:, 0]
@@ -310,10 +308,8 @@ class ClassForecast(Forecast):
         return Dataset.from_dict(columns, features)
 
     def _facts(self) -> tuple[str, str]:
-        count, what = self.probabilities.shape[1], "classes"
-        if self.choices is not None:
-            what = "choices"
-        size = f"{len(self)} examples, {count} {what}, {self.draws} draws"
+        what = "classes" if self.choices is None else "choices"
+        size = f"{len(self)} examples, {self.probabilities.shape[1]} {what}, {self.draws} draws"
         return size, f"mean confidence {self.confidence.mean():.3f}"
 
 
@@ -327,7 +323,7 @@ def _best_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
         scaled = (log_probabilities / math.exp(log_temperature)).log_softmax(-1)
         return -scaled.gather(1, labels[:, None]).mean().item()
 
-    end = math.log(_MAX_TEMPERATURE)
+    end = math.log(100.0)
     best = minimize_scalar(nll, bounds=(-end, end), method="bounded", options={"xatol": 1e-9})
     return math.exp(best.x)
 

@@ -106,8 +106,7 @@ class RandomPEFT(PyroModule):
         self.in_use = False  # a posterior's weights mean what they do in these coordinates
 
     def unused(self) -> RandomPEFT:
-        """This network, or, if a posterior uses it, a copy with coordinates of its own, on the same
-        backbone."""
+        """This network, or, if a posterior uses it, another one on the same backbone."""
         if not self.in_use:
             return self
         twin = RandomPEFT(self.backbone, self.kinds, self.head, self._tokenizer)
@@ -163,8 +162,7 @@ class RandomPEFT(PyroModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the backbone's checkpoint, unless one was given."""
         if self._tokenizer is None:
-            name = self.backbone.config._name_or_path
-            if not name:
+            if not (name := self.backbone.config._name_or_path):
                 raise ConfigError(
                     "RandomPEFT: the backbone names no checkpoint with a tokenizer; pass tokenizer="
                 )
@@ -254,10 +252,8 @@ class RandomPEFT(PyroModule):
             yield self.backbone
 
     def constant_states(self, batch: Batch) -> Tensor | None:
-        """(B, T, D) or (B, C, T, D) for `Batch.states`.
-
-        None if the lowest layer has PEFT weights, or layers pass on more than hidden states.
-        """
+        """(B, T, D) or (B, C, T, D) for `Batch.states`; None if the lowest layer has PEFT weights,
+        or layers pass on more than hidden states."""
         if not self.attachment.constant:
             return None
         give_way()
@@ -314,13 +310,10 @@ class RandomPEFT(PyroModule):
             raise ConfigError(message) from error
         if not shape and shares > 1:
             shape = (shares,)
+        needed = [site for site in self.sites if not features or site.role == "head"]
         folded = {
-            site.name: weights[site.name]
-            .expand(*shape, *site.shape)
-            .reshape(-1, *site.shape)
-            .float()
-            for site in self.sites
-            if not features or site.role == "head"
+            s.name: weights[s.name].expand(*shape, *s.shape).reshape(-1, *s.shape).float()
+            for s in needed
         }
         if not features:
             folded = self.coordinates(folded)

@@ -1,8 +1,9 @@
-"""Forecasts against a loop over draws and examples, one at a time and without padding."""
+"""Predictions: against brute force, in parts, and with as many components as are needed."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import pyro
@@ -10,23 +11,29 @@ import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
+from ranks import together
 from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.base import checks
-from bhpeft_pyro.errors import ConfigError, LikelihoodError
-from bhpeft_pyro.guides import MixtureGuide, NormalGuide
+from bhpeft_pyro.base.distributions import Covariance
+from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
+from bhpeft_pyro.forecast import ClassForecast
+from bhpeft_pyro.guides import DeltaGuide, LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     Function,
     HeteroscedasticNormal,
     Likelihood,
+    MultiLabel,
     MultipleChoice,
     Normal,
     OrderedLogistic,
 )
-from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
+from bhpeft_pyro.peft import LoRA
+from bhpeft_pyro.prediction import predict as module
+from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = ["w9", "w5 w30 w12 w44 w17", "w6 w7", "w8 w40 w41 w42", "w21 w22 w23", "w30 w31", "w5 w5"]
 QUESTIONS = [
@@ -295,3 +302,288 @@ def test_numbers_of_tries_that_differ(guide: str) -> None:
         tiny_model((), 1, likelihood=tries), guide, data, max_steps=2, progress=False
     )
     assert (posterior.predict(data).mean < torch.tensor(data["tries"])).all()
+
+
+# In parts
+
+
+PART_TEXTS = [f"w{5 + i % 2} w{10 + i}" + " w9" * (i % 5) for i in range(11)]
+PART_CHOICES = [[f"w{20 + i}", "w6", "w7 w8", "w9"][: 2 + i % 3] for i in range(11)]
+PART_DATA: dict[str, tuple[Any, int, dict[str, Any]]] = {
+    "class": (None, 2, {"text": PART_TEXTS, "label": [i % 2 for i in range(11)]}),
+    "labels": (MultiLabel(), 3, {"text": PART_TEXTS, "label": [[i % 2, 1, 0] for i in range(11)]}),
+    "rating": (Normal(), 1, {"text": PART_TEXTS, "label": [i / 5 for i in range(11)]}),
+    "count": (Counts(), 1, {"text": PART_TEXTS, "label": [i % 4 for i in range(11)]}),
+    "choice": (
+        MultipleChoice(),
+        1,
+        {"question": PART_TEXTS, "choices": PART_CHOICES, "answer": [i % 2 for i in range(11)]},
+    ),
+}
+
+
+def fitted(kind: str, guide: str) -> bh.Posterior:
+    likelihood, outputs, data = PART_DATA[kind]
+    model = tiny_model(outputs=outputs, likelihood=likelihood)
+    return bh.fit(model, guide, data, components=1, max_steps=2, progress=False, seed=1)
+
+
+def tensors(forecast: Any) -> dict[str, Tensor]:
+    """Every tensor of a forecast."""
+    found: dict[str, Tensor] = {}
+    for field in fields(forecast):
+        value = getattr(forecast, field.name)
+        if isinstance(value, Tensor):
+            found[field.name] = value
+        elif field.name == "pairs":
+            found |= tensors(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "guide", "keep"),
+    [
+        ("class", "laplace", False),
+        ("class", "normal", True),
+        ("labels", "laplace", False),
+        ("labels", "normal", True),
+        ("rating", "laplace", False),
+        ("rating", "normal", False),
+        ("choice", "laplace", False),
+        ("choice", "normal", True),
+    ],
+)
+def test_parts_are_joined(
+    kind: str, guide: str, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posterior, data = fitted(kind, guide), PART_DATA[kind][2]
+    whole = posterior.predict(data, 7, keep_samples=keep)
+    monkeypatch.setattr(module, "PART", 4)  # parts of 4, 4 and 3
+    parts = posterior.predict(data, 7, keep_samples=keep)
+    assert parts.texts == whole.texts and len(parts) == 11
+    assert tensors(parts).keys() == tensors(whole).keys()
+    for name, value in tensors(whole).items():
+        torch.testing.assert_close(tensors(parts)[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_labels_that_are_drawn_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior, data = fitted("count", "normal"), PART_DATA["count"][2]
+    whole = posterior.predict(data, 5)
+    monkeypatch.setattr(module, "PART", 4)
+    parts = posterior.predict(data, 5)
+    assert parts.outcomes is not None and whole.outcomes is not None
+    assert parts.outcomes.shape == whole.outcomes.shape
+    torch.testing.assert_close(parts.log_prob(), whole.log_prob(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_draws_of_one_part_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 4)
+    posterior, shapes = fitted("class", "laplace"), []
+    reduced = ClassForecast.from_draws
+
+    def from_draws(draws: Tensor, **given: Any) -> ClassForecast:
+        shapes.append(tuple(draws.shape))
+        return reduced(draws, **given)
+
+    monkeypatch.setattr(ClassForecast, "from_draws", from_draws)
+    assert len(posterior.predict(PART_TEXTS)) == 11
+    assert shapes == [(1000, 4, 2), (1000, 4, 2), (1000, 3, 2)]
+
+
+def test_draws_are_counted_for_a_part_unless_they_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    posterior = fitted("class", "normal")
+    monkeypatch.setattr(module, "PART", 4)
+    monkeypatch.setattr("bhpeft_pyro.base.checks._memory", lambda: 12 * 2 * 5 * 100)
+    assert len(posterior.predict(PART_TEXTS, 100)) == 11
+    with pytest.raises(ConfigError, match="samples=100 needs"):
+        posterior.predict(PART_TEXTS, 100, keep_samples=True)
+
+
+def test_rows_are_counted_from_the_first_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = fitted("class", "normal")
+    words = posterior.model.network.backbone.embeddings.word_embeddings
+
+    def spoil(_: Any, given: Any, output: Tensor) -> Tensor:
+        return output.masked_fill((given[0] == 49).unsqueeze(-1), torch.nan)
+
+    words.register_forward_hook(spoil)
+    monkeypatch.setattr(module, "PART", 4)
+    texts = [*PART_TEXTS[:6], "w5 w49", *PART_TEXTS[6:9], "w49"]
+    named = r"data, row 6: of 'w5 w49' the backbone .* \(and 1 more: row 10\)$"
+    with pytest.raises(DataError, match=named) as caught:
+        posterior.predict(texts)
+    assert caught.value.rows == (6, 10)
+
+
+# Until they are certain
+
+
+ROWS, K, SHARE = 24, 4, 3  # components, and draws of each
+MANY_TEXTS = [f"w{5 + i % 2} w{10 + i}" + " w9" * (i % 5) for i in range(ROWS)]
+MANY_CHOICES = [[f"w{20 + i % 20}", "w6", "w7 w8", "w9"][: 2 + i % 3] for i in range(ROWS)]
+MANY_DATA: dict[str, dict[str, Any]] = {
+    "class": {"text": MANY_TEXTS, "label": [i % 2 for i in range(ROWS)]},
+    "choice": {
+        "question": MANY_TEXTS,
+        "choices": MANY_CHOICES,
+        "answer": [i % 2 for i in range(ROWS)],
+    },
+}
+SHARED, APART = 1.0, 0.3
+MEASURES = ("probabilities", "total", "aleatoric", "epistemic", "variance")
+
+
+def mixture(kind: str, guide: str, kinds: Any = None) -> bh.Posterior:
+    """Components that agree on most texts, but not on all; nothing is trained."""
+    likelihood = MultipleChoice() if kind == "choice" else None
+    model = tiny_model(kinds, 1 if kind == "choice" else 2, likelihood=likelihood)
+    classes = {"laplace": LaplaceGuide, "normal": NormalGuide, "delta": DeltaGuide}
+    guides: list[Any] = [classes[guide](model) for _ in range(K)]
+    torch.manual_seed(3)
+    shared = {name: torch.randn_like(value) for name, value in guides[0].named_parameters()}
+    for each in guides:
+        for name, value in each.named_parameters():
+            if name.startswith("loc") and "bias" not in name:
+                value.data += SHARED * shared[name] + APART * torch.randn_like(value)
+        if kind == "class":  # so that no class is preferred by all texts
+            examples = model.encode_texts(MANY_DATA[kind], bh.Columns())
+            point: Any = module.predict(model, each, examples, 0)
+            each.move({"head.bias": each.means()["head.bias"] - point.log_probabilities.mean(0)})
+        if guide == "laplace":
+            each.set_covariance(Covariance(0.2 * each.scale, each.axes, each.ratio))
+    return bh.Posterior(model, MixtureGuide(guides), ())
+
+
+def predicted(posterior: Any, data: Any, **options: Any) -> ClassForecast:
+    forecast = posterior.predict(data, SHARE * K, seed=2, **options)
+    assert isinstance(forecast, ClassForecast)
+    return forecast
+
+
+def assert_rows(one: ClassForecast, at: Tensor, other: ClassForecast, of: Tensor) -> None:
+    for name in MEASURES:
+        first, second = getattr(one, name)[at], getattr(other, name)[of]
+        if first.dim() == 2:  # alone, a question has its own choices
+            first = first[:, : second.shape[1]]
+        torch.testing.assert_close(first, second, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("certainty", [1.0, 0.5, 0.2])
+def test_stages_are_those_of_a_loop_over_texts(certainty: float) -> None:
+    count, rows, classes = 5, 60, 3
+    logits = torch.randn(rows, classes) + torch.randn(count, 1, rows, classes)
+    draws = (3 * logits + torch.randn(count, 2, rows, classes)).softmax(-1)
+    asked: list[int] = []
+
+    def run(number: int, only: Tensor) -> tuple[Tensor]:
+        asked.append(len(only))
+        return (draws[number][:, only],)
+
+    runs = [lambda only, n=n: run(n, only) for n in range(count)]
+    found = module._until_certain(runs, tiny_examples(rows), certainty)
+    full = draws.mean((0, 1)).argmax(-1)
+    for row in range(rows):
+        for used in range(1, count + 1):
+            sums = draws[:used, :, row].mean(1).sum(0).sort(descending=True).values
+            if sums[0] - sums[1] > certainty * (count - used):
+                break
+        own = draws[:used, :, row : row + 1]
+        expected = ClassForecast.from_draws(own.flatten(0, 1))
+        assert found.components is not None and found.components[row] == used
+        assert_rows(found, torch.tensor([row]), expected, torch.tensor([0]))
+        within = torch.stack([ClassForecast.from_draws(each).epistemic for each in own]).mean()
+        assert found.between is not None
+        assert abs(found.epistemic[row] - found.between[row] - within) < 1e-5
+        assert certainty < 1 or found.label[row] == full[row]
+    assert found.components is not None and len(found.components.unique()) >= 3
+    assert sum(asked) == found.components.sum() and found.draws == 2 * count
+
+
+@pytest.mark.parametrize(
+    ("kind", "guide"),
+    [("class", "laplace"), ("class", "normal"), ("choice", "laplace"), ("choice", "delta")],
+)
+def test_each_text_has_the_mixture_of_the_first_components(kind: str, guide: str) -> None:
+    posterior, data = mixture(kind, guide), MANY_DATA[kind]
+    full = predicted(posterior, data)
+    sure, fast = (predicted(posterior, data, certainty=each) for each in (1, 0.3))
+    assert torch.equal(sure.label, full.label) and sure.draws == full.draws
+    assert sure.texts == full.texts and torch.equal(sure.observed(), full.observed())
+    assert fast.components is not None and len(fast.components.unique()) > 1
+    for used in fast.components.unique().tolist():
+        guides = MixtureGuide(posterior.guide.components[:used])
+        examples = posterior.encode(data)
+        first: Any = module.predict(posterior.model, guides, examples, SHARE * used, seed=2)
+        at = (fast.components == used).nonzero().flatten()
+        assert_rows(fast, at, first, at)
+
+
+@pytest.mark.parametrize("kind", ["class", "choice"])
+def test_a_forecast_does_not_depend_on_the_other_texts(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posterior, data = mixture(kind, "delta"), MANY_DATA[kind]
+    whole = predicted(posterior, data, certainty=0.5)
+    assert whole.components is not None and len(whole.components.unique()) > 1
+    for row in (0, 13):
+        alone = predicted(posterior, {k: v[row : row + 1] for k, v in data.items()}, certainty=0.5)
+        assert alone.components == whole.components[row] and alone.draws == whole.draws
+        assert_rows(whole, torch.tensor([row]), alone, torch.tensor([0]))
+    monkeypatch.setattr(module, "PART", 2)  # some parts end before the last component
+    parts = predicted(posterior, data, certainty=0.5)
+    assert torch.equal(parts.components, whole.components)  # type: ignore[arg-type]
+    assert_rows(parts, torch.arange(ROWS), whole, torch.arange(ROWS))
+
+
+@pytest.mark.parametrize("upper", [True, False])
+def test_only_the_texts_that_are_left_are_predicted(
+    upper: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posterior = mixture("class", "delta", (LoRA(rank=2, layers=(-1,)),) if upper else ())
+    lower: list[int] = []  # of a transformer whose states, or features, are constant
+    block = posterior.model.network.attachment._layers[0].attention
+    block.register_forward_hook(lambda _, inputs, __: lower.append(len(inputs[0])))
+    ran: list[int] = []
+    original = bh.RandomPEFT.forward
+
+    def forward(network: bh.RandomPEFT, weights: dict[str, Tensor], batch: bh.data.Batch) -> Tensor:
+        ran.append(len(batch))
+        return original(network, weights, batch)
+
+    monkeypatch.setattr(bh.RandomPEFT, "forward", forward)
+    found = predicted(posterior, MANY_DATA["class"], certainty=0.5)
+    assert found.components is not None and ROWS < found.components.sum() < ROWS * K
+    assert sum(ran) == found.components.sum() and sum(lower) == ROWS
+
+
+def test_two_processes_decide_as_one_does() -> None:
+    posterior = mixture("class", "laplace")
+    one = predicted(posterior, MANY_DATA["class"], certainty=0.5)
+    work = lambda: predicted(posterior, MANY_DATA["class"], certainty=0.5)  # noqa: E731
+    for other in together(work):
+        assert torch.equal(other.components, one.components)
+        assert_rows(other, torch.arange(ROWS), one, torch.arange(ROWS))
+
+
+def test_arguments() -> None:
+    posterior = mixture("class", "delta")
+    for wrong in (0, 1.1, -1.0, True, "much"):
+        with pytest.raises(
+            ConfigError, match=r"certainty=.* a finite number above 0 and at most 1"
+        ):
+            predicted(posterior, MANY_TEXTS, certainty=wrong)
+    with pytest.raises(
+        ConfigError, match=r"certainty=0.5 leaves components out, which keep_samples"
+    ):
+        predicted(posterior, MANY_TEXTS, certainty=0.5, keep_samples=True)
+    for likelihood in (Normal(), MultiLabel()):
+        model = tiny_model((), 2 if isinstance(likelihood, MultiLabel) else 1, None, likelihood)
+        guide = MixtureGuide([DeltaGuide(model), DeltaGuide(model)])
+        with pytest.raises(ConfigError, match=f"which kind '{likelihood.kind}' does not allow"):
+            bh.Posterior(model, guide, ()).predict(MANY_TEXTS, certainty=1)
+    single = bh.Posterior(posterior.model, posterior.guide.components[0], ())
+    assert (
+        single.predict(MANY_TEXTS, certainty=0.1).components is None
+    )  # there is nothing to leave out

@@ -1,4 +1,4 @@
-"""Forecasts against brute-force loops, known cases and simulation."""
+"""Forecasts of classes against loops and known cases; temperature scaling."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
+from bhpeft_pyro.forecast.metrics import evaluate
 
 
 def some_draws(draws: int = 7, count: int = 30, classes: int = 4, seed: int = 0) -> Tensor:
@@ -29,9 +29,6 @@ def some_ratings(draws: int = 6, count: int = 20) -> tuple[Tensor, Tensor]:
 
 def entropy(row: list[float]) -> float:
     return -sum(p * math.log(p) for p in row if p > 0)
-
-
-# Classes
 
 
 def test_decomposition_is_that_of_a_loop():
@@ -264,110 +261,80 @@ def test_summaries_state_sizes_and_the_decomposition():
     assert "1.2500 = 0.2500 aleatoric + 1.0000 epistemic" in text
 
 
-# Ratings
+# Temperature scaling
 
 
-def test_law_of_total_variance_against_simulation():
-    mean, sd = some_ratings(count=3)
-    forecast = RatingForecast.from_draws(mean, sd)
-    rng = np.random.default_rng(0)
-    which = rng.integers(len(mean), size=400_000)
-    sample = rng.normal(mean.numpy()[which], sd.numpy()[which])
-    np.testing.assert_allclose(forecast.mean.numpy(), sample.mean(0), atol=0.02)
-    np.testing.assert_allclose(forecast.total.numpy(), sample.var(0), rtol=0.01)
-    np.testing.assert_allclose(forecast.sd.numpy(), sample.std(0), rtol=0.01)
-    np.testing.assert_allclose(forecast.epistemic.numpy(), mean.numpy().var(0), rtol=1e-5)
-    np.testing.assert_allclose(forecast.aleatoric.numpy(), (sd**2).numpy().mean(0), rtol=1e-5)
+def forecast_of(logits: Tensor, labels: Tensor | None = None) -> ClassForecast:
+    return ClassForecast.from_draws(logits.softmax(-1)[None], labels=labels)
 
 
-def test_rating_draws_are_copied():
-    mean, sd = some_ratings()
-    forecast = RatingForecast.from_draws(mean, sd)
-    before = forecast.mean
-    mean.zero_()
-    assert torch.equal(forecast.mean, before)
+def planted(temperature: float, count: int = 20_000) -> ClassForecast:
+    """A forecast that is calibrated once its logits are divided by `temperature`."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 1.5 * torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    labels = logits.softmax(-1).multinomial(1, generator=generator)[:, 0]
+    return forecast_of(temperature * logits, labels)
 
 
-def test_equal_rating_draws_have_no_epistemic_variance():
-    mean, sd = some_ratings(1)
-    forecast = RatingForecast.from_draws(mean.expand(5, -1), sd.expand(5, -1))
-    assert (forecast.epistemic == 0).all()
-    torch.testing.assert_close(forecast.sd, sd[0])
+def fitted(logits: Tensor, labels: list[int]) -> float:
+    forecast = forecast_of(logits, torch.tensor(labels))
+    return forecast.tempered(forecast)[1]
 
 
-@pytest.mark.parametrize("level", [0.5, 0.9, 0.999])
-def test_interval_of_one_normal_is_its_own(level):
-    mean, sd = some_ratings(1)
-    lower, upper = RatingForecast.from_draws(mean.double(), sd.double()).interval(level)
-    expected = stats.norm.interval(level, mean[0].double().numpy(), sd[0].double().numpy())
-    np.testing.assert_allclose(lower.numpy(), expected[0], atol=1e-9)
-    np.testing.assert_allclose(upper.numpy(), expected[1], atol=1e-9)
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 2.0, 10.0])
+def test_planted_temperatures_are_recovered(temperature):
+    forecast = planted(temperature)
+    assert forecast.tempered(forecast)[1] == pytest.approx(temperature, rel=0.03)
 
 
-def test_interval_of_the_mixture_holds_its_probability():
-    mean, sd = some_ratings()
-    lower, upper = RatingForecast.from_draws(mean.double(), sd.double()).interval(0.9)
-    components = stats.norm(mean.double().numpy(), sd.double().numpy())
-    np.testing.assert_allclose(components.cdf(lower.numpy()).mean(0), 0.05, atol=1e-9)
-    np.testing.assert_allclose(components.cdf(upper.numpy()).mean(0), 0.95, atol=1e-9)
+@pytest.mark.parametrize("temperature", [0.3, 1.7])
+def test_no_other_temperature_is_better(temperature):
+    forecast = planted(temperature, count=500)
+    mended, best = forecast.tempered(forecast)
+    for factor in (0.5, 0.98, 0.999, 1.001, 1.02, 2.0):
+        other = forecast_of(forecast.log_probabilities / (factor * best), forecast.labels)
+        assert evaluate(other)["nll"] > evaluate(mended)["nll"]
 
 
-def test_the_density_is_that_of_the_mixture():
-    mean, sd = some_ratings()
-    forecast = RatingForecast.from_draws(mean.double(), sd.double())
-    values = torch.linspace(-3, 3, 20, dtype=torch.float64)
-    mixture = torch.distributions.MixtureSameFamily(
-        torch.distributions.Categorical(torch.ones(20, 6, dtype=torch.float64)),
-        torch.distributions.Normal(mean.T.double(), sd.T.double()),
+@pytest.mark.parametrize(("size", "right"), [(4.0, 3), (0.1, 19), (0.3, 99), (30.0, 8), (60.0, 8)])
+def test_closed_form_of_two_classes(size, right):
+    # The best T has sigmoid(size / T) = right / (right + 1). A descent from T = 1 that is cut off
+    # at the limits gets stuck at them.
+    logits = torch.tensor([[size, 0.0]] * (right + 1), dtype=torch.float64)
+    found = fitted(logits, [0] * right + [1])
+    assert found == pytest.approx(size / math.log(right), rel=1e-5)
+
+
+def test_accuracy_stays_and_a_temperature_above_one_makes_it_less_confident():
+    forecast = planted(2.0, count=2000)
+    mended, _ = forecast.tempered(forecast)
+    assert torch.equal(mended.label, forecast.label)
+    assert (mended.confidence <= forecast.confidence).all()
+    assert (mended.epistemic == 0).all()
+
+
+def test_choices_that_do_not_exist_take_no_part():
+    forecast = planted(2.0, count=500)
+    probabilities = torch.nn.functional.pad(forecast.probabilities, (0, 2))
+    padded = ClassForecast.from_draws(
+        probabilities[None], labels=forecast.labels, choices=probabilities > 0
     )
-    torch.testing.assert_close(forecast.log_prob(values), mixture.log_prob(values))
+    mended, temperature = padded.tempered(padded)
+    expected, own = forecast.tempered(forecast)
+    assert temperature == pytest.approx(own)
+    torch.testing.assert_close(mended.probabilities[:, :4], expected.probabilities)
+    assert (mended.probabilities[:, 4:] == 0).all()
 
 
-def test_log_prob_far_out_does_not_underflow():
-    forecast = RatingForecast.from_draws(torch.zeros(2, 1), torch.ones(2, 1))
-    assert forecast.log_prob([100.0]).item() == pytest.approx(stats.norm.logpdf(100.0), rel=1e-6)
+def test_optima_at_the_ends_stay_within_the_limits():
+    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+    assert 0.01 <= fitted(logits, [0, 1]) < 0.3  # always right
+    assert 30 < fitted(logits, [1, 0]) <= 100  # always wrong
 
 
-def test_rating_rows_as_a_dataset():
-    mean, sd = some_ratings()
-    forecast = RatingForecast.from_draws(mean, sd, labels=mean[0])
-    row = forecast.to_dataset()[5]
-    assert row["label"] == pytest.approx(mean[0, 5].item())
-    assert row["mean"] == pytest.approx(forecast.mean[5].item())
-    assert row["total"] == pytest.approx(row["aleatoric"] + row["epistemic"])
-    assert row["lower_90"] < row["mean"] < row["upper_90"]
-
-
-@pytest.mark.parametrize(
-    ("mean", "sd", "words"),
-    [
-        (torch.zeros(3), torch.ones(3), "mean must be a floating"),
-        (torch.zeros(2, 3), torch.ones(2, 4), "sd must be a floating"),
-        (torch.zeros(2, 3), torch.zeros(2, 3), "sd must be positive"),
-        (torch.full((2, 3), math.inf), torch.ones(2, 3), "mean must be finite"),
-        (torch.zeros(2, 3), torch.full((2, 3), math.nan), "sd must be finite"),
-        (torch.zeros(2, 0), torch.ones(2, 0), "N >= 1"),
-    ],
-)
-def test_rating_draws_that_cannot_be_are_refused(mean, sd, words):
-    with pytest.raises(LikelihoodError, match=words):
-        RatingForecast.from_draws(mean, sd)
-
-
-def test_rating_arguments_are_checked():
-    mean, sd = some_ratings()
-    for name, wrong in (("within", -sd), ("within", sd[0]), ("densities", sd), ("outcomes", sd)):
-        wrong = wrong[:, :1] if name == "densities" else wrong
-        with pytest.raises(LikelihoodError, match=f"{name} "):
-            RatingForecast.from_draws(mean, sd, **{name: wrong})
-    forecast = RatingForecast.from_draws(*some_ratings())
-    with pytest.raises(ConfigError, match="level"):
-        forecast.interval(1.0)
-    with pytest.raises(ConfigError, match="probability"):
-        forecast.quantile(0.0)
-    with pytest.raises(DataError, match="labels has shape"):
-        forecast.log_prob([1.0])
+def test_validation_needs_labels():
+    bare = forecast_of(torch.zeros(3, 2))
     with pytest.raises(DataError, match="labels are needed"):
-        forecast.log_prob()
-    with pytest.raises(DataError, match="finite"):
-        forecast.with_labels([math.nan] * 20)
+        bare.tempered(bare)
+    with pytest.raises(ConfigError, match="validation: expected a ClassForecast"):
+        bare.tempered(bare.probabilities)

@@ -1,4 +1,4 @@
-"""Forecasts of several labels a text, against loops over labels and scikit-learn's scores."""
+"""Forecasts of several labels a text."""
 
 from __future__ import annotations
 

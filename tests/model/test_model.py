@@ -1,4 +1,4 @@
-"""Habits of Pyro's and Hugging Face's users: copying, pickling and moving what was fitted."""
+"""A model behaves as PyTorch and Pyro expect: copies, devices, hooks, priors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads of words, against one sentence at a time whose states are pooled by hand."""
+"""Heads for each word of a text."""
 
 from __future__ import annotations
 

@@ -1,0 +1,185 @@
+"""Forecasts of ratings against simulation and SciPy; those of draws of other likelihoods."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
+from bhpeft_pyro.forecast import RatingForecast
+
+
+def some_draws(draws: int = 7, count: int = 30, classes: int = 4, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.randn(draws, count, classes, generator=generator)).softmax(-1)
+
+
+def some_ratings(draws: int = 6, count: int = 20) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mean = 3 * torch.randn(draws, count, generator=generator)
+    return mean, 0.2 + torch.rand(draws, count, generator=generator)
+
+
+def entropy(row: list[float]) -> float:
+    return -sum(p * math.log(p) for p in row if p > 0)
+
+
+def test_law_of_total_variance_against_simulation():
+    mean, sd = some_ratings(count=3)
+    forecast = RatingForecast.from_draws(mean, sd)
+    rng = np.random.default_rng(0)
+    which = rng.integers(len(mean), size=400_000)
+    sample = rng.normal(mean.numpy()[which], sd.numpy()[which])
+    np.testing.assert_allclose(forecast.mean.numpy(), sample.mean(0), atol=0.02)
+    np.testing.assert_allclose(forecast.total.numpy(), sample.var(0), rtol=0.01)
+    np.testing.assert_allclose(forecast.sd.numpy(), sample.std(0), rtol=0.01)
+    np.testing.assert_allclose(forecast.epistemic.numpy(), mean.numpy().var(0), rtol=1e-5)
+    np.testing.assert_allclose(forecast.aleatoric.numpy(), (sd**2).numpy().mean(0), rtol=1e-5)
+
+
+def test_rating_draws_are_copied():
+    mean, sd = some_ratings()
+    forecast = RatingForecast.from_draws(mean, sd)
+    before = forecast.mean
+    mean.zero_()
+    assert torch.equal(forecast.mean, before)
+
+
+def test_equal_rating_draws_have_no_epistemic_variance():
+    mean, sd = some_ratings(1)
+    forecast = RatingForecast.from_draws(mean.expand(5, -1), sd.expand(5, -1))
+    assert (forecast.epistemic == 0).all()
+    torch.testing.assert_close(forecast.sd, sd[0])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.999])
+def test_interval_of_one_normal_is_its_own(level):
+    mean, sd = some_ratings(1)
+    lower, upper = RatingForecast.from_draws(mean.double(), sd.double()).interval(level)
+    expected = stats.norm.interval(level, mean[0].double().numpy(), sd[0].double().numpy())
+    np.testing.assert_allclose(lower.numpy(), expected[0], atol=1e-9)
+    np.testing.assert_allclose(upper.numpy(), expected[1], atol=1e-9)
+
+
+def test_interval_of_the_mixture_holds_its_probability():
+    mean, sd = some_ratings()
+    lower, upper = RatingForecast.from_draws(mean.double(), sd.double()).interval(0.9)
+    components = stats.norm(mean.double().numpy(), sd.double().numpy())
+    np.testing.assert_allclose(components.cdf(lower.numpy()).mean(0), 0.05, atol=1e-9)
+    np.testing.assert_allclose(components.cdf(upper.numpy()).mean(0), 0.95, atol=1e-9)
+
+
+def test_the_density_is_that_of_the_mixture():
+    mean, sd = some_ratings()
+    forecast = RatingForecast.from_draws(mean.double(), sd.double())
+    values = torch.linspace(-3, 3, 20, dtype=torch.float64)
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(20, 6, dtype=torch.float64)),
+        torch.distributions.Normal(mean.T.double(), sd.T.double()),
+    )
+    torch.testing.assert_close(forecast.log_prob(values), mixture.log_prob(values))
+
+
+def test_log_prob_far_out_does_not_underflow():
+    forecast = RatingForecast.from_draws(torch.zeros(2, 1), torch.ones(2, 1))
+    assert forecast.log_prob([100.0]).item() == pytest.approx(stats.norm.logpdf(100.0), rel=1e-6)
+
+
+def test_rating_rows_as_a_dataset():
+    mean, sd = some_ratings()
+    forecast = RatingForecast.from_draws(mean, sd, labels=mean[0])
+    row = forecast.to_dataset()[5]
+    assert row["label"] == pytest.approx(mean[0, 5].item())
+    assert row["mean"] == pytest.approx(forecast.mean[5].item())
+    assert row["total"] == pytest.approx(row["aleatoric"] + row["epistemic"])
+    assert row["lower_90"] < row["mean"] < row["upper_90"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "words"),
+    [
+        (torch.zeros(3), torch.ones(3), "mean must be a floating"),
+        (torch.zeros(2, 3), torch.ones(2, 4), "sd must be a floating"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), "sd must be positive"),
+        (torch.full((2, 3), math.inf), torch.ones(2, 3), "mean must be finite"),
+        (torch.zeros(2, 3), torch.full((2, 3), math.nan), "sd must be finite"),
+        (torch.zeros(2, 0), torch.ones(2, 0), "N >= 1"),
+    ],
+)
+def test_rating_draws_that_cannot_be_are_refused(mean, sd, words):
+    with pytest.raises(LikelihoodError, match=words):
+        RatingForecast.from_draws(mean, sd)
+
+
+def test_rating_arguments_are_checked():
+    mean, sd = some_ratings()
+    for name, wrong in (("within", -sd), ("within", sd[0]), ("densities", sd), ("outcomes", sd)):
+        wrong = wrong[:, :1] if name == "densities" else wrong
+        with pytest.raises(LikelihoodError, match=f"{name} "):
+            RatingForecast.from_draws(mean, sd, **{name: wrong})
+    forecast = RatingForecast.from_draws(*some_ratings())
+    with pytest.raises(ConfigError, match="level"):
+        forecast.interval(1.0)
+    with pytest.raises(ConfigError, match="probability"):
+        forecast.quantile(0.0)
+    with pytest.raises(DataError, match="labels has shape"):
+        forecast.log_prob([1.0])
+    with pytest.raises(DataError, match="labels are needed"):
+        forecast.log_prob()
+    with pytest.raises(DataError, match="finite"):
+        forecast.with_labels([math.nan] * 20)
+
+
+# Draws of a likelihood that is not Normal
+
+
+def counts(draws: int = 4, count: int = 5, each: int = 50) -> RatingForecast:
+    generator = torch.Generator().manual_seed(0)
+    rate = 0.5 + 4 * torch.rand(draws, count, generator=generator)
+    outcomes = torch.poisson(rate.unsqueeze(-1).expand(-1, -1, each), generator=generator)
+    return RatingForecast.from_draws(rate, rate.sqrt(), outcomes=outcomes)
+
+
+def test_quantiles_are_those_of_the_draws() -> None:
+    forecast = counts()
+    assert forecast.outcomes is not None
+    for p in (0.05, 0.5, 0.9):
+        for n in range(len(forecast)):
+            pooled = forecast.outcomes[:, n].flatten().numpy()
+            expected = np.quantile(pooled, p, method="inverted_cdf")
+            assert forecast.quantile(p)[n].item() == expected
+    lower, _ = forecast.interval(0.9)
+    assert (lower >= 0).all() and (lower == lower.round()).all()  # no negative counts
+    inside, width = forecast.coverage(forecast.mean, level=0.9)
+    assert inside == 1.0 and width > 1
+
+
+def test_crps_is_that_of_all_pairs_of_draws() -> None:
+    forecast = counts(each=8)
+    assert forecast.outcomes is not None
+    labels = torch.tensor([0.0, 1.0, 2.0, 7.0, 30.0])
+    for n in range(len(forecast)):
+        pooled = forecast.outcomes[:, n].flatten().double()
+        pairs = (pooled[:, None] - pooled[None, :]).abs().mean()
+        expected = (pooled - labels[n]).abs().mean() - pairs / 2
+        assert forecast.crps(labels)[n].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_extreme_quantiles_are_the_ends() -> None:
+    forecast = counts()
+    assert forecast.outcomes is not None
+    least, most = forecast.outcomes.movedim(1, 0).flatten(1).aminmax(dim=1)
+    assert torch.equal(forecast.quantile(1e-12), least)
+    assert torch.equal(forecast.quantile(1 - 1e-12), most)
+
+
+def test_draws_do_not_say_which_part_is_between_components() -> None:
+    assert counts().between is None
+    mean, sd = torch.zeros(2, 3), torch.ones(2, 3)
+    exact = RatingForecast.from_draws(mean, sd, within=torch.ones(2, 3))
+    assert exact.between is not None and torch.equal(exact.between, torch.zeros(3))

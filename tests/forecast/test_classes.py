@@ -76,26 +76,14 @@ def test_ragged_choices_have_the_uncertainty_of_the_choices_that_exist():
         torch.testing.assert_close(getattr(forecast, name), getattr(expected, name))
 
 
-@pytest.mark.parametrize("by", ["epistemic", "aleatoric", "total", "variance"])
+@pytest.mark.parametrize("by", ["epistemic", "aleatoric", "total", "variance", "confidence"])
 def test_flag_puts_the_least_certain_first(by):
-    forecast = ClassForecast.from_draws(some_draws())
-    flagged = forecast.flag(0.1, by=by)
-    assert len(flagged) == 3
-    values = getattr(forecast, by).tolist()
-    assert [values[index] for index in flagged] == sorted(values, reverse=True)[:3]
-
-
-def test_flag_rounds_up_but_not_for_rounding_errors():
     forecast = ClassForecast.from_draws(some_draws(count=100))
-    assert 0.07 * 100 > 7
-    assert len(forecast.flag(0.07)) == 7
-    assert len(forecast.flag(0.071)) == 8
-
-
-def test_flag_by_confidence_puts_the_least_confident_first():
-    forecast = ClassForecast.from_draws(some_draws())
-    assert forecast.flag(0.01, by="confidence").tolist() == [int(forecast.confidence.argmin())]
-    assert sorted(forecast.flag(1.0, by="confidence").tolist()) == list(range(30))
+    values = getattr(forecast, by) * (-1 if by == "confidence" else 1)
+    expected = values.argsort(descending=True, stable=True).tolist()
+    assert 0.07 * 100 > 7  # rounded up, but not for rounding errors
+    for fraction, count in ((0.07, 7), (0.071, 8), (1.0, 100)):
+        assert forecast.flag(fraction, by=by).tolist() == expected[:count]
 
 
 def test_ties_are_flagged_in_order():

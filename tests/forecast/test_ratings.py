@@ -14,19 +14,10 @@ from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import RatingForecast
 
 
-def some_draws(draws: int = 7, count: int = 30, classes: int = 4, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (2 * torch.randn(draws, count, classes, generator=generator)).softmax(-1)
-
-
 def some_ratings(draws: int = 6, count: int = 20) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     mean = 3 * torch.randn(draws, count, generator=generator)
     return mean, 0.2 + torch.rand(draws, count, generator=generator)
-
-
-def entropy(row: list[float]) -> float:
-    return -sum(p * math.log(p) for p in row if p > 0)
 
 
 def test_law_of_total_variance_against_simulation():
@@ -138,10 +129,10 @@ def test_rating_arguments_are_checked():
 # Draws of a likelihood that is not Normal
 
 
-def counts(draws: int = 4, count: int = 5, each: int = 50) -> RatingForecast:
+def counts(draws: int = 4, count: int = 5, by_draw: int = 50) -> RatingForecast:
     generator = torch.Generator().manual_seed(0)
     rate = 0.5 + 4 * torch.rand(draws, count, generator=generator)
-    outcomes = torch.poisson(rate.unsqueeze(-1).expand(-1, -1, each), generator=generator)
+    outcomes = torch.poisson(rate.unsqueeze(-1).expand(-1, -1, by_draw), generator=generator)
     return RatingForecast.from_draws(rate, rate.sqrt(), outcomes=outcomes)
 
 
@@ -160,7 +151,7 @@ def test_quantiles_are_those_of_the_draws() -> None:
 
 
 def test_crps_is_that_of_all_pairs_of_draws() -> None:
-    forecast = counts(each=8)
+    forecast = counts(by_draw=8)
     assert forecast.outcomes is not None
     labels = torch.tensor([0.0, 1.0, 2.0, 7.0, 30.0])
     for n in range(len(forecast)):

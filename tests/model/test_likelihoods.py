@@ -149,30 +149,31 @@ def test_multiple_choice_of_a_batch_that_is_shared_out() -> None:
         torch.testing.assert_close(found[s], alone)
 
 
-def test_normal_is_in_units_of_spread_around_center() -> None:
-    outputs, ratings = torch.randn(2, 5, 1), 3 + 2 * torch.randn(5)
+@pytest.mark.parametrize("kind", [Normal, HeteroscedasticNormal, StudentT])
+def test_ratings_are_in_units_of_spread_around_center(kind: Any) -> None:
+    """The noise scale is that of the draw; under HeteroscedasticNormal times the text's factor."""
+    likelihood = kind(3.0, 2.0)
+    outputs, ratings = torch.randn(2, 5, likelihood.outputs), 3 + 2 * torch.randn(5)
     log_scale = torch.tensor([[-0.5], [0.3]])  # of two draws
-    found = log_prob(Normal(3.0, 2.0), outputs, ratings, {"noise.log_scale": log_scale})
-    expected = stats.norm.logpdf(
-        ratings.numpy(), 3 + 2 * outputs[..., 0].numpy(), 2 * log_scale.exp().numpy()
+    middle, scale = 3 + 2 * outputs[..., 0].numpy(), 2 * log_scale.exp().numpy()
+    if kind is HeteroscedasticNormal:
+        scale = scale * np.log1p(np.exp(outputs[..., 1].numpy() + math.log(math.e - 1)))
+    found = log_prob(likelihood, outputs, ratings, {"noise.log_scale": log_scale})
+    theirs = stats.t(4.0, middle, scale) if kind is StudentT else stats.norm(middle, scale)
+    expected = torch.from_numpy(theirs.logpdf(ratings.numpy())).float()
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_noise_is_never_zero_and_the_factor_of_a_text_starts_at_1() -> None:
+    at_zero, wide = (
+        {"noise.log_scale": torch.tensor(0.0)},
+        {"noise.log_scale": torch.tensor(-500.0)},
     )
-    torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
-
-
-def test_heteroscedastic_normal_has_a_scale_for_each_text() -> None:
-    outputs, ratings = torch.randn(2, 5, 2), 3 + 2 * torch.randn(5)
-    log_scale = torch.tensor([[-0.5], [0.3]])  # of two draws
-    own = {"noise.log_scale": log_scale}
-    found = log_prob(HeteroscedasticNormal(3.0, 2.0), outputs, ratings, own)
-    factor = torch.log1p((outputs[..., 1] + math.log(math.e - 1)).exp())
-    scale = 2 * log_scale.exp() * factor
-    expected = stats.norm.logpdf(ratings.numpy(), 3 + 2 * outputs[..., 0].numpy(), scale.numpy())
-    torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=2e-3, atol=2e-3)
-    own = {"noise.log_scale": torch.tensor(0.0)}
-    at_zero = HeteroscedasticNormal(0.0, 2.0).distribution(Outputs(torch.zeros(1, 2), own)).stddev
-    assert at_zero.item() == pytest.approx(2.0, rel=1e-3)
-    narrow = HeteroscedasticNormal().distribution(Outputs(torch.tensor([[0.0, -1e4]]), own)).stddev
-    assert narrow.item() > 0
+    by_text = HeteroscedasticNormal(0.0, 2.0)
+    plain = by_text.distribution(Outputs(torch.zeros(1, 2), at_zero)).stddev
+    assert plain.item() == pytest.approx(2.0, rel=1e-3)
+    assert by_text.distribution(Outputs(torch.tensor([[0.0, -1e4]]), at_zero)).stddev.item() > 0
+    assert StudentT().distribution(Outputs(torch.zeros(1, 1), wide)).stddev > 0
 
 
 @pytest.mark.parametrize(("size", "factor"), [(None, 1.0), (8, 1.0), (80, 10.0)])
@@ -232,20 +233,6 @@ def test_several_labels_are_independent_given_the_weights() -> None:
     expected = special.log_expit(signs * outputs.numpy()).sum(-1)
     torch.testing.assert_close(found, torch.from_numpy(expected))
     assert MultiLabel().num_labels(4) == 4
-
-
-def test_student_t_is_in_units_of_spread_around_center() -> None:
-    outputs, ratings, log_scale = (
-        torch.randn(2, 5, 1),
-        3 + torch.randn(5),
-        torch.tensor([[-0.5], [0.3]]),
-    )
-    found = log_prob(StudentT(3.0, 2.0, df=5.0), outputs, ratings, {"noise.log_scale": log_scale})
-    middle, scale = 3 + 2 * outputs[..., 0].numpy(), 2 * log_scale.exp().numpy()
-    expected = stats.t.logpdf(ratings.numpy(), 5.0, middle, scale)
-    torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
-    wide = {"noise.log_scale": torch.tensor(-500.0)}
-    assert StudentT().distribution(Outputs(torch.zeros(1, 1), wide)).stddev > 0
 
 
 BY_THE_HOUR = Function(

@@ -42,25 +42,18 @@ def network() -> bh.RandomPEFT:
     return tiny_model(HYBRID, outputs=3).network
 
 
-@pytest.mark.parametrize("plate", [(), (1,)])
-def test_folded_draws_equal_a_loop(network: bh.RandomPEFT, plate: tuple[int, ...]) -> None:
-    batch, weights = tiny_batch(6), drawn(network.sites, 3, *plate)
+@pytest.mark.parametrize("particles", [(1,), (3,), (3, 1), (2, 3)])
+def test_folded_draws_equal_a_loop(network: bh.RandomPEFT, particles: tuple[int, ...]) -> None:
+    """Of two or more dims a last one of 1 is the data plate's place."""
+    batch, weights = tiny_batch(6), drawn(network.sites, *particles)
     with torch.no_grad():
         together = network(weights, batch)
-        assert together.shape == (3, 6, 3)
-        for s in range(3):
-            alone = network(take(weights, s, *[0] * len(plate)), batch)
-            torch.testing.assert_close(together[s], alone, rtol=1e-4, atol=1e-4)
-    assert (together[0] - together[1]).abs().max() > 0.1
-
-
-def test_two_particle_dims_are_kept(network: bh.RandomPEFT) -> None:
-    batch, weights = tiny_batch(4), drawn(network.sites, 2, 3)
-    with torch.no_grad():
-        together = network(weights, batch)
-        assert together.shape == (2, 3, 4, 3)
-        alone = network(take(weights, 1, 2), batch)
-    torch.testing.assert_close(together[1, 2], alone, rtol=1e-4, atol=1e-4)
+        assert together.shape == ((3,) if particles == (3, 1) else particles) + (6, 3)
+        rows = together.reshape(-1, 6, 3)
+        for row, index in zip(rows, product(*map(range, particles)), strict=True):
+            alone = network(take(weights, *index), batch)
+            torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-4)
+    assert len(rows) == 1 or (rows[0] - rows[1]).abs().max() > 0.1
 
 
 def test_a_batch_shared_out_shows_each_draw_its_part(network: bh.RandomPEFT) -> None:
@@ -171,10 +164,9 @@ def test_auto_pools_decoders_at_the_end_and_encoders_over_all() -> None:
     for model_type, causal in (("gpt2", True), ("llama", True), ("bert", False), ("t5", False)):
         assert bh.RandomPEFT(build(model_type), (), bh.Head(2)).causal == causal
     hidden, mask = torch.randn(1, 3, 8), torch.ones(1, 3)
-    head = bh.Head(2)
-    last, mean = (bh.Head(2, how).pool(hidden, mask, False) for how in ("last", "mean"))  # type: ignore[arg-type]
-    torch.testing.assert_close(head.pool(hidden, mask, True), last)
-    torch.testing.assert_close(head.pool(hidden, mask, False), mean)
+    for causal, pooling in ((True, "last"), (False, "mean")):
+        expected = bh.Head(2, pooling).pool(hidden, mask, False)  # type: ignore[arg-type]
+        torch.testing.assert_close(bh.Head(2).pool(hidden, mask, causal), expected)
 
 
 def test_features_take_the_place_of_tokens() -> None:
@@ -245,17 +237,7 @@ def test_features_make_no_peft_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 # Particles
 
 
-def test_a_single_draw_keeps_its_dim() -> None:
-    """P = (1,) was taken for the data plate's place, and lost."""
-    model, batch = tiny_model((), 3), tiny_batch(4)
-    weights = drawn(model.sites, 1)
-    with torch.no_grad():
-        outputs = model.network(weights, batch)
-        assert torch.equal(outputs, model.network(take(weights, 0), batch)[None])
-    assert model.predictive(weights, batch).batch_shape == (1, 4)
-
-
-@pytest.mark.parametrize("particles", [(4,), (4, 1), (2, 4)])
+@pytest.mark.parametrize("particles", [(1,), (4,), (4, 1), (2, 4)])
 @pytest.mark.parametrize("likelihood", [Normal(), OrderedLogistic(3)])
 def test_each_draw_has_its_own_noise(likelihood: Likelihood, particles: tuple[int, ...]) -> None:
     """With as many draws as examples, the noise of draw s was given to example s."""
@@ -264,6 +246,7 @@ def test_each_draw_has_its_own_noise(likelihood: Likelihood, particles: tuple[in
     labels = torch.tensor([0, 1, 2, 1])
     with torch.no_grad():
         together = model.predictive(weights, batch).log_prob(labels)
+        assert together.shape == ((4, 4) if particles == (4, 1) else (*particles, 4))
         rows = together.reshape(-1, 4)  # draw by draw
         for row, index in zip(rows, product(*map(range, particles)), strict=True):
             alone = model.predictive(take(weights, *index), batch).log_prob(labels)
@@ -594,8 +577,8 @@ def test_a_prefix_in_every_attention_and_cache(options: dict[str, str], cache: s
     for texts in (prompts(), prompts(2)):  # the second without padding
         with network.bind(weights) as model:
             found = generated(model, texts, cache_implementation=cache)[1]
-            close(found, without_cache(model, inputs)[1], 1e-4)
-        assert not torch.allclose(found, without_cache(network.backbone, inputs)[1], atol=0.1)
+            close(found, without_cache(model, texts)[1], 1e-4)
+        assert not torch.allclose(found, without_cache(network.backbone, texts)[1], atol=0.1)
 
 
 @pytest.mark.parametrize("way", ["greedy", "beams"])

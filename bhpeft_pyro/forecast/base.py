@@ -97,7 +97,7 @@ class Forecast(ABC):
         return None
 
     def uncertainty(self, by: str = "total") -> Tensor:
-        """(N,) the one of `measures` named `by`, or 1 - confidence: larger is less certain."""
+        """(N,) one of `measures`, or 1 - confidence: larger is less certain."""
         by = one_of(*self.measures)("by", by)
         values: Tensor = getattr(self, by)
         return 1 - values if by == "confidence" else values
@@ -114,13 +114,7 @@ class Forecast(ABC):
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One forecast of all parts of the same data, which were predicted in the same way.
-
-        >>> from bhpeft_pyro.forecast import RatingForecast
-        >>> parts = [RatingForecast.from_draws(torch.ones(4, n), torch.ones(4, n)) for n in (2, 3)]
-        >>> RatingForecast.joined(parts).means.shape
-        torch.Size([4, 5])
-        """
+        """One forecast of all parts of the same data, which were predicted in the same way."""
         if len(parts) == 1:
             return parts[0]
         values: dict[str, Any] = {}

@@ -146,12 +146,6 @@ class ClassForecast(Forecast):
         """The equal-weight mixture of forecasts of the same examples, by equally many draws.
 
         The first is of all N examples; `places` are those that each predicts, if not all do.
-
-        >>> sure = ClassForecast.from_draws(torch.tensor([[[0.9, 0.1]]]))
-        >>> other = ClassForecast.from_draws(torch.tensor([[[0.1, 0.9]]]))
-        >>> both = ClassForecast.mixed([sure, other])
-        >>> bool(both.between == both.epistemic)
-        True
         """
         first = components[0]
         if places is None:

@@ -182,10 +182,10 @@ def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> 
     """
     check(inside, Forecast, "inside", "a forecast")
     check(outside, type(inside), "outside", f"a {type(inside).__name__}, as inside is")
-    known = inside.uncertainty(by).double().sort().values
+    usual = inside.uncertainty(by).double().sort().values
     strange = outside.uncertainty(by).double().contiguous()
-    below = [torch.searchsorted(known, strange, right=right) for right in (False, True)]
-    return torch.stack(below).double().mean().item() / len(known)
+    below = [torch.searchsorted(usual, strange, right=right) for right in (False, True)]
+    return torch.stack(below).double().mean().item() / len(usual)
 
 
 def macro_f1(truth: Tensor, guessed: Tensor) -> float:

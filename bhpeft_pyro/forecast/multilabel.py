@@ -88,7 +88,7 @@ class LabelsForecast(Forecast):
     @classmethod
     def mixed(cls, components: Sequence[LabelsForecast]) -> LabelsForecast:
         """The equal-weight mixture of forecasts of the same texts, by equally many draws."""
-        pairs = ClassForecast.mixed([each.pairs for each in components])
+        pairs = ClassForecast.mixed([component.pairs for component in components])
         return replace(components[0], pairs=pairs)
 
     def __len__(self) -> int:
@@ -159,7 +159,7 @@ class LabelsForecast(Forecast):
 
         They lie midway between probabilities; for a label that no text has it is 1.
         """
-        truth, found = self.observed().double(), []
+        truth, thresholds = self.observed().double(), []
         for p, has in zip(self.probabilities.double().T, truth.T, strict=True):
             values, order = p.sort(descending=True)
             right = has[order].cumsum(0)
@@ -168,8 +168,9 @@ class LabelsForecast(Forecast):
             lower = torch.cat([values[1:], values.new_zeros(1)])
             f1[values == lower] = -1.0  # equal ones cannot be told apart
             best = int(f1.argmax())
-            found.append((values[best] + lower[best]) / 2 if has.any() else torch.ones_like(p[0]))
-        return torch.stack(found).float()
+            middle = (values[best] + lower[best]) / 2
+            thresholds.append(middle if has.any() else torch.ones_like(middle))
+        return torch.stack(thresholds).float()
 
     def loss(self, labels: Tensor) -> Tensor:
         return (self.label != labels.bool()).double().mean(-1)

@@ -100,12 +100,12 @@ class RatingForecast(Forecast):
         if not (sd > 0).all():
             raise LikelihoodError(f"sd must be positive, its least value is {sd.min():.3g}")
         parts = {"within": within, "densities": densities, "outcomes": outcomes}
-        for name, each in parts.items():
-            if each is not None:
-                check(each, Tensor, name, "a tensor")
-                if each.shape[:2] != mean.shape or each.ndim != 2 + (name == "outcomes"):
+        for name, part in parts.items():
+            if part is not None:
+                check(part, Tensor, name, "a tensor")
+                if part.shape[:2] != mean.shape or part.ndim != 2 + (name == "outcomes"):
                     raise LikelihoodError(
-                        f"{name} has shape {tuple(each.shape)}; mean has {tuple(mean.shape)}"
+                        f"{name} has shape {tuple(part.shape)}; mean has {tuple(mean.shape)}"
                     )
         if within is not None and not (within >= 0).all():
             raise LikelihoodError(f"within must be 0 or more, its least value is {within.min():g}")
@@ -275,8 +275,8 @@ class RatingForecast(Forecast):
 
     def summary(self) -> dict[str, list[Any]]:
         lower, upper = self.interval(0.9)
-        own = {"prediction": self.mean, "sd": self.sd, "lower_90": lower, "upper_90": upper}
-        return self._by_row(**{name: digits(values) for name, values in own.items()})
+        columns = {"prediction": self.mean, "sd": self.sd, "lower_90": lower, "upper_90": upper}
+        return self._by_row(**{name: digits(values) for name, values in columns.items()})
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), mean, sd, variances, ends of the 90 % interval."""

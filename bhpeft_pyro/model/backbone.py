@@ -302,9 +302,9 @@ def device_named(name: str) -> torch.device:
         ConfigError: there is no such device.
     """
     available = torch.cuda.is_available()
-    known = ("auto", "cpu", "cuda", "meta") if available else ("auto", "cpu", "meta")
-    if name not in known and not (available and name.startswith("cuda:")):
-        raise ConfigError(f"device={name!r}: expected one of {', '.join(known)}")
+    names = ("auto", "cpu", "cuda", "meta") if available else ("auto", "cpu", "meta")
+    if name not in names and not (available and name.startswith("cuda:")):
+        raise ConfigError(f"device={name!r}: expected one of {', '.join(names)}")
     if name == "auto":
         name = "cuda" if available else "cpu"
     return torch.device(name)

@@ -47,8 +47,8 @@ class CachedBatches:
         self.examples = examples
         self.features: Tensor | None = None
         self.states: Tensor | None = None
-        given = (examples.tokens.ids, examples.tokens.lengths, examples.labels, examples.words)
-        agree("data", *(each for each in given if each is not None))
+        tensors = (examples.tokens.ids, examples.tokens.lengths, examples.labels, examples.words)
+        agree("data", *(tensor for tensor in tensors if tensor is not None))
         network = model.network
         if frozen or not network.kinds:
             self._compute(model)
@@ -115,7 +115,7 @@ class CachedBatches:
         size = MAX_ROWS * self.per_text
         count = -(-len(self.examples) // size)
         batches = tracked(self.examples.by_length(size), "reading features", count)
-        parts = [(indices, *own) for (indices, _), own in map_over_ranks(batches, features_of)]
+        parts = [(indices, *of) for (indices, _), of in map_over_ranks(batches, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.
         first = parts[0][1]
         self.features = first.new_zeros(len(self.examples), *first.shape[1:])
@@ -132,11 +132,7 @@ def whole_batch(model: Model, data: object, columns: Columns = Columns()) -> Bat
 
     Args:
         model: the model that is sampled; after a fit of it, its head has principal axes.
-        data, columns: as for `fit`.
-
-    Raises:
-        ConfigError: `model` is none.
-        DataError: as for `fit`.
+        data, columns: as for `fit`, and so are the errors.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> whole_batch(tiny_model(()), tiny_examples(12)).features.shape
@@ -154,14 +150,14 @@ def _constant_states(network: RandomPEFT, tokens: Tokens) -> Tensor | None:
     total, states = int(tokens.lengths.sum()), None
     batches = tokens.lengths.argsort(descending=True).split(MAX_ROWS)
     for rows in tracked(batches, "reading hidden states", len(batches)):
-        own = network.constant_states(Batch(tokens.padded(rows)).to(network.device))
-        assert own is not None
-        if total * own[0, 0].nbytes > _MAX_STATES:
+        padded = network.constant_states(Batch(tokens.padded(rows)).to(network.device))
+        assert padded is not None
+        if total * padded[0, 0].nbytes > _MAX_STATES:
             return None
         if states is None:
-            states = own.new_empty(total, own.shape[-1], device="cpu")
+            states = padded.new_empty(total, padded.shape[-1], device="cpu")
         at, real = tokens.places(rows)
-        states[at[real]] = own.cpu()[real]
+        states[at[real]] = padded.cpu()[real]
     return states
 
 

@@ -125,7 +125,7 @@ class Coordinates(nn.Module):
 
     def fit_anchors(self, leading: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Set the anchors from the largest eigenvalues of E[G' G] of each inner site, G its
-        gradients, (layer, rank), and their eigenvectors, (layer, in, rank), in double precision."""
+        gradients, (layer, rank), and their eigenvectors, (layer, in, rank)."""
         for site in self._inner:
             if site.name not in self.inner:
                 continue

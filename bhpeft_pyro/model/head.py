@@ -68,9 +68,6 @@ class Head(_Linear):
 
     >>> [(site.name, site.shape) for site in Head(4).sites(8)]
     [('head.weight', (4, 8)), ('head.bias', (4,))]
-    >>> states, mask = torch.randn(5, 7, 8), torch.ones(5, 7)  # 5 texts of 7 tokens
-    >>> Head(4, pooling="first").pool(states, mask, causal=False).shape
-    torch.Size([5, 8])
     """
 
     outputs: int
@@ -222,17 +219,17 @@ def is_causal(backbone: nn.Module) -> bool:
 def final_layer(backbone: PreTrainedModel) -> tuple[str, nn.Linear]:
     """The name and the module of a sequence classifier's last linear layer."""
     inside = f"{backbone.base_model_prefix}."
-    found = [
+    layers = [
         (name, module)
         for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear) and not name.startswith(inside)
     ]
-    if not found or not type(backbone).__name__.endswith("ForSequenceClassification"):
+    if not layers or not type(backbone).__name__.endswith("ForSequenceClassification"):
         raise ConfigError(
             f"backbone: {type(backbone).__name__} is not a sequence classifier; expected a model "
             "of AutoModelForSequenceClassification.from_pretrained(...)"
         )
-    return found[-1]
+    return layers[-1]
 
 
 def set_final_layer(model: PreTrainedModel, weight: Tensor, bias: Tensor | None) -> None:

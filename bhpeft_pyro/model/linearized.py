@@ -67,13 +67,12 @@ class LinearOutputs:
 
     def labels(self, values: Tensor) -> TorchDistribution:
         """The distribution of the labels, of batch shape `(*S, B)`, at values `(*S, B, E)`."""
-        ends = [math.prod(self.shape)]
-        ends += [site.numel for site in self.model.likelihood.sites]
-        network, *own = values.split(ends, -1)
-        lead = values.shape[:-1]
+        sites, lead = self.model.likelihood.sites, values.shape[:-1]
+        sizes = [math.prod(self.shape), *(site.numel for site in sites)]
+        network, *parts = values.split(sizes, -1)
         weights = {
             site.name: part.reshape(*lead, *site.shape)
-            for site, part in zip(self.model.likelihood.sites, own, strict=True)
+            for site, part in zip(sites, parts, strict=True)
         }
         outputs = network.reshape(*lead, *self.shape)
         labels = self.model.likelihood.distribution
@@ -96,18 +95,16 @@ class LinearOutputs:
         return torch.cat(parts).to(self.mean.device)
 
     def draws(self, covariance: Tensor, noise: Tensor) -> Tensor:
-        """(S, B, E) values of Normals with this mean.
+        """(S, B, E) values of Normals with this mean and a covariance (B, E, E).
 
-        Args:
-            covariance: (B, E, E).
-            noise: (S, E') standard Normal, the same for every example; first comes that of the
-                likelihood's own weights. E' is at least E, whatever the number of choices is.
+        The standard Normal noise (S, E') is the same for every example; first comes that of the
+        likelihood's own weights. E' is at least E, whatever the number of choices is.
         """
         network = math.prod(self.shape)
-        own = self.mean.shape[1] - network
-        noise = torch.cat([noise[:, own : own + network], noise[:, :own]], 1)
+        more = self.mean.shape[1] - network  # the likelihood's
+        noise = torch.cat([noise[:, more : more + network], noise[:, :more]], 1)
         if self.choices is not None:  # choices that do not exist do not covary with others
-            there = functional.pad(self.choices.float(), (0, own), value=1.0)
+            there = functional.pad(self.choices.float(), (0, more), value=1.0)
             covariance = covariance * there.unsqueeze(-1) * there.unsqueeze(-2)
         # The symmetric root is unique, so no rounding error makes another forecast.
         variance, axes = torch.linalg.eigh(covariance.double())
@@ -123,19 +120,12 @@ def symmetric_noise(draws: int, size: int) -> Tensor:
 
 
 def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[LinearOutputs, Tensor]:
-    """The outputs at `at` and their derivative by all weights, example by example.
+    """The outputs of B examples and J, (B, E, D), their derivative by all weights in the order of
+    `at`, which has a tensor of its shape for each site.
 
     It takes one forward pass, and one backward pass for each of the network's outputs. Under a
     softmax only differences between outputs matter. There the derivative is that of the centred
     outputs (less their mean), which takes one backward pass less.
-
-    Args:
-        model: the model.
-        at: a tensor of its shape for each site of the model.
-        batch: B examples, not shared out; labels are not used.
-
-    Returns:
-        The outputs, and J, (B, E, D), over the weights in the order of `at`.
     """
     sites, count = model.network.sites, len(batch)
     # Every example is run under weights of its own, so one backward pass gives all their rows.
@@ -147,7 +137,7 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
         flat = outputs.reshape(count, -1)
         sums = flat.sum(0).unbind()
         if model.likelihood.softmax:
-            sums = tuple(each - sums[0] for each in sums[1:])
+            sums = tuple(other - sums[0] for other in sums[1:])
     rows = []
     for total in sums:
         gradients = [gradient.reshape(count, -1) for gradient in slopes(total, leaves)]
@@ -157,18 +147,14 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
         network = _centred(torch.stack(rows, 1), batch.choices)
     else:
         network = torch.stack(rows, 1)
-    own = [at[site.name].flatten() for site in model.likelihood.sites]
-    extra = torch.cat(own) if own else network.new_zeros(0)
-    mean = torch.cat([flat.detach().float(), extra.expand(count, -1)], 1)
-    if len(extra):
-        own_rows = torch.eye(len(extra)).to(network).expand(count, -1, -1)
-        network = torch.cat(
-            [
-                functional.pad(network, (0, len(extra))),
-                functional.pad(own_rows, (network.shape[2], 0)),
-            ],
-            1,
-        )
+    parts = [at[site.name].flatten() for site in model.likelihood.sites]
+    of_likelihood = torch.cat(parts) if parts else network.new_zeros(0)
+    mean = torch.cat([flat.detach().float(), of_likelihood.expand(count, -1)], 1)
+    if size := len(of_likelihood):
+        unit = torch.eye(size).to(network).expand(count, -1, -1)
+        widths = (0, size), (network.shape[2], 0)
+        padded = [functional.pad(*part) for part in zip((network, unit), widths, strict=True)]
+        network = torch.cat(padded, 1)
     shapes = {site.name: site.shape for site in model.sites}
     if [*at] != [*shapes]:  # a prior may sample the sites in any order
         network = network[..., places(shapes, at).to(network.device)]
@@ -195,11 +181,8 @@ def linear_predictives(
     """The labels' distribution in the linearised network, under up to `MAX_BYTES` of draws at once.
 
     For uses that need weight draws; predictions take `Covariance.projected`. A batch costs one
-    `jacobian`, whatever the number of draws.
-
-    Args:
-        model, at: as for `jacobian`.
-        blocks: some draws at a time, for each site of the model a tensor `(s, 1, *shape)`.
+    `jacobian`, whatever the number of draws. The draws come some at a time, for each site a tensor
+    `(s, 1, *shape)`.
 
     Yields:
         A number S of draws, and a function from a batch of B examples to a distribution of batch

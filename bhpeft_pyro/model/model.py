@@ -93,8 +93,8 @@ class Model(PyroModule):
     @property
     def sites(self) -> Sites:
         """Every random tensor of the PEFT kinds, the head and the likelihood, in this order."""
-        own = (site.to(self.network.device) for site in self.likelihood.sites)
-        return Sites((*self.network.sites, *own))
+        of_likelihood = (site.to(self.network.device) for site in self.likelihood.sites)
+        return Sites((*self.network.sites, *of_likelihood))
 
     @property
     def facts(self) -> dict[str, str]:
@@ -134,8 +134,8 @@ class Model(PyroModule):
         """Read and tokenise data for this model, as `data.encode` does.
 
         Args:
-            data: anything `data.encode` reads.
-            columns: how it is read; texts are cut to what tokenizer and backbone can take.
+            data, columns: as for `data.encode`; texts are cut to what tokenizer and backbone can
+                take.
             labelled: whether labels must be there.
             new_names: whether the data may name the classes.
 
@@ -164,8 +164,8 @@ class Model(PyroModule):
 
         def at(value: float, rows: slice = slice(None)) -> Any:
             """The distribution of some rows' labels where the network's outputs are all `value`."""
-            own = (site.to(device) for site in self.likelihood.sites)
-            weights = {site.name: site.init() + value for site in own}
+            sites = (site.to(device) for site in self.likelihood.sites)
+            weights = {site.name: site.init() + value for site in sites}
             outputs = torch.full((len(labels[rows]), self.network.outputs), value, device=device)
             extra = {name: values[rows].to(device) for name, values in examples.extra.items()}
             return self.likelihood.checked(Outputs(outputs, weights, extra=extra))
@@ -250,16 +250,8 @@ class Model(PyroModule):
         return Outputs(self.network(weights, batch), weights, batch.choices, batch.extra)
 
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
-        """The distribution of the labels, of batch shape `(*P, B)`, under given weights.
-
-        Args:
-            weights: for each site a tensor `(*P, *site.shape)`, as for `RandomPEFT`.
-            batch: B examples.
-
-        Raises:
-            DataError: `batch` is not a `Batch`.
-            LikelihoodError: the likelihood's distribution has another batch shape.
-        """
+        """The distribution of the labels of B examples, of batch shape `(*P, B)`, under weights
+        `(*P, *site.shape)` for each site; errors are those of the network and the likelihood."""
         return self.likelihood.checked(self.outputs_under(weights, batch))
 
     def forward(self, batch: Batch | None = None) -> Tensor | Mapping[str, Tensor]:

@@ -155,8 +155,8 @@ class Likelihood(ABC):
         By default one output for each; of one output, as of ordered classes, there may be several
         classes.
         """
-        known = self.kind == "labels" or (self.kind == "class" and outputs > 1)
-        return outputs if known else None
+        one_each = self.kind == "labels" or (self.kind == "class" and outputs > 1)
+        return outputs if one_each else None
 
     def checked(self, outputs: Outputs) -> TorchDistribution:
         """`distribution`, after a check that it has one label for each example.
@@ -253,8 +253,8 @@ class Function(Likelihood):
             LikelihoodError: names the kind that it needs.
         """
         try:
-            found: Any = self.function(torch.zeros(1, outputs))
-            base, events = base_of(found), len(found.event_shape)
+            labels: Any = self.function(torch.zeros(1, outputs))
+            base, events = base_of(labels), len(labels.event_shape)
         except Exception:  # the function's own, which a fit will show
             return
         needs = "'class' or kind='choice'" if isinstance(base, Categorical) else None

@@ -195,61 +195,23 @@ def test_anchors_whiten_the_leading_directions_of_the_gradients(
 NEAR: dict[str, float] = {"atol": 1e-4, "rtol": 1e-4}
 
 
-def test_scores_are_gradients_of_the_log_likelihood() -> None:
-    """Example by example, against a loop; a two-class model has y in {0, 1} only."""
-    model = tiny_model()
-    batch = tiny_batch(6)
-    torch.manual_seed(0)
-    weights = {s.name: s.unit * torch.randn(6, 1, *s.shape) for s in model.sites}
-    (got,) = scores(model, weights, batch)
-    for i in range(6):
-        own = {name: value[i, 0].clone().requires_grad_() for name, value in weights.items()}
-        inputs = {name: value[i : i + 1] for name, value in batch.inputs.items()}
-        log_probs = model.predictive(own, Batch(inputs)).logits.log_softmax(-1)[0]
-        candidates = [
-            torch.autograd.grad(log_probs[label], list(own.values()), retain_graph=True)
-            for label in range(2)
-        ]
-        assert any(
-            all(
-                torch.allclose(got[name][i], gradient, atol=1e-4, rtol=1e-3)
-                for name, gradient in zip(own, candidate, strict=True)
-            )
-            for candidate in candidates
-        )
-
-
-def test_the_fisher_information_of_a_softmax_head() -> None:
-    """At zero: E[x^2] / 4 for two classes; labels are not looked at."""
-    model = tiny_model(())
-    batches = [tiny_batch(64, seed=seed) for seed in range(40)]
-    means = {site.name: torch.zeros(site.shape) for site in model.sites}
-    torch.manual_seed(0)
-    information = diagonal(model, means, batches)
-    torch.testing.assert_close(information["head.bias"], torch.full((2,), 0.25))
-    square = torch.cat([model.network.features(batch) for batch in batches]).square().mean(0)
-    torch.testing.assert_close(
-        information["head.weight"], (square / 4).expand(2, -1), rtol=1e-3, atol=1e-5
-    )
-
-
-KINDS = (
-    bh.presets.bh_peft(),
-    bh.presets.mam(),
-    bh.presets.unipelt(),
-    bh.presets.lora(rank=3, alpha=5.0),
-    bh.presets.prefix(3),
+@pytest.mark.parametrize(
+    ("kinds", "guide"),
+    [
+        (bh.presets.bh_peft(), "normal"),
+        (bh.presets.unipelt(), "normal"),
+        (bh.presets.lora(rank=3, alpha=5.0), "normal"),
+        (bh.presets.lora(rank=2), "laplace"),  # which does not set coordinates
+    ],
 )
-
-
-@pytest.mark.parametrize("kinds", KINDS)
-def test_a_posterior_keeps_them(kinds: Any, tmp_path: Path) -> None:
+def test_a_posterior_keeps_them(kinds: Any, guide: str, tmp_path: Path) -> None:
     """Kinds, axes and coordinates: the first round sets them, later ones and a saved file do not
     change them."""
     model = tiny_model(kinds, aligned=True)
-    first = bh.fit(model, "normal", tiny_examples(16), max_steps=2, progress=False)
+    quick: Any = {"max_steps": 2, "components": 1, "progress": False}
+    first = bh.fit(model, guide, tiny_examples(16), **quick)
     before = {name: value.clone() for name, value in first.model.network.state_dict().items()}
-    assert before["axes.fitted"] and before["coordinates.fitted"]
+    assert before["axes.fitted"] and bool(before["coordinates.fitted"]) == (guide == "normal")
     assert not torch.equal(before["axes.matrix"], torch.eye(16))
     second = first.update(tiny_examples(16, seed=1), max_steps=2)
     assert second.save(tmp_path / "saved") == tmp_path / "saved"
@@ -266,19 +228,6 @@ def test_a_posterior_keeps_them(kinds: Any, tmp_path: Path) -> None:
     for samples in (3, 0):
         expected = second.predict(texts, samples=samples).probabilities
         assert torch.equal(loaded.predict(texts, samples=samples).probabilities, expected)
-
-
-def test_coordinates_that_were_never_fitted_are_kept_too(tmp_path: Path) -> None:
-    model = tiny_model(aligned=True)
-    quick: Any = {"max_steps": 2, "components": 1, "progress": False}
-    first = bh.fit(model, "laplace", tiny_examples(16), **quick)
-    assert not bool(model.network.coordinates.fitted)
-    second = first.update(tiny_examples(16, seed=1))
-    loaded = load(second.save(tmp_path / "saved"))
-    assert not bool(loaded.model.network.coordinates.fitted)
-    texts = ["w5 w7", "w9"]
-    expected = second.predict(texts).probabilities
-    assert torch.equal(loaded.predict(texts).probabilities, expected)
 
 
 @pytest.mark.parametrize("fitted", [False, True])
@@ -486,13 +435,7 @@ def test_places_of_missing_choices_do_not_shift_the_axes() -> None:
     examples = bh.data.encode(rows, tiny_tokenizer(), kind="choice")
     network.align(examples.batches(2))
     plain = bh.RandomPEFT(tiny_backbone(), (), bh.Head(1, principal=False), tiny_tokenizer())
-    pooled = torch.cat(
-        [
-            plain.features(
-                bh.data.encode([row], tiny_tokenizer(), kind="choice").batches(1).__next__()
-            )[0]
-            for row in rows
-        ]
-    )
+    alone = (bh.data.encode([row], tiny_tokenizer(), kind="choice") for row in rows)
+    pooled = torch.cat([plain.features(next(rows.batches(1)))[0] for rows in alone])
     assert network.axes is not None
     assert torch.allclose(network.axes.center, pooled.mean(0), atol=1e-5)

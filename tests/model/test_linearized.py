@@ -216,9 +216,6 @@ def test_the_weights_may_be_in_any_order() -> None:
 # Predictions
 
 
-TEXTS = ["w9", "w5 w30 w12 w44 w17", "w6 w7", "w8 w40 w41 w42", "w21 w22 w23"]
-
-
 def fitted_on_ratings(**options: Any) -> bh.Posterior:
     model = tiny_model(bh.presets.lora(rank=8), **options)
     guide = bh.autoguide("laplace", model, components=1)

@@ -36,6 +36,9 @@ class Outputs:
         choices: (B, C) bool, True where a choice exists; None if all do.
         extra: further columns of the data by name, each (B,), or (S, B/S) where S draws share the
             batch.
+
+    >>> Outputs(torch.zeros(7, 5, 2)).values[..., 0].shape  # 7 draws, 5 examples
+    torch.Size([7, 5])
     """
 
     values: Tensor

@@ -234,7 +234,8 @@ def fixed_outputs(network: RandomPEFT) -> list[list[float]]:
     configuration says of special tokens.
     """
     backbone = network.backbone
-    embedding: Any = backbone.base_model.get_input_embeddings()
+    base: Any = backbone.base_model
+    embedding = base.get_input_embeddings()
     vocabulary = int(getattr(embedding, "num_embeddings", backbone.config.vocab_size))
     # Learned positions may start at an offset of a few, so stay clear of the end.
     longest = getattr(backbone.config, "max_position_embeddings", None) or _FIXED + 4

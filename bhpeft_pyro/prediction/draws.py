@@ -264,14 +264,14 @@ def by_batch(
         return quantities
 
     order: list[Tensor] = []
-    parts: list[Sequence[Tensor]] = []
+    parts: list[Iterable[Tensor]] = []
     count = -(-(len(batches.examples) if only is None else len(only)) // size)
     shown = tracked(batches.prediction(size, only), "", count, share=1.0)
     for (indices, _), quantities in map_over_ranks(shown, values):
         parts.append(quantities)
         order.append(indices)
     back = torch.cat(order).argsort()
-    return tuple(join(column, 1)[:, back] for column in zip(*parts, strict=True))
+    return tuple(join([*column], 1)[:, back] for column in zip(*parts, strict=True))
 
 
 def _together(model: Model, draws: Iterable[Draws], together: int) -> Iterator[_Pass]:

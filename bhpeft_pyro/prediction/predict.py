@@ -27,8 +27,7 @@ from ..model.cached_batches import BATCH, CachedBatches, check_all
 from ..model.likelihoods.likelihood import Scale
 from ..model.linearized import examples_at_once, jacobian, symmetric_noise
 from ..model.model import Model
-from .draws import Draws, draw_parts, private_rng, strata
-from .passes import Statistics, by_batch, passes
+from .draws import Draws, Statistics, by_batch, draw_parts, passes, private_rng, strata
 
 PART = 1024
 """Examples that are predicted together: it bounds the memory that their draws take."""

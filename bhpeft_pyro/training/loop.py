@@ -30,7 +30,7 @@ from ..guides.guide import trained
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
-from .convergence import Descent, at_the_end, culprit, unsettled
+from .convergence import Descent, at_the_end, culprit, surely_worse, unsettled
 from .elbo import ELBO
 from .noise import has_noise, noise_of, settle_noise
 from .report import Training
@@ -145,10 +145,9 @@ class _Run:
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
             self._train(bar)
-            best_step = None
             if self.best is not None:
-                best_step = self.best.step
                 self.guide.load_state_dict(self.best.state)
+            best_step = None if self.best is None else self.best.step
             if has_noise(self.guide, self.model):
                 bf16 = self.options.bf16
                 if self.selects and self.validation is not None:
@@ -232,8 +231,7 @@ class _Run:
         )
 
     def _state(self) -> dict[str, Tensor]:
-        values = self.guide.state_dict().items()
-        return {name: value.detach().clone() for name, value in values}
+        return {k: value.detach().clone() for k, value in self.guide.state_dict().items()}
 
     def _endless(self) -> Iterator[Batch]:
         while True:
@@ -312,17 +310,18 @@ class _Run:
         # The last state had the smallest steps. That one of ten looks a little better on a hundred
         # rows is mostly chance.
         last = self.selects and step == self.steps
-        if best is None or nll < best.rows.mean().item() or (last and not _worse(rows, best.rows)):
+        if (
+            best is None
+            or nll < best.rows.mean().item()
+            or (last and not surely_worse(rows, best.rows))
+        ):
             self.best = _Best(step, rows, self._state())
             return False
         return not self.selects and step - best.step >= (patience or 0) * self.eval_every
 
     def _evaluate(self) -> Tensor:
-        """(N,) NLLs of the validation rows.
-
-        For a point estimate of ratings, with the noise scale that suits these rows: training rows
-        that the network has memorised say nothing about the noise.
-        """
+        """(N,) NLLs of the validation rows; for a point estimate of ratings, with the noise scale
+        that suits these rows (`training.noise`)."""
         assert self.validation is not None
         bf16 = self.options.bf16
         if has_noise(self.guide, self.model):
@@ -338,12 +337,6 @@ def _rate(done: int, steps: int) -> float:
         return done / rise
     progress = (done - rise) / (steps - rise)
     return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _worse(rows: Tensor, best: Tensor) -> bool:
-    """Whether NLLs are higher than the best ones by more than two standard errors."""
-    away = rows - best
-    return bool(away.mean() > 2 * away.std() / len(away) ** 0.5)
 
 
 def _made(optimizer: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:

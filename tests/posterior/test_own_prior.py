@@ -86,14 +86,6 @@ def test_another_family_under_a_prior_of_one_s_own(first: bh.Posterior, guide: A
     assert len(second.lineage) == 2
 
 
-def test_components_share_the_prior() -> None:
-    both = bh.fit(tiny_model(()), "laplace", tiny_examples(24), components=2, **QUICK)
-    wide = dist.Normal(0.0, 0.5)
-    again = both.update(tiny_examples(9, seed=3), prior=wide, **QUICK)
-    assert len(again.components) == 2
-    assert [len(each.lineage) for each in again.components] == [2, 2]
-
-
 def test_a_guide_function_in_rounds() -> None:
     model = tiny_model(())
 

@@ -193,16 +193,24 @@ def test_the_callers_autocast_changes_nothing(guide: str, kinds: Any) -> None:
 # The options do what they say
 
 
-def test_the_loss_is_nll_plus_temperature_times_kl() -> None:
-    posterior = fit(temperature=0.25, max_steps=8)
-    history = posterior.report.history
-    assert [entry["temperature"] for entry in history] == [0.25] * 8
-    for entry in history:
+@pytest.mark.parametrize("temperature", [0.25, 1.0])
+def test_the_loss_is_nll_plus_temperature_times_kl(temperature: float) -> None:
+    """In every step, and in the words of the report."""
+    posterior = fit(temperature=temperature, max_steps=8)
+    report = posterior.report
+    assert [entry["temperature"] for entry in report.history] == [temperature] * 8
+    for entry in report.history:
         expected = entry["nll"] + entry["temperature"] * entry["kl"]
         assert entry["loss"] == pytest.approx(expected, rel=1e-5)
         assert entry["kl"] > 0
-    assert posterior.report.temperature == 0.25
-    assert "at temperature 0.25" in repr(posterior)
+    assert report.temperature == temperature
+    assert f"at temperature {temperature:g}" in repr(posterior)
+    words = r"(negative ELBO|loss) (\S+) = NLL (\S+) \+ (?:(\S+) x )?KL (\S+) nats"
+    found = re.search(words, str(report))
+    assert found is not None
+    name, loss, nll, times, kl = found.groups()
+    assert name == ("negative ELBO" if temperature == 1 else "loss")
+    assert float(loss) == pytest.approx(float(nll) + float(times or 1) * float(kl), abs=2e-3)
 
 
 def test_the_learning_rate_rises_and_falls_as_in_transformers() -> None:
@@ -259,16 +267,6 @@ def test_a_fit_that_was_stopped_early_is_judged_where_it_was_kept(
     stopped = fit(model, NormalGuide(model, init_scale=1e-3), max_steps=50, **options)
     assert (stopped.report.best_step, stopped.report.steps) == (4, 8)
     assert "lora.query.A" in stopped.report.unsettled
-
-
-@pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_what_the_report_adds_up_is_the_loss(temperature: float) -> None:
-    text = str(fit(temperature=temperature).report)
-    found = re.search(r"(negative ELBO|loss) (\S+) = NLL (\S+) \+ (?:(\S+) x )?KL (\S+) nats", text)
-    assert found is not None
-    name, loss, nll, times, kl = found.groups()
-    assert name == ("loss" if temperature == 0.1 else "negative ELBO")
-    assert float(loss) == pytest.approx(float(nll) + float(times or 1) * float(kl), abs=2e-3)
 
 
 @pytest.mark.parametrize("optimizer", [None, Adam])

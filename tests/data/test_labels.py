@@ -206,7 +206,8 @@ def test_names_in_lists() -> None:
     own = several(CELLS)  # those that occur, sorted
     assert own.label_names == ("art", "sport") and own.num_labels == 2
     assert matrix(several([[], [], []], columns=named)) == [[0.0] * 3] * 3
-    assert several([None, ["a"], ["b"]], labelled=False).labels is None
+    with pytest.warns(UserWarning, match="1 of 3 labels are missing, so none is used"):
+        assert several([None, ["a"], ["b"]], labelled=False).labels is None
 
 
 def test_numbers_0_and_1_class_labels_and_csv_files(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     sheet.touch()
     empty = write_csv(tmp_path / "empty.csv", text=[], label=[])
     (stream / "rounds").mkdir(parents=True)
+    page = tmp_path / "x.html"
     for arguments, message in (
         (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
         (("fit", sheet, "--out", out), 'save it as "CSV UTF-8"'),
@@ -38,21 +39,12 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         (("fit", train, "--out", train), "is a file"),
         (("fit", train, "--out", out, "--backbone", tmp_path / "none"), "'smollm2' come from PyPI"),
         (("predict", tmp_path, train), "no saved posterior"),
-        (
-            ("predict", run, folder / "new.csv", "--out", folder / "new.csv"),
-            "is the data",
-        ),
+        (("predict", run, train, "--out", train), "is the data"),
         (("predict", run, train, "--out", "x.parquet"), "should end in"),
         (("predict", run, train, "--flag", 0, "--out", tmp_path / "y.csv"), "flags no row"),
         (("evaluate", run, folder / "new.csv"), "no column 'label'.*id, text"),
-        (
-            ("fit", lists, "--task", "classes", "--out", out),
-            r"line 1: \['a'\] is a list; expected an integer or a str",
-        ),
-        (
-            ("report", run, partly, "--out", tmp_path / "x.html"),
-            "partly.csv, .* row 3: the label is",
-        ),
+        (("fit", lists, "--task", "classes", "--out", out), r"line 1: \['a'\] is a list; expected"),
+        (("report", run, partly, "--out", page), "partly.csv, .* row 3: the label is"),
         (("fit", empty, "--out", out), "is empty: at least one row"),
         (("evaluate", run, empty), "is empty: at least one row"),
         (("fit", train, "--out", train / "x", "--backbone", tiny), "--out: .* is a file"),
@@ -65,10 +57,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         ((*fit, "--guide", "AutoNormal"), "'AutoNormal' is not one of 'laplace', 'normal'"),
         (("predict", run, train, "--flag", 10), "'10' is not a share; expected 10% or 0.1"),
         ((*fit, "--validation", "101%"), "'101%' is not a share"),
-        (
-            ("predict", run, train, "--out", tmp_path / "y.csv", "--by", "x"),
-            "'x' is not one of",
-        ),
+        (("predict", run, train, "--by", "x"), "'x' is not one of"),
     ):
         assert re.search(message, usage_error(*arguments)), arguments
     assert not out.exists() and not (tmp_path / "y.csv").exists()

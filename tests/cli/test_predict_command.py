@@ -64,22 +64,6 @@ def test_texts_that_are_certain_are_left_out_of_components(folder, posterior, tm
     assert "--certainty=0.0 must be a finite number above 0 and at most 1" in wrong
 
 
-def test_json_lines_keep_their_columns_and_types(folder, posterior, tmp_path):
-    data = tmp_path / "new.jsonl"
-    records = [
-        {"text": "w5 w9", "tags": ["a", "b"], "flagged": "of old"},
-        {"text": "w6 w7", "tags": [], "flagged": "of old"},
-    ]
-    write_lines(data, records)
-    bhpeft("predict", folder / "run", data, "--by", "epistemic", "--show", 0)
-    found = read_lines(tmp_path / "new-predictions.jsonl")
-    assert [row["tags"] for row in found] == [["a", "b"], []]
-    flagged = posterior.predict(["w5 w9", "w6 w7"]).flag(0.1, "epistemic").tolist()
-    assert [row["flagged"] for row in found] == [i in flagged for i in range(2)]
-    bhpeft("predict", folder / "run", data, "--out", tmp_path / "new.csv")
-    assert json.loads(read_csv(tmp_path / "new.csv")[0]["tags"]) == ["a", "b"]
-
-
 def test_columns_of_mixed_types_are_in_nobodys_way(folder, posterior, tmp_path):
     """Neither those that no command reads, nor labels that are not looked at."""
     rows = [
@@ -225,6 +209,7 @@ def test_parts_are_written_as_one_piece(
 ) -> None:
     notes = [None if i % 3 else f"a\r{i}" for i in range(11)]
     sources: dict[str, list[Any]] = {"id": list(range(11)), "text": ROWS, "note": notes}
+    sources["flagged"] = ["of old"] * 11  # a column that predictions replace
     write_csv(tmp_path / "new.csv", **sources)
     rows = [dict(zip(sources, row, strict=True)) for row in zip(*sources.values(), strict=True)]
     rows[9]["late"] = [1, 2]  # a column that earlier parts lack
@@ -245,6 +230,7 @@ def test_parts_are_written_as_one_piece(
     found = read_lines(tmp_path / "new.jsonl.jsonl")
     assert [row["late"] for row in found] == [None] * 9 + [[1, 2], None]
     assert [row["flagged"] for row in found].count(True) == 4
+    assert json.loads(read_csv(tmp_path / "new.json.csv")[9]["late"]) == [1, 2]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

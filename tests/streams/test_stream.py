@@ -257,18 +257,6 @@ def test_what_would_cost_a_round_is_refused_before_it_is_learnt(
         run(tmp_path, **options)
 
 
-def test_things_of_another_type_are_refused_by_name(tmp_path: Path) -> None:
-    wrong: Any = 3
-    with pytest.raises(ConfigError, match="model: expected"):
-        bh.stream(wrong, WEEKS, tmp_path)
-    with pytest.raises(ConfigError, match="columns: expected"):
-        bh.stream(tiny_model(()), WEEKS, tmp_path, columns=wrong)
-    with pytest.raises(ConfigError, match="posterior: expected"):
-        bh.streams.Record.of(wrong)
-    with pytest.raises(ConfigError, match="wait='x'"), bh.streams.History(tmp_path).writing("x"):  # type: ignore[arg-type]
-        pass
-
-
 def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
     last = run(tmp_path, tests={"t": {"text": ["w5", "w6"], "label": [1, 1]}})
     scores = [report.metrics["test/t"] for report in last.lineage]

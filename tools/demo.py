@@ -87,7 +87,8 @@ def run(
     with _step(f"Rate {len(films.test)} other film sentences"):
         models = {ONE: points.components[0], ENSEMBLE: points, POSTERIOR: posterior}
         before = {name: _predict(model, films) for name, model in models.items()}
-        _show("Films: mean squared error, also of the half that a model is most certain of", before)
+        _say("Error: mean squared, of all; certain half: of those that a model is most certain of.")
+        _show("Films", before)
         _doubts(before[POSTERIOR])
     with _step(f"Learn {len(tweets.train)} tweets, without a look back at the films"):
         how = options.change(temperature=0.0)
@@ -151,7 +152,7 @@ def _doubts(forecast: RatingForecast, count: int = 3) -> None:
         _say(f"It is {what} certain of:")
         for i in rows:
             ends = f"{forecast.mean[i]:+.1f} ({low[i]:+.1f} to {high[i]:+.1f})"
-            _say(f"  {ends}, rated {truth[i]:+.1f}: {forecast.texts[i]:.90}")
+            _say(f"  {ends}, rated {truth[i]:+.1f}: {forecast.texts[i]:.45}")
 
 
 def _plot(before: Forecasts, scores: pandas.DataFrame) -> Figure:

@@ -160,10 +160,10 @@ def keep_names(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, and flush their names to disk."""
-    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for each in new:
-        keep_names(each.parent)
+    for path in new:
+        keep_names(path.parent)
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def alone_in(folder: Path, name: str = _LOCK) -> Iterator[None]:
 
 def size_of(file: Path) -> int:
     """Bytes of a regular file: reading a FIFO could block for ever, and a device need not end."""
-    found = file.stat()
-    if not stat.S_ISREG(found.st_mode):
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise SaveError(f"path: {file} is not a regular file")
-    return found.st_size
+    return status.st_size

@@ -69,7 +69,7 @@ def to_state(posterior: Posterior) -> tuple[Plain, Tensors]:
     }
     plain["columns"] = asdict(posterior.columns)
     tail = network.head.tail(network.backbone)
-    tensors = _tensors("network", network) | {f"tail.{name}": each for name, each in tail.items()}
+    tensors = _tensors("network", network) | {f"tail.{name}": value for name, value in tail.items()}
     plain["components"], more = joined(
         _component_to_state(part, f"{number}.") for number, part in enumerate(parts)
     )
@@ -192,7 +192,7 @@ def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedM
     room = sum(value.numel() for value in tensors.values())
     width = getattr(backbone.config, "hidden_size", 1)
     ready = {cls for classes in _READY.values() for cls in classes}
-    for part in (each for each in parts if type(each) in ready):
+    for part in (part for part in parts if type(part) in ready):
         for name in _COUNTS:
             count, weights = getattr(part, name, None) or 0, 1 if name == "levels" else width
             if count * weights > room:
@@ -322,7 +322,7 @@ def likelihood_to_state(likelihood: Likelihood) -> Plain:
         return _ready_to_state("likelihood", likelihood)
     options = dict(vars(thing))
     if is_dataclass(thing):
-        options = {each.name: getattr(thing, each.name) for each in fields(thing) if each.init}
+        options = {f.name: getattr(thing, f.name) for f in fields(thing) if f.init}
     if make is Function:  # the function has a path of its own
         thing = options.pop("function")
         check_plain("likelihood", Function, options, thing)

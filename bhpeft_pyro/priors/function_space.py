@@ -114,7 +114,7 @@ class FunctionSpaceNormal:
         return value
 
     def non_centred(self, site: Site, factor: Tensor) -> Tensor:
-        """The same as loc + sd * factor * a standard Normal ("<site>.standard").
+        """Compute a site as loc + sd * factor * a standard Normal ("<site>.standard").
 
         Data say little about single PEFT weights. In this form weights and their scale are then
         nearly independent in the posterior, as a mean-field guide assumes.

@@ -172,18 +172,18 @@ class Gates(FunctionSpaceNormal):
                 loc = site.unit.new_full((len(layers[kind]),), openness)
                 logits = dist.Logistic(loc, 1 / self.relaxation).to_event(1)
                 gates[kind] = pyro.sample(f"gates.{kind}", logits).sigmoid()
-            own = gates[kind][..., [layers[kind].index(number) for number in site.layers]]
-            values[site.name] = self.non_centred(site, along(own, site, ("layer",)))
+            open_by = gates[kind][..., [layers[kind].index(number) for number in site.layers]]
+            values[site.name] = self.non_centred(site, along(open_by, site, ("layer",)))
         return values
 
 
 def gated_layers(sites: Sequence[Site]) -> dict[str, list[int]]:
     """The numbers of the layers that have each PEFT kind."""
-    found: dict[str, set[int]] = {}
+    layers: dict[str, set[int]] = {}
     for site in sites:
         if site.role == "output":
-            found.setdefault(_kind(site), set()).update(site.layers)
-    return {kind: sorted(layers) for kind, layers in found.items()}
+            layers.setdefault(_kind(site), set()).update(site.layers)
+    return {kind: sorted(numbers) for kind, numbers in layers.items()}
 
 
 def _kind(site: Site) -> str:

@@ -56,13 +56,13 @@ def for_all_draws(prior: Prior, sites: Sequence[Site]) -> Mapping[str, Tensor]:
     try:
         with first:
             return prior(sites)
-    except _LeadingDims as found:
-        lead = found.dims
+    except _LeadingDims as error:
+        lead = error.dims
     valid = is_validation_enabled()
 
     def one(number: Tensor) -> Mapping[str, Tensor]:
         # Validation would branch on values, which vmap hides.
-        with _Rest(number, lead, first.known, valid), pyro.validation_enabled(False):
+        with _Rest(number, lead, first.sampled, valid), pyro.validation_enabled(False):
             return prior(sites)
 
     values = torch.vmap(one, randomness="different")(torch.arange(lead.numel()))
@@ -82,7 +82,7 @@ class _First(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: dict[str, Tensor] = {}
+        self.sampled: dict[str, Tensor] = {}
         self._shape = torch.Size()
 
     def _pyro_sample(self, message: Any) -> None:
@@ -92,7 +92,7 @@ class _First(Messenger):
     def _pyro_post_sample(self, message: Any) -> None:
         if site_is_subsample(message):
             return
-        value = self.known[message["name"]] = message["value"]
+        value = self.sampled[message["name"]] = message["value"]
         if dims := value.shape[: value.dim() - len(self._shape)]:
             raise _LeadingDims(dims)
 
@@ -100,15 +100,15 @@ class _First(Messenger):
 class _Rest(Messenger):
     """Shows one draw of each value to the prior inside, and all draws to the handlers around it.
 
-    `number` is that of the draw, under vmap; `lead` is P, the dims of the draws; `known` are values
-    that have been sampled; `valid` says whether distributions validate their arguments.
+    `number` is that of the draw, under vmap; `lead` is P, the dims of the draws; `sampled` has the
+    values so far; `valid` says whether distributions validate their arguments.
     """
 
     def __init__(
-        self, number: Tensor, lead: torch.Size, known: Mapping[str, Tensor], valid: bool
+        self, number: Tensor, lead: torch.Size, sampled: Mapping[str, Tensor], valid: bool
     ) -> None:
         super().__init__()
-        self.number, self.lead, self.known, self.valid = number, lead, known, valid
+        self.number, self.lead, self.sampled, self.valid = number, lead, sampled, valid
 
     def _pyro_sample(self, message: Any) -> None:
         if site_is_subsample(message):
@@ -119,16 +119,16 @@ class _Rest(Messenger):
                 "collide with those of the draws. Expected no plates; declare dims as events with "
                 ".to_event()"
             )
-        own: list[Tensor] = []
+        tensors: list[Tensor] = []
 
         def seen(tensor: Tensor) -> Tensor:
-            own.append(tensor)
+            tensors.append(tensor)
             return tensor
 
         with_tensors([message["fn"], message["value"]], seen)
         modes = _get_current_function_mode_stack()  # which do not reach into an autograd.Function
         call = partial(self._sample, message, modes)
-        value = _Outside.apply(call, self.number, *own)
+        value = _Outside.apply(call, self.number, *tensors)
         message.update(value=value, done=True, stop=True)
 
     def _sample(
@@ -145,7 +145,7 @@ class _Rest(Messenger):
         """
         fn, observed = message["fn"], message["value"]
         shape = fn.shape()
-        if (value := self.known.get(message["name"])) is None:
+        if (value := self.sampled.get(message["name"])) is None:
             if observed is not None:
                 *tensors, observed = tensors
                 *varies, apart = varies
@@ -173,8 +173,8 @@ class _Rest(Messenger):
             return whole.to_event(fn.event_dim)
         parts = []
         for draw in zip(*every, strict=True):
-            own = iter(draw)
-            parts.append(with_tensors(fn, lambda _, own=own: next(own)))  # type: ignore[misc]
+            tensors_of_draw = iter(draw)
+            parts.append(with_tensors(fn, lambda _, rest=tensors_of_draw: next(rest)))  # type: ignore[misc]
         return _Draws(parts, self.lead)
 
 
@@ -197,9 +197,9 @@ class _Draws(TorchDistribution):
         return draws.unflatten(len(sample_shape), self.lead)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        own = value.expand(self.shape()).flatten(0, len(self.lead) - 1)
-        found = [part.log_prob(each) for part, each in zip(self.parts, own, strict=True)]
-        return torch.stack(found).unflatten(0, self.lead)
+        draws = value.expand(self.shape()).flatten(0, len(self.lead) - 1)
+        densities = [part.log_prob(draw) for part, draw in zip(self.parts, draws, strict=True)]
+        return torch.stack(densities).unflatten(0, self.lead)
 
 
 class _Outside(torch.autograd.Function):
@@ -215,12 +215,12 @@ class _Outside(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: Any, call: Any, number: Tensor, *tensors: Tensor) -> Any:
-        _, _, *own = dims
+        _, _, *tensor_dims = dims
         whole = [
             tensor if dim is None else tensor.movedim(dim, 0)
-            for tensor, dim in zip(tensors, own, strict=True)
+            for tensor, dim in zip(tensors, tensor_dims, strict=True)
         ]
-        return call(whole, [dim is not None for dim in own]), 0
+        return call(whole, [dim is not None for dim in tensor_dims]), 0
 
 
 @contextmanager

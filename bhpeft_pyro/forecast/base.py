@@ -1,4 +1,4 @@
-"""What forecasts of classes, of labels and of ratings share."""
+"""The contract of forecasts, and functions that all of them use."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Forecast(ABC):
         return replace(parts[0], **values)
 
     def with_labels(self, labels: Labels) -> Self:
-        """The same forecast with these observed labels."""
+        """This forecast with other observed labels."""
         return replace(self, labels=as_labels(labels))
 
     def by_row(self, values: Tensor | Sequence[Any]) -> list[Any]:
@@ -214,7 +214,7 @@ def join(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def digits(values: Tensor) -> list[float]:
-    """As many digits as float32 has."""
+    """Numbers with the digits that float32 has."""
     return [float(f"{value:.7g}") for value in values.tolist()]
 
 

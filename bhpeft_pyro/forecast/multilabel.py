@@ -142,7 +142,7 @@ class LabelsForecast(Forecast):
         return self._named(self.label)
 
     def with_threshold(self, threshold: float | Sequence[float] | Tensor) -> LabelsForecast:
-        """The same forecast, with another threshold for all labels, or one for each (K,)."""
+        """This forecast with another threshold for all labels, or one for each (K,)."""
         given = as_numbers("threshold", threshold)
         if (
             given.is_complex()

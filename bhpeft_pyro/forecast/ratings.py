@@ -164,7 +164,7 @@ class RatingForecast(Forecast):
         return self.total.sqrt()
 
     def with_labels(self, labels: Labels) -> RatingForecast:
-        """The same forecast with these observed labels; `densities` were those of other labels."""
+        """This forecast with other observed labels, of which no `densities` are known."""
         return replace(self, labels=as_labels(labels), densities=None)
 
     def log_prob(self, labels: Labels | None = None) -> Tensor:

@@ -174,7 +174,7 @@ def check_plain(backbone: PreTrainedModel) -> None:
 
 
 def identity(backbone: PreTrainedModel) -> dict[str, Any]:
-    """What tells a backbone from others: digests of its weights, and the settings of `_SETTINGS`.
+    """Digests of a backbone's weights and the settings of `_SETTINGS`, to tell it from others.
 
     `fingerprint` is of its type and size, and of a sample of every tensor that counts; `weights` of
     the sums of their bits, and `rows` of the sums of each row's and of each column's, which change

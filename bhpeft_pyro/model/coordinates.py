@@ -160,7 +160,7 @@ class Coordinates(nn.Module):
         self.fitted.fill_(True)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """As PyTorch's; the axes to load may be fitted or not."""
+        """Load as PyTorch does; the axes to load may be fitted or not."""
         for site in self._outer:
             for side, size in zip(_SIDES, site.shape[1:], strict=True):
                 key = _key(site.name, side)

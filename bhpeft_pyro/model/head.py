@@ -28,7 +28,7 @@ class _Linear:
     """Whether its weights are those of a Hugging Face classifier's last layer."""
 
     def tail(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
-        """What the backbone computes with between the transformer and this layer: nothing."""
+        """Weights of the backbone between the transformer and this layer: none."""
         return {}
 
     def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -158,7 +158,7 @@ class ClassifierHead(_Linear):
         check_fields(self, {"outputs": COUNT}, "ClassifierHead")
 
     def sites(self, width: int, backbone: PreTrainedModel) -> tuple[Site, ...]:
-        """As for `Head`, in units that are measured on the backbone."""
+        """The head's random tensors, in units that are measured on the backbone."""
         _, final = final_layer(backbone)
         if _see not in final._forward_pre_hooks.values():
             final.register_forward_pre_hook(_see)

@@ -113,7 +113,7 @@ class Model(PyroModule):
         return model_html(self)
 
     def with_prior(self, prior: PriorLike) -> Model:
-        """The same network and likelihood under another prior."""
+        """A model of this network and likelihood under another prior."""
         return Model(self.network, prior, self.likelihood)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -246,7 +246,7 @@ class Model(PyroModule):
         return replace(columns, label_names=examples.label_names, extra=extra)
 
     def outputs_under(self, weights: Mapping[str, Tensor], batch: Batch) -> Outputs:
-        """What the likelihood gets of B examples under given weights."""
+        """The input of the likelihood for B examples under given weights."""
         return Outputs(self.network(weights, batch), weights, batch.choices, batch.extra)
 
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:

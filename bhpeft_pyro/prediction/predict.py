@@ -234,8 +234,8 @@ def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Se
 
 
 def _statistics(model: Model, samples: int, seed: int, rows: int) -> Statistics:
-    """What a forecast of so many rows needs of the labels' distribution under each of `samples`
-    draws."""
+    """A function to the quantities that a forecast of so many rows needs of the labels'
+    distribution under each of `samples` draws."""
     if model.likelihood.kind != "rating":
         return _probabilities
     seeds = torch.Generator().manual_seed(seed)

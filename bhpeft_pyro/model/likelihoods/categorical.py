@@ -118,7 +118,7 @@ class MultipleChoice(Likelihood):
 
     @property
     def softmax(self) -> bool:  # type: ignore[override]
-        """As for `Categorical`."""
+        """Whether only differences between outputs matter; not of any subclass."""
         return type(self) is MultipleChoice
 
     def distribution(self, outputs: Outputs) -> TorchDistribution:

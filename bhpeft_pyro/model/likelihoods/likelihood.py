@@ -1,4 +1,4 @@
-"""What every likelihood defines, and one from a function."""
+"""The contract of likelihoods, their input, and one from a function."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Scale = tuple[float | None, float | None]
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a likelihood gets of B examples: the network's outputs, and what goes with them.
+    """The input of a likelihood for B examples: the network's outputs, and what goes with them.
 
     Attributes:
         values: `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices, with any particle dims

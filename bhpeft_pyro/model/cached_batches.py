@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -30,11 +30,10 @@ _MAX_STATES = 2**30  # bytes of hidden states that are kept for a data set
 class CachedBatches:
     """Training and prediction batches of a data set.
 
-    Without PEFT weights the transformer's features never change. They are computed once, so that a
-    head-only fit costs no more than the head. With PEFT weights in the upper layers alone, the
-    hidden states below them never change. These too are computed once, unless they would take more
-    than 1 GiB: then all layers are run each time. `frozen` leaves the PEFT weights out, so that the
-    features are computed once.
+    Without PEFT weights, or with `frozen`, which leaves them out, the transformer's features never
+    change. They are computed once, so that a head-only fit costs no more than the head. With PEFT
+    weights in the upper layers alone, the hidden states below them never change. These too are
+    computed once, unless they would take more than 1 GiB: then all layers are run each time.
 
     Attributes:
         features: (N, D) or, with C choices, (N, C, D); None if they are not computed once.

@@ -175,18 +175,13 @@ def check_all(model: Model, **sources: Examples | None) -> None:
             bad += rows[off].tolist()
         if bad:
             bad.sort()
-            text = examples.texts[bad[0]]
-            raise not_finite(what, examples.rows[bad].unique().tolist(), text)
-
-
-def not_finite(what: str, rows: Sequence[int], text: str) -> DataError:
-    """The error that names such rows, and the text of the first of them."""
-    return DataError.of_rows(
-        what,
-        rows,
-        f"of {shown(text)} the backbone makes numbers that are not finite; drop the row; in "
-        "Python, loading the backbone with dtype=torch.float32 may help",
-    )
+            raise DataError.of_rows(
+                what,
+                examples.rows[bad].unique().tolist(),
+                f"of {shown(examples.texts[bad[0]])} the backbone makes numbers that are not "
+                "finite; drop the row; in Python, loading the backbone with dtype=torch.float32 "
+                "may help",
+            )
 
 
 @contextmanager

@@ -130,7 +130,7 @@ class RandomPEFT(PyroModule):
         return axes and (head_only or sites)
 
     @property
-    def measured(self) -> bool:
+    def has_axes(self) -> bool:
         """Whether a fit has set the head's axes or the sites' coordinates, which then stay."""
         return any(part is not None and bool(part.fitted) for part in (self.axes, self.coordinates))
 

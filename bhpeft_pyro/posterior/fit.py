@@ -106,7 +106,7 @@ def fit(
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
     check_arguments(options, validation, optimizer, callback, executor, replay)
-    if unlabelled is not None and model.network.measured:
+    if unlabelled is not None and model.network.has_axes:
         raise ConfigError(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
             "expected a new RandomPEFT"

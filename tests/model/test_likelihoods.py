@@ -304,6 +304,11 @@ def test_a_function_of_choices_has_none_that_do_not_exist() -> None:
     torch.testing.assert_close(*forecasts)
 
 
+def moved(outputs: Tensor) -> Any:
+    shift = dist.transforms.AffineTransform(3.0, 2.0)
+    return dist.TransformedDistribution(dist.Normal(outputs[..., 0], 1.0), [shift])
+
+
 def test_what_is_no_likelihood_is_refused_by_name() -> None:
     table = {"text": ["w5", "w6"] * 4, "label": [1.0, 2.0] * 4}
 
@@ -317,22 +322,12 @@ def test_what_is_no_likelihood_is_refused_by_name() -> None:
         (lambda outputs: None, "got a NoneType in place of a distribution"),
         (lambda outputs: outputs[..., 0], "got a Tensor in place of a distribution"),
         (lambda outputs: dist.Cauchy(outputs[..., 0], 1.0), "its Cauchy has no mean or no stddev"),
+        (moved, "its TransformedDistribution has no mean or no stddev"),
         (lambda outputs: dist.Categorical(logits=outputs), "Function.*kind='class'"),
     ):
         outputs = 2 if "class" in message else 1
         with pytest.raises(LikelihoodError, match=message):
             tiny_model((), outputs, likelihood=function).encode(table)
-
-
-def test_a_distribution_without_moments_is_refused_before_a_fit() -> None:
-    def scaled(outputs: Tensor) -> Any:
-        shift = dist.transforms.AffineTransform(3.0, 2.0)
-        return dist.TransformedDistribution(dist.Normal(outputs[..., 0], 1.0), [shift])
-
-    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(1), tiny_tokenizer())
-    model = bh.Model(network, likelihood=scaled)
-    with pytest.raises(LikelihoodError, match="TransformedDistribution has no mean or no stddev"):
-        bh.fit(model, "normal", {"text": ["w5", "w6"], "label": [0.1, 2.0]})
 
 
 def test_a_distribution_of_another_kind_is_an_error() -> None:
@@ -346,18 +341,23 @@ def test_a_distribution_of_another_kind_is_an_error() -> None:
             likelihood.checked(Outputs(torch.zeros(5, 2)))
 
 
-def test_option_errors() -> None:
-    with pytest.raises(LikelihoodError, match=r"StudentT: df=2\.0 must be a finite number above 2"):
-        StudentT(df=2.0)
-    for levels in (1, 3.7, "3"):
-        with pytest.raises(LikelihoodError, match=f"levels={levels!r} must be an integer"):
-            OrderedLogistic(levels)  # type: ignore[arg-type]
-    with pytest.raises(
-        LikelihoodError, match=r"Normal: spread=0\.0 must be a finite number above 0"
-    ):
-        Normal(spread=0.0)
-    with pytest.raises(LikelihoodError, match=r"HeteroscedasticNormal: spread=.* must be"):
-        HeteroscedasticNormal(spread=-1.0)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StudentT(df=2.0), r"StudentT: df=2\.0 must be a finite number above 2"),
+        (lambda: OrderedLogistic(1), "levels=1 must be an integer"),
+        (lambda: OrderedLogistic(3.7), r"levels=3\.7 must be an integer"),  # type: ignore[arg-type]
+        (lambda: OrderedLogistic("3"), "levels='3' must be an integer"),  # type: ignore[arg-type]
+        (lambda: Normal(spread=0.0), r"Normal: spread=0\.0 must be a finite number above 0"),
+        (lambda: HeteroscedasticNormal(spread=-1.0), "HeteroscedasticNormal: spread=.* must be"),
+        (lambda: Function(moved, columns="hours"), "columns='hours'; expected a sequence of"),  # type: ignore[arg-type]
+        (lambda: Function(moved, "count"), "Function: kind='count' must be one of 'class'"),  # type: ignore[arg-type]
+        (lambda: Function(3), "Function: expected a function, got 3"),  # type: ignore[arg-type]
+    ],
+)
+def test_options_that_cannot_be(make: Any, message: str) -> None:
+    with pytest.raises(LikelihoodError, match=message):
+        make()
 
 
 def ratings(label: list[float], **extra: list[float]) -> dict[str, Any]:
@@ -404,16 +404,6 @@ def test_the_own_weights_of_a_likelihood_are_on_the_networks_device() -> None:
     with pytest.raises(InterruptedError):
         model.encode(ratings([1.0, 2.0, 3.0]))
     assert seen == ["meta", "meta"]
-
-
-def test_bad_arguments_of_a_function() -> None:
-    function = lambda outputs: dist.Poisson(outputs[..., 0].exp())  # noqa: E731
-    with pytest.raises(LikelihoodError, match="Function: columns='hours'; expected a sequence of"):
-        Function(function, columns="hours")  # type: ignore[arg-type]
-    with pytest.raises(LikelihoodError, match="Function: kind='count' must be one of 'class'"):
-        Function(function, "count")  # type: ignore[arg-type]
-    with pytest.raises(LikelihoodError, match="Function: expected a function, got 3"):
-        Function(3)  # type: ignore[arg-type]
 
 
 # Ratings in their own units: by default a likelihood takes those of the first round

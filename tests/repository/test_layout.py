@@ -18,7 +18,7 @@ FAMILIES = {  # the base class of each family to the folder that may tell its me
     "Posterior": "posterior",
     "Kind": "peft",
 }
-TOLD_APART = {"Function", "MixturePrior"}  # left to replace by a method or an attribute
+TOLD_APART = {"Function"}  # left to replace by a method or an attribute
 FOREIGN = {"arviz", "peft", "sklearn", "mlflow", "ray"}  # imported in integrations/ alone
 
 

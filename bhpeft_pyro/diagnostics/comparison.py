@@ -24,7 +24,7 @@ from ..model.model import Model, check_model
 from ..peft import Kind, presets
 from ..posterior import Posterior, saving
 from ..posterior.fit import fit
-from ..posterior.state import likelihood_to_give
+from ..posterior.round_file import likelihood_to_give
 from ..prediction.predict import AnyForecast
 
 if TYPE_CHECKING:

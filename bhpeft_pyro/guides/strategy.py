@@ -16,7 +16,7 @@ from ..base.fit_options import FitOptions
 from ..data import Examples
 from ..model.model import Model
 from ..priors import Prior
-from .laplace.choice import Width
+from .laplace.choice_of_tau import Width
 
 if TYPE_CHECKING:
     from .guide import Guide

@@ -12,7 +12,7 @@ from ..base.progress import work
 from ..data import Examples
 from ..forecast.metrics import Score
 from ..guides import MixtureGuide
-from ..guides.laplace.choice import Width
+from ..guides.laplace.choice_of_tau import Width
 from ..model.model import Model
 from ..priors import MixturePrior
 from ..training.report import FitReport

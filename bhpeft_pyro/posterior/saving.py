@@ -42,9 +42,9 @@ from ..errors import BHPEFTError, SaveError, is_out_of_memory
 from ..model.backbone import load_backbone
 from ..model.head import ClassifierHead
 from ..priors import PriorLike
-from ..priors.prior_state import Plain
+from ..priors.prior_file import Plain
 from ..training.report import FitReport
-from . import state
+from . import round_file
 from .posterior import Posterior
 
 FORMAT = 3
@@ -71,7 +71,7 @@ def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
     _check_free(folder, overwrite)
-    plain, tensors = state.to_state(posterior)
+    plain, tensors = round_file.to_state(posterior)
     versions = {
         "bhpeft_pyro": __version__,
         "torch": str(torch.__version__),
@@ -233,8 +233,7 @@ def load(
     likelihood: object = None,
     guide: object = None,
 ) -> Posterior:
-    """Read a posterior (`state.from_state`); see `Posterior.load`. The file is checked before a
-    backbone is loaded."""
+    """Read a posterior; see `Posterior.load`. The file is checked before a backbone is loaded."""
     if not isinstance(backbone, PreTrainedModel | str | None):
         raise SaveError(
             "backbone: expected the transformers model that this posterior was fitted on, or its "
@@ -256,7 +255,7 @@ def load(
         tokenizer = its_tokenizer if tokenizer is None else tokenizer
     with _reading(folder, plain):
         given = prior, likelihood, guide
-        return state.from_state(plain, tensors, lineage, backbone, tokenizer, *given)
+        return round_file.from_state(plain, tensors, lineage, backbone, tokenizer, *given)
 
 
 def read_lineage(folder: Path) -> tuple[FitReport, ...]:

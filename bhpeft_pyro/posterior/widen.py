@@ -12,8 +12,8 @@ from ..data import Examples
 from ..data.copies import check_apart
 from ..errors import GuideError
 from ..guides.laplace.laplace_guide import around_point
+from ..training.estimated_noise import has_noise, settle_noise
 from ..training.initialization import centred
-from ..training.noise import has_noise, settle_noise
 from .mixture import Fitted, joined, parts_of
 from .posterior import Posterior
 from .round import Round

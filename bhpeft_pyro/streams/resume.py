@@ -13,7 +13,7 @@ from ..errors import ConfigError, DataError
 from ..model.likelihoods import Likelihood
 from ..model.model import Model
 from ..posterior.posterior import Posterior
-from ..posterior.state import likelihood_to_give, likelihood_to_state
+from ..posterior.round_file import likelihood_to_give, likelihood_to_state
 from ..posterior.update import has_learnt
 from .history import History
 

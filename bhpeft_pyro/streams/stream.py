@@ -26,7 +26,7 @@ from ..posterior.fit import fit
 from ..posterior.forgetting import KEEP, forget
 from ..posterior.growth import check_growing, unknown_labels, with_outputs_for
 from ..posterior.posterior import Posterior
-from ..posterior.state import model_to_state
+from ..posterior.round_file import model_to_state
 from ..prediction.predict import predict
 from .drift import assess
 from .history import History

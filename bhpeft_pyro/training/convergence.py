@@ -66,13 +66,6 @@ class Descent:
         return bool(falls.mean() > _LEVEL + 2 * falls.std() / len(last) ** 0.5)
 
 
-def surely_worse(rows: Tensor, best: Tensor) -> bool:
-    """Whether the NLLs of some rows are higher than the best ones by more than two standard
-    errors."""
-    away = rows - best
-    return bool(away.mean() > 2 * away.std() / len(away) ** 0.5)
-
-
 def at_the_end(guide: Guide, model: Model, parts: Parts) -> dict[str, Any]:
     """The fields of a `Training` that say where it ended: `kl`, `points` and `scales`."""
     before = {latent.name: latent.scale for latent in latents(model)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -30,9 +29,10 @@ from ..guides.guide import trained
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
-from .convergence import Descent, at_the_end, culprit, surely_worse, unsettled
+from .convergence import Descent, at_the_end, culprit, unsettled
+from .early_stopping import EarlyStopping, copied
 from .elbo import ELBO
-from .noise import has_noise, noise_of, settle_noise
+from .estimated_noise import has_noise, noise_of, settle_noise
 from .report import Training
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -42,7 +42,6 @@ Callback = Callable[[dict[str, float]], object]
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
-_CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
 
 
 def optimise(
@@ -82,15 +81,6 @@ def optimise(
         raise
 
 
-@dataclass
-class _Best:
-    """The state with the lowest held-out NLL so far; `rows` has the NLL of each row."""
-
-    step: int
-    rows: Tensor
-    state: dict[str, Tensor]
-
-
 class _Run:
     """The state of one fit."""
 
@@ -119,17 +109,13 @@ class _Run:
         self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
-        self.eval_every = options.eval_every or min(per_epoch, self.steps)
-        # Whether held-out rows choose the state that is kept.
         free = self.point and options.temperature is None and temperature == 0 and not later
         self.selects = free and validation is not None
-        if self.selects:
-            self.eval_every = options.eval_every or max(1, self.steps // _CHECKS)
+        self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects)
         self.elbo = ELBO(self.particles, weight)
         self.loss: ELBOModule = self.elbo(self.model, guide)
         self.optimizer, self.callback = optimizer, callback
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
-        self.best: _Best | None = None
         self.slopes: list[tuple[int, dict[str, Tensor]]] = []
         self.descent = Descent(self.steps)
 
@@ -145,9 +131,7 @@ class _Run:
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
             self._train(bar)
-            if self.best is not None:
-                self.guide.load_state_dict(self.best.state)
-            best_step = None if self.best is None else self.best.step
+            best_step = self.stopping.restore()
             if has_noise(self.guide, self.model):
                 bf16 = self.options.bf16
                 if self.selects and self.validation is not None:
@@ -161,7 +145,7 @@ class _Run:
                 raise self._diverged("at the end")
             return self.so_far(
                 best_step=best_step,
-                falling=self.best is None and self.descent.goes_on(),
+                falling=best_step is None and self.descent.goes_on(),
                 unsettled=unsettled(self.slopes, best_step or self.done, self.temperature),
                 **at_the_end(self.guide, self.model, self.elbo.parts),
             )
@@ -197,9 +181,8 @@ class _Run:
             self.history.append(entry)
             for scheduler in schedulers:
                 scheduler.step()
-            last = self.selects and step == self.steps
             stops = False
-            if self.validation is not None and (last or step % self.eval_every == 0):
+            if self.validation is not None and self.stopping.is_due(step):
                 try:
                     with bars(False):  # one step's part, whose title stays
                         rows = self._evaluate()
@@ -210,7 +193,7 @@ class _Run:
                 else:
                     entry["validation_nll"] = rows.mean().item()
                     note = f", held-out NLL {entry['validation_nll']:.3f}"
-                    stops = self._stops(step, rows)
+                    stops = self.stopping.ends(step, rows)
             bar.next(f"loss {entry['loss']:.3f}{note}")
             if self.callback is not None:
                 self.callback({**entry})
@@ -230,9 +213,6 @@ class _Run:
             f"the loss was not finite {when}, first at {where}; the last good state is kept"
         )
 
-    def _state(self) -> dict[str, Tensor]:
-        return {k: value.detach().clone() for k, value in self.guide.state_dict().items()}
-
     def _endless(self) -> Iterator[Batch]:
         while True:
             size = self.options.batch_size
@@ -250,7 +230,7 @@ class _Run:
             self.batches = chain([batch], self.batches)  # it is trained on later
             self.loss(batch.to(device))
         same(self.guide)
-        self.good = self._state()
+        self.good = copied(self.guide)
 
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if it was skipped: the loss or gradient was not finite."""
@@ -280,7 +260,7 @@ class _Run:
         if not (math.isfinite(loss) and torch.isfinite(norm)):
             return None
         if step % 10 == 1:
-            self.good = self._state()
+            self.good = copied(self.guide)
         self.slopes.append((step, self.guide.scale_slopes()))
         lr = steppers[0].param_groups[0]["lr"]
         # Where held-out rows choose the state, the loss of the training rows is no measure.
@@ -300,28 +280,9 @@ class _Run:
             "gradient": norm.item() / size,
         }
 
-    def _stops(self, step: int, rows: Tensor) -> bool:
-        """Keep this state if it is the best so far; whether the fit stops here. `rows` are the NLLs
-        of the validation rows, (N,)."""
-        patience, nll = self.options.patience, rows.mean().item()
-        if not math.isfinite(nll) or not (self.selects or patience):
-            return False
-        best = self.best
-        # The last state had the smallest steps. That one of ten looks a little better on a hundred
-        # rows is mostly chance.
-        last = self.selects and step == self.steps
-        if (
-            best is None
-            or nll < best.rows.mean().item()
-            or (last and not surely_worse(rows, best.rows))
-        ):
-            self.best = _Best(step, rows, self._state())
-            return False
-        return not self.selects and step - best.step >= (patience or 0) * self.eval_every
-
     def _evaluate(self) -> Tensor:
         """(N,) NLLs of the validation rows; for a point estimate of ratings, with the noise scale
-        that suits these rows (`training.noise`)."""
+        that suits these rows (`training.estimated_noise`)."""
         assert self.validation is not None
         bf16 = self.options.bf16
         if has_noise(self.guide, self.model):

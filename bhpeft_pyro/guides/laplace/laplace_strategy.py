@@ -31,7 +31,7 @@ from ...priors import JointPrior, Prior
 from ...priors.any_prior import joint
 from ..guide import Guide
 from ..strategy import Strategy
-from .choice import (
+from .choice_of_tau import (
     DRAWS,
     TAUS,
     Candidates,

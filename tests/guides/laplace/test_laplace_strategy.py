@@ -24,9 +24,9 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.guides.laplace import choice as candidates
+from bhpeft_pyro.guides.laplace import choice_of_tau as candidates
 from bhpeft_pyro.guides.laplace import laplace_strategy
-from bhpeft_pyro.guides.laplace.choice import Candidates
+from bhpeft_pyro.guides.laplace.choice_of_tau import Candidates
 from bhpeft_pyro.guides.laplace.curvature import jacobians
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.model.linearized import jacobian

@@ -1,6 +1,6 @@
 """A posterior as plain data and tensors, and back.
 
-The protocol is that of examples (`data.examples`) and priors (`priors.prior_state`): `to_state`
+The protocol is that of examples (`data.examples`) and priors (`priors.prior_file`): `to_state`
 returns plain data, which JSON can hold, and a dict of tensors; `from_state` makes the object of
 both. Priors, likelihoods and guides of a user's own are named by their import paths
 (`base.user_code`), and have to be given again.
@@ -30,8 +30,8 @@ from ..model.head import ClassifierHead, Head, with_tail
 from ..model.likelihoods import Function, Likelihood
 from ..model.model import Model
 from ..model.network import RandomPEFT
-from ..priors import Prior, PriorLike, prior_state
-from ..priors.prior_state import Plain, Tensors, joined
+from ..priors import Prior, PriorLike, prior_file
+from ..priors.prior_file import Plain, Tensors, joined
 from ..training.report import FitReport
 from .mixture import MixturePosterior
 from .posterior import Posterior
@@ -160,7 +160,7 @@ def _priors_to_state(priors: Sequence[Prior | None], part: str) -> tuple[list[Pl
     """The priors of all components: one if it is the same for all."""
     priors = priors[:1] if all(prior is priors[0] for prior in priors) else priors
     return joined(
-        prior_state.to_state(prior, f"{part}.{number}") for number, prior in enumerate(priors)
+        prior_file.to_state(prior, f"{part}.{number}") for number, prior in enumerate(priors)
     )
 
 
@@ -169,7 +169,7 @@ def _priors_from_state(
 ) -> tuple[list[Prior], list[Prior | None]]:
     """For each component the round's prior and the first round's; the latter may be unknown."""
     priors = [
-        prior_state.from_state(state, tensors, f"prior.{number}", given)
+        prior_file.from_state(state, tensors, f"prior.{number}", given)
         for number, state in enumerate(plain["priors"])
     ]
     priors = priors if len(priors) > 1 else priors * count
@@ -179,8 +179,8 @@ def _priors_from_state(
     used = given is None or any(state["kind"] == "custom" for state in plain["priors"])
     first_priors = [
         None
-        if used and prior_state.needs_given(state)
-        else prior_state.from_state(state, tensors, f"first_prior.{number}", given)
+        if used and prior_file.needs_given(state)
+        else prior_file.from_state(state, tensors, f"first_prior.{number}", given)
         for number, state in enumerate(plain["first_priors"])
     ]
     return priors, first_priors if len(first_priors) > 1 else first_priors * count

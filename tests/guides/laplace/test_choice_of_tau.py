@@ -13,8 +13,8 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.threads import seeded
-from bhpeft_pyro.guides.laplace import choice as candidates
-from bhpeft_pyro.guides.laplace.choice import Candidates
+from bhpeft_pyro.guides.laplace import choice_of_tau as candidates
+from bhpeft_pyro.guides.laplace.choice_of_tau import Candidates
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.model.linearized import LinearOutputs, symmetric_noise
 from bhpeft_pyro.testing import tiny_examples, tiny_model

@@ -99,13 +99,14 @@ def test_without_progress_there_is_no_bar(states):
 
 
 def test_workers_have_none(states):
-    def job(_: int) -> int:
-        with work("working", 1) as one:
-            one.next()
-        return 1
+    class Round:
+        def run(self) -> int:
+            with work("working", 1) as one:
+                one.next()
+            return 1
 
     with made_by(Shown):
-        done = jobs._unpickled(jobs._job(jobs._pickled((job, [])), jobs._pickled((3, []))))
+        done = jobs._unpickled(jobs._job(jobs._pickled([]), jobs._pickled((Round(), []))))
     assert done == 1 and not states
 
 

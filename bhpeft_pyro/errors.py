@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .training.report import Training
 
 __all__ = [
     "ArchitectureError",
@@ -122,7 +126,7 @@ class FitError(BHPEFTError, RuntimeError):
     """
 
     posterior: object | None = None
-    training: object | None = None
+    training: Training | None = None
 
 
 class ProcessError(BHPEFTError, RuntimeError):

@@ -32,7 +32,7 @@ from tools.sentiment import Round, sentiment, two_rounds
 
 __all__ = ["Settings", "app", "run"]
 
-ONE, ENSEMBLE, POSTERIOR = "one fine-tuned model", "three of them", "posterior"
+ONE, ENSEMBLE, POSTERIOR = "one fine-tuned model", "several, averaged", "posterior"
 _COLOURS = {ONE: GREY, ENSEMBLE: ORANGE, POSTERIOR: BLUE}
 _LOW, _HIGH = -4, 4  # the scale of the ratings
 _console = Console()
@@ -73,13 +73,14 @@ def run(
     options = bh.FitOptions(
         epochs=settings.epochs, seed=settings.seed, progress=_console.is_terminal
     )
-    with _step("Fine-tune LoRA, adapter and prefix on film sentences, from three starts"):
+    starts = settings.components
+    with _step(f"Fine-tune LoRA, adapter and prefix on film sentences, from {starts} starts"):
         points = bh.fit(
             bh.tasks.ratings(backbone, _LOW, _HIGH, tokenizer=tokenizer),
             "delta",
             films.train,
             validation=films.validation,
-            components=settings.components,
+            components=starts,
             options=options,
         )
     with _step("Measure how well these weights are known: a Laplace approximation around each"):
@@ -88,6 +89,7 @@ def run(
         models = {ONE: points.components[0], ENSEMBLE: points, POSTERIOR: posterior}
         before = {name: _predict(model, films) for name, model in models.items()}
         _say("Error: mean squared, of all; certain half: of those that a model is most certain of.")
+        _say("NLL: how little it expected the true ratings. In 90 %: how many its intervals hold.")
         _show("Films", before)
         _doubts(before[POSTERIOR])
     with _step(f"Learn {len(tweets.train)} tweets, without a look back at the films"):

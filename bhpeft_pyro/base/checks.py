@@ -20,6 +20,7 @@ import operator
 import os
 import re
 import reprlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -138,16 +139,14 @@ def string(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> 
 
 _SUFFIXES = (".csv", ".json", ".jsonl")
 _LONGEST = 255  # characters of a file's name
-_SHEET = (
-    'save it as "CSV UTF-8" in the spreadsheet program, or in Python give pandas.read_excel(...)'
-)
+_SHEET = 'save it as "CSV UTF-8" in the spreadsheet program; in Python, give pandas.read_excel(...)'
 # Other files, which are no names on the hub either, and what to do.
 _OTHERS = {
-    ".gz": "unpack it, or in Python give pandas.read_csv(...)",
+    ".gz": "unpack it",
     ".ods": _SHEET,
-    ".parquet": "in Python give pandas.read_parquet(...)",
-    ".tsv": 'in Python give pandas.read_csv(..., sep="\\t")',
-    ".txt": "in Python give a list of its texts",
+    ".parquet": "write it as CSV; in Python, give pandas.read_parquet(...)",
+    ".tsv": 'write it with commas, as CSV; in Python, give pandas.read_csv(..., sep="\\t")',
+    ".txt": "write it as CSV, with a header; in Python, give a list of its texts",
     ".xls": _SHEET,
     ".xlsx": _SHEET,
 }
@@ -286,3 +285,13 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, dict):
         return all(_fits(k, of[0]) and _fits(v, of[1]) for k, v in value.items())
     return all(_fits(entry, of[0]) for entry in value)
+
+
+def to_caller() -> int:
+    """The `stacklevel` of the code that called Pyro, for a warning of the function that asks: one
+    that points at a line of that code is shown once, however many draws there are."""
+    frame, level = sys._getframe(1), 1
+    within = ("bhpeft_pyro", "pyro", "torch")
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in within:
+        frame, level = frame.f_back, level + 1
+    return level

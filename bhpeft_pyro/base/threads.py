@@ -20,6 +20,7 @@ from pyro import poutine
 from pyro.poutine import runtime
 from torch import Tensor
 
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # devices that have it
 _FORK = 5.0  # seconds that a fork waits at the door, and then for its turn
 
 _FITS = threading.RLock()
@@ -164,7 +165,7 @@ def without_autocast() -> Iterator[None]:
     """The caller's autocast is off: `bf16=` decides what is computed in bfloat16, which has too few
     digits to resolve narrow directions of a covariance."""
     with ExitStack() as off:
-        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+        for device in filter(torch.is_autocast_enabled, _AUTOCAST):
             off.enter_context(torch.autocast(device, enabled=False))
         yield
 

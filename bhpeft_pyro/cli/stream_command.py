@@ -104,7 +104,7 @@ def stream(
     task = whole.task
     if grow and task.name in ("classes", "words"):
         task = _task_of_first(batches, reading, data)
-    say(f"{len(batches)} batch{'es' * (len(batches) > 1)}, {task}")
+    say(f"{len(batches)} batch{'es' * (len(batches) > 1)}" + f", {task}" * (task is not whole.task))
     model = task.model(*whole.backbone(device), getattr(presets, preset)())
     if done := len(streams.History(out / ROUNDS).rounds):
         none = "; none is new" if done == len(batches) else ""

@@ -88,8 +88,9 @@ def _objects(path: Path) -> Iterator[object]:
                 continue
             if line.lstrip().startswith("["):
                 raise DataError(
-                    f"line {number} begins a list; expected an object a line, as "
-                    'pandas.read_json(...).to_json(..., orient="records", lines=True) writes it'
+                    f"line {number} begins a list; expected an object a line (JSON lines); in "
+                    'Python, pandas.read_json(...).to_json(..., orient="records", lines=True) '
+                    "writes it"
                 )
             try:
                 cells = json.loads(line, object_pairs_hook=_once)

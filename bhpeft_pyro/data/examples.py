@@ -161,12 +161,16 @@ class Examples:
         Raises:
             DataError: no index, or one outside 0..N-1.
         """
-        chosen = torch.as_tensor(indices)
-        whole = chosen.dim() == 1 and chosen.dtype in (torch.int32, torch.int64) and len(chosen) > 0
-        if not whole or int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
+        try:
+            chosen = torch.as_tensor(indices)
+            torch.iinfo(chosen.dtype)  # an error unless they are integers
+        except (TypeError, ValueError, RuntimeError):
+            chosen = torch.zeros(0)
+        chosen = chosen.long()
+        one = chosen.dim() == 1 and len(chosen) > 0
+        if not one or int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
             what = f"one or more integers from 0 to {len(self) - 1}"
             raise DataError(f"indices={shown(indices)}; expected {what}")
-        chosen = chosen.long()
         rows, present, words = self._rows(chosen)
         return replace(
             self,

@@ -289,8 +289,11 @@ def read_labels(
     check_types(cells, column, (list, tuple), 'a list of names, such as ["sport", "money"]')
     places = [(i, "") for i, cell in enumerate(cells) for _ in cell]
     labels, of_label = [*chain.from_iterable(cells)], getattr(feature, "feature", None)
-    named = isinstance(of_label, ClassLabel) or any(isinstance(label, str) for label in labels)
-    if named or (names is not None and not labels):
+    texts = any(isinstance(label, str) for label in labels)
+    if texts and names is None and not new_names:
+        raise DataError(f"column {column!r} has names, and the labels of this model have none")
+    numbered = isinstance(of_label, ClassLabel) and (labels or new_names)
+    if texts or numbered or (names is not None and not labels):
         with naming_entries(places):
             indices, classes, count = read_classes(
                 labels, column, of_label, names, num_labels, new_names

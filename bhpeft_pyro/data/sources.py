@@ -257,12 +257,13 @@ def _table(name: str, column: list[Any]) -> Dataset:
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         first = type(column[0])
         odd = [i for i, value in enumerate(column) if not _fits(value, first)]
+        unicode = isinstance(error, UnicodeError)
+        why = f"{'not valid Unicode' if unicode else 'mixed or unknown types'}: {error}"
         if not odd:
-            raise DataError(f"column {name!r}: mixed or unknown types: {error}") from error
+            raise DataError(f"column {name!r}: {why}") from error
         other = column[odd[0]]
-        why = f"a {type(other).__name__}, where the first row has a {first.__name__}"
-        if isinstance(error, UnicodeError):
-            why = f"not valid Unicode: {error}"
+        if not unicode:
+            why = f"a {type(other).__name__}, where the first row has a {first.__name__}"
         raise wrong(name, odd, f"{shown(other)}: {why}") from error
 
 

@@ -16,7 +16,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ..base.checks import SAMPLES, SEED, check
 from ..base.distributions import base_of
-from ..errors import PriorError
+from ..errors import GuideError, PriorError
 from ..guides import latents
 from ..guides.guide import prior_of
 from ..model.model import Model
@@ -294,7 +294,14 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
     if guide.scales() or guide.point:
         means, sds = guide.strategy.prior_moments()
     else:
-        alone, _ = earlier_posterior(prior_of(posterior.model, guide), "shifts").independent()
+        try:
+            prior = prior_of(posterior.model, guide)
+        except GuideError as error:
+            raise GuideError(
+                f"shifts: the means and sds of {guide.title()} are not known; expected one of "
+                "bhpeft_pyro.guides"
+            ) from error
+        alone, _ = earlier_posterior(prior, "shifts").independent()
         bases: dict[str, Any] = {name: base_of(q) for name, q in alone.distributions.items()}
         means, sds = ({k: getattr(b, part) for k, b in bases.items()} for part in ("loc", "scale"))
     moments = {}

@@ -202,11 +202,11 @@ class DrawsGuide(Guide):
     True
     """
 
-    samples: int
+    draws_kept: int
 
     def __init__(self, model: Model, samples: int, statistics: Sequence[str] = ()) -> None:
         super().__init__()
-        self.samples, self._named = samples, tuple(statistics)
+        self.draws_kept, self._named = samples, tuple(statistics)
         if self._named:
             self.register_buffer("_statistics", torch.zeros(len(self._named), samples).double())
         self._supports: dict[str, tuple[Constraint, tuple[int, ...]]] = {}
@@ -261,9 +261,9 @@ class DrawsGuide(Guide):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         values = self._values()
         start = next(iter(values.values())).new_zeros(())
-        which = dist.Uniform(start, start + self.samples)
+        which = dist.Uniform(start, start + self.draws_kept)
         index = pyro.sample("draw", which, infer={"is_auxiliary": True}).long()
-        index = index.clamp_max(self.samples - 1)  # by rounding it may be S
+        index = index.clamp_max(self.draws_kept - 1)  # by rounding it may be S
         return {
             name: pyro.sample(name, dist.Delta(value[index], event_dim=value.dim() - 1))
             for name, value in values.items()
@@ -273,8 +273,8 @@ class DrawsGuide(Guide):
         # Each of the S draws once, in the sampler's order, before any comes again. Of fewer than S
         # any are taken.
         parts = [
-            torch.randperm(self.samples, generator=generator)[: samples - start].sort().values
-            for start in range(0, samples, self.samples)
+            torch.randperm(self.draws_kept, generator=generator)[: samples - start].sort().values
+            for start in range(0, samples, self.draws_kept)
         ]
         return {"draw": torch.cat(parts) + 0.5}
 
@@ -304,7 +304,7 @@ class DrawsGuide(Guide):
         )
 
     def options(self) -> dict[str, Any]:
-        return {"samples": self.samples, "statistics": [*self._named]}
+        return {"samples": self.draws_kept, "statistics": [*self._named]}
 
     @classmethod
     def size(

@@ -87,14 +87,14 @@ class Guide(nn.Module):
         linear: this is a posterior of the network linearised around `means()`, and predictions use
             `covariance`.
         joint: it keeps correlations between sites from one round to the next.
-        samples: how many draws it consists of; None for a distribution.
+        draws_kept: how many draws it consists of; None for a distribution.
         numbers: how many are trained for each latent, if that says its `size`.
     """
 
     point: bool = False
     linear: bool = False
     joint: bool = False
-    samples: int | None = None
+    draws_kept: int | None = None
     numbers: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

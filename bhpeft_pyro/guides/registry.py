@@ -211,7 +211,7 @@ def check_made_for(model: Model, guide: Guide) -> None:
     if isinstance(guide, ForeignGuide | PyroGuide):
         return
     covered = latents(model)
-    if not guide.joint and guide.samples is None:  # draws of all weights are split
+    if not guide.joint and guide.draws_kept is None:  # draws of all weights are split
         check_separate(guide.title(), covered)
     try:
         central = {name: tuple(value.shape) for name, value in guide.means().items()}

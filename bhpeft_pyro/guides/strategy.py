@@ -16,10 +16,10 @@ from ..base.fit_options import FitOptions
 from ..data import Examples
 from ..model.model import Model
 from ..priors import Prior
-from .laplace.choice_of_tau import Width
 
 if TYPE_CHECKING:
     from .guide import Guide
+    from .laplace.choice_of_tau import Width
 
 
 class Strategy:

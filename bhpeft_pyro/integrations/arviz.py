@@ -126,7 +126,7 @@ def to_arviz(
         model, columns = posterior.model, posterior.columns
         # Components come from independent fits and count alike.
         chains, prior = posterior.guide.components, prior_like(model, posterior.guide)
-    most = min((guide.samples for guide in chains if guide.samples is not None), default=None)
+    most = min((guide.draws_kept for guide in chains if guide.draws_kept is not None), default=None)
     if samples is None:
         samples = most or _SAMPLES
     elif most is not None and samples > most:

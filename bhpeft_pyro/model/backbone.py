@@ -211,18 +211,17 @@ def identity(backbone: PreTrainedModel) -> dict[str, Any]:
 
 
 def check_identity(backbone: PreTrainedModel, saved: Mapping[str, Any]) -> None:
-    """Refuse another backbone than that whose `identity` was saved (older files lack parts of it,
-    and have more settings).
+    """Refuse another backbone than that whose `identity` was saved.
 
     Raises:
         SaveError: the weights or a setting differ.
     """
     own = identity(backbone)
-    for name, was in saved.get("settings", {}).items():
+    for name, was in saved["settings"].items():
         now = getattr(backbone.config, name, None)
         if now is not None and now != was:
             raise _another(backbone, saved, f"its {name} was {was!r}, not {now!r} as in")
-    if any(saved.get(k, own[k]) != own[k] for k in ("fingerprint", "weights", "rows")):
+    if any(saved[k] != own[k] for k in ("fingerprint", "weights", "rows")):
         raise _another(backbone, saved, "its weights differ from those of")
 
 
@@ -274,9 +273,7 @@ def check_outputs(
     Raises:
         SaveError: the outputs differ.
     """
-    if (before := saved.get("outputs")) is None:  # an older file
-        return
-    then, now = (torch.tensor(some, dtype=torch.float64) for some in (before, outputs))
+    then, now = (torch.tensor(some, dtype=torch.float64) for some in (saved["outputs"], outputs))
     exact = torch.get_float32_matmul_precision() == "highest"
     dtype = backbone.dtype if exact else torch.bfloat16
     tolerance = max(2e-3, 10 * torch.finfo(dtype).eps)

@@ -179,7 +179,8 @@ def _head(model: Model) -> Head | ClassifierHead:
     likelihood = model.likelihood
     if not likelihood.grows:
         raise LikelihoodError(
-            f"grow: expected a Categorical likelihood, this model has {type(likelihood).__name__}"
+            "grow: expected a likelihood whose new classes are new outputs, such as Categorical; "
+            f"this model has {type(likelihood).__name__}"
         )
     return model.network.head
 

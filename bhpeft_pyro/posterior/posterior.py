@@ -233,11 +233,20 @@ class Posterior:
         """Accuracy, NLL, ECE and other metrics (`metrics.evaluate`) on labelled data."""
         return evaluate(self.predict(self.encode(data), samples, **options))
 
-    def to_arviz(self, data: object | None = None, **options: Any) -> Any:
-        """Draws, the trace of the fit and, given data, predictions; see `arviz.to_arviz`."""
+    def to_arviz(
+        self,
+        data: object | None = None,
+        *,
+        samples: int | None = None,
+        sites: str | Sequence[str] | None = None,
+        max_bytes: int = 2**30,
+        seed: int = 0,
+    ) -> Any:
+        """Draws, the trace of the fit and, given data, predictions; see
+        `integrations.arviz.to_arviz`."""
         from ..integrations.arviz import to_arviz
 
-        return to_arviz(self, data, **options)
+        return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
 
     def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
         """How good the approximation is; see `diagnostics.diagnose`."""
@@ -356,33 +365,42 @@ class Posterior:
 
         return grow(self, labels)
 
-    def to_peft(self, folder: str | Path, component: int | None = None, **options: Any) -> Path:
-        """Write adapters that the `peft` library loads; see `huggingface.to_peft`."""
+    def to_peft(
+        self,
+        folder: str | Path,
+        component: int | None = None,
+        *,
+        draws: int = 0,
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write adapters that the `peft` library loads; see `integrations.huggingface.to_peft`."""
         from ..integrations.huggingface import to_peft
 
-        return to_peft(self, folder, component, **options)
+        return to_peft(self, folder, component, draws=draws, seed=seed, overwrite=overwrite)
 
     def merge(self, component: int | None = None) -> PreTrainedModel:
-        """A plain Hugging Face classifier; see `huggingface.merge`."""
+        """A plain Hugging Face classifier; see `integrations.huggingface.merge`."""
         from ..integrations.huggingface import merge
 
         return merge(self, component)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """`save`, with a model card; see `huggingface.save_pretrained`."""
+        """`save`, with a model card; see `integrations.huggingface.save_pretrained`."""
         from ..integrations.huggingface import save_pretrained
 
         return save_pretrained(self, folder, overwrite)
 
     @staticmethod
     def from_pretrained(name: str | Path, *args: Any, **options: Any) -> Posterior:
-        """`load`, also from the Hugging Face hub; see `huggingface.from_pretrained`."""
+        """`load`, also from the Hugging Face hub; see
+        `integrations.huggingface.from_pretrained`."""
         from ..integrations.huggingface import from_pretrained
 
         return from_pretrained(name, *args, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload to the Hugging Face hub; see `huggingface.push_to_hub`."""
+        """Upload to the Hugging Face hub; see `integrations.huggingface.push_to_hub`."""
         from ..integrations.huggingface import push_to_hub
 
         return push_to_hub(self, repo_id, **options)

@@ -143,6 +143,7 @@ def from_state(
     check_outputs(backbone, fixed_outputs(network), fitted_on)
     _load(network, tensors, "network")
     network.in_use = True
+    mixed = any(report.components for report in lineage)  # one fit alone may be a mixture too
     parts = []
     for number, component in enumerate(plain["components"]):
         model = Model(network, priors[number], labels)
@@ -150,10 +151,10 @@ def from_state(
             component, tensors, f"{number}.", model, makers[number]
         )
         reports = lineage
-        if len(makers) > 1:
+        if mixed:
             reports = tuple(report.components[number] for report in lineage)
         parts.append(Posterior(model, fitted, reports, columns, first_priors[number], coreset))
-    return MixturePosterior(parts, lineage) if len(parts) > 1 else parts[0]
+    return MixturePosterior(parts, lineage) if mixed else parts[0]
 
 
 def _priors_to_state(priors: Sequence[Prior | None], part: str) -> tuple[list[Plain], Tensors]:
@@ -232,7 +233,7 @@ def _component_to_state(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     tensors = _tensors(f"{prefix}guide", guide)
     if (coreset := part.coreset) is not None:
         examples, more = stored_examples.to_state(coreset.examples)
-        plain["coreset"] = {"examples": examples, "report": asdict(coreset.report)}
+        plain["coreset"] = {"examples": examples, "report": asdict(coreset.report.thinned())}
         tensors |= {f"{prefix}coreset.examples.{name}": value for name, value in more.items()}
         tensors |= _tensors(f"{prefix}coreset.guide", coreset.guide)
     return plain, tensors

@@ -50,14 +50,21 @@ from .posterior import Posterior
 FORMAT = 3
 FILE = "posterior.safetensors"
 
-_BEFORE = "posterior.json"  # of formats 1 and 2, whose tensors are in a second file
+EARLIER = "posterior.json"
+"""The file of formats 1 and 2, whose tensors are in a second one."""
+_EARLIER_TENSORS = re.compile(r"posterior-[0-9a-f]{16}\.safetensors")
 _LARGEST = 100_000_000  # bytes of a header; the safetensors library reads no larger one
 _DEEPEST = 40  # levels of the plain part; a posterior has about ten
 
 
 def exists(folder: Path) -> bool:
     """Whether a folder holds a posterior, of this format or an earlier one."""
-    return (folder / FILE).exists() or (folder / _BEFORE).exists()
+    return (folder / FILE).exists() or (folder / EARLIER).exists()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a save leaves that was killed."""
+    return all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True) -> Path:
@@ -85,6 +92,9 @@ def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True
         _check_free(folder, overwrite)  # another process may have been faster
         with writing(folder / FILE) as file:
             file.writelines(parts)
+        for path in folder.iterdir():
+            if path.name == EARLIER or _EARLIER_TENSORS.fullmatch(path.name):
+                path.unlink()
     return folder
 
 
@@ -127,8 +137,8 @@ def packed(plain: Plain, tensors: Mapping[str, Tensor]) -> tuple[bytes, memoryvi
     if len(text) > _LARGEST:
         raise SaveError(
             f"path: all but the tensors of this posterior take {len(text):,} bytes, expected at "
-            f"most {_LARGEST:,}; a bh.streams.History keeps the reports of its rounds apart, and "
-            "fewer texts may be replayed"
+            f"most {_LARGEST:,}: the steps of its last round, the reports of earlier rounds (which "
+            "a bh.streams.History keeps apart) and the texts for replay"
         )
     return len(text).to_bytes(8, "little") + text, behind
 
@@ -189,10 +199,10 @@ def _read(path: Path, all_of_it: bool = False) -> tuple[Plain, str, bytes]:
 
 
 def _nothing_in(folder: Path) -> SaveError:
-    if not (folder / _BEFORE).exists():
+    if not (folder / EARLIER).exists():
         return SaveError(f"path: no saved posterior in {folder}")
     return SaveError(
-        f"path: {folder} holds a posterior of an earlier version, in two files ({_BEFORE} and its "
+        f"path: {folder} holds a posterior of an earlier version, in two files ({EARLIER} and its "
         f"tensors); bhpeft_pyro {__version__} reads {FILE} alone. Fit it again and save it, with "
         "overwrite=True or elsewhere; or go on with the version that wrote it"
     )

@@ -24,7 +24,7 @@ from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..model.cached_batches import BATCH, CachedBatches, check_all
-from ..model.likelihoods.likelihood import Scale
+from ..model.likelihoods.likelihood import Range
 from ..model.linearized import examples_at_once, jacobian, symmetric_noise
 from ..model.model import Model
 from .draws import Draws, Statistics, by_batch, draw_parts, passes, private_rng, strata
@@ -96,7 +96,7 @@ def predict(
             values = [torch.cat(part) for part in zip(*(run() for run in runs), strict=True)]
             if model.likelihood.kind == "rating":
                 exact = closed and model.likelihood.constant_noise
-                made = _ratings(values, batches.examples, exact, model.likelihood.scale)
+                made = _ratings(values, batches.examples, exact, model.likelihood.label_range)
             else:
                 made = _classes(values[0], batches.examples, keep_samples)
         return made if examples.words is None else replace(made, rows=batches.examples.rows)
@@ -215,7 +215,7 @@ def _classes(
 
 
 def _ratings(
-    values: Sequence[Tensor], examples: Examples, exact: bool, scale: Scale
+    values: Sequence[Tensor], examples: Examples, exact: bool, scale: Range
 ) -> RatingForecast:
     """From means and sds, with the variances of the means if they are exact, or else with outcomes
     and densities if there are any."""

@@ -214,7 +214,7 @@ class History:
         """
         with self.writing():
             for folder in self.folder.iterdir() if is_main() else ():
-                if _ID.fullmatch(folder.name) and not saving.exists(folder):
+                if _ID.fullmatch(folder.name) and folder.is_dir() and saving.is_unfinished(folder):
                     refuse_link(folder)
                     shutil.rmtree(folder)
 

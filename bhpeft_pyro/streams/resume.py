@@ -39,8 +39,16 @@ def last_round(history: History, model: Model) -> Posterior | None:
     heads = (replace(each.network.head, outputs=2) for each in (there, model))
     _check_same(history, "model", "with a head", *heads)
     if _differs(model.likelihood, there.likelihood):
-        _check_same(history, "model", "with a likelihood", there.likelihood, model.likelihood)
+        both = map(_in_words, (there.likelihood, model.likelihood))
+        _check_same(history, "model", "with a likelihood", *both)
     return last
+
+
+def _in_words(likelihood: Likelihood) -> str:
+    """The class of a likelihood, or its import path, and the options."""
+    plain = likelihood_to_state(likelihood)
+    name = plain.pop("class")
+    return f"{name}({', '.join(f'{option}={value!r}' for option, value in plain.items())})"
 
 
 def check_same_stream(

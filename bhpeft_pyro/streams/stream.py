@@ -210,11 +210,11 @@ def prequential(
             try:
                 tested = _encoded(posterior, tests)
             except DataError:
-                history.add(posterior.with_report(name=name, metrics=metrics))  # what was learnt
+                history.add(_noted(posterior, name, metrics))  # what was learnt
                 raise
             with work(share=0):
                 metrics |= _scores(posterior, tested, samples, first)
-            posterior = posterior.with_report(name=name, metrics=metrics)
+            posterior = _noted(posterior, name, metrics)
             if tested:
                 learnt = posterior.encode(data)
                 if copies := sum(shared(learnt, rows) for rows in tested.values()):
@@ -238,6 +238,12 @@ def prequential(
             )
         Record.of(posterior).save(folder)
         return posterior
+
+
+def _noted(posterior: Posterior, name: str, metrics: dict[str, float]) -> Posterior:
+    """The posterior with the name of its batch and more metrics beside those of the learner."""
+    report = posterior.report
+    return posterior.with_report(name=name or report.name, metrics=report.metrics | metrics)
 
 
 def _before(

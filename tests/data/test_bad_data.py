@@ -196,7 +196,12 @@ SEVERAL: list[Case] = [
         (labels(["a"], ["b"], ["z"]), {"columns": AB}, "row 2: 'z' is not"),
         (labels(["a"], ["b"], []), {"num_labels": 3}, r"has 2 classes: \('a', 'b'\)"),
         (labels(["a"], ["a"], []), {"num_labels": 2}, r"has 1 classes: \('a',\)"),
-        (labels(["a"], ["b"]), {"new_names": False}, "'a' is a name, and the classes have none"),
+        (
+            labels(["a"], ["b"]),
+            {"new_names": False},
+            "has names, and the labels",
+        ),
+        (labels(["0", "1"]), {"new_names": False}, "has names, and the labels"),
         (labels([1, 0], [1]), {}, r"row 1: \[1\]; expected a list of names of labels, or 2"),
         (labels([1, 0], [2, 0]), {}, r"row 1: \[2, 0\]"),
         (labels([1, 0]), {"num_labels": 3}, "row 0: .* or 3 numbers 0 or 1"),
@@ -266,7 +271,7 @@ FILES: dict[str, tuple[str, str]] = {
     "number.jsonl": (lines(OK, 7), "line 2: a int .7.; expected an obj"),
     "list.json": (
         "\n[" + lines({"text": "good", "label": 0}) + "]",
-        r"list.json.*line 2 begins a list; expected an object a line, as pandas\.read_json",
+        r"list.json.*line 2 begins a list; expected an object a line.*in Python, pandas\.read_json",
     ),
     "mixed.jsonl": (
         lines(*({"text": "a", "label": v} for v in (0, 1, "x"))),
@@ -279,7 +284,7 @@ FILES: dict[str, tuple[str, str]] = {
     "latin.csv": ("text,label\ncaf\xe9,0\n", "latin.*utf-8.*decode byte 0xe9"),
     "latin.jsonl": ('{"text": "caf\xe9"}', "latin.*utf-8.*decode byte 0xe9"),
     "rows.txt": ("good", r"rows.txt'?: expected a .csv, .json or .jsonl file; .* a list of its"),
-    "rows.csv.gz": ("", r"rows.csv.gz'?: expected a .csv, .* pandas\.read_csv"),
+    "rows.csv.gz": ("", r"rows.csv.gz'?: expected a .csv, .*unpack it"),
 }
 
 

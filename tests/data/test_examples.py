@@ -112,10 +112,11 @@ def test_fingerprints_know_what_differs() -> None:
     assert len({*others}) == len(others)
 
 
-@pytest.mark.parametrize("bad", [[], [5], [-1], [0.5], [True, False], 3])
+@pytest.mark.parametrize("bad", [[], [5], [-1], [0.5], [True, False], 3, None, ["a"]])
 def test_subsets_that_cannot_be(bad: Any) -> None:
     with pytest.raises(DataError, match="expected one or more integers from 0 to 4"):
         numbered([3, 1, 4, 1, 5]).subset(bad)
+    assert len(numbered([3, 1, 4, 1, 5]).subset(torch.tensor([4, 2], dtype=torch.uint8))) == 2
 
 
 def test_what_differs_is_not_put_together(each: dict[str, Examples]) -> None:

@@ -254,6 +254,17 @@ def test_a_function_of_the_outputs() -> None:
         expected = stats.poisson.logpmf(table["label"], hours * outputs.exp().numpy())
         assert found.shape == (4, 3)
         torch.testing.assert_close(found, torch.from_numpy(expected).float())
+    # Of all extra columns it gets those that it names.
+    columns, table["rater"] = bh.Columns(extra=("rater",)), [1.0, 2.0, 3.0]
+    names: list[str] = []
+
+    def by_name(outputs: Tensor, extra: dict[str, Tensor]) -> dist.Poisson:
+        names.extend(extra)
+        return dist.Poisson(outputs[..., 0].exp())
+
+    model = bh.Model(network, likelihood=Function(by_name, columns=("hours",)))
+    model.predictive(weights, next(model.encode(table, columns).batches(3)))
+    assert {*names} == {"hours"}
     batch = bh.data.Batch({"input_ids": torch.ones(2, 1, dtype=torch.long)})
     with pytest.raises(LikelihoodError, match="reads the column 'hours', and the batch has no ext"):
         with_hours.predictive(weights, batch)

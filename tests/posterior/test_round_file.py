@@ -109,6 +109,15 @@ def test_every_likelihood_comes_back_in_both_rounds(
     assert third.report.history == again.report.history
 
 
+def test_a_mixture_of_the_one_component_that_was_fitted_comes_back_as_one(tmp_path: Path) -> None:
+    one = fit(*DATA[0], guide="laplace", components=1)
+    mixture = bh.posterior.MixturePosterior.of_round([one], one.report.options)
+    mixture.save(tmp_path / "run")
+    again = load(tmp_path / "run")
+    assert again.is_mixture and again.lineage == mixture.lineage
+    assert again.components[0].report.tau == one.report.tau is not None
+
+
 # Priors and guides of one's own
 
 

@@ -99,15 +99,19 @@ def test_a_folder_of_an_earlier_version_is_not_taken_for_an_empty_one(
         one.save(old)
     with pytest.raises(SaveError, match="of an earlier version"):
         _ = bh.streams.History(tmp_path).rounds
+    (old / "posterior-0123456789abcdef.safetensors").touch()
     one.save(old, overwrite=True)
     assert load(old).lineage == one.lineage
+    assert [path.name for path in old.iterdir()] == ["posterior.safetensors"]
 
 
 def test_a_header_is_no_larger_than_others_read(
     tmp_path: Path, one: bh.Posterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saving, "_LARGEST", 1000)
-    with pytest.raises(SaveError, match=r"take [\d,]+ bytes, expected at most 1,000; a .*History"):
+    with pytest.raises(
+        SaveError, match=r"take [\d,]+ bytes, expected at most 1,000: the .*History"
+    ):
         one.save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -144,11 +144,13 @@ def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / first.report.id).is_dir() and history.rounds == {}
     id = history.add(first)
     assert torch.equal(predicted(load(history, id)), predicted(first))
-    for name in ("0123456789ab", "somebody's"):
+    for name in ("0123456789ab", "somebody's", "202612010000"):
         (tmp_path / name).mkdir()
+    (tmp_path / "202612010000" / "photo").touch()
+    (tmp_path / "ba9876543210").touch()
     history.clean()
     names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
-    assert names == {id, "somebody's"}  # only what `add` writes is removed
+    assert names == {id, "somebody's", "202612010000", "ba9876543210"}  # only what `add` left
 
 
 def test_metrics_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:

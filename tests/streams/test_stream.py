@@ -167,11 +167,12 @@ def test_a_stream_beside_another_in_one_folder_is_refused_at_once(tmp_path: Path
         with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* is writing into"):
             run(tmp_path)
         if last is not None:
-            return last.update(data)
+            return last.update(data).with_report(metrics={"own": 7.0})
         return bh.fit(tiny_model(()), "normal", data, max_steps=2, progress=False)
 
     options: dict[str, Any] = {"drift": False, "progress": False}
-    bh.streams.prequential(tiny_model(()), learn, WEEKS, tmp_path, **options)
+    last = bh.streams.prequential(tiny_model(()), learn, WEEKS, tmp_path, **options)
+    assert last.report.metrics["own"] == 7 and "nll" in last.report.metrics  # beside the stream's
     assert len(bh.streams.History(tmp_path / "rounds").leaves) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("record.csv", "record.json", "rounds")

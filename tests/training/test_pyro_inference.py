@@ -200,8 +200,9 @@ def test_weight_draws_of_the_linearised_network_warn_in_the_network_itself(compo
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # silent, as it is right
             posterior.predict(tiny_examples(4), samples=2, keep_samples=True)
-        with pytest.warns(UserWarning, match="linearised") if kinds else nullcontext():
+        with pytest.warns(UserWarning, match="linearised") if kinds else nullcontext() as caught:
             assert predictive(batch)["label"].shape == (2, 5)
+        assert all(warning.filename == __file__ for warning in caught or ())
 
 
 def test_conditioning_on_a_weight(model: bh.Model, batch: bh.data.Batch, exact: Exact) -> None:

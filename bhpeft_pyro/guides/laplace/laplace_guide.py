@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...base.checks import COUNT
+from ...base.checks import COUNT, to_caller
 from ...base.distributions import CHUNK, Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
 from ...data.batch import Batch
@@ -160,7 +160,7 @@ class LaplaceGuide(Guide):
                     "guide: these weights are draws for the network linearised around "
                     "guide.means(), and a model that is run under them (Predictive, SVI, "
                     "Importance) predicts something else; expected posterior.predict(texts)",
-                    stacklevel=2,
+                    stacklevel=to_caller(),
                 )
             center = self.factors() * self.loc
             drawn: Any = LowRankNormal(center, self.covariance, validate_args=False)
@@ -280,8 +280,8 @@ class LaplaceGuide(Guide):
     def as_prior(self) -> JointPrior:
         if not self.measured:
             raise GuideError(
-                "this Laplace approximation has no covariance yet, so it cannot be a prior: fit it "
-                "with bh.fit, or call widen(data) on its posterior"
+                "this Laplace approximation has no covariance yet, so it cannot be a prior; in "
+                "Python, fit it with bh.fit, or call widen(data) on its posterior"
             )
         covariance = self.precision.at(1.0)
         return self.joined(LowRankNormal(self.loc.detach().clone(), covariance))

@@ -267,8 +267,9 @@ def check_targets(network: RandomPEFT) -> None:
     """Refuse projections that also project relative positions, on which LoRA does not act here."""
     config = network.backbone.config
     shared = architecture_of(config.model_type).positions and config.share_att_key
-    for target in {site.name.split(".")[1] for site in network.attachment.sites if shared}:
-        if target in ("query", "key"):
+    targets = {site.name.split(".")[1] for site in network.attachment.sites if shared}
+    for target in ("query", "key"):
+        if target in targets:
             raise ArchitectureError(
                 f"lora: in {config.model_type!r} {target!r} also projects relative positions, "
                 "which LoRA of peft and merged weights change, and LoRA here does not; expected "

@@ -20,7 +20,7 @@ from ...data.columns import Kind
 from ...errors import LikelihoodError
 from ...peft.sites import Site
 
-Scale = tuple[float | None, float | None]
+Range = tuple[float | None, float | None]
 """The ends of the scale of ratings; None for an end that is open."""
 
 
@@ -82,7 +82,7 @@ class Likelihood(ABC):
             Derivatives by the weights then take one backward pass less, and held-out rows choose a
             factor of the outputs of `laplace`, after its width.
         grows: whether new classes are new outputs, and nothing else (`Posterior.grow`).
-        scale: the ends of the scale of ratings; None for an end that is open.
+        label_range: the ends of the scale of ratings; None for an end that is open.
         columns: further columns of numbers that it reads, such as an exposure or a rater.
             They come as `outputs.extra`, and broadcast against `outputs.values[..., 0]`.
 
@@ -103,7 +103,7 @@ class Likelihood(ABC):
     softmax: bool = False
     grows: bool = False
     columns: tuple[str, ...] = ()
-    scale: Scale = (None, None)
+    label_range: Range = (None, None)
 
     @property
     def picks_one(self) -> bool:
@@ -131,8 +131,8 @@ class Likelihood(ABC):
         return self
 
     def log_noise(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """(), the logarithm of the noise scale under some weights, if there is a `noise_site`. The
-        scale is a multiple of `unit`."""
+        """(), the logarithm of the noise scale, in multiples of `unit`: the value of the
+        `noise_site`."""
         assert self.noise_site is not None
         return weights[self.noise_site]
 
@@ -270,7 +270,7 @@ class Function(Likelihood):
             )
 
     def distribution(self, outputs: Outputs) -> TorchDistribution:
-        more = (outputs.extra,) if self.columns else ()
+        more = ({name: outputs.extra[name] for name in self.columns},) if self.columns else ()
         labels = self.function(outputs.values, *more)
         if self.kind == "choice" and isinstance(labels, Categorical):
             return pyro.distributions.Categorical(logits=outputs.of_existing(labels.logits))

@@ -14,7 +14,7 @@ from torch.nn import functional
 from ...base.checks import MAYBE_POSITIVE, Number, check_fields
 from ...errors import DataError, LikelihoodError
 from ...peft.sites import Site, zeros
-from .likelihood import Likelihood, Outputs, Scale
+from .likelihood import Likelihood, Outputs, Range
 
 _SITE = "noise.log_scale"
 LEAST_NOISE = 1e-3
@@ -72,7 +72,7 @@ class Ratings(Likelihood):
         return (Site(_SITE, (), (), unit, zeros((), unit)),)
 
     @property
-    def scale(self) -> Scale:  # type: ignore[override]
+    def label_range(self) -> Range:  # type: ignore[override]
         return self.low, self.high
 
     def off_scale(self, labels: Tensor) -> str | None:

@@ -302,7 +302,7 @@ def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path)
     assert "nan" not in shown and first.split()[-1] == "-"
     again = bhpeft(*arguments(folder, "--batch", 14)[:2], "--out", folder / "one",
                    *arguments(folder, "--batch", 14)[4:])  # fmt: skip
-    assert "1 batch, classes" in again.stderr
+    assert "\n1 batch\n" in again.stderr
 
 
 def test_a_batch_too_small_to_be_tested_is_learnt_all_the_same(folder: Path) -> None:

@@ -50,9 +50,9 @@ class Settings:
         seed: of data, draws and starting values.
     """
 
-    train: tuple[int, int] = (200, 120)
-    validation: int = 80
-    test: int = 240
+    train: tuple[int, int] = (200, 100)
+    validation: int = 60
+    test: int = 160
     components: int = 3
     epochs: int = 4
     seed: int = 0

@@ -198,8 +198,8 @@ for name, ax in zip(("normal", "laplace"), axes, strict=True):
 
 # %% [markdown]
 # `normal` fails on a prediction, and on the likelihood of the labels: it is higher under the true
-# weights than under nearly all of the draws, because these are spread too widely. `laplace` fails on
-# the likelihood less clearly: a Normal around the mode cannot be as skewed as the posterior. Its
+# weights than under nearly all of the draws, because these are spread too widely. `laplace` fails
+# on the likelihood less clearly: a Normal around the mode cannot be as skewed as the posterior. Its
 # predictions pass.
 #
 # ## Real sentences

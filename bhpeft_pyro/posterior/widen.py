@@ -16,7 +16,7 @@ from ..training.estimated_noise import has_noise, settle_noise
 from ..training.initialization import centred
 from .mixture import Fitted, joined, parts_of
 from .posterior import Posterior
-from .round import Round
+from .round import Round, temperature
 from .update import note_first_prior
 
 # Fields of a report that a width changes. A `History` may have the point estimate too, by its id;
@@ -75,7 +75,7 @@ def _widened(
         examples,
         held_out,
         options,
-        temperature=last.temperature if options.temperature is None else options.temperature,
+        temperature=temperature(guide, options, True, last.temperature),
         facts={name: value for name, value in vars(last).items() if name not in _NEW}
         | {"examples": len(examples), "data": examples.fingerprint},
         columns=part.columns,

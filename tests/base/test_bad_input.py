@@ -22,7 +22,7 @@ from bhpeft_pyro.errors import (
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.model.likelihoods import Likelihood
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
-from bhpeft_pyro.training import loop as optimise
+from bhpeft_pyro.training import loop
 
 GOOD = {"text": ["w5 w9", "w6 w8", "w5", "w6"], "label": [0, 1, 0, 1]}
 
@@ -34,7 +34,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*_args: Any) -> Any:
         pytest.fail("a step was taken")
 
-    monkeypatch.setattr(optimise._Run, "_step", step)
+    monkeypatch.setattr(loop._Run, "_step", step)
 
 
 def refused(

@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 import bhpeft_pyro as bh
 from bhpeft_pyro.data import Examples, encode
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.model import cached_batches as passes
+from bhpeft_pyro.model import cached_batches
 from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.likelihoods import MultipleChoice
 from bhpeft_pyro.model.model import Model
@@ -35,7 +35,7 @@ def choices() -> tuple[Model, Examples]:
 def test_batches_of_any_width_get_the_states_of_their_texts(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "MAX_ROWS", 4)
+    monkeypatch.setattr(cached_batches, "MAX_ROWS", 4)
     model, examples = choices() if kind == "choice" else (tiny_model(UPPER), tiny_examples(9))
     feed = CachedBatches(model, examples)
     weights = {s.name: s.unit * torch.randn(s.shape) for s in model.network.sites}
@@ -70,7 +70,7 @@ def test_a_fit_and_its_forecast_are_the_same(guide: Any, monkeypatch: pytest.Mon
     texts = tiny_examples(20)
     kept, few = fitted(guide, **options)
     forecast = kept.predict(texts)
-    monkeypatch.setattr(passes, "_MAX_STATES", 0)
+    monkeypatch.setattr(cached_batches, "_MAX_STATES", 0)
     plain, many = fitted(guide, **options)
     assert len(few) < len(many) / 2
     for one, other in zip(kept.report.history, plain.report.history, strict=True):
@@ -95,9 +95,9 @@ def test_states_that_would_take_too_much_memory_are_not_kept(
     model, examples = tiny_model(UPPER), tiny_examples(5)
     states = CachedBatches(model, examples).states
     assert states is not None and states.shape == (len(examples.tokens.ids), 16)
-    monkeypatch.setattr(passes, "_MAX_STATES", states.nbytes)
+    monkeypatch.setattr(cached_batches, "_MAX_STATES", states.nbytes)
     assert CachedBatches(model, examples).states is not None
-    monkeypatch.setattr(passes, "_MAX_STATES", states.nbytes - 1)
+    monkeypatch.setattr(cached_batches, "_MAX_STATES", states.nbytes - 1)
     assert CachedBatches(model, examples).states is None
 
 

@@ -14,7 +14,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
-from bhpeft_pyro.training import loop as optimise
+from bhpeft_pyro.training import loop
 
 
 def turned(examples: bh.data.Examples) -> bh.data.Examples:
@@ -32,7 +32,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, *rows: list[float]) -> list[dict[str,
         states.append({k: v.clone() for k, v in run.guide.state_dict().items()})
         return torch.tensor(next(found))
 
-    monkeypatch.setattr(optimise._Run, "_evaluate", evaluate)
+    monkeypatch.setattr(loop._Run, "_evaluate", evaluate)
     return states
 
 

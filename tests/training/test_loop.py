@@ -22,7 +22,7 @@ from bhpeft_pyro.errors import ConfigError, DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.model.likelihoods import Categorical
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
-from bhpeft_pyro.training import loop as optimise
+from bhpeft_pyro.training import loop
 from bhpeft_pyro.training.initialization import own_start
 
 PRESETS: dict[str, Callable[[], Any]] = {
@@ -43,7 +43,7 @@ def fit(model: bh.Model | None = None, guide: Any = "normal", **options: Any) ->
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """A learning rate that neither rises nor falls."""
-    monkeypatch.setattr(optimise, "_rate", lambda done, steps: 1.0)
+    monkeypatch.setattr(loop, "_rate", lambda done, steps: 1.0)
 
 
 # What is trained
@@ -261,7 +261,7 @@ def test_a_fit_that_was_stopped_early_is_judged_where_it_was_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scores = iter([1.0, 0.5, 0.7, 0.8, 0.9])
-    monkeypatch.setattr(optimise._Run, "_evaluate", lambda _self: torch.tensor([next(scores)]))
+    monkeypatch.setattr(loop._Run, "_evaluate", lambda _self: torch.tensor([next(scores)]))
     model = tiny_model()
     options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, "patience": 2}
     stopped = fit(model, NormalGuide(model, init_scale=1e-3), max_steps=50, **options)

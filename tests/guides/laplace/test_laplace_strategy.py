@@ -24,8 +24,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.guides.laplace import choice_of_tau as candidates
-from bhpeft_pyro.guides.laplace import laplace_strategy
+from bhpeft_pyro.guides.laplace import choice_of_tau, laplace_strategy
 from bhpeft_pyro.guides.laplace.choice_of_tau import Candidates
 from bhpeft_pyro.guides.laplace.curvature import jacobians
 from bhpeft_pyro.model.likelihoods import Normal
@@ -134,7 +133,7 @@ def test_the_widths_prior_is_the_best_for_held_out_rows() -> None:
     posterior = exactly(model, examples, tau=None, validation=held_out)
     exact = Exact.of(model, examples, prior_sd=3.0)
     new = Exact.of(model, held_out, prior_sd=3.0)
-    mean, taus = flat(guide_of(posterior).means()), candidates.TAUS.tolist()
+    mean, taus = flat(guide_of(posterior).means()), choice_of_tau.TAUS.tolist()
     nlls = {tau: held_out_nll(exact, mean, new, tau) for tau in taus}
     best = min(nlls, key=nlls.__getitem__)
     (chosen,) = [tau for tau in taus if tau == pytest.approx(posterior.report.tau)]
@@ -337,7 +336,7 @@ def test_the_noise_is_chosen_with_the_width_of_the_first_round(
 
     def chosen(*args: Any) -> Candidates:
         free.append(args[-1])
-        return candidates.with_constant_noise(*args)
+        return choice_of_tau.with_constant_noise(*args)
 
     monkeypatch.setattr(laplace_strategy, "with_constant_noise", chosen)
     rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}

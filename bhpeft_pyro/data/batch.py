@@ -181,6 +181,32 @@ def in_order(count: int, batch_size: int) -> tuple[Tensor, ...]:
     return torch.arange(count).split(COUNT("batch_size", batch_size, DataError))
 
 
+def within(
+    order: Tensor, sizes: Tensor, batch_size: int, most: int | None = None
+) -> tuple[Tensor, ...]:
+    """Examples in this order, in batches of at most `batch_size`, which take at most `most` tokens
+    when all are padded to the longest; a batch of one may take more.
+
+    Args:
+        order: (M,) numbers of examples.
+        sizes: (N,) tokens of each example, by its number.
+
+    >>> [part.tolist() for part in within(torch.arange(6), torch.tensor([9, 4, 3, 2, 2, 2]), 3, 8)]
+    [[0], [1, 2], [3, 4, 5]]
+    """
+    batch_size = COUNT("batch_size", batch_size, DataError)
+    if most is None:
+        return order.split(batch_size)
+    counts, longest = [0], 0.0
+    for size in sizes[order].tolist():
+        longest = max(longest, size)
+        if counts[-1] == batch_size or (counts[-1] and (counts[-1] + 1) * longest > most):
+            counts.append(0)
+            longest = size
+        counts[-1] += 1
+    return order.split(counts)
+
+
 def shuffled(
     keys: Tensor,
     batch_size: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..base.checks import shown
 from ..errors import DataError
-from .batch import Batch, in_order, in_rows, shuffled
+from .batch import Batch, in_order, in_rows, shuffled, within
 from .columns import Kind
 from .copies import apart, fingerprint_of
 from .tokens import Tokens, cat
@@ -258,19 +258,29 @@ class Examples:
             plan = in_order(len(self), batch_size)
         return (self._batch(indices, states) for indices in plan)
 
-    def by_length(
-        self, batch_size: int, states: Tensor | None = None, only: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Batch]]:
+    def by_length(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
         """Pairs of indices (B,) and their batch, longest examples first, each exactly once.
 
         For prediction, with hardly any padding: `out[indices] = outputs` restores the order.
-        `states` are as for `batches`; `only` are the indices of the examples that are wanted.
         """
+        return self.planned(self.plan(batch_size))
+
+    def plan(
+        self, batch_size: int, only: Tensor | None = None, most: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """The indices of each batch of `by_length`: of all examples or those in `only`. Batches
+        have at most about `most` tokens, unless they are of a single example."""
         order = self._keys.argsort(descending=True, stable=True)
         if only is not None:
             order = order[torch.isin(order, only)]
-        plan = in_order(len(order), batch_size)
-        return ((order[at], self._batch(order[at], states)) for at in plan)
+        sizes = self.lengths if self.counts is None else self.lengths * self.counts
+        return within(order, sizes / self.per_text, batch_size, most)
+
+    def planned(
+        self, plan: Iterable[Tensor], states: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Pairs of indices and their batch; `states` are as for `batches`."""
+        return ((indices, self._batch(indices, states)) for indices in plan)
 
     @property
     def _keys(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from ..base.distributed import agree, map_over_ranks
 from ..base.progress import tracked
 from ..base.threads import without_autocast
 from ..data import Columns, Examples
-from ..data.batch import Batch, shuffled
+from ..data.batch import Batch, shuffled, within
 from ..data.tokens import Tokens
 from ..errors import BHPEFTError, DataError, FitError
 from .head import check_features
@@ -24,6 +24,7 @@ BATCH = 32
 """Texts per pass of a single draw."""
 MAX_ROWS = 64
 """Sequences per pass of the transformer."""
+_ON_CPU = 768  # tokens per pass there: more leave its cache, fewer leave its units idle
 _MAX_STATES = 2**30  # bytes of hidden states that are kept for a data set
 
 
@@ -79,16 +80,25 @@ class CachedBatches:
         for indices in shuffled(alike, batch_size, particles, generator):
             yield self._batch(indices).split(particles)
 
-    def prediction(
-        self, batch_size: int, only: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Batch]]:
-        """Batches with every example once, or with those of the indices `only`; and the indices."""
+    def prediction(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """Batches with every example once, and their indices."""
+        return self.planned(self.plan(batch_size))
+
+    def plan(
+        self, batch_size: int, only: Tensor | None = None, most: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """The indices of the examples in each batch: of all, or of those in `only`; batches that
+        the transformer reads have at most about `most` tokens."""
         if self.features is None:
-            yield from self.examples.by_length(batch_size, self.states, only)
-            return
+            return self.examples.plan(batch_size, only, most)
         wanted = torch.arange(len(self.examples)) if only is None else only
-        for indices in wanted.split(batch_size):
-            yield indices, self._batch(indices)
+        return wanted.split(batch_size)
+
+    def planned(self, plan: Iterable[Tensor]) -> Iterator[tuple[Tensor, Batch]]:
+        """Pairs of indices and their batch."""
+        if self.features is None:
+            return self.examples.planned(plan, self.states)
+        return ((indices, self._batch(indices)) for indices in plan)
 
     def _batch(self, indices: Tensor) -> Batch:
         assert self.features is not None
@@ -111,9 +121,8 @@ class CachedBatches:
                 check_all(model, data=self.examples)
                 raise
 
-        size = MAX_ROWS * self.per_text
-        count = -(-len(self.examples) // size)
-        batches = tracked(self.examples.by_length(size), "reading features", count)
+        plan = self.plan(MAX_ROWS * self.per_text, most=most_tokens(model.network.device))
+        batches = tracked(self.planned(plan), "reading features", len(plan))
         parts = [(indices, *of) for (indices, _), of in map_over_ranks(batches, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.
         first = parts[0][1]
@@ -147,7 +156,8 @@ def whole_batch(model: Model, data: object, columns: Columns = Columns()) -> Bat
 def _constant_states(network: RandomPEFT, tokens: Tokens) -> Tensor | None:
     """The `states` of a `CachedBatches`."""
     total, states = int(tokens.lengths.sum()), None
-    batches = tokens.lengths.argsort(descending=True).split(MAX_ROWS)
+    order, most = tokens.lengths.argsort(descending=True), most_tokens(network.device)
+    batches = within(order, tokens.lengths, MAX_ROWS, most)
     for rows in tracked(batches, "reading hidden states", len(batches)):
         padded = network.constant_states(Batch(tokens.padded(rows)).to(network.device))
         assert padded is not None
@@ -158,6 +168,11 @@ def _constant_states(network: RandomPEFT, tokens: Tokens) -> Tensor | None:
         at, real = tokens.places(rows)
         states[at[real]] = padded.cpu()[real]
     return states
+
+
+def most_tokens(device: torch.device) -> int | None:
+    """How many tokens a pass should have at most, for speed; None if it makes no difference."""
+    return _ON_CPU if device.type == "cpu" else None
 
 
 def check_all(model: Model, **sources: Examples | None) -> None:

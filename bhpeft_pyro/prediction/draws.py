@@ -25,7 +25,7 @@ from ..data.batch import Batch
 from ..errors import DataError
 from ..forecast.base import join
 from ..guides import Guide
-from ..model.cached_batches import BATCH, MAX_ROWS, CachedBatches, check_all
+from ..model.cached_batches import BATCH, MAX_ROWS, CachedBatches, check_all, most_tokens
 from ..model.linearized import linear_predictives
 from ..model.model import Model
 from ..priors import complete, unpack
@@ -265,8 +265,8 @@ def by_batch(
 
     order: list[Tensor] = []
     parts: list[Iterable[Tensor]] = []
-    count = -(-(len(batches.examples) if only is None else len(only)) // size)
-    shown = tracked(batches.prediction(size, only), "", count, share=1.0)
+    plan = batches.plan(size, only, most_tokens(device))
+    shown = tracked(batches.planned(plan), "", len(plan), share=1.0)
     for (indices, _), quantities in map_over_ranks(shown, values):
         parts.append(quantities)
         order.append(indices)

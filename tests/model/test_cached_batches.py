@@ -54,6 +54,20 @@ def test_batches_of_any_width_get_the_states_of_their_texts(
         assert model.network(weights, batch).isfinite().all()
 
 
+@pytest.mark.parametrize("kinds", [(LoRA(rank=2),), (), UPPER])
+def test_passes_on_a_cpu_have_few_tokens(kinds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, seen = tiny_model(kinds), tiny_examples(40), []
+    posterior = bh.fit(model, "delta", data, max_steps=1, progress=False)
+    whole = posterior.predict(data, 0)
+    model.network.backbone.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    monkeypatch.setattr(cached_batches, "_ON_CPU", 24)
+    few = posterior.predict(data, 0)
+    assert len(seen) > 3 and all(rows * length <= 24 for rows, length in seen)
+    torch.testing.assert_close(few.probabilities, whole.probabilities)
+
+
 def fitted(guide: Any, **options: Any) -> Any:
     """A posterior, and how often the lower layer has run."""
     model, data = tiny_model(UPPER), tiny_examples(50)

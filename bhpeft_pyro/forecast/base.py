@@ -30,6 +30,8 @@ class Forecast(ABC):
         labels: (N,) the observed labels, (N, K) if each text may have K of them, or None.
         texts: the N texts, or None.
         rows: None; or, where examples are words, (N,) the number of the sentence of each.
+        method: how it was made, as `Posterior.predict` takes it; "draws" of the weights; "point".
+        passes: of the network for a text, forward and backward, on average; None if not known.
         quality: in words, what `metrics.rejection_curve` measures.
         higher_is_better: whether that is one minus the mean `loss`, and not the mean loss itself.
         measures: the names that `uncertainty` takes.
@@ -51,6 +53,8 @@ class Forecast(ABC):
     labels: Tensor | None = None
     texts: Sequence[str] | None = None
     rows: Tensor | None = None
+    method: str = ""
+    passes: float | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -159,6 +163,8 @@ class Forecast(ABC):
 
     def __repr__(self) -> str:
         size, usual = self._facts()
+        if self.method:
+            usual += f"; by {self.method}, passes a text: {self.passes:.3g}"
         mean = {by: f"{self.uncertainty(by).mean():.4f}" for by in Forecast.measures}
         return (
             f"{type(self).__name__}: {size}\n"

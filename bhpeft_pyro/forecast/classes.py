@@ -17,6 +17,7 @@ from ..base.checks import boolean, check
 from ..data.labels import by_name
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, Labels, as_labels, check_names, check_shape, digits
+from .dirichlet import expected_entropy
 from .metrics import aurc, calibration_bins, macro_f1
 
 _CHUNK = 32  # draws in double precision at a time
@@ -138,6 +139,34 @@ class ClassForecast(Forecast):
             label_names=label_names,
             choices=choices,
         )
+
+    @classmethod
+    def from_dirichlet(
+        cls, probabilities: Tensor, precision: Tensor, **about: Any
+    ) -> ClassForecast:
+        """Of probabilities that have a Dirichlet distribution, in closed form.
+
+        Args:
+            probabilities: (N, C) its mean.
+            precision: (N,) the sum of its parameters.
+            about: labels, texts, label_names, choices.
+
+        Raises:
+            LikelihoodError: `probabilities` is not such a tensor.
+            DataError: what goes with it does not match it.
+        """
+        mean = _checked(probabilities[None])[0].double()
+        total, aleatoric = entropy(mean), expected_entropy(mean, precision)
+        square = (mean * (1 - mean)).sum(-1)
+        values = {
+            "probabilities": mean,
+            "total": total,
+            "aleatoric": aleatoric,
+            "epistemic": (total - aleatoric).clamp(min=0),
+            "variance": square / (precision.double() + 1),
+        }
+        tensors: dict[str, Any] = {name: value.float() for name, value in values.items()}
+        return cls(**tensors, draws=1, **about | {"labels": as_labels(about.get("labels"))})
 
     @classmethod
     def mixed(

@@ -86,6 +86,21 @@ class LabelsForecast(Forecast):
         )
 
     @classmethod
+    def from_dirichlet(
+        cls, probabilities: Tensor, precision: Tensor, **about: Any
+    ) -> LabelsForecast:
+        """Of (N, K) probabilities each of which has a Beta distribution, with the precision (N,) of
+        its text; the rest as for `ClassForecast.from_dirichlet`."""
+        count = probabilities.shape[1]
+        both = torch.stack([1 - probabilities, probabilities], -1).flatten(0, 1)
+        return cls(
+            pairs=ClassForecast.from_dirichlet(both, precision.repeat_interleave(count)),
+            count=count,
+            threshold=torch.tensor(0.5),
+            **about | {"labels": as_labels(about.get("labels"))},
+        )
+
+    @classmethod
     def mixed(cls, components: Sequence[LabelsForecast]) -> LabelsForecast:
         """The equal-weight mixture of forecasts of the same texts, by equally many draws."""
         pairs = ClassForecast.mixed([component.pairs for component in components])

@@ -15,6 +15,7 @@ from ..base.distributions import Covariance
 from ..base.fit_options import FitOptions
 from ..data.batch import Batch
 from ..errors import ConfigError, GuideError
+from ..model.amortized import OutputCovariance
 from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
 from ..priors.any_prior import with_structure
@@ -89,8 +90,11 @@ class Guide(nn.Module):
         joint: it keeps correlations between sites from one round to the next.
         draws_kept: how many draws it consists of; None for a distribution.
         numbers: how many are trained for each latent, if that says its `size`.
+        output_covariance: of a `linear` guide, what was learnt of the covariance of the outputs, so
+            that predictions need no backward passes; None if nothing was.
     """
 
+    output_covariance: OutputCovariance | None = None
     point: bool = False
     linear: bool = False
     joint: bool = False

@@ -21,6 +21,7 @@ from torch.nn import functional
 from ..base.threads import without_autocast
 from ..data.batch import Batch
 from ..priors.from_posterior import places
+from .amortized import pooled
 from .likelihoods import Outputs
 from .model import Model
 
@@ -30,6 +31,7 @@ __all__ = [
     "LinearOutputs",
     "examples_at_once",
     "jacobian",
+    "linear_outputs",
     "linear_predictives",
     "symmetric_noise",
 ]
@@ -56,12 +58,14 @@ class LinearOutputs:
         model: the model.
         mean: (B, E) at the weights that the network is linearised around.
         shape: of the network's outputs for one example: (outputs,), or (C, outputs) for C choices.
+        features: (B, D) what the head reads; of choices, the mean over them.
         choices, extra: as the batch's.
     """
 
     model: Model
     mean: Tensor
     shape: tuple[int, ...]
+    features: Tensor
     choices: Tensor | None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -132,8 +136,7 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
     leaves = [at[s.name].expand(count, 1, *s.shape).clone().requires_grad_() for s in sites]
     named = {site.name: leaf for site, leaf in zip(sites, leaves, strict=True)}
     with torch.enable_grad():
-        outputs = model.network(named, replace(batch.split(count), labels=None))
-        shape = tuple(outputs.shape[2:])
+        outputs, features = model.network.read(named, replace(batch.split(count), labels=None))
         flat = outputs.reshape(count, -1)
         sums = flat.sum(0).unbind()
         if model.likelihood.softmax:
@@ -147,10 +150,8 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
         network = _centred(torch.stack(rows, 1), batch.choices)
     else:
         network = torch.stack(rows, 1)
-    parts = [at[site.name].flatten() for site in model.likelihood.sites]
-    of_likelihood = torch.cat(parts) if parts else network.new_zeros(0)
-    mean = torch.cat([flat.detach().float(), of_likelihood.expand(count, -1)], 1)
-    if size := len(of_likelihood):
+    linear = _with_likelihood(model, at, outputs[:, 0].detach(), features[:, 0].detach(), batch)
+    if size := linear.mean.shape[1] - flat.shape[1]:
         unit = torch.eye(size).to(network).expand(count, -1, -1)
         widths = (0, size), (network.shape[2], 0)
         padded = [functional.pad(*part) for part in zip((network, unit), widths, strict=True)]
@@ -158,7 +159,27 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
     shapes = {site.name: site.shape for site in model.sites}
     if [*at] != [*shapes]:  # a prior may sample the sites in any order
         network = network[..., places(shapes, at).to(network.device)]
-    return LinearOutputs(model, mean, shape, batch.choices, batch.extra), network
+    return linear, network
+
+
+@torch.no_grad()
+def linear_outputs(model: Model, at: Mapping[str, Tensor], batch: Batch) -> LinearOutputs:
+    """The outputs of B examples alone, by one forward pass."""
+    outputs, features = model.network.read(at, replace(batch, labels=None))
+    return _with_likelihood(model, at, outputs, features, batch)
+
+
+def _with_likelihood(
+    model: Model, at: Mapping[str, Tensor], outputs: Tensor, features: Tensor, batch: Batch
+) -> LinearOutputs:
+    """Outputs of the network, (B, ...), with the likelihood's own weights behind them."""
+    parts = [at[site.name].flatten() for site in model.likelihood.sites]
+    network = outputs.flatten(1).float()
+    of_likelihood = torch.cat(parts) if parts else network.new_zeros(0)
+    mean = torch.cat([network, of_likelihood.expand(len(network), -1)], 1)
+    features = pooled(features, batch.choices)
+    shape = tuple(outputs.shape[1:])
+    return LinearOutputs(model, mean, shape, features, batch.choices, batch.extra)
 
 
 def slopes(total: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:

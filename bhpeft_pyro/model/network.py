@@ -198,6 +198,11 @@ class RandomPEFT(PyroModule):
             ConfigError: weights that are missing, have another shape, or are elsewhere.
             DataError: `batch` is not a `Batch`, or is empty.
         """
+        return self.read(weights, batch)[0]
+
+    def read(self, weights: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """The outputs of `forward`, and the features that the head made them of, with D entries in
+        place of the outputs."""
         if not isinstance(batch, Batch):
             raise DataError(
                 f"batch: expected a Batch, got {type(batch).__name__}; "
@@ -210,7 +215,8 @@ class RandomPEFT(PyroModule):
                 f"batch.particles={batch.particles}, but the weights carry {particles} draws"
             )
         if batch.features is not None:
-            outputs = self.head(batch.shared(batch.features, particles), folded)
+            features = batch.shared(batch.features, particles)
+            outputs = self.head(features, folded)
         else:
             inputs = batch.rows(particles)
             states = batch.states
@@ -218,9 +224,11 @@ class RandomPEFT(PyroModule):
                 rows = batch.shared(states.flatten(-2), particles).flatten(0, 1)
                 states = rows.unflatten(-1, states.shape[-2:])
             with self.attachment.bind(folded, _mask(inputs), states):
-                pooled = self._pooled(inputs, batch.row_spans(particles))
-                outputs = self.head(pooled.unflatten(0, (particles, -1)), folded)
-        return outputs.reshape(*shape, *batch.shape, outputs.shape[-1])
+                features = self._pooled(inputs, batch.row_spans(particles))
+                features = features.unflatten(0, (particles, -1))
+                outputs = self.head(features, folded)
+        first = (*shape, *batch.shape)
+        return outputs.reshape(*first, outputs.shape[-1]), features.reshape(*first, -1)
 
     def features(self, batch: Batch) -> Tensor:
         """(B, D) or (B, C, D) features of B examples, what the head reads: those of the frozen

@@ -86,6 +86,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
         columns=dataclasses.replace(posterior.columns, label_names=names),
         first_prior=first,
         coreset=coreset,
+        student=None,
     )
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +25,8 @@ from ..guides import Guide, GuideLike
 from ..guides.guide import check_not_linear, prior_of
 from ..model.model import Model
 from ..prediction.draws import draw, point
-from ..prediction.predict import AnyForecast, predict
+from ..prediction.predict import AnyForecast, Method, predict
+from ..prediction.student import Student
 from ..priors import Prior, PriorLike, with_fixed_scales
 from ..training.loop import Callback, OptimizerFactory
 from ..training.report import FitReport
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from ..streams import Drift
 
 __all__ = ["Coreset", "Posterior"]
+
+Part = int | Literal["student"]
+"""A component of a posterior, by its number, or its student."""
 
 
 @dataclass(eq=False, repr=False)
@@ -55,6 +59,7 @@ class Posterior:
         first_prior: the prior of the first round; None if it is a function of your own that was
             not passed to `load`.
         coreset: what replay keeps, if anything.
+        student: one network that predicts in place of all components (`distill`), if there is one.
         is_mixture: whether it has components that are posteriors of their own.
     """
 
@@ -64,6 +69,7 @@ class Posterior:
     columns: Columns = Columns()
     first_prior: Prior | None = None
     coreset: Coreset | None = None
+    student: Student | None = None
 
     @staticmethod
     def of(
@@ -144,18 +150,20 @@ class Posterior:
         draws = draw(self.model, self.guide, samples, seed)
         return {name: value[:, 0] for name, value in draws.items()}
 
-    def weights(self, component: int | None = None, draw: int | None = None) -> dict[str, Tensor]:
+    def weights(self, component: Part | None = None, draw: int | None = None) -> dict[str, Tensor]:
         """One value for each site, in its shape: central values, or a draw.
 
         Args:
-            component: of a mixture, the one to take.
+            component: of a mixture, the one to take; or "student", for the weights of that.
             draw: the number of a draw, its seed; None for the component's central values.
 
         Raises:
-            ConfigError: there is no such component; or a draw of a linearised posterior was asked
-                for, which is no value of the network's weights.
+            ConfigError: there is no such component, or no student; or a draw of a linearised
+                posterior was asked for, which is no value of the network's weights.
             GuideError: the guide has no central values.
         """
+        if component == "student":
+            return dict(self._student().weights)
         count = len(self.components)
         number = 0 if component is None and count == 1 else component
         part = self.components[Number(least=0, most=count - 1, whole=True)("component", number)]
@@ -165,7 +173,7 @@ class Posterior:
         return {name: value[0] for name, value in part.sample(1, draw).items()}
 
     def bind(
-        self, component: int | None = None, draw: int | None = None
+        self, component: Part | None = None, draw: int | None = None
     ) -> AbstractContextManager[PreTrainedModel]:
         """Run the backbone itself under `weights(component, draw)`; see `RandomPEFT.bind`.
 
@@ -183,6 +191,7 @@ class Posterior:
         data: object,
         samples: int | None = None,
         *,
+        method: Method | None = None,
         max_rows: int = 64,
         seed: int = 0,
         keep_samples: bool = False,
@@ -191,8 +200,16 @@ class Posterior:
     ) -> AnyForecast:
         """Predict texts, with separate epistemic and aleatoric uncertainty.
 
+        `forecast.method` says how it was done, and `forecast.passes` what it cost.
+
         Args:
             data: a list of texts, or anything that `fit` reads. Labels are kept if there are any.
+            method: of a Laplace approximation, "components" takes a forward pass of each, and the
+                covariance of its outputs is what the fit has learnt of it; "exact" computes this
+                covariance by backward passes. "student" takes one pass of the network that
+                `distill` has trained, for any guide. None takes the cheapest that there is, in the
+                order "student", "components", "exact"; no student where draws are asked for, and
+                exact where `keep_samples` is.
             samples: number of draws, rounded up to equally many for each component of a mixture. Of
                 the weights, 32 by default. Of the outputs for a Laplace approximation, 1,000 by
                 default, at almost no cost (ratings with one noise scale need none). 0 is a single
@@ -210,22 +227,87 @@ class Posterior:
 
         Raises:
             ConfigError: an argument is out of range, or there is no memory for so many draws;
-                `certainty` with ratings, several labels or `keep_samples`.
+                `certainty` with ratings, several labels or `keep_samples`; a `method` that this
+                posterior does not have, or that does not draw what other arguments ask for.
             DataError: the data cannot be used, or the backbone makes non-finite numbers of a text.
             GuideError: `samples` is 0 and the guide has no central values.
             LikelihoodError: the likelihood's distribution has no finite mean and stddev.
         """
+        drawn = {"samples": samples, "certainty": certainty, "keep_samples": keep_samples or None}
+        asked = [f"{name}={value}" for name, value in drawn.items() if value is not None]
+        if method == "student" and asked:
+            raise ConfigError(f"method='student' takes one pass; expected no {', '.join(asked)}")
+        if method == "student" or (method is None and self.student is not None and not asked):
+            return self._student().predict(self.model, self.encode(data, labelled=False), bf16)
         return predict(
             self.model,
             self.guide,
             self.encode(data, labelled=False),
             samples,
+            method=method,
             max_rows=max_rows,
             seed=seed,
             keep_samples=keep_samples,
             bf16=bf16,
             certainty=certainty,
         )
+
+    def _student(self) -> Student:
+        """The student of this round."""
+        if self.student is None:
+            raise ConfigError("this posterior has no student; posterior.distill(texts) makes one")
+        if self.student.report.round != self.report.id:
+            raise ConfigError(
+                f"student: it is of round {self.student.report.round}, this is round "
+                f"{self.report.id}; posterior.distill(texts) makes another"
+            )
+        return self.student
+
+    @fitting()
+    @with_gradients()
+    def distill(
+        self,
+        texts: object,
+        *,
+        epochs: int = 3,
+        batch_size: int = 16,
+        lr: float = 1e-3,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Self:
+        """Train one network, the student, to predict what this posterior predicts for texts.
+
+        It starts from the component with the lowest held-out NLL. Its probabilities or mean ratings
+        become those of the mixture; how uncertain it is comes from the features of the same pass.
+        `student.report` says how far it is from the posterior on a fifth of the texts, which it has
+        not learnt. It is saved with the posterior, and exported by `to_peft(folder, "student")` and
+        `merge("student")`. Later rounds start from the components, not from it.
+
+        Args:
+            texts: as data for `predict`, best some hundreds that the posterior has not learnt.
+                Labels are not learnt; if there are any, the report has the NLL.
+            epochs: passes over the texts, of which the best on held-out ones is kept.
+            batch_size, lr, seed, progress: as for `fit`.
+
+        Returns:
+            This posterior with its `student`.
+
+        Raises:
+            DataError: there are fewer than 50 different texts.
+            GuideError: the guide has no central values to start from.
+            FitError: the training diverged.
+
+        >>> from bhpeft_pyro import fit
+        >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+        >>> options = {"max_steps": 3, "progress": False}
+        >>> posterior = fit(tiny_model(), "laplace", tiny_examples(), components=2, **options)
+        >>> posterior = posterior.distill(tiny_examples(60, seed=1), epochs=1, progress=False)
+        >>> posterior.predict(["w5 w20"]).passes
+        1
+        """
+        from .distill import distill
+
+        return distill(self, texts, epochs, batch_size, lr, seed, progress)
 
     def evaluate(
         self, data: object, samples: int | None = None, **options: Any
@@ -368,7 +450,7 @@ class Posterior:
     def to_peft(
         self,
         folder: str | Path,
-        component: int | None = None,
+        component: Part | None = None,
         *,
         draws: int = 0,
         seed: int = 0,
@@ -379,7 +461,7 @@ class Posterior:
 
         return to_peft(self, folder, component, draws=draws, seed=seed, overwrite=overwrite)
 
-    def merge(self, component: int | None = None) -> PreTrainedModel:
+    def merge(self, component: Part | None = None) -> PreTrainedModel:
         """A plain Hugging Face classifier; see `integrations.huggingface.merge`."""
         from ..integrations.huggingface import merge
 

@@ -30,6 +30,7 @@ from ..model.head import ClassifierHead, Head, with_tail
 from ..model.likelihoods import Function, Likelihood
 from ..model.model import Model
 from ..model.network import RandomPEFT
+from ..prediction.student import Student
 from ..priors import Prior, PriorLike, prior_file
 from ..priors.prior_file import Plain, Tensors, joined
 from ..training.report import FitReport
@@ -82,6 +83,10 @@ def to_state(posterior: Posterior) -> tuple[Plain, Tensors]:
     if any(one is not other for one, other in zip(priors, first_priors, strict=True)):
         plain["first_priors"], more = _priors_to_state(first_priors, "first_prior")
         tensors |= more
+    plain["student"] = None
+    if posterior.student is not None:
+        plain["student"], more = posterior.student.to_state()
+        tensors |= {f"student.{name}": value for name, value in more.items()}
     return plain, tensors
 
 
@@ -154,7 +159,11 @@ def from_state(
         if mixed:
             reports = tuple(report.components[number] for report in lineage)
         parts.append(Posterior(model, fitted, reports, columns, first_priors[number], coreset))
-    return MixturePosterior(parts, lineage) if mixed else parts[0]
+    posterior = MixturePosterior(parts, lineage) if mixed else parts[0]
+    if (report := plain.get("student")) is None:  # as before there were any
+        return posterior
+    student = Student.from_state(report, _part(tensors, "student"), posterior.model)
+    return posterior.replace(student=student)
 
 
 def _priors_to_state(priors: Sequence[Prior | None], part: str) -> tuple[list[Plain], Tensors]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -25,7 +25,13 @@ from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..model.cached_batches import BATCH, CachedBatches, check_all
 from ..model.likelihoods.likelihood import Range
-from ..model.linearized import examples_at_once, jacobian, symmetric_noise
+from ..model.linearized import (
+    LinearOutputs,
+    examples_at_once,
+    jacobian,
+    linear_outputs,
+    symmetric_noise,
+)
 from ..model.model import Model
 from .draws import Draws, Statistics, by_batch, draw_parts, passes, private_rng, strata
 
@@ -41,6 +47,8 @@ _Run = Callable[..., Sequence[Tensor]]
 """Predicts with one component, for all examples or those of the indices `only`: (S, n, ...)."""
 
 AnyForecast = ClassForecast | LabelsForecast | RatingForecast
+Method = Literal["student", "components", "exact"]
+"""How a forecast is made (`Posterior.predict`)."""
 
 
 def predict(
@@ -49,6 +57,7 @@ def predict(
     data: Examples | CachedBatches,
     samples: int | None = None,
     *,
+    method: Method | None = None,
     max_rows: int = 64,
     seed: int = 0,
     keep_samples: bool = False,
@@ -57,10 +66,10 @@ def predict(
 ) -> AnyForecast:
     """The posterior predictive of N examples; arguments and errors as for `Posterior.predict`.
 
-    For a guide of the linearised network the outputs are Normal in closed form
-    (`linearized.jacobian`), and no weights are drawn. Ratings with a Normal likelihood are
-    then a mixture of Normals, one per component. For other labels the outputs of each example are
-    drawn, at almost no cost.
+    For a guide of the linearised network the outputs are Normal, and no weights are drawn. Their
+    covariance is J S J' (`linearized.jacobian`), or what the guide has learnt of it. Ratings with a
+    Normal likelihood are then a mixture of Normals, one per component. For other labels the outputs
+    of each example are drawn, at almost no cost.
 
     For other guides, and to keep draws, all examples see the same S draws of the weights, those of
     `draw`.
@@ -79,16 +88,18 @@ def predict(
     width, rows = model.network.outputs * examples.width, len(examples)
     stays = keep_samples or isinstance(data, CachedBatches) or model.likelihood.kind == "rating"
     check_memory("samples", samples or 0, _BYTES * width * (rows if stays else min(rows, PART)))
-    closed = all(part.linear and part.covariance is not None for part in guide.components)
-    closed = closed and not keep_samples and samples != 0
+    how = _way(model, guide, method, drawn=keep_samples or samples == 0)
+    closed = how != "draws"
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
+    passes = _passes(model, guide, how, count, width)
 
     def forecast(batches: CachedBatches, done: Callable[[], object]) -> AnyForecast:
         statistics = _statistics(model, count, seed, rows)
-        runs = _runs(model, guide, batches, count, statistics, closed, max_rows, seed, bf16, done)
+        runs = _runs(model, guide, batches, count, statistics, how, max_rows, seed, bf16, done)
         made: AnyForecast
+        used = 1.0  # of the components
         if certainty is not None and len(runs) > 1:
-            made = _until_certain(runs, batches.examples, certainty)
+            made, used = _until_certain(runs, batches.examples, certainty)
         elif closed and model.likelihood.kind != "rating":
             components: list[Any] = [_classes(run()[0], batches.examples) for run in runs]
             made = type(components[0]).mixed(components)
@@ -99,7 +110,9 @@ def predict(
                 made = _ratings(values, batches.examples, exact, model.likelihood.label_range)
             else:
                 made = _classes(values[0], batches.examples, keep_samples)
-        return made if examples.words is None else replace(made, rows=batches.examples.rows)
+        if examples.words is not None:
+            made = replace(made, rows=batches.examples.rows)
+        return replace(made, method=how if count else "point", passes=used * passes)
 
     pieces = 1 if isinstance(data, CachedBatches) else -(-rows // PART)
     with work("predicting", pieces * len(guide.components)) as whole:
@@ -113,7 +126,36 @@ def predict(
                 check_all(model, data=data)
             raise
     joined: AnyForecast = type(made[0]).joined(made)
-    return joined
+    return replace(joined, passes=sum(len(part) * part.passes for part in made) / rows)
+
+
+def _way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
+    """How to predict: by "draws" of the weights, where they are asked for or nothing else is there,
+    or else by the method given or the cheapest one."""
+    parts = guide.components
+    closed = all(part.linear and part.covariance is not None for part in parts)
+    # A head alone is linear itself: backward passes through the transformer are not needed.
+    learnt = all(part.output_covariance is not None for part in parts) and model.network.kinds
+    there = [name for name, has in (("components", learnt), ("exact", closed)) if has]
+    if method is None:
+        return "draws" if drawn or not closed else there[0]
+    if drawn or method not in there:
+        expected = ", ".join(map(repr, there)) or "None"
+        raise ConfigError(
+            f"method={method!r}: expected one that this posterior has ({expected}), and neither "
+            "keep_samples nor samples=0, which take the network itself"
+        )
+    return method
+
+
+def _passes(model: Model, guide: Guide, how: str, count: int, width: int) -> float:
+    """Of the network for a text of `width` outputs, forward and backward."""
+    if not model.network.kinds:
+        return 1.0
+    parts = len(guide.components)
+    if how == "draws":
+        return float(sum(share or 1 for _, share in strata(guide, count)))
+    return float(parts * (1 if how == "components" else 1 + width - model.likelihood.softmax))
 
 
 def _runs(
@@ -122,19 +164,19 @@ def _runs(
     batches: CachedBatches,
     samples: int,
     statistics: Statistics,
-    closed: bool,
+    how: str,
     max_rows: int,
     seed: int,
     bf16: bool,
     done: Callable[[], object],
 ) -> list[_Run]:
-    """For each component, from the moments of the linearised network's outputs if `closed`; or from
-    draws of the weights, those of `draw` if the components run in order."""
+    """For each component, from the moments of the linearised network's outputs; or by "draws" of
+    the weights, those of `draw` if the components run in order."""
     examples = batches.examples
     width = model.network.outputs * examples.width
     latents, of_likelihood = (sum(s.numel for s in of.sites) for of in (model, model.likelihood))
     most = max(1, min(BATCH, max_rows // examples.width))
-    size = examples_at_once(latents, width, most)
+    size = examples_at_once(latents, width, most) if how == "exact" else most
     # For as many choices as there may be: noise of another shape has other values.
     normals = width if examples.choices is None else MAX_CHOICES * model.network.outputs
     seeds = torch.Generator().manual_seed(seed)
@@ -142,28 +184,31 @@ def _runs(
     def run(
         number: int, component: Any, share: int, only: Tensor | None = None
     ) -> Sequence[Tensor]:
-        how: Any = {"bf16": bf16, "only": only}
-        if not closed:
+        some: Any = {"bf16": bf16, "only": only}
+        if how == "draws":
             draws, parts = draw_parts(model, component, share, seeds), []
             with work(parts=share) as drawn:
-                for part in passes(model, draws, batches, statistics, rows=max_rows, **how):
+                for part in passes(model, draws, batches, statistics, rows=max_rows, **some):
                     parts.append(part)
                     drawn.next(parts=len(part[0]))
             done()
             return [torch.cat(column) for column in zip(*parts, strict=True)]
         with private_rng(derived(seed, number)):  # the same for every example, whatever its batch
             noise = symmetric_noise(share, of_likelihood + normals).to(model.network.device)
-        read = partial(_read, model, component, noise, statistics)
-        values = by_batch(model, batches, read, size=size, **how)
+        moments = _exact if how == "exact" else _learnt
+        read = partial(_read, partial(moments, model, component), noise, statistics)
+        values = by_batch(model, batches, read, size=size, **some)
         done()
         return values
 
     return [partial(run, number, *part) for number, part in enumerate(strata(guide, samples))]
 
 
-def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -> ClassForecast:
+def _until_certain(
+    runs: Sequence[_Run], examples: Examples, certainty: float
+) -> tuple[ClassForecast, float]:
     """The mixture for each example of the components up to the one after which its most probable
-    class is certain enough."""
+    class is certain enough, and the share of the passes that this took."""
     only = torch.arange(len(examples))
     parts: list[ClassForecast] = []
     places: list[Tensor] = []
@@ -183,21 +228,38 @@ def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -
         if not len(only):
             break
     mixed = ClassForecast.mixed(parts, places)
-    return replace(mixed, draws=len(runs) * parts[0].draws)  # whatever the other examples need
+    mixed = replace(mixed, draws=len(runs) * parts[0].draws)  # whatever the other examples need
+    return mixed, sum(map(len, places)) / (len(runs) * len(examples))
 
 
 def _read(
-    model: Model, guide: Guide, noise: Tensor, statistics: Statistics, batch: Batch
+    moments: Callable[[Batch], tuple[LinearOutputs, Tensor]],
+    noise: Tensor,
+    statistics: Statistics,
+    batch: Batch,
 ) -> Sequence[Tensor]:
     """The prediction of one component for a batch: tensors (S, B, ...)."""
-    assert guide.covariance is not None
-    outputs, rows = jacobian(model, guide.means(), batch)
-    covariance = guide.covariance.projected(rows)
-    if model.likelihood.constant_noise:
+    outputs, covariance = moments(batch)
+    likelihood = outputs.model.likelihood
+    if likelihood.constant_noise:
         center = outputs.labels(outputs.mean)
-        variance = model.likelihood.unit**2 * covariance[:, 0, 0]
+        variance = likelihood.unit**2 * covariance[:, 0, 0]
         return center.mean[None], center.stddev[None], variance[None]
     return statistics(outputs.labels(outputs.draws(covariance, noise)), batch.labels)
+
+
+def _exact(model: Model, guide: Guide, batch: Batch) -> tuple[LinearOutputs, Tensor]:
+    """The mean (B, E) and covariance (B, E, E) of a batch's outputs, by backward passes."""
+    assert guide.covariance is not None
+    outputs, rows = jacobian(model, guide.means(), batch)
+    return outputs, guide.covariance.projected(rows)
+
+
+def _learnt(model: Model, guide: Guide, batch: Batch) -> tuple[LinearOutputs, Tensor]:
+    """The mean (B, E) and covariance (B, E, E) of a batch's outputs, by a forward pass alone."""
+    assert guide.output_covariance is not None
+    outputs = linear_outputs(model, guide.means(), batch)
+    return outputs, guide.output_covariance(outputs.features, batch.choices)
 
 
 def _classes(

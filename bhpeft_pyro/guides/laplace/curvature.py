@@ -61,11 +61,12 @@ def jacobians(
 
     def compute(batch: Batch) -> list[Tensor]:
         outputs, rows = jacobian(model, at, batch)
-        return [torch.tensor(outputs.shape), outputs.mean, rows]
+        return [torch.tensor(outputs.shape), outputs.mean, outputs.features, rows]
 
-    for batch, (shape, mean, rows) in map_over_ranks(batches(), compute):
+    for batch, (shape, mean, features, rows) in map_over_ranks(batches(), compute):
         of_one = tuple(shape.tolist())
-        yield batch, LinearOutputs(model, mean, of_one, batch.choices, batch.extra), rows
+        linear = LinearOutputs(model, mean, of_one, features, batch.choices, batch.extra)
+        yield batch, linear, rows
 
 
 def repeatable(

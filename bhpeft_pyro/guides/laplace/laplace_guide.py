@@ -19,6 +19,7 @@ from ...base.distributions import CHUNK, Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
 from ...data.batch import Batch
 from ...errors import GuideError
+from ...model.amortized import LogLinear, OutputCovariance
 from ...model.linearized import examples_at_once
 from ...model.model import Model
 from ...priors import JointPrior, Prior, unpack
@@ -27,6 +28,9 @@ from ..latent import joint_normal
 from ..mean_field import ScaledAdam
 from ..strategy import Strategy
 from .curvature import Precision, gradients_at_once, rows_kept
+
+
+_LEARNT = ("output_shape", "factor_weight", "factor_bias")
 
 
 class LaplaceGuide(Guide):
@@ -91,6 +95,9 @@ class LaplaceGuide(Guide):
     tau: Tensor
     output_scale: Tensor
     first_scale: Tensor
+    output_shape: Tensor
+    factor_weight: Tensor
+    factor_bias: Tensor
 
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
@@ -110,6 +117,8 @@ class LaplaceGuide(Guide):
         self.register_buffer("tau", start.new_tensor(1.0))
         self.register_buffer("output_scale", start.new_tensor(1.0))
         self.register_buffer("first_scale", covariance.scale.clone())
+        for name in _LEARNT:
+            self.register_buffer(name, start.new_zeros(0))
 
     @property
     def prior(self) -> LowRankNormal:
@@ -136,6 +145,24 @@ class LaplaceGuide(Guide):
     @property
     def covariance(self) -> Covariance:
         return self.scaled(self.unscaled)
+
+    @property
+    def output_covariance(self) -> OutputCovariance | None:  # type: ignore[override]
+        if not self.factor_bias.numel():
+            return None
+        inside = len(self.output_shape) - sum(
+            math.prod(shape) for name, shape in self.shapes.items() if name in self._likelihood
+        )
+        factor = LogLinear(self.factor_weight, self.factor_bias)
+        return OutputCovariance(factor, self.output_shape, inside)
+
+    def set_output_covariance(self, learnt: OutputCovariance | None) -> None:
+        """Keep what was learnt of the covariance of the outputs, until `covariance` changes."""
+        values = (None,) * len(_LEARNT)
+        if learnt is not None:
+            values = learnt.shape, learnt.factor.weight, learnt.factor.bias
+        for name, value in zip(_LEARNT, values, strict=True):
+            setattr(self, name, self.loc.new_zeros(0) if value is None else value.to(self.loc))
 
     def scaled(self, unscaled: Covariance) -> Covariance:
         """A covariance of the weights with the output scale in it."""
@@ -246,6 +273,7 @@ class LaplaceGuide(Guide):
         self.tau.fill_(tau)
         self.output_scale.fill_(output_scale)
         self.measured.fill_(True)
+        self.set_output_covariance(None)
 
     def retune(self, tau: float, noise: float = 1.0, output_scale: float | None = None) -> None:
         """Change tau and, if given, the output scale, and multiply the ratings' noise scale by
@@ -302,6 +330,7 @@ class LaplaceGuide(Guide):
         self.loc = nn.Parameter(table[0].clone())
         self.unscaled = Covariance(table[1].clone(), table[2:].mT.contiguous(), old.ratio)
         self.first_scale = torch.cat([part.flatten() for part in first.values()])
+        self.set_output_covariance(None)
 
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank}
@@ -334,6 +363,10 @@ class LaplaceGuide(Guide):
             value = state_dict.get(prefix + name)
             if value is not None and value.shape == shape:
                 setattr(self, name, value.to(self.loc).clone())
+        # Files from before there were such tensors have none.
+        state_dict = {prefix + name: self.loc.new_zeros(0) for name in _LEARNT} | {**state_dict}
+        for name in _LEARNT:
+            setattr(self, name, state_dict[prefix + name].to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -44,6 +44,7 @@ from .choice_of_tau import (
 )
 from .curvature import Curvature, Jacobians, Precision, jacobians, repeatable
 from .laplace_guide import LaplaceGuide
+from .spreads import Spreads
 
 _EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
@@ -148,6 +149,7 @@ class LaplaceStrategy(Strategy):
         learnt = curvature.times(guide.information_factor(choice.noise))
         covariance = guide.prior_precision.with_data(learnt, choice.tau, guide.rank)
         guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
+        guide.set_output_covariance(choice.output_covariance)
         with seeded(options.seed):
             return model, _width(model, guide, choice, again(), candidates)
 
@@ -164,6 +166,7 @@ class LaplaceStrategy(Strategy):
             for guide in some:
                 assert isinstance(guide, LaplaceGuide)
                 guide.retune(choice.tau, times, choice.output_scale)
+                guide.set_output_covariance(choice.output_covariance)
             chosen.append(width.chosen(choice, times))
         return chosen, point_nll, nll
 
@@ -285,10 +288,12 @@ def _candidates(
     # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
     free = model.likelihood.noise_site is not None and given is None and not precision.informed
     if model.likelihood.constant_noise:
-        return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
-    if free:
-        return with_noise_by_text(taus, spreads, held)
-    return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
+        made = with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
+    elif free:
+        made = with_noise_by_text(taus, spreads, held)
+    else:
+        made = of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
+    return replace(made, spreads=Spreads.of([outputs for outputs, _ in held], spreads))
 
 
 def _width(

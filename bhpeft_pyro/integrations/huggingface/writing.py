@@ -19,7 +19,7 @@ from ...errors import ConfigError, SaveError
 from ...guides.guide import check_not_linear
 from ...model.head import final_layer, set_final_layer
 from ...model.network import RandomPEFT
-from ...posterior.posterior import Posterior
+from ...posterior.posterior import Part, Posterior
 from .reading import CONFIG, Change, check_targets, library
 
 _TENSORS = "adapter_model.safetensors"
@@ -29,7 +29,7 @@ _MARK = "bhpeft_pyro"  # of the tensors' metadata
 def to_peft(
     posterior: Posterior,
     folder: str | Path,
-    component: int | None = None,
+    component: Part | None = None,
     *,
     draws: int = 0,
     seed: int = 0,
@@ -47,7 +47,7 @@ def to_peft(
         folder: of the adapter, a new or an empty one. Several adapters are written to its folders
             component-0, component-1 and so on, or draw-0 and so on: `model.load_adapter` takes one
             by one.
-        component: of a mixture, the one to write; by default all.
+        component: of a mixture, the one to write; by default all. "student" writes that.
         draws: write so many draws of the weights, in place of the central values; of a mixture
             rounded up, as many of each component.
         seed: of the draws.
@@ -79,6 +79,8 @@ def to_peft(
     numbers = range(len(posterior.components)) if component is None else (component,)
     chosen = {f"component-{number}": posterior.weights(number) for number in numbers}
     if draws:
+        if component == "student":
+            raise ConfigError(f"draws={draws}: a student has none; expected 0")
         whole = posterior if component is None else posterior.components[component]
         check_not_linear(whole.guide, f"draws={draws}")
         drawn = whole.sample(draws, seed)
@@ -131,7 +133,7 @@ def _mark(place: str, config: bytes) -> str:
     return f"{place} {hashlib.sha256(config).hexdigest()}"
 
 
-def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel:
+def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedModel:
     """A plain Hugging Face classifier with the posterior's central values merged into its weights.
 
     It gives the same logits, knows the names of the classes (`id2label`), and can be saved by
@@ -139,7 +141,7 @@ def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel
 
     Args:
         posterior: of LoRA alone, or of a head alone, with a `ClassifierHead`.
-        component: of a mixture, the one to merge.
+        component: of a mixture, the one to merge; or "student".
 
     Raises:
         ConfigError: adapter, prefix or gated weights, which cannot be merged into frozen weights; a

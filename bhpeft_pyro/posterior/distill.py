@@ -1,0 +1,100 @@
+"""From many components to one network: a student of a posterior, and how far it is from it."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, TypeVar
+
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from ..base.checks import COUNT, POSITIVE, SEED, boolean
+from ..base.progress import bars, work
+from ..errors import DataError
+from ..prediction.student import (
+    Student,
+    StudentReport,
+    learnt_uncertainty,
+    predict_in_one_pass,
+)
+from ..training.distillation import distil, targets_of
+from .posterior import Posterior
+
+P = TypeVar("P", bound=Posterior)
+
+
+def distill(
+    posterior: P,
+    texts: object,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    progress: bool,
+) -> P:
+    """See `Posterior.distill`."""
+    epochs, batch_size = COUNT("epochs", epochs), COUNT("batch_size", batch_size)
+    lr, seed, progress = POSITIVE("lr", lr), SEED("seed", seed), boolean("progress", progress)
+    started, model = time.monotonic(), posterior.model
+    with bars(progress), work("student", 2, at_once=True) as whole:
+        examples = posterior.encode(texts, labelled=False)
+        learnt, held_out = examples.hold_out(seed)
+        if held_out is None:
+            raise DataError(
+                f"texts: got {len(examples) - examples.copies} different ones; expected at least "
+                "50, of which a fifth are held out"
+            )
+        whole.name("predictions of the posterior")
+        teacher = posterior.replace(student=None)
+        forecasts = [teacher.predict(part) for part in (learnt, held_out)]
+        targets = [targets_of(forecast, examples.kind) for forecast in forecasts]
+        whole.next()
+        made = distil(
+            model,
+            _start(posterior),
+            (learnt, targets[0]),
+            (held_out, targets[1]),
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+        )
+        uncertainty = learnt_uncertainty(model, made.weights, learnt, forecasts[0])
+        forecast = predict_in_one_pass(model, made.weights, uncertainty, held_out)
+        report = StudentReport(
+            round=posterior.report.id,
+            texts=len(learnt),
+            held_out=len(held_out),
+            passes=forecasts[1].passes or 0.0,
+            rating=examples.kind == "rating",
+            best_epoch=made.best_epoch,
+            epochs=epochs,
+            divergence=made.divergences[made.best_epoch],
+            start_divergence=made.divergences[0],
+            seconds=time.monotonic() - started,
+            **_distances(forecasts[1], forecast, examples.kind),
+        )
+        whole.next()
+    return posterior.replace(student=Student(made.weights, uncertainty, report))
+
+
+def _start(posterior: Posterior) -> dict[str, Tensor]:
+    """The central values of the component with the lowest held-out NLL, or of the first."""
+    nlls = [part.report.component_nll or math.inf for part in posterior.components]
+    return posterior.weights(nlls.index(min(nlls)))
+
+
+def _distances(wanted: Any, given: Any, kind: str) -> dict[str, float]:
+    """How far a student's forecast is from the posterior's, by fields of the report."""
+    decided = wanted.mean if kind == "rating" else wanted.label
+    difference = given.loss(decided).mean().item()
+    correlation = spearmanr(wanted.epistemic, given.epistemic).statistic
+    distances = {
+        "difference": difference**0.5 if kind == "rating" else difference,
+        "rank_correlation": float(correlation),
+    }
+    if wanted.labels is not None:
+        distances["nll"] = given.nlls().mean().item()
+        distances["posterior_nll"] = wanted.nlls().mean().item()
+    return distances

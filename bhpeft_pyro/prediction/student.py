@@ -1,0 +1,201 @@
+"""A student: one network that predicts in one pass what a posterior predicts in many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical
+
+from ..base.distributions import base_of
+from ..base.progress import work
+from ..data import Examples
+from ..data.batch import Batch, in_order
+from ..forecast import ClassForecast, LabelsForecast, RatingForecast
+from ..forecast.dirichlet import precision_for
+from ..model.amortized import LogLinear, pooled
+from ..model.cached_batches import BATCH, CachedBatches
+from ..model.model import Model
+from ..priors.prior_file import Plain, Tensors
+from .draws import by_batch
+from .predict import PART, AnyForecast
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentReport:
+    """How a student was made, and how far it is from its posterior on texts that it has not learnt.
+
+    Attributes:
+        round: id of the round whose posterior it stands for.
+        texts: how many it learnt from.
+        held_out: how many it was compared on.
+        epochs: passes over the texts.
+        best_epoch: the one whose weights were kept; 0 is the component that it started from.
+        passes: of the network, forward and backward, that the posterior took for a text; the
+            student takes one.
+        divergence: KL from the posterior's predictive distribution to the student's in nats, the
+            mean over held-out texts; of ratings, between Normals of the same variance.
+        start_divergence: that of the component that it started from.
+        difference: the share of held-out texts for which it decides otherwise (of labels, of pairs
+            of a text and a label); of ratings, the root mean square difference of the means.
+        rating: whether these are ratings.
+        rank_correlation: Spearman's, between the two epistemic uncertainties.
+        nll, posterior_nll: of held-out texts, if they have labels.
+        seconds: wall time.
+    """
+
+    round: str
+    texts: int
+    held_out: int
+    epochs: int
+    best_epoch: int
+    passes: float
+    divergence: float
+    start_divergence: float
+    difference: float
+    rating: bool
+    rank_correlation: float
+    nll: float | None = None
+    posterior_nll: float | None = None
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        differs = f"decides otherwise for {self.difference:.1%} of them"
+        if self.rating:
+            differs = f"its means differ by {self.difference:.3f} (root mean square)"
+        lines = [
+            f"student: 1 pass a text, the posterior takes {self.passes:g}",
+            f"learnt from {self.texts} texts, epoch {self.best_epoch} of {self.epochs} kept",
+            f"on {self.held_out} other texts: KL from the posterior {self.divergence:.4f} nats (of "
+            f"the component it began as, {self.start_divergence:.4f}), {differs}",
+            f"rank correlation with the posterior's uncertainty {self.rank_correlation:.2f}",
+        ]
+        if self.nll is not None:
+            lines.append(f"NLL {self.nll:.3f}, of the posterior {self.posterior_nll:.3f}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """Weights for one network, and how uncertain it is of a text.
+
+    Its probabilities, or mean ratings, are those of the network under these weights. A `LogLinear`
+    of the features that its head reads gives the rest in the same pass: for classes and labels the
+    precision of a Dirichlet distribution around the probabilities, for ratings the aleatoric and
+    the epistemic variance.
+
+    Attributes:
+        weights: for each site a tensor of its shape.
+        uncertainty: of (B, D) features; one number for classes and labels, two for ratings.
+        report: how it was made, and how far it is from the posterior.
+    """
+
+    weights: Mapping[str, Tensor]
+    uncertainty: LogLinear
+    report: StudentReport
+
+    def predict(self, model: Model, examples: Examples, bf16: bool = False) -> AnyForecast:
+        """Its forecast of N examples."""
+        return predict_in_one_pass(model, self.weights, self.uncertainty, examples, bf16)
+
+    def to_state(self) -> tuple[Plain, Tensors]:
+        """Plain data and tensors for a file, from which `from_state` makes the same student."""
+        tensors = {f"weights.{name}": value for name, value in self.weights.items()}
+        tensors |= {f"uncertainty.{k}": value for k, value in vars(self.uncertainty).items()}
+        return asdict(self.report), tensors
+
+    @classmethod
+    def from_state(cls, plain: Plain, tensors: Tensors, model: Model) -> Student:
+        """The student that was saved.
+
+        Raises:
+            KeyError, TypeError, ValueError: parts are missing, or do not fit the model.
+        """
+        weights = {site.name: tensors[f"weights.{site.name}"] for site in model.sites}
+        for site in model.sites:
+            if weights[site.name].shape != site.shape:
+                raise ValueError(f"student: {site.name} has shape {weights[site.name].shape}")
+        names = ("weight", "bias")
+        uncertainty = LogLinear(*(tensors[f"uncertainty.{name}"] for name in names))
+        return cls(weights, uncertainty, StudentReport(**plain))
+
+
+def learnt_uncertainty(
+    model: Model, weights: Mapping[str, Tensor], texts: Examples, forecast: Any
+) -> LogLinear:
+    """How uncertain the network is under some weights, learnt from a posterior's forecast of some
+    texts."""
+    _, features = _passed(model, weights, texts)
+    if texts.kind == "rating":
+        numbers = torch.stack([forecast.aleatoric, forecast.epistemic], 1)
+    else:
+        pairs = forecast.probabilities
+        if texts.kind == "labels":
+            pairs = torch.stack([1 - pairs, pairs], -1)
+        numbers = precision_for(pairs, forecast.epistemic).unsqueeze(1)
+    return LogLinear.fitted(features, numbers)
+
+
+def predict_in_one_pass(
+    model: Model,
+    weights: Mapping[str, Tensor],
+    uncertainty: LogLinear,
+    examples: Examples,
+    bf16: bool = False,
+) -> AnyForecast:
+    """The forecast of N examples by the network under some weights, a `PART` of them at a time."""
+    pieces = in_order(len(examples), PART)
+    parts: list[Any] = []
+    with work("predicting", len(pieces)) as whole:
+        for at in pieces:
+            part = examples if len(pieces) == 1 else examples.subset(at)
+            parts.append(_of_part(model, weights, uncertainty, part, bf16))
+            whole.next()
+    joined: AnyForecast = type(parts[0]).joined(parts)
+    rows = None if examples.words is None else examples.rows
+    return replace(joined, rows=rows, method="student", passes=1)
+
+
+def _of_part(
+    model: Model,
+    weights: Mapping[str, Tensor],
+    uncertainty: LogLinear,
+    examples: Examples,
+    bf16: bool,
+) -> AnyForecast:
+    predicted, features = _passed(model, weights, examples, bf16)
+    numbers = uncertainty(features)
+    about: dict[str, Any] = {"labels": examples.labels, "texts": examples.texts}
+    if examples.kind == "rating":
+        aleatoric, epistemic = numbers.mT.unsqueeze(1)
+        about |= {"within": epistemic, "scale": model.likelihood.label_range}
+        return RatingForecast.from_draws(predicted[None], aleatoric.sqrt(), **about)
+    about["label_names"] = examples.label_names
+    if examples.kind == "labels":
+        return LabelsForecast.from_dirichlet(predicted, numbers[:, 0], **about)
+    about["choices"] = examples.choices
+    return ClassForecast.from_dirichlet(predicted, numbers[:, 0], **about)
+
+
+def _passed(
+    model: Model, weights: Mapping[str, Tensor], examples: Examples, bf16: bool = False
+) -> tuple[Tensor, Tensor]:
+    """From one pass: (N, C) or (N, K) probabilities or (N,) means, and the (N, D) features, of
+    choices their mean."""
+    weights = {name: value.to(model.network.device) for name, value in weights.items()}
+
+    def run(batch: Batch) -> Sequence[Tensor]:
+        predicted, features = model.read(weights, batch)
+        base = base_of(predicted)
+        if isinstance(base, Bernoulli):
+            values = base.probs
+        else:
+            values = base.probs if isinstance(base, Categorical) else predicted.mean
+        return values.float()[None], pooled(features, batch.choices).float()[None]
+
+    batches = CachedBatches(model, examples)
+    values, features = by_batch(model, batches, run, size=BATCH * batches.per_text, bf16=bf16)
+    return values[0], features[0]

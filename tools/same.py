@@ -48,7 +48,10 @@ def model(likelihood: Any = None, outputs: int = 2, **head: Any) -> bh.Model:
 
 def forecast(posterior: bh.Posterior, texts: Any = TEXTS) -> dict[str, Tensor]:
     """All tensors of a forecast."""
-    values = vars(posterior.predict(texts, keep_samples=not posterior.guide.linear))
+    how: Any = {"keep_samples": True}
+    if posterior.guide.linear:
+        how = {"method": "exact"}
+    values = vars(posterior.predict(texts, **how))
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 

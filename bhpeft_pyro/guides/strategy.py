@@ -123,6 +123,10 @@ class Strategy:
         """
         raise NotImplementedError
 
+    def learn_outputs(self, model: Model, texts: Examples) -> None:
+        """Learn the covariance of the outputs from texts, so that predictions need no backward
+        passes, if there is one and these are enough. Labels are not used."""
+
     # After a round
 
     def first_prior(self, before: Prior | None) -> Prior | None:

@@ -1,73 +1,109 @@
-"""What backward passes, or several networks, say of a text, as a function of its features.
+"""What backward passes, or several networks, say of a text, as a function of its forward pass.
 
-It is learnt from some texts, without labels, and then costs no more than the forward pass that
-predicts a text and computes its features anyway.
+It is learnt from some hundreds of texts without labels, and then costs no more than the pass that
+predicts a text.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from torch import Tensor
 
+LEAST_TEXTS, MOST_TEXTS = 200, 400
+"""From how many texts the covariance of outputs is learnt. From fewer it is worse than exact."""
+OF_CHOICES = 2  # numbers for the outputs of choices: their largest probabilities
+_POINTS = 500  # of a kernel
 _LEAST = 1e-20  # of a variance
 _TURNS = 3  # of factors and shape, each given the other
-_PENALTIES = torch.logspace(-3, 4, 29, dtype=torch.float64)
+_LENGTHS = (0.5, 1.0, 2.0, 8.0)  # of the median squared distance
+_PENALTIES = torch.logspace(-4, 2, 19, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
-class LogLinear:
-    """exp(bias + weight' features), K numbers for each text.
+class LogKernel:
+    """Positive numbers of a text: exp(f), K functions f by kernel ridge regression.
+
+    Far from all texts that were learnt, f is its mean over these.
 
     Attributes:
-        weight: (K, D).
-        bias: (K,).
+        points: (N, F) of the texts that were learnt, standardised.
+        coefficients: (N, K).
+        mean: (K,).
+        center, scale: (F,) that standardise.
+        length: () of the kernel exp(-|x - y|^2 / length).
 
     >>> features = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     >>> values = (1 + features[:, :1]).exp()
-    >>> learnt = LogLinear.fitted(features, values)
-    >>> torch.allclose(learnt(features), values, rtol=0.01)
+    >>> learnt = LogKernel.fitted(features, values, 2)
+    >>> torch.allclose(learnt(features), values, rtol=0.05)
     True
     """
 
-    weight: Tensor
-    bias: Tensor
+    points: Tensor
+    coefficients: Tensor
+    mean: Tensor
+    center: Tensor
+    scale: Tensor
+    length: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, D) features to (B, K) numbers."""
-        return (features.float() @ self.weight.mT + self.bias).exp()
+        """(B, F) features to (B, K) numbers."""
+        near = _kernel((features.float() - self.center) / self.scale, self.points, self.length)
+        return (self.mean + near @ self.coefficients).exp()
 
     @classmethod
-    def fitted(cls, features: Tensor, values: Tensor) -> LogLinear:
-        """Ridge regression of the logarithms of (N, K) positive values on (N, D) features.
+    def fitted(cls, features: Tensor, values: Tensor, width: int) -> Self:
+        """Learn (N, K) positive values of (N, F) features, the first `width` of which count in
+        distances as much as all others together.
 
-        The penalty has the lowest leave-one-out error, which is in closed form; the largest one
-        that is tried leaves hardly more than a constant. Then the numbers are multiplied by a
-        constant, so that the left-out values are on average what is said of them: the exponential
-        of a mean logarithm is too small (Duan 1983).
+        Length and penalty have the lowest leave-one-out error, which is in closed form. Then the
+        numbers are multiplied by a constant, so that left-out values are on average what is said of
+        them: the exponential of a mean logarithm is too small (Duan 1983).
         """
-        x, y = features.double(), values.double().clamp_min(1e-30).log()
-        center, sd, mean = x.mean(0), x.std(0, correction=0).clamp_min(1e-6), y.mean(0)
-        u, s, vh = torch.linalg.svd((x - center) / sd, full_matrices=False)
-        projected = u.mT @ (y - mean)
-        weights, biases = [], []
-        for k in range(y.shape[1]):
-            best, lowest, left = None, torch.inf, None
-            for penalty in _PENALTIES * len(x):
-                shrunk = s.square() / (s.square() + penalty)
-                fit = u @ (shrunk * projected[:, k])
-                leverage = 1 / len(x) + u.square() @ shrunk  # the first part is the constant's
-                residuals = (y[:, k] - mean[k] - fit) / (1 - leverage).clamp_min(1e-6)
-                error = residuals.square().mean().item()
-                if error < lowest:
-                    best, lowest, left = penalty, error, residuals
-            assert best is not None and left is not None
-            weight = vh.mT @ (s / (s.square() + best) * projected[:, k]) / sd
-            weights.append(weight)
-            biases.append(mean[k] - center @ weight + left.exp().mean().log())
-        return cls(torch.stack(weights).float(), torch.stack(biases).float())
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:_POINTS]
+        x, y = features[order].double(), values[order].double().clamp_min(_LEAST).log()
+        center, scale = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
+        scale[:width] *= width**0.5
+        scale[width:] *= (x.shape[1] - width) ** 0.5
+        points, mean = (x - center) / scale, y.mean(0)
+        median = torch.cdist(points, points).square().median().clamp_min(_LEAST)
+        best, lowest = None, torch.inf
+        for times in _LENGTHS:
+            length = times * median
+            coefficients, left_out = _ridge(_kernel(points, points, length), y - mean)
+            error = left_out.square().mean().item()
+            if best is None or error < lowest:
+                best, lowest = (coefficients, left_out, length), error
+        assert best is not None
+        coefficients, left_out, length = best
+        shift = left_out.exp().mean(0).log()
+        made = points, coefficients, mean + shift, center, scale, length
+        return cls(*(value.float() for value in made))
+
+
+def _kernel(x: Tensor, points: Tensor, length: Tensor) -> Tensor:
+    return (-torch.cdist(x, points).square() / length).exp()
+
+
+def _ridge(kernel: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients (N, K) and leave-one-out residuals (N, K), each column with its own penalty."""
+    strength, axes = torch.linalg.eigh(kernel)
+    along = axes.mT @ values
+    columns = []
+    for value, part in zip(values.unbind(1), along.unbind(1), strict=True):
+        tried = []
+        for penalty in _PENALTIES * len(kernel):
+            shrunk = strength.clamp_min(0) / (strength.clamp_min(0) + penalty)
+            left = (value - axes @ (shrunk * part)) / (1 - axes.square() @ shrunk).clamp_min(1e-6)
+            tried.append((left.square().mean().item(), left, penalty))
+        _, left, penalty = min(tried, key=lambda one: one[0])
+        columns.append((axes @ (part / (strength.clamp_min(0) + penalty)), left))
+    coefficients, left_out = zip(*columns, strict=True)
+    return torch.stack(coefficients, 1), torch.stack(left_out, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,44 +111,50 @@ class OutputCovariance:
     """The covariance of a linearised network's outputs: one shape for all texts, times a factor.
 
     Attributes:
-        factor: of the features that the head reads; of choices, of their mean.
-        shape: (E, E) of the outputs and the likelihood's own weights, at a factor of 1; (0, 0) for
-            choices, whose scores then vary independently, all by the same variance.
+        factor: a function of the pass of a text (`of_pass`).
+        shape: (E, E) of the outputs and the likelihood's own weights, at a factor of 1; (1, 1) for
+            choices, whose scores vary independently, all by the same variance.
         inside: how many of the E are outputs of the network, which the factor is for.
     """
 
-    factor: LogLinear
+    factor: LogKernel
     shape: Tensor
     inside: int
 
-    def __call__(self, features: Tensor, choices: Tensor | None) -> Tensor:
-        """(B, D) pooled features to (B, E, E) covariances; with (B, C) which choices exist, to
-        (B, C, C) of their scores less the mean."""
-        factor = self.factor(features).unsqueeze(-1)  # (B, 1, 1)
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, of which `of_tensors` makes it again."""
+        return {"shape": self.shape, **vars(self.factor)}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], inside: int) -> Self:
+        """The covariance with these `tensors`."""
+        kernel = {field.name: tensors[field.name] for field in fields(LogKernel)}
+        return cls(LogKernel(**kernel), tensors["shape"], inside)
+
+    def __call__(self, of_texts: Tensor, choices: Tensor | None) -> Tensor:
+        """From the passes of B texts (B, F) to covariances (B, E, E); with (B, C) which choices
+        exist, to (B, C, C) of their scores less the mean."""
+        factor = self.factor(of_texts).unsqueeze(-1)  # (B, 1, 1)
         if choices is not None:
-            return factor * _contrasts(choices)
-        one = torch.ones(1, 1, len(self.shape) - self.inside).to(factor)
-        sds = torch.cat(
-            [factor.sqrt().expand(-1, 1, self.inside), one.expand(len(factor), -1, -1)], 2
-        )
+            return factor * self.shape * _contrasts(choices)
+        sds = torch.ones(len(factor), 1, len(self.shape)).to(factor)
+        sds[:, :, : self.inside] = factor.sqrt()
         return sds.mT * self.shape * sds
 
     @classmethod
-    def fitted(cls, features: Tensor, factors: Tensor, shape: Tensor, inside: int) -> Self:
-        """From the (N, D) pooled features of some texts, and the parts of their covariances."""
-        return cls(LogLinear.fitted(features, factors.unsqueeze(1)), shape.float(), inside)
+    def fitted(cls, of_texts: Tensor, covariances: Tensor, inside: int, width: int) -> Self:
+        """From the passes of some texts and their (N, E, E) covariances; of choices (N, 1, 1).
+
+        The factor of a text is that with the least KL from its covariance to the shape's, and the
+        shape is the mean of the covariances over their factors. `width` is as for `LogKernel`.
+        """
+        factors, shape = _parts_of(covariances.double(), inside)
+        factor = LogKernel.fitted(of_texts, factors.unsqueeze(1), width)
+        return cls(factor, shape.float(), inside)
 
 
-def parts_of(covariances: Tensor, inside: int, choices: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Factors (N,) and the `OutputCovariance.shape` that come nearest to (N, E, E) covariances.
-
-    The factor of a text is that with the least KL from its covariance to the shape's, and the shape
-    is the mean of the covariances over their factors.
-    """
-    matrices = covariances.double()
-    if choices is not None:
-        total = matrices.diagonal(dim1=1, dim2=2).sum(1)
-        return total / (choices.sum(1) - 1).clamp_min(1), matrices.new_zeros(0, 0)
+def _parts_of(matrices: Tensor, inside: int) -> tuple[Tensor, Tensor]:
+    """The factors (N,) and the shape of (N, E, E) covariances."""
     network = matrices[:, :inside, :inside]
     factors = network.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_LEAST)
     for _ in range(_TURNS):
@@ -126,12 +168,11 @@ def parts_of(covariances: Tensor, inside: int, choices: Tensor | None) -> tuple[
     return factors, (sds.mT * matrices * sds).mean(0)
 
 
-def pooled(features: Tensor, choices: Tensor | None) -> Tensor:
-    """(B, D) features: of (B, C, D) those of choices their mean over the choices that exist."""
-    if choices is None:
-        return features
-    there = choices.to(features).unsqueeze(-1)
-    return (features * there).sum(1) / there.sum(1)
+def mean_variance(covariances: Tensor, choices: Tensor) -> Tensor:
+    """(B, 1, 1) the variance of independent scores that have the total variance of (B, C, C)
+    covariances of scores less their mean."""
+    total = covariances.diagonal(dim1=1, dim2=2).sum(1)
+    return (total / (choices.sum(1) - 1).clamp_min(1)).reshape(-1, 1, 1)
 
 
 def _contrasts(choices: Tensor) -> Tensor:
@@ -139,3 +180,22 @@ def _contrasts(choices: Tensor) -> Tensor:
     there = choices.float()
     both = there.unsqueeze(1) * there.unsqueeze(2)
     return torch.diag_embed(there) - both / there.sum(1).reshape(-1, 1, 1)
+
+
+def of_pass(features: Tensor, outputs: Tensor, choices: Tensor | None) -> Tensor:
+    """What is learnt from of the pass of B texts: the features that the head reads, then outputs.
+
+    Args:
+        features: (B, D), or (B, C, D) for C choices, of which the mean is taken.
+        outputs: (B, K), or (B, C, K), of which the largest probabilities are taken.
+        choices: (B, C) which of them exist.
+
+    Returns:
+        (B, D + K), or (B, D + 2) for choices.
+    """
+    if choices is None:
+        return torch.cat([features.float(), outputs.float()], 1)
+    there = choices.to(features).unsqueeze(-1)
+    mean = (features * there).sum(1) / there.sum(1)
+    scores = outputs[..., 0].float().masked_fill(~choices, -torch.inf)
+    return torch.cat([mean.float(), scores.softmax(1).topk(OF_CHOICES).values], 1)

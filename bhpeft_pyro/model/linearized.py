@@ -21,7 +21,7 @@ from torch.nn import functional
 from ..base.threads import without_autocast
 from ..data.batch import Batch
 from ..priors.from_posterior import places
-from .amortized import pooled
+from .amortized import OF_CHOICES, OutputCovariance, mean_variance, of_pass
 from .likelihoods import Outputs
 from .model import Model
 
@@ -31,6 +31,7 @@ __all__ = [
     "LinearOutputs",
     "examples_at_once",
     "jacobian",
+    "learnt_covariance",
     "linear_outputs",
     "linear_predictives",
     "symmetric_noise",
@@ -58,14 +59,14 @@ class LinearOutputs:
         model: the model.
         mean: (B, E) at the weights that the network is linearised around.
         shape: of the network's outputs for one example: (outputs,), or (C, outputs) for C choices.
-        features: (B, D) what the head reads; of choices, the mean over them.
+        of_texts: (B, F) the pass of each text, as `amortized.of_pass` has it.
         choices, extra: as the batch's.
     """
 
     model: Model
     mean: Tensor
     shape: tuple[int, ...]
-    features: Tensor
+    of_texts: Tensor
     choices: Tensor | None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -177,9 +178,26 @@ def _with_likelihood(
     network = outputs.flatten(1).float()
     of_likelihood = torch.cat(parts) if parts else network.new_zeros(0)
     mean = torch.cat([network, of_likelihood.expand(len(network), -1)], 1)
-    features = pooled(features, batch.choices)
+    of_texts = of_pass(features, outputs, batch.choices)
     shape = tuple(outputs.shape[1:])
-    return LinearOutputs(model, mean, shape, features, batch.choices, batch.extra)
+    return LinearOutputs(model, mean, shape, of_texts, batch.choices, batch.extra)
+
+
+def learnt_covariance(
+    outputs: Sequence[LinearOutputs], covariances: Sequence[Tensor]
+) -> OutputCovariance:
+    """What is learnt of the (B, E, E) covariances of the outputs of some batches."""
+    of_texts = torch.cat([batch.of_texts for batch in outputs])
+    inside = int((~outputs[0].of_likelihood).sum())
+    width = of_texts.shape[1] - inside
+    if outputs[0].choices is not None:
+        inside, width = 1, of_texts.shape[1] - OF_CHOICES
+    pairs = zip(covariances, outputs, strict=True)
+    matrices = [
+        covariance if batch.choices is None else mean_variance(covariance, batch.choices)
+        for covariance, batch in pairs
+    ]
+    return OutputCovariance.fitted(of_texts, torch.cat(matrices), inside, width)
 
 
 def slopes(total: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -249,12 +249,6 @@ class Model(PyroModule):
         """The input of the likelihood for B examples under given weights."""
         return Outputs(self.network(weights, batch), weights, batch.choices, batch.extra)
 
-    def read(self, weights: Mapping[str, Tensor], batch: Batch) -> tuple[TorchDistribution, Tensor]:
-        """`predictive`, and the features that the head read (`RandomPEFT.read`)."""
-        values, features = self.network.read(weights, batch)
-        outputs = Outputs(values, weights, batch.choices, batch.extra)
-        return self.likelihood.checked(outputs), features
-
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
         """The distribution of the labels of B examples, of batch shape `(*P, B)`, under weights
         `(*P, *site.shape)` for each site; errors are those of the network and the likelihood."""

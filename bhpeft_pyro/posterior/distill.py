@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..base.checks import COUNT, POSITIVE, SEED, boolean
-from ..base.progress import bars, work
+from ..base.progress import bars, tracked, work
+from ..data import Examples
 from ..errors import DataError
 from ..prediction.student import (
     Student,
@@ -46,8 +48,8 @@ def distill(
                 "50, of which a fifth are held out"
             )
         whole.name("predictions of the posterior")
-        teacher = posterior.replace(student=None)
-        forecasts = [teacher.predict(part) for part in (learnt, held_out)]
+        posterior = _with_learnt_outputs(posterior.replace(student=None), learnt)
+        forecasts = [posterior.predict(part) for part in (learnt, held_out)]
         targets = [targets_of(forecast, examples.kind) for forecast in forecasts]
         whole.next()
         made = distil(
@@ -77,6 +79,18 @@ def distill(
         )
         whole.next()
     return posterior.replace(student=Student(made.weights, uncertainty, report))
+
+
+def _with_learnt_outputs(posterior: P, texts: Examples) -> P:
+    """The posterior whose components have learnt the covariances of their outputs, if they can and
+    have not yet."""
+    parts = posterior.components
+    if all(part.guide.output_covariance is not None for part in parts):
+        return posterior
+    guides = [copy.deepcopy(part.guide) for part in parts]
+    for guide, _ in zip(guides, tracked(parts, "learning the width", len(parts)), strict=True):
+        guide.strategy.learn_outputs(posterior.model, texts)
+    return posterior.with_guides(guides)
 
 
 def _start(posterior: Posterior) -> dict[str, Tensor]:

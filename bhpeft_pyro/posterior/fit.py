@@ -72,7 +72,9 @@ def fit(
             fifth of `data` is held out for this if there are at least 50 rows with different texts.
         unlabelled: as `data`, but without labels. They determine the head's axes and the
             coordinates of the PEFT sites, for this round and all later ones. By default these come
-            from `data`; if it is small, the coordinates are poor.
+            from `data`; if it is small, the coordinates are poor. With 200 texts or more, held-out
+            rows included, "laplace" learns the covariance of its outputs from up to 400 of them, so
+            that predictions need no backward passes.
         columns: how the data are read: the names of their columns, where texts are cut, and the
             order of the classes.
         options: how to fit; single options can be given by name instead (`epochs=5`).
@@ -182,7 +184,7 @@ def fit(
                 scatter(model, one.guide, one.options)
     model.network.in_use = True
     with named():
-        return run_all(rounds, executor)
+        return run_all(rounds, executor, unlabelled=None if unlabelled is None else texts)
 
 
 def _starts_at_random(one: Round) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from ..base.fit_options import FitOptions
 from ..base.progress import work
 from ..data import Examples
 from ..forecast.metrics import Score
-from ..guides import MixtureGuide
+from ..guides import Guide, MixtureGuide
 from ..guides.laplace.choice_of_tau import Width
 from ..model.model import Model
 from ..priors import MixturePrior
@@ -58,6 +59,10 @@ class MixturePosterior(Posterior):
     @property
     def components(self) -> tuple[Posterior, ...]:
         return self._components
+
+    def with_guides(self, guides: Sequence[Guide]) -> MixturePosterior:
+        parts = zip(self.components, guides, strict=True)
+        return MixturePosterior([part.replace(guide=guide) for part, guide in parts], self.lineage)
 
     @classmethod
     def of_round(
@@ -119,6 +124,7 @@ def joined(
     options: FitOptions,
     labels: Tensor | None,
     lineage: tuple[FitReport, ...] = (),
+    unlabelled: Examples | None = None,
 ) -> Posterior:
     """Components that have just been fitted as one posterior, with their widths chosen together.
 
@@ -128,11 +134,16 @@ def joined(
         options: those given for all of them.
         labels: those that were learnt, which make the simplest forecast beside the score.
         lineage: of a mixture, the reports of the rounds before.
+        unlabelled: texts from which, with the held-out rows, the covariances of outputs are learnt.
     """
-    if len(fitted) == 1 and not lineage:
-        return fitted[0].posterior
+    parts = [replace(part, labels=None) for part in (held_out, unlabelled) if part is not None]
     with work(share=_SHARE) as last:
         components, fields = _chosen_together(fitted)
+        for component in components if parts else ():
+            texts = parts[0].concat(*parts[1:])
+            component.guide.strategy.learn_outputs(component.model, texts)
+        if len(fitted) == 1 and not lineage:
+            return components[0]
         mixture = MixturePosterior(components, lineage)
         if held_out is not None and mixture.guide.linear:
             forecast = mixture.predict(held_out)

@@ -102,6 +102,10 @@ class Posterior:
         vars(new).update(changes)
         return new
 
+    def with_guides(self, guides: Sequence[Guide]) -> Self:
+        """The same posterior with a guide for each component."""
+        return self.replace(guide=guides[0])
+
     def with_report(self, **changes: Any) -> Self:
         """The same posterior with some fields of its last report changed, such as `name`."""
         report = dataclasses.replace(self.report, **changes)

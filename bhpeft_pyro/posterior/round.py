@@ -239,7 +239,10 @@ def first_sds(first_prior: Prior | None, sites: Sites) -> dict[str, Tensor] | No
 
 
 def run_all(
-    rounds: Sequence[Round], executor: Executor | None, lineage: tuple[FitReport, ...] = ()
+    rounds: Sequence[Round],
+    executor: Executor | None,
+    lineage: tuple[FitReport, ...] = (),
+    unlabelled: Examples | None = None,
 ) -> Posterior:
     """Run the rounds of a posterior's components, one after the other or in the workers of an
     executor, and join them.
@@ -250,6 +253,7 @@ def run_all(
         rounds: one for each component, the first with the seed that was given.
         executor: has the workers.
         lineage: of a mixture, the reports of its earlier rounds.
+        unlabelled: texts to learn the covariances of the outputs from.
     """
     first = rounds[0]
     labels = first.data.labels
@@ -284,7 +288,8 @@ def run_all(
                 error.posterior = MixturePosterior.of_round(components, first.options, lineage)
             raise
         whole.name("mixture")
-        posterior = joined(fitted, first.held_out, first.options, first.data.labels, lineage)
+        labels = first.data.labels
+        posterior = joined(fitted, first.held_out, first.options, labels, lineage, unlabelled)
     return posterior.with_report(id=gathered(posterior.report.id)[0])  # each rank made its own
 
 

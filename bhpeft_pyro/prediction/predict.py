@@ -259,7 +259,7 @@ def _learnt(model: Model, guide: Guide, batch: Batch) -> tuple[LinearOutputs, Te
     """The mean (B, E) and covariance (B, E, E) of a batch's outputs, by a forward pass alone."""
     assert guide.output_covariance is not None
     outputs = linear_outputs(model, guide.means(), batch)
-    return outputs, guide.output_covariance(outputs.features, batch.choices)
+    return outputs, guide.output_covariance(outputs.of_texts, batch.choices)
 
 
 def _classes(

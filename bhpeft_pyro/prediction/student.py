@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from ..data import Examples
 from ..data.batch import Batch, in_order
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..forecast.dirichlet import precision_for
-from ..model.amortized import LogLinear, pooled
+from ..model.amortized import OF_CHOICES, LogKernel, of_pass
 from ..model.cached_batches import BATCH, CachedBatches
+from ..model.likelihoods import Outputs
 from ..model.model import Model
 from ..priors.prior_file import Plain, Tensors
 from .draws import by_batch
@@ -82,19 +83,18 @@ class StudentReport:
 class Student:
     """Weights for one network, and how uncertain it is of a text.
 
-    Its probabilities, or mean ratings, are those of the network under these weights. A `LogLinear`
-    of the features that its head reads gives the rest in the same pass: for classes and labels the
-    precision of a Dirichlet distribution around the probabilities, for ratings the aleatoric and
-    the epistemic variance.
+    Its probabilities, or mean ratings, are those of the network under these weights. A `LogKernel`
+    gives the rest in the same pass: for classes and labels the precision of a Dirichlet
+    distribution around the probabilities, for ratings the aleatoric and the epistemic variance.
 
     Attributes:
         weights: for each site a tensor of its shape.
-        uncertainty: of (B, D) features; one number for classes and labels, two for ratings.
+        uncertainty: of the pass of a text; one number for classes and labels, two for ratings.
         report: how it was made, and how far it is from the posterior.
     """
 
     weights: Mapping[str, Tensor]
-    uncertainty: LogLinear
+    uncertainty: LogKernel
     report: StudentReport
 
     def predict(self, model: Model, examples: Examples, bf16: bool = False) -> AnyForecast:
@@ -104,7 +104,7 @@ class Student:
     def to_state(self) -> tuple[Plain, Tensors]:
         """Plain data and tensors for a file, from which `from_state` makes the same student."""
         tensors = {f"weights.{name}": value for name, value in self.weights.items()}
-        tensors |= {f"uncertainty.{k}": value for k, value in vars(self.uncertainty).items()}
+        tensors |= {f"uncertainty.{name}": v for name, v in vars(self.uncertainty).items()}
         return asdict(self.report), tensors
 
     @classmethod
@@ -118,17 +118,17 @@ class Student:
         for site in model.sites:
             if weights[site.name].shape != site.shape:
                 raise ValueError(f"student: {site.name} has shape {weights[site.name].shape}")
-        names = ("weight", "bias")
-        uncertainty = LogLinear(*(tensors[f"uncertainty.{name}"] for name in names))
-        return cls(weights, uncertainty, StudentReport(**plain))
+        names = [field.name for field in fields(LogKernel)]
+        kernel = LogKernel(**{name: tensors[f"uncertainty.{name}"] for name in names})
+        return cls(weights, kernel, StudentReport(**plain))
 
 
 def learnt_uncertainty(
     model: Model, weights: Mapping[str, Tensor], texts: Examples, forecast: Any
-) -> LogLinear:
+) -> LogKernel:
     """How uncertain the network is under some weights, learnt from a posterior's forecast of some
     texts."""
-    _, features = _passed(model, weights, texts)
+    _, of_texts = _passed(model, weights, texts)
     if texts.kind == "rating":
         numbers = torch.stack([forecast.aleatoric, forecast.epistemic], 1)
     else:
@@ -136,13 +136,14 @@ def learnt_uncertainty(
         if texts.kind == "labels":
             pairs = torch.stack([1 - pairs, pairs], -1)
         numbers = precision_for(pairs, forecast.epistemic).unsqueeze(1)
-    return LogLinear.fitted(features, numbers)
+    outputs = OF_CHOICES if texts.kind == "choice" else model.network.outputs
+    return LogKernel.fitted(of_texts, numbers, of_texts.shape[1] - outputs)
 
 
 def predict_in_one_pass(
     model: Model,
     weights: Mapping[str, Tensor],
-    uncertainty: LogLinear,
+    uncertainty: LogKernel,
     examples: Examples,
     bf16: bool = False,
 ) -> AnyForecast:
@@ -162,12 +163,12 @@ def predict_in_one_pass(
 def _of_part(
     model: Model,
     weights: Mapping[str, Tensor],
-    uncertainty: LogLinear,
+    uncertainty: LogKernel,
     examples: Examples,
     bf16: bool,
 ) -> AnyForecast:
-    predicted, features = _passed(model, weights, examples, bf16)
-    numbers = uncertainty(features)
+    predicted, of_texts = _passed(model, weights, examples, bf16)
+    numbers = uncertainty(of_texts)
     about: dict[str, Any] = {"labels": examples.labels, "texts": examples.texts}
     if examples.kind == "rating":
         aleatoric, epistemic = numbers.mT.unsqueeze(1)
@@ -183,19 +184,18 @@ def _of_part(
 def _passed(
     model: Model, weights: Mapping[str, Tensor], examples: Examples, bf16: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """From one pass: (N, C) or (N, K) probabilities or (N,) means, and the (N, D) features, of
-    choices their mean."""
+    """From one pass: (N, C) or (N, K) probabilities or (N,) means; and the pass, (N, F), as
+    `amortized.of_pass` has it."""
     weights = {name: value.to(model.network.device) for name, value in weights.items()}
 
     def run(batch: Batch) -> Sequence[Tensor]:
-        predicted, features = model.read(weights, batch)
-        base = base_of(predicted)
-        if isinstance(base, Bernoulli):
-            values = base.probs
-        else:
-            values = base.probs if isinstance(base, Categorical) else predicted.mean
-        return values.float()[None], pooled(features, batch.choices).float()[None]
+        outputs, features = model.network.read(weights, batch)
+        predicted = model.likelihood.checked(Outputs(outputs, weights, batch.choices, batch.extra))
+        base: Any = base_of(predicted)
+        known = isinstance(base, (Bernoulli, Categorical))
+        values = base.probs if known else predicted.mean
+        return values.float()[None], of_pass(features, outputs, batch.choices)[None]
 
     batches = CachedBatches(model, examples)
-    values, features = by_batch(model, batches, run, size=BATCH * batches.per_text, bf16=bf16)
-    return values[0], features[0]
+    values, of_texts = by_batch(model, batches, run, size=BATCH * batches.per_text, bf16=bf16)
+    return values[0], of_texts[0]

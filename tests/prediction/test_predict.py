@@ -482,7 +482,7 @@ def test_stages_are_those_of_a_loop_over_texts(certainty: float) -> None:
         return (draws[number][:, only],)
 
     runs = [lambda only, n=n: run(n, only) for n in range(count)]
-    found = module._until_certain(runs, tiny_examples(rows), certainty)
+    found, share = module._until_certain(runs, tiny_examples(rows), certainty)
     full = draws.mean((0, 1)).argmax(-1)
     for row in range(rows):
         for used in range(1, count + 1):
@@ -499,6 +499,7 @@ def test_stages_are_those_of_a_loop_over_texts(certainty: float) -> None:
         assert certainty < 1 or found.label[row] == full[row]
     assert found.components is not None and len(found.components.unique()) >= 3
     assert sum(asked) == found.components.sum() and found.draws == 2 * count
+    assert share == sum(asked) / (count * rows)
 
 
 @pytest.mark.parametrize(

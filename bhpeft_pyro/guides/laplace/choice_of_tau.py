@@ -19,9 +19,7 @@ from torch import Tensor
 
 from ...base.threads import seeded
 from ...model.likelihoods.normal import LEAST_NOISE
-from ...model.amortized import OutputCovariance
 from ...model.linearized import LinearOutputs, symmetric_noise
-from .spreads import Spreads
 
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
@@ -49,7 +47,6 @@ class Choice:
         output_scale: the factor of the outputs in predictions.
         point_nll: held-out NLL of the point estimate, with the noise that suits it.
         nll: held-out NLL of the component.
-        output_covariance: what is learnt of the held-out rows' at this width, if they were kept.
     """
 
     tau: float
@@ -57,7 +54,6 @@ class Choice:
     output_scale: float = 1.0
     point_nll: float | None = None
     nll: float | None = None
-    output_covariance: OutputCovariance | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,6 @@ class Candidates:
         point: (N,) the same under the point estimate, at an output scale of 1.
         ratings: whether the labels are ratings. Their NLL depends on their unit, so a small
             difference is a part of a nat, not of the NLL.
-        spreads: the covariances of the rows' outputs at each tau.
     """
 
     taus: Tensor
@@ -81,7 +76,6 @@ class Candidates:
     log_densities: Tensor
     point: Tensor
     ratings: bool = False
-    spreads: Spreads | None = None
 
     def near(self, nll: Tensor, share: float) -> Tensor:
         """The NLL and a share of it, or of a nat."""
@@ -124,17 +118,13 @@ class Candidates:
 
     def at(self, tau: int, scale: int) -> Choice:
         """The choice by its indices."""
-        noise, output_scale = self.noises[tau].item(), self.output_scales[scale].item()
-        learnt = None
-        if self.spreads is not None:  # which are those under the trained noise
-            learnt = self.spreads.learnt(tau, noise * output_scale)
+        noise = self.noises[tau].item()
         return Choice(
             self.taus[tau].item() / noise**2,
             noise,
-            output_scale,
+            self.output_scales[scale].item(),
             -self.point.mean().item(),
             -self.log_densities[tau, scale].mean().item(),
-            learnt,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import pyro
@@ -19,7 +19,7 @@ from ...base.distributions import CHUNK, Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
 from ...data.batch import Batch
 from ...errors import GuideError
-from ...model.amortized import LogLinear, OutputCovariance
+from ...model.amortized import LogKernel, OutputCovariance
 from ...model.linearized import examples_at_once
 from ...model.model import Model
 from ...priors import JointPrior, Prior, unpack
@@ -29,8 +29,8 @@ from ..mean_field import ScaledAdam
 from ..strategy import Strategy
 from .curvature import Precision, gradients_at_once, rows_kept
 
-
-_LEARNT = ("output_shape", "factor_weight", "factor_bias")
+_LEARNT = ("shape", *(field.name for field in fields(LogKernel)))
+_OUTPUT = "learnt_"  # begins the names of these buffers
 
 
 class LaplaceGuide(Guide):
@@ -95,9 +95,6 @@ class LaplaceGuide(Guide):
     tau: Tensor
     output_scale: Tensor
     first_scale: Tensor
-    output_shape: Tensor
-    factor_weight: Tensor
-    factor_bias: Tensor
 
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
@@ -118,7 +115,7 @@ class LaplaceGuide(Guide):
         self.register_buffer("output_scale", start.new_tensor(1.0))
         self.register_buffer("first_scale", covariance.scale.clone())
         for name in _LEARNT:
-            self.register_buffer(name, start.new_zeros(0))
+            self.register_buffer(_OUTPUT + name, start.new_zeros(0))
 
     @property
     def prior(self) -> LowRankNormal:
@@ -148,21 +145,17 @@ class LaplaceGuide(Guide):
 
     @property
     def output_covariance(self) -> OutputCovariance | None:  # type: ignore[override]
-        if not self.factor_bias.numel():
+        tensors = {name: getattr(self, _OUTPUT + name) for name in _LEARNT}
+        if not tensors["mean"].numel():
             return None
-        inside = len(self.output_shape) - sum(
-            math.prod(shape) for name, shape in self.shapes.items() if name in self._likelihood
-        )
-        factor = LogLinear(self.factor_weight, self.factor_bias)
-        return OutputCovariance(factor, self.output_shape, inside)
+        own = [math.prod(self.shapes[name]) for name in self._likelihood]
+        return OutputCovariance.of_tensors(tensors, max(0, len(tensors["shape"]) - sum(own)))
 
     def set_output_covariance(self, learnt: OutputCovariance | None) -> None:
         """Keep what was learnt of the covariance of the outputs, until `covariance` changes."""
-        values = (None,) * len(_LEARNT)
-        if learnt is not None:
-            values = learnt.shape, learnt.factor.weight, learnt.factor.bias
-        for name, value in zip(_LEARNT, values, strict=True):
-            setattr(self, name, self.loc.new_zeros(0) if value is None else value.to(self.loc))
+        empty = dict.fromkeys(_LEARNT, self.loc.new_zeros(0))
+        for name, value in (empty if learnt is None else learnt.tensors()).items():
+            setattr(self, _OUTPUT + name, value.to(self.loc))
 
     def scaled(self, unscaled: Covariance) -> Covariance:
         """A covariance of the weights with the output scale in it."""
@@ -364,9 +357,10 @@ class LaplaceGuide(Guide):
             if value is not None and value.shape == shape:
                 setattr(self, name, value.to(self.loc).clone())
         # Files from before there were such tensors have none.
-        state_dict = {prefix + name: self.loc.new_zeros(0) for name in _LEARNT} | {**state_dict}
-        for name in _LEARNT:
-            setattr(self, name, state_dict[prefix + name].to(self.loc).clone())
+        names = [prefix + _OUTPUT + name for name in _LEARNT]
+        state_dict = dict.fromkeys(names, self.loc.new_zeros(0)) | {**state_dict}
+        for name in names:
+            setattr(self, name.removeprefix(prefix), state_dict[name].to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -25,7 +25,8 @@ from ...base.fit_options import FitOptions
 from ...base.progress import work
 from ...base.threads import seeded
 from ...data import Examples
-from ...model.linearized import LinearOutputs, symmetric_noise
+from ...model.amortized import LEAST_TEXTS, MOST_TEXTS
+from ...model.linearized import LinearOutputs, learnt_covariance, symmetric_noise
 from ...model.model import Model
 from ...priors import JointPrior, Prior
 from ...priors.any_prior import joint
@@ -44,7 +45,6 @@ from .choice_of_tau import (
 )
 from .curvature import Curvature, Jacobians, Precision, jacobians, repeatable
 from .laplace_guide import LaplaceGuide
-from .spreads import Spreads
 
 _EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
@@ -149,7 +149,6 @@ class LaplaceStrategy(Strategy):
         learnt = curvature.times(guide.information_factor(choice.noise))
         covariance = guide.prior_precision.with_data(learnt, choice.tau, guide.rank)
         guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
-        guide.set_output_covariance(choice.output_covariance)
         with seeded(options.seed):
             return model, _width(model, guide, choice, again(), candidates)
 
@@ -166,9 +165,21 @@ class LaplaceStrategy(Strategy):
             for guide in some:
                 assert isinstance(guide, LaplaceGuide)
                 guide.retune(choice.tau, times, choice.output_scale)
-                guide.set_output_covariance(choice.output_covariance)
             chosen.append(width.chosen(choice, times))
         return chosen, point_nll, nll
+
+    @torch.no_grad()
+    def learn_outputs(self, model: Model, texts: Examples) -> None:
+        guide = self.guide
+        enough = len(texts) >= LEAST_TEXTS
+        if not (enough and guide.measured and model.network.kinds):  # a head alone is exact
+            return
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
+        some, outputs, covariances = texts.subset(order[:MOST_TEXTS]), [], []
+        for _, linear, derivatives in jacobians(model, guide.means(), some):
+            outputs.append(linear)
+            covariances.append(guide.covariance.projected(derivatives))
+        guide.set_output_covariance(learnt_covariance(outputs, covariances))
 
     def first_prior(self, before: Prior | None) -> Prior | None:
         prior = joint(before)
@@ -288,12 +299,10 @@ def _candidates(
     # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
     free = model.likelihood.noise_site is not None and given is None and not precision.informed
     if model.likelihood.constant_noise:
-        made = with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
-    elif free:
-        made = with_noise_by_text(taus, spreads, held)
-    else:
-        made = of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
-    return replace(made, spreads=Spreads.of([outputs for outputs, _ in held], spreads))
+        return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
+    if free:
+        return with_noise_by_text(taus, spreads, held)
+    return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
 
 
 def _width(

@@ -18,6 +18,7 @@ from collections.abc import (
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from datasets import (
     concatenate_datasets,
     load_dataset,
 )
+from datasets.table import InMemoryTable
 
 from ..base.checks import data_file, shallow, shown
 from ..errors import DataError
@@ -242,7 +244,7 @@ def _from_lists(columns: Mapping[str, Any], file: object = None) -> Dataset:
         if why.rows:
             why = why.placed(*places(file))
         warnings.warn(f"{why}; this column is left out", stacklevel=2)
-    return concatenate_datasets(tables, axis=1)
+    return tables[0] if len(tables) == 1 else concatenate_datasets(tables, axis=1)
 
 
 def _table(name: str, column: list[Any]) -> Dataset:
@@ -253,6 +255,9 @@ def _table(name: str, column: list[Any]) -> Dataset:
             f"than {_DEEPEST} deep"
         )
     try:
+        if all(type(cell) is str for cell in column):
+            # A name in place of a hash, which takes longer than to tokenise a text.
+            return Dataset(InMemoryTable.from_pydict({name: column}), fingerprint=uuid4().hex)
         return Dataset.from_dict({name: column})
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         first = type(column[0])

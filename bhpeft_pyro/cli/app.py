@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import BHPEFTError, BusyError, FitError, ProcessError, is_out_of_memory
 from .compare_command import compare
+from .distill_command import distill
 from .evaluate_command import evaluate, report
 from .fit_command import fit
 from .history_command import history
@@ -142,7 +143,7 @@ def _program(
     pass
 
 
-for command in (fit, compare, predict, evaluate, update, stream, history, report):
+for command in (fit, compare, predict, evaluate, distill, update, stream, history, report):
     text, _, examples = (command.__doc__ or "").partition("Examples:")
     # Typer would keep the line breaks within a paragraph.
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]

@@ -169,6 +169,13 @@ Backbone = Annotated[
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="auto uses a GPU if there is one.")
 ]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="The column to read, if it has another name here.",
+        show_default="that of the training data",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 
 

@@ -8,7 +8,6 @@ import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -63,13 +62,7 @@ def predict(
             "backbone's output is not finite.",
         ),
     ] = False,
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            help="The column to read, if it has another name here.",
-            show_default="that of the training data",
-        ),
-    ] = None,
+    text_column: options.TextColumn = None,
     samples: options.Samples = None,
     certainty: Annotated[
         float | None,
@@ -109,7 +102,7 @@ def predict(
     from ..data.sources import in_file, places
     from ..forecast.base import share_of
     from ..prediction.predict import PART
-    from .saved import check_file, check_samples, guide_of, open_run
+    from .saved import check_file, check_samples, guide_of, open_run, reading
 
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
@@ -136,11 +129,7 @@ def predict(
         raise ConfigError(f"--certainty: got {certainty}, but there is one component; leave it out")
     if single and family == "delta" and by in ("epistemic", "variance"):
         raise ConfigError(f"--by: got {by!r}, of which a point estimate has none; expected total")
-    if text_column is not None:
-        if kind == "choice":
-            raise ConfigError(f"--text-column: got {text_column!r} for choices; leave it out")
-        read = replace(posterior.columns, text=text_column)
-        posterior = posterior.replace(columns=read)
+    posterior = reading(posterior, text_column)
     with _advising(skip_bad):
         names, total = _check_data(posterior, data, skip_bad)
     called, unit, number = places(data)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..data import Examples
 from ..errors import ConfigError
@@ -79,18 +81,40 @@ def rounds_of(folder: Path) -> History:
     return History(inner if inner.is_dir() else folder)
 
 
-def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
+def folder_of(run: Path) -> Path:
+    """Where a posterior is saved: the folder itself, or that of a stream's last round."""
+    if saving.exists(run) or not (run.name == ROUNDS or (run / ROUNDS).is_dir()):
+        return run
+    history = rounds_of(run)
+    leaves = history.leaves
+    if len(leaves) > 1:
+        raise ConfigError(
+            f"run: {history.folder} has branches that end in {', '.join(leaves)}; expected "
+            f"one of them, such as {history.folder / leaves[0]}"
+        )
+    return history.folders[leaves[0]] if leaves else history.folder
+
+
+def open_run(run: Path, backbone: str | None, device: str) -> Posterior:
     """A saved posterior, or the last one of a stream, on its backbone or on the one given."""
-    if not saving.exists(folder) and (folder.name == ROUNDS or (folder / ROUNDS).is_dir()):
-        history = rounds_of(folder)
-        leaves = history.leaves
-        if len(leaves) > 1:
-            raise ConfigError(
-                f"run: {history.folder} has branches that end in {', '.join(leaves)}; expected "
-                f"one of them, such as {history.folder / leaves[0]}"
-            )
-        folder = history.folders[leaves[0]] if leaves else history.folder
-    return Posterior.load(folder, backbone, device=device)
+    return Posterior.load(folder_of(run), backbone, device=device)
+
+
+def reading(posterior: Posterior, text_column: str | None) -> Posterior:
+    """The posterior that reads texts from another column than its training data had."""
+    if text_column is None:
+        return posterior
+    if posterior.model.likelihood.kind == "choice":
+        raise ConfigError(f"--text-column: got {text_column!r} for choices; leave it out")
+    return posterior.replace(columns=replace(posterior.columns, text=text_column))
+
+
+def save_with_student(posterior: Posterior, texts: Examples, out: Path, **how: Any) -> None:
+    """Distil a posterior, and save it with its student."""
+    posterior = posterior.distill(texts, **how)
+    posterior.save(out, overwrite=True)
+    assert posterior.student is not None
+    say(f"{posterior.student.report}\nsaved in {out}")
 
 
 def finish(
@@ -115,7 +139,11 @@ def finish(
     shown = {"held_out": posterior} if before is None else {"before": before, "after": posterior}
     scores = {}
     if held_out is not None and examples.labels is not None:
-        forecasts = {name: each.predict(held_out, samples) for name, each in shown.items()}
+        # All components, also of a posterior that has a student.
+        forecasts = {
+            name: each.replace(student=None).predict(held_out, samples)
+            for name, each in shown.items()
+        }
         scores = {name: evaluate(forecast) for name, forecast in forecasts.items()}
         (*_, newest), (*_, metrics) = forecasts.values(), scores.values()
         posterior = posterior.with_report(

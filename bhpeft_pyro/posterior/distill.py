@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from scipy.stats import spearmanr
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from ..base.checks import COUNT, POSITIVE, SEED, boolean
 from ..base.progress import bars, tracked, work
-from ..data import Examples
+from ..data import Columns, Examples
 from ..errors import DataError
+from ..model.model import Model
 from ..prediction.student import (
     Student,
     StudentReport,
@@ -38,15 +40,10 @@ def distill(
     """See `Posterior.distill`."""
     epochs, batch_size = COUNT("epochs", epochs), COUNT("batch_size", batch_size)
     lr, seed, progress = POSITIVE("lr", lr), SEED("seed", seed), boolean("progress", progress)
-    started, model = time.monotonic(), posterior.model
+    started, model, start = time.monotonic(), posterior.model, _start(posterior)
     with bars(progress), work("student", 2, at_once=True) as whole:
         examples = posterior.encode(texts, labelled=False)
-        learnt, held_out = examples.hold_out(seed)
-        if held_out is None:
-            raise DataError(
-                f"texts: got {len(examples) - examples.copies} different ones; expected at least "
-                "50, of which a fifth are held out"
-            )
+        learnt, held_out = _parted(examples, seed, "texts")
         whole.name("predictions of the posterior")
         posterior = _with_learnt_outputs(posterior.replace(student=None), learnt)
         forecasts = [posterior.predict(part) for part in (learnt, held_out)]
@@ -54,7 +51,7 @@ def distill(
         whole.next()
         made = distil(
             model,
-            _start(posterior),
+            start,
             (learnt, targets[0]),
             (held_out, targets[1]),
             epochs=epochs,
@@ -79,6 +76,29 @@ def distill(
         )
         whole.next()
     return posterior.replace(student=Student(made.weights, uncertainty, report))
+
+
+def texts_for(model: Model, texts: object, columns: Columns, seed: int) -> Examples:
+    """The texts that a student is to learn after a fit, checked before it. Labels are not looked
+    at: they may be classes that are still to come.
+
+    Raises:
+        DataError: there are fewer than 50 different texts, or they cannot be used.
+    """
+    examples = model.encode_texts(texts, replace(columns, label_names=None))
+    _parted(examples, seed, "distill")
+    return examples
+
+
+def _parted(texts: Examples, seed: int, argument: str) -> tuple[Examples, Examples]:
+    """Texts to learn, and others on which the student is compared."""
+    learnt, held_out = texts.hold_out(seed)
+    if held_out is None:
+        raise DataError(
+            f"{argument}: got {len(texts.row_hashes) - texts.copies} different texts; expected at "
+            "least 50, of which a fifth are held out"
+        )
+    return learnt, held_out
 
 
 def _with_learnt_outputs(posterior: P, texts: Examples) -> P:

@@ -50,6 +50,7 @@ def test_an_import_waits_for_nothing_that_only_some_functions_need() -> None:
         ["fit", "no.xlsx", "--out", "x"],
         ["predict", "no", "."],
         ["update", ".", "no.csv", "--out", "x"],
+        ["distill", ".", "no.csv"],
         ["report", ".", "no.csv"],
         ["fit", __file__ + "/../x.csv", "--out", "x", "--validation", "no.csv"],
     ],

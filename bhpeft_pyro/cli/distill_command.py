@@ -1,0 +1,54 @@
+"""`bhpeft distill`: one network that predicts in place of all components."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+def distill(
+    run: options.Run,
+    data: options.Data,
+    config: options.Config = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the texts.", min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(help="Texts in a batch.", min=1)] = 16,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the order of the texts and of the choice of held-out ones.")
+    ] = 0,
+    text_column: options.TextColumn = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Another folder to save both in.", show_default="RUN itself"),
+    ] = None,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Train one network, the student, to predict texts as all components of a posterior do.
+
+    It predicts in one pass, and bhpeft predict uses it from then on. The texts need no labels: best
+    are some hundreds or thousands like those that will be predicted. A fifth of them is held out,
+    to tell how far the student is from the posterior. It is saved in RUN; what is there of the
+    posterior stays as it is.
+
+    Examples:
+        bhpeft distill runs/reviews unlabelled.csv
+        bhpeft distill runs/reviews unlabelled.jsonl --text-column body --epochs 2
+    """
+    from ..data.sources import in_file
+    from .saved import check_out, folder_of, open_run, reading, save_with_student
+    from .tables import rows_for
+
+    folder = folder_of(run)
+    check_out(out or folder, overwrite or out is None)
+    posterior = open_run(folder, backbone, device)
+    reader = reading(posterior, text_column)
+    with in_file(data):
+        texts = reader.encode(rows_for(reader, data, labelled=False), labelled=False)
+    how = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    save_with_student(posterior, texts, out or folder, **how)

@@ -1,0 +1,107 @@
+"""`bhpeft distill`: a student in the folder of its posterior."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from program import TEXTS, bhpeft, error, loaded, write_csv
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.cli.distill_command import distill
+from bhpeft_pyro.streams import History
+from bhpeft_pyro.testing import tiny_examples
+
+UNLABELLED = [f"w{5 + i % 9} w{10 + i % 30} w{40 - i % 25}" for i in range(60)]
+QUICK = ("--epochs", 1, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", text=UNLABELLED)
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """The run in a folder that a test may write into."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_the_student_is_saved_in_the_run_which_is_otherwise_as_it_was(
+    copied, folder, texts, posterior
+):
+    said = bhpeft("distill", copied, texts, *QUICK, "--seed", 2, "--batch-size", 8).stderr
+    after = loaded(copied, folder)
+    expected = posterior.distill(UNLABELLED, epochs=1, seed=2, batch_size=8, progress=False)
+    assert after.report == posterior.report and after.lineage == posterior.lineage
+    assert after.student is not None and expected.student is not None
+    for name, value in expected.student.weights.items():
+        assert torch.equal(after.student.weights[name], value)
+    told, own = str(after.student.report), str(expected.student.report)
+    assert told == own and told in said
+    exact = [each.predict(TEXTS, method="exact").probabilities for each in (after, posterior)]
+    assert torch.equal(*exact)
+    bhpeft("distill", copied, texts, *QUICK)  # makes another
+    assert loaded(copied, folder).student.report.texts == 48
+
+
+def test_another_folder_and_another_column(run, folder, tmp_path):
+    before = (run / "posterior.safetensors").read_bytes()
+    data = write_csv(tmp_path / "texts.csv", text=["w5"] * 60, body=UNLABELLED)
+    arguments = ("distill", run, data, *QUICK, "--out", tmp_path / "out")
+    assert "texts: got 1 different texts; expected at least 50" in error(*arguments)
+    assert not (tmp_path / "out").exists()
+    bhpeft(*arguments, "--text-column", "body")
+    assert (run / "posterior.safetensors").read_bytes() == before
+    after = loaded(tmp_path / "out", folder)
+    assert after.student is not None and after.columns.text == "text"
+    assert "--overwrite" in error(*arguments, "--text-column", "body")
+
+
+def test_labels_of_the_texts_give_the_report_its_nll(run, tmp_path):
+    labels = ["good" if i % 2 else "bad" for i in range(60)]
+    data = write_csv(tmp_path / "labelled.csv", text=UNLABELLED, label=labels)
+    said = bhpeft("distill", run, data, *QUICK, "--out", tmp_path / "out").stderr
+    assert re.search(r"NLL \d\.\d{3}, of the posterior \d\.\d{3}", said)
+
+
+def test_a_stream_gets_the_student_of_its_last_round(folder, texts, tmp_path):
+    options = {"max_steps": 2, "progress": False, "components": 2}
+    backbone = loaded(folder / "run", folder).model.network.backbone
+    tokenizer = loaded(folder / "run", folder).model.network.tokenizer
+    model = bh.tasks.categories(backbone, 2, kinds=(), tokenizer=tokenizer)
+    weeks = {f"week {i}": tiny_examples(12, seed=i) for i in range(2)}
+    last = bh.stream(model, weeks, tmp_path / "stream", **options)
+    history = History(tmp_path / "stream" / "rounds")
+    known = ("--backbone", folder / "tiny", *QUICK)
+    said = bhpeft("distill", tmp_path / "stream", texts, *known).stderr
+    path = history.folders[last.report.id]
+    assert f"saved in {path}" in said
+    first, second = (history.load(id, backbone, tokenizer=tokenizer) for id in history.rounds)
+    assert first.student is None and second.student is not None
+    assert [report.id for report in second.lineage] == [report.id for report in last.lineage]
+    again = bh.stream(model, weeks, tmp_path / "stream", **options)  # nothing is new
+    assert again.report.id == last.report.id
+
+
+def test_what_cannot_work_is_refused(folder, run, texts, tmp_path):
+    for arguments, message in (
+        ((tmp_path / "none", texts), "there is no folder .*none"),
+        ((run, tmp_path / "none.csv"), "none.csv: no such file"),
+        ((tmp_path, texts), "no saved posterior in"),
+        ((run, folder / "new.csv"), "texts: got 5 different texts; expected at least 50"),
+        ((run, texts, "--text-column", "no"), "no column 'no'"),
+        ((run, texts, "--lr", 0), "--lr"),
+        ((run, texts, "--out", texts), "--out: .* is a file"),
+    ):
+        assert re.search(message, error("distill", *arguments)), arguments
+
+
+def test_the_defaults_are_those_of_python():
+    own, python = (inspect.signature(each).parameters for each in (distill, bh.Posterior.distill))
+    for name in ("epochs", "batch_size", "lr", "seed"):
+        assert own[name].default == python[name].default

@@ -49,7 +49,7 @@ class Budget:
     seeds: int = 5
     fitted: tuple[int, int, int] = (16, 32, 10)
     predicted: tuple[int, ...] = (1000, 10_000)
-    served: int = 1000
+    served: int = 300
 
     def setting(self) -> dict[str, int]:
         """What a result depends on besides its task, method, rows and seed."""

@@ -15,6 +15,7 @@ def evaluate(
     run: options.Run,
     data: options.Data,
     config: options.Config = None,
+    method: options.Method = None,
     samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
@@ -27,17 +28,22 @@ def evaluate(
         bhpeft evaluate runs/reviews test.csv
         bhpeft evaluate runs/reviews test.csv --json | jq .ece
     """
-    from .saved import check_samples, guide_of, open_run
+    from ..forecast import metrics
+    from ..forecast.base import cost_in_words
+    from .saved import check_method, check_samples, guide_of, open_run
     from .tables import labelled_examples
 
     posterior = open_run(run, backbone, device)
     check_samples(samples, guide_of(posterior), posterior.model.likelihood)
+    check_method(posterior, method, samples)
     examples = labelled_examples(posterior, data)
-    scores = posterior.evaluate(examples, samples, seed=draw_seed)
+    forecast = posterior.predict(examples, samples, method=method, seed=draw_seed)
+    scores = metrics.evaluate(forecast)
     if as_json:
         print_json({"examples": len(examples), **scores})
     else:
-        show_metrics(f"{len(examples)} {examples.unit} of {data}", {"value": scores})
+        how = cost_in_words(forecast.method, forecast.passes)
+        show_metrics(f"{len(examples)} {examples.unit} of {data}; {how}", {"value": scores})
 
 
 def report(

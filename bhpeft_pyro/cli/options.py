@@ -161,6 +161,14 @@ Samples = Annotated[
         show_default=_ALL_DRAWS,
     ),
 ]
+Method = Annotated[
+    names.Method | None,
+    typer.Option(
+        help="student: one pass of the network that `distill` has trained. components: a pass of "
+        "each, with what the fit has learnt of their uncertainty. exact: with backward passes.",
+        show_default="the first of them that there is; with draws no student",
+    ),
+]
 DrawSeed = Annotated[int, typer.Option("--seed", help="The same seed gives the same draws.")]
 Backbone = Annotated[
     str | None,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import warnings
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from ..base.checks import Number
 from ..errors import ConfigError, DataError
 from . import options
+from .predicted_rows import Kept, write_rows
 from .screen import say, table
 
 if TYPE_CHECKING:
@@ -63,6 +59,7 @@ def predict(
         ),
     ] = False,
     text_column: options.TextColumn = None,
+    method: options.Method = None,
     samples: options.Samples = None,
     certainty: Annotated[
         float | None,
@@ -100,9 +97,9 @@ def predict(
     from ..base.progress import work
     from ..data.columns import FILL_IN
     from ..data.sources import in_file, places
-    from ..forecast.base import share_of
+    from ..forecast.base import cost_in_words, share_of
     from ..prediction.predict import PART
-    from .saved import check_file, check_samples, guide_of, open_run, reading
+    from .saved import check_file, check_method, check_samples, guide_of, open_run, reading
 
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
@@ -125,6 +122,7 @@ def predict(
             raise ConfigError(f"--certainty: got {certainty} for {what}; leave it out")
     family, single = guide_of(posterior), len(posterior.components) == 1
     check_samples(samples, family, posterior.model.likelihood)
+    check_method(posterior, method, samples, certainty)
     if certainty is not None and single:
         raise ConfigError(f"--certainty: got {certainty}, but there is one component; leave it out")
     if single and family == "delta" and by in ("epistemic", "variance"):
@@ -133,12 +131,17 @@ def predict(
     with _advising(skip_bad):
         names, total = _check_data(posterior, data, skip_bad)
     called, unit, number = places(data)
-    how = {"samples": samples, "seed": draw_seed, "certainty": certainty}
+    how = {"method": method, "samples": samples, "seed": draw_seed, "certainty": certainty}
     with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
-        kept = _Kept(file, posterior.model.network.head.each_word)
+        kept = Kept(file, posterior.model.network.head.each_word)
         bad: dict[int, str] = {}
         with _advising(skip_bad), in_file(data), work(parts=-(-total // PART)) as whole:
-            for row in _predicted(posterior, data, by, skip_bad, how, bad, whole.next):
+
+            def done(forecast: AnyForecast | None) -> None:
+                kept.count(forecast)
+                whole.next()
+
+            for row in _predicted(posterior, data, by, skip_bad, how, bad, done):
                 kept.add(*row)
         if bad:
             why = next(iter(bad.values())).removesuffix(FILL_IN)
@@ -152,11 +155,12 @@ def predict(
         flagged = {*order[: share_of(flag, len(order))].tolist()}
         shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
         every = names | kept.columns | {"flagged": None}
-        _write(out, kept.records(names, flagged, shown), every)
+        write_rows(out, kept.records(names, flagged, shown), every)
     for row in shown.values():
         row["row"] = number(row["row"])
     what = f"{len(order)} words" if kept.words else f"{total} rows"
-    say(f"{what}, {len(flagged)} flagged by {by}; written to {out}")
+    cost = cost_in_words(kept.method, kept.passes / kept.examples)
+    say(f"{what}, {len(flagged)} flagged by {by}; {cost}; written to {out}")
     if shown:
         some, *_ = shown.values()
         # Not the probabilities of each of several labels.
@@ -164,42 +168,6 @@ def predict(
         where = f"{unit}s as in {called}" if called else "rows count from 0"
         cells = [[row[name] for name in heads] for row in shown.values()]
         table(f"Least certain ({by}); {where}", [unit, *heads[1:]], cells)
-
-
-class _Kept:
-    """All rows with what was predicted for them, in a file: which examples are flagged is known
-    only when all are predicted."""
-
-    def __init__(self, file: TextIO, words: bool) -> None:
-        self.file, self.words = file, words
-        self.columns: dict[str, None] = {}  # that are predicted
-        self.scores = array("d")  # how uncertain each example is
-
-    def add(
-        self, row: dict[str, Any], predicted: dict[str, Any], scores: list[float], texts: list[str]
-    ) -> None:
-        """One row, as `_predicted` gives it."""
-        self.columns = self.columns or dict.fromkeys(predicted)
-        self.file.write(json.dumps([row, predicted, texts], default=str) + "\n")
-        self.scores.extend(scores)
-
-    def records(
-        self, names: dict[str, None], flagged: set[int], shown: dict[int, Any]
-    ) -> Iterator[dict[str, Any]]:
-        """Each row as it is written, with `names`; those of `shown` are filled in on the way."""
-        self.file.seek(0)
-        number = 0
-        for at, line in enumerate(self.file):
-            row, predicted, texts = json.loads(line)
-            marks = []
-            for place, text in enumerate(texts):
-                if number in shown:
-                    cells = {k: v[place] if self.words else v for k, v in predicted.items()}
-                    shown[number] = {"row": at} | cells | {"text": " ".join(text.split())}
-                marks.append(number in flagged)
-                number += 1
-            mark = (marks if self.words else marks[0]) if marks else None
-            yield names | row | (predicted or self.columns) | {"flagged": mark}
 
 
 def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[str, None], int]:
@@ -266,12 +234,12 @@ def _predicted(
     skip_bad: bool,
     how: dict[str, Any],
     bad: dict[int, str],
-    done: Callable[[], object],
+    done: Callable[[AnyForecast | None], object],
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[float], list[str]]]:
     """Of each row its cells as they are in the file; the columns that are predicted; and how
     uncertain each of its examples is, with their texts. The last three are empty for the rows that
-    cannot be predicted, which are added to `bad`, with what is wrong. `done` is called after each
-    part of the file."""
+    cannot be predicted, which are added to `bad`, with what is wrong. `done` is called with
+    the forecast of each part of the file, None if no row of it can be predicted."""
     from ..data import CutWarning
     from ..data.sources import parts
     from ..prediction.predict import PART
@@ -304,30 +272,7 @@ def _predicted(
         for row, cells in enumerate(zip(*given.values(), strict=True)):
             yield dict(zip(given, cells, strict=True)), *predicted.get(row, ({}, [], []))
         first += len(next(iter(given.values())))
-        done()
-
-
-def _write(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
-    """Write a CSV file, or JSON lines."""
-    from ..base.files import writing
-    from ..data.cells import safe
-
-    with writing(out) as file:
-        # Half an emoji, which JSON may hold, has no UTF-8.
-        text = TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-        if out.suffix == ".csv":
-            # A bare carriage return, at which readers would end a row, is quoted by the writer only
-            # if it is in the writer's own ends of lines.
-            lines: Any = SimpleNamespace(write=lambda line: text.write(line[:-2] + "\n"))
-            writer = csv.DictWriter(lines, [*names], lineterminator="\r\n")
-            writer.writerow({name: safe(name) for name in names})
-            for record in records:
-                nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, list | dict)}
-                writer.writerow({k: safe(v) for k, v in (record | nested).items()})
-        else:
-            for record in records:
-                text.write(json.dumps(record, ensure_ascii=False) + "\n")
-        text.detach()  # which writes what is left, and leaves the file open
+        done(forecast)
 
 
 def _beside(data: str) -> Path:

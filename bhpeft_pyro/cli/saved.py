@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..base.names import Method
 from ..data import Examples
 from ..errors import ConfigError
 from ..forecast.metrics import Score, compared, evaluate
 from ..guides import GUIDES
 from ..model.likelihoods import Likelihood
 from ..posterior import Posterior, saving
+from ..prediction.predict import way
 from ..streams import History
 from ..training.report_text import described
 from .options import POINTS, Fitting
@@ -67,6 +69,23 @@ def check_samples(
         why = "forecasts of ratings under laplace are exact"
     if why:
         raise ConfigError(f"--samples: {why}, so nothing is drawn; leave it out")
+
+
+def check_method(
+    posterior: Posterior, method: Method | None, samples: int | None, certainty: float | None = None
+) -> None:
+    """Refuse a way to predict that a posterior does not have, before rows are read."""
+    if method == "student":
+        given = {"--samples": samples, "--certainty": certainty}
+        if drawn := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(
+                f"--method: a student takes one pass, without draws or components; leave out "
+                f"{' and '.join(drawn)}, or --method"
+            )
+        if posterior.student is None:
+            raise ConfigError("--method: there is no student; `bhpeft distill RUN DATA` makes one")
+    elif method is not None:
+        way(posterior.model, posterior.guide, method, drawn=samples == 0)
 
 
 def guide_of(posterior: Posterior) -> str:

@@ -164,7 +164,7 @@ class Forecast(ABC):
     def __repr__(self) -> str:
         size, usual = self._facts()
         if self.method:
-            usual += f"; by {self.method}, passes a text: {self.passes:.3g}"
+            usual += f"; {cost_in_words(self.method, self.passes)}"
         mean = {by: f"{self.uncertainty(by).mean():.4f}" for by in Forecast.measures}
         return (
             f"{type(self).__name__}: {size}\n"
@@ -204,6 +204,17 @@ class Forecast(ABC):
         if self.rows is not None:
             columns["row"] = self.rows.tolist()
         return columns | {name: getattr(self, name).tolist() for name in names}
+
+
+def cost_in_words(method: str, passes: float | None) -> str:
+    """How texts were predicted, and what it cost, on average.
+
+    >>> cost_in_words("exact", 3.8)
+    'by exact, 3.8 passes a text'
+    """
+    if passes is None:
+        return f"by {method}"
+    return f"by {method}, {passes:.3g} pass{'es' * (passes != 1)} a text"
 
 
 def share_of(fraction: float, count: int) -> int:

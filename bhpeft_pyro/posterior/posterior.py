@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..base.checks import Number, as_path, check
 from ..base.files import naming
 from ..base.fit_options import FitOptions
+from ..base.names import Method
 from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
 from ..errors import ConfigError
@@ -25,7 +26,7 @@ from ..guides import Guide, GuideLike
 from ..guides.guide import check_not_linear, prior_of
 from ..model.model import Model
 from ..prediction.draws import draw, point
-from ..prediction.predict import AnyForecast, Method, predict
+from ..prediction.predict import AnyForecast, predict
 from ..prediction.student import Student
 from ..priors import Prior, PriorLike, with_fixed_scales
 from ..training.loop import Callback, OptimizerFactory

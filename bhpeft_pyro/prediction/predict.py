@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from ..base.checks import COUNT, SEED, Number, boolean, check_memory, derived
 from ..base.distributed import independent
 from ..base.distributions import base_of
+from ..base.names import Method
 from ..base.progress import work
 from ..data import Examples
 from ..data.batch import Batch, in_order
@@ -47,8 +48,6 @@ _Run = Callable[..., Sequence[Tensor]]
 """Predicts with one component, for all examples or those of the indices `only`: (S, n, ...)."""
 
 AnyForecast = ClassForecast | LabelsForecast | RatingForecast
-Method = Literal["student", "components", "exact"]
-"""How a forecast is made (`Posterior.predict`)."""
 
 
 def predict(
@@ -88,7 +87,7 @@ def predict(
     width, rows = model.network.outputs * examples.width, len(examples)
     stays = keep_samples or isinstance(data, CachedBatches) or model.likelihood.kind == "rating"
     check_memory("samples", samples or 0, _BYTES * width * (rows if stays else min(rows, PART)))
-    how = _way(model, guide, method, drawn=keep_samples or samples == 0)
+    how = way(model, guide, method, drawn=keep_samples or samples == 0)
     closed = how != "draws"
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
     passes = _passes(model, guide, how, count, width)
@@ -129,7 +128,7 @@ def predict(
     return replace(joined, passes=sum(len(part) * part.passes for part in made) / rows)
 
 
-def _way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
+def way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
     """How to predict: by "draws" of the weights, where they are asked for or nothing else is there,
     or else by the method given or the cheapest one."""
     parts = guide.components

@@ -6,7 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from program import NAMES, QUICK, TAGS, TEXTS, TOKENS, bhpeft, loaded, write_csv, write_lines
+from program import (
+    NAMES,
+    QUICK,
+    TAGS,
+    TEXTS,
+    TOKENS,
+    UNLABELLED,
+    bhpeft,
+    loaded,
+    write_csv,
+    write_lines,
+)
 from saves import backbone_in
 
 import bhpeft_pyro as bh
@@ -34,6 +45,20 @@ def run(folder: Path) -> Path:
 @pytest.fixture
 def posterior(folder: Path) -> bh.Posterior:
     return loaded(folder / "run", folder)
+
+
+@pytest.fixture(scope="session")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts to distil a posterior on."""
+    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", text=UNLABELLED)
+
+
+@pytest.fixture(scope="session")
+def distilled(folder: Path, unlabelled: Path) -> Path:
+    """The posterior with a student."""
+    quick = ("--epochs", 1, "--device", "cpu")
+    bhpeft("distill", folder / "run", unlabelled, *quick, "--out", folder / "distilled")
+    return folder / "distilled"
 
 
 @pytest.fixture(scope="session")

@@ -76,9 +76,9 @@ def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
     assert "full" in error(*fit, "--out", tmp_path / "run", code=1)
     evaluate = ("evaluate", folder / "run", folder / "train.csv")
     for few in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory\n\n")):
-        monkeypatch.setattr(bh.Posterior, "evaluate", Mock(side_effect=few))
+        monkeypatch.setattr(bh.Posterior, "predict", Mock(side_effect=few))
         assert "not enough memory" in error(*evaluate, code=1)
-    monkeypatch.setattr(bh.Posterior, "evaluate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(bh.Posterior, "predict", lambda *_, **__: 1 / 0)
     result = bhpeft(*evaluate, code=1)
     assert isinstance(result.exception, ZeroDivisionError)  # a bug keeps its traceback
     monkeypatch.undo()

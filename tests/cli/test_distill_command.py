@@ -9,20 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from program import TEXTS, bhpeft, error, loaded, write_csv
+from program import TEXTS, UNLABELLED, bhpeft, error, loaded, write_csv
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.distill_command import distill
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_examples
 
-UNLABELLED = [f"w{5 + i % 9} w{10 + i % 30} w{40 - i % 25}" for i in range(60)]
 QUICK = ("--epochs", 1, "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", text=UNLABELLED)
 
 
 @pytest.fixture
@@ -32,9 +26,9 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 
 def test_the_student_is_saved_in_the_run_which_is_otherwise_as_it_was(
-    copied, folder, texts, posterior
+    copied, folder, unlabelled, posterior
 ):
-    said = bhpeft("distill", copied, texts, *QUICK, "--seed", 2, "--batch-size", 8).stderr
+    said = bhpeft("distill", copied, unlabelled, *QUICK, "--seed", 2, "--batch-size", 8).stderr
     after = loaded(copied, folder)
     expected = posterior.distill(UNLABELLED, epochs=1, seed=2, batch_size=8, progress=False)
     assert after.report == posterior.report and after.lineage == posterior.lineage
@@ -45,7 +39,7 @@ def test_the_student_is_saved_in_the_run_which_is_otherwise_as_it_was(
     assert told == own and told in said
     exact = [each.predict(TEXTS, method="exact").probabilities for each in (after, posterior)]
     assert torch.equal(*exact)
-    bhpeft("distill", copied, texts, *QUICK)  # makes another
+    bhpeft("distill", copied, unlabelled, *QUICK)  # makes another
     assert loaded(copied, folder).student.report.texts == 48
 
 
@@ -69,7 +63,7 @@ def test_labels_of_the_texts_give_the_report_its_nll(run, tmp_path):
     assert re.search(r"NLL \d\.\d{3}, of the posterior \d\.\d{3}", said)
 
 
-def test_a_stream_gets_the_student_of_its_last_round(folder, texts, tmp_path):
+def test_a_stream_gets_the_student_of_its_last_round(folder, unlabelled, tmp_path):
     options = {"max_steps": 2, "progress": False, "components": 2}
     backbone = loaded(folder / "run", folder).model.network.backbone
     tokenizer = loaded(folder / "run", folder).model.network.tokenizer
@@ -78,7 +72,7 @@ def test_a_stream_gets_the_student_of_its_last_round(folder, texts, tmp_path):
     last = bh.stream(model, weeks, tmp_path / "stream", **options)
     history = History(tmp_path / "stream" / "rounds")
     known = ("--backbone", folder / "tiny", *QUICK)
-    said = bhpeft("distill", tmp_path / "stream", texts, *known).stderr
+    said = bhpeft("distill", tmp_path / "stream", unlabelled, *known).stderr
     path = history.folders[last.report.id]
     assert f"saved in {path}" in said
     first, second = (history.load(id, backbone, tokenizer=tokenizer) for id in history.rounds)
@@ -88,15 +82,15 @@ def test_a_stream_gets_the_student_of_its_last_round(folder, texts, tmp_path):
     assert again.report.id == last.report.id
 
 
-def test_what_cannot_work_is_refused(folder, run, texts, tmp_path):
+def test_what_cannot_work_is_refused(folder, run, unlabelled, tmp_path):
     for arguments, message in (
-        ((tmp_path / "none", texts), "there is no folder .*none"),
+        ((tmp_path / "none", unlabelled), "there is no folder .*none"),
         ((run, tmp_path / "none.csv"), "none.csv: no such file"),
-        ((tmp_path, texts), "no saved posterior in"),
+        ((tmp_path, unlabelled), "no saved posterior in"),
         ((run, folder / "new.csv"), "texts: got 5 different texts; expected at least 50"),
-        ((run, texts, "--text-column", "no"), "no column 'no'"),
-        ((run, texts, "--lr", 0), "--lr"),
-        ((run, texts, "--out", texts), "--out: .* is a file"),
+        ((run, unlabelled, "--text-column", "no"), "no column 'no'"),
+        ((run, unlabelled, "--lr", 0), "--lr"),
+        ((run, unlabelled, "--out", unlabelled), "--out: .* is a file"),
     ):
         assert re.search(message, error("distill", *arguments)), arguments
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from program import TEXTS, bhpeft, error, write_csv
+from program import TEXTS, bhpeft, error, loaded, write_csv
 from saves import backbone_in
 
 from bhpeft_pyro.testing import tiny_backbone
@@ -25,6 +25,21 @@ def test_evaluate_as_json_and_as_a_table(folder, posterior):
     result = bhpeft("evaluate", folder / "run", folder / "train.csv", *options)
     for name, value in expected.items():
         assert re.search(rf"{name}\s+{value:.3f}", result.stdout), name
+
+
+def test_the_student_is_evaluated_by_default(folder, distilled):
+    evaluate = ("evaluate", distilled, folder / "train.csv")
+    scores = {}
+    for method in ("student", "exact"):
+        whole = loaded(distilled, folder)
+        scores[method] = whole.evaluate(str(folder / "train.csv"), method=method)
+        found = json.loads(bhpeft(*evaluate, "--json", "--method", method).stdout)
+        assert found == pytest.approx({"examples": 20, **scores[method]}), method
+    assert scores["student"]["nll"] != pytest.approx(scores["exact"]["nll"], rel=1e-4)
+    table = bhpeft(*evaluate).stdout
+    assert "train.csv; by student, 1 pass a text" in " ".join(table.split())
+    assert f"{scores['student']['nll']:.3f}" in table
+    assert "leave out --samples" in error(*evaluate, "--method", "student", "--samples", 3)
 
 
 def test_numbers_for_classes_that_have_names_are_noted(folder, tmp_path):

@@ -15,8 +15,10 @@ from program import (
     TOKENS,
     bhpeft,
     error,
+    loaded,
     read_csv,
     read_lines,
+    usage_error,
     write_csv,
     write_lines,
 )
@@ -47,7 +49,9 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
         assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6)
     flagged = [i for i, row in enumerate(rows) if row["flagged"] == "True"]
     assert flagged == sorted(forecast.flag(0.4).tolist()) and len(flagged) == 2
-    assert "5 rows, 2 flagged by total" in result.stderr
+    # Two components, each with a forward pass and, of two classes, one backward pass.
+    cost = "by exact, 4 passes a text"
+    assert f"5 rows, 2 flagged by total; {cost}; written to {out}" in result.stderr
     shown = [int(n) for n in re.findall(r"^\s+(\d)\s", result.stdout, re.MULTILINE)]
     assert [row - 2 for row in shown] == forecast.flag(1.0).tolist()  # the header is row 1
 
@@ -62,6 +66,40 @@ def test_texts_that_are_certain_are_left_out_of_components(folder, posterior, tm
     assert found != pytest.approx(posterior.predict(str(data)).epistemic.tolist(), rel=1e-6)
     wrong = error("predict", folder / "run", data, "--certainty", 0, "--out", out, "--overwrite")
     assert "--certainty=0.0 must be a finite number above 0 and at most 1" in wrong
+
+
+def test_the_way_to_predict_is_chosen_and_told(folder, distilled, tmp_path, monkeypatch):
+    """In parts, which all count."""
+    whole = loaded(distilled, folder)
+    data, out = folder / "new.csv", tmp_path / "out.csv"
+    monkeypatch.setattr(module, "PART", 2)
+    for options, cost, how in (
+        ((), "by student, 1 pass a text", {}),
+        (("--method", "exact"), "by exact, 4 passes a text", {"method": "exact"}),
+        (("--samples", 8), "by exact, 4 passes a text", {"samples": 8}),
+        (("--certainty", 1), "by exact, ", {"certainty": 1}),
+        (("--samples", 0), "by point, 2 passes a text", {"samples": 0}),
+    ):
+        said = bhpeft("predict", distilled, data, *options, "--out", out, "--overwrite").stderr
+        assert f"flagged by total; {cost}" in said, options
+        forecast = whole.predict(str(data), **how)
+        assert f"; by {forecast.method}, {forecast.passes:.3g} pass" in said, options
+        found = [float(row["epistemic"]) for row in read_csv(out)]
+        assert found == pytest.approx(forecast.epistemic.tolist(), rel=1e-5, abs=1e-7), options
+
+
+def test_a_way_that_is_not_there_is_refused_before_rows_are_read(folder, distilled, tmp_path):
+    data = write_csv(tmp_path / "new.csv", text=["", "w5"])  # a row that is refused
+    out = ("--out", tmp_path / "out.csv")
+    for run, options, message in (
+        ("run", ("--method", "student"), r"no student; `bhpeft distill RUN DATA` makes one"),
+        ("distilled", ("--method", "student", "--samples", 3), "leave out --samples, or --method"),
+        ("distilled", ("--method", "student", "--certainty", 1), "leave out --certainty, or"),
+        ("run", ("--method", "components"), r"--method 'components': .* has \('exact'\)"),
+        ("run", ("--method", "exact", "--samples", 0), "--method 'exact': expected"),
+    ):
+        assert re.search(message, error("predict", folder / run, data, *options, *out)), options
+    assert "'best' is not one of" in usage_error("predict", distilled, data, "--method", "best")
 
 
 def test_columns_of_mixed_types_are_in_nobodys_way(folder, posterior, tmp_path):

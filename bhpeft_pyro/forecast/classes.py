@@ -152,10 +152,15 @@ class ClassForecast(Forecast):
             about: labels, texts, label_names, choices.
 
         Raises:
-            LikelihoodError: `probabilities` is not such a tensor.
-            DataError: what goes with it does not match it.
+            LikelihoodError: `probabilities` or `precision` is not such a tensor.
+            DataError: what goes with them does not match them.
         """
         mean = _checked(probabilities[None])[0].double()
+        if precision.shape != mean.shape[:1] or not (precision > 0).all():
+            raise LikelihoodError(
+                f"precision must be {len(mean)} positive numbers, one for each example, got shape "
+                f"{tuple(precision.shape)}, the least {precision.amin():.4g}"
+            )
         total, aleatoric = entropy(mean), expected_entropy(mean, precision)
         square = (mean * (1 - mean)).sum(-1)
         values = {

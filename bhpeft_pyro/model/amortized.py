@@ -13,11 +13,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..base.threads import without_autocast
+
 LEAST_TEXTS, MOST_TEXTS = 200, 400
 """From how many texts the covariance of outputs is learnt. From fewer it is worse than exact."""
 OF_CHOICES = 2  # numbers for the outputs of choices: their largest probabilities
 _POINTS = 500  # of a kernel
 _LEAST = 1e-20  # of a variance
+_CONSTANT = 1e-6  # the sd of a feature over its size, below which it is rounding error
 _TURNS = 3  # of factors and shape, each given the other
 _LENGTHS = (0.5, 1.0, 2.0, 8.0)  # of the median squared distance
 _PENALTIES = torch.logspace(-4, 2, 19, dtype=torch.float64)
@@ -50,6 +53,23 @@ class LogKernel:
     scale: Tensor
     length: Tensor
 
+    def __post_init__(self) -> None:
+        points, (width,), (numbers,) = len(self.points), self.center.shape, self.mean.shape
+        for name, shape in {
+            "points": (points, width),
+            "coefficients": (points, numbers),
+            "scale": (width,),
+            "length": (),
+        }.items():
+            if (got := tuple(getattr(self, name).shape)) != shape:
+                raise ValueError(f"{name} has shape {got}, expected {shape}")
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """That with these tensors by name, as `vars` gives them; others may be among them."""
+        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
+
+    @without_autocast()  # in bfloat16 the sum would be right to a digit or two
     def __call__(self, features: Tensor) -> Tensor:
         """(B, F) features to (B, K) numbers."""
         near = _kernel((features.float() - self.center) / self.scale, self.points, self.length)
@@ -66,20 +86,18 @@ class LogKernel:
         """
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:_POINTS]
         x, y = features[order].double(), values[order].double().clamp_min(_LEAST).log()
-        center, scale = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
+        center, scale = x.mean(0), x.std(0, correction=0)
+        # What is the same for all texts says nothing, and a small change of it no more.
+        scale = scale.where(scale > _CONSTANT * x.abs().amax(0), 1.0)
         scale[:width] *= width**0.5
         scale[width:] *= (x.shape[1] - width) ** 0.5
         points, mean = (x - center) / scale, y.mean(0)
         median = torch.cdist(points, points).square().median().clamp_min(_LEAST)
-        best, lowest = None, torch.inf
-        for times in _LENGTHS:
-            length = times * median
+        tried = []
+        for length in (times * median for times in _LENGTHS):
             coefficients, left_out = _ridge(_kernel(points, points, length), y - mean)
-            error = left_out.square().mean().item()
-            if best is None or error < lowest:
-                best, lowest = (coefficients, left_out, length), error
-        assert best is not None
-        coefficients, left_out, length = best
+            tried.append((left_out.square().mean().item(), coefficients, left_out, length))
+        _, coefficients, left_out, length = min(tried, key=lambda one: one[0])
         shift = left_out.exp().mean(0).log()
         made = points, coefficients, mean + shift, center, scale, length
         return cls(*(value.float() for value in made))
@@ -128,8 +146,7 @@ class OutputCovariance:
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], inside: int) -> Self:
         """The covariance with these `tensors`."""
-        kernel = {field.name: tensors[field.name] for field in fields(LogKernel)}
-        return cls(LogKernel(**kernel), tensors["shape"], inside)
+        return cls(LogKernel.of_tensors(tensors), tensors["shape"], inside)
 
     def __call__(self, of_texts: Tensor, choices: Tensor | None) -> Tensor:
         """From the passes of B texts (B, F) to covariances (B, E, E); with (B, C) which choices

@@ -33,6 +33,7 @@ __all__ = [
     "jacobian",
     "learnt_covariance",
     "linear_outputs",
+    "linear_parts",
     "linear_predictives",
     "symmetric_noise",
 ]
@@ -239,6 +240,11 @@ def linear_predictives(
             count = 0
     if count:
         yield count, partial(_predictive, model, at, away)
+
+
+def linear_parts(model: Model, draws: int) -> int:
+    """How many times `linear_predictives` takes a `jacobian` of a batch for so many draws."""
+    return -(-draws * 4 * sum(site.numel for site in model.sites) // MAX_BYTES)
 
 
 def _predictive(

@@ -41,6 +41,7 @@ def distill(
     epochs, batch_size = COUNT("epochs", epochs), COUNT("batch_size", batch_size)
     lr, seed, progress = POSITIVE("lr", lr), SEED("seed", seed), boolean("progress", progress)
     started, model, start = time.monotonic(), posterior.model, _start(posterior)
+    round_id = posterior.report.id
     with bars(progress), work("student", 2, at_once=True) as whole:
         examples = posterior.encode(texts, labelled=False)
         learnt, held_out = _parted(examples, seed, "texts")
@@ -62,7 +63,7 @@ def distill(
         uncertainty = learnt_uncertainty(model, made.weights, learnt, forecasts[0])
         forecast = predict_in_one_pass(model, made.weights, uncertainty, held_out)
         report = StudentReport(
-            round=posterior.report.id,
+            round=round_id,
             texts=len(learnt),
             held_out=len(held_out),
             passes=forecasts[1].passes or 0.0,
@@ -104,12 +105,13 @@ def _parted(texts: Examples, seed: int, argument: str) -> tuple[Examples, Exampl
 def _with_learnt_outputs(posterior: P, texts: Examples) -> P:
     """The posterior whose components have learnt the covariances of their outputs, if they can and
     have not yet."""
-    parts = posterior.components
-    if all(part.guide.output_covariance is not None for part in parts):
-        return posterior
-    guides = [copy.deepcopy(part.guide) for part in parts]
-    for guide, _ in zip(guides, tracked(parts, "learning the width", len(parts)), strict=True):
-        guide.strategy.learn_outputs(posterior.model, texts)
+    parts, guides = posterior.components, []
+    for part in tracked(parts, "learning the width", len(parts)):
+        guide = part.guide
+        if guide.linear and guide.output_covariance is None:
+            guide = copy.deepcopy(guide)
+            guide.strategy.learn_outputs(posterior.model, texts)
+        guides.append(guide)
     return posterior.with_guides(guides)
 
 
@@ -119,14 +121,15 @@ def _start(posterior: Posterior) -> dict[str, Tensor]:
     return posterior.weights(nlls.index(min(nlls)))
 
 
-def _distances(wanted: Any, given: Any, kind: str) -> dict[str, float]:
+def _distances(wanted: Any, given: Any, kind: str) -> dict[str, float | None]:
     """How far a student's forecast is from the posterior's, by fields of the report."""
     decided = wanted.mean if kind == "rating" else wanted.label
     difference = given.loss(decided).mean().item()
-    correlation = spearmanr(wanted.epistemic, given.epistemic).statistic
+    both = wanted.epistemic, given.epistemic
+    known = all(len(values.unique()) > 1 for values in both)  # not of a single point estimate
     distances = {
         "difference": difference**0.5 if kind == "rating" else difference,
-        "rank_correlation": float(correlation),
+        "rank_correlation": float(spearmanr(*both).statistic) if known else None,
     }
     if wanted.labels is not None:
         distances["nll"] = given.nlls().mean().item()

@@ -136,12 +136,13 @@ def joined(
         lineage: of a mixture, the reports of the rounds before.
         unlabelled: texts from which, with the held-out rows, the covariances of outputs are learnt.
     """
-    parts = [replace(part, labels=None) for part in (held_out, unlabelled) if part is not None]
+    texts = [_texts_of(part) for part in (held_out, unlabelled) if part is not None]
     with work(share=_SHARE) as last:
         components, fields = _chosen_together(fitted)
-        for component in components if parts else ():
-            texts = parts[0].concat(*parts[1:])
-            component.guide.strategy.learn_outputs(component.model, texts)
+        if texts:
+            whole = texts[0].concat(*texts[1:])
+            for component in components:
+                component.guide.strategy.learn_outputs(component.model, whole)
         if len(fitted) == 1 and not lineage:
             return components[0]
         mixture = MixturePosterior(components, lineage)
@@ -154,6 +155,11 @@ def joined(
                 fields["between"] = share.item()
         last.next()
     return MixturePosterior.of_round(components, options, lineage, **fields)
+
+
+def _texts_of(examples: Examples) -> Examples:
+    """The texts alone, which go together with others whatever their labels and columns are."""
+    return replace(examples, labels=None, label_names=None, num_labels=None, extra={})
 
 
 def _chosen_together(fitted: Sequence[Fitted]) -> tuple[list[Posterior], dict[str, Any]]:

@@ -243,7 +243,8 @@ class Posterior:
         if method == "student" and asked:
             raise ConfigError(f"method='student' takes one pass; expected no {', '.join(asked)}")
         if method == "student" or (method is None and self.student is not None and not asked):
-            return self._student().predict(self.model, self.encode(data, labelled=False), bf16)
+            examples = self.encode(data, labelled=False)
+            return self._student().predict(self.model, examples, max_rows, bf16)
         return predict(
             self.model,
             self.guide,

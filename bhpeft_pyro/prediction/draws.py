@@ -31,7 +31,8 @@ from ..model.model import Model
 from ..priors import complete, unpack
 
 PLATE = "draws"
-_BLOCK = 16  # draws made at a time
+TOGETHER = 16
+"""Draws that are made together, and take one pass if they are equal."""
 _MAX_FEATURES = 2**16  # rows per pass if their features are known
 
 Statistics = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
@@ -168,15 +169,15 @@ def strata(guide: Guide, samples: int) -> list[tuple[Guide, int]]:
 def traces(guide: Guide, samples: int, seeds: torch.Generator) -> Iterator[poutine.Trace]:
     """Traces of a guide with (s, 1) draws of every site, under a plate named `PLATE`."""
     fixed = guide.spread_out(samples, seeds)
-    for start in range(0, samples, _BLOCK):
+    for start in range(0, samples, TOGETHER):
         seed = int(torch.randint(2**62, (), generator=seeds))
-        some = {k: values[start : start + _BLOCK].unsqueeze(-1) for k, values in fixed.items()}
+        some = {k: values[start : start + TOGETHER].unsqueeze(-1) for k, values in fixed.items()}
         with (
             alone(),
             private_rng(seed),
             poutine.trace() as tracer,
             poutine.condition(data=some),
-            pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
+            pyro.plate(PLATE, min(TOGETHER, samples - start), dim=-2),
         ):
             guide(None)
         yield tracer.trace

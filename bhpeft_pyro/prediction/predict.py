@@ -31,10 +31,11 @@ from ..model.linearized import (
     examples_at_once,
     jacobian,
     linear_outputs,
+    linear_parts,
     symmetric_noise,
 )
 from ..model.model import Model
-from .draws import Draws, Statistics, by_batch, draw_parts, passes, private_rng, strata
+from .draws import TOGETHER, Draws, Statistics, by_batch, draw_parts, passes, private_rng, strata
 
 PART = 1024
 """Examples that are predicted together: it bounds the memory that their draws take."""
@@ -90,7 +91,8 @@ def predict(
     how = way(model, guide, method, drawn=keep_samples or samples == 0)
     closed = how != "draws"
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
-    passes = _passes(model, guide, how, count, width)
+    choices = 1.0 if examples.counts is None else examples.counts.double().mean().item()
+    passes = _passes(model, guide, how, count, model.network.outputs * choices)
 
     def forecast(batches: CachedBatches, done: Callable[[], object]) -> AnyForecast:
         statistics = _statistics(model, count, seed, rows)
@@ -134,7 +136,8 @@ def way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
     parts = guide.components
     closed = all(part.linear and part.covariance is not None for part in parts)
     # A head alone is linear itself: backward passes through the transformer are not needed.
-    learnt = all(part.output_covariance is not None for part in parts) and model.network.kinds
+    deep = bool(model.network.kinds)
+    learnt = closed and deep and all(part.output_covariance is not None for part in parts)
     there = [name for name, has in (("components", learnt), ("exact", closed)) if has]
     if method is None:
         return "draws" if drawn or not closed else there[0]
@@ -147,14 +150,21 @@ def way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
     return method
 
 
-def _passes(model: Model, guide: Guide, how: str, count: int, width: int) -> float:
+def _passes(model: Model, guide: Guide, how: str, count: int, width: float) -> float:
     """Of the network for a text of `width` outputs, forward and backward."""
     if not model.network.kinds:
         return 1.0
-    parts = len(guide.components)
-    if how == "draws":
-        return float(sum(share or 1 for _, share in strata(guide, count)))
-    return float(parts * (1 if how == "components" else 1 + width - model.likelihood.softmax))
+    derivatives, total = 1 + width - model.likelihood.softmax, 0.0
+    for component, share in strata(guide, count):
+        if how == "exact":
+            total += derivatives
+        elif how == "components" or not share:
+            total += 1
+        elif component.linear:
+            total += derivatives * linear_parts(model, share)
+        else:
+            total += -(-share // TOGETHER) if component.point else share
+    return total
 
 
 def _runs(
@@ -287,7 +297,8 @@ def _ratings(
     return RatingForecast.from_draws(means, sds, scale=scale, **options)
 
 
-def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+def probabilities_of(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+    """Those of the classes, choices or labels, as the one tensor of these `Statistics`."""
     base: Any = base_of(distribution)
     if isinstance(base, Bernoulli):  # in double precision 1 - p keeps its digits too
         return (base.logits.double().sigmoid(),)
@@ -298,7 +309,7 @@ def _statistics(model: Model, samples: int, seed: int, rows: int) -> Statistics:
     """A function to the quantities that a forecast of so many rows needs of the labels'
     distribution under each of `samples` draws."""
     if model.likelihood.kind != "rating":
-        return _probabilities
+        return probabilities_of
     seeds = torch.Generator().manual_seed(seed)
     by_draw = -(-_OUTCOMES // max(samples, 1))
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical
 
-from ..base.distributions import base_of
+from ..base.checks import COUNT, boolean
 from ..base.progress import work
 from ..data import Examples
 from ..data.batch import Batch, in_order
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..forecast.dirichlet import precision_for
 from ..model.amortized import OF_CHOICES, LogKernel, of_pass
-from ..model.cached_batches import BATCH, CachedBatches
+from ..model.cached_batches import BATCH, MAX_ROWS, CachedBatches
 from ..model.likelihoods import Outputs
 from ..model.model import Model
 from ..priors.prior_file import Plain, Tensors
 from .draws import by_batch
-from .predict import PART, AnyForecast
+from .predict import PART, AnyForecast, probabilities_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,8 @@ class StudentReport:
         difference: the share of held-out texts for which it decides otherwise (of labels, of pairs
             of a text and a label); of ratings, the root mean square difference of the means.
         rating: whether these are ratings.
-        rank_correlation: Spearman's, between the two epistemic uncertainties.
+        rank_correlation: Spearman's, between the two epistemic uncertainties; None if one of them
+            is the same for all texts.
         nll, posterior_nll: of held-out texts, if they have labels.
         seconds: wall time.
     """
@@ -58,7 +58,7 @@ class StudentReport:
     start_divergence: float
     difference: float
     rating: bool
-    rank_correlation: float
+    rank_correlation: float | None
     nll: float | None = None
     posterior_nll: float | None = None
     seconds: float = 0.0
@@ -72,8 +72,11 @@ class StudentReport:
             f"learnt from {self.texts} texts, epoch {self.best_epoch} of {self.epochs} kept",
             f"on {self.held_out} other texts: KL from the posterior {self.divergence:.4f} nats (of "
             f"the component it began as, {self.start_divergence:.4f}), {differs}",
-            f"rank correlation with the posterior's uncertainty {self.rank_correlation:.2f}",
         ]
+        if self.rank_correlation is not None:
+            lines.append(
+                f"rank correlation with the posterior's uncertainty {self.rank_correlation:.2f}"
+            )
         if self.nll is not None:
             lines.append(f"NLL {self.nll:.3f}, of the posterior {self.posterior_nll:.3f}")
         return "\n".join(lines)
@@ -97,9 +100,11 @@ class Student:
     uncertainty: LogKernel
     report: StudentReport
 
-    def predict(self, model: Model, examples: Examples, bf16: bool = False) -> AnyForecast:
-        """Its forecast of N examples."""
-        return predict_in_one_pass(model, self.weights, self.uncertainty, examples, bf16)
+    def predict(
+        self, model: Model, examples: Examples, max_rows: int = MAX_ROWS, bf16: bool = False
+    ) -> AnyForecast:
+        """Its forecast of N examples; arguments are as for `Posterior.predict`."""
+        return predict_in_one_pass(model, self.weights, self.uncertainty, examples, max_rows, bf16)
 
     def to_state(self) -> tuple[Plain, Tensors]:
         """Plain data and tensors for a file, from which `from_state` makes the same student."""
@@ -118,9 +123,10 @@ class Student:
         for site in model.sites:
             if weights[site.name].shape != site.shape:
                 raise ValueError(f"student: {site.name} has shape {weights[site.name].shape}")
-        names = [field.name for field in fields(LogKernel)]
-        kernel = LogKernel(**{name: tensors[f"uncertainty.{name}"] for name in names})
-        return cls(weights, kernel, StudentReport(**plain))
+        of_kernel = {  # forecasts are made on the CPU
+            name.removeprefix("uncertainty."): value.cpu() for name, value in tensors.items()
+        }
+        return cls(weights, LogKernel.of_tensors(of_kernel), StudentReport(**plain))
 
 
 def learnt_uncertainty(
@@ -145,15 +151,17 @@ def predict_in_one_pass(
     weights: Mapping[str, Tensor],
     uncertainty: LogKernel,
     examples: Examples,
+    max_rows: int = MAX_ROWS,
     bf16: bool = False,
 ) -> AnyForecast:
     """The forecast of N examples by the network under some weights, a `PART` of them at a time."""
+    max_rows, bf16 = COUNT("max_rows", max_rows), boolean("bf16", bf16)
     pieces = in_order(len(examples), PART)
     parts: list[Any] = []
     with work("predicting", len(pieces)) as whole:
         for at in pieces:
             part = examples if len(pieces) == 1 else examples.subset(at)
-            parts.append(_of_part(model, weights, uncertainty, part, bf16))
+            parts.append(_of_part(model, weights, uncertainty, part, max_rows, bf16))
             whole.next()
     joined: AnyForecast = type(parts[0]).joined(parts)
     rows = None if examples.words is None else examples.rows
@@ -165,9 +173,10 @@ def _of_part(
     weights: Mapping[str, Tensor],
     uncertainty: LogKernel,
     examples: Examples,
+    max_rows: int,
     bf16: bool,
 ) -> AnyForecast:
-    predicted, of_texts = _passed(model, weights, examples, bf16)
+    predicted, of_texts = _passed(model, weights, examples, max_rows, bf16)
     numbers = uncertainty(of_texts)
     about: dict[str, Any] = {"labels": examples.labels, "texts": examples.texts}
     if examples.kind == "rating":
@@ -182,7 +191,11 @@ def _of_part(
 
 
 def _passed(
-    model: Model, weights: Mapping[str, Tensor], examples: Examples, bf16: bool = False
+    model: Model,
+    weights: Mapping[str, Tensor],
+    examples: Examples,
+    max_rows: int = MAX_ROWS,
+    bf16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """From one pass: (N, C) or (N, K) probabilities or (N,) means; and the pass, (N, F), as
     `amortized.of_pass` has it."""
@@ -190,12 +203,14 @@ def _passed(
 
     def run(batch: Batch) -> Sequence[Tensor]:
         outputs, features = model.network.read(weights, batch)
-        predicted = model.likelihood.checked(Outputs(outputs, weights, batch.choices, batch.extra))
-        base: Any = base_of(predicted)
-        known = isinstance(base, (Bernoulli, Categorical))
-        values = base.probs if known else predicted.mean
-        return values.float()[None], of_pass(features, outputs, batch.choices)[None]
+        labels = model.likelihood.checked(Outputs(outputs, weights, batch.choices, batch.extra))
+        if examples.kind == "rating":
+            values = labels.mean.float()
+        else:
+            (values,) = probabilities_of(labels, None)
+        return values[None], of_pass(features, outputs, batch.choices)[None]
 
     batches = CachedBatches(model, examples)
-    values, of_texts = by_batch(model, batches, run, size=BATCH * batches.per_text, bf16=bf16)
+    texts = max(1, min(BATCH, max_rows // examples.width))
+    values, of_texts = by_batch(model, batches, run, size=texts * batches.per_text, bf16=bf16)
     return values[0], of_texts[0]

@@ -30,6 +30,7 @@ from ..prediction.draws import by_batch
 from ..prediction.predict import AnyForecast
 
 _WARM_UP = 10  # steps, in which the learning rate rises
+_DIVERGED = "distill: the network's outputs are not finite any more; expected a smaller lr"
 
 
 class Distilled(NamedTuple):
@@ -92,7 +93,7 @@ def distil(
         FitError: the divergence was not finite.
     """
     trained = [site.name for site in model.network.sites]
-    weights = {name: value.detach().clone() for name, value in start.items()}
+    weights = {name: start[name].detach().clone() for name in (site.name for site in model.sites)}
     leaves = [weights[name].requires_grad_() for name in trained]
     # The row of each text takes the place of its label.
     texts, others = (CachedBatches(model, _numbered(part[0])) for part in (learnt, held_out))
@@ -109,7 +110,11 @@ def distil(
 
     def losses(batch: Batch, of: Tensor) -> Tensor:
         assert batch.labels is not None
-        return divergence(model.predictive(weights, batch), of[batch.labels.flatten()])
+        try:
+            predicted = model.predictive(weights, batch)
+        except ValueError as error:  # distributions take no NaN
+            raise FitError(f"{_DIVERGED} ({error!s:.300})") from error
+        return divergence(predicted, of[batch.labels.flatten()])
 
     def evaluated() -> float:
         size = BATCH * others.per_text
@@ -124,7 +129,7 @@ def distil(
                 optimizer.zero_grad()
                 value = losses(batch.to(device), targets).mean()
                 if not value.isfinite():
-                    raise FitError(f"distil: the divergence was not finite in epoch {epoch}")
+                    raise FitError(_DIVERGED)
                 value.backward()
                 optimizer.step()
                 schedule.step()

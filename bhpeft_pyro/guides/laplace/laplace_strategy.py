@@ -71,6 +71,7 @@ class LaplaceStrategy(Strategy):
     def drop_covariance(self) -> None:
         self.guide.measured.fill_(False)
         self.guide.unscaled = self.guide.prior.covariance
+        self.guide.set_output_covariance(None)
 
     def centre_prior(self, values: Mapping[str, Tensor]) -> JointPrior:
         guide = self.guide
@@ -173,6 +174,8 @@ class LaplaceStrategy(Strategy):
         guide = self.guide
         enough = len(texts) >= LEAST_TEXTS
         if not (enough and guide.measured and model.network.kinds):  # a head alone is exact
+            return
+        if texts.kind == "choice" and not model.likelihood.softmax:  # more than scores may vary
             return
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
         some, outputs, covariances = texts.subset(order[:MOST_TEXTS]), [], []

@@ -41,7 +41,6 @@ def distill(
     epochs, batch_size = COUNT("epochs", epochs), COUNT("batch_size", batch_size)
     lr, seed, progress = POSITIVE("lr", lr), SEED("seed", seed), boolean("progress", progress)
     started, model, start = time.monotonic(), posterior.model, _start(posterior)
-    round_id = posterior.report.id
     with bars(progress), work("student", 2, at_once=True) as whole:
         examples = posterior.encode(texts, labelled=False)
         learnt, held_out = _parted(examples, seed, "texts")
@@ -63,7 +62,7 @@ def distill(
         uncertainty = learnt_uncertainty(model, made.weights, learnt, forecasts[0])
         forecast = predict_in_one_pass(model, made.weights, uncertainty, held_out)
         report = StudentReport(
-            round=round_id,
+            round=posterior.report.id,
             texts=len(learnt),
             held_out=len(held_out),
             passes=forecasts[1].passes or 0.0,

@@ -120,7 +120,7 @@ def _start(posterior: Posterior) -> dict[str, Tensor]:
     return posterior.weights(nlls.index(min(nlls)))
 
 
-def _distances(wanted: Any, given: Any, kind: str) -> dict[str, float | None]:
+def _distances(wanted: Any, given: Any, kind: str) -> dict[str, Any]:
     """How far a student's forecast is from the posterior's, by fields of the report."""
     decided = wanted.mean if kind == "rating" else wanted.label
     difference = given.loss(decided).mean().item()

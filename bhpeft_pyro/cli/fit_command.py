@@ -17,6 +17,7 @@ def fit(
     components: options.Components = None,
     validation: options.Validation = None,
     samples: options.Samples = None,
+    distill: options.Distill = None,
     yes: options.Yes = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
@@ -36,6 +37,7 @@ def fit(
     from .. import FitOptions, presets
     from .. import fit as learn
     from ..data.copies import check_apart
+    from ..posterior.distill import texts_for
     from .saved import check_out, check_samples, check_used, finish
     from .tables import LabelledTable
 
@@ -45,6 +47,8 @@ def fit(
     table = LabelledTable(data, reading, yes)
     model = table.task.model(*table.backbone(device), getattr(presets, preset)())
     examples = table.encode(model)
+    columns = table.task.columns
+    texts = None if distill is None else texts_for(model, distill, columns, how.seed)
     train, held_out = table.split(model, examples, validation, how.seed)
     check_used(fitting, guide, held_out is not None)
     check_samples(samples, guide, model.likelihood, held_out is not None)
@@ -61,6 +65,16 @@ def fit(
         validation=used,
         options=how,
         components=components,
-        columns=table.task.columns,
+        columns=columns,
     )
-    finish(posterior, out, data, examples, held_out, samples, overwrite=overwrite, as_json=as_json)
+    finish(
+        posterior,
+        out,
+        data,
+        examples,
+        held_out,
+        samples,
+        overwrite=overwrite,
+        as_json=as_json,
+        texts=texts,
+    )

@@ -184,6 +184,15 @@ TextColumn = Annotated[
         show_default="that of the training data",
     ),
 ]
+Distill = Annotated[
+    str | None,
+    typer.Option(
+        help="Texts to train a student with at the end, as `distill` does.",
+        metavar="DATA",
+        show_default="no student",
+        callback=check_data,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 
 

@@ -146,11 +146,13 @@ def finish(
     *,
     overwrite: bool,
     as_json: bool,
+    texts: Examples | None = None,
     before: Posterior | None = None,
 ) -> None:
     """Save a posterior, and print its metrics on held-out rows, beside those of the one before.
 
-    `data` and `examples` are all rows that were given, whether learnt or held out.
+    `data` and `examples` are all rows that were given, whether learnt or held out. Once it is
+    saved, it is distilled on `texts`, if there are any.
     """
     whole = examples.fingerprint
     posterior = posterior.with_report(name=Path(data).name, data_with_held_out=whole)
@@ -185,3 +187,5 @@ def finish(
     elif held_out is not None:
         titles = {name.replace("_", " "): values for name, values in scores.items()}
         show_metrics(f"{len(held_out)} held-out {held_out.unit}", titles)
+    if texts is not None:
+        save_with_student(posterior, texts, out, seed=report.options.seed)

@@ -70,6 +70,7 @@ def stream(
     ] = None,
     grow: options.Grow = False,
     again: options.Again = False,
+    distill: options.Distill = None,
     yes: options.Yes = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -133,6 +134,7 @@ def stream(
             replay=replay,
             grow=grow,
             again=again,
+            distill=distill,
             columns=task.columns,
         )
     record = streams.Record.of(last)

@@ -31,6 +31,7 @@ def update(
     yes: options.Yes = False,
     validation: options.Validation = None,
     samples: options.Samples = None,
+    distill: options.Distill = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
@@ -46,6 +47,7 @@ def update(
         bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
     from ..data.sources import in_file
+    from ..posterior.distill import texts_for
     from ..posterior.growth import with_outputs_for
     from ..posterior.update import check_held_out, refuse_known
     from .saved import check_out, check_samples, check_used, finish, guide_of, open_run
@@ -66,6 +68,7 @@ def update(
     with in_file(data):  # before rows are held out, so that errors count rows as the file does
         examples = start.encode(table)
     say_labels(examples)
+    texts = None if distill is None else texts_for(start.model, distill, start.columns, how.seed)
     if not again:
         refuse_known(before, examples)
     train, held_out = split(
@@ -92,6 +95,7 @@ def update(
         samples,
         overwrite=overwrite,
         as_json=as_json,
+        texts=texts,
         # The round before gives new labels no probability.
         before=before if start is before else None,
     )

@@ -12,9 +12,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..base.checks import COUNT, POSITIVE, SEED, boolean
+from ..base.fit_options import FitOptions
 from ..base.progress import bars, tracked, work
 from ..data import Columns, Examples
-from ..errors import DataError
+from ..errors import DataError, FitError, GuideError
 from ..model.model import Model
 from ..prediction.student import (
     Student,
@@ -88,6 +89,20 @@ def texts_for(model: Model, texts: object, columns: Columns, seed: int) -> Examp
     examples = model.encode_texts(texts, replace(columns, label_names=None))
     _parted(examples, seed, "distill")
     return examples
+
+
+def with_student(posterior: P, texts: Examples, options: FitOptions) -> P:
+    """A posterior that has just been fitted, with a student.
+
+    Raises:
+        FitError: there is no student. `posterior`, of the error, is the one that was fitted.
+    """
+    try:
+        return posterior.distill(texts, seed=options.seed, progress=options.progress)
+    except (FitError, GuideError) as error:
+        failed = FitError(f"distill: {error}")
+        failed.posterior = posterior
+        raise failed from error
 
 
 def _parted(texts: Examples, seed: int, argument: str) -> tuple[Examples, Examples]:

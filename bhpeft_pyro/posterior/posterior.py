@@ -130,13 +130,15 @@ class Posterior:
         guide = parts[0].guide.title()
         guide = guide if parts[0] is self else f"{len(parts)} x {guide}"
         facts = self.model.facts | {"guide": guide, "rounds": str(len(self.lineage))}
+        facts |= {"student": self.student.report.in_short} if self.student else {}
         return facts | ({"classes": ", ".join(names)} if names else {})
 
     def __repr__(self) -> str:
         kind, guide = type(self).__name__, self.facts["guide"]
         if not self.lineage:
             return f"{kind}(no round, {guide})"
-        return f"{kind}(round {len(self.lineage)}, {guide})\n{self.report}"
+        student = f"\nstudent: {self.facts['student']}" if self.student else ""
+        return f"{kind}(round {len(self.lineage)}, {guide})\n{self.report}{student}"
 
     def _repr_html_(self) -> str:
         from ..plots.html import posterior_html  # matplotlib is slow to import
@@ -389,6 +391,7 @@ class Posterior:
         replay: int | None = None,
         grow: bool = False,
         again: bool = False,
+        distill: object | None = None,
         **changes: Any,
     ) -> Posterior:
         """Learn new data: fit them with this posterior as the prior and as the start.
@@ -412,6 +415,8 @@ class Posterior:
                 the next round learns again (`posterior.replay`).
             grow: give labels that are new in `data` an output (`grow`).
             again: learn `data` even if an earlier round did; their evidence then counts twice.
+            distill: texts to make a student of the new posterior with (`distill`), which are
+                checked before the round. Labels are not looked at.
 
         Raises:
             DataError: the data cannot be used, or an earlier round learnt them.
@@ -419,6 +424,8 @@ class Posterior:
             GuideError: the guide is a point estimate, or one of the guides is not of this package
                 and there is no `prior`.
             PriorError: forgetting has no closed form between these priors.
+            FitError: as for `fit`; if the round was learnt and there is no student, the error's
+                `posterior` has learnt it.
         """
         from .update import update
 
@@ -439,6 +446,7 @@ class Posterior:
             replay=replay,
             grow=grow,
             again=again,
+            distill=distill,
         )
 
     def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:

@@ -30,6 +30,7 @@ from ..priors.prior import check_prior
 from ..training.initialization import centred, own_start
 from ..training.loop import Callback, OptimizerFactory
 from ..training.report import FitReport
+from .distill import texts_for, with_student
 from .forgetting import KEEP, forget
 from .growth import with_outputs_for
 from .posterior import Posterior
@@ -54,6 +55,7 @@ def update(
     replay: int | None,
     grow: bool,
     again: bool,
+    distill: object | None,
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
     grow, again = boolean("grow", grow), boolean("again", again)
@@ -71,6 +73,9 @@ def update(
         posterior = with_outputs_for(posterior, data, grow)
         examples = posterior.encode(data)
         held_out = None if validation is None else posterior.encode(validation)
+        texts = None
+        if distill is not None:
+            texts = texts_for(posterior.model, distill, posterior.columns, options.seed)
         check_held_out(posterior, examples, held_out)
         if not again:
             refuse_known(posterior, examples)
@@ -95,7 +100,8 @@ def update(
                 doubt = _contradiction(posterior, examples)
             if doubt is not None:
                 warnings.warn(LabelWarning(doubt), stacklevel=2)
-            return run_all(rounds, executor, posterior.lineage if posterior.is_mixture else ())
+            learnt = run_all(rounds, executor, posterior.lineage if posterior.is_mixture else ())
+        return learnt if texts is None else with_student(learnt, texts, options)
 
 
 def _contradiction(posterior: Posterior, examples: Examples) -> str | None:

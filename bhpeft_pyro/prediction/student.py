@@ -63,6 +63,12 @@ class StudentReport:
     posterior_nll: float | None = None
     seconds: float = 0.0
 
+    @property
+    def in_short(self) -> str:
+        """How far it is from the posterior, in one line."""
+        kl = f"KL {self.divergence:.4f} nats"
+        return f"1 pass a text for {self.passes:g}, {kl} on {self.held_out} held-out texts"
+
     def __str__(self) -> str:
         differs = f"decides otherwise for {self.difference:.1%} of them"
         if self.rating:

@@ -159,6 +159,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
             f"samples={samples}: p-values are multiples of 1/{samples + 1}, and below {_LEVEL} is "
             f"a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
         )
+    posterior = posterior.replace(student=None)  # which has no draws to compare with
     examples = posterior.encode(data, labelled=False)
     forecast = posterior.predict(examples, seed=derived(2 * seed))
     nll = None

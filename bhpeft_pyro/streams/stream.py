@@ -22,6 +22,7 @@ from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, PriorGuide, autoguide
 from ..model.model import Model, check_model
+from ..posterior.distill import texts_for, with_student
 from ..posterior.fit import fit
 from ..posterior.forgetting import KEEP, forget
 from ..posterior.growth import check_growing, unknown_labels, with_outputs_for
@@ -55,6 +56,7 @@ def stream(
     replay: int | None = None,
     grow: bool = False,
     again: bool = False,
+    distill: object | None = None,
     progress: bool = True,
     **changes: Any,
 ) -> Posterior:
@@ -77,6 +79,8 @@ def stream(
         unlabelled, columns, options, changes: as for `fit`. If the first
             batch is small, give unlabelled texts.
         keep, replay, grow, again: as for `Posterior.update`.
+        distill: texts to make a student with after every round, as for `Posterior.update`. Metrics
+            are those of the posterior. If there is no student, the round is not saved either.
         progress: show a progress bar.
 
     Returns:
@@ -113,13 +117,16 @@ def stream(
     keep, prior = KEEP("keep", keep), made.strategy.fitted_prior()  # raises if it cannot be one
     if keep != 1:
         forget(keep, prior, model.prior, model.sites)
+    texts = None if distill is None else texts_for(model, distill, columns, chosen.seed)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         how: Any = {"options": chosen, "replay": replay, "executor": executor}
         if last is None:
             start: Any = {"unlabelled": unlabelled, "columns": columns, "components": components}
-            return fit(model, guide, data, **start, **how)
-        return last.update(data, keep=keep, grow=grow, again=again, **how)
+            learnt = fit(model, guide, data, **start, **how)
+        else:
+            learnt = last.update(data, keep=keep, grow=grow, again=again, **how)
+        return learnt if texts is None else with_student(learnt, texts, chosen)
 
     def check_same(history: History, last: Posterior) -> None:
         check_same_stream(history, last, made.title(), components, columns, chosen, keep)
@@ -251,7 +258,7 @@ def _before(
 ) -> dict[str, float]:
     """Metrics of predicting a batch that is not learnt yet, with those of its drift."""
     if not drift:
-        return posterior.evaluate(examples, samples)
+        return posterior.replace(student=None).evaluate(examples, samples)
     assessed = assess(posterior, examples)
     noted = {f"drift/{key}": value for key, value in assessed.metrics().items()}
     return evaluate(assessed.forecast) | noted
@@ -315,6 +322,7 @@ def _scores(
 ) -> dict[str, float]:
     """Score and NLL on each test; in the first round also the score under the prior."""
     model, scores = posterior.model, dict[str, float]()
+    posterior = posterior.replace(student=None)
     for name, examples in tests.items():
         metrics = posterior.evaluate(examples, samples)
         scores |= {TEST + name: _score(metrics), TEST_NLL + name: metrics["nll"]}

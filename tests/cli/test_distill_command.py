@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from program import TEXTS, UNLABELLED, bhpeft, error, loaded, write_csv
+from program import FIFTH, NAMES, TEXTS, UNLABELLED, bhpeft, error, loaded, write_csv
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.distill_command import distill
+from bhpeft_pyro.errors import FitError
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_examples
 
@@ -99,3 +102,52 @@ def test_the_defaults_are_those_of_python():
     own, python = (inspect.signature(each).parameters for each in (distill, bh.Posterior.distill))
     for name in ("epochs", "batch_size", "lr", "seed"):
         assert own[name].default == python[name].default
+
+
+def test_fit_and_update_make_a_student_at_the_end(folder, unlabelled, tmp_path):
+    train, tiny = folder / "train.csv", folder / "tiny"
+    fit = ("fit", train, "--backbone", tiny, "--preset", "head_only", "--components", 2)
+    fit = (*fit, "--max-steps", 4, "--device", "cpu")
+    first, second = tmp_path / "first", tmp_path / "second"
+    said = bhpeft(*fit, *FIFTH, "--out", first, "--distill", unlabelled, "--json")
+    after, found = loaded(first, folder), json.loads(said.stdout)
+    told = said.stderr.replace("\n", " ")
+    assert str(after.student.report).replace("\n", " ") in told
+    rows = after.encode(str(train)).hold_out(0, 0.2)[1]
+    exact, student = (after.evaluate(rows, method=name) for name in ("exact", "student"))
+    assert found["held_out"] == pytest.approx(exact) != pytest.approx(student)
+    update = ("update", first, train, "--again", "--max-steps", 2, *FIFTH, "--json")
+    found = json.loads(bhpeft(*update, "--out", second, "--distill", unlabelled).stdout)
+    assert found["before"] == pytest.approx(exact)
+    after = loaded(second, folder)
+    assert after.student.report.round == after.report.id
+    few = ("--distill", folder / "new.csv", "--out", tmp_path / "few")
+    for arguments in ((*fit, *few), (*update, *few)):
+        assert "--distill: got 5 different texts" in error(*arguments)
+    assert not (tmp_path / "few").exists()
+
+
+def test_a_round_is_saved_though_its_student_failed(folder, run, unlabelled, tmp_path, monkeypatch):
+    failed = Mock(side_effect=FitError("not finite"))
+    monkeypatch.setattr("bhpeft_pyro.posterior.distill.distil", failed)
+    update = ("update", run, folder / "train.csv", "--again", "--max-steps", 2, *FIFTH)
+    out = ("--out", tmp_path / "out", "--distill", unlabelled)
+    result = bhpeft(*update, *out, code=1)
+    assert "error: not finite" in result.stderr and f"saved in {tmp_path / 'out'}" in result.stderr
+    after = loaded(tmp_path / "out", folder)
+    assert after.student is None and len(after.lineage) == 2
+
+
+def test_each_round_of_a_stream_has_a_student(folder, unlabelled, tmp_path):
+    data = write_csv(tmp_path / "train.csv", text=TEXTS, label=NAMES)
+    stream = ("stream", data, "--batch", 10, "--backbone", folder / "tiny", "--components", 1)
+    stream = (*stream, "--preset", "head_only", "--max-steps", 2, "--device", "cpu")
+    few = ("--distill", folder / "new.csv", "--out", tmp_path / "few")
+    assert "--distill: got 5 different texts" in error(*stream, *few)
+    bhpeft(*stream, "--distill", unlabelled, "--out", tmp_path / "stream")
+    network = loaded(folder / "run", folder).model.network
+    history = History(tmp_path / "stream" / "rounds")
+    for id in history.rounds:
+        after = history.load(id, network.backbone, tokenizer=network.tokenizer)
+        assert after.student is not None and after.student.report.round == id
+    assert len(history.rounds) == 2

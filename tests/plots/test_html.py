@@ -78,6 +78,16 @@ def test_a_model_a_report_and_a_posterior(posterior: bh.Posterior) -> None:
     assert "max_steps=3" in report.text
     whole = shown(posterior)
     assert str(posterior.report) in whole.text and "guide|NormalGuide|" in whole.text
+    assert "student" not in whole.text + repr(posterior)
+
+
+def test_a_posterior_says_how_far_its_student_is(posterior: bh.Posterior) -> None:
+    both = posterior.distill(tiny_examples(60, seed=1), epochs=1, progress=False)
+    assert both.student is not None and str(both.report) == str(posterior.report)
+    kl = f"{both.student.report.divergence:.4f}"
+    line = f"1 pass a text for 1, KL {kl} nats on 12 held-out texts"
+    assert repr(both) == f"{posterior!r}\nstudent: {line}"
+    assert f"student|{line}|" in shown(both).text
     assert len(shown(posterior.replace(lineage=())).images) == 0
 
 

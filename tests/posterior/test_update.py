@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest.mock import Mock
 
 import pyro
 import pytest
@@ -14,7 +15,7 @@ from torch.optim import SGD
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import sbc
-from bhpeft_pyro.errors import GuideError, PriorError
+from bhpeft_pyro.errors import DataError, FitError, GuideError, PriorError
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.model.likelihoods import Normal, OrderedLogistic
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -213,3 +214,38 @@ def test_a_fitted_guide_goes_on_from_where_it_is(guide: str) -> None:
     given = bh.fit(model, fresh, rows, max_steps=2, **options)
     for name, value in named.guide.means().items():
         assert torch.equal(value, given.guide.means()[name]), name
+
+
+def test_a_student_of_the_new_posterior_when_asked() -> None:
+    first = fit()
+    texts = tiny_examples(60, seed=3)
+    plain, second = first.update(SECOND), first.update(SECOND, distill=texts)
+    assert first.student is None and second.student is not None
+    assert second.student.report.round == second.report.id
+    assert equal(state(second), state(plain))  # the round itself is the same
+    unlabelled = {"text": [*texts.texts], "label": ["nobody looks at these"] * 60}
+    again = first.update(SECOND, distill=unlabelled)
+    assert again.student is not None and again.student.report.nll is None
+    for name, value in second.student.weights.items():
+        assert torch.equal(value, again.student.weights[name]), name
+    third = second.update(tiny_examples(12, seed=4))
+    assert third.student is None  # another posterior, of which it knows nothing
+
+
+def test_too_few_texts_are_refused_before_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fit()
+    monkeypatch.setattr("bhpeft_pyro.posterior.update.run_all", Mock(side_effect=AssertionError))
+    with pytest.raises(DataError, match=r"^distill: got 49 different texts; expected at least 50"):
+        first.update(SECOND, distill=[f"w{i}" for i in range(49)] * 2)
+
+
+def test_a_round_without_its_student_is_on_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fit()
+    expected, texts = state(first.update(SECOND)), tiny_examples(60, seed=3)
+    for error in (FitError("not finite"), GuideError("no central values")):
+        monkeypatch.setattr("bhpeft_pyro.posterior.distill.distil", Mock(side_effect=error))
+        with pytest.raises(FitError, match=f"distill: {error}") as raised:
+            first.update(SECOND, distill=texts)
+        assert isinstance(raised.value.posterior, bh.Posterior)
+        assert equal(state(raised.value.posterior), expected)
+        assert raised.value.posterior.student is None

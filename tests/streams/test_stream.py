@@ -7,6 +7,7 @@ import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from bhpeft_pyro.errors import (
     BusyError,
     ConfigError,
     DataError,
+    FitError,
     GuideError,
     LikelihoodError,
     PriorError,
@@ -443,3 +445,40 @@ def test_rows_that_a_first_round_holds_out_itself_are_known_too(
             last.update(week)
     monkeypatch.setattr(bh.Posterior, "update", None)  # would be called
     assert run(tmp_path, weeks, replay=None).lineage == last.lineage
+
+
+def test_a_student_after_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its metrics are those of the posterior; a finished round stays as it is."""
+    weeks, texts = dict(list(WEEKS.items())[:2]), tiny_examples(60, seed=9)
+    plain = run(tmp_path / "plain", weeks, tests=TESTS)
+    last = run(tmp_path / "own", weeks, tests=TESTS, distill=texts)
+    history = bh.streams.History(tmp_path / "own" / "rounds")
+    network = last.model.network
+    for id in history.rounds:
+        saved = history.load(id, network.backbone, tokenizer=network.tokenizer)
+        assert saved.student is not None and saved.student.report.round == id
+        assert saved.predict(["w5"]).method == "student"
+    for row, other in zip(Record.of(last).rows, Record.of(plain).rows, strict=True):
+        assert {**row, "id": 0, "seconds": 0} == {**other, "id": 0, "seconds": 0}
+    files = {path: path.read_bytes() for path in history.folder.rglob("*.safetensors")}
+    run(tmp_path / "own", weeks, tests=TESTS, distill=tiny_examples(70, seed=8))
+    assert files == {path: path.read_bytes() for path in history.folder.rglob("*.safetensors")}
+    more = run(tmp_path / "own", tests=TESTS)
+    assert more.student is None and len(more.lineage) == 3
+
+
+def test_a_stream_checks_its_texts_first_and_saves_no_round_without_a_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="distill: got 20 different texts"):
+        run(tmp_path, distill=tiny_examples(20, seed=9))
+    assert not tmp_path.joinpath("rounds").exists()
+    texts = tiny_examples(60, seed=9)
+    monkeypatch.setattr(
+        "bhpeft_pyro.posterior.distill.distil", Mock(side_effect=FitError("not finite"))
+    )
+    with pytest.raises(FitError, match="distill: not finite"):
+        run(tmp_path, distill=texts)
+    assert not bh.streams.History(tmp_path / "rounds").rounds
+    monkeypatch.undo()
+    assert len(run(tmp_path, distill=texts).lineage) == 3

@@ -20,7 +20,7 @@ LEAST_TEXTS, MOST_TEXTS = 200, 400
 OF_CHOICES = 2  # numbers for the outputs of choices: their largest probabilities
 _POINTS = 500  # of a kernel
 _LEAST = 1e-20  # of a variance
-_CONSTANT = 1e-6  # the sd of a feature over its size, below which it is rounding error
+_CONSTANT = 1e-5  # an sd over the largest number beside it, below which it is rounding error
 _TURNS = 3  # of factors and shape, each given the other
 _LENGTHS = (0.5, 1.0, 2.0, 8.0)  # of the median squared distance
 _PENALTIES = torch.logspace(-4, 2, 19, dtype=torch.float64)
@@ -86,11 +86,7 @@ class LogKernel:
         """
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:_POINTS]
         x, y = features[order].double(), values[order].double().clamp_min(_LEAST).log()
-        center, scale = x.mean(0), x.std(0, correction=0)
-        # What is the same for all texts says nothing, and a small change of it no more.
-        scale = scale.where(scale > _CONSTANT * x.abs().amax(0), 1.0)
-        scale[:width] *= width**0.5
-        scale[width:] *= (x.shape[1] - width) ** 0.5
+        center, scale = x.mean(0), torch.cat([_scale(x[:, :width]), _scale(x[:, width:])])
         points, mean = (x - center) / scale, y.mean(0)
         median = torch.cdist(points, points).square().median().clamp_min(_LEAST)
         tried = []
@@ -101,6 +97,16 @@ class LogKernel:
         shift = left_out.exp().mean(0).log()
         made = points, coefficients, mean + shift, center, scale, length
         return cls(*(value.float() for value in made))
+
+
+def _scale(x: Tensor) -> Tensor:
+    """(F,) that standardise (N, F) of one size, and make distances independent of F.
+
+    A feature that is the same for all texts says nothing, so a small change of it says no more.
+    There always is one: standardised over its entries, a pooled state has a sum of 0.
+    """
+    sds = x.std(0, correction=0)
+    return sds.where(sds > _CONSTANT * x.abs().amax(), 1.0) * x.shape[1] ** 0.5
 
 
 def _kernel(x: Tensor, points: Tensor, length: Tensor) -> Tensor:

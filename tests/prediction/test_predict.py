@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +13,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
+from exact import KnownNoise, dense, design, own_network
 from ranks import together
+from students import fitted as fitted_students
+from students import unlabelled, with_student
 from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
@@ -21,6 +26,7 @@ from bhpeft_pyro.base.distributions import Covariance
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.guides import DeltaGuide, LaplaceGuide, MixtureGuide, NormalGuide
+from bhpeft_pyro.model import linearized
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     Function,
@@ -588,3 +594,147 @@ def test_arguments() -> None:
     assert (
         single.predict(MANY_TEXTS, certainty=0.1).components is None
     )  # there is nothing to leave out
+
+
+# Methods
+
+
+@contextmanager
+def counted(posterior: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Counts the rows that go through the transformer, forward and backward."""
+    rows: list[int] = []
+    slopes = linearized.slopes
+
+    def backward(total: Tensor, leaves: Any) -> Any:
+        if posterior.model.network.kinds:  # otherwise not through the transformer
+            rows.append(len(leaves[0]))
+        return slopes(total, leaves)
+
+    hook = posterior.model.network.backbone.register_forward_pre_hook(
+        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(linearized, "slopes", backward)
+        try:
+            yield rows
+        finally:
+            hook.remove()
+
+
+@pytest.mark.parametrize("options", [
+    *({"method": method} for method in ("student", "components", "exact")),
+    *({"method": method, "certainty": 0.3} for method in ("components", "exact")),
+    {"samples": 0}, {"samples": 6, "keep_samples": True},
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["class", "stars", "labels", "rating", "noisy rating"])
+def test_passes_are_those_that_a_forecast_takes(
+    kind: str, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "certainty" in options and kind not in ("class", "stars"):
+        options = {"method": options["method"]}
+    posterior, texts = with_student(kind), unlabelled(kind, 24, seed=6)
+    with counted(posterior, monkeypatch) as rows:
+        forecast = posterior.predict(texts, **options)
+    assert forecast.passes == pytest.approx(sum(rows) / 24)
+    assert forecast.method == options.get("method", "draws" if options.get("samples") else "point")
+
+
+@pytest.mark.parametrize("guide", ["normal", "delta"])
+@pytest.mark.parametrize(
+    "options", [{"samples": 0}, {"samples": 6}, {"samples": 80}, {"certainty": 0.3}, {}]
+)
+def test_passes_of_draws(guide: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior, texts = fitted_students("class", guide, False), unlabelled("class", 24, seed=6)
+    with counted(posterior, monkeypatch) as rows:
+        forecast = posterior.predict(texts, **options)
+    assert forecast.passes == pytest.approx(sum(rows) / 24)
+    assert forecast.method == ("point" if options.get("samples") == 0 else "draws")
+
+
+def test_passes_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with two choices take a backward pass less than those with three. A row is a choice."""
+    posterior, data = with_student("choice"), unlabelled("choice", 24, seed=6)
+    counts = torch.tensor([*map(len, data["choices"])])
+    for method, of_count in (("student", 1), ("components", 2), ("exact", 2 * counts)):
+        with counted(posterior, monkeypatch) as rows:
+            forecast = posterior.predict(data, method=method, max_rows=1)  # one by one
+        expected = of_count * torch.ones(24)
+        assert forecast.passes == pytest.approx(expected.mean().item())
+        forward = torch.tensor(1 if method == "student" else 2) * counts
+        backward = 2 * (counts - 1) if method == "exact" else 0 * counts
+        assert sum(rows) == (forward + backward).sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "student", "samples": 3}, "method='student' takes one pass; .* samples=3"),
+        ({"method": "student", "keep_samples": True}, "expected no keep_samples=True"),
+        ({"method": "student", "certainty": 0.5}, "expected no certainty=0.5"),
+        ({"method": "exact", "samples": 0}, "method='exact': expected .* samples=0"),
+        ({"method": "components", "keep_samples": True}, "method='components': expected .* keep_s"),
+        ({"method": "draws"}, r"method='draws': expected one .* \('components', 'exact'\)"),
+    ],
+)
+def test_methods_that_do_not_go_together_with_others(options: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        with_student().predict(TEXTS, **options)
+
+
+def test_methods_that_are_not_there() -> None:
+    for method in ("components", "exact"):
+        with pytest.raises(ConfigError, match=rf"method='{method}': expected one .* \(None\)"):
+            fitted_students("class", "normal", False).predict(TEXTS, method=method)
+    few = fitted_students("class", enough=False)
+    assert few.predict(TEXTS).method == "exact"
+    with pytest.raises(ConfigError, match=r"method='components': .* \('exact'\)"):
+        few.predict(TEXTS, method="components")
+    with pytest.raises(ConfigError, match="this posterior has no student"):
+        few.predict(TEXTS, method="student")
+
+
+def test_what_is_asked_for_decides_where_no_method_is_given() -> None:
+    posterior = with_student()
+    found = {
+        name: posterior.predict(TEXTS, **options).method
+        for name, options in {
+            "nothing": {},
+            "outputs": {"samples": 50},
+            "certainty": {"certainty": 0.5},
+            "kept": {"keep_samples": True, "samples": 4},
+            "central values": {"samples": 0},
+        }.items()
+    }
+    assert found == {
+        "nothing": "student",
+        "outputs": "components",
+        "certainty": "components",
+        "kept": "draws",
+        "central values": "point",
+    }
+
+
+class SameNoise(KnownNoise):
+    """Of which predictions have a closed form."""
+
+    constant_noise = True
+
+
+def test_a_head_alone_is_exact_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variance of x' w by hand."""
+    model = bh.Model(own_network(), dist.Normal(0.0, 0.7), SameNoise(0.5))
+    columns = unlabelled("rating", 60) | {"label": [i / 10 for i in range(60)]}
+    posterior = bh.fit(model, "laplace", columns, components=1, max_steps=20, progress=False)
+    with counted(posterior, monkeypatch) as rows:
+        forecast = posterior.predict(TEXTS, method="exact")
+    assert (forecast.method, forecast.passes, sum(rows)) == ("exact", 1, len(TEXTS))
+    assert posterior.predict(TEXTS).method == "exact"
+    x = design(posterior.model.network, posterior.encode(TEXTS, labelled=False))
+    guide: Any = posterior.guide
+    mean = x @ torch.cat([value.flatten() for value in guide.means().values()]).double()
+    variance = (x @ dense(guide.covariance).double() * x).sum(1)
+    torch.testing.assert_close(forecast.mean.double(), mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(forecast.epistemic.double(), variance, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(forecast.aleatoric, torch.full((len(TEXTS),), 0.25))
+    with pytest.raises(ConfigError, match=r"method='components': .* \('exact'\)"):
+        posterior.predict(TEXTS, method="components")

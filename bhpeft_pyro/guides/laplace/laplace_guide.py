@@ -362,6 +362,7 @@ class LaplaceGuide(Guide):
         for name in names:
             setattr(self, name.removeprefix(prefix), state_dict[name].to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.set_output_covariance(self.output_covariance)  # refused unless they go together
 
 
 def around_point(model: Model, point: Guide) -> LaplaceGuide:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
+from .screen import say
 
 
 def distill(
@@ -33,14 +34,14 @@ def distill(
 
     It predicts in one pass, and bhpeft predict uses it from then on. The texts need no labels: best
     are some hundreds or thousands like those that will be predicted. A fifth of them is held out,
-    to tell how far the student is from the posterior. It is saved in RUN; what is there of the
-    posterior stays as it is.
+    to tell how far the student is from the posterior. It is saved in RUN, beside the components.
 
     Examples:
         bhpeft distill runs/reviews unlabelled.csv
         bhpeft distill runs/reviews unlabelled.jsonl --text-column body --epochs 2
     """
     from ..data.sources import in_file
+    from ..errors import DataError
     from .saved import check_out, folder_of, open_run, reading, save_with_student
     from .tables import rows_for
 
@@ -48,7 +49,13 @@ def distill(
     check_out(out or folder, overwrite or out is None)
     posterior = open_run(folder, backbone, device)
     reader = reading(posterior, text_column)
-    with in_file(data):
-        texts = reader.encode(rows_for(reader, data, labelled=False), labelled=False)
+    rows = rows_for(reader, data, labelled=False)
+    try:
+        with in_file(data):
+            texts = reader.encode(rows, labelled=False)
+    except DataError as error:
+        with in_file(data):
+            texts = reader.model.encode_texts(rows, reader.columns)
+        say(f"note: labels are not read: {error}")
     how = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     save_with_student(posterior, texts, out or folder, **how)

@@ -66,6 +66,26 @@ def test_labels_of_the_texts_give_the_report_its_nll(run, tmp_path):
     assert re.search(r"NLL \d\.\d{3}, of the posterior \d\.\d{3}", said)
 
 
+def test_labels_that_cannot_be_read_are_in_nobodys_way(run, folder, tmp_path):
+    labels = ["new"] * 60
+    data = write_csv(tmp_path / "labelled.csv", text=UNLABELLED, label=labels)
+    said = bhpeft("distill", run, data, *QUICK, "--out", tmp_path / "out").stderr
+    assert "note: labels are not read: labelled.csv, column 'label', row 2: 'new'" in said
+    assert loaded(tmp_path / "out", folder).student.report.nll is None
+    empty = write_csv(tmp_path / "empty.csv", text=["", *UNLABELLED], label=["bad", *labels])
+    assert "empty.csv, column 'text', row 2: the text is" in error("distill", run, empty)
+
+
+@pytest.mark.parametrize("kind", ["labels", "words"])
+def test_other_tasks(kind, tmp_path, request, folder):
+    root = request.getfixturevalue(kind)
+    cells = [json.dumps(text.split()) if kind == "words" else text for text in UNLABELLED]
+    data = write_csv(tmp_path / "new.csv", **{"tokens" if kind == "words" else "text": cells})
+    bhpeft("distill", root / "run", data, *QUICK, "--out", tmp_path / "out")
+    said = bhpeft("predict", tmp_path / "out", data, "--show", 0).stderr
+    assert "by student, 1 pass a text" in said
+
+
 def test_a_stream_gets_the_student_of_its_last_round(folder, unlabelled, tmp_path):
     options = {"max_steps": 2, "progress": False, "components": 2}
     backbone = loaded(folder / "run", folder).model.network.backbone

@@ -64,6 +64,7 @@ nitpick_ignore_regex = [
     (
         "py:class",
         r"bhpeft_pyro\.(data\.tokens\.Tokens|peft\.signals\.Scales|peft\.binding\.Binding"
+        r"|model\.amortized\.(LogKernel|OutputCovariance)"
         r"|guides\.strategy\.Strategy|guides\.laplace\.curvature\.Precision)",
     ),
     ("py:class", r"pandas\.DataFrame|Figure"),  # imported where they are used

@@ -42,7 +42,7 @@ class LogKernel:
     >>> features = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     >>> values = (1 + features[:, :1]).exp()
     >>> learnt = LogKernel.fitted(features, values, 2)
-    >>> torch.allclose(learnt(features), values, rtol=0.05)
+    >>> bool((learnt(features) / values).log().std() < 0.05)
     True
     """
 

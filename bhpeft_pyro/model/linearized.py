@@ -31,9 +31,7 @@ __all__ = [
     "LinearOutputs",
     "examples_at_once",
     "jacobian",
-    "learnt_covariance",
     "linear_outputs",
-    "linear_parts",
     "linear_predictives",
     "symmetric_noise",
 ]

@@ -215,8 +215,8 @@ class Posterior:
                 covariance of its outputs is what the fit has learnt of it; "exact" computes this
                 covariance by backward passes. "student" takes one pass of the network that
                 `distill` has trained, for any guide. None takes the cheapest that there is, in the
-                order "student", "components", "exact"; no student where draws are asked for, and
-                exact where `keep_samples` is.
+                order "student", "components", "exact"; no student where `samples`, `certainty` or
+                `keep_samples` is given, and draws of the weights where the last one is.
             samples: number of draws, rounded up to equally many for each component of a mixture. Of
                 the weights, 32 by default. Of the outputs for a Laplace approximation, 1,000 by
                 default, at almost no cost (ratings with one noise scale need none). 0 is a single
@@ -298,7 +298,8 @@ class Posterior:
             batch_size, lr, seed, progress: as for `fit`.
 
         Returns:
-            This posterior with its `student`.
+            This posterior with its `student`. Components of `laplace` that have not learnt the
+            covariance of their outputs have done so, if there were 250 texts or more.
 
         Raises:
             DataError: there are fewer than 50 different texts.

@@ -13,7 +13,7 @@ from torch import Tensor
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast
 from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
-from bhpeft_pyro.prediction.predict import _probabilities
+from bhpeft_pyro.prediction.predict import probabilities_of
 
 NAMES = ["art", "money", "sport"]
 
@@ -45,7 +45,7 @@ def test_each_label_is_a_forecast_of_two_classes() -> None:
 def test_a_sure_prediction_that_is_wrong_costs_its_logit(logit: float) -> None:
     """In single precision 1 - p is 0 from 17 on, and the NLL 87."""
     distribution = dist.Bernoulli(logits=torch.full((1, 2, 3), logit)).to_event(1)
-    (probabilities,) = _probabilities(distribution, None)
+    (probabilities,) = probabilities_of(distribution, None)
     forecast = LabelsForecast.from_draws(probabilities, labels=torch.zeros(2, 3))
     assert forecast.nlls().tolist() == pytest.approx([3 * logit] * 2, rel=1e-3)
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from students import fitted, unlabelled, with_student
+from students import fitted, table, unlabelled, with_student
+from tiny import build
 from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.prediction import student as module
 from bhpeft_pyro.prediction.student import Student
+from bhpeft_pyro.testing import tiny_tokenizer
 
 KINDS = ["class", "stars", "labels", "rating", "noisy rating", "choice"]
 LONG = {"text": [" ".join(["w9"] * 30)]}
@@ -56,6 +58,21 @@ def test_a_forecast_does_not_depend_on_the_other_texts(kind: str, method: Any) -
         expected = numbers(whole)[name]
         cut = value[:12, : expected.shape[1]] if value.dim() == 2 else value[:12]
         torch.testing.assert_close(cut, expected, atol=2e-5, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_texts_beside_it_do_not_matter_to_a_decoder(name: str) -> None:
+    network = bh.RandomPEFT(build(name), bh.presets.lora(rank=2), bh.Head(3), tiny_tokenizer())
+    posterior = bh.fit(
+        bh.Model(network), "laplace", table("class"), components=1,
+        unlabelled=unlabelled("class"), max_steps=3, progress=False,
+    ).distill(unlabelled("class", 60), epochs=1, progress=False)  # fmt: skip
+    texts = unlabelled("class", 8, seed=5)["text"]
+    for method in ("student", "components"):
+        alone = posterior.predict(texts, method=method)
+        beside = posterior.predict([*LONG["text"], *texts], method=method)
+        for value, expected in zip(numbers(beside).values(), numbers(alone).values(), strict=True):
+            torch.testing.assert_close(value[1:], expected, atol=2e-5, rtol=2e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

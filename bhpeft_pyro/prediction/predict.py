@@ -136,8 +136,7 @@ def way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
     parts = guide.components
     closed = all(part.linear and part.covariance is not None for part in parts)
     # A head alone is linear itself: backward passes through the transformer are not needed.
-    deep = bool(model.network.kinds)
-    learnt = closed and deep and all(part.output_covariance is not None for part in parts)
+    learnt = all(part.output_covariance is not None for part in parts) and model.network.kinds
     there = [name for name, has in (("components", learnt), ("exact", closed)) if has]
     if method is None:
         return "draws" if drawn or not closed else there[0]
@@ -154,16 +153,13 @@ def _passes(model: Model, guide: Guide, how: str, count: int, width: float) -> f
     """Of the network for a text of `width` outputs, forward and backward."""
     if not model.network.kinds:
         return 1.0
-    derivatives, total = 1 + width - model.likelihood.softmax, 0.0
-    for component, share in strata(guide, count):
-        if how == "exact":
-            total += derivatives
-        elif how == "components" or not share:
-            total += 1
-        elif component.linear:
-            total += derivatives * linear_parts(model, share)
-        else:
-            total += -(-share // TOGETHER) if component.point else share
+    derivatives = 1 + width - model.likelihood.softmax
+    if how != "draws" or not count:
+        return len(guide.components) * (derivatives if how == "exact" else 1.0)
+    total = 0.0
+    for part, share in strata(guide, count):
+        at_once = -(-share // TOGETHER) if part.point else share
+        total += derivatives * linear_parts(model, share) if part.linear else at_once
     return total
 
 

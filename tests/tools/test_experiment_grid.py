@@ -312,7 +312,8 @@ def test_points_are_fitted_once_for_all_that_is_made_of_them(
     parts = split(None, budget.tasks["classes"], 24, budget.validation, budget.test, 7)
     kinds, load = bh.presets.lora(2), lambda: (tiny_backbone(), tiny_tokenizer())
     what = budget.tasks["classes"]
-    job = Job(what, kinds, load, parts.train, parts.validation, 7, budget)
+    data = parts.train, parts.validation, parts.unlabelled
+    job = Job(what, kinds, load, *data, 7, budget)
     names = ("deterministic", "ensemble", "one component", "Bayesian")
     one, several, wide, mixture = (INFERENCE[name](job) for name in names)
     assert fits == [7, 7, 1007, 2007]  # two settings, and then the better one for all

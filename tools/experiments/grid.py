@@ -94,7 +94,8 @@ class Grid:
         spec = self.budget.tasks[task]
         parts = self._split(task, rows, seed)
         train, validation = parts.train, parts.validation
-        job = Job(spec, PEFT[peft](), self.load, train, validation, seed, self.budget)
+        data = train, validation, parts.unlabelled
+        job = Job(spec, PEFT[peft](), self.load, *data, seed, self.budget)
         started = time.process_time()
         fitted = INFERENCE[inference](job)
         between = time.process_time()

@@ -65,6 +65,7 @@ class Job:
         kinds: the PEFT weights.
         load: makes a new copy of the frozen transformer.
         train, validation: labelled rows.
+        unlabelled: other texts.
         seed: of the fits and the draws.
         budget: how much may be done.
     """
@@ -74,6 +75,7 @@ class Job:
     load: Load
     train: Dataset
     validation: Dataset
+    unlabelled: Dataset
     seed: int
     budget: Budget
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,108 +13,28 @@ import torch
 
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.guides import GuideLike
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.peft import Kind, presets
-from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.posterior.posterior import Posterior
 
 from .job import Fitted, Inference, Job
+from .points import ADAM, in_fewer_passes, of_points, search
 
 __all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method", "upper_hybrid"]
 
-# The search of each method: as many settings for all of them, the first one the default.
-_ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
+# As many settings as of Adam, the first one the default.
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"lr": 0.1})
 _CHECKS, _PATIENCE = 10, 3  # evaluations of the validation rows with MC dropout; early stopping
-_REPORTED = (
-    *("steps", "best_step", "seconds", "tau", "noise", "output_scale"),
-    *("point_nll", "component_nll"),
-)
-
-
-def _search(
-    job: Job, settings: Sequence[Mapping[str, Any]], samples: int, run: Callable[..., Posterior]
-) -> tuple[Posterior, dict[str, Any]]:
-    """The fit with the lowest NLL on the validation rows, and what was tried."""
-    tried: list[dict[str, Any]] = []
-    fits = []
-    for setting in settings[: job.budget.search]:
-        started = time.process_time()
-        fits.append(run(**setting))
-        seconds = time.process_time() - started
-        nll = evaluate(fits[-1].predict(job.validation, samples))["nll"]
-        tried.append({**setting, "nll": nll, "seconds": seconds, "steps": fits[-1].report.steps})
-    best = min(range(len(fits)), key=lambda i: tried[i]["nll"])
-    return fits[best], {"chosen": dict(settings[best]), "tried": tried}
 
 
 def _searched(
     job: Job, settings: Sequence[Mapping[str, Any]], samples: int, run: Callable[..., Posterior]
 ) -> Fitted:
-    posterior, facts = _search(job, settings, samples, run)
+    posterior, facts = search(job, settings, samples, run)
     report = posterior.report
     facts |= {"temperature": report.temperature, "unsettled": report.unsettled}
     return Fitted(partial(posterior.predict, samples=samples, keep_samples=True), posterior, facts)
-
-
-@dataclass
-class _Points:
-    """Points that are fitted from different starts, which several methods share."""
-
-    key: object = None
-    model: Model | None = None
-    fitted: list[Posterior] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def first(self, job: Job, count: int) -> tuple[list[Posterior], dict[str, Any]]:
-        """The first points of a job, and the facts of their search."""
-        key = (job.load, job.task, tuple(job.kinds), job.train.to_dict(), job.seed, job.budget)
-        if self.key != key:
-            self.key, self.model = key, job.model()
-            point, self.facts = _search(job, _ADAM, 0, partial(self._fit, job, 0))
-            self.fitted = [point]
-        for number in range(len(self.fitted), count):
-            self.fitted.append(self._fit(job, number, **self.facts["chosen"]))
-        return self.fitted[:count], dict(self.facts)
-
-    def _fit(self, job: Job, number: int, **setting: Any) -> Posterior:
-        assert self.model is not None
-        seed = job.seed + 1000 * number
-        return job.fit(self.model, "delta", validation=job.validation, **{"seed": seed, **setting})
-
-
-_POINTS = _Points()
-
-
-def _of_points(ensemble: bool, wide: bool) -> Inference:
-    """Points, as they are or each with its width.
-
-    Args:
-        ensemble: as many as the budget has members; else one.
-        wide: whether each becomes a Laplace approximation.
-    """
-
-    def infer(job: Job) -> Fitted:
-        points, facts = _POINTS.first(job, job.budget.members if ensemble else 1)
-        posterior = points[0]
-        if len(points) > 1:
-            posterior = MixturePosterior.of_round(points, posterior.report.options)
-        if wide:
-            started = time.process_time()
-            posterior = posterior.widen(job.train, validation=job.validation)
-            facts["seconds of widths"] = time.process_time() - started
-        reports = posterior.report.components or [posterior.report]
-        facts["temperature"] = reports[0].temperature
-        facts["components"] = [
-            {name: getattr(report, name) for name in _REPORTED} for report in reports
-        ]
-        if wide:
-            return Fitted(posterior.predict, posterior, facts)
-        return Fitted(partial(posterior.predict, samples=0, keep_samples=True), posterior, facts)
-
-    return infer
 
 
 def dropout(model: Model, rate: float = 0.1) -> Callable[[Batch | None], None]:
@@ -157,7 +76,7 @@ def mc_dropout(job: Job) -> Fitted:
         model = job.model()
         return job.fit(model, dropout(model), **how, **early, **setting)
 
-    return _searched(job, _ADAM, job.budget.samples, run)
+    return _searched(job, ADAM, job.budget.samples, run)
 
 
 def bayesian(guide: GuideLike) -> Inference:
@@ -168,7 +87,7 @@ def bayesian(guide: GuideLike) -> Inference:
             return job.fit(job.model(), guide, temperature=1.0, **setting)
 
         if guide == "delta":
-            return _searched(job, _ADAM, 0, run)
+            return _searched(job, ADAM, 0, run)
         return _searched(job, _NATURAL, job.budget.samples, run)
 
     return infer
@@ -203,10 +122,12 @@ GUIDES = {
 """The guides of those that are one fit of a guide known by name."""
 
 INFERENCE: dict[str, Inference] = {
-    "deterministic": _of_points(ensemble=False, wide=False),
-    "ensemble": _of_points(ensemble=True, wide=False),
-    "one component": _of_points(ensemble=False, wide=True),
-    "Bayesian": _of_points(ensemble=True, wide=True),
+    "deterministic": of_points(ensemble=False, wide=False),
+    "ensemble": of_points(ensemble=True, wide=False),
+    "one component": of_points(ensemble=False, wide=True),
+    "Bayesian": of_points(ensemble=True, wide=True),
+    "learnt covariance": in_fewer_passes("components", 500),
+    **{f"student of {texts} texts": in_fewer_passes("student", texts) for texts in (0, 500, 2000)},
     "MC dropout": mc_dropout,
     "MAP": bayesian("delta"),
     **{name: bayesian(guide) for name, guide in GUIDES.items() if name.endswith(")")},

@@ -20,6 +20,9 @@ from bhpeft_pyro.posterior.saving import digest_of
 
 from .tiny import ROWS
 
+UNLABELLED = 2000
+"""Texts for a student, at most."""
+
 __all__ = ["Shift", "Split", "Task", "once", "read", "split"]
 
 
@@ -87,12 +90,14 @@ class Split:
         train: to learn.
         validation: to choose by, and to fit a temperature on.
         tests: "test" and the shifts.
+        unlabelled: texts that are in none of these, `UNLABELLED` at most.
         digest: of all texts and labels: results of others are not to be compared with.
     """
 
     train: Dataset
     validation: Dataset
     tests: Mapping[str, Dataset]
+    unlabelled: Dataset
     digest: str
 
 
@@ -122,9 +127,10 @@ def split(
     """
     generator = torch.Generator().manual_seed(seed)
     learnt = None if task.classes is None else lambda label: label < task.classes
-    table = _rows(folder, task, task.source, generator, learnt)
+    table = once(_rows(folder, task, task.source, generator, learnt), task.text)
     counts = (rows, validation) if task.test else (rows, validation, test)
-    train, held_out, *more = _cut(once(table, task.text), counts, task.source)
+    train, held_out, *more = _cut(table, counts, task.source)
+    rest = table.select(range(sum(counts), min(len(table), sum(counts) + UNLABELLED)))
     seen = {plain(text) for part in (train, held_out) for text in _texts(part, task)}
 
     def fresh(rows: Dataset) -> Dataset:
@@ -141,7 +147,8 @@ def split(
             table = table.remove_columns(task.target)
         tests[name] = table.select(range(min(test, len(table))))
     read_of = {"train": train, "validation": held_out, **tests}
-    return Split(train, held_out, tests, digest_of({k: _read(v, task) for k, v in read_of.items()}))
+    digest = digest_of({name: _read(part, task) for name, part in read_of.items()})
+    return Split(train, held_out, tests, rest.select_columns(list(task.inputs)), digest)
 
 
 def _rows(

@@ -268,18 +268,25 @@ def test_what_each_experiment_looks_at(
 def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
     budget = replace(TINY, seeds=1, search=1, steps=2)
     made = tiny_grid(tmp_path, str(Method("LoRA", inference)), budget=budget)
-    outcome = made.run("classes", 24, "LoRA", inference, 0)
+    outcome = made.run("classes", 60, "LoRA", inference, 0)
     draws = {"deterministic": 1, "MAP": 1, "ensemble": TINY.members}
     draws |= dict.fromkeys(("one component", "Bayesian"), 1000)  # of the outputs
+    draws["learnt covariance"] = 1000
+    students = [name for name in INFERENCE if name.startswith("student")]
+    draws |= dict.fromkeys(students, 1)
     assert outcome.forecasts["test"].draws == draws.get(inference, TINY.samples)
-    points = ("deterministic", "ensemble", "one component", "Bayesian", "MC dropout")
+    of_all = ("ensemble", "Bayesian", "learnt covariance", *students)
+    points = ("deterministic", "one component", "MC dropout", *of_all)
     assert outcome.facts["temperature"] == (0.0 if inference in points else 1.0)
     components = outcome.facts.get("components", [])
-    count = {"deterministic": 1, "one component": 1, "ensemble": TINY.members}
-    count["Bayesian"] = TINY.members
+    count = {"deterministic": 1, "one component": 1} | dict.fromkeys(of_all, TINY.members)
     assert len(components) == count.get(inference, 0)
     if inference in ("one component", "Bayesian"):
         assert all(each["tau"] > 0 and each["component_nll"] > 0 for each in components)
+    if inference in of_all:
+        passes = {"ensemble": TINY.members, "Bayesian": 3 * TINY.members}  # three classes
+        passes |= dict.fromkeys(students, 1) | {"learnt covariance": TINY.members}
+        assert outcome.facts["passes"] == passes[inference]
 
 
 def test_the_search_takes_what_is_best_on_the_validation_rows(tmp_path: Path) -> None:

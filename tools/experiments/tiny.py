@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["ROWS"]
 
-_COUNT, _NOISE = 240, 0.15
+_COUNT, _NOISE = 600, 0.15
 
 
 def _classes() -> list[dict[str, Any]]:

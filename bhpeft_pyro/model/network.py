@@ -130,11 +130,6 @@ class RandomPEFT(PyroModule):
         return axes and (head_only or sites)
 
     @property
-    def has_axes(self) -> bool:
-        """Whether a fit has set the head's axes or the sites' coordinates, which then stay."""
-        return any(part is not None and bool(part.fitted) for part in (self.axes, self.coordinates))
-
-    @property
     def device(self) -> torch.device:
         """Where the backbone lives, and where weights are sampled."""
         device, of_sites = self.backbone.device, self.sites[-1].unit.device

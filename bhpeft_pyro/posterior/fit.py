@@ -71,8 +71,9 @@ def fit(
             "laplace", with the noise of ratings or the scale of classes' outputs. Without it, a
             fifth of `data` is held out for this if there are at least 50 rows with different texts.
         unlabelled: as `data`, but without labels. They determine the head's axes and the
-            coordinates of the PEFT sites, for this round and all later ones. By default these come
-            from `data`; if it is small, the coordinates are poor. With 200 texts or more, held-out
+            coordinates of the PEFT sites, for this round and all later ones, unless an earlier fit
+            of this network has. By default these come from `data`; if it is small, they are poor.
+            With 200 texts or more, held-out
             rows included, "laplace" learns the covariance of its outputs from up to 400 of them, so
             that predictions need no backward passes.
         columns: how the data are read: the names of their columns, where texts are cut, and the
@@ -108,11 +109,6 @@ def fit(
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
     check_arguments(options, validation, optimizer, callback, executor, replay)
-    if unlabelled is not None and model.network.has_axes:
-        raise ConfigError(
-            "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
-            "expected a new RandomPEFT"
-        )
     count = _components(components, guide, model)
     visible = partial(bars, options.progress)
     with visible():

@@ -97,7 +97,7 @@ class FitReport:
         expected_nll: expected NLL of one training example under the posterior of the linearised
             network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.
         between: for a mixture, the share of the epistemic uncertainty of held-out rows that comes
-            from disagreement between components.
+            from disagreement between components, if the covariances of the outputs were learnt.
         score: in words, how good the forecast of the held-out rows is, beside the simplest one.
         name: your name for the round.
         metrics: numbers that you want to keep with it.

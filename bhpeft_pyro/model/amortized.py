@@ -18,7 +18,7 @@ from ..base.threads import without_autocast
 LEAST_TEXTS, MOST_TEXTS = 200, 400
 """From how many texts the covariance of outputs is learnt. From fewer it is worse than exact."""
 OF_CHOICES = 2  # numbers for the outputs of choices: their largest probabilities
-_POINTS = 500  # of a kernel
+_POINTS = 2000  # of a kernel, at most
 _LEAST = 1e-20  # of a variance
 _CONSTANT = 1e-5  # an sd over the largest number beside it, below which it is rounding error
 _TURNS = 3  # of factors and shape, each given the other

@@ -27,7 +27,7 @@ from .tables import Table, publish
 
 __all__ = ["app", "experiment"]
 
-Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "cost", "page"]
+Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "passes", "cost", "page"]
 
 
 def experiment(

@@ -44,6 +44,14 @@ _RIVALS = _all(
     "hybrid", "deterministic + scaling", "ensemble", "ensemble + scaling", "MC dropout", "MAP"
 )
 _BAYESIAN = _all("hybrid", "one component", "Bayesian", "Bayesian (mean-field)")
+_PASSES = _all(
+    "hybrid",
+    "deterministic + scaling",
+    "ensemble + scaling",
+    "Bayesian",
+    "learnt covariance",
+    *(f"student of {texts} texts" for texts in (0, 500, 2000)),
+)
 _FEW = _all(
     "hybrid", "deterministic", "deterministic + scaling", "ensemble", "one component", "Bayesian"
 )
@@ -70,6 +78,7 @@ EXPERIMENTS = {
     "shift": Experiment(
         "Does it recognise texts of another kind?", (REFERENCE, *_RIVALS, *_BAYESIAN), scores.shift
     ),
+    "passes": Experiment("What do fewer passes lose?", _PASSES, scores.passes),
     "rows": Experiment("How many rows does it take?", _FEW, scores.by_rows, "rows"),
 }
 """What `python -m tools.experiments` knows besides "cost"."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
-from . import stream_report
+from . import passes_report, stream_report
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
@@ -288,6 +288,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         _by_rows(folder),
         _upper(folder),
         _cost(folder),
+        *passes_report.tables(folder, TASKS),
         *(
             table
             for protocol, title in STREAMS.items()

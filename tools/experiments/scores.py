@@ -80,6 +80,18 @@ def quality(outcome: Outcome) -> list[Score]:
     return [Score(outcome.facts["task"], values, losses=forecast.nlls())]
 
 
+def passes(outcome: Outcome) -> list[Score]:
+    """What matters of the test rows, beside what a prediction costs."""
+    forecast, facts = outcome.forecasts["test"], outcome.facts
+    values = evaluate(forecast)
+    shown = ("accuracy", "mse", "nll", "ece", "coverage_90")
+    kept = {name: values[name] for name in shown if name in values}
+    by = "confidence" if "accuracy" in values else "total"
+    kept["most certain half"] = rejection_curve(forecast, by=by, fractions=[0.5])[1].item()
+    costs = {name: facts[name] for name in ("passes", "times one model") if name in facts}
+    return [Score(facts["task"], kept | costs, losses=forecast.nlls())]
+
+
 def by_rows(outcome: Outcome) -> list[Score]:
     """The same, for each number of training rows."""
     return [replace(score, by=str(outcome.facts["rows"])) for score in quality(outcome)]

@@ -1,0 +1,86 @@
+"""The table of what fewer passes lose, from the files in `docs/results/passes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from bhpeft_pyro.forecast import RatingForecast
+
+from .catalogue import EXPERIMENTS
+from .differences import DIFFERENCES, difference
+from .methods import method
+from .outcome import Outcome
+from .results import file_of
+from .scores import passes, scaled
+from .tables import OVER_SEEDS, Table, distinct
+
+__all__ = ["tables"]
+
+_EXACT = "hybrid, Bayesian"
+_SHOWN = {
+    "hybrid, deterministic + scaling": "fine-tuning + scaling",
+    "hybrid, ensemble + scaling": "ensemble of five + scaling",
+    _EXACT: "five components, exact",
+    "hybrid, learnt covariance": "five components, learnt covariances",
+}
+
+
+def tables(folder: Path, tasks: dict[str, str], rows: int = 400) -> Iterator[Table]:
+    """For each task, by its name to show, what each method reaches and costs, and how much higher
+    its NLL is than that of the exact forecast."""
+    for shown, task in tasks.items():
+        runs = {name: _runs(folder, task, name, rows) for name in EXPERIMENTS["passes"].methods}
+        exact = runs[_EXACT]
+        if not exact:
+            continue
+        records, gaps = [], {}
+        for name, outcomes in runs.items():
+            called = _SHOWN.get(name, name.removeprefix("hybrid, "))
+            for seed, outcome in outcomes.items():
+                (score,) = passes(outcome)
+                record: dict[str, Any] = {"method": called, **score.values}
+                if seed in exact and name != _EXACT:
+                    record |= _likeness(outcome, exact[seed])
+                records.append(record)
+            if name != _EXACT and outcomes:
+                ours = {seed: run.forecasts["test"].nlls() for seed, run in outcomes.items()}
+                theirs = {seed: run.forecasts["test"].nlls() for seed, run in exact.items()}
+                gaps[called,] = difference(ours, theirs)
+        facts = [outcome.facts for outcomes in runs.values() for outcome in outcomes.values()]
+        note = (
+            "`times one model`: processor time over that of a fine-tuned model's prediction, in "
+            f"turn. {distinct(facts, 'steps')} steps; commits {distinct(facts, 'commit')}. "
+            f"{OVER_SEEDS}"
+        )
+        title = f"Fewer passes on {shown}"
+        yield Table.over_seeds(title, ["method"], records, note)
+        yield Table.of_numbers(
+            f"{title}: NLL minus that of the exact forecast", ["method"], gaps, DIFFERENCES
+        )
+
+
+def _likeness(ours: Outcome, exact: Outcome) -> dict[str, float]:
+    """How like the exact forecast of the same rows another one is."""
+    one, other = ours.forecasts["test"], exact.forecasts["test"]
+    values: dict[str, float] = {}
+    if not isinstance(one, RatingForecast) and not isinstance(other, RatingForecast):
+        values["same decision"] = (one.label == other.label).double().mean().item()
+    if one.epistemic.std() > 0:
+        correlation = spearmanr(one.epistemic, other.epistemic).statistic
+        values["epistemic, rank correlation"] = float(correlation)
+    return values
+
+
+def _runs(folder: Path, task: str, name: str, rows: int) -> dict[int, Outcome]:
+    wanted, found = method(name), {}
+    for seed in range(5):
+        run = (task, rows, wanted.peft, wanted.inference, seed)
+        path = file_of(folder / "passes", run, "safetensors")
+        if path.exists():
+            outcome = Outcome.read(path)
+            found[seed] = scaled(outcome) if wanted.scaled else outcome
+    return found

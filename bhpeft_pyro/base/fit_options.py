@@ -18,10 +18,13 @@ from .checks import (
     check_fields,
 )
 
-__all__ = ["FitOptions"]
+__all__ = ["EPOCHS", "FitOptions"]
+
+EPOCHS = 15
+"""Passes over the data by default, for most guides."""
 
 _RULES: dict[str, Rule] = {
-    "epochs": COUNT,
+    "epochs": MAYBE_COUNT,
     "max_steps": MAYBE_COUNT,
     "batch_size": COUNT,
     "particles": COUNT,
@@ -44,7 +47,8 @@ class FitOptions:
     """How long to fit, in what steps, and at what temperature.
 
     Attributes:
-        epochs: passes over the data, unless `max_steps` is given.
+        epochs: passes over the data, unless `max_steps` is given. None means 15, and 7 where
+            held-out rows choose the state of a point estimate with PEFT weights (`temperature`).
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.
@@ -87,7 +91,7 @@ class FitOptions:
 gets an equal share of a batch; in Python, `particles` sets their number
     """
 
-    epochs: int = 15
+    epochs: int | None = None
     max_steps: int | None = None
     batch_size: int = 16
     particles: int = 4

@@ -289,6 +289,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         _upper(folder),
         _cost(folder),
         *passes_report.tables(folder, TASKS),
+        passes_report.lengths(folder, TASKS),
         *(
             table
             for protocol, title in STREAMS.items()

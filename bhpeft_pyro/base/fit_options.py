@@ -47,9 +47,8 @@ class FitOptions:
     """How long to fit, in what steps, and at what temperature.
 
     Attributes:
-        epochs: passes over the data, unless `max_steps` is given. None means 15; where held-out
-            rows choose the state of a point estimate with PEFT weights (`temperature`), 7, or as
-            many as make 100 steps, 15 at most.
+        epochs: passes over the data, unless `max_steps` is given. None means 15, and 7 where
+            held-out rows choose the state of a point estimate with PEFT weights (`temperature`).
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.

@@ -42,7 +42,7 @@ Callback = Callable[[dict[str, float]], object]
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 # Longer fits memorise the labels of some hundred rows, and predict no better (docs/method.md).
-_POINT_EPOCHS, _POINT_STEPS = 7, 100  # at least, of few rows up to 15 epochs
+_POINT_EPOCHS = 7
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
 
 
@@ -112,10 +112,9 @@ class _Run:
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         free = self.point and options.temperature is None and temperature == 0 and not later
         self.selects = free and validation is not None
-        steps = (options.epochs or EPOCHS) * per_epoch
-        if options.epochs is None and self.selects and model.network.kinds:
-            steps = max(_POINT_EPOCHS * per_epoch, min(_POINT_STEPS, steps))
-        self.steps = options.max_steps or steps
+        shorter = self.selects and bool(model.network.kinds)
+        epochs = options.epochs or (_POINT_EPOCHS if shorter else EPOCHS)
+        self.steps = options.max_steps or epochs * per_epoch
         self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects)
         self.elbo = ELBO(self.particles, weight)
         self.loss: ELBOModule = self.elbo(self.model, guide)

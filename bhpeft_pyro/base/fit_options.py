@@ -18,13 +18,10 @@ from .checks import (
     check_fields,
 )
 
-__all__ = ["EPOCHS", "FitOptions"]
-
-EPOCHS = 15
-"""Passes over the data by default, for most guides."""
+__all__ = ["FitOptions"]
 
 _RULES: dict[str, Rule] = {
-    "epochs": MAYBE_COUNT,
+    "epochs": COUNT,
     "max_steps": MAYBE_COUNT,
     "batch_size": COUNT,
     "particles": COUNT,
@@ -47,8 +44,7 @@ class FitOptions:
     """How long to fit, in what steps, and at what temperature.
 
     Attributes:
-        epochs: passes over the data, unless `max_steps` is given. None means 15, and 7 where
-            held-out rows choose the state of a point estimate with PEFT weights (`temperature`).
+        epochs: passes over the data, unless `max_steps` is given.
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.
@@ -91,7 +87,7 @@ class FitOptions:
 gets an equal share of a batch; in Python, `particles` sets their number
     """
 
-    epochs: int | None = None
+    epochs: int = 15
     max_steps: int | None = None
     batch_size: int = 16
     particles: int = 4

@@ -240,7 +240,6 @@ def _fitting(name: str, help: str, *flags: str) -> Any:
     return typer.Option(*flags, help=help + shown, rich_help_panel=_FIT, show_default=False)
 
 
-_EPOCHS = "Passes over the data (7 in a first fit of laplace or delta with held-out rows, else 15)"
 _TEMPERATURE = (
     "Weight of the KL: 1 gives the posterior, 0 ignores the prior. For laplace and delta, the "
     "weight of the prior when the point estimate is trained (in later rounds of laplace, of the "
@@ -254,7 +253,7 @@ _SEED = "Seed of the draws, the order of the data and the choice of held-out row
 class Fitting:
     """Some of `FitOptions`; None leaves one at its default, or as it was in the last round."""
 
-    epochs: Annotated[int | None, _fitting("epochs", _EPOCHS)] = None
+    epochs: Annotated[int | None, _fitting("epochs", "Passes over the data")] = None
     max_steps: Annotated[int | None, _fitting("max_steps", "Steps, in place of epochs")] = None
     batch_size: Annotated[int | None, _fitting("batch_size", "Examples in a batch")] = None
     lr: Annotated[float | None, _fitting("lr", "Learning rate (by default the guide's own)")] = None

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..base.distributed import same
-from ..base.fit_options import EPOCHS, FitOptions
+from ..base.fit_options import FitOptions
 from ..base.threads import give_way, seeded
 from ..data import Examples
 from ..data.batch import Batch
@@ -241,7 +241,7 @@ def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOpt
     batch_size = particles * -(-max(options.batch_size, size // _SHARE) // particles)
     brief = replace(
         options,
-        max_steps=max(_STEPS, (options.epochs or EPOCHS) * -(-size // batch_size)),
+        max_steps=max(_STEPS, options.epochs * -(-size // batch_size)),
         batch_size=batch_size,
         accumulate=1,
         patience=None,

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..base.checks import check, shown
 from ..base.distributed import average, rank, same, world
-from ..base.fit_options import EPOCHS, FitOptions
+from ..base.fit_options import FitOptions
 from ..base.progress import Work, bars, work
 from ..base.threads import give_way, seeded
 from ..data import Examples
@@ -41,8 +41,6 @@ Callback = Callable[[dict[str, float]], object]
 """Gets a copy of each step's entry of `FitReport.history`."""
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
-# Longer fits memorise the labels of some hundred rows, and predict no better (docs/method.md).
-_POINT_EPOCHS = 7
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
 
 
@@ -110,11 +108,9 @@ class _Run:
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
+        self.steps = options.max_steps or options.epochs * per_epoch
         free = self.point and options.temperature is None and temperature == 0 and not later
         self.selects = free and validation is not None
-        shorter = self.selects and bool(model.network.kinds)
-        epochs = options.epochs or (_POINT_EPOCHS if shorter else EPOCHS)
-        self.steps = options.max_steps or epochs * per_epoch
         self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects)
         self.elbo = ELBO(self.particles, weight)
         self.loss: ELBOModule = self.elbo(self.model, guide)

@@ -59,8 +59,9 @@ class FitOptions:
             estimates ("laplace", "delta") it is the weight of the log prior density; in later
             rounds of "laplace", of the first prior in it, as the information of earlier data always
             has the weight 1. None means 1, except for point estimates: with held-out rows it is 0
-            in `fit`, and these rows choose the step whose state is kept (of ten evaluations the
-            last one, unless an earlier one is better by more than two standard errors). In later
+            in `fit`, and these rows choose the step whose state is kept: they are evaluated ten
+            times; after three times without a better state the fit stops, and at its end the last
+            state is kept unless an earlier one is better by more than two standard errors. In later
             rounds of "laplace" it is 0 too, if there are 50 rows or more and the prior is the last
             posterior under a known first prior.
         tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-5 to

@@ -277,8 +277,7 @@ class Stopping(Fitting):
         _fitting(
             "patience",
             "Stop when the held-out NLL has not improved for this many epochs. A first fit of "
-            "laplace or delta without --temperature trains to the end instead, and keeps the best "
-            "step",
+            "laplace or delta without --temperature has a rule of its own",
         ),
     ] = None
 

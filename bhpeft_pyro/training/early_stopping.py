@@ -11,6 +11,7 @@ from ..base.fit_options import FitOptions
 from ..guides import Guide
 
 _CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
+_PATIENCE = 3  # of these, without a better state, after which it stops
 
 
 @dataclass
@@ -30,14 +31,15 @@ class EarlyStopping:
         options: of the fit; with `patience` evaluations without a better state it stops.
         steps: of the whole fit.
         per_epoch: steps in an epoch.
-        selects: whether held-out rows choose the state of a point estimate. Then training goes on
-            to the end, and the last state is kept unless an earlier one is surely better.
+        selects: whether held-out rows choose the state of a point estimate. Then the fit stops
+            after three evaluations without a better state. If it comes to its end, the last state
+            is kept unless an earlier one is surely better.
     """
 
     def __init__(
         self, guide: Guide, options: FitOptions, steps: int, per_epoch: int, selects: bool
     ) -> None:
-        self.guide, self.patience = guide, options.patience
+        self.guide, self.patience = guide, _PATIENCE if selects else options.patience
         self.steps, self.selects = steps, selects
         default = max(1, steps // _CHECKS) if selects else min(per_epoch, steps)
         self.every = options.eval_every or default
@@ -55,7 +57,7 @@ class EarlyStopping:
             rows: (N,) NLLs of the held-out rows after it.
         """
         nll = rows.mean().item()
-        if not math.isfinite(nll) or not (self.selects or self.patience):
+        if not math.isfinite(nll) or not self.patience:
             return False
         best = self.best
         # The last state had the smallest steps. That one of ten looks a little better on a hundred
@@ -68,7 +70,7 @@ class EarlyStopping:
         ):
             self.best = _Best(step, rows, copied(self.guide))
             return False
-        return not self.selects and step - best.step >= (self.patience or 0) * self.every
+        return step - best.step >= self.patience * self.every
 
     def restore(self) -> int | None:
         """Bring the best state back, if one was kept. Its step."""

@@ -99,6 +99,19 @@ def test_a_points_last_state_is_kept_unless_an_earlier_one_is_surely_better(
         assert not torch.equal(value, states[5 - kept][name])
 
 
+def test_a_point_stops_after_three_looks_without_a_better_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worse = [[0.6] * 4] * 3
+    states = looks(monkeypatch, [0.9] * 4, [0.7] * 4, [0.8] * 4, [0.8] * 4, BEST, *worse)
+    options: dict[str, Any] = {"max_steps": 20, "eval_every": 1, "progress": False}
+    data, rows = tiny_examples(8), tiny_examples(8, seed=1)
+    posterior = bh.fit(tiny_model(()), "delta", data, validation=rows, **options)
+    assert (posterior.report.best_step, posterior.report.steps) == (5, 8)
+    for name, value in posterior.guide.named_parameters():
+        assert torch.equal(value, states[4][name]), name
+
+
 def test_a_point_has_ten_looks_and_one_at_its_last_state() -> None:
     rows = tiny_examples(8, seed=1)
 

@@ -73,9 +73,8 @@ def fit(
         unlabelled: as `data`, but without labels. They determine the head's axes and the
             coordinates of the PEFT sites, for this round and all later ones, unless an earlier fit
             of this network has. By default these come from `data`; if it is small, they are poor.
-            With 200 texts or more, held-out
-            rows included, "laplace" learns the covariance of its outputs from up to 400 of them, so
-            that predictions need no backward passes.
+            With 200 texts or more, held-out rows included, "laplace" learns the covariance of its
+            outputs from up to 400 of them, so that predictions need no backward passes.
         columns: how the data are read: the names of their columns, where texts are cut, and the
             order of the classes.
         options: how to fit; single options can be given by name instead (`epochs=5`).

@@ -76,8 +76,7 @@ def lengths(folder: Path, tasks: dict[str, str], rows: int = 400) -> Table:
         short = _runs(folder, task, name, rows, part)
         long = {
             seed: outcome
-            for place in ("tasks", "length")
-            for seed, outcome in _runs(folder, task, name, rows, place).items()
+            for seed, outcome in _runs(folder, task, name, rows, "tasks").items()
             if seed in short and outcome.facts["data"] == short[seed].facts["data"]
         }
         if not long:

@@ -61,7 +61,7 @@ def outcome(case: str) -> dict[str, Tensor]:
         **{name: torch.tensor([step[name] for step in history]) for name in ("loss", "nll", "kl")},
         "probabilities": forecast.probabilities,
         "epistemic": forecast.epistemic,
-        **{name: value for name, value in state.items() if not name.endswith("axes")},
+        **{k: value for k, value in state.items() if value.numel() and not k.endswith("axes")},
     }
 
 

@@ -130,7 +130,7 @@ def split(
     table = once(_rows(folder, task, task.source, generator, learnt), task.text)
     counts = (rows, validation) if task.test else (rows, validation, test)
     train, held_out, *more = _cut(table, counts, task.source)
-    rest = table.select(range(sum(counts), min(len(table), sum(counts) + UNLABELLED)))
+    rest = table.select([*range(sum(counts), min(len(table), sum(counts) + UNLABELLED))])
     seen = {plain(text) for part in (train, held_out) for text in _texts(part, task)}
 
     def fresh(rows: Dataset) -> Dataset:

@@ -93,8 +93,8 @@ def test_a_way_that_is_not_there_is_refused_before_rows_are_read(folder, distill
     out = ("--out", tmp_path / "out.csv")
     for run, options, message in (
         ("run", ("--method", "student"), r"no student; `bhpeft distill RUN DATA` makes one"),
-        ("distilled", ("--method", "student", "--samples", 3), "leave out --samples, or --method"),
-        ("distilled", ("--method", "student", "--certainty", 1), "leave out --certainty, or"),
+        (distilled, ("--method", "student", "--samples", 3), "leave out --samples, or --method"),
+        (distilled, ("--method", "student", "--certainty", 1), "leave out --certainty, or"),
         ("run", ("--method", "components"), r"--method 'components': .* has \('exact'\)"),
         ("run", ("--method", "exact", "--samples", 0), "--method 'exact': expected"),
     ):

@@ -26,8 +26,7 @@ from . import passes_report, stream_report
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
-from .results import file_of
-from .scores import scaled
+from .report import stored_runs
 from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
 
 __all__ = ["RESULTS", "figures", "tables", "write"]
@@ -74,16 +73,8 @@ Runs = Mapping[int, Outcome]
 
 @cache
 def _runs(folder: Path, task: str, name: str, rows: int = 400) -> Runs:
-    """What is stored of a method that `methods.method` knows by this name."""
-    wanted = method(name)
-    outcomes = {}
-    for seed in range(5):
-        run = (task, rows, wanted.peft, wanted.inference, seed)
-        path = file_of(folder / "tasks", run, "safetensors")
-        if path.exists():
-            outcome = Outcome.read(path)
-            outcomes[seed] = scaled(outcome) if wanted.scaled else outcome
-    return outcomes
+    """What is stored of a method in "tasks"; files are read once."""
+    return stored_runs(folder / "tasks", task, method(name), rows)
 
 
 def _nll(runs: Runs) -> Number:

@@ -15,8 +15,8 @@ from .catalogue import EXPERIMENTS
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
-from .results import file_of
-from .scores import passes, scaled
+from .report import stored_runs
+from .scores import passes
 from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
 
 __all__ = ["lengths", "tables"]
@@ -37,7 +37,8 @@ def tables(folder: Path, tasks: dict[str, str], rows: int = 400) -> Iterator[Tab
     """For each task, by its name to show, what each method reaches and costs, and how much higher
     its NLL is than that of the exact forecast."""
     for shown, task in tasks.items():
-        runs = {name: _runs(folder, task, name, rows) for name in EXPERIMENTS["passes"].methods}
+        names = EXPERIMENTS["passes"].methods
+        runs = {name: stored_runs(folder / "passes", task, method(name), rows) for name in names}
         exact = runs[_EXACT]
         if not exact:
             continue
@@ -73,10 +74,10 @@ def lengths(folder: Path, tasks: dict[str, str], rows: int = 400) -> Table:
     for (shown, task), (what, part), name in product(
         tasks.items(), _SHORTER.items(), (_TUNED, _ENSEMBLE, _EXACT)
     ):
-        short = _runs(folder, task, name, rows, part)
+        short = stored_runs(folder / part, task, method(name), rows)
         long = {
             seed: outcome
-            for seed, outcome in _runs(folder, task, name, rows, "tasks").items()
+            for seed, outcome in stored_runs(folder / "tasks", task, method(name), rows).items()
             if seed in short and outcome.facts["data"] == short[seed].facts["data"]
         }
         if not long:
@@ -114,17 +115,3 @@ def _likeness(ours: Outcome, exact: Outcome) -> dict[str, float]:
         correlation = spearmanr(one.epistemic, other.epistemic).statistic
         values["epistemic, rank correlation"] = float(correlation)
     return values
-
-
-def _runs(
-    folder: Path, task: str, name: str, rows: int, part: str = "passes"
-) -> dict[int, Outcome]:
-    """What is stored of a method in a part of the results, by seed."""
-    wanted, found = method(name), {}
-    for seed in range(5):
-        run = (task, rows, wanted.peft, wanted.inference, seed)
-        path = file_of(folder / part, run, "safetensors")
-        if path.exists():
-            outcome = Outcome.read(path)
-            found[seed] = scaled(outcome) if wanted.scaled else outcome
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,12 +14,25 @@ from .catalogue import REFERENCE, Experiment
 from .differences import DIFFERENCES, difference
 from .methods import Method
 from .outcome import Outcome
+from .results import file_of
 from .scores import Score, scaled
 from .tables import OVER_SEEDS, Number, Table, distinct
 
-__all__ = ["tables"]
+__all__ = ["stored_runs", "tables"]
 
 Key = tuple[str, ...]
+
+
+def stored_runs(folder: Path, task: str, wanted: Method, rows: int) -> dict[int, Outcome]:
+    """What a folder holds of a method, by seed."""
+    found = {}
+    for seed in range(5):
+        run = (task, rows, wanted.peft, wanted.inference, seed)
+        path = file_of(folder, run, "safetensors")
+        if path.exists():
+            outcome = Outcome.read(path)
+            found[seed] = scaled(outcome) if wanted.scaled else outcome
+    return found
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class MixturePosterior(Posterior):
         model = first.model.with_prior(MixturePrior.of([part.model.prior for part in components]))
         guide = MixtureGuide([part.guide for part in components])
         super().__init__(model, guide, lineage, first.columns, first.first_prior)
+        self.learnt_rows = first.learnt_rows  # all components learn the same rows
 
     @property
     def components(self) -> tuple[Posterior, ...]:

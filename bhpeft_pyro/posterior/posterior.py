@@ -20,6 +20,7 @@ from ..base.fit_options import FitOptions
 from ..base.names import Method
 from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
+from ..decisions.queue import By, Queue, to_label
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
 from ..guides import Guide, GuideLike
@@ -61,6 +62,8 @@ class Posterior:
             not passed to `load`.
         coreset: what replay keeps, if anything.
         student: one network that predicts in place of all components (`distill`), if there is one.
+        learnt_rows: (R,) hashes of the texts of all rows that have been learnt or held out, by
+            which `queue` leaves them out; None if they are not known.
         is_mixture: whether it has components that are posteriors of their own.
     """
 
@@ -71,6 +74,7 @@ class Posterior:
     first_prior: Prior | None = None
     coreset: Coreset | None = None
     student: Student | None = None
+    learnt_rows: Tensor | None = None
 
     @staticmethod
     def of(
@@ -317,6 +321,35 @@ class Posterior:
         from .distill import distill
 
         return distill(self, texts, epochs, batch_size, lr, seed, progress)
+
+    def queue(self, texts: object, n: int = 20, *, by: By = "information", seed: int = 0) -> Queue:
+        """Which texts to label next, the most useful first, with a reason for each.
+
+        Texts that have been learnt or held out are left out, and of copies all but the first.
+
+        Args:
+            texts: as data for `predict`; labels are not looked at.
+            n: how many; there may be fewer different texts.
+            by: "information" takes the texts whose labels say most about the weights, together
+                (`decisions.queue`): classes and choices by BatchBALD (Kirsch et al. 2019) up to 20
+                texts, ratings, several labels and longer queues by the log determinant of the
+                covariance of what is predicted. "typical" looks for texts that are like many
+                others, as `decisions.queue.first_to_label`. "random" draws.
+            seed: of the draws of the weights, of the clusters, or of the choice.
+
+        Raises:
+            ConfigError: an argument is out of range; words have labels of their own; or
+                scikit-activeml is missing (`pip install 'bhpeft_pyro[decisions]'`).
+            DataError: the texts cannot be used, or all have been learnt.
+            GuideError: `by` is "information", and this is a single point estimate.
+
+        >>> from bhpeft_pyro import fit
+        >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+        >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+        >>> posterior.queue(tiny_examples(60, seed=1), 2).rows
+        tensor([0, 0])
+        """
+        return to_label(self, texts, n, by, seed)
 
     def evaluate(
         self, data: object, samples: int | None = None, **options: Any

@@ -52,6 +52,7 @@ class Round:
         columns: how data are read.
         lineage: the reports of this component's earlier rounds; in the first round there are none.
         first_prior: in later rounds, the prior of the first one, if it is known.
+        learnt_rows: what the last posterior has of this name.
         kept: the coreset, which a copy of the guide learns after the rest.
         optimizer, callback: as for `fit`. The callback is not called while the coreset is learnt.
     """
@@ -67,6 +68,7 @@ class Round:
     columns: Columns = Columns()
     lineage: tuple[FitReport, ...] = ()
     first_prior: Prior | None = None
+    learnt_rows: Tensor | None = None
     kept: Examples | None = None
     optimizer: OptimizerFactory | None = None
     callback: Callback | None = field(default=None, repr=False)
@@ -138,7 +140,10 @@ class Round:
         if self.lineage:
             first = self.guide.strategy.first_prior(self.first_prior)
         report = FitReport(**{**about, **self.facts, **fields})
-        return Posterior(model, self.guide, (*self.lineage, report), self.columns, first)
+        made = Posterior(model, self.guide, (*self.lineage, report), self.columns, first)
+        parts = (part.row_hashes for part in (self.data, self.held_out, self.kept) if part)
+        earlier = [] if self.learnt_rows is None else [self.learnt_rows]
+        return made.replace(learnt_rows=torch.cat([*earlier, *parts]).unique())
 
     def _learn_coreset(self, fitted: Fitted, kept: Examples) -> Fitted:
         """A posterior that has learnt a coreset too; the guide without it is kept for later

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -83,6 +84,8 @@ def to_state(posterior: Posterior) -> tuple[Plain, Tensors]:
     if any(one is not other for one, other in zip(priors, first_priors, strict=True)):
         plain["first_priors"], more = _priors_to_state(first_priors, "first_prior")
         tensors |= more
+    if posterior.learnt_rows is not None:
+        tensors["learnt_rows"] = posterior.learnt_rows
     plain["student"] = None
     if posterior.student is not None:
         plain["student"], more = posterior.student.to_state()
@@ -149,6 +152,9 @@ def from_state(
     _load(network, tensors, "network")
     network.in_use = True
     mixed = any(report.components for report in lineage)  # one fit alone may be a mixture too
+    learnt = tensors.get("learnt_rows")  # files from before there were any have none
+    if learnt is not None and (learnt.dtype != torch.int64 or learnt.dim() != 1):
+        raise ValueError(f"learnt_rows: {learnt.dtype} of shape {tuple(learnt.shape)}")
     parts = []
     for number, component in enumerate(plain["components"]):
         model = Model(network, priors[number], labels)
@@ -158,7 +164,8 @@ def from_state(
         reports = lineage
         if mixed:
             reports = tuple(report.components[number] for report in lineage)
-        parts.append(Posterior(model, fitted, reports, columns, first_priors[number], coreset))
+        part = Posterior(model, fitted, reports, columns, first_priors[number], coreset)
+        parts.append(part.replace(learnt_rows=None if learnt is None else learnt.cpu()))
     posterior = MixturePosterior(parts, lineage) if mixed else parts[0]
     if (report := plain.get("student")) is None:  # as before there were any
         return posterior

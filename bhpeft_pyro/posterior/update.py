@@ -186,6 +186,7 @@ def _round(
         columns=last.columns,
         lineage=last.lineage,
         first_prior=last.first_prior,
+        learnt_rows=last.learnt_rows,
         kept=kept,
     )
 

@@ -80,6 +80,7 @@ def _widened(
         | {"examples": len(examples), "data": examples.fingerprint},
         columns=part.columns,
         lineage=lineage,
+        learnt_rows=part.learnt_rows,
     )
     fitted = one.with_width({"seconds": last.seconds}, time.monotonic())
     if lineage:

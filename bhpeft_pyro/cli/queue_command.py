@@ -1,0 +1,139 @@
+"""`bhpeft queue`: which texts to label next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..errors import ConfigError
+from . import options
+from .predicted_rows import write_rows
+from .screen import say, table
+
+if TYPE_CHECKING:
+    from ..decisions.queue import By, Queue
+
+_SHOWN = 5  # rows on the screen
+
+
+def queue(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="The folder of a saved posterior or a stream; before the first fit, the name of "
+            "the backbone, such as minilm.",
+            show_default=False,
+        ),
+    ],
+    data: options.Data,
+    config: options.Config = None,
+    n: Annotated[int, typer.Option("--n", help="How many texts.", min=1)] = 20,
+    by: Annotated[
+        Literal["information", "typical", "random"] | None,
+        typer.Option(
+            help="information: those whose labels teach most together. typical: those like many "
+            "others. random.",
+            show_default="information, and typical before the first fit",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The .csv or .jsonl file to write.")] = Path(
+        "queue.csv"
+    ),
+    text_column: options.TextColumn = None,
+    seed: Annotated[int, typer.Option(help="The same seed chooses the same texts.")] = 0,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
+    ] = False,
+) -> None:
+    """Choose the texts to label next, the most useful first, with a reason for each.
+
+    The file has the columns of the data, an empty one for the label, and the reason. Fill the label
+    in, and give the file to bhpeft update. Texts that have been learnt are left out, and those that
+    are there twice come once.
+
+    Examples:
+        bhpeft queue runs/reviews unlabelled.csv --n 20 --out queue.csv
+        bhpeft queue minilm unlabelled.csv --n 50 --out first.csv
+    """
+    from ..base.files import naming
+    from ..data import Columns
+    from ..data.sources import in_file, parts, places
+    from ..prediction.predict import PART
+    from .saved import check_file, open_run, reading
+    from .tables import rows_for
+
+    check_file(out, ".csv", ".jsonl")
+    if out.resolve() == Path(data).resolve():
+        raise ConfigError(f"--out: {out} is the data; expected another file")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
+    if _is_backbone(run):
+        chosen = _first(run, data, n, by or "typical", text_column, seed, device)
+        label = Columns().label
+        following = f"bhpeft fit {out} --backbone {run} --out RUN"
+    else:
+        posterior = reading(open_run(Path(run), backbone, device), text_column)
+        rows = rows_for(posterior, data, labelled=False)
+        with in_file(data):
+            chosen = posterior.queue(rows, n, by=by or "information", seed=seed)
+        label = posterior.columns.target(posterior.model.likelihood.kind)
+        following = f"bhpeft update {run} {out} --out RUN"
+    reasons = dict(zip(chosen.rows.tolist(), chosen.reasons, strict=True))
+    picked: dict[int, dict[str, Any]] = {}
+    names, first = dict[str, None](), 0
+    with in_file(data):
+        for part in parts(data, None, PART):
+            names |= dict.fromkeys(part)
+            for row, cells in enumerate(zip(*part.values(), strict=True), first):
+                if row in reasons:
+                    picked[row] = dict(zip(part, cells, strict=True))
+            first += len(next(iter(part.values())))
+    names |= {label: None, "reason": None}
+    records = (names | picked[row] | {"reason": reason} for row, reason in reasons.items())
+    with naming(out):
+        write_rows(out, records, names)
+    _, unit, number = places(data)
+    say(
+        f"{len(chosen)} of {first} texts, by {chosen.by}; left out: {chosen.learnt} learnt, "
+        f"{chosen.copies} copies; written to {out}"
+    )
+    say(f"next: fill in its column {label!r}, then: {following}")
+    lines = [
+        [number(row), reason, " ".join(text.split())]
+        for (row, reason), text in zip(reasons.items(), chosen.texts, strict=True)
+    ]
+    table("To label first", [unit, "reason", "text"], lines[:_SHOWN])
+
+
+def _is_backbone(run: str) -> bool:
+    path = Path(run)
+    return not path.is_dir() or (path / "config.json").exists()
+
+
+def _first(
+    name: str, data: str, n: int, by: By, text_column: str | None, seed: int, device: str
+) -> Queue:
+    """Texts to label before there is a posterior."""
+    from ..data import Columns
+    from ..data.sources import in_file, load
+    from ..decisions.queue import first_to_label
+    from ..model.backbone import load_backbone
+    from ..model.head import Head
+    from ..model.model import Model
+    from ..model.network import RandomPEFT
+
+    try:
+        backbone, tokenizer = load_backbone(name, device)
+    except ConfigError as error:
+        raise ConfigError(
+            f"run: {name!r} is neither the folder of a posterior nor a backbone: {error}"
+        ) from error
+    model = Model(RandomPEFT(backbone, (), Head(2), tokenizer))
+    columns = Columns() if text_column is None else Columns(text=text_column)
+    rows = load(data, [columns.text])
+    with in_file(data):
+        return first_to_label(model, rows, n, by=by, columns=columns, seed=seed)

@@ -1,0 +1,292 @@
+"""What to label next: batches of texts whose labels teach most together, and not one text twenty
+times."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..base.checks import COUNT, SEED, one_of
+from ..data import Columns, Examples
+from ..errors import ConfigError, DataError, GuideError
+from ..model.cached_batches import CachedBatches
+from ..model.model import Model
+
+if TYPE_CHECKING:
+    from ..posterior.posterior import Posterior
+
+__all__ = ["By", "Queue", "first_to_label", "most_informative", "to_label"]
+
+By = Literal["information", "typical", "random"]
+"""How texts are chosen."""
+
+CANDIDATES = 400
+"""Texts of the highest epistemic uncertainty, among which a batch is chosen by information."""
+_DRAWS = 200  # of the weights, jointly for all candidates
+_TOGETHER = 20  # labels of whose joint entropy as many draws say something
+_LEAST = 1e-6  # of the variance of a label
+_LIKELY = 0.1  # a class that is named in a reason
+
+
+@dataclass(frozen=True, eq=False)
+class Queue:
+    """Texts to label, the most useful first.
+
+    Attributes:
+        rows: (n,) their places in the texts that were given.
+        texts: these n texts.
+        reasons: for each, in words, why it is there.
+        by: how they were chosen.
+        learnt: how many texts were left out, because they have been learnt.
+        copies: how many were left out, because another one has the same text.
+
+    >>> queue = Queue(torch.tensor([2]), ("cold soup",), ("drawn at random",), "random", 1, 0)
+    >>> print(queue)
+    1 text to label, by random (left out: 1 learnt, 0 copies)
+    2: cold soup (drawn at random)
+    """
+
+    rows: Tensor
+    texts: tuple[str, ...]
+    reasons: tuple[str, ...]
+    by: By
+    learnt: int
+    copies: int
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        what = f"{len(self)} text{'s' * (len(self) != 1)} to label, by {self.by}"
+        lines = [f"{what} (left out: {self.learnt} learnt, {self.copies} copies)"]
+        for row, text, reason in zip(self.rows.tolist(), self.texts, self.reasons, strict=True):
+            lines.append(f"{row}: {text} ({reason})")
+        return "\n".join(lines)
+
+
+def to_label(posterior: Posterior, texts: object, n: int, by: By, seed: int) -> Queue:
+    """See `Posterior.queue`."""
+    _check(posterior.model, n, by, seed)
+    guide, *others = (part.guide for part in posterior.components)
+    if by == "information" and not others and guide.point and not guide.linear:
+        raise GuideError(
+            "by='information': a single point estimate does not know what it does not know; "
+            "expected by='typical' or by='random', or a posterior with a width"
+        )
+    examples = posterior.model.encode_texts(texts, posterior.columns)
+    return _queue(examples, posterior.learnt_rows, n, by, seed, posterior.model, posterior)
+
+
+def first_to_label(
+    model: Model,
+    texts: object,
+    n: int = 20,
+    *,
+    by: By = "typical",
+    columns: Columns = Columns(),
+    seed: int = 0,
+) -> Queue:
+    """Texts to label before there is any label, from the frozen transformer's features alone.
+
+    Args:
+        model: one that has not been fitted. Only its transformer is used.
+        texts: as for `Posterior.predict`.
+        n: how many; there may be fewer different texts.
+        by: "typical" makes n clusters, and takes the text with the nearest neighbours of each, the
+            largest cluster first (TypiClust; Hacohen, Dekel and Weinshall 2022). It needs
+            `pip install 'bhpeft_pyro[decisions]'`. "random" draws; "information" needs a posterior.
+        columns: how the texts are read.
+        seed: of the clusters, or of the choice.
+
+    Raises:
+        ConfigError: an argument is out of range, or scikit-activeml is missing.
+        DataError: the texts cannot be used.
+
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> queue = first_to_label(tiny_model(()), tiny_examples(40), 3)
+    >>> len(queue), queue.reasons[0]
+    (3, 'typical of 16 texts')
+    """
+    _check(model, n, by, seed)
+    if by == "information":
+        raise ConfigError("by='information' needs a posterior; expected 'typical' or 'random'")
+    return _queue(model.encode_texts(texts, columns), None, n, by, seed, model, None)
+
+
+def _check(model: Model, n: int, by: str, seed: int) -> None:
+    COUNT("n", n)
+    SEED("seed", seed)
+    one_of(*get_args(By))("by", by)
+    if model.network.head.each_word:
+        raise ConfigError(
+            "queue: a text has a label for each word here, and whole texts are labelled; expected "
+            "a model with labels for texts"
+        )
+    if by == "typical" or (by == "information" and model.likelihood.picks_one):
+        _activeml("pool")  # before the texts are read
+
+
+def _queue(
+    examples: Examples,
+    learnt: Tensor | None,
+    n: int,
+    by: By,
+    seed: int,
+    model: Model,
+    posterior: Posterior | None,
+) -> Queue:
+    rows, left_out = _different(examples, learnt)
+    if not len(rows):
+        raise DataError(
+            f"texts: all of the {len(examples)} have been learnt; expected some that have no label"
+        )
+    count, rest = min(n, len(rows)), examples.subset(rows)
+    if by == "random":
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(rows), generator=generator)[:count]
+        reasons = ["drawn at random"] * count
+    elif by == "typical":
+        chosen, reasons = _typical(model, rest, count, seed)
+    else:
+        assert posterior is not None
+        chosen, reasons = _informative(posterior, rest, count, seed)
+    texts = tuple(rest.texts[i] for i in chosen.tolist())
+    copies = len(examples) - len(rows) - left_out
+    return Queue(rows[chosen], texts, tuple(reasons), by, left_out, copies)
+
+
+def _different(examples: Examples, learnt: Tensor | None) -> tuple[Tensor, int]:
+    """The places of the texts that have not been learnt, of copies the first; and how many have
+    been."""
+    hashes = examples.row_hashes
+    known = torch.zeros(len(hashes), dtype=torch.bool)
+    if learnt is not None:
+        known = torch.isin(hashes, learnt)
+    first = {value: i for i, value in reversed([*enumerate(hashes.tolist())])}
+    places = torch.tensor(sorted(first.values()))
+    return places[~known[places]], int(known.sum())
+
+
+def _typical(model: Model, examples: Examples, n: int, seed: int) -> tuple[Tensor, list[str]]:
+    """TypiClust on the centred unit features of the frozen transformer."""
+    features = CachedBatches(model, examples, frozen=True).features
+    assert features is not None
+    if examples.choices is not None:  # of a question, the mean over its choices
+        features = features.sum(1) / examples.choices.sum(1, keepdim=True)
+    values = normalize(features.float() - features.float().mean(0)).numpy()
+    unlabelled = np.full(len(values), np.nan)
+    query = _activeml("pool").TypiClust(random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of k-means, on fewer different texts than clusters
+        places, typicality = query.query(values, unlabelled, batch_size=n, return_utilities=True)
+    sizes = np.isfinite(typicality).sum(1).tolist()
+    reasons = [f"typical of {size} texts" if size > 1 else "like no other text" for size in sizes]
+    # Where features are equal, there are fewer clusters, and the last texts come twice.
+    order = dict(zip(places.tolist(), reasons, strict=True))
+    order |= {i: "like a text above" for i in range(len(values)) if i not in order}
+    return torch.tensor([*order])[:n], [*order.values()][:n]
+
+
+def _informative(
+    posterior: Posterior, examples: Examples, n: int, seed: int
+) -> tuple[Tensor, list[str]]:
+    """The n texts whose labels say most about the weights, together."""
+    forecast = posterior.predict(examples)
+    among = forecast.flag(1.0, by="epistemic")[: max(CANDIDATES, 2 * n)]
+    # All candidates see the same draws, so that texts whose labels say the same are known as such.
+    drawn: Any = posterior.predict(
+        examples.subset(among), samples=_DRAWS, keep_samples=True, seed=seed
+    )
+    if posterior.model.likelihood.picks_one and n <= _TOGETHER:
+        order = _batch_bald(drawn.samples, n, seed)
+    elif posterior.model.likelihood.kind == "rating":
+        order, _ = most_informative(drawn.means.unsqueeze(-1), drawn.aleatoric.unsqueeze(-1), n)
+    else:
+        noise = (drawn.samples * (1 - drawn.samples)).mean(0)
+        order, _ = most_informative(drawn.samples, noise, n)
+    chosen = among[order]
+    return chosen, [*_reasons(forecast, posterior.model.likelihood.kind, chosen.tolist())]
+
+
+def _batch_bald(samples: Tensor, n: int, seed: int) -> Tensor:
+    """The (n,) examples that BatchBALD takes, of (S, N, C) probabilities."""
+    utilities = _activeml("pool").batch_bald(
+        samples.double().numpy().copy(), n, random_state=seed % 2**32
+    )
+    return torch.as_tensor(np.nanargmax(utilities, 1))
+
+
+def most_informative(values: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The n examples whose labels say most about what is drawn, one after the other.
+
+    If the outputs of all examples are jointly Normal with covariance K, and labels are they plus
+    noise of variance D, the labels of a batch A and the weights have the mutual information 1/2 log
+    det(I + D_A^-1/2 K_A D_A^-1/2). The greedy choice, by pivots of a Cholesky decomposition, is
+    within 1 - 1/e of the best one, as this is submodular (Krause and Guestrin 2005). K is that of
+    the draws.
+
+    Args:
+        values: (S, N, E) draws of E outputs of N examples, the same weights for all examples.
+        noise: (N, E) variances of the labels given the outputs.
+        n: how many, at most N.
+
+    Returns:
+        (n,) the examples in order, and (n,) what each adds to the information, in nats.
+
+    >>> values = torch.tensor([[1.0, 1.0, 0.5], [-1.0, -1.0, 0.5], [0.0, 0.0, -1.0]])
+    >>> most_informative(values.unsqueeze(-1), torch.ones(3, 1), 2)[0]  # the second is a copy
+    tensor([0, 2])
+    """
+    draws = len(values)
+    x = (values - values.mean(0)).double() / (max(draws - 1, 1) * noise.clamp_min(_LEAST)).sqrt()
+    precision = torch.eye(draws, dtype=torch.double)  # in the space of the draws
+    order: list[int] = []
+    gains: list[Tensor] = []
+    for _ in range(n):
+        solved = torch.linalg.solve(precision, x.flatten(1)).view_as(x)
+        inner = torch.einsum("sne,snf->nef", x, solved)
+        gain = 0.5 * torch.logdet(inner + torch.eye(x.shape[2], dtype=torch.double))
+        gain[order] = -torch.inf
+        best = int(gain.argmax())
+        order.append(best)
+        gains.append(gain[best])
+        precision += x[:, best] @ x[:, best].mT
+    return torch.tensor(order), torch.stack(gains)
+
+
+def _reasons(forecast: Any, kind: str, places: Sequence[int]) -> Iterator[str]:
+    """What is open about the examples of a forecast at some places, and why."""
+    names, between = getattr(forecast, "label_names", None), forecast.between
+    for i in places:
+        epistemic = forecast.epistemic[i].item()
+        if kind == "rating":
+            what = f"mean rating {forecast.mean[i]:.3g}, known to ±{epistemic**0.5:.2g}"
+        else:
+            share = open_ = forecast.probabilities[i]
+            if kind == "labels":  # each is there or not
+                open_ = torch.minimum(share, 1 - share)
+            first, *others = open_.argsort(descending=True, stable=True).tolist()
+            likely = [first, *(k for k in others[:1] if open_[k] >= _LIKELY)]
+            what = " or ".join(f"{names[k] if names else k} ({share[k]:.0%})" for k in likely)
+        if between is not None and epistemic > 0:
+            apart = between[i].item() > epistemic / 2
+            what += "; components disagree" if apart else "; each component is unsure"
+        yield what
+
+
+def _activeml(module: str) -> Any:
+    """scikit-activeml, which only this needs."""
+    try:
+        return import_module(f"skactiveml.{module}")
+    except ImportError as error:
+        raise ConfigError(
+            "queue: scikit-activeml is needed; expected pip install 'bhpeft_pyro[decisions]'"
+        ) from error

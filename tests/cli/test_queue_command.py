@@ -1,0 +1,74 @@
+"""`bhpeft queue`: texts to label, in a file that `update` reads."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from program import NAMES, TEXTS, bhpeft, error, loaded, write_csv, write_lines
+
+CPU = ("--device", "cpu")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """Texts with a number that must stay as it is; of the first five, four have been learnt or are
+    copies."""
+    new = ["w30 w31", "W30  w31", *(f"w{i} w{i + 1} w9" for i in range(12, 40))]
+    texts = [*TEXTS[:3], *new]
+    return write_csv(tmp_path / "pool.csv", id=[f"0{i}" for i in range(len(texts))], text=texts)
+
+
+def test_from_a_queue_to_the_next_round(run, folder, pool, tmp_path):
+    out = tmp_path / "queue.csv"
+    said = bhpeft("queue", run, pool, "--n", 4, "--out", out, *CPU).stderr
+    assert "4 of 33 texts, by information; left out: 3 learnt, 1 copies" in said
+    assert f"bhpeft update {run} {out} --out RUN" in said
+    rows = rows_of(out)
+    assert list(rows[0]) == ["id", "text", "label", "reason"]
+    posterior = loaded(run, folder)
+    given = [row["text"] for row in rows_of(pool)]
+    queue = posterior.queue(given, 4)
+    assert [(row["text"], row["reason"]) for row in rows] == [
+        (given[i], reason) for i, reason in zip(queue.rows.tolist(), queue.reasons, strict=True)
+    ]
+    assert [row["id"] for row in rows] == [f"0{i}" for i in queue.rows.tolist()]
+    assert all(row["label"] == "" for row in rows)
+    assert "label" in error("update", run, out, "--out", tmp_path / "next", *CPU)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    write_csv(out, **columns | {"label": NAMES[:4]})
+    bhpeft("update", run, out, "--out", tmp_path / "next", "--max-steps", 2, *CPU)
+    after = bhpeft("queue", tmp_path / "next", pool, "--n", 50, "--out", tmp_path / "2.csv", *CPU)
+    assert "25 of 33 texts, by information; left out: 7 learnt, 1 copies" in after.stderr
+
+
+def test_before_the_first_fit(folder, pool, tmp_path):
+    out = tmp_path / "first.jsonl"
+    write_lines(tmp_path / "pool.jsonl", ({"body": row["text"]} for row in rows_of(pool)))
+    start = ("queue", folder / "tiny", tmp_path / "pool.jsonl", "--out", out, *CPU)
+    assert "column 'text' is missing" in error(*start)
+    said = bhpeft(*start, "--text-column", "body", "--n", 3).stderr
+    assert "3 of 33 texts, by typical; left out: 0 learnt, 1 copies" in said
+    assert f"bhpeft fit {out} --backbone {folder / 'tiny'}" in said
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [*rows[0]] == ["body", "label", "reason"]
+    assert "typical of" in rows[0]["reason"]
+    assert "exists already" in error(*start, "--text-column", "body")
+    again = ("--text-column", "body", "--overwrite", "--by", "random")
+    assert "20 of 33 texts, by random" in bhpeft(*start, *again).stderr
+
+
+def test_what_is_refused(run, pool, tmp_path):
+    assert "--out" in error("queue", run, pool, "--out", tmp_path / "queue.txt")
+    assert "is the data" in error("queue", run, pool, "--out", pool)
+    wrong = error("queue", tmp_path / "rn", pool, "--out", tmp_path / "q.csv", *CPU)
+    assert "is neither the folder of a posterior nor a backbone" in wrong
+    needs = error("queue", "tiny", pool, "--by", "information", "--out", tmp_path / "q.csv", *CPU)
+    assert "tiny" in needs

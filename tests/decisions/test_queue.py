@@ -1,0 +1,171 @@
+"""What to label next: against brute force, planted copies and clusters, and every kind of label."""
+
+from __future__ import annotations
+
+import sys
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from saves import backbone_in
+from students import LIKELIHOODS, fitted, table, unlabelled
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import fit
+from bhpeft_pyro.decisions.queue import By, first_to_label, most_informative
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError
+from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
+BY: tuple[By, ...] = ("information", "typical", "random")
+
+
+def information(values: torch.Tensor, noise: torch.Tensor, chosen: list[int]) -> float:
+    """1/2 log det(I + D^-1/2 K D^-1/2) of a batch, from its covariance matrix."""
+    rows = values[:, chosen].double().flatten(1)
+    within = torch.cov(rows.mT) if rows.shape[1] > 1 else rows.var(0).reshape(1, 1)
+    scale = noise[chosen].double().flatten().rsqrt()
+    inside = torch.eye(len(scale)) + scale[:, None] * within * scale
+    return 0.5 * torch.logdet(inside).item()
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_log_determinant_grows_by_the_largest_possible_step(outputs: int) -> None:
+    generator = torch.Generator().manual_seed(outputs)
+    shared = torch.randn(40, 2, generator=generator)
+    ways = torch.randn(2, 9 * outputs, generator=generator)
+    own = 0.3 * torch.randn(40, 9 * outputs, generator=generator)
+    values = (shared @ ways + own).view(40, 9, outputs)
+    noise = 0.2 + torch.rand(9, outputs, generator=generator)
+    order, gains = most_informative(values, noise, 4)
+    chosen: list[int] = []
+    for number in range(4):
+        tried = {i: information(values, noise, [*chosen, i]) for i in {*range(9)} - {*chosen}}
+        best = max(tried, key=lambda i: tried[i])
+        assert order[number] == best
+        chosen.append(best)
+        assert gains[: number + 1].sum().item() == pytest.approx(tried[best], rel=1e-6)
+    every = max(information(values, noise, [*some]) for some in permutations(range(9), 4))
+    assert gains.sum() >= 0.63 * every
+
+
+def test_the_covariance_is_that_of_the_outputs() -> None:
+    """Of ratings under a linearised posterior: the draws agree with J S J', text by text."""
+    posterior = fitted("rating")
+    examples = posterior.encode({"text": table("rating", 20, seed=5)["text"]}, labelled=False)
+    drawn = posterior.predict(examples, samples=4000, keep_samples=True)
+    exact = posterior.predict(examples, method="exact")
+    assert torch.allclose(drawn.means.var(0), exact.epistemic, rtol=0.2)
+
+
+@pytest.mark.parametrize("kind", ["class", "rating"])
+def test_a_batch_is_not_the_same_text_twelve_times(kind: str) -> None:
+    posterior, texts = fitted(kind), table(kind, 20, seed=5)["text"]
+    ranked = posterior.predict(texts).flag(1.0, by="epistemic").tolist()
+    # Words that are not known are one token: these differ, and the network sees one text.
+    alike = [f"unknown{i} {texts[ranked[0]]}" for i in range(12)]
+    every = [*alike, *(texts[i] for i in ranked[1:])]
+    certain = posterior.predict(every).epistemic
+    assert certain[:12].unique().numel() == 1
+    queue = posterior.queue(every, 6)
+    assert sum(row < 12 for row in queue.rows.tolist()) <= 3
+    assert len({*queue.rows.tolist()}) == 6
+
+
+@pytest.mark.parametrize("by", BY)
+def test_learnt_texts_and_copies_are_left_out(by: By) -> None:
+    examples = tiny_examples(60)
+    posterior = fit(tiny_model(()), "normal", examples, **QUICK)
+    texts = [*examples.texts[:8], "w20 w21", "W20  w21", "w33 w21", "w20 w21"]
+    queue = posterior.queue(texts, 5, by=by)
+    assert sorted(queue.rows.tolist()) == [8, 10]
+    assert (queue.learnt, queue.copies) == (8, 2)
+    assert len(queue.reasons) == len(queue.texts) == 2
+    later = posterior.update({"text": ["w20 w21", "w7"], "label": [0, 1]}, **QUICK)
+    assert later.queue(texts, 5, by=by).rows.tolist() == [10]
+    with pytest.raises(DataError, match="texts: all of the 1 have been learnt"):
+        later.queue(["w7"], by=by)
+
+
+def test_what_was_learnt_is_known_after_saving_and_of_every_component(tmp_path: Path) -> None:
+    path = backbone_in(tmp_path / "tiny")
+    backbone, tokenizer = load_backbone(str(path), "cpu")
+    model = bh.Model(bh.RandomPEFT(backbone, (), bh.Head(2), tokenizer))
+    texts = [f"w{i} w{5 + i % 2} w{k}" for i in range(10, 45) for k in (6, 7)]
+    data = {"text": texts, "label": [i // 2 % 2 for i in range(70)]}
+    posterior = fit(model, "laplace", data, components=2, **QUICK)
+    posterior.save(tmp_path / "run")
+    after = bh.Posterior.load(tmp_path / "run", str(path), device="cpu")
+    for one in (posterior, after, *after.components, after.grow(1)):
+        assert one.learnt_rows is not None and len(one.learnt_rows) == 70  # those held out too
+    point = fit(model, "delta", data, components=1, **QUICK)
+    assert point.widen(data).queue([*texts[:3], "w20"], 9).rows.tolist() == [3]
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+@pytest.mark.parametrize("by", BY)
+def test_every_kind_of_label(kind: str, by: By) -> None:
+    posterior, pool = fitted(kind), unlabelled(kind, 30, seed=7)
+    queue = posterior.queue(pool, 4, by=by, seed=3)
+    assert len({*queue.rows.tolist()}) == len(queue) == 4
+    first = next(iter(pool.values()))
+    assert queue.texts == tuple(first[i] for i in queue.rows.tolist())
+    again = posterior.queue(pool, 4, by=by, seed=3)
+    assert torch.equal(queue.rows, again.rows) and queue.reasons == again.reasons
+    assert f"4 texts to label, by {by}" in repr(queue)
+    if by == "information":
+        said = "known to ±" if kind.endswith("rating") else "%)"
+        assert all(said in reason for reason in queue.reasons)
+        if kind != "noisy rating":  # of which draws of all components are pooled
+            assert all("component" in reason for reason in queue.reasons)
+
+
+def test_long_queues_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond what the draws tell of joint entropies, and beyond the candidates."""
+    monkeypatch.setattr("bhpeft_pyro.decisions.queue.CANDIDATES", 20)
+    queue = fitted("class").queue(unlabelled("class", 70, seed=7), 30)
+    assert len({*queue.rows.tolist()}) == 30
+
+
+def test_typical_texts_are_of_different_clusters() -> None:
+    """Of two groups of texts, the larger one first, one of each; an outlier is not typical."""
+    texts = [f"a{i} w5 w5 w5 w5" for i in range(9)] + [f"b{i} w40 w41 w42" for i in range(5)]
+    queue = first_to_label(tiny_model(()), texts, 2)
+    first, second = queue.rows.tolist()
+    assert first < 9 <= second
+    assert queue.reasons == ("typical of 9 texts", "typical of 5 texts")
+    more = first_to_label(tiny_model(()), texts, 6)  # than there are different features
+    assert len({*more.rows.tolist()}) == 6
+
+
+def test_a_question_is_as_its_choices() -> None:
+    model = tiny_model((), outputs=1, likelihood=bh.likelihoods.MultipleChoice())
+    queue = first_to_label(model, unlabelled("choice", 20), 3)
+    assert len({*queue.rows.tolist()}) == 3
+
+
+def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = fitted("class")
+    with pytest.raises(ConfigError, match="n=0 must be an integer of at least 1"):
+        posterior.queue(["w5"], 0)
+    with pytest.raises(ConfigError, match="by='entropy' must be one of 'information', 'typical'"):
+        posterior.queue(["w5"], by="entropy")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="needs a posterior; expected 'typical' or 'random'"):
+        first_to_label(tiny_model(()), ["w5"], by="information")
+    point = fit(tiny_model(()), "delta", tiny_examples(), components=1, **QUICK)
+    with pytest.raises(GuideError, match="a single point estimate does not know"):
+        point.queue(["w30 w31"])
+    assert len(point.queue(["w30 w31"], by="random")) == 1
+    words = bh.Model(
+        bh.RandomPEFT(tiny_backbone(), (), bh.Head(2, each_word=True), tiny_tokenizer())
+    )
+    with pytest.raises(ConfigError, match="queue: a text has a label for each word"):
+        first_to_label(words, ["w5 w6"])
+    monkeypatch.setitem(sys.modules, "skactiveml.pool", None)
+    for by in ("information", "typical"):
+        with pytest.raises(ConfigError, match=r"pip install 'bhpeft_pyro\[decisions\]'"):
+            posterior.queue(["w5"], by=by)
+    fitted("rating").queue(["w5 w6"], by="information")  # needs no other library

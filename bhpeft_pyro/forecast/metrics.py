@@ -22,6 +22,7 @@ __all__ = [
     "compared",
     "evaluate",
     "ood_auroc",
+    "rejection_areas",
     "rejection_curve",
 ]
 
@@ -62,8 +63,9 @@ def evaluate(forecast: Forecast, labels: Labels | None = None) -> dict[str, floa
     taken one by one; `brier` and `ece` of the probabilities that a text has a label; `aurc` of the
     share of wrong labels, ranked by total uncertainty; `mutual_information`, summed over labels.
 
-    Ratings: `mse` and `mae` of the mean; `nll` and `crps` of the mixture; and `coverage_90`, the
-    share of labels within the 90 % interval. Under a likelihood that is not Normal, the `nll` is
+    Ratings: `mse` and `mae` of the mean; `nll` and `crps` of the mixture; `coverage_90`, the share
+    of labels within the 90 % interval; and `aurc` of the squared error, ranked by total
+    uncertainty. Under a likelihood that is not Normal, the `nll` is
     exact for the forecast's own labels, and `crps` and `coverage_90` are of draws.
 
     >>> from bhpeft_pyro.forecast import ClassForecast
@@ -169,6 +171,24 @@ def rejection_curve(
     if forecast.higher_is_better:
         score = 1 - score
     return torch.tensor(list(fractions), dtype=torch.float64), score
+
+
+def rejection_areas(
+    forecast: Forecast, labels: Labels | None = None, *, by: str = "total"
+) -> dict[str, float]:
+    """The areas under the risk-coverage curve and, of classes, under the accuracy-rejection curve.
+
+    `aurc` is the mean over k = 1..N of the mean loss of the k most certain examples; smaller is
+    better. `auarc` is that of their accuracy, 1 - `aurc` (Nadeem, Zucker and Hanczar 2009); ratings
+    have none, since their loss is a squared error.
+
+    >>> from bhpeft_pyro.forecast import ClassForecast
+    >>> draws = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]])
+    >>> rejection_areas(ClassForecast.from_draws(draws), [0, 1])
+    {'aurc': 0.25, 'auarc': 0.75}
+    """
+    area = aurc(forecast.loss(forecast.observed(labels)), forecast.uncertainty(by))
+    return {"aurc": area} | ({"auarc": 1 - area} if forecast.higher_is_better else {})
 
 
 def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> float:

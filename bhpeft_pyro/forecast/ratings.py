@@ -15,6 +15,7 @@ from torch import Tensor
 from ..base.checks import INSIDE, check
 from ..errors import LikelihoodError
 from .base import Forecast, Labels, as_labels, digits
+from .metrics import aurc
 
 _BISECTIONS = 80  # halves any bracket down to rounding in float64
 
@@ -231,6 +232,7 @@ class RatingForecast(Forecast):
             "nll": self.nlls().mean().item(),
             "crps": self.crps().mean().item(),
             "coverage_90": self.coverage()[0],
+            "aurc": aurc(self.loss(self.observed()), self.total),
         }
 
     def simplest(self, known: Tensor) -> tuple[str, Tensor]:

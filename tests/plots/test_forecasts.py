@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from bhpeft_pyro import plots
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
-from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
+from bhpeft_pyro.forecast.metrics import evaluate, rejection_areas, rejection_curve
 
 
 def forecast_of(seed: int) -> ClassForecast:
@@ -66,7 +66,9 @@ def test_rejection_draws_each_named_forecast(ax):
     """As many as `compare` makes of classes, and all look different."""
     named = {f"method {i}": forecast_of(i) for i in range(7)}
     plots.rejection(named, ax=ax, by="total")
-    assert [line.get_label() for line in ax.lines] == list(named)
+    assert [line.get_label().split(" (")[0] for line in ax.lines] == list(named)
+    areas = rejection_areas(named["method 3"], by="total")
+    assert f"AURC {areas['aurc']:.3f}, AUARC {areas['auarc']:.3f}" in ax.lines[3].get_label()
     for line, forecast in zip(ax.lines, named.values(), strict=True):
         fractions, accuracy = rejection_curve(forecast, by="total")
         assert list(line.get_xdata()) == pytest.approx((100 * fractions).tolist())
@@ -80,6 +82,7 @@ def test_rejection_of_ratings_is_in_mse(ax):
     plots.rejection(forecast, ax=ax)
     assert list(ax.lines[0].get_ydata()) == pytest.approx(rejection_curve(forecast)[1].tolist())
     assert "squared error" in ax.get_ylabel() and ax.get_legend() is None
+    assert ax.get_title() == f"AURC {evaluate(forecast)['aurc']:.3f}"
 
 
 def test_scatter_has_right_and_wrong_where_they_are(ax):

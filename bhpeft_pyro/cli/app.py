@@ -27,6 +27,7 @@ from .fit_command import fit
 from .history_command import history
 from .options import flat
 from .predict_command import predict
+from .promise_command import promise
 from .queue_command import queue
 from .screen import in_options, interactive, say, spoken_warnings
 from .stream_command import stream
@@ -144,7 +145,11 @@ def _program(
     pass
 
 
-for command in (fit, compare, predict, evaluate, distill, queue, update, stream, history, report):
+COMMANDS = (
+    *(fit, compare, predict, evaluate, distill, promise, queue),
+    *(update, stream, history, report),
+)
+for command in COMMANDS:
     text, _, examples = (command.__doc__ or "").partition("Examples:")
     # Typer would keep the line breaks within a paragraph.
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]

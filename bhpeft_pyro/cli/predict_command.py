@@ -85,6 +85,8 @@ def predict(
     whether it is flagged. With several labels per text, the prediction is the list of the labels
     that are more probable than not. Where words have labels, a cell is a list for a sentence.
 
+    After bhpeft promise, a column says which rows are answered; the others are for people.
+
     Rows are read, predicted and written part by part: memory hardly grows with their number.
 
     Examples:
@@ -161,6 +163,13 @@ def predict(
     what = f"{len(order)} words" if kept.words else f"{total} rows"
     cost = cost_in_words(kept.method, kept.passes / kept.examples)
     say(f"{what}, {len(flagged)} flagged by {by}; {cost}; written to {out}")
+    if kept.answered is not None:
+        say(f"{kept.answered} answered, the others are for people\n{posterior.promised}")
+    elif posterior.promised is not None:
+        say(
+            f"note: nothing is promised of these: the promise is for --method "
+            f"{posterior.promised.method}, without other options that change predictions"
+        )
     if shown:
         some, *_ = shown.values()
         # Not the probabilities of each of several labels.

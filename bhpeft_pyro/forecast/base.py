@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, pairwise
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch.nn.functional import pad
 
 from ..base.checks import Number, check, one_of
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    from ..decisions.promises import Promise
 
 Labels = Tensor | Sequence[float] | Sequence[str]
 """Observed labels: numbers, or names of classes."""
@@ -32,6 +35,8 @@ class Forecast(ABC):
         rows: None; or, where examples are words, (N,) the number of the sentence of each.
         method: how it was made, as `Posterior.predict` takes it; "draws" of the weights; "point".
         passes: of the network for a text, forward and backward, on average; None if not known.
+        promised: what is promised of the answers, if `Posterior.promise` has promised anything of
+            forecasts that are made in this way.
         quality: in words, what `metrics.rejection_curve` measures.
         higher_is_better: whether that is one minus the mean `loss`, and not the mean loss itself.
         measures: the names that `uncertainty` takes.
@@ -55,6 +60,7 @@ class Forecast(ABC):
     rows: Tensor | None = None
     method: str = ""
     passes: float | None = None
+    promised: Promise | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -72,6 +78,35 @@ class Forecast(ABC):
     @abstractmethod
     def scores(self) -> dict[str, float]:
         """All metrics of the forecast against its own labels (`metrics.evaluate`)."""
+
+    @abstractmethod
+    def chance_right(self, tolerance: float | None = None) -> Tensor:
+        """(N,) float64 the probability that the answer is right, as `wrong` judges it."""
+
+    def wrong(self, tolerance: float | None = None) -> Tensor:
+        """(N,) bool, whether the answer is wrong: not the observed class, any label too many or too
+        few, or a mean further than `tolerance` from the rating."""
+        return self.loss(self.observed()) > (tolerance or 0.0) ** 2
+
+    @property
+    def answered(self) -> Tensor | None:
+        """(N,) bool, which texts are answered under the promise; the others are for people. None if
+        nothing is promised of this forecast."""
+        return None if self.promised is None else self.promised.answers(self)
+
+    def sets(self, level: float = 0.9, *, empty: bool = False) -> list[list[Any]]:
+        """N lists of classes or choices that have the observed one in them for a share of at least
+        `level` of the texts; see `decisions.sets`."""
+        from ..decisions.sets import sets_of
+
+        return sets_of(self, level, empty)
+
+    def intervals(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Ends (N,), (N,) of intervals that have the rating in them for a share of at least `level`
+        of the texts; see `decisions.sets`."""
+        from ..decisions.sets import intervals_of
+
+        return intervals_of(self, level)
 
     @abstractmethod
     def simplest(self, known: Tensor) -> tuple[str, Tensor]:
@@ -194,6 +229,8 @@ class Forecast(ABC):
     def _by_row(self, **columns: Sequence[Any]) -> dict[str, list[Any]]:
         """Columns of `summary`, with those that all kinds have at the end."""
         columns |= {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
+        if self.answered is not None:
+            columns["answered"] = self.answered.tolist()
         return {name: self.by_row(values) for name, values in columns.items()}
 
     def _columns(self, *names: str) -> dict[str, Any]:

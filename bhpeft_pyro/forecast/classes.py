@@ -216,7 +216,7 @@ class ClassForecast(Forecast):
         like = first.probabilities
         changes: dict[str, Any] = {name: value.to(like) for name, value in values.items()}
         draws = sum(component.draws for component in components)
-        return replace(first, **changes, components=counts, draws=draws)
+        return replace(first, **changes, components=counts, draws=draws, promised=None)
 
     def with_labels(self, labels: Labels) -> ClassForecast:
         """This forecast with other observed labels: names if the classes have them, or indices.
@@ -282,6 +282,9 @@ class ClassForecast(Forecast):
 
     def loss(self, labels: Tensor) -> Tensor:
         return (self.label != labels).double()
+
+    def chance_right(self, tolerance: float | None = None) -> Tensor:
+        return self.confidence.double()
 
     def right(self, labels: Labels | None = None) -> Tensor | None:
         truth = self.labels if labels is None else self.observed(labels)

@@ -104,7 +104,7 @@ class LabelsForecast(Forecast):
     def mixed(cls, components: Sequence[LabelsForecast]) -> LabelsForecast:
         """The equal-weight mixture of forecasts of the same texts, by equally many draws."""
         pairs = ClassForecast.mixed([component.pairs for component in components])
-        return replace(components[0], pairs=pairs)
+        return replace(components[0], pairs=pairs, promised=None)
 
     def __len__(self) -> int:
         return len(self.pairs) // self.count
@@ -167,7 +167,7 @@ class LabelsForecast(Forecast):
             raise DataError(
                 f"threshold={shown(threshold)}; expected a number in 0..1, or {self.count} of them"
             )
-        return replace(self, threshold=given.float())
+        return replace(self, threshold=given.float(), promised=None)
 
     def best_threshold(self) -> Tensor:
         """(K,) thresholds with the highest F1 of each label; for other texts than these.
@@ -189,6 +189,10 @@ class LabelsForecast(Forecast):
 
     def loss(self, labels: Tensor) -> Tensor:
         return (self.label != labels.bool()).double().mean(-1)
+
+    def chance_right(self, tolerance: float | None = None) -> Tensor:
+        p = self.probabilities.double()
+        return torch.where(self.label, p, 1 - p).prod(-1)
 
     def nlls(self, labels: Labels | None = None) -> Tensor:
         by_label = self.pairs.nlls(self.observed(labels).flatten().long())

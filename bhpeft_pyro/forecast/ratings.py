@@ -221,6 +221,14 @@ class RatingForecast(Forecast):
     def loss(self, labels: Tensor) -> Tensor:
         return (self.mean.double() - labels.double()).square()
 
+    def chance_right(self, tolerance: float | None = None) -> Tensor:
+        mean, tolerance = self.mean.double(), tolerance or 0.0
+        if (drawn := self.sorted_outcomes) is not None:
+            return ((drawn - mean.unsqueeze(-1)).abs() <= tolerance).double().mean(-1)
+        away, sds = mean - self.means.double(), self.component_sds
+        ends = [torch.special.ndtr((away + end) / sds).mean(0) for end in (tolerance, -tolerance)]
+        return ends[0] - ends[1]
+
     def nlls(self, labels: Labels | None = None) -> Tensor:
         return -self.log_prob(labels).double()
 

@@ -46,7 +46,7 @@ def distill(
         examples = posterior.encode(texts, labelled=False)
         learnt, held_out = _parted(examples, seed, "texts")
         whole.name("predictions of the posterior")
-        posterior = _with_learnt_outputs(posterior.replace(student=None), learnt)
+        posterior = _with_learnt_outputs(posterior.replace(student=None, promised=None), learnt)
         forecasts = [posterior.predict(part) for part in (learnt, held_out)]
         targets = [targets_of(forecast, examples.kind) for forecast in forecasts]
         whole.next()
@@ -76,7 +76,8 @@ def distill(
             **_distances(forecasts[1], forecast, examples.kind),
         )
         whole.next()
-    return posterior.replace(student=Student(made.weights, uncertainty, report))
+    student = Student(made.weights, uncertainty, report, examples.row_hashes)
+    return posterior.replace(student=student)
 
 
 def texts_for(model: Model, texts: object, columns: Columns, seed: int) -> Examples:

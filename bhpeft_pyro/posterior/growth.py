@@ -87,6 +87,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
         first_prior=first,
         coreset=coreset,
         student=None,
+        promised=None,
     )
 
 

@@ -20,6 +20,7 @@ from ..base.fit_options import FitOptions
 from ..base.names import Method
 from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
+from ..decisions.promises import Promise, with_promise
 from ..decisions.queue import By, Queue, to_label
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
@@ -64,6 +65,7 @@ class Posterior:
         student: one network that predicts in place of all components (`distill`), if there is one.
         learnt_rows: (R,) hashes of the texts of all rows that have been learnt or held out, by
             which `queue` leaves them out; None if they are not known.
+        promised: what is promised of answers (`promise`), if anything is.
         is_mixture: whether it has components that are posteriors of their own.
     """
 
@@ -75,6 +77,7 @@ class Posterior:
     coreset: Coreset | None = None
     student: Student | None = None
     learnt_rows: Tensor | None = None
+    promised: Promise | None = None
 
     @staticmethod
     def of(
@@ -135,14 +138,17 @@ class Posterior:
         guide = guide if parts[0] is self else f"{len(parts)} x {guide}"
         facts = self.model.facts | {"guide": guide, "rounds": str(len(self.lineage))}
         facts |= {"student": self.student.report.in_short} if self.student else {}
+        facts |= {"promise": self.promised.in_short} if self.promised else {}
         return facts | ({"classes": ", ".join(names)} if names else {})
 
     def __repr__(self) -> str:
         kind, guide = type(self).__name__, self.facts["guide"]
         if not self.lineage:
             return f"{kind}(no round, {guide})"
-        student = f"\nstudent: {self.facts['student']}" if self.student else ""
-        return f"{kind}(round {len(self.lineage)}, {guide})\n{self.report}{student}"
+        more = (
+            f"\n{name}: {self.facts[name]}" for name in ("student", "promise") if name in self.facts
+        )
+        return f"{kind}(round {len(self.lineage)}, {guide})\n{self.report}{''.join(more)}"
 
     def _repr_html_(self) -> str:
         from ..plots.html import posterior_html  # matplotlib is slow to import
@@ -211,7 +217,9 @@ class Posterior:
     ) -> AnyForecast:
         """Predict texts, with separate epistemic and aleatoric uncertainty.
 
-        `forecast.method` says how it was done, and `forecast.passes` what it cost.
+        `forecast.method` says how it was done, and `forecast.passes` what it cost. If something is
+        promised (`promise`) of forecasts by this method, with no other argument that changes them,
+        `forecast.answered` says of which.
 
         Args:
             data: a list of texts, or anything that `fit` reads. Labels are kept if there are any.
@@ -248,21 +256,26 @@ class Posterior:
         asked = [f"{name}={value}" for name, value in drawn.items() if value is not None]
         if method == "student" and asked:
             raise ConfigError(f"method='student' takes one pass; expected no {', '.join(asked)}")
+        forecast: AnyForecast
         if method == "student" or (method is None and self.student is not None and not asked):
             examples = self.encode(data, labelled=False)
-            return self._student().predict(self.model, examples, max_rows, bf16)
-        return predict(
-            self.model,
-            self.guide,
-            self.encode(data, labelled=False),
-            samples,
-            method=method,
-            max_rows=max_rows,
-            seed=seed,
-            keep_samples=keep_samples,
-            bf16=bf16,
-            certainty=certainty,
-        )
+            forecast = self._student().predict(self.model, examples, max_rows, bf16)
+        else:
+            forecast = predict(
+                self.model,
+                self.guide,
+                self.encode(data, labelled=False),
+                samples,
+                method=method,
+                max_rows=max_rows,
+                seed=seed,
+                keep_samples=keep_samples,
+                bf16=bf16,
+                certainty=certainty,
+            )
+        if self.promised is None or asked or seed or bf16:  # it is for the same forecasts alone
+            return forecast
+        return self.promised.on(forecast, self.report.id)
 
     def _student(self) -> Student:
         """The student of this round."""
@@ -350,6 +363,42 @@ class Posterior:
         tensor([0, 0])
         """
         return to_label(self, texts, n, by, seed)
+
+    def promise(
+        self,
+        calibration: object,
+        error: float | None = None,
+        confidence: float = 0.9,
+        *,
+        tolerance: float | None = None,
+        max_share_to_people: float | None = None,
+        method: Method | None = None,
+    ) -> Self:
+        """Promise that few answers are wrong; predict then says which texts it answers.
+
+        Later rounds, new labels and a new student drop the promise.
+
+        Args:
+            calibration: labelled rows like the texts to come, that nothing was learnt from or
+                chosen by; best some hundreds. Rows with texts that this posterior has learnt or
+                held out are left out. `forecast.sets` and `forecast.intervals` use them too.
+            error: the largest share of wrong answers among the texts that are answered; 0.05 by
+                default.
+            confidence: how sure the promise is, over random draws of the calibration rows.
+            tolerance: for ratings, the largest distance at which an answer is right.
+            max_share_to_people: the largest share of texts that are not answered, in place of
+                `error`, which then follows.
+            method: of the forecasts that it is for, as for `predict`.
+
+        Returns:
+            This posterior with `promised`, of which `print` says word for word what it is.
+
+        Raises:
+            ConfigError: an argument is out of range; or words have labels of their own.
+            DataError: the rows cannot be used, or are too few; says how many would do.
+        """
+        how = (error, confidence, tolerance, max_share_to_people, method)
+        return with_promise(self, calibration, *how)
 
     def evaluate(
         self, data: object, samples: int | None = None, **options: Any

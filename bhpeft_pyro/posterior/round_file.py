@@ -23,6 +23,7 @@ from ..base.threads import seeded
 from ..base.user_code import check_plain, given_for, path_of
 from ..data import Columns
 from ..data import examples as stored_examples
+from ..decisions.promises import Promise
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, as_guide, latents
 from ..model import likelihoods
@@ -56,6 +57,9 @@ _READY: dict[str, Sequence[type]] = {
 }
 """The classes of this package that a file can name, by the part of a model."""
 
+_ATTACHED: dict[str, Any] = {"student": Student, "promised": Promise}
+"""What is beside the components of a posterior, by its attribute."""
+
 _COUNTS = ("rank", "size", "length", "encoder", "outputs", "levels")  # with weights for each
 
 
@@ -86,10 +90,11 @@ def to_state(posterior: Posterior) -> tuple[Plain, Tensors]:
         tensors |= more
     if posterior.learnt_rows is not None:
         tensors["learnt_rows"] = posterior.learnt_rows
-    plain["student"] = None
-    if posterior.student is not None:
-        plain["student"], more = posterior.student.to_state()
-        tensors |= {f"student.{name}": value for name, value in more.items()}
+    for name in _ATTACHED:
+        plain[name] = None
+        if (part := getattr(posterior, name)) is not None:
+            plain[name], more = part.to_state()
+            tensors |= {f"{name}.{key}": value for key, value in more.items()}
     return plain, tensors
 
 
@@ -167,10 +172,11 @@ def from_state(
         part = Posterior(model, fitted, reports, columns, first_priors[number], coreset)
         parts.append(part.replace(learnt_rows=None if learnt is None else learnt.cpu()))
     posterior = MixturePosterior(parts, lineage) if mixed else parts[0]
-    if (report := plain.get("student")) is None:  # as before there were any
-        return posterior
-    student = Student.from_state(report, _part(tensors, "student"), posterior.model)
-    return posterior.replace(student=student)
+    for name, kind in _ATTACHED.items():
+        if (state := plain.get(name)) is not None:  # earlier files have fewer of them
+            made = kind.from_state(state, _part(tensors, name), posterior.model)
+            posterior = posterior.replace(**{name: made})
+    return posterior
 
 
 def _priors_to_state(priors: Sequence[Prior | None], part: str) -> tuple[list[Plain], Tensors]:

@@ -113,6 +113,7 @@ class Student:
         weights: for each site a tensor of its shape.
         uncertainty: of the pass of a text; one number for classes and labels, two for ratings.
         report: how it was made, and how far it is from the posterior.
+        learnt_rows: (R,) hashes of its texts, held-out ones too; None if they are not known.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -126,6 +127,7 @@ class Student:
     weights: Mapping[str, Tensor]
     uncertainty: LogKernel
     report: StudentReport
+    learnt_rows: Tensor | None = None
 
     def predict(
         self, model: Model, examples: Examples, max_rows: int = MAX_ROWS, bf16: bool = False
@@ -137,6 +139,8 @@ class Student:
         """Plain data and tensors for a file, from which `from_state` makes the same student."""
         tensors = {f"weights.{name}": value for name, value in self.weights.items()}
         tensors |= {f"uncertainty.{name}": v for name, v in vars(self.uncertainty).items()}
+        if self.learnt_rows is not None:
+            tensors["learnt_rows"] = self.learnt_rows
         return asdict(self.report), tensors
 
     @classmethod
@@ -150,10 +154,11 @@ class Student:
         for site in model.sites:
             if weights[site.name].shape != site.shape:
                 raise ValueError(f"student: {site.name} has shape {weights[site.name].shape}")
-        of_kernel = {  # forecasts are made on the CPU
+        on_cpu = {  # where forecasts are made
             name.removeprefix("uncertainty."): value.cpu() for name, value in tensors.items()
         }
-        return cls(weights, LogKernel.of_tensors(of_kernel), StudentReport(**plain))
+        rows = on_cpu.pop("learnt_rows", None)  # which earlier files do not have
+        return cls(weights, LogKernel.of_tensors(on_cpu), StudentReport(**plain), rows)
 
 
 def learnt_uncertainty(

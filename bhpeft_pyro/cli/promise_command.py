@@ -1,0 +1,91 @@
+"""`bhpeft promise`: which texts are answered, so that few of the answers are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+from .screen import say
+
+
+def promise(
+    run: options.Run,
+    data: options.Data,
+    config: options.Config = None,
+    error: Annotated[
+        Any,
+        typer.Option(
+            help="The largest share of wrong answers.",
+            metavar="SHARE",
+            parser=options.share,
+            show_default="5%",
+        ),
+    ] = None,
+    confidence: Annotated[
+        Any,
+        typer.Option(
+            help="How sure the promise is, over random draws of the rows.",
+            metavar="SHARE",
+            parser=options.share,
+        ),
+    ] = "90%",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="For ratings: an answer is right up to this distance.", show_default="none"
+        ),
+    ] = None,
+    max_share_to_people: Annotated[
+        Any,
+        typer.Option(
+            help="Leave at most this share of texts to people. The error that can be promised "
+            "follows, so it is given in place of --error.",
+            metavar="SHARE",
+            parser=options.share,
+            show_default="none",
+        ),
+    ] = None,
+    method: options.Method = None,
+    text_column: options.TextColumn = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Another folder to save it in.", show_default="RUN itself"),
+    ] = None,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Promise that few answers are wrong: bhpeft predict then says which texts it answers.
+
+    DATA are labelled rows like the texts to come, best some hundreds, drawn at random. Rows that
+    were learnt or held out are left out. At least 45 are needed to promise 5% with confidence 90%.
+
+    The promise is for this round alone. bhpeft update drops it, and so does bhpeft distill.
+
+    Examples:
+        bhpeft promise runs/reviews calibration.csv
+        bhpeft promise runs/ratings calibration.csv --tolerance 0.5 --error 10%
+        bhpeft promise runs/reviews calibration.csv --max-share-to-people 20%
+    """
+    from .saved import check_method, check_out, folder_of, open_run, reading
+    from .tables import labelled_examples
+
+    folder = folder_of(run)
+    check_out(out or folder, overwrite or out is None)
+    posterior = open_run(folder, backbone, device)
+    check_method(posterior, method, None)
+    examples = labelled_examples(reading(posterior, text_column), data)
+    posterior = posterior.promise(
+        examples,
+        error,
+        confidence,
+        tolerance=tolerance,
+        max_share_to_people=max_share_to_people,
+        method=method,
+    )
+    posterior.save(out or folder, overwrite=True)
+    typer.echo(str(posterior.promised))
+    say(f"saved in {out or folder}; next: bhpeft predict {out or folder} NEW_ROWS")

@@ -1,0 +1,361 @@
+"""A promised error: which texts are answered, so that few of the answers are wrong.
+
+Texts are ordered by the probability that their answer is right, `Forecast.chance_right`. Only those
+above a threshold are answered. It is set on N labelled calibration rows, which nothing was learnt
+from or chosen by, and is always the value of one of them.
+
+**Why it holds.** Let R(s) be the error of the population among the share s of texts with the
+highest values; it is continuous in s. Thresholds at the ranks k_1 < k_2 < ... of the calibration
+rows are tested in this order, each by the exact binomial tail of the errors among the k_j - 1 rows
+above it, up to the first test that does not pass at level 1 - confidence (fixed-sequence testing;
+Angelopoulos et al. 2021, "Learn then test"). The promise is broken only if the test of the first
+threshold with R > error passes. The set where R > error is a union of intervals, at whose ends R
+equals `error`. Take as given how many rows lie in each of them, and in each gap between them: this
+says which test is the first such one, and leaves the rows in each independent. In each interval and
+gap below this threshold's own interval, a row is then wrong with probability `error` exactly, and
+in the part of that interval before the threshold with a higher one. So the errors are binomial at
+least, and the test passes with probability at most 1 - confidence, although the thresholds are
+values of the same rows: none are spent on choosing them. (Rows with exactly the same value are
+answered together or not at all.)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from scipy.stats import beta, binom
+from torch import Tensor
+
+from ..base.checks import INSIDE, MAYBE_POSITIVE, Number, check_types
+from ..base.names import Method
+from ..data import Examples
+from ..errors import ConfigError, DataError
+from ..forecast.base import Forecast
+
+if TYPE_CHECKING:
+    from ..model.model import Model
+    from ..posterior.posterior import Posterior
+    from ..priors.prior_file import Plain, Tensors
+
+__all__ = ["Promise", "rows_needed"]
+
+P = TypeVar("P", bound="Posterior")
+
+_STEPS = 50  # thresholds that are tested
+_FIRST = (1.1, 4.0)  # the first one has so many times the fewest rows above it, between these,
+_SHARE = 1 / 3  # or this share of all rows
+_ALL = -1.0  # a threshold below all values
+
+_ANSWERS = {  # by the kind of labels, when an answer is wrong, and what texts are ordered by
+    "class": (
+        "the predicted class is not the label",
+        "the probability of the predicted class",
+    ),
+    "choice": (
+        "the predicted choice is not the right one",
+        "the probability of the predicted choice",
+    ),
+    "labels": (
+        "any label is missing or too many",
+        "the probability that all predicted labels are right",
+    ),
+    "rating": (
+        "the prediction is more than {tolerance:g} from the rating",
+        "the probability that the rating is at most {tolerance:g} from the prediction",
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Promise:
+    """That of the texts that are answered at most a share `error` is answered wrongly.
+
+    Attributes:
+        kind: of labels: "class", "choice", "labels" or "rating".
+        error: the share of wrong answers that is not exceeded.
+        confidence: of such promises, the share that is kept, over random calibration rows.
+        tolerance: for ratings, the distance from the rating up to which an answer is right.
+        to_people: the share of texts without an answer that is not exceeded either; None if it was
+            not asked for.
+        threshold: texts with a `Forecast.chance_right` above it are answered; None answers none.
+        rows: N, how many calibration rows it was set on.
+        answered, wrong: how many of these are answered, and how many of those wrongly.
+        method: how forecasts have to be made, as `Forecast.method` says.
+        round: id of the round whose forecasts it is for.
+        calibration: (N,) tensors of the calibration rows: "chance", their `Forecast.chance_right`;
+            of classes and choices "miss", one minus the probability of the label, and "label"; of
+            ratings "residual" and "sd"; "novelty", their p-values, if the round has them.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=30, progress=False)
+    >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
+    >>> posterior.promised.rows
+    200
+    >>> posterior.predict(["w5 w20", "w30"]).answered.shape
+    torch.Size([2])
+    """
+
+    kind: str
+    error: float
+    confidence: float
+    tolerance: float | None = None
+    to_people: float | None = None
+    threshold: float | None = None
+    rows: int
+    answered: int
+    wrong: int
+    method: str
+    round: str
+    calibration: Mapping[str, Tensor]
+
+    @property
+    def share(self) -> float:
+        """The share of the calibration rows that is answered."""
+        return self.answered / self.rows
+
+    @property
+    def in_short(self) -> str:
+        """What is promised, in one line."""
+        return (
+            f"at most {_share(self.error)} of answers are wrong (confidence "
+            f"{_share(self.confidence)}), by {self.method}; {_share(self.share)} of {self.rows} "
+            "calibration rows are answered"
+        )
+
+    def answers(self, forecast: Forecast) -> Tensor:
+        """(N,) bool, which texts are answered."""
+        if self.threshold is None:
+            return torch.zeros(len(forecast), dtype=torch.bool)
+        return forecast.chance_right(self.tolerance) > self.threshold
+
+    def on(self, forecast: Any, round: str) -> Any:
+        """The forecast with this promise, if it was made in the way that the promise is for.
+
+        Raises:
+            ConfigError: it is a forecast of another round.
+        """
+        if self.round != round:
+            raise ConfigError(
+                f"promised: it is of round {self.round}, this is round {round}; "
+                "posterior.promise(calibration) makes another"
+            )
+        return replace(forecast, promised=self) if forecast.method == self.method else forecast
+
+    def __str__(self) -> str:
+        wrong, value = (text.format(tolerance=self.tolerance) for text in _ANSWERS[self.kind])
+        lines = [f"promise: of the texts that are answered, at most {_share(self.error)} are wrong"]
+        if self.to_people is not None:
+            lines[0] += f", and at most {_share(self.to_people)} of all texts are left to people"
+        lines += [
+            f"an answer is wrong if {wrong}",
+            f"confidence {_share(self.confidence)}: so many of such promises are kept, over random "
+            "draws of calibration rows",
+            f"it holds for texts like the {self.rows} calibration rows: of the same source, drawn "
+            "in the same way. Nothing is promised of others, nor of a selection of these",
+        ]
+        if self.threshold is None:
+            lines.append(
+                "answered: none. No threshold passed the test; more calibration rows, a larger "
+                "error or a better fit may help"
+            )
+        else:
+            above = "all" if self.threshold == _ALL else f"if {value} is above {self.threshold:.4g}"
+            lines.append(
+                f"answered: {above}; {_share(self.share)} of the calibration rows "
+                f"({self.answered}, {self.wrong} of them wrong). The others are for people"
+            )
+        return "\n".join([*lines, f"for forecasts by {self.method} of round {self.round}"])
+
+    def to_state(self) -> tuple[Plain, Tensors]:
+        """Plain data and tensors for a file, from which `from_state` makes the same promise."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain, dict(plain.pop("calibration"))
+
+    @classmethod
+    def from_state(cls, plain: Plain, tensors: Tensors, model: Model) -> Promise:
+        """The promise that was saved.
+
+        Raises:
+            KeyError, TypeError, ValueError: parts are missing, or do not fit the model.
+        """
+        made = cls(**plain, calibration={name: value.cpu() for name, value in tensors.items()})
+        check_types(made)
+        if made.kind != model.likelihood.kind:
+            raise ValueError(f"promised: it is of kind {made.kind!r}")
+        if any(value.shape != (made.rows,) for value in made.calibration.values()):
+            raise ValueError("promised: its calibration has another number of rows")
+        return made
+
+
+def rows_needed(error: float, confidence: float) -> int:
+    """The fewest answered calibration rows on which an error can be promised, none of them wrong.
+
+    >>> [rows_needed(error, 0.9) for error in (0.1, 0.05, 0.01)]
+    [22, 45, 230]
+    """
+    return math.ceil(math.log1p(-confidence) / math.log1p(-error))
+
+
+def with_promise(
+    posterior: P,
+    calibration: object,
+    error: float | None,
+    confidence: float,
+    tolerance: float | None,
+    max_share_to_people: float | None,
+    method: Method | None,
+) -> P:
+    """See `Posterior.promise`."""
+    confidence, tolerance = INSIDE("confidence", confidence), MAYBE_POSITIVE("tolerance", tolerance)
+    error = Number(above=0, below=1, none=True)("error", error)
+    to_people = Number(least=0, below=1, none=True)("max_share_to_people", max_share_to_people)
+    if None not in (error, to_people):
+        raise ConfigError(
+            f"error={error}, max_share_to_people={to_people}: the one follows from the other; "
+            "expected one of them"
+        )
+    error = 0.05 if error is None and to_people is None else error
+    kind = posterior.model.likelihood.kind
+    if (kind == "rating") != (tolerance is not None):
+        what = "a distance up to which an answer is right" if kind == "rating" else "None"
+        raise ConfigError(f"tolerance={tolerance}: for kind {kind!r} expected {what}")
+    if posterior.model.network.head.each_word:
+        raise ConfigError(
+            "promise: the words of a sentence are wrong together, so that no error can be promised "
+            "for them one by one; expected a posterior of whole texts"
+        )
+    posterior = posterior.replace(promised=None)
+    examples = posterior.encode(calibration)
+    way = method or ("student" if posterior.student is not None else None)
+    examples = _unused(posterior, examples, way == "student")
+    fewest = rows_needed(error, confidence) if error else 1
+    if len(examples) < fewest:
+        raise DataError(
+            f"calibration: {len(examples)} rows; expected at least {fewest}, of which no answer is "
+            f"wrong, for an error of {error:g} with confidence {confidence:g}, and better some "
+            "hundreds"
+        )
+    forecast: Any = posterior.predict(examples, method=method)
+    chance, wrong = forecast.chance_right(tolerance), forecast.wrong(tolerance)
+    if error is not None:
+        threshold = _tested(chance, wrong, error, confidence)
+    else:
+        assert to_people is not None
+        threshold, error = _shared(chance, wrong, to_people, confidence)
+    above = torch.zeros_like(wrong) if threshold is None else chance > threshold
+    promised = Promise(
+        kind=kind,
+        error=error,
+        confidence=confidence,
+        tolerance=tolerance,
+        to_people=to_people,
+        threshold=threshold,
+        rows=len(examples),
+        answered=int(above.sum()),
+        wrong=int((wrong & above).sum()),
+        method=forecast.method,
+        round=posterior.report.id,
+        calibration={"chance": chance, **_calibration(forecast, kind)},
+    )
+    return posterior.replace(promised=promised)
+
+
+def _tested(chance: Tensor, wrong: Tensor, error: float, confidence: float) -> float | None:
+    """The lowest threshold that a fixed sequence of tests passes; None if it passes none."""
+    rows, fewest = len(chance), rows_needed(error, confidence)
+    first = min(max(_SHARE * rows, _FIRST[0] * fewest), _FIRST[1] * fewest, rows)
+    counts = np.linspace(first, rows, _STEPS).round().astype(int)
+    found = None
+    for threshold, answered, mistakes in _at_counts(chance, wrong, counts):
+        if binom.cdf(mistakes, answered, error) > 1 - confidence:
+            break
+        found = threshold
+    return found
+
+
+def _shared(
+    chance: Tensor, wrong: Tensor, to_people: float, confidence: float
+) -> tuple[float, float]:
+    """The threshold above which at least all texts but the share `to_people` lie, and the error
+    that is not exceeded there; each with half of the doubt."""
+    rows, doubt = len(chance), (1 - confidence) / 2
+    # The share of texts above the k-th of N values has the distribution Beta(k, N - k + 1).
+    ranks = np.arange(1, rows + 1)
+    enough = beta.cdf(1 - to_people, ranks, rows - ranks + 1) <= doubt
+    count = int(ranks[enough][0]) - 1 if enough.any() else rows
+    ((threshold, answered, mistakes),) = _at_counts(chance, wrong, np.array([max(count, 1)]))
+    bound = beta.ppf(1 - doubt, mistakes + 1, answered - mistakes) if mistakes < answered else 1.0
+    return threshold, float(bound)
+
+
+def _at_counts(chance: Tensor, wrong: Tensor, counts: np.ndarray) -> list[tuple[float, int, int]]:
+    """Thresholds with so many rows above each, or more where values are the same: the threshold,
+    that number, and how many of these rows are wrong."""
+    order = chance.argsort(descending=True, stable=True)
+    values, mistakes = chance[order].numpy(), wrong[order].cumsum(0)
+    # The last row of those with the same value.
+    ends = np.unique(np.searchsorted(-values, -values[counts - 1], side="right"))
+    return [
+        (float(values[end]) if end < len(values) else _ALL, int(end), int(mistakes[end - 1]))
+        for end in ends
+    ]
+
+
+def _unused(posterior: Posterior, examples: Examples, by_student: bool) -> Examples:
+    """The rows that nothing was learnt from or chosen by.
+
+    Raises:
+        DataError: there are none.
+    """
+    known = [posterior.learnt_rows]
+    if by_student and posterior.student is not None:
+        known.append(posterior.student.learnt_rows)
+    if any(hashes is None for hashes in known):
+        warnings.warn(
+            "calibration: which rows this posterior has learnt is not known; nothing is promised "
+            "if these are among them",
+            stacklevel=2,
+        )
+    used = torch.zeros_like(examples.row_hashes, dtype=torch.bool)
+    for hashes in known:
+        if hashes is not None:
+            used |= torch.isin(examples.row_hashes, hashes)
+    if not used.any():
+        return examples
+    why = (
+        f"calibration: {int(used.sum())} of {len(used)} rows have the text of a row that was "
+        "learnt or held out (case and spaces aside)"
+    )
+    if used.all():
+        raise DataError(f"{why}; expected other rows")
+    warnings.warn(f"{why}; they are left out", stacklevel=2)
+    return examples.subset((~used).nonzero().flatten())
+
+
+def _calibration(forecast: Any, kind: str) -> dict[str, Tensor]:
+    """What sets, intervals and watching need of the calibration rows."""
+    kept: dict[str, Tensor] = {}
+    if kind in ("class", "choice"):
+        of_label = forecast.probabilities.double().gather(1, forecast.labels[:, None])[:, 0]
+        kept = {"miss": 1 - of_label, "label": forecast.labels}
+    elif kind == "rating":
+        labels, mean = forecast.labels.double(), forecast.mean.double()
+        kept = {"residual": labels - mean, "sd": forecast.sd.double()}
+    novelty = getattr(forecast, "novelty", None)
+    return kept | ({} if novelty is None else {"novelty": novelty.double()})
+
+
+def _share(value: float) -> str:
+    """A share in per cent, with the digits that it has.
+
+    >>> _share(0.05), _share(0.125), _share(0.123456)
+    ('5%', '12.5%', '12.3%')
+    """
+    return f"{100 * value:.3g}%"

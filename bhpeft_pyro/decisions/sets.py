@@ -1,0 +1,152 @@
+"""Sets of classes and intervals of ratings with coverage, by conformal prediction (crepes).
+
+A set of level 0.9 has the observed class in it for at least 90% of texts like the calibration rows
+of the promise (`Posterior.promise`), on average over such rows, whatever the forecasts are worth
+(Vovk et al. 2005, "Algorithmic learning in a random world"). Poor ones have larger sets.
+
+* Classes: by class (Mondrian). A class is in the set unless its probability is lower than for most
+  calibration rows *of this class*, so that each class is covered and not only all together.
+* Choices, whose places are no classes: all together.
+* Ratings: the residual is measured in predictive sds, so that intervals are wide where the forecast
+  is uncertain. They end at the ends of the scale.
+
+p-values are not smoothed, so that nothing is drawn at random.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.checks import INSIDE, boolean, few
+from ..errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ..forecast.base import Forecast
+    from .promises import Promise
+
+__all__ = ["intervals_of", "sets_of"]
+
+_ROUNDING = 1e-9  # (1 - 0.9) * 10 is a little below 1
+
+
+def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
+    """N lists of classes, by name or number; see the module.
+
+    Args:
+        forecast: of classes or choices, under a promise.
+        level: the coverage.
+        empty: let a set be empty, where no class is as probable as usual. Otherwise it has the most
+            probable one.
+
+    Raises:
+        ConfigError: the forecast has no calibration rows, or is not of classes or choices; or
+            crepes is missing (`pip install 'bhpeft_pyro[decisions]'`).
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=30, progress=False)
+    >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
+    >>> sets_of(posterior.predict(["w5 w20"]), 0.5, empty=False)
+    [[0]]
+    """
+    level, empty = INSIDE("level", level), boolean("empty", empty)
+    promised = _calibrated(forecast, "sets", ("class", "choice"))
+    made: Any = forecast
+    count = made.probabilities.shape[1]
+    names = made.label_names or range(count)
+    scores, labels = (promised.calibration[name].numpy() for name in ("miss", "label"))
+    misses = 1 - made.probabilities.double().numpy()
+    conformal = _crepes().ConformalClassifier()
+    if promised.kind == "choice":
+        conformal.fit(scores)
+        p = conformal.predict_p(misses, smoothing=False)
+        inside = (p >= 1 - level - _ROUNDING) & made.choices.numpy()
+    else:
+        _say_classes(labels, level, names)
+        conformal.fit(scores, bins=labels)
+        p = [
+            conformal.predict_p(misses[:, k], np.full(len(misses), k), smoothing=False)
+            for k in range(count)
+        ]
+        inside = np.stack(p, 1) >= 1 - level - _ROUNDING
+    if not empty:
+        inside[np.arange(len(inside)), misses.argmin(1)] |= ~inside.any(1)
+    return [[name for name, there in zip(names, row, strict=True) if there] for row in inside]
+
+
+def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
+    """Ends (N,), (N,) of intervals of ratings; see the module.
+
+    Raises:
+        ConfigError: the forecast has no calibration rows, or is not of ratings; or crepes is
+            missing (`pip install 'bhpeft_pyro[decisions]'`).
+        DataError: there are too few calibration rows for this level; says how many would do.
+    """
+    level = INSIDE("level", level)
+    promised = _calibrated(forecast, "intervals", ("rating",))
+    made: Any = forecast
+    if promised.rows < (fewest := _rows_needed(level)):
+        raise DataError(
+            f"level={level:g}: {promised.rows} calibration rows; expected at least {fewest}"
+        )
+    residuals, sds = (promised.calibration[name].numpy() for name in ("residual", "sd"))
+    conformal = _crepes().ConformalRegressor().fit(residuals, sigmas=sds)
+    low, high = made.scale
+    ends = conformal.predict_int(
+        made.mean.double().numpy(),
+        sigmas=made.sd.double().numpy(),
+        confidence=level - _ROUNDING,
+        y_min=-math.inf if low is None else low,
+        y_max=math.inf if high is None else high,
+    )
+    lower, upper = torch.from_numpy(ends).unbind(1)
+    return lower, upper
+
+
+def _rows_needed(level: float) -> int:
+    """The fewest calibration rows with which anything can be left out at a level."""
+    return math.ceil(1 / (1 - level) - _ROUNDING) - 1
+
+
+def _calibrated(forecast: Forecast, what: str, kinds: tuple[str, ...]) -> Promise:
+    """The promise with the calibration rows that a forecast belongs to."""
+    if forecast.promised is None:
+        raise ConfigError(
+            f"{what}: the forecast has no calibration rows; expected one that was made after "
+            "posterior.promise(calibration), in the way that this promise is for"
+        )
+    if forecast.promised.kind not in kinds:
+        raise ConfigError(
+            f"{what}: got a forecast of kind {forecast.promised.kind!r}; expected "
+            f"{' or '.join(map(repr, kinds))}"
+        )
+    return forecast.promised
+
+
+def _say_classes(labels: np.ndarray, level: float, names: Any) -> None:
+    """Warn of classes with too few calibration rows to be left out of any set."""
+    counts = np.bincount(labels, minlength=len(names))
+    fewest = _rows_needed(level)
+    rare = [f"{name!r} ({n})" for name, n in zip(names, counts, strict=True) if n < fewest]
+    if rare:
+        warnings.warn(
+            f"level={level:g}: {few(rare)} have fewer than {fewest} calibration rows, so they are "
+            "in every set",
+            stacklevel=4,
+        )
+
+
+def _crepes() -> Any:
+    try:
+        return import_module("crepes")
+    except ImportError as error:
+        raise ConfigError(
+            "sets and intervals need crepes: pip install 'bhpeft_pyro[decisions]'"
+        ) from error

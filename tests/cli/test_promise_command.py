@@ -1,0 +1,78 @@
+"""`bhpeft promise`: what it says, and which rows `bhpeft predict` then answers."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from program import NAMES, TEXTS, bhpeft, error, loaded, read_csv, write_csv
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.cli.promise_command import promise
+
+HALF = ("--max-share-to-people", "50%")
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """The run in a folder that a test may write into."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    texts = [f"w{5 + i % 2} w{11 + i % 30} w{9 + i // 30}" for i in range(100)]
+    names = ["good" if i % 2 else "bad" for i in range(100)]
+    return write_csv(tmp_path / "calibration.csv", text=texts, label=names)
+
+
+def test_it_says_what_is_promised_and_predict_answers(copied, calibration, folder, posterior):
+    done = bhpeft("promise", copied, calibration, *HALF, "--device", "cpu")
+    expected = posterior.promise(str(calibration), max_share_to_people=0.5).promised
+    after = loaded(copied, folder)
+    assert str(after.promised) == str(expected)
+    said = done.stdout.replace("\n", " ")
+    for line in str(expected).splitlines():  # word for word
+        assert " ".join(line.split()) in " ".join(said.split())
+    assert "texts like the 100 calibration rows" in str(expected) and "confidence 90%" in said
+    out = copied.parent / "out.csv"
+    done = bhpeft("predict", copied, folder / "new.csv", "--out", out, "--device", "cpu")
+    answered = after.predict(str(folder / "new.csv")).answered
+    assert [row["answered"] for row in read_csv(out)] == [str(a) for a in answered.tolist()]
+    assert f"{answered.sum()} answered, the others are for people" in done.stderr
+    assert str(expected).splitlines()[0] in done.stderr
+
+
+def test_it_is_not_claimed_for_other_predictions(copied, calibration, folder):
+    bhpeft("promise", copied, calibration, *HALF, "--device", "cpu")
+    new, out = folder / "new.csv", copied.parent / "out.csv"
+    said = bhpeft("predict", copied, new, "--out", out, "--seed", 1, "--device", "cpu").stderr
+    assert "note: nothing is promised of these" in said and "for people" not in said
+    assert "answered" not in read_csv(out)[0]
+
+
+def test_the_error_is_promised_or_no_row_is_answered(copied, calibration, folder):
+    said = bhpeft("promise", copied, calibration, "--error", "1%", "--confidence", "60%").stdout
+    assert "at most 1% are wrong" in said and "answered: none" in said
+    told = error("promise", copied, calibration, "--error", "1%")
+    assert "100 rows; expected at least 230" in told
+    assert "expected one of them" in error("promise", copied, calibration, "--error", "5%", *HALF)
+    assert "--tolerance 0.5: for kind" in error("promise", copied, calibration, "--tolerance", 0.5)
+
+
+def test_rows_that_were_learnt_are_refused(copied, folder, tmp_path):
+    learnt = write_csv(tmp_path / "learnt.csv", text=TEXTS, label=NAMES)
+    told = error("promise", copied, learnt)
+    assert re.search(r"20 of 20 rows have the text of a row that was learnt", told)
+    assert loaded(copied, folder).promised is None
+
+
+def test_the_defaults_are_those_of_python() -> None:
+    own = inspect.signature(promise).parameters
+    python = inspect.signature(bh.Posterior.promise).parameters
+    assert own["confidence"].default == f"{python['confidence'].default:.0%}"
+    for name in ("error", "tolerance", "max_share_to_people", "method"):
+        assert own[name].default == python[name].default is None

@@ -1,0 +1,327 @@
+"""A promised error: exact tails, splits, rounds, files, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from saves import load, rewrite
+from scipy.stats import binom
+from students import fitted, table, unlabelled, with_student
+from torch import Tensor
+
+from bhpeft_pyro.decisions.promises import Promise, _shared, _tested, rows_needed
+from bhpeft_pyro.errors import ConfigError, DataError, SaveError
+from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
+
+SPLITS = 300
+ERROR, CONFIDENCE = 0.05, 0.9
+
+
+class World:
+    """Texts with a value in 0..1, and the error of those above each."""
+
+    def __init__(self, kind: str) -> None:
+        rng = np.random.default_rng(0)
+        size = 400_000
+        logit = np.abs(rng.normal(2.4, 2.0, size))
+        value = 1 / (1 + np.exp(-logit))
+        right = value
+        if kind == "over-confident":
+            right = 1 / (1 + np.exp(-0.7 * logit))
+        if kind == "wrong where most certain":  # so that R crosses the error three times
+            right = np.where(value > 0.998, 0.93, np.where(value > 0.95, 0.985, value))
+        order = np.argsort(-value)
+        self.value, self.wrong = value[order], (rng.random(size) > right)[order]
+        self.errors = self.wrong.cumsum() / np.arange(1, size + 1)
+
+    def rows(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        at = rng.integers(0, len(self.value), count)
+        return torch.from_numpy(self.value[at]), torch.from_numpy(self.wrong[at])
+
+    def above(self, threshold: float | None) -> tuple[float, float]:
+        """The share of texts above a threshold, and their error."""
+        count = 0 if threshold is None else int(np.searchsorted(-self.value, -threshold))
+        return count / len(self.value), float(self.errors[count - 1]) if count else 0.0
+
+
+def no_more_than(broken: int, share: float) -> bool:
+    """Whether so many of the splits are within binomial error of a share."""
+    return broken <= binom.ppf(0.999, SPLITS, share)
+
+
+# The thresholds
+
+
+@pytest.mark.parametrize("kind", ["calibrated", "over-confident", "wrong where most certain"])
+def test_promises_are_kept(kind: str) -> None:
+    """Also where the error does not fall with the value, although thresholds are the rows' own."""
+    world, rng = World(kind), np.random.default_rng(1)
+    answered = {}
+    for count in (80, 320, 1500):
+        made = [
+            world.above(_tested(*world.rows(count, rng), ERROR, CONFIDENCE)) for _ in range(SPLITS)
+        ]
+        assert no_more_than(sum(error > ERROR for _, error in made), 1 - CONFIDENCE), count
+        answered[count] = np.mean([share for share, _ in made])
+    if kind == "calibrated":  # of which 0.66 could be answered
+        assert answered[80] > 0.06 and answered[320] > 0.33 and answered[1500] > 0.55, answered
+
+
+def test_the_error_that_follows_from_a_share_is_kept_with_it() -> None:
+    world, rng = World("over-confident"), np.random.default_rng(2)
+    broken, bounds = 0, []
+    for _ in range(SPLITS):
+        threshold, bound = _shared(*world.rows(300, rng), 0.2, CONFIDENCE)
+        share, error = world.above(threshold)
+        broken += error > bound or share < 0.8
+        bounds.append(bound - error)
+    assert no_more_than(broken, 1 - CONFIDENCE) and 0.01 < np.mean(bounds) < 0.05
+
+
+def test_the_sequence_of_tests_is_that_of_the_definition() -> None:
+    """By brute force over all numbers of answered rows that are tested."""
+    world, rng = World("calibrated"), np.random.default_rng(3)
+    for count in (60, 90, 500, 2000):
+        values, wrong = world.rows(count, rng)
+        order = values.argsort(descending=True)
+        first = min(max(count / 3, 1.1 * 45), 180, count)
+        found = None
+        for answered in np.unique(np.linspace(first, count, 50).round().astype(int)):
+            mistakes = int(wrong[order[:answered]].sum())
+            tail = sum(
+                math.comb(answered, k) * ERROR**k * (1 - ERROR) ** (answered - k)
+                for k in range(mistakes + 1)
+            )
+            if tail > 1 - CONFIDENCE:
+                break
+            found = answered
+        threshold = _tested(values, wrong, ERROR, CONFIDENCE)
+        assert (0 if threshold is None else int((values > threshold).sum())) == (found or 0)
+
+
+def test_mapie_finds_the_same_threshold() -> None:
+    control = pytest.importorskip("mapie.risk_control")
+    world, rng = World("calibrated"), np.random.default_rng(4)
+    risk = control.BinaryRisk(
+        risk_occurrence=lambda y, p: y != p,
+        risk_condition=lambda y, p: ~np.isnan(p),
+        higher_is_better=False,
+    )
+    found = 0
+    for count in (200, 400, 1000):
+        values, wrong = world.rows(count, rng)
+        ranks = np.unique(
+            np.linspace(max(count / 3, 49.5) if count < 540 else 180, count, 50).round()
+        )
+        ordered = values.sort(descending=True).values.numpy()
+        # It answers values at its threshold too, and ours are those of the next row.
+        candidates = ordered[ranks.astype(int) - 1]
+        mapie = control.MultiClassificationLTTController(
+            lambda p: p,
+            [risk],
+            [ERROR],
+            confidence_level=CONFIDENCE,
+            best_predict_param_choice=control.abstention_rate,
+            list_predict_params=candidates,
+            classes=[0, 1],
+            fwer_method="fixed_sequence",
+        )
+        both = np.stack([values.numpy(), 1 - values.numpy()], 1)
+        with warnings.catch_warnings(action="ignore"):
+            mapie.calibrate(both, wrong.long().numpy())
+        threshold = _tested(values, wrong, ERROR, CONFIDENCE)
+        if threshold is None:
+            assert mapie.best_predict_param is None
+            continue
+        found += 1
+        assert (values > threshold).sum() == (values >= mapie.best_predict_param).sum()
+    assert found
+
+
+def test_rows_of_the_same_value_are_answered_together() -> None:
+    values = torch.tensor([1.0] * 70 + [0.9] * 40 + [0.5] * 90)
+    wrong = torch.zeros(200, dtype=torch.bool)
+    wrong[110:] = torch.arange(90) % 2 == 0
+    assert _tested(values, wrong, ERROR, CONFIDENCE) == 0.5
+    assert _tested(values[:110], wrong[:110], ERROR, CONFIDENCE) == -1  # all of them
+    wrong[:] = True
+    assert _tested(values, wrong, ERROR, CONFIDENCE) is None
+
+
+def test_the_fewest_rows() -> None:
+    for error in (0.01, 0.05, 0.1, 0.3):
+        fewest = rows_needed(error, 0.9)
+        assert binom.cdf(0, fewest, error) <= 0.1 < binom.cdf(0, fewest - 1, error)
+
+
+# When an answer is right
+
+
+def test_the_chance_that_an_answer_is_right_is_that_of_draws() -> None:
+    torch.manual_seed(0)
+    means, sds = torch.randn(3, 4), torch.rand(3, 4) + 0.2
+    ratings = RatingForecast.from_draws(means, sds, within=torch.rand(3, 4), labels=[0.0, 1, 2, 3])
+    part = torch.randint(3, (200_000,))
+    drawn = means[part] + ratings.component_sds[part] * torch.randn(200_000, 4)
+    near = ((drawn - ratings.mean).abs() <= 0.7).double().mean(0)
+    torch.testing.assert_close(ratings.chance_right(0.7), near, atol=5e-3, rtol=0)
+    assert ratings.wrong(0.7).tolist() == ((ratings.mean - ratings.labels).abs() > 0.7).tolist()
+    outcomes = RatingForecast.from_draws(means, sds, outcomes=drawn[:999].T.expand(3, 4, 999))
+    near = ((drawn[:999] - outcomes.mean).abs() <= 0.7).double().mean(0)
+    torch.testing.assert_close(outcomes.chance_right(0.7), near)
+
+    p = torch.tensor([[[0.9, 0.2, 0.5]]])
+    labels = LabelsForecast.from_draws(p, labels=[[1, 0, 1]])
+    assert labels.chance_right().item() == pytest.approx(0.9 * 0.8 * 0.5)
+    assert labels.wrong().tolist() == [True]
+    classes = ClassForecast.from_draws(torch.tensor([[[0.3, 0.7]] * 2]), labels=[1, 0])
+    assert classes.chance_right().tolist() == pytest.approx([0.7, 0.7])
+    assert classes.wrong().tolist() == [False, True]
+
+
+# A posterior's
+
+
+def fresh(kind: str, count: int, seed: int) -> dict[str, list[Any]]:
+    """Rows without a text that any of the posteriors or students here has learnt."""
+    rows = table(kind, count, seed)
+    texts, *_ = rows
+    seen = {*table(kind)[texts], *unlabelled(kind)[texts]}
+    left = [i for i, text in enumerate(rows[texts]) if text not in seen]
+    return {name: [cells[i] for i in left] for name, cells in rows.items()}
+
+
+def promised(kind: str, posterior: Any = None, **how: Any) -> Any:
+    """A posterior that leaves at most half of the texts to people."""
+    how = {"max_share_to_people": 0.5, "tolerance": 0.4 if kind == "rating" else None} | how
+    return (posterior or fitted(kind)).promise(fresh(kind, 200, 9), **how)
+
+
+@pytest.mark.parametrize("kind", ["class", "stars", "labels", "rating", "choice"])
+def test_predict_answers_the_texts_above_the_threshold(kind: str) -> None:
+    posterior = promised(kind)
+    made = posterior.promised
+    forecast = posterior.predict(table(kind, 40, seed=10))
+    chance = forecast.chance_right(made.tolerance)
+    assert forecast.answered.tolist() == (chance > made.threshold).tolist()
+    assert 0 < forecast.answered.sum() < 40
+    assert forecast.summary()["answered"] == forecast.answered.tolist()
+    words = str(made)
+    assert words.startswith(
+        f"promise: of the texts that are answered, at most {100 * made.error:.3g}%"
+    )
+    assert "at most 50% of all texts are left to people" in words
+    assert f"texts like the {made.rows} calibration rows" in words
+    assert f"({made.answered}, {made.wrong} of them wrong)" in words and "confidence 90%" in words
+    assert made.answered == posterior.predict(fresh(kind, 200, 9)).answered.sum()
+
+
+def test_it_is_for_one_way_to_predict() -> None:
+    texts = table("class", 20, seed=10)
+    posterior = promised("class")
+    assert posterior.promised.method == "components"
+    assert posterior.predict(texts, method="components").answered is not None
+    for other in (
+        {"method": "exact"},
+        {"samples": 50},
+        {"certainty": 0.5},
+        {"seed": 1},
+        {"bf16": True},
+    ):
+        assert posterior.predict(texts, **other).answered is None
+    exact = promised("class", method="exact")
+    assert exact.predict(texts).answered is None
+    assert exact.predict(texts, method="exact").answered is not None
+
+
+def test_a_student_has_its_own() -> None:
+    student = promised("class", with_student())
+    assert student.promised.method == "student"
+    assert student.predict(["w5 w9"]).answered is not None
+    assert student.predict(["w5 w9"], method="components").answered is None
+    learnt, new = table("class", 220, seed=3), fresh("class", 40, 9)
+    both = {name: learnt[name] + new[name] for name in new}
+    with pytest.warns(UserWarning, match="rows have the text of a row that was learnt"):
+        half = with_student().promise(both, max_share_to_people=0.5)
+    assert half.promised.rows == len(new["text"])  # the student has learnt the other texts
+    assert half.distill(unlabelled("class"), epochs=1, progress=False).promised is None
+
+
+def test_rows_that_were_learnt_or_held_out_are_left_out() -> None:
+    posterior, known, new = fitted("class"), table("class"), fresh("class", 100, 9)
+    with pytest.raises(
+        DataError, match="calibration: 60 of 60 rows have the text of a row that was"
+    ):
+        posterior.promise(known)
+    both = {name: known[name] + new[name] for name in new}
+    with pytest.warns(UserWarning, match=r"calibration: 6\d of 1.. rows have .* they are left out"):
+        made = posterior.promise(both, error=0.3).promised
+    assert 90 <= made.rows <= 100
+    alone = posterior.promise(new, error=0.3).promised
+    torch.testing.assert_close(made.calibration["miss"], alone.calibration["miss"])
+
+
+def test_it_ends_with_the_round() -> None:
+    posterior = promised("class")
+    later = posterior.update(table("class", 20, seed=12), max_steps=1, progress=False)
+    assert later.promised is None and later.predict(["w5"]).answered is None
+    with pytest.raises(ConfigError, match=r"promised: it is of round .*posterior.promise"):
+        later.replace(promised=posterior.promised).predict(["w5"])
+    assert posterior.grow(1).promised is None
+    with pytest.warns(UserWarning, match="is not known"):
+        posterior.replace(learnt_rows=None).promise(fresh("class", 60, 9), error=0.3)
+    # What the earlier round has learnt counts too.
+    with pytest.raises(DataError, match="60 of 60 rows"):
+        later.promise(table("class"))
+
+
+@pytest.mark.parametrize("kind", ["class", "rating"])
+def test_it_is_saved_with_the_round(kind: str, tmp_path: Any) -> None:
+    posterior = promised(kind)
+    again = load(posterior.save(tmp_path / "run"))
+    assert str(again.promised) == str(posterior.promised)
+    for name, values in posterior.promised.calibration.items():
+        assert torch.equal(again.promised.calibration[name], values)
+    texts = table(kind, 20, seed=10)
+    assert torch.equal(again.predict(texts).answered, posterior.predict(texts).answered)
+    for name, value in (("rows", 3), ("threshold", "high"), ("kind", "labels"), ("more", 1)):
+        broken = tmp_path / name
+        posterior.save(broken)
+        rewrite(broken, lambda plain, n=name, v=value: plain["promised"].update({n: v}))
+        with pytest.raises(SaveError):
+            load(broken)
+
+
+def test_what_cannot_be_promised_is_refused() -> None:
+    new = fresh("class", 44, 9)
+    for how, message in (
+        ({}, "calibration: 4. rows; expected at least 45"),
+        ({"error": 0.01}, "expected at least 230"),
+        ({"error": 0.0}, "error=0.0 must be"),
+        ({"confidence": 1}, "confidence=1 must be"),
+        ({"tolerance": 0.5}, "tolerance=0.5: for kind 'class' expected None"),
+        ({"error": 0.1, "max_share_to_people": 0.2}, "expected one of them"),
+        ({"method": "student", "error": 0.3}, "no student"),
+        ({"max_share_to_people": 1.0}, "max_share_to_people=1.0 must be"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            fitted("class").promise(new, **how)
+    with pytest.raises(ConfigError, match="tolerance=None: for kind 'rating' expected a distance"):
+        fitted("rating").promise(fresh("rating", 60, 9))
+
+
+def test_a_forecast_that_is_changed_answers_nothing() -> None:
+    forecast = promised("labels").predict(table("labels", 9, seed=10))
+    assert forecast.with_threshold(0.3).answered is None
+    classes: Any = promised("class").predict(table("class", 9, seed=10))
+    assert ClassForecast.mixed([classes, classes]).answered is None
+    assert classes.tempered(classes)[0].answered is None
+    none = replace(classes.promised, threshold=None)
+    assert isinstance(none, Promise) and not none.answers(classes).any()
+    assert "answered: none" in str(none)

@@ -36,7 +36,8 @@ def history(
     """Show what each round learnt: a round a line, those of a folder after their parents.
 
     A stream continues only a single line of rounds. If there are branches, --keep chooses one;
-    nothing is deleted.
+    nothing is deleted. If rounds made promises (bhpeft stream --promise), a column says whether the
+    promise of the round before still held for the data of this one.
 
     Examples:
         bhpeft history runs/reviews-2
@@ -68,6 +69,11 @@ def history(
         print_json({"rounds": facts})
         return
     columns = {name: [getattr(report, name) for report in rounds] for name in _SHOWN}
+    # What the data of a round said of the promise of the round before.
+    broken = [report.metrics.get("promise/broken") for report in rounds]
+    if any(value is not None for value in broken):
+        words = {None: None, 0.0: "holds", 1.0: "broken"}
+        columns["promise"] = [words[value] for value in broken]
     columns["held-out NLL"] = [report.metrics.get(_HELD_OUT) for report in rounds]
     if not single and any(path.name != id for id, path in folders.items()):
         columns["folder"] = [folders[report.id].name for report in rounds]

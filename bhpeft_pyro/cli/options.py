@@ -193,6 +193,19 @@ Distill = Annotated[
         callback=check_data,
     ),
 ]
+Error = Annotated[
+    Any,
+    typer.Option(
+        help="The largest share of wrong answers that is promised.",
+        metavar="SHARE",
+        parser=share,
+        show_default="5%",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="For ratings: an answer is right up to this distance.", show_default="none"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from ..base.checks import Number
+from ..base.checks import INSIDE, Number
 from ..errors import ConfigError, DataError
 from . import options
 from .predicted_rows import Kept, write_rows
@@ -70,6 +70,16 @@ def predict(
             show_default="all components",
         ),
     ] = None,
+    coverage: Annotated[
+        Any,
+        typer.Option(
+            help="After bhpeft promise: add sets of classes, or intervals of ratings, that have "
+            "the label in them for this share of texts.",
+            metavar="SHARE",
+            parser=options.share,
+            show_default="none",
+        ),
+    ] = None,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
@@ -122,6 +132,10 @@ def predict(
             )
         if certainty is not None:
             raise ConfigError(f"--certainty: got {certainty} for {what}; leave it out")
+    if coverage is not None:
+        coverage = INSIDE("coverage", coverage)
+        if posterior.promised is None:
+            raise ConfigError("--coverage: it needs calibration rows; bhpeft promise first")
     family, single = guide_of(posterior), len(posterior.components) == 1
     check_samples(samples, family, posterior.model.likelihood)
     check_method(posterior, method, samples, certainty)
@@ -143,7 +157,7 @@ def predict(
                 kept.count(forecast)
                 whole.next()
 
-            for row in _predicted(posterior, data, by, skip_bad, how, bad, done):
+            for row in _predicted(posterior, data, by, coverage, skip_bad, how, bad, done):
                 kept.add(*row)
         if bad:
             why = next(iter(bad.values())).removesuffix(FILL_IN)
@@ -240,6 +254,7 @@ def _predicted(
     posterior: Posterior,
     data: str,
     by: str,
+    coverage: float | None,
     skip_bad: bool,
     how: dict[str, Any],
     bad: dict[int, str],
@@ -251,6 +266,7 @@ def _predicted(
     the forecast of each part of the file, None if no row of it can be predicted."""
     from ..data import CutWarning
     from ..data.sources import parts
+    from ..decisions.sets import covering
     from ..prediction.predict import PART
 
     model, columns, first = posterior.model, posterior.columns, 0
@@ -272,6 +288,11 @@ def _predicted(
         predicted: dict[int, Any] = {}
         if forecast is not None:
             summary = forecast.summary()
+            if coverage is not None:
+                with warnings.catch_warnings():
+                    if first:  # said of the first part
+                        warnings.simplefilter("ignore")
+                    summary |= covering(forecast, coverage)
             texts = forecast.texts or [""] * len(forecast)
             every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]
             if forecast.rows is None:  # a row has one example

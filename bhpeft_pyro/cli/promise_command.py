@@ -15,15 +15,7 @@ def promise(
     run: options.Run,
     data: options.Data,
     config: options.Config = None,
-    error: Annotated[
-        Any,
-        typer.Option(
-            help="The largest share of wrong answers.",
-            metavar="SHARE",
-            parser=options.share,
-            show_default="5%",
-        ),
-    ] = None,
+    error: options.Error = None,
     confidence: Annotated[
         Any,
         typer.Option(
@@ -32,12 +24,7 @@ def promise(
             parser=options.share,
         ),
     ] = "90%",
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            help="For ratings: an answer is right up to this distance.", show_default="none"
-        ),
-    ] = None,
+    tolerance: options.Tolerance = None,
     max_share_to_people: Annotated[
         Any,
         typer.Option(

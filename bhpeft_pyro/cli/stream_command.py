@@ -71,6 +71,18 @@ def stream(
     grow: options.Grow = False,
     again: options.Again = False,
     distill: options.Distill = None,
+    promise: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled rows, in no batch, on which every round makes a promise, as `promise` "
+            "does. The next batch tells whether it holds.",
+            metavar="DATA",
+            show_default="no promise",
+            callback=options.check_data,
+        ),
+    ] = None,
+    error: options.Error = None,
+    tolerance: options.Tolerance = None,
     yes: options.Yes = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -88,6 +100,7 @@ def stream(
     from .. import FitOptions, presets, streams
     from ..data.encoding import cut_once
     from ..data.sources import in_file
+    from ..decisions.watching import in_words
     from ..posterior import saving
     from ..streams.stream import encode_ahead
     from .saved import ROUNDS, check_used
@@ -97,6 +110,11 @@ def stream(
     if grow and tests:
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
     check_used(fitting, guide, selects=False)
+    promised = None
+    if promise is not None:
+        promised = {"calibration": promise, "error": error, "tolerance": tolerance}
+    elif error is not None or tolerance is not None:
+        raise ConfigError("--error, --tolerance: they are of a promise; expected --promise too")
     if saving.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
     whole = LabelledTable(data, reading, yes)
@@ -135,11 +153,18 @@ def stream(
             grow=grow,
             again=again,
             distill=distill,
+            promise=promised,
             columns=task.columns,
         )
     record = streams.Record.of(last)
     if len(record.rows) > 1:  # nothing is predicted before the first round
         _plot(record, out / "stream.png")
+    for row in record.rows[done:]:
+        if row.get("promise/broken"):
+            say(
+                f"note: {row['batch']}: the promise of the round before {in_words(row)}; new "
+                "calibration rows renew it"
+            )
     if done < len(batches):
         say(f"{last.report}")
     say(f"the last posterior is in {out / ROUNDS / last.report.id}")

@@ -1,35 +1,18 @@
 """A promised error: which texts are answered, so that few of the answers are wrong.
 
 Texts are ordered by the probability that their answer is right, `Forecast.chance_right`. Only those
-above a threshold are answered. It is set on N labelled calibration rows, which nothing was learnt
-from or chosen by, and is always the value of one of them.
-
-**Why it holds.** Let R(s) be the error of the population among the share s of texts with the
-highest values; it is continuous in s. Thresholds at the ranks k_1 < k_2 < ... of the calibration
-rows are tested in this order, each by the exact binomial tail of the errors among the k_j - 1 rows
-above it, up to the first test that does not pass at level 1 - confidence (fixed-sequence testing;
-Angelopoulos et al. 2021, "Learn then test"). The promise is broken only if the test of the first
-threshold with R > error passes. The set where R > error is a union of intervals, at whose ends R
-equals `error`. Take as given how many rows lie in each of them, and in each gap between them: this
-says which test is the first such one, and leaves the rows in each independent. In each interval and
-gap below this threshold's own interval, a row is then wrong with probability `error` exactly, and
-in the part of that interval before the threshold with a higher one. So the errors are binomial at
-least, and the test passes with probability at most 1 - confidence, although the thresholds are
-values of the same rows: none are spent on choosing them. (Rows with exactly the same value are
-answered together or not at all.)
+above a threshold are answered. It is set on labelled calibration rows (`decisions.thresholds`) that
+nothing was learnt from or chosen by.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
-from scipy.stats import beta, binom
 from torch import Tensor
 
 from ..base.checks import INSIDE, MAYBE_POSITIVE, Number, check_types
@@ -37,20 +20,16 @@ from ..base.names import Method
 from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..forecast.base import Forecast
+from .thresholds import ALL, by_error, by_share, rows_needed
 
 if TYPE_CHECKING:
     from ..model.model import Model
     from ..posterior.posterior import Posterior
     from ..priors.prior_file import Plain, Tensors
 
-__all__ = ["Promise", "rows_needed"]
+__all__ = ["Promise", "check_rows", "terms", "with_promise"]
 
 P = TypeVar("P", bound="Posterior")
-
-_STEPS = 50  # thresholds that are tested
-_FIRST = (1.1, 4.0)  # the first one has so many times the fewest rows above it, between these,
-_SHARE = 1 / 3  # or this share of all rows
-_ALL = -1.0  # a threshold below all values
 
 _ANSWERS = {  # by the kind of labels, when an answer is wrong, and what texts are ordered by
     "class": (
@@ -124,9 +103,9 @@ class Promise:
     def in_short(self) -> str:
         """What is promised, in one line."""
         return (
-            f"at most {_share(self.error)} of answers are wrong (confidence "
-            f"{_share(self.confidence)}), by {self.method}; {_share(self.share)} of {self.rows} "
-            "calibration rows are answered"
+            f"at most {in_percent(self.error)} of answers are wrong (confidence "
+            f"{in_percent(self.confidence)}), by {self.method}; {in_percent(self.share)} of "
+            f"{self.rows} calibration rows are answered"
         )
 
     def answers(self, forecast: Forecast) -> Tensor:
@@ -150,13 +129,17 @@ class Promise:
 
     def __str__(self) -> str:
         wrong, value = (text.format(tolerance=self.tolerance) for text in _ANSWERS[self.kind])
-        lines = [f"promise: of the texts that are answered, at most {_share(self.error)} are wrong"]
+        lines = [
+            f"promise: of the texts that are answered, at most {in_percent(self.error)} are wrong"
+        ]
         if self.to_people is not None:
-            lines[0] += f", and at most {_share(self.to_people)} of all texts are left to people"
+            lines[0] += (
+                f", and at most {in_percent(self.to_people)} of all texts are left to people"
+            )
         lines += [
             f"an answer is wrong if {wrong}",
-            f"confidence {_share(self.confidence)}: so many of such promises are kept, over random "
-            "draws of calibration rows",
+            f"confidence {in_percent(self.confidence)}: so many of such promises are kept, over "
+            "random draws of calibration rows",
             f"it holds for texts like the {self.rows} calibration rows: of the same source, drawn "
             "in the same way. Nothing is promised of others, nor of a selection of these",
         ]
@@ -166,9 +149,9 @@ class Promise:
                 "error or a better fit may help"
             )
         else:
-            above = "all" if self.threshold == _ALL else f"if {value} is above {self.threshold:.4g}"
+            above = "all" if self.threshold == ALL else f"if {value} is above {self.threshold:.4g}"
             lines.append(
-                f"answered: {above}; {_share(self.share)} of the calibration rows "
+                f"answered: {above}; {in_percent(self.share)} of the calibration rows "
                 f"({self.answered}, {self.wrong} of them wrong). The others are for people"
             )
         return "\n".join([*lines, f"for forecasts by {self.method} of round {self.round}"])
@@ -194,13 +177,43 @@ class Promise:
         return made
 
 
-def rows_needed(error: float, confidence: float) -> int:
-    """The fewest answered calibration rows on which an error can be promised, none of them wrong.
+def terms(
+    model: Model,
+    error: float | None = None,
+    confidence: float = 0.9,
+    tolerance: float | None = None,
+    max_share_to_people: float | None = None,
+) -> tuple[float | None, float]:
+    """The error that is asked for, None if it follows from the share to people, and the confidence,
+    once all arguments of a promise are checked."""
+    confidence, tolerance = INSIDE("confidence", confidence), MAYBE_POSITIVE("tolerance", tolerance)
+    error = Number(above=0, below=1, none=True)("error", error)
+    to_people = Number(least=0, below=1, none=True)("max_share_to_people", max_share_to_people)
+    if error is not None and to_people is not None:
+        raise ConfigError(
+            f"error={error}, max_share_to_people={to_people}: the one follows from the other; "
+            "expected one of them"
+        )
+    kind = model.likelihood.kind
+    if (kind == "rating") != (tolerance is not None):
+        what = "a distance up to which an answer is right" if kind == "rating" else "None"
+        raise ConfigError(f"tolerance={tolerance}: for kind {kind!r} expected {what}")
+    if model.network.head.each_word:
+        raise ConfigError(
+            "promise: the words of a sentence are wrong together, so that no error can be promised "
+            "for them one by one; expected a posterior of whole texts"
+        )
+    return 0.05 if error is None and to_people is None else error, confidence
 
-    >>> [rows_needed(error, 0.9) for error in (0.1, 0.05, 0.01)]
-    [22, 45, 230]
-    """
-    return math.ceil(math.log1p(-confidence) / math.log1p(-error))
+
+def check_rows(count: int, error: float | None, confidence: float) -> None:
+    """Raise a DataError if so many calibration rows are too few."""
+    fewest = rows_needed(error, confidence) if error else 1
+    if count < fewest:
+        raise DataError(
+            f"calibration: {count} rows; expected at least {fewest}, of which no answer is wrong, "
+            f"for an error of {error:g} with confidence {confidence:g}, and better some hundreds"
+        )
 
 
 def with_promise(
@@ -213,49 +226,27 @@ def with_promise(
     method: Method | None,
 ) -> P:
     """See `Posterior.promise`."""
-    confidence, tolerance = INSIDE("confidence", confidence), MAYBE_POSITIVE("tolerance", tolerance)
-    error = Number(above=0, below=1, none=True)("error", error)
-    to_people = Number(least=0, below=1, none=True)("max_share_to_people", max_share_to_people)
-    if None not in (error, to_people):
-        raise ConfigError(
-            f"error={error}, max_share_to_people={to_people}: the one follows from the other; "
-            "expected one of them"
-        )
-    error = 0.05 if error is None and to_people is None else error
+    error, confidence = terms(posterior.model, error, confidence, tolerance, max_share_to_people)
     kind = posterior.model.likelihood.kind
-    if (kind == "rating") != (tolerance is not None):
-        what = "a distance up to which an answer is right" if kind == "rating" else "None"
-        raise ConfigError(f"tolerance={tolerance}: for kind {kind!r} expected {what}")
-    if posterior.model.network.head.each_word:
-        raise ConfigError(
-            "promise: the words of a sentence are wrong together, so that no error can be promised "
-            "for them one by one; expected a posterior of whole texts"
-        )
     posterior = posterior.replace(promised=None)
     examples = posterior.encode(calibration)
     way = method or ("student" if posterior.student is not None else None)
     examples = _unused(posterior, examples, way == "student")
-    fewest = rows_needed(error, confidence) if error else 1
-    if len(examples) < fewest:
-        raise DataError(
-            f"calibration: {len(examples)} rows; expected at least {fewest}, of which no answer is "
-            f"wrong, for an error of {error:g} with confidence {confidence:g}, and better some "
-            "hundreds"
-        )
+    check_rows(len(examples), error, confidence)
     forecast: Any = posterior.predict(examples, method=method)
     chance, wrong = forecast.chance_right(tolerance), forecast.wrong(tolerance)
     if error is not None:
-        threshold = _tested(chance, wrong, error, confidence)
+        threshold = by_error(chance, wrong, error, confidence)
     else:
-        assert to_people is not None
-        threshold, error = _shared(chance, wrong, to_people, confidence)
+        assert max_share_to_people is not None
+        threshold, error = by_share(chance, wrong, max_share_to_people, confidence)
     above = torch.zeros_like(wrong) if threshold is None else chance > threshold
     promised = Promise(
         kind=kind,
         error=error,
         confidence=confidence,
         tolerance=tolerance,
-        to_people=to_people,
+        to_people=max_share_to_people,
         threshold=threshold,
         rows=len(examples),
         answered=int(above.sum()),
@@ -265,47 +256,6 @@ def with_promise(
         calibration={"chance": chance, **_calibration(forecast, kind)},
     )
     return posterior.replace(promised=promised)
-
-
-def _tested(chance: Tensor, wrong: Tensor, error: float, confidence: float) -> float | None:
-    """The lowest threshold that a fixed sequence of tests passes; None if it passes none."""
-    rows, fewest = len(chance), rows_needed(error, confidence)
-    first = min(max(_SHARE * rows, _FIRST[0] * fewest), _FIRST[1] * fewest, rows)
-    counts = np.linspace(first, rows, _STEPS).round().astype(int)
-    found = None
-    for threshold, answered, mistakes in _at_counts(chance, wrong, counts):
-        if binom.cdf(mistakes, answered, error) > 1 - confidence:
-            break
-        found = threshold
-    return found
-
-
-def _shared(
-    chance: Tensor, wrong: Tensor, to_people: float, confidence: float
-) -> tuple[float, float]:
-    """The threshold above which at least all texts but the share `to_people` lie, and the error
-    that is not exceeded there; each with half of the doubt."""
-    rows, doubt = len(chance), (1 - confidence) / 2
-    # The share of texts above the k-th of N values has the distribution Beta(k, N - k + 1).
-    ranks = np.arange(1, rows + 1)
-    enough = beta.cdf(1 - to_people, ranks, rows - ranks + 1) <= doubt
-    count = int(ranks[enough][0]) - 1 if enough.any() else rows
-    ((threshold, answered, mistakes),) = _at_counts(chance, wrong, np.array([max(count, 1)]))
-    bound = beta.ppf(1 - doubt, mistakes + 1, answered - mistakes) if mistakes < answered else 1.0
-    return threshold, float(bound)
-
-
-def _at_counts(chance: Tensor, wrong: Tensor, counts: np.ndarray) -> list[tuple[float, int, int]]:
-    """Thresholds with so many rows above each, or more where values are the same: the threshold,
-    that number, and how many of these rows are wrong."""
-    order = chance.argsort(descending=True, stable=True)
-    values, mistakes = chance[order].numpy(), wrong[order].cumsum(0)
-    # The last row of those with the same value.
-    ends = np.unique(np.searchsorted(-values, -values[counts - 1], side="right"))
-    return [
-        (float(values[end]) if end < len(values) else _ALL, int(end), int(mistakes[end - 1]))
-        for end in ends
-    ]
 
 
 def _unused(posterior: Posterior, examples: Examples, by_student: bool) -> Examples:
@@ -352,10 +302,10 @@ def _calibration(forecast: Any, kind: str) -> dict[str, Tensor]:
     return kept | ({} if novelty is None else {"novelty": novelty.double()})
 
 
-def _share(value: float) -> str:
+def in_percent(value: float) -> str:
     """A share in per cent, with the digits that it has.
 
-    >>> _share(0.05), _share(0.125), _share(0.123456)
+    >>> in_percent(0.05), in_percent(0.125), in_percent(0.123456)
     ('5%', '12.5%', '12.3%')
     """
     return f"{100 * value:.3g}%"

@@ -26,12 +26,13 @@ from torch import Tensor
 
 from ..base.checks import INSIDE, boolean, few
 from ..errors import ConfigError, DataError
+from ..forecast.base import digits
 
 if TYPE_CHECKING:
     from ..forecast.base import Forecast
     from .promises import Promise
 
-__all__ = ["intervals_of", "sets_of"]
+__all__ = ["covering", "intervals_of", "sets_of"]
 
 _ROUNDING = 1e-9  # (1 - 0.9) * 10 is a little below 1
 
@@ -108,6 +109,23 @@ def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
     )
     lower, upper = torch.from_numpy(ends).unbind(1)
     return lower, upper
+
+
+def covering(forecast: Forecast, level: float) -> dict[str, list[Any]]:
+    """Columns with sets or intervals, whichever the forecast has, as plain values by row.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=30, progress=False)
+    >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
+    >>> covering(posterior.predict(["w5 w20"]), 0.5)
+    {'set_50': [[0]]}
+    """
+    named = f"{100 * level:g}"
+    if forecast.promised is not None and forecast.promised.kind == "rating":
+        ends = zip(("from", "to"), intervals_of(forecast, level), strict=True)
+        return {f"{name}_{named}": digits(end) for name, end in ends}
+    return {f"set_{named}": sets_of(forecast, level, empty=False)}
 
 
 def _rows_needed(level: float) -> int:

@@ -1,14 +1,17 @@
-"""Whether a stream goes on with the model, the reading and the batches that it began with."""
+"""Whether a stream can begin, and goes on with the model, the reading and the batches that it began
+with."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..base.checks import check
 from ..base.fit_options import FitOptions
-from ..data import Columns
+from ..data import Columns, Examples
+from ..decisions.promises import check_rows, terms
 from ..errors import ConfigError, DataError
 from ..model.likelihoods import Likelihood
 from ..model.model import Model
@@ -18,6 +21,24 @@ from ..posterior.update import has_learnt
 from .history import History
 
 _READING = ("text", "pair", "label", "question", "choices", "answer", "max_length")
+
+
+def check_promise(
+    model: Model, promise: Mapping[str, Any], read: Callable[[object], Examples]
+) -> None:
+    """Refuse arguments of `Posterior.promise` that cannot work, before anything is learnt."""
+    check(promise, Mapping, "promise", "a mapping of arguments, or None")
+    if "calibration" not in promise:
+        raise ConfigError(f"promise: got {[*promise]}; expected 'calibration', labelled rows, too")
+    asked = {name: promise[name] for name in promise if name not in ("calibration", "method")}
+    how = terms(model, **asked)
+    try:
+        rows = read(promise["calibration"])
+        if rows.labels is None:
+            raise DataError("calibration: labels are missing")
+        check_rows(len(rows), *how)
+    except DataError as error:
+        raise DataError(f"promise: {error}") from error
 
 
 def last_round(history: History, model: Model) -> Posterior | None:

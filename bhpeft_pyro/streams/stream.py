@@ -18,6 +18,7 @@ from ..base.threads import seeded
 from ..data import Columns, Examples, encode
 from ..data.copies import shared
 from ..data.encoding import CutWarning, cut_once
+from ..decisions.watching import watched
 from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, PriorGuide, autoguide
@@ -32,7 +33,7 @@ from ..prediction.predict import predict
 from .drift import assess
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
-from .resume import check_same_batch, check_same_stream, last_round
+from .resume import check_promise, check_same_batch, check_same_stream, last_round
 
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
@@ -57,6 +58,7 @@ def stream(
     grow: bool = False,
     again: bool = False,
     distill: object | None = None,
+    promise: Mapping[str, Any] | None = None,
     progress: bool = True,
     **changes: Any,
 ) -> Posterior:
@@ -81,6 +83,9 @@ def stream(
         keep, replay, grow, again: as for `Posterior.update`.
         distill: texts to make a student with after every round, as for `Posterior.update`. Metrics
             are those of the posterior. If there is no student, the round is not saved either.
+        promise: arguments of `Posterior.promise`, such as {"calibration": rows, "error": 0.1}, to
+            make a promise after every round. The next batch tells whether it holds
+            (`decisions.watching.watched`). The rows must be in no batch.
         progress: show a progress bar.
 
     Returns:
@@ -118,6 +123,9 @@ def stream(
     if keep != 1:
         forget(keep, prior, model.prior, model.sites)
     texts = None if distill is None else texts_for(model, distill, columns, chosen.seed)
+    if promise is not None:
+        unnamed = replace(columns, label_names=None)
+        check_promise(model, promise, lambda rows: encode_ahead(model, rows, unnamed))
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         how: Any = {"options": chosen, "replay": replay, "executor": executor}
@@ -126,7 +134,8 @@ def stream(
             learnt = fit(model, guide, data, **start, **how)
         else:
             learnt = last.update(data, keep=keep, grow=grow, again=again, **how)
-        return learnt if texts is None else with_student(learnt, texts, chosen)
+        learnt = learnt if texts is None else with_student(learnt, texts, chosen)
+        return learnt if promise is None else learnt.promise(**promise)
 
     def check_same(history: History, last: Posterior) -> None:
         check_same_stream(history, last, made.title(), components, columns, chosen, keep)
@@ -257,10 +266,13 @@ def _before(
     posterior: Posterior, examples: Examples, samples: int | None, drift: bool
 ) -> dict[str, float]:
     """Metrics of predicting a batch that is not learnt yet, with those of its drift."""
+    noted = {}
+    if posterior.promised is not None:
+        noted = watched(posterior.predict(examples), posterior.lineage)
     if not drift:
-        return posterior.replace(student=None).evaluate(examples, samples)
+        return posterior.replace(student=None).evaluate(examples, samples) | noted
     assessed = assess(posterior, examples)
-    noted = {f"drift/{key}": value for key, value in assessed.metrics().items()}
+    noted |= {f"drift/{key}": value for key, value in assessed.metrics().items()}
     return evaluate(assessed.forecast) | noted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
 from pathlib import Path
@@ -52,6 +53,59 @@ def test_it_is_not_claimed_for_other_predictions(copied, calibration, folder):
     said = bhpeft("predict", copied, new, "--out", out, "--seed", 1, "--device", "cpu").stderr
     assert "note: nothing is promised of these" in said and "for people" not in said
     assert "answered" not in read_csv(out)[0]
+
+
+def test_sets_are_added(copied, calibration, folder):
+    pytest.importorskip("crepes")
+    new, out = folder / "new.csv", copied.parent / "out.csv"
+    predict = ("predict", copied, new, "--out", out, "--coverage", "80%", "--device", "cpu")
+    assert "--coverage: it needs calibration rows; bhpeft promise first" in error(*predict)
+    bhpeft("promise", copied, calibration, *HALF, "--device", "cpu")
+    bhpeft(*predict)
+    sets = loaded(copied, folder).predict(str(new)).sets(0.8)
+    assert [json.loads(row["set_80"]) for row in read_csv(out)] == sets
+    assert "--coverage 1.0 must be" in error(*predict[:-3], "100%", "--overwrite")
+
+
+def test_intervals_are_added(tmp_path, folder):
+    pytest.importorskip("crepes")
+    texts = [f"w{5 + i % 9} w{10 + i % 30} w{40 - i // 9}" for i in range(120)]
+    rows = [str(i % 9 / 2) for i in range(120)]
+    train, more = (
+        write_csv(tmp_path / name, text=texts[part], rating=rows[part])
+        for name, part in (("train.csv", slice(60)), ("calibration.csv", slice(60, None)))
+    )
+    run, out = tmp_path / "run", tmp_path / "out.csv"
+    fit = ("fit", train, "--backbone", folder / "tiny", "--out", run, "--preset", "head_only")
+    bhpeft(*fit, "--components", 1, "--max-steps", 5, "--device", "cpu")
+    assert "no --tolerance: for kind 'rating'" in error("promise", run, more)
+    said = bhpeft("promise", run, more, "--tolerance", 1, *HALF).stdout
+    assert "more than 1 from the rating" in said
+    bhpeft("predict", run, folder / "new.csv", "--out", out, "--coverage", "75%")
+    ends = loaded(run, folder).predict(str(folder / "new.csv")).intervals(0.75)
+    for name, values in zip(("from_75", "to_75"), ends, strict=True):
+        found = [float(row[name]) for row in read_csv(out)]
+        assert found == pytest.approx(values.tolist(), rel=1e-5)
+
+
+def test_a_stream_promises_and_history_says_when_it_is_broken(tmp_path, folder, calibration):
+    first = [i % 2 for i in range(90)]
+    names = ["good" if k else "bad" for k in first]
+    names[60:] = ["good" if i % 3 else "bad" for i in range(30)]
+    texts = [f"w{5 + k} w{7 + i % 3} w{30 + i // 6}" for i, k in enumerate(first)]
+    data = write_csv(tmp_path / "data.csv", text=texts, label=names)
+    out = ("--out", tmp_path / "stream")
+    stream = ("stream", data, "--batch", 30, "--backbone", folder / "tiny", "--components", 1)
+    stream = (*stream, "--preset", "head_only", "--max-steps", 60, "--device", "cpu")
+    assert "expected --promise too" in error(*stream, *out, "--error", "5%")
+    few = write_csv(tmp_path / "few.csv", text=["w6 w49"] * 3, label=["good"] * 3)
+    assert "calibration: 3 rows; expected at least 45" in error(*stream, *out, "--promise", few)
+    bhpeft(*stream, *out, "--promise", calibration, "--error", "20%")
+    rows = read_csv(tmp_path / "stream" / "record.csv")
+    assert rows[0]["promise/answered"] == "" and float(rows[1]["promise/answered"]) > 0
+    shown = bhpeft("history", tmp_path / "stream").stdout
+    states = ["holds" if row["promise/broken"] == "0.0" else "broken" for row in rows[1:]]
+    assert re.findall("holds|broken", shown) == states and "promise" in shown
 
 
 def test_the_error_is_promised_or_no_row_is_answered(copied, calibration, folder):

@@ -1,0 +1,219 @@
+"""Does a promise still hold? It is watched as labels come in, and as texts do.
+
+**Labels.** Let x of n answered texts be wrong, and a be the promised error. The e-value is the mean
+likelihood ratio of errors p > a against a, with p uniform in (a, 1):
+
+    E = 1/(1 - a) int_a^1 p^x (1 - p)^(n - x) dp / (a^x (1 - a)^(n - x))
+
+As long as each answer is wrong with probability a at most, whatever came before, E is a test
+supermartingale: it ever exceeds 1/d with probability at most d (Ville's inequality; Ramdas et al.
+2023, "Game-theoretic statistics and safe anytime-valid inference"). So it may be looked at after
+each text. It depends on two counts alone. At a true error of 15% against 5% it takes some 50
+labelled answers, where MAPIE's `RiskMonitoring`, whose bound is for any bounded loss, takes 250 to
+550.
+
+**Texts without labels.** How certain the forecast is of a text, and how unlike what was learnt it
+is, are ranked among those of the calibration rows and of the texts before it. These p-values are
+uniform and independent as long as all come from one source. A conformal test martingale of crepes
+(Vovk et al. 2005, the simple jumper) bets that they are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from scipy.special import betaln
+from scipy.stats import beta
+from torch import Tensor
+
+from ..base.checks import INSIDE, check
+from ..errors import ConfigError
+from ..forecast.base import Forecast
+from .promises import Promise, in_percent
+
+if TYPE_CHECKING:
+    from ..training.report import FitReport
+
+__all__ = ["Watch", "error_evidence", "in_words", "watched"]
+
+_LEVEL = 0.05  # of a false alarm, ever
+
+
+@dataclass
+class Watch:
+    """Watches a promise: tells it forecasts, with labels as soon as there are any.
+
+    Attributes:
+        promise: that of a posterior.
+        level: the largest probability of a false alarm, however long it watches; half of it is for
+            labels and half for texts.
+        answered, wrong: how many answered texts with labels it has seen, and how many of the
+            answers were wrong.
+        texts: how many texts it has seen.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=30, progress=False)
+    >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
+    >>> watch = Watch(posterior.promised)
+    >>> watch.see(posterior.predict(tiny_examples(100, seed=2))).holds
+    True
+    """
+
+    promise: Promise
+    level: float = _LEVEL
+    answered: int = 0
+    wrong: int = 0
+    texts: int = 0
+    _values: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    _largest: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check(self.promise, Promise, "promise", "posterior.promised")
+        self.level = INSIDE("level", self.level)
+
+    def see(self, forecast: Forecast) -> Self:
+        """Take more texts into account.
+
+        Args:
+            forecast: of texts in the order in which they came, by the posterior of the promise. If
+                it has labels, they count: give a text once, with its label or without.
+
+        Raises:
+            ConfigError: it is not under this promise; or crepes is missing
+                (`pip install 'bhpeft_pyro[decisions]'`).
+        """
+        if str(forecast.promised) != str(self.promise):
+            raise ConfigError(
+                "forecast: it is not under the promise that is watched; expected one of the "
+                f"posterior of round {self.promise.round}, by {self.promise.method}"
+            )
+        if forecast.labels is not None:
+            answered = self.promise.answers(forecast)
+            self.answered += int(answered.sum())
+            self.wrong += int((forecast.wrong(self.promise.tolerance) & answered).sum())
+            evidence = error_evidence(self.answered, self.wrong, self.promise.error)
+            self._largest["labels"] = max(evidence, self.evidence("labels"))
+        seen = {"chance": forecast.chance_right(self.promise.tolerance)}
+        if "novelty" in self.promise.calibration:
+            seen["novelty"] = getattr(forecast, "novelty")  # noqa: B009
+        for name, values in seen.items():
+            so_far = self._values.setdefault(name, [])
+            so_far.extend(values.tolist())
+            evidence = _text_evidence(self.promise.calibration[name], so_far)
+            self._largest[name] = max(evidence, self.evidence(name))
+        self.texts += len(forecast)
+        return self
+
+    def evidence(self, of: str) -> float:
+        """The largest e-value so far that "labels" are wrong too often, or that the "chance" of
+        being right or the "novelty" of texts is not as it was; 1 or less is none."""
+        return self._largest.get(of, 1.0)
+
+    @property
+    def errors_exceed(self) -> bool:
+        """Whether more answers are wrong than was promised."""
+        return self.evidence("labels") >= 2 / self.level
+
+    @property
+    def texts_differ(self) -> bool:
+        """Whether texts are no longer like the calibration rows."""
+        of_texts = max(len(self._values), 1)
+        return any(self.evidence(name) >= 2 * of_texts / self.level for name in self._values)
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing speaks against the promise."""
+        return not (self.errors_exceed or self.texts_differ)
+
+    def __str__(self) -> str:
+        lines = [
+            f"at most {in_percent(self.promise.error)} wrong, promised in round "
+            f"{self.promise.round}: {'holds so far' if self.holds else 'no longer holds'}"
+        ]
+        if self.answered:
+            lines.append(
+                f"{self.wrong} of {self.answered} answers with labels are wrong "
+                f"({in_percent(self.wrong / self.answered)})"
+                + ", more than was promised"
+                * self.errors_exceed
+            )
+        like = "not like" if self.texts_differ else "like"
+        lines.append(f"{self.texts} texts, {like} the calibration rows")
+        if not self.holds:
+            lines.append("posterior.promise with new calibration rows makes another")
+        return "\n".join(lines)
+
+
+def error_evidence(answered: int, wrong: int, error: float) -> float:
+    """The e-value that more than a share `error` of answers are wrong; see the module.
+
+    >>> round(error_evidence(100, 5, 0.05), 2), round(error_evidence(100, 15, 0.05))
+    (0.13, 98)
+    """
+    right = answered - wrong
+    log = betaln(wrong + 1, right + 1) + beta.logsf(error, wrong + 1, right + 1)
+    log -= math.log1p(-error) + wrong * math.log(error) + right * math.log1p(-error)
+    return float(np.exp(min(log, 700.0)))
+
+
+def watched(forecast: Forecast, lineage: Sequence[FitReport]) -> dict[str, float]:
+    """What the report of a round says of the promise of the round before it, from its forecast of
+    the round's data before they were learnt.
+
+    `promise/answered` and `promise/wrong` count these data; `promise/evidence` is `error_evidence`
+    of them and of the rounds before, as far as they promised the same error, and since the last
+    alarm; `promise/broken` is 1 if that is an alarm.
+    """
+    promised = forecast.promised
+    if promised is None or forecast.labels is None:
+        return {}
+    answered = promised.answers(forecast)
+    counts = [int(answered.sum()), int((forecast.wrong(promised.tolerance) & answered).sum())]
+    noted = {"promise/answered": float(counts[0]), "promise/wrong": float(counts[1])}
+    for report in reversed(lineage):
+        before = report.metrics
+        if before.get("promise/error") != promised.error or before["promise/broken"]:
+            break
+        counts = [n + int(before[k]) for n, k in zip(counts, noted, strict=True)]
+    evidence = error_evidence(counts[0], counts[1], promised.error)
+    broken = float(evidence >= 1 / _LEVEL)
+    noted |= {"promise/error": promised.error, "promise/evidence": evidence}
+    return noted | {"promise/broken": broken}
+
+
+def in_words(metrics: Mapping[str, float]) -> str | None:
+    """What a report's metrics, those of `watched`, say of the promise; None if nothing.
+
+    >>> in_words({"promise/answered": 40.0, "promise/wrong": 9.0, "promise/broken": 1.0})
+    'no longer holds, 9 of 40 wrong'
+    """
+    if "promise/broken" not in metrics:
+        return None
+    counts = f"{metrics['promise/wrong']:.0f} of {metrics['promise/answered']:.0f} wrong"
+    return f"{'no longer holds' if metrics['promise/broken'] else 'holds'}, {counts}"
+
+
+def _text_evidence(calibration: Tensor, values: Sequence[float]) -> float:
+    """The largest value of a martingale that bets on p-values of texts among the calibration rows
+    and the texts before them."""
+    martingales = _crepes()
+    order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(0))
+    scores = -np.concatenate([calibration[order].numpy(), values])
+    p = martingales.semi_online_p_values(scores, seed=0)[len(calibration) :]
+    return float(martingales.SimpleJumper().apply(p).max())
+
+
+def _crepes() -> Any:
+    try:
+        return import_module("crepes.martingales")
+    except ImportError as error:
+        raise ConfigError(
+            "watching texts needs crepes: pip install 'bhpeft_pyro[decisions]'"
+        ) from error

@@ -180,21 +180,3 @@ for report in branch.lineage:
 # %% [markdown]
 # The nats are the KL divergence of each round from its own prior, which already has what earlier
 # rounds learnt.
-#
-# ## Replay
-#
-# `replay` sets some examples aside, here a quarter of a batch. Only a copy of the posterior, which
-# makes the predictions, is also fitted to them. The next round starts without that copy, so no
-# example counts twice.
-
-# %%
-replay = max(batch // 4, 2)
-kept = bh.fit(model, "normal", films, epochs=epochs, progress=False, replay=replay)
-kept = kept.update(tweets, replay=replay)
-print(f"{len(kept.coreset.examples)} examples are kept")
-show("with replay", kept)
-show("without", second)
-
-# %% [markdown]
-# There is no gain here, since almost nothing had been forgotten. On both tests the difference is
-# smaller than the standard error.

@@ -102,12 +102,6 @@ def growth(guide: Any) -> Iterator[bh.Posterior]:
     yield first.update(MORE, grow=True)
 
 
-def replay() -> Iterator[bh.Posterior]:
-    first = bh.fit(tiny_model(), "normal", tiny_examples(24), replay=6, **QUICK)
-    yield first
-    yield first.update(tiny_examples(12, 1), replay=6)
-
-
 def own_prior() -> Iterator[bh.Posterior]:
     yield bh.fit(
         tiny_model(prior=bh.priors.Horseshoe()), "normal", tiny_examples(24), **QUICK, particles=2
@@ -146,7 +140,6 @@ FITS: dict[str, Callable[[], Iterator[bh.Posterior]]] = {
     "mixture in rounds": mixture,
     "growth, laplace": lambda: growth("laplace"),
     "growth, normal": lambda: growth("normal"),
-    "replay": replay,
     "horseshoe": own_prior,
     "another family": changed_family,
     "words": words,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from ..base.checks import INSIDE, Number
+from ..base.checks import INSIDE
 from ..errors import ConfigError, DataError
 from . import options
 from .predicted_rows import Kept, write_rows
@@ -61,15 +61,6 @@ def predict(
     text_column: options.TextColumn = None,
     method: options.Method = None,
     samples: options.Samples = None,
-    certainty: Annotated[
-        float | None,
-        typer.Option(
-            help="For classes and choices: save time by using fewer components where they agree. "
-            "1 skips those that cannot change the predicted class; a smaller number skips more, "
-            "and may change the class of some texts.",
-            show_default="all components",
-        ),
-    ] = None,
     coverage: Annotated[
         Any,
         typer.Option(
@@ -115,8 +106,6 @@ def predict(
 
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
-    if certainty is not None:
-        certainty = Number(above=0, most=1)("--certainty", certainty)
     out = out or _beside(data)
     check_file(out, ".csv", ".jsonl")
     if out.resolve() == Path(data).resolve():
@@ -124,30 +113,24 @@ def predict(
     if out.exists() and not overwrite:
         raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
     posterior = open_run(run, backbone, device)
-    if (kind := posterior.model.likelihood.kind) in ("labels", "rating"):
+    kind = posterior.model.likelihood.kind
+    if by in _OF_CLASSES and kind in ("labels", "rating"):
         what = "labels" if kind == "labels" else "ratings"
-        if by in _OF_CLASSES:
-            raise ConfigError(
-                f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric"
-            )
-        if certainty is not None:
-            raise ConfigError(f"--certainty: got {certainty} for {what}; leave it out")
+        raise ConfigError(f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric")
     if coverage is not None:
         coverage = INSIDE("coverage", coverage)
         if posterior.promised is None:
             raise ConfigError("--coverage: it needs calibration rows; bhpeft promise first")
     family, single = guide_of(posterior), len(posterior.components) == 1
     check_samples(samples, family, posterior.model.likelihood)
-    check_method(posterior, method, samples, certainty)
-    if certainty is not None and single:
-        raise ConfigError(f"--certainty: got {certainty}, but there is one component; leave it out")
+    check_method(posterior, method, samples)
     if single and family == "delta" and by in ("epistemic", "variance"):
         raise ConfigError(f"--by: got {by!r}, of which a point estimate has none; expected total")
     posterior = reading(posterior, text_column)
     with _advising(skip_bad):
         names, total = _check_data(posterior, data, skip_bad)
     called, unit, number = places(data)
-    how = {"method": method, "samples": samples, "seed": draw_seed, "certainty": certainty}
+    how = {"method": method, "samples": samples, "seed": draw_seed}
     with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
         kept = Kept(file, posterior.model.network.head.each_word)
         bad: dict[int, str] = {}

@@ -71,17 +71,11 @@ def check_samples(
         raise ConfigError(f"--samples: {why}, so nothing is drawn; leave it out")
 
 
-def check_method(
-    posterior: Posterior, method: Method | None, samples: int | None, certainty: float | None = None
-) -> None:
+def check_method(posterior: Posterior, method: Method | None, samples: int | None) -> None:
     """Refuse a way to predict that a posterior does not have, before rows are read."""
     if method == "student":
-        given = {"--samples": samples, "--certainty": certainty}
-        if drawn := [name for name, value in given.items() if value is not None]:
-            raise ConfigError(
-                f"--method: a student takes one pass, without draws or components; leave out "
-                f"{' and '.join(drawn)}, or --method"
-            )
+        if samples is not None:
+            raise ConfigError("--method: a student draws nothing; leave out --samples, or --method")
         if posterior.student is None:
             raise ConfigError("--method: there is no student; `bhpeft distill RUN DATA` makes one")
     elif method is not None:

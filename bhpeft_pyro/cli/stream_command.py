@@ -64,10 +64,6 @@ def stream(
         ),
     ] = "0",
     keep: options.Keep = 1.0,
-    replay: Annotated[
-        int | None,
-        typer.Option(help="Hold so many examples back; each round learns them last.", min=1),
-    ] = None,
     grow: options.Grow = False,
     again: options.Again = False,
     distill: options.Distill = None,
@@ -149,7 +145,6 @@ def stream(
             tests=tested,
             options=how,
             keep=keep,
-            replay=replay,
             grow=grow,
             again=again,
             distill=distill,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +33,7 @@ class Examples:
         num_labels: number of classes (kinds "class" and "labels", with labels or names).
         counts: (N,) number of choices (kind "choice").
         probe: ids by which another tokenizer is recognised.
-        hashes: (N,) int64 of all texts of an example, or of a word's sentence, the same for copies;
-            not saved.
+        hashes: (N,) int64 of all texts of an example, or of a word's sentence, the same for copies.
         extra: further columns of numbers by name, each (N,) float32.
         words: None; or, where examples are words, (N, 4) int64: the number of the word's sequence,
             where its tokens begin and end there, and the number of its sentence.
@@ -265,14 +263,10 @@ class Examples:
         """
         return self.planned(self.plan(batch_size))
 
-    def plan(
-        self, batch_size: int, only: Tensor | None = None, most: int | None = None
-    ) -> tuple[Tensor, ...]:
-        """The indices of each batch of `by_length`: of all examples or those in `only`. Batches
-        have at most about `most` tokens, unless they are of a single example."""
+    def plan(self, batch_size: int, most: int | None = None) -> tuple[Tensor, ...]:
+        """The indices of each batch of `by_length`. Batches have at most about `most` tokens,
+        unless they are of a single example."""
         order = self._keys.argsort(descending=True, stable=True)
-        if only is not None:
-            order = order[torch.isin(order, only)]
         sizes = self.lengths if self.counts is None else self.lengths * self.counts
         return within(order, sizes / self.per_text, batch_size, most)
 
@@ -320,31 +314,3 @@ class Examples:
             extra={name: values[indices] for name, values in self.extra.items()},
             spans=None if words is None else words[:, :3],
         )
-
-
-def to_state(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Plain data and tensors for a file, from which `from_state` makes the same examples.
-
-    >>> from bhpeft_pyro.testing import tiny_examples
-    >>> examples = tiny_examples(3)
-    >>> from_state(*to_state(examples)).fingerprint == examples.fingerprint
-    True
-    """
-    parts = (examples, examples.tokens)
-    values = {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
-    del values["tokens"], values["hashes"]
-    values |= {f"extra.{name}": value for name, value in values.pop("extra").items()}
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    return {name: value for name, value in values.items() if name not in tensors}, tensors
-
-
-def from_state(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Examples:
-    """The examples that were saved."""
-    # JSON has lists in place of tuples.
-    values: dict[str, Any] = {**plain, **tensors}
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    tokens = Tokens(**{field.name: values.pop(field.name) for field in fields(Tokens)})
-    extra = {name: values.pop(name) for name in [*values] if name.startswith("extra.")}
-    extra = {name.removeprefix("extra."): value for name, value in extra.items()}
-    hashes = torch.arange(len(values["texts"]))  # nothing is held out of these examples
-    return Examples(tokens=tokens, hashes=hashes, extra=extra, **values)

@@ -119,19 +119,17 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 
     Every draw is run on all the training data. A Laplace approximation is compared with the
     posterior of the linearised network that it approximates, under the prior chosen for its width
-    (`Strategy.target`). (After replay this is approximate if the round and its coreset had
-    other temperatures.) In a mixture each component is compared with its own
-    posterior, and k-hat is that of all draws together.
+    (`Strategy.target`). In a mixture each component is compared with its own posterior, and k-hat
+    is that of all draws together.
 
     Args:
         posterior: the posterior; its model's prior is that of the last round.
-        data: what the last round was fitted to; with replay, `Examples` of its own data and of
-            those kept by the round before: `encode(...).concat(before.coreset.examples)`.
+        data: what the last round was fitted to.
         samples: S, at least 100.
         seed: of the draws.
 
     Raises:
-        DataError: other data than the last round's; or components that learnt different rows.
+        DataError: other data than the last round's.
         ConfigError: fewer than 100 samples, or a fit at temperature 0, which has no posterior.
         GuideError: the guide is a point estimate, or its density is not known.
 
@@ -217,17 +215,11 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
             "data: it is not known what this posterior has learnt; expected one that was made with "
             "its data, as by Posterior.from_draws(model, draws, data)"
         )
-    if len({part.report.data_with_replay for part in posterior.components}) > 1:
-        raise DataError(
-            "data: by replay the components of this mixture have learnt different rows; expected "
-            "one of posterior.components, with the rows that it has learnt"
-        )
     examples, _ = report.parted(posterior.encode(data))
-    if examples.fingerprint != (report.data_with_replay or report.data):
-        replayed = ", with those that the round before had kept" if report.data_with_replay else ""
+    if examples.fingerprint != report.data:
         raise DataError(
             f"data: these {len(examples)} examples are not the {report.examples} that the last "
-            f"round was fitted to{replayed}"
+            "round was fitted to"
         )
     return examples
 

@@ -33,7 +33,6 @@ class ClassForecast(Forecast):
         aleatoric: (N,) mean of the draws' entropies.
         epistemic: (N,) total - aleatoric, the mutual information of label and weights (BALD,
             Houlsby et al. 2011).
-        components: (N,) how many components of a mixture predicted it; None where `between` is.
         between: (N,) the part of `epistemic` that is disagreement between the components of a
             mixture; None if there is only one, or draws of all of them are pooled.
         variance: (N,) variance over the draws of the class probabilities, summed over classes:
@@ -62,7 +61,6 @@ class ClassForecast(Forecast):
     variance: Tensor
     draws: int
     between: Tensor | None = None
-    components: Tensor | None = None
     samples: Tensor | None = None
     label_names: Sequence[str] | None = None
     choices: Tensor | None = None
@@ -174,35 +172,20 @@ class ClassForecast(Forecast):
         return cls(**tensors, draws=1, **about | {"labels": as_labels(about.get("labels"))})
 
     @classmethod
-    def mixed(
-        cls, components: Sequence[ClassForecast], places: Sequence[Tensor] | None = None
-    ) -> ClassForecast:
-        """The equal-weight mixture of forecasts of the same examples, by equally many draws.
-
-        The first is of all N examples; `places` are those that each predicts, if not all do.
-        """
+    def mixed(cls, components: Sequence[ClassForecast]) -> ClassForecast:
+        """The equal-weight mixture of forecasts of the same examples, by equally many draws."""
         first = components[0]
-        if places is None:
-            if len(components) == 1:
-                return first
-            places = [torch.arange(len(first))] * len(components)
-        counts = torch.cat([*places]).bincount(minlength=len(first))
+        if len(components) == 1:
+            return first
 
         def mean(values: Iterable[Tensor]) -> Tensor:
-            """Over the components of each example."""
-            whole, *others = (value.double() for value in values)
-            for at, value in zip(places[1:], others, strict=True):
-                whole = whole.index_add(0, at, value)
-            return (whole.movedim(0, -1) / counts).movedim(-1, 0)
+            return sum(values, start=torch.zeros(())) / len(components)
 
         def mean_of(name: str) -> Tensor:
-            return mean(getattr(component, name) for component in components)
+            return mean(getattr(component, name).double() for component in components)
 
         probabilities = mean_of("probabilities")
-        squares = [
-            (component.probabilities - probabilities[at]).square().sum(-1)
-            for at, component in zip(places, components, strict=True)
-        ]
+        squares = [(each.probabilities - probabilities).square().sum(-1) for each in components]
         total = entropy(probabilities)
         between = (total - mean_of("total")).clamp(min=0)
         values = {
@@ -216,7 +199,7 @@ class ClassForecast(Forecast):
         like = first.probabilities
         changes: dict[str, Any] = {name: value.to(like) for name, value in values.items()}
         draws = sum(component.draws for component in components)
-        return replace(first, **changes, components=counts, draws=draws, promised=None)
+        return replace(first, **changes, draws=draws, promised=None)
 
     def with_labels(self, labels: Labels) -> ClassForecast:
         """This forecast with other observed labels: names if the classes have them, or indices.

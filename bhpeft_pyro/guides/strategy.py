@@ -92,7 +92,6 @@ class Strategy:
         examples: Examples,
         held_out: Examples | None,
         options: FitOptions,
-        output_scale: float | None = None,
     ) -> tuple[Model, Width | None]:
         """Compute what is not trained, once the guide is trained on the examples.
 
@@ -101,7 +100,6 @@ class Strategy:
             examples: the training data.
             held_out: labelled examples by which the width is chosen.
             options: of the fit.
-            output_scale: that of an earlier fit of this round, which stays without held-out rows.
 
         Returns:
             The model with the prior of the width, and the width; None if all of it is trained.
@@ -109,12 +107,12 @@ class Strategy:
         return model, None
 
     def choose_together(
-        self, guides: Sequence[Sequence[Guide]], widths: Sequence[Width]
+        self, guides: Sequence[Guide], widths: Sequence[Width]
     ) -> tuple[list[Width], float, float]:
         """Choose the widths of a mixture's components together, after each has one of its own.
 
         Args:
-            guides: of each component, with replay both of its guides; they change in place.
+            guides: of each component; they change in place.
             widths: from `compute_width` with held-out rows, one for each component.
 
         Returns:

@@ -84,15 +84,12 @@ class CachedBatches:
         """Batches with every example once, and their indices."""
         return self.planned(self.plan(batch_size))
 
-    def plan(
-        self, batch_size: int, only: Tensor | None = None, most: int | None = None
-    ) -> tuple[Tensor, ...]:
-        """The indices of the examples in each batch: of all, or of those in `only`; batches that
-        the transformer reads have at most about `most` tokens."""
+    def plan(self, batch_size: int, most: int | None = None) -> tuple[Tensor, ...]:
+        """The indices of the examples in each batch; batches that the transformer reads have at
+        most about `most` tokens."""
         if self.features is None:
-            return self.examples.plan(batch_size, only, most)
-        wanted = torch.arange(len(self.examples)) if only is None else only
-        return wanted.split(batch_size)
+            return self.examples.plan(batch_size, most)
+        return torch.arange(len(self.examples)).split(batch_size)
 
     def planned(self, plan: Iterable[Tensor]) -> Iterator[tuple[Tensor, Batch]]:
         """Pairs of indices and their batch."""
@@ -121,7 +118,7 @@ class CachedBatches:
                 check_all(model, data=self.examples)
                 raise
 
-        plan = self.plan(MAX_ROWS * self.per_text, most=most_tokens(model.network.device))
+        plan = self.plan(MAX_ROWS * self.per_text, most_tokens(model.network.device))
         batches = tracked(self.planned(plan), "reading features", len(plan))
         parts = [(indices, *of) for (indices, _), of in map_over_ranks(batches, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.

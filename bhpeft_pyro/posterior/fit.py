@@ -31,7 +31,6 @@ from ..priors.prior import check_prior
 from ..training.initialization import align, centred, may_start, own_start, scatter, start
 from ..training.loop import Callback, OptimizerFactory
 from .posterior import Posterior
-from .replay import set_aside
 from .round import Round, check_arguments, of_component, run_all, temperature
 
 # How many texts determine the head's axes, and the coordinates of the PEFT sites.
@@ -51,7 +50,6 @@ def fit(
     options: FitOptions | None = None,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
-    replay: int | None = None,
     components: int | None = None,
     executor: Executor | None = None,
     **changes: Any,
@@ -81,9 +79,7 @@ def fit(
         optimizer: a function from parameters to a torch optimiser. By default `NaturalGradient` for
             Normal guides and Adam for all others.
         callback: a function that is called after each step with a dict of numbers: "component"
-            (from 0) and an entry of `FitReport.history` (step, loss, nll, kl, lr, ...). It is not
-            called while a coreset is learnt.
-        replay: the number of examples that are kept for the next rounds, as in `Posterior.update`.
+            (from 0) and an entry of `FitReport.history` (step, loss, nll, kl, lr, ...).
         components: K independent fits with different seeds and initial values, as one
             `MixturePosterior`. By default 5 of "laplace" and 1 of other guides.
         executor: fits the components in its workers, such as the processes of a
@@ -107,7 +103,7 @@ def fit(
     check_model(model)
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
-    check_arguments(options, validation, optimizer, callback, executor, replay)
+    check_arguments(options, validation, optimizer, callback, executor)
     count = _components(components, guide, model)
     visible = partial(bars, options.progress)
     with visible():
@@ -147,18 +143,16 @@ def fit(
     rounds: list[Round] = []
     for number, made in enumerate(guides):
         how = of_component(options, number)
-        kept, rest = (None, examples) if replay is None else set_aside(examples, replay, how.seed)
         rounds.append(
             Round(
                 model,
                 made,
-                rest,
+                examples,
                 held_out,
                 how,
                 temperature=temperature(made, how, held_out is not None, 0.0),
                 facts=facts,
                 columns=columns,
-                kept=kept,
                 optimizer=optimizer,
                 callback=callback,
             )

@@ -73,10 +73,6 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     normals = independent_normals(first, model.sites, there, "grow")
     rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in normals.items()}
     guide = _grown(posterior.guide, rows)
-    coreset = posterior.coreset
-    if coreset is not None:
-        examples = dataclasses.replace(coreset.examples, label_names=names, num_labels=head.outputs)
-        coreset = dataclasses.replace(coreset, examples=examples, guide=_grown(coreset.guide, rows))
     # The prior of the next round is also the one that this round would be fitted under.
     model = model.with_prior(prior_of(model, guide))
     guide.set_prior(model)
@@ -85,7 +81,6 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
         guide=guide,
         columns=dataclasses.replace(posterior.columns, label_names=names),
         first_prior=first,
-        coreset=coreset,
         student=None,
         promised=None,
     )

@@ -32,7 +32,7 @@ class MixturePosterior(Posterior):
     Disagreement between components that are in different modes counts as epistemic uncertainty, as
     in a deep ensemble.
 
-    `update` fits each component under its own posterior as the prior, with its own coreset. The
+    `update` fits each component under its own posterior as the prior. The
     weights stay equal: the components are K approximations of one posterior and not K hypotheses.
     Weights by their evidence, which is known to a few nats at best, would soon leave only one.
 
@@ -172,7 +172,7 @@ def _chosen_together(fitted: Sequence[Fitted]) -> tuple[list[Posterior], dict[st
     widths = [width for _, width in fitted if width is not None and width.candidates is not None]
     if len(widths) < len(fitted) or len(fitted) == 1:
         return components, {}
-    guides = [[holder.guide for holder in (c, c.coreset) if holder] for c in components]
+    guides = [component.guide for component in components]
     chosen, point_nll, nll = components[0].guide.strategy.choose_together(guides, widths)
     components = [
         component.with_report(**width.reported())

@@ -33,7 +33,6 @@ from ..prediction.student import Student
 from ..priors import Prior, PriorLike, with_fixed_scales
 from ..training.loop import Callback, OptimizerFactory
 from ..training.report import FitReport
-from .replay import Coreset
 
 if TYPE_CHECKING:
     from pyro.infer import MCMC
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
     from ..streams import Drift
 
-__all__ = ["Coreset", "Posterior"]
+__all__ = ["Posterior"]
 
 Part = int | Literal["student"]
 """A component of a posterior, by its number, or its student."""
@@ -61,7 +60,6 @@ class Posterior:
         columns: how data are read.
         first_prior: the prior of the first round; None if it is a function of your own that was
             not passed to `load`.
-        coreset: what replay keeps, if anything.
         student: one network that predicts in place of all components (`distill`), if there is one.
         learnt_rows: (R,) hashes of the texts of all rows that have been learnt or held out, by
             which `queue` leaves them out; None if they are not known.
@@ -74,7 +72,6 @@ class Posterior:
     lineage: tuple[FitReport, ...]
     columns: Columns = Columns()
     first_prior: Prior | None = None
-    coreset: Coreset | None = None
     student: Student | None = None
     learnt_rows: Tensor | None = None
     promised: Promise | None = None
@@ -213,7 +210,6 @@ class Posterior:
         seed: int = 0,
         keep_samples: bool = False,
         bf16: bool = False,
-        certainty: float | None = None,
     ) -> AnyForecast:
         """Predict texts, with separate epistemic and aleatoric uncertainty.
 
@@ -227,8 +223,8 @@ class Posterior:
                 covariance of its outputs is what the fit has learnt of it; "exact" computes this
                 covariance by backward passes. "student" takes one pass of the network that
                 `distill` has trained, for any guide. None takes the cheapest that there is, in the
-                order "student", "components", "exact"; no student where `samples`, `certainty` or
-                `keep_samples` is given, and draws of the weights where the last one is.
+                order "student", "components", "exact"; no student where `samples` or `keep_samples`
+                is given, and draws of the weights where the latter is.
             samples: number of draws, rounded up to equally many for each component of a mixture. Of
                 the weights, 32 by default. Of the outputs for a Laplace approximation, 1,000 by
                 default, at almost no cost (ratings with one noise scale need none). 0 is a single
@@ -238,21 +234,16 @@ class Posterior:
             keep_samples: draw weights and keep the prediction of each draw, as `forecast.samples`:
                 `(S, N, C)` probabilities of classes or labels, or `(S, N)` means of ratings.
             bf16: autocast to bfloat16.
-            certainty: for classes and multiple choice, stop predicting a text once the components
-                left could change its most probable class only by preferring another one by more
-                than this in probability, on average. At 1 they cannot; smaller is faster. The
-                forecast of a text is the mixture of the components that predicted it, counted in
-                `ClassForecast.components`. None uses all components.
 
         Raises:
-            ConfigError: an argument is out of range, or there is no memory for so many draws;
-                `certainty` with ratings, several labels or `keep_samples`; a `method` that this
-                posterior does not have, or that does not draw what other arguments ask for.
+            ConfigError: an argument is out of range, or there is no memory for so many draws; a
+                `method` that this posterior does not have, or that does not draw what other
+                arguments ask for.
             DataError: the data cannot be used, or the backbone makes non-finite numbers of a text.
             GuideError: `samples` is 0 and the guide has no central values.
             LikelihoodError: the likelihood's distribution has no finite mean and stddev.
         """
-        drawn = {"samples": samples, "certainty": certainty, "keep_samples": keep_samples or None}
+        drawn = {"samples": samples, "keep_samples": keep_samples or None}
         asked = [f"{name}={value}" for name, value in drawn.items() if value is not None]
         if method == "student" and asked:
             raise ConfigError(f"method='student' takes one pass; expected no {', '.join(asked)}")
@@ -271,7 +262,6 @@ class Posterior:
                 seed=seed,
                 keep_samples=keep_samples,
                 bf16=bf16,
-                certainty=certainty,
             )
         if self.promised is None or asked or seed or bf16:  # it is for the same forecasts alone
             return forecast
@@ -471,7 +461,6 @@ class Posterior:
         guide: GuideLike | None = None,
         prior: PriorLike | None = None,
         keep: float | Mapping[str, float] = 1.0,
-        replay: int | None = None,
         grow: bool = False,
         again: bool = False,
         distill: object | None = None,
@@ -494,8 +483,6 @@ class Posterior:
             keep: forget on purpose (`posterior.forgetting`): the prior is proportional to
                 q^keep p0^(1 - keep), with q this posterior and p0 the first prior. One number, or
                 one per pattern of site names ("lora.*"); other sites are kept.
-            replay: the number of examples, a random sample of this and the earlier rounds, that
-                the next round learns again (`posterior.replay`).
             grow: give labels that are new in `data` an output (`grow`).
             again: learn `data` even if an earlier round did; their evidence then counts twice.
             distill: texts to make a student of the new posterior with (`distill`), which are
@@ -526,7 +513,6 @@ class Posterior:
             guide=guide,
             prior=prior,
             keep=keep,
-            replay=replay,
             grow=grow,
             again=again,
             distill=distill,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,23 +17,21 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..base.checks import MAYBE_COUNT, check, derived
+from ..base.checks import check, derived
 from ..base.distributed import Ranks, agree, gathered, same, world
 from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
 from ..data import Columns, Examples
 from ..errors import ConfigError, FitError, PriorError
 from ..guides import Guide
-from ..guides.guide import prior_of
 from ..model.model import Model
 from ..peft.sites import Sites
-from ..priors import Prior, independent_normals, with_fixed_scales
+from ..priors import Prior, independent_normals
 from ..training.loop import Callback, OptimizerFactory, optimise
 from ..training.report import FitReport, Training
 from .jobs import in_workers
 from .mixture import Fitted, MixturePosterior, joined, parts_of
 from .posterior import Posterior
-from .replay import Coreset
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +50,7 @@ class Round:
         lineage: the reports of this component's earlier rounds; in the first round there are none.
         first_prior: in later rounds, the prior of the first one, if it is known.
         learnt_rows: what the last posterior has of this name.
-        kept: the coreset, which a copy of the guide learns after the rest.
-        optimizer, callback: as for `fit`. The callback is not called while the coreset is learnt.
+        optimizer, callback: as for `fit`.
     """
 
     model: Model
@@ -69,45 +65,32 @@ class Round:
     lineage: tuple[FitReport, ...] = ()
     first_prior: Prior | None = None
     learnt_rows: Tensor | None = None
-    kept: Examples | None = None
     optimizer: OptimizerFactory | None = None
     callback: Callback | None = field(default=None, repr=False)
 
     def run(self) -> Fitted:
-        """Fit the guide. A FitError carries the last good state."""
-        fitted = None
-        try:
-            with work(parts=1 if self.kept is None else 2) as both:
-                fitted = self._learn()
-                both.next()
-                if self.kept is not None:
-                    fitted = self._learn_coreset(fitted, self.kept)
-                return fitted
-        except FitError as error:
-            if fitted is not None:
-                error.posterior = fitted.posterior
-            else:
-                error.posterior = self._posterior(self.model, vars(error.training or Training()))
-            raise
-
-    def _learn(self) -> Fitted:
-        """Train the guide, and compute its width if that is not trained."""
+        """Train the guide, and compute its width if that is not trained. A FitError carries the
+        last good state."""
         started, strategy = time.monotonic(), self.guide.strategy
         self.guide.set_prior(self.model)
         strategy.drop_covariance()
-        with work(share=strategy.training_share):
-            training = optimise(
-                self.model,
-                self.guide,
-                self.data,
-                self.held_out,
-                self.options,
-                self.temperature,
-                bool(self.lineage),
-                self.optimizer,
-                self.callback,
-            )
-        fitted = self.with_width(vars(training), started)
+        try:
+            with work(share=strategy.training_share):
+                training = optimise(
+                    self.model,
+                    self.guide,
+                    self.data,
+                    self.held_out,
+                    self.options,
+                    self.temperature,
+                    bool(self.lineage),
+                    self.optimizer,
+                    self.callback,
+                )
+            fitted = self.with_width(vars(training), started)
+        except FitError as error:
+            error.posterior = self._posterior(self.model, vars(error.training or Training()))
+            raise
         same(self.guide, trained=True)
         return fitted
 
@@ -118,9 +101,8 @@ class Round:
             fields: of the report.
             started: when the round was, by `time.monotonic`.
         """
-        scale = {**self.facts, **fields}.get("output_scale")
         model, width = self.guide.strategy.compute_width(
-            self.model, self.data, self.held_out, self.options, scale
+            self.model, self.data, self.held_out, self.options
         )
         if width is not None:
             fields = {**fields, **width.reported(), "points": []}
@@ -141,38 +123,9 @@ class Round:
             first = self.guide.strategy.first_prior(self.first_prior)
         report = FitReport(**{**about, **self.facts, **fields})
         made = Posterior(model, self.guide, (*self.lineage, report), self.columns, first)
-        parts = (part.row_hashes for part in (self.data, self.held_out, self.kept) if part)
+        parts = (part.row_hashes for part in (self.data, self.held_out) if part)
         earlier = [] if self.learnt_rows is None else [self.learnt_rows]
         return made.replace(learnt_rows=torch.cat([*earlier, *parts]).unique())
-
-    def _learn_coreset(self, fitted: Fitted, kept: Examples) -> Fitted:
-        """A posterior that has learnt a coreset too; the guide without it is kept for later
-        rounds."""
-        without = fitted.posterior
-        model, report, options = without.model, without.report, self.options
-        guide = copy.deepcopy(without.guide)
-        after = replace(
-            self,
-            # With its scales set.
-            model=model.with_prior(with_fixed_scales(prior_of(model, without.guide))),
-            guide=guide,
-            data=kept,
-            held_out=None,
-            options=replace(options, patience=None),
-            temperature=temperature(guide, options, not kept.few, self.temperature),
-            facts={
-                "examples": len(kept),
-                "data": kept.fingerprint,
-                "output_scale": report.output_scale,
-            },
-            lineage=without.lineage,
-            first_prior=without.first_prior,
-            callback=None,
-        )
-        learnt = after._learn().posterior.report
-        guide.set_prior(model)  # it has learnt all of the round under the round's own prior
-        coreset = Coreset(kept, without.guide, learnt)
-        return Fitted(without.replace(guide=guide, coreset=coreset), fitted.width)
 
 
 def temperature(guide: Guide, options: FitOptions, enough: bool, default: float) -> float:
@@ -197,7 +150,6 @@ def check_arguments(
     optimizer: object,
     callback: object,
     executor: Executor | None,
-    replay: int | None,
 ) -> None:
     """Check the arguments that say how to fit, before data are read.
 
@@ -216,7 +168,6 @@ def check_arguments(
             "executor: forked processes hang in torch if it uses several threads; expected "
             'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
         )
-    MAYBE_COUNT("replay", replay)
     made = isinstance(optimizer, (Optimizer, PyroOptim))
     if optimizer is not None and (made or not callable(optimizer)):
         raise ConfigError(

@@ -8,7 +8,6 @@ both. Priors, likelihoods and guides of a user's own are named by their import p
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -22,7 +21,6 @@ from .. import peft
 from ..base.threads import seeded
 from ..base.user_code import check_plain, given_for, path_of
 from ..data import Columns
-from ..data import examples as stored_examples
 from ..decisions.promises import Promise
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, as_guide, latents
@@ -38,7 +36,6 @@ from ..priors.prior_file import Plain, Tensors, joined
 from ..training.report import FitReport
 from .mixture import MixturePosterior
 from .posterior import Posterior
-from .replay import Coreset
 
 _GUIDES: dict[str, Callable[..., Guide]] = {
     **GUIDES,
@@ -134,10 +131,7 @@ def from_state(
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise SaveError(f"path: its tensor {name!r} is not finite; expected a whole file")
-    tensors = {  # examples stay on the CPU
-        name: value if ".examples." in name else value.to(backbone.device)
-        for name, value in tensors.items()
-    }
+    tensors = {name: value.to(backbone.device) for name, value in tensors.items()}
     kinds = tuple(_ready_from_state("kinds", kind) for kind in plain["kinds"])
     head: Head | ClassifierHead = _ready_from_state("head", plain["head"])
     labels = _likelihood_from_state(plain["likelihood"], likelihood)
@@ -163,13 +157,11 @@ def from_state(
     parts = []
     for number, component in enumerate(plain["components"]):
         model = Model(network, priors[number], labels)
-        fitted, coreset = _component_from_state(
-            component, tensors, f"{number}.", model, makers[number]
-        )
+        fitted = _component_from_state(component, tensors, f"{number}.", model, makers[number])
         reports = lineage
         if mixed:
             reports = tuple(report.components[number] for report in lineage)
-        part = Posterior(model, fitted, reports, columns, first_priors[number], coreset)
+        part = Posterior(model, fitted, reports, columns, first_priors[number])
         parts.append(part.replace(learnt_rows=None if learnt is None else learnt.cpu()))
     posterior = MixturePosterior(parts, lineage) if mixed else parts[0]
     for name, kind in _ATTACHED.items():
@@ -241,7 +233,7 @@ def _check_guide(name: str, options: Plain, tensors: Tensors, model: Model) -> N
 
 
 def _component_to_state(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
-    """The guide of a component, and its coreset."""
+    """The guide of a component."""
     guide = part.guide
     name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)
     try:
@@ -251,33 +243,20 @@ def _component_to_state(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     if name is None:
         name = path_of(guide.source)
         check_plain("guide", guide.source, options, part.model)
-    plain: Plain = {"guide": name, "guide_options": options, "coreset": None}
-    tensors = _tensors(f"{prefix}guide", guide)
-    if (coreset := part.coreset) is not None:
-        examples, more = stored_examples.to_state(coreset.examples)
-        plain["coreset"] = {"examples": examples, "report": asdict(coreset.report.thinned())}
-        tensors |= {f"{prefix}coreset.examples.{name}": value for name, value in more.items()}
-        tensors |= _tensors(f"{prefix}coreset.guide", coreset.guide)
-    return plain, tensors
+    return {"guide": name, "guide_options": options}, _tensors(f"{prefix}guide", guide)
 
 
 def _component_from_state(
     plain: Plain, tensors: Tensors, prefix: str, model: Model, make: Callable[..., Guide]
-) -> tuple[Guide, Coreset | None]:
+) -> Guide:
+    """The guide of a component. What earlier versions saved beside it, a coreset, it has learnt."""
     options = plain["guide_options"]
     _check_guide(plain["guide"], options, _part(tensors, f"{prefix}guide"), model)
     with seeded(0):  # initial values are replaced; the global random state stays
         guide = make(model, **options)
     _load(guide, tensors, f"{prefix}guide")
     guide.set_prior(model)
-    if (coreset := plain["coreset"]) is None:
-        return guide, None
-    core = copy.deepcopy(guide)
-    _load(core, tensors, f"{prefix}coreset.guide")
-    examples = stored_examples.from_state(
-        coreset["examples"], _part(tensors, f"{prefix}coreset.examples")
-    )
-    return guide, Coreset(examples, core, FitReport.from_json(coreset["report"]))
+    return guide
 
 
 def _maker(name: str, given: object) -> Callable[..., Guide]:

@@ -137,8 +137,8 @@ def packed(plain: Plain, tensors: Mapping[str, Tensor]) -> tuple[bytes, memoryvi
     if len(text) > _LARGEST:
         raise SaveError(
             f"path: all but the tensors of this posterior take {len(text):,} bytes, expected at "
-            f"most {_LARGEST:,}: the steps of its last round, the reports of earlier rounds (which "
-            "a bh.streams.History keeps apart) and the texts for replay"
+            f"most {_LARGEST:,}: the steps of its last round, and the reports of earlier rounds "
+            "(which a bh.streams.History keeps apart)"
         )
     return len(text).to_bytes(8, "little") + text, behind
 

@@ -34,7 +34,6 @@ from .distill import texts_for, with_student
 from .forgetting import KEEP, forget
 from .growth import with_outputs_for
 from .posterior import Posterior
-from .replay import seen_by, set_aside
 from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
 
 _CHECKED = 256  # examples whose labels are compared with what is predicted
@@ -52,14 +51,13 @@ def update(
     guide: GuideLike | None,
     prior: PriorLike | None,
     keep: float | Mapping[str, float],
-    replay: int | None,
     grow: bool,
     again: bool,
     distill: object | None,
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
     grow, again = boolean("grow", grow), boolean("again", again)
-    check_arguments(options, validation, optimizer, callback, executor, replay)
+    check_arguments(options, validation, optimizer, callback, executor)
     keep = KEEP("keep", keep)
     if prior is not None and keep != 1:
         raise ConfigError("prior: expected no keep, which makes a prior of its own")
@@ -93,7 +91,6 @@ def update(
                     family=guide,
                     own_prior=own_prior,
                     keep=keep,
-                    replay=replay,
                 )
                 rounds.append(replace(one, optimizer=optimizer, callback=callback))
             with work(share=0):
@@ -139,12 +136,9 @@ def _round(
     family: GuideLike | None,
     own_prior: Prior | None,
     keep: float | dict[str, float],
-    replay: int | None,
 ) -> Round:
     """The next round of a component."""
-    model, sites = last.model, last.model.sites
-    # With replay, the last coreset is in the pool; without, it stays learnt.
-    start = last.guide if replay is None or last.coreset is None else last.coreset.guide
+    model, sites, start = last.model, last.model.sites, last.guide
     projection = None
     if own_prior is not None:
         guide, before = _under_own_prior(model.with_prior(own_prior), start, family, options.seed)
@@ -166,15 +160,6 @@ def _round(
         "own_prior": own_prior is not None,
     }
     enough = not (examples.few or unclear)
-    kept = None
-    if replay is not None:
-        pool, old, seen = examples, 0, 0
-        if last.coreset is not None:
-            pool, old = examples.concat(last.coreset.examples), len(last.coreset.examples)
-            seen = seen_by(last.lineage)
-        facts["data_with_replay"] = pool.fingerprint
-        seed = options.seed + len(last.lineage)  # another choice in every round
-        kept, examples = set_aside(pool, replay, seed, old, seen)
     return Round(
         model,
         guide,
@@ -187,7 +172,6 @@ def _round(
         lineage=last.lineage,
         first_prior=last.first_prior,
         learnt_rows=last.learnt_rows,
-        kept=kept,
     )
 
 

@@ -33,11 +33,6 @@ def widen(
             raise GuideError(
                 f"widen: {part.guide.title()} has a width already; expected a 'delta' guide"
             )
-        if part.coreset is not None and len(part.lineage) > 1:
-            raise GuideError(
-                "widen: this round kept earlier examples for replay, of which the new width would "
-                "know nothing; expected a posterior without replay, or of the first round"
-            )
     examples = posterior.encode(data)
     held_out = None if validation is None else posterior.encode(validation)
     if held_out is None:

@@ -201,7 +201,6 @@ def passes(
     *,
     rows: int | None = None,
     bf16: bool = False,
-    only: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Evaluate each draw on all N examples: tensors (s, N, ...) on the CPU, some draws at a time.
 
@@ -209,7 +208,6 @@ def passes(
         rows: the largest number of sequences per pass; by default 64, or 65,536 if the
             transformer's features are known.
         bf16: autocast to bfloat16.
-        only: the indices of the examples that are wanted, in order; by default all.
     """
     if rows is None:
         rows = MAX_ROWS if batches.features is None else _MAX_FEATURES
@@ -224,7 +222,7 @@ def passes(
             return statistics(of(batch).expand(torch.Size((draws, len(batch)))), batch.labels)
 
         size = texts * per_text
-        yield by_batch(model, batches, run, size=size, bf16=bf16, only=only)
+        yield by_batch(model, batches, run, size=size, bf16=bf16)
 
 
 @torch.inference_mode(False)
@@ -236,7 +234,6 @@ def by_batch(
     *,
     size: int,
     bf16: bool = False,
-    only: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Join the tensors (s, B, ...) that `run` makes of each batch of at most `size` examples.
 
@@ -266,7 +263,7 @@ def by_batch(
 
     order: list[Tensor] = []
     parts: list[Iterable[Tensor]] = []
-    plan = batches.plan(size, only, most_tokens(device))
+    plan = batches.plan(size, most_tokens(device))
     shown = tracked(batches.planned(plan), "", len(plan), share=1.0)
     for (indices, _), quantities in map_over_ranks(shown, values):
         parts.append(quantities)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,6 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
-from torch.nn.functional import pad
 
 from ..base.checks import COUNT, SEED, Number, boolean, check_memory, derived
 from ..base.distributed import independent
@@ -45,9 +44,6 @@ _OUTCOMES = 1000  # labels drawn for each example, at least, where they are not 
 _DRAWN = 28  # bytes of such a label in float32, and of those in float64 and int64 that sort it
 _BYTES = 12  # a number in float32 that a draw predicts, and two copies while they are put together
 
-_Run = Callable[..., Sequence[Tensor]]
-"""Predicts with one component, for all examples or those of the indices `only`: (S, n, ...)."""
-
 AnyForecast = ClassForecast | LabelsForecast | RatingForecast
 
 
@@ -62,7 +58,6 @@ def predict(
     seed: int = 0,
     keep_samples: bool = False,
     bf16: bool = False,
-    certainty: float | None = None,
 ) -> AnyForecast:
     """The posterior predictive of N examples; arguments and errors as for `Posterior.predict`.
 
@@ -77,13 +72,6 @@ def predict(
     samples = Number(least=0, whole=True, none=True)("samples", samples)
     max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
     keep_samples, bf16 = boolean("keep_samples", keep_samples), boolean("bf16", bf16)
-    certainty = Number(above=0, most=1, none=True)("certainty", certainty)
-    if certainty is not None and (keep_samples or not model.likelihood.picks_one):
-        what = "keep_samples=True" if keep_samples else f"kind {model.likelihood.kind!r}"
-        raise ConfigError(
-            f"certainty={certainty:g} leaves components out, which {what} does not allow; expected "
-            "None, or classes or multiple choice without keep_samples"
-        )
     examples = data.examples if isinstance(data, CachedBatches) else data
     width, rows = model.network.outputs * examples.width, len(examples)
     stays = keep_samples or isinstance(data, CachedBatches) or model.likelihood.kind == "rating"
@@ -98,14 +86,11 @@ def predict(
         statistics = _statistics(model, count, seed, rows)
         runs = _runs(model, guide, batches, count, statistics, how, max_rows, seed, bf16, done)
         made: AnyForecast
-        used = 1.0  # of the components
-        if certainty is not None and len(runs) > 1:
-            made, used = _until_certain(runs, batches.examples, certainty)
-        elif closed and model.likelihood.kind != "rating":
-            components: list[Any] = [_classes(run()[0], batches.examples) for run in runs]
+        if closed and model.likelihood.kind != "rating":
+            components: list[Any] = [_classes(values, batches.examples) for (values,) in runs]
             made = type(components[0]).mixed(components)
         else:
-            values = [torch.cat(part) for part in zip(*(run() for run in runs), strict=True)]
+            values = [torch.cat(part) for part in zip(*runs, strict=True)]
             if model.likelihood.kind == "rating":
                 exact = closed and model.likelihood.constant_noise
                 made = _ratings(values, batches.examples, exact, model.likelihood.label_range)
@@ -113,7 +98,7 @@ def predict(
                 made = _classes(values[0], batches.examples, keep_samples)
         if examples.words is not None:
             made = replace(made, rows=batches.examples.rows)
-        return replace(made, method=how if count else "point", passes=used * passes)
+        return replace(made, method=how if count else "point", passes=passes)
 
     pieces = 1 if isinstance(data, CachedBatches) else -(-rows // PART)
     with work("predicting", pieces * len(guide.components)) as whole:
@@ -127,7 +112,7 @@ def predict(
                 check_all(model, data=data)
             raise
     joined: AnyForecast = type(made[0]).joined(made)
-    return replace(joined, passes=sum(len(part) * part.passes for part in made) / rows)
+    return joined
 
 
 def way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
@@ -174,9 +159,9 @@ def _runs(
     seed: int,
     bf16: bool,
     done: Callable[[], object],
-) -> list[_Run]:
-    """For each component, from the moments of the linearised network's outputs; or by "draws" of
-    the weights, those of `draw` if the components run in order."""
+) -> Iterator[Sequence[Tensor]]:
+    """What each component predicts, tensors (S, N, ...): from the moments of the linearised
+    network's outputs, or by "draws" of the weights, those of `draw`."""
     examples = batches.examples
     width = model.network.outputs * examples.width
     latents, of_likelihood = (sum(s.numel for s in of.sites) for of in (model, model.likelihood))
@@ -185,56 +170,23 @@ def _runs(
     # For as many choices as there may be: noise of another shape has other values.
     normals = width if examples.choices is None else MAX_CHOICES * model.network.outputs
     seeds = torch.Generator().manual_seed(seed)
-
-    def run(
-        number: int, component: Any, share: int, only: Tensor | None = None
-    ) -> Sequence[Tensor]:
-        some: Any = {"bf16": bf16, "only": only}
+    values: Sequence[Tensor]
+    for number, (component, share) in enumerate(strata(guide, samples)):
         if how == "draws":
             draws, parts = draw_parts(model, component, share, seeds), []
             with work(parts=share) as drawn:
-                for part in passes(model, draws, batches, statistics, rows=max_rows, **some):
+                for part in passes(model, draws, batches, statistics, rows=max_rows, bf16=bf16):
                     parts.append(part)
                     drawn.next(parts=len(part[0]))
-            done()
-            return [torch.cat(column) for column in zip(*parts, strict=True)]
-        with private_rng(derived(seed, number)):  # the same for every example, whatever its batch
-            noise = symmetric_noise(share, of_likelihood + normals).to(model.network.device)
-        moments = _exact if how == "exact" else _learnt
-        read = partial(_read, partial(moments, model, component), noise, statistics)
-        values = by_batch(model, batches, read, size=size, **some)
+            values = [torch.cat(column) for column in zip(*parts, strict=True)]
+        else:
+            with private_rng(derived(seed, number)):  # the same for every example and its batch
+                noise = symmetric_noise(share, of_likelihood + normals).to(model.network.device)
+            moments = _exact if how == "exact" else _learnt
+            read = partial(_read, partial(moments, model, component), noise, statistics)
+            values = by_batch(model, batches, read, size=size, bf16=bf16)
         done()
-        return values
-
-    return [partial(run, number, *part) for number, part in enumerate(strata(guide, samples))]
-
-
-def _until_certain(
-    runs: Sequence[_Run], examples: Examples, certainty: float
-) -> tuple[ClassForecast, float]:
-    """The mixture for each example of the components up to the one after which its most probable
-    class is certain enough, and the share of the passes that this took."""
-    only = torch.arange(len(examples))
-    parts: list[ClassForecast] = []
-    places: list[Tensor] = []
-    sums = torch.zeros(())
-    for number, run in enumerate(runs, 1):
-        (values,) = run(only=only)
-        if not parts:
-            first: Any = _classes(values, examples)
-            parts, sums = [first], torch.zeros_like(first.probabilities, dtype=torch.double)
-        else:  # its examples may have fewer choices than all have
-            values = pad(values, (0, sums.shape[1] - values.shape[2]))
-            parts.append(ClassForecast.from_draws(values))
-        places.append(only)
-        sums[only] += parts[-1].probabilities
-        most, next_ = sums[only].topk(2).values.unbind(1)
-        only = only[most - next_ <= certainty * (len(runs) - number)]
-        if not len(only):
-            break
-    mixed = ClassForecast.mixed(parts, places)
-    mixed = replace(mixed, draws=len(runs) * parts[0].draws)  # whatever the other examples need
-    return mixed, sum(map(len, places)) / (len(runs) * len(examples))
+        yield values
 
 
 def _read(

@@ -54,7 +54,6 @@ def stream(
     columns: Columns = Columns(),
     options: FitOptions | None = None,
     keep: float | Mapping[str, float] = 1.0,
-    replay: int | None = None,
     grow: bool = False,
     again: bool = False,
     distill: object | None = None,
@@ -80,7 +79,7 @@ def stream(
             each batch, in the same order, `Record.transfer` works too.
         unlabelled, columns, options, changes: as for `fit`. If the first
             batch is small, give unlabelled texts.
-        keep, replay, grow, again: as for `Posterior.update`.
+        keep, grow, again: as for `Posterior.update`.
         distill: texts to make a student with after every round, as for `Posterior.update`. Metrics
             are those of the posterior. If there is no student, the round is not saved either.
         promise: arguments of `Posterior.promise`, such as {"calibration": rows, "error": 0.1}, to
@@ -128,7 +127,7 @@ def stream(
         check_promise(model, promise, lambda rows: encode_ahead(model, rows, unnamed))
 
     def learn(last: Posterior | None, data: object) -> Posterior:
-        how: Any = {"options": chosen, "replay": replay, "executor": executor}
+        how: Any = {"options": chosen, "executor": executor}
         if last is None:
             start: Any = {"unlabelled": unlabelled, "columns": columns, "components": components}
             learnt = fit(model, guide, data, **start, **how)

@@ -24,7 +24,6 @@ _OF_ALL = (  # fields that are the same in all components of a mixture
     "own_prior",
     "held_out",
     "split",
-    "data_with_replay",
     "data_with_held_out",
 )
 
@@ -105,8 +104,6 @@ class FitReport:
             seconds are sums, losses and KLs are means, and scales are geometric means.
         data_with_held_out: fingerprint of the training data and of rows held out of the same
             source, if known.
-        data_with_replay: with replay, fingerprint of the training data and the examples replayed
-            with them.
     """
 
     examples: int
@@ -145,7 +142,6 @@ class FitReport:
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
     data_with_held_out: str = ""
-    data_with_replay: str = ""
 
     @classmethod
     def of_mixture(
@@ -242,9 +238,10 @@ class FitReport:
             KeyError, TypeError, AttributeError: fields are missing, unknown or of another type.
             ConfigError: an option has a value that it cannot have.
         """
+        known = {k: v for k, v in data.items() if k != "data_with_replay"}  # of earlier versions
         components = [cls.from_json(report) for report in data.get("components", [])]
         options = FitOptions(**data["options"])
-        report = cls(**{**data, "options": options, "components": components})
+        report = cls(**{**known, "options": options, "components": components})
         check_types(report)
         return report
 

@@ -93,9 +93,6 @@ def test_options_without_an_effect_are_refused(folder, tmp_path):
         ((*new, "--by", "epistemic"), "--by: got 'epistemic', of which a point"),
     ):
         assert re.search(message, error(*arguments)), arguments
-    bhpeft(*fit, "--components", 1, "--out", tmp_path / "one")
-    one = ("predict", tmp_path / "one", folder / "new.csv", "--out", tmp_path / "new.jsonl")
-    assert "--certainty: got 0.5, but there is one" in error(*one, "--certainty", 0.5)
     # The same where they have an effect.
     bhpeft("evaluate", tmp_path / "rated", stars, "--samples", 0)
     bhpeft(*fit, *FIFTH, "--patience", 2, "--temperature", 1)

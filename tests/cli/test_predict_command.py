@@ -56,18 +56,6 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
     assert [row - 2 for row in shown] == forecast.flag(1.0).tolist()  # the header is row 1
 
 
-def test_texts_that_are_certain_are_left_out_of_components(folder, posterior, tmp_path):
-    data, out = folder / "new.csv", tmp_path / "out.csv"
-    sure = posterior.predict(str(data), certainty=0.01)
-    assert (sure.components == 1).any()
-    bhpeft("predict", folder / "run", data, "--certainty", 0.01, "--out", out)
-    found = [float(row["epistemic"]) for row in read_csv(out)]
-    assert found == pytest.approx(sure.epistemic.tolist(), rel=1e-6)
-    assert found != pytest.approx(posterior.predict(str(data)).epistemic.tolist(), rel=1e-6)
-    wrong = error("predict", folder / "run", data, "--certainty", 0, "--out", out, "--overwrite")
-    assert "--certainty=0.0 must be a finite number above 0 and at most 1" in wrong
-
-
 def test_the_way_to_predict_is_chosen_and_told(folder, distilled, tmp_path, monkeypatch):
     """In parts, which all count."""
     whole = loaded(distilled, folder)
@@ -77,7 +65,6 @@ def test_the_way_to_predict_is_chosen_and_told(folder, distilled, tmp_path, monk
         ((), "by student, 1 pass a text", {}),
         (("--method", "exact"), "by exact, 4 passes a text", {"method": "exact"}),
         (("--samples", 8), "by exact, 4 passes a text", {"samples": 8}),
-        (("--certainty", 1), "by exact, ", {"certainty": 1}),
         (("--samples", 0), "by point, 2 passes a text", {"samples": 0}),
     ):
         said = bhpeft("predict", distilled, data, *options, "--out", out, "--overwrite").stderr
@@ -94,7 +81,6 @@ def test_a_way_that_is_not_there_is_refused_before_rows_are_read(folder, distill
     for run, options, message in (
         ("run", ("--method", "student"), r"no student; `bhpeft distill RUN DATA` makes one"),
         (distilled, ("--method", "student", "--samples", 3), "leave out --samples, or --method"),
-        (distilled, ("--method", "student", "--certainty", 1), "leave out --certainty, or"),
         ("run", ("--method", "components"), r"--method 'components': .* has \('exact'\)"),
         ("run", ("--method", "exact", "--samples", 0), "--method 'exact': expected"),
     ):
@@ -208,10 +194,9 @@ def test_predictions_have_the_labels_and_their_probabilities(labels: Path, tmp_p
         assert json.loads(row["prediction"]) == above
         assert float(row["epistemic"]) >= 0
     assert sum(row["flagged"] == "True" for row in rows) == 2
-    for option, value, shown in (("--by", "confidence", "'confidence'"), ("--certainty", 1, "1.0")):
-        wrong = error("predict", labels / "run", labels / "train.csv", option, value,
-                      "--out", tmp_path / "no.csv")  # fmt: skip
-        assert f"{option}: got {shown} for labels" in wrong
+    wrong = error("predict", labels / "run", labels / "train.csv", "--by", "confidence",
+                  "--out", tmp_path / "no.csv")  # fmt: skip
+    assert "--by: got 'confidence' for labels" in wrong
 
 
 def test_a_row_for_each_sentence(words: Path, tmp_path: Path) -> None:

@@ -141,14 +141,12 @@ def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
 
 
 def test_held_out_rows_make_the_matrix(folder: Path) -> None:
-    options = ("--by", "date", "--batch", 7, "--tests", "30%", "--replay", 2, "--json")
+    options = ("--by", "date", "--batch", 7, "--tests", "30%", "--json")
     found = json.loads(bhpeft(*arguments(folder, *options)).stdout)
     assert [row["examples"] for row in found["rounds"]] == [5, 5]
     history = History(folder / "out" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
     assert last.is_mixture
-    kept = [each.coreset for each in last.components]
-    assert [coreset and len(coreset.examples) for coreset in kept] == [2, 2]
     matrix = Record(found["rounds"]).matrix
     assert found["average_accuracy"] == pytest.approx(matrix[1].mean().item())
     assert found["backward_transfer"] == pytest.approx((matrix[1, 0] - matrix[0, 0]).item())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from tables import every_kind, numbered, readings, sentences, tagged
 from toy_tokenizers import bert_like, gpt_like, texts_of
 
 from bhpeft_pyro.data import Columns, Examples, copies, encode, tokens
-from bhpeft_pyro.data.examples import from_state, to_state
 from bhpeft_pyro.errors import DataError
 
 KINDS = ("class", "rating", "labels", "choice", "words")
@@ -55,9 +53,6 @@ def test_parts_and_their_sums_keep_what_belongs_together(
     assert whole(both) == [*(expected[i] for i in chosen), *expected, expected[3]]
     turned = examples.subset(range(len(examples) - 1, -1, -1))
     assert turned.fingerprint == examples.fingerprint != part.fingerprint
-    plain, tensors = to_state(part)
-    again = from_state(json.loads(json.dumps(plain)), tensors)
-    assert whole(again) == whole(part) and again.fingerprint == part.fingerprint
     monkeypatch.setattr(tokens, "CHUNK", 2)
     assert whole(examples.subset(chosen)) == whole(part)
 

@@ -84,7 +84,6 @@ def test_it_is_for_one_way_to_predict() -> None:
     for other in (
         {"method": "exact"},
         {"samples": 50},
-        {"certainty": 0.5},
         {"seed": 1},
         {"bf16": True},
     ):

@@ -177,23 +177,6 @@ def test_what_a_prior_computes_is_no_latent() -> None:
         torch.testing.assert_close(found[1] - found[0], expected, rtol=0, atol=1e-4)
 
 
-def test_a_round_with_replay_is_held_against_all_that_it_learnt() -> None:
-    first, second = (tiny_examples(60, seed=i) for i in (1, 2))
-    options = {"epochs": 60, "temperature": 1.0, "tau": 1.0, "progress": False}
-    before = bh.fit(tiny_model(()), "laplace", first, components=1, replay=40, **options)
-    after = before.update(second.subset(range(20)), replay=5)
-    with pytest.raises(DataError, match="with those that the round before had kept"):
-        psis(after, second.subset(range(20)))
-    assert before.coreset is not None
-    learnt = second.subset(range(20)).concat(before.coreset.examples)
-    assert psis(after, learnt).k_hat < 0.7
-    assert psis(before, first).k_hat < 0.7
-    replay = 5  # of which every component draws its own
-    both = bh.fit(tiny_model(()), "normal", first, components=2, replay=replay, epochs=2)
-    with pytest.raises(DataError, match=r"one of posterior\.components"):
-        psis(both.update(second, replay=replay), second)
-
-
 @pytest.mark.parametrize("components", [1, 2])
 def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None:
     given = tiny_examples(60)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from components import equal, probabilities, same
+from components import probabilities, same
 
 import bhpeft_pyro as bh
 
@@ -44,10 +44,6 @@ def assert_same(one: bh.Posterior, other: bh.Posterior) -> None:
     for own, others in zip(one.components, other.components, strict=True):
         assert same(own, others)
         assert [*map(_facts, own.lineage)] == [*map(_facts, others.lineage)]
-        assert (own.coreset is None) == (others.coreset is None)
-        if own.coreset is not None and others.coreset is not None:
-            assert own.coreset.examples.fingerprint == others.coreset.examples.fingerprint
-            assert equal(own.coreset.guide.state_dict(), others.coreset.guide.state_dict())
     assert torch.equal(probabilities(one), probabilities(other))
     for each in (one, other):
         assert {part.model.network for part in each.components} == {each.model.network}

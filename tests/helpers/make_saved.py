@@ -1,4 +1,4 @@
-"""Save a posterior in today's format, for `test_formats.py`.
+"""Save a posterior in today's format, for `test_saving.py`.
 
 Run it from the root of the repository when `bhpeft_pyro.posterior.saving.FORMAT` has gone up, and
 commit what it writes in place of the older ones, which are refused:
@@ -35,7 +35,7 @@ def main() -> None:
     for name, how in FITS.items():
         model = tiny_model(bh.presets.lora(rank=1))
         posterior = bh.fit(model, data=DATA[0], max_steps=3, progress=False, **how)
-        posterior = posterior.update(DATA[1], replay=1)
+        posterior = posterior.update(DATA[1])
         folder = posterior.save(SAVED / f"format-{FORMAT}-{name}", overwrite=True)
         expected = posterior.predict(TEXTS, samples=0).probabilities.tolist()
         (folder / "expected.json").write_text(json.dumps(expected))

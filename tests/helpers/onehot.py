@@ -1,7 +1,7 @@
 """A conjugate model that any subset of the data leaves diagonal: each word has a weight of its own.
 
 The bias is held at zero by its prior, so the posterior over the 16 weights is exactly
-independent, in every round and for every coreset.
+independent, in every round.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def old(request: pytest.FixtureRequest) -> bh.Posterior:
 
 @pytest.fixture(scope="module")
 def head() -> bh.Posterior:
-    return bh.fit(tiny_model((), aligned=True), "normal", OLD, replay=5, **QUICK)
+    return bh.fit(tiny_model((), aligned=True), "normal", OLD, **QUICK)
 
 
 def rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,15 +115,14 @@ def test_under_any_draw_old_labels_keep_their_logits(old: bh.Posterior) -> None:
     torch.testing.assert_close(new[..., :2], was)
 
 
-def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Posterior) -> None:
+def test_a_new_label_is_learnt(head: bh.Posterior) -> None:
     with pytest.raises(
         DataError, match=r"'sad' is not among the labels \('angry', 'calm'\); grow=True"
     ):
         head.update(NEW)
     with pytest.raises(DataError, match=r"'Calm' \(may mean 'calm'\)"):
         head.update({"text": ["w5"], "label": ["Calm"]})
-    new = head.update(NEW, grow=True, replay=5, max_steps=80)
-    assert new.coreset is not None and new.coreset.examples.label_names == new.columns.label_names
+    new = head.update(NEW, grow=True, max_steps=80)
     assert len(new.lineage) == 2 and new.report.parent == head.report.id
     forecast = new.predict(["w7 w40", "w7"], samples=64)
     assert forecast.label_names == ("angry", "calm", "sad")
@@ -148,7 +147,7 @@ def test_every_family_learns_new_labels_and_comes_back(old: bh.Posterior, tmp_pa
 def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path: Path) -> None:
     """Each has its own: around a start of its own, with scales of its own."""
     model = tiny_model(bh.presets.lora(rank=1), aligned=True)
-    old = bh.fit(model, "laplace", OLD, components=2, replay=5, **QUICK)
+    old = bh.fit(model, "laplace", OLD, components=2, **QUICK)
     grown = old.grow(["sad"]).grow(["glad"])
     assert isinstance(old, MixturePosterior) and isinstance(grown, MixturePosterior)
     for each, before in zip(grown.components, old.components, strict=True):
@@ -166,7 +165,7 @@ def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path:
     assert grown.first_prior is grown.components[0].first_prior
     grown.save(tmp_path)
     again = load(tmp_path)
-    new = [each.update(NEW, keep=0.5, replay=4) for each in (grown, again)]
+    new = [each.update(NEW, keep=0.5) for each in (grown, again)]
     assert torch.equal(*(each.predict(OLD, 7).probabilities for each in new))
     # With nothing kept that is the prior of the round, new rows included.
     anew = grown.update(NEW, keep=0.0, max_steps=1)

@@ -65,12 +65,11 @@ def test_data_that_were_split_are_not_learnt_twice() -> None:
 def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     exactly(monkeypatch)
     rounds = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3))]
-    posterior: Any = bh.fit(model(), "normal", rounds[0], components=2, replay=10, **FIT)
+    posterior: Any = bh.fit(model(), "normal", rounds[0], components=2, **FIT)
     for data in rounds[1:]:
-        posterior = posterior.update(data, replay=10)
+        posterior = posterior.update(data)
     for each in posterior.components:
         assert_posterior(each.guide, [(data, 1.0) for data in rounds])
-        assert len(each.coreset.examples) == 10
 
 
 @pytest.mark.parametrize("guide", ["normal", "laplace"])
@@ -122,32 +121,18 @@ def test_what_is_loaded_predicts_the_same(guide: Any, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "0").iterdir()] == ["posterior.safetensors"]
 
 
-def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
+def test_own_priors_come_back(tmp_path: Path) -> None:
     def wide(sites: Any) -> Any:
         return independent(sites, 2.0)
 
-    posterior = fit(of=tiny_model((), prior=wide), replay=4)
+    posterior = fit(of=tiny_model((), prior=wide))
     posterior.save(tmp_path / "a")
     with pytest.raises(SaveError, match="wide"):
         load(tmp_path / "a")
     loaded = load(tmp_path / "a", prior=wide)
     assert not isinstance(loaded.model.prior, MixturePrior)
-    for one, other in zip(loaded.components, posterior.components, strict=True):
-        assert one.coreset.examples.fingerprint == other.coreset.examples.fingerprint
-    updated = (each.update(SECOND, replay=4) for each in (posterior, loaded))
+    updated = (each.update(SECOND) for each in (posterior, loaded))
     assert torch.equal(*map(probabilities, updated))
     AutoNormal = type("AutoNormal", (pyro.infer.autoguide.AutoNormal,), {})
     with pytest.raises(SaveError, match="AutoNormal is not one of Pyro's own"):
         fit(AutoNormal, 2).save(tmp_path / "b")
-
-
-@pytest.mark.parametrize("components", [1, 2])
-def test_widths_are_chosen_together_with_replay_too(components: int) -> None:
-    how = {**FIT, "components": components, "replay": 5, "max_steps": 20}
-    posterior = bh.fit(tiny_model(()), "laplace", tiny_examples(120), **how)
-    assert posterior.report.component_nll is not None
-    for each in posterior.components:
-        for name in ("tau", "output_scale"):
-            own, core = (getattr(of.guide, name).item() for of in (each, each.coreset))
-            assert own == core == pytest.approx(getattr(each.report, name))
-        assert each.report.output_scale != 1

@@ -187,7 +187,7 @@ def test_every_seed_that_is_allowed_can_be_used() -> None:
     options: dict[str, Any] = {"components": 2, "max_steps": 1, "progress": False}
     found = bh.fit(tiny_model(()), "normal", tiny_examples(), seed=2**62, **options)
     assert found.assess(tiny_examples(seed=1), 20, seed=2**62).nll is not None
-    assert found.update(tiny_examples(seed=1), max_steps=1, replay=3).report.steps == 2
+    assert found.update(tiny_examples(seed=1), max_steps=1).report.steps == 2
     assert found.to_arviz(samples=2, seed=2**62).posterior.sizes["chain"] == 2
     first = found.components[0]
     assert first.predict(["w5"], 3, seed=2**62).draws == 3

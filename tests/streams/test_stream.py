@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -28,7 +27,6 @@ from bhpeft_pyro.errors import (
     PriorError,
     SaveError,
 )
-from bhpeft_pyro.posterior.replay import set_aside
 from bhpeft_pyro.streams import Record, transfer
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
@@ -38,7 +36,6 @@ OPTIONS: dict[str, Any] = {
     "max_steps": 2,
     "lr": 0.3,
     "progress": False,
-    "replay": 4,
     "components": 2,
 }
 
@@ -72,8 +69,7 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
     first, second, _ = record.rows
     assert "nll" not in first and [row["batch"] for row in record.rows] == list(WEEKS)
     by_hand = bh.fit(
-        tiny_model(()), "laplace", WEEKS["week 0"], max_steps=2, lr=0.3, progress=False,
-        replay=OPTIONS["replay"],
+        tiny_model(()), "laplace", WEEKS["week 0"], max_steps=2, lr=0.3, progress=False
     )  # fmt: skip
     assert second["nll"] == by_hand.evaluate(WEEKS["week 1"])["nll"]
     drift = by_hand.assess(WEEKS["week 1"])
@@ -94,7 +90,7 @@ def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
         "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
         "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
     }
-    options: dict[str, Any] = {"grow": True, "replay": None}
+    options: dict[str, Any] = {"grow": True}
     posterior = run(tmp_path, weeks, **options)
     assert posterior.columns.label_names == ("no", "yes", "perhaps")
     first = tmp_path / "rounds" / posterior.lineage[0].id
@@ -120,7 +116,7 @@ def test_examples_may_be_from_before_new_labels(tmp_path: Path) -> None:
         name: encode(rows[name], tiny_tokenizer(), kind="class", columns=Columns(label_names=known))
         for name, known in (("a", names[:2]), ("b", names))
     }
-    options: dict[str, Any] = {"grow": True, "replay": None}
+    options: dict[str, Any] = {"grow": True}
     tests = {"a": batches["a"].subset([0, 1])}
     learnt = batches | {"a": batches["a"].subset(range(2, 8))}
     for _ in range(2):
@@ -132,16 +128,16 @@ def test_a_test_that_does_not_fit_costs_no_round(tmp_path: Path) -> None:
     rows = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
     wrong = {"a": {"text": ["w5"], "label": [7]}}
     with pytest.raises(DataError, match="tests: 'a': "):
-        run(tmp_path, {"a": rows}, tests=wrong, replay=None)
+        run(tmp_path, {"a": rows}, tests=wrong)
     history = bh.streams.History(tmp_path / "rounds")
     assert len(history.rounds) == 1
-    assert run(tmp_path, {"a": rows}, replay=None).report.id in history.rounds
+    assert run(tmp_path, {"a": rows}).report.id in history.rounds
 
 
 def test_new_labels_that_are_numbers_come_without_a_gap(tmp_path: Path) -> None:
     batches = {"a": tiny_examples(12), "b": {"text": ["w5", "w6"], "label": [0, 7]}}
     with pytest.raises(DataError, match=r"batches: 'b': .*7"):
-        run(tmp_path, batches, replay=None, grow=True)
+        run(tmp_path, batches, grow=True)
 
 
 def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -187,7 +183,7 @@ def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
         "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
     }
     tests = {name: {**rows, "text": ["w5 w7", "w6 w7"] * 4} for name, rows in weeks.items()}
-    posterior = run(tmp_path, weeks, tests=tests, grow=True, replay=None)
+    posterior = run(tmp_path, weeks, tests=tests, grow=True)
     record = Record.of(posterior)
     assert record.tests == ["a", "b"]
     assert record.matrix.isnan().tolist() == [[False, True], [False, False]]
@@ -199,22 +195,6 @@ def test_a_folder_of_more_rounds_than_batches_is_refused(tmp_path: Path) -> None
     run(tmp_path)
     with pytest.raises(ConfigError, match="holds 3 rounds, of more batches than the 1 given"):
         run(tmp_path, {"week 0": WEEKS["week 0"]})
-
-
-def test_every_round_draws_its_coreset_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By one seed, those at the same places of every pool would stay, or go, for ever."""
-    seeds = []
-
-    def spied(pool: bh.data.Examples, size: int, seed: int, *rest: Any) -> Any:
-        seeds.append(seed)
-        return set_aside(pool, size, seed, *rest)
-
-    for module in ("posterior.fit", "posterior.update"):
-        monkeypatch.setattr(import_module(f"bhpeft_pyro.{module}"), "set_aside", spied)
-    run(tmp_path)
-    assert len(set(seeds)) == len(seeds) == 6  # 3 rounds of 2 components
 
 
 def test_a_stream_under_a_likelihood_of_one_s_own_continues(tmp_path: Path) -> None:
@@ -272,7 +252,7 @@ def test_a_guide_that_cannot_be_a_prior_is_refused_before_the_first_round(tmp_pa
         ("iaf", "cannot be a prior"),
     ):
         with pytest.raises(GuideError, match=message):
-            run(tmp_path, guide=guide, replay=None)
+            run(tmp_path, guide=guide)
     assert not any(tmp_path.iterdir())  # nothing was begun
     run(tmp_path)  # the folder is as good as new
 
@@ -290,20 +270,20 @@ def test_rounds_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
 def test_rounds_of_another_guide_are_not_gone_on_with(tmp_path: Path) -> None:
     """Rather than leave the guide that is asked for out of account."""
     first = {"week 0": WEEKS["week 0"]}
-    run(tmp_path, first, guide="normal", replay=None)
+    run(tmp_path, first, guide="normal")
     with pytest.raises(ConfigError, match=r"holds rounds of NormalGuide, not LaplaceGuide"):
-        run(tmp_path, guide="laplace", replay=None)
-    assert len(run(tmp_path, guide="normal", replay=None).lineage) == 3
-    run(tmp_path / "pyro", first, guide="AutoNormal", replay=None)
+        run(tmp_path, guide="laplace")
+    assert len(run(tmp_path, guide="normal").lineage) == 3
+    run(tmp_path / "pyro", first, guide="AutoNormal")
     with pytest.raises(ConfigError, match=r"rounds of AutoNormal, not AutoMultivariateNormal"):
-        run(tmp_path / "pyro", guide="mvn", replay=None)
+        run(tmp_path / "pyro", guide="mvn")
 
 
 def test_rounds_of_other_arguments_are_not_gone_on_with(tmp_path: Path) -> None:
     """Even if no batch is new."""
     run(tmp_path)
     others: list[tuple[dict[str, Any], str]] = [
-        ({"guide": "normal", "replay": None}, "guide: .*LaplaceGuide, not NormalGuide"),
+        ({"guide": "normal"}, "guide: .*LaplaceGuide, not NormalGuide"),
         ({"components": 3}, "components: .*rounds of 2, not 3"),
         (
             {"columns": bh.Columns(label_names=("a", "b"))},
@@ -382,10 +362,10 @@ def test_what_cannot_be_saved_or_grown_is_refused_before_it_is_fitted(
 ) -> None:
     monkeypatch.setitem(bh.streams.stream.__globals__, "fit", None)  # would be called
     with pytest.raises(GuideError, match="Own is not one of Pyro's own"):
-        run(tmp_path, guide=Own, replay=None)
+        run(tmp_path, guide=Own)
     for guide in ("delta", "AutoNormal"):
         with pytest.raises(GuideError, match=r"grow: .* cannot get new rows of head"):
-            run(tmp_path, guide=guide, grow=True, replay=None)
+            run(tmp_path, guide=guide, grow=True)
     stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
     with pytest.raises(LikelihoodError, match="OrderedLogistic"):
         bh.stream(stars, WEEKS, tmp_path, grow=True, progress=False)
@@ -404,14 +384,14 @@ def test_what_is_wrong_with_a_batch_is_said_with_its_name(tmp_path: Path) -> Non
     ):
         bad = {"text": ["w7", "w8"], "label": ["no", label]}
         with pytest.raises(DataError, match=f"batches: 'b': .*{message}"):
-            run(tmp_path / str(label), {"a": good, "b": bad}, replay=None)
+            run(tmp_path / str(label), {"a": good, "b": bad})
 
 
 def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) -> None:
     batch = tiny_examples(20, seed=9)
     train, test = batch.subset(range(15)), batch.subset(range(15, 20))
     weeks = {**WEEKS, "week 3": train}
-    last = run(tmp_path, weeks, tests={"week 3": test}, replay=None)
+    last = run(tmp_path, weeks, tests={"week 3": test})
     for known in (batch, batch.subset(range(19, -1, -1)), train):
         with pytest.raises(DataError, match=r"round 4 .* has learnt 15 of these"):
             last.update(known)
@@ -422,7 +402,7 @@ def test_a_batch_whose_test_rows_lie_apart_is_diagnosed_by_what_was_learnt(tmp_p
     """The report's data are the batch without the rows that the fit held out."""
     weeks = {"week 0": tiny_examples(60, seed=0)}
     tests = {"week 0": tiny_examples(10, seed=50)}
-    last = run(tmp_path, weeks, tests=tests, replay=None, components=1)
+    last = run(tmp_path, weeks, tests=tests, components=1)
     learnt, held_out = last.report.parted(weeks["week 0"])
     assert held_out is not None
     assert (len(learnt), len(held_out)) == (48, 12)
@@ -437,14 +417,14 @@ def test_rows_that_a_first_round_holds_out_itself_are_known_too(
 ) -> None:
     """The default guide learns four fifths of 50 rows or more, whatever was held out before."""
     weeks = {name: tiny_examples(60, seed=i) for i, name in enumerate(WEEKS)}
-    last = run(tmp_path, weeks, tests={"week 0": TESTS["week 0"]}, replay=None)
+    last = run(tmp_path, weeks, tests={"week 0": TESTS["week 0"]})
     assert [report.examples for report in last.lineage] == [48, 60, 60]
     assert [report.held_out for report in last.lineage] == [12, 0, 0]
     for number, (week, learnt) in enumerate(zip(weeks.values(), (48, 60, 60), strict=True), 1):
         with pytest.raises(DataError, match=f"round {number} .* has learnt {learnt} of these"):
             last.update(week)
     monkeypatch.setattr(bh.Posterior, "update", None)  # would be called
-    assert run(tmp_path, weeks, replay=None).lineage == last.lineage
+    assert run(tmp_path, weeks).lineage == last.lineage
 
 
 def test_a_student_after_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

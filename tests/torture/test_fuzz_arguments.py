@@ -189,7 +189,7 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
             tiny_examples(seed=5),
             max_steps=1,
             progress=False,
-            **few(draw, ("keep", "replay", "guide", "options", "optimizer", "validation")),
+            **few(draw, ("keep", "guide", "options", "optimizer", "validation")),
         ),
         lambda: posterior.grow(odd(draw)),
         lambda: forecast.flag(odd(draw), by=draw.choice(("total", odd(draw)))),
@@ -212,7 +212,7 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
 
 
 def fitted(draw: random.Random) -> None:
-    names = ("validation", "unlabelled", "columns", "options", "optimizer", "replay", "components")
+    names = ("validation", "unlabelled", "columns", "options", "optimizer", "components")
     given = {"data": tiny_examples(), "guide": "normal", **few(draw, (*names, "data", "guide"))}
     bh.fit(tiny_model(()), **{"max_steps": 1, "progress": False, **given})
 

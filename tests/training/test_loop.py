@@ -18,7 +18,7 @@ from torch.optim import SGD, Adam
 from transformers import get_cosine_schedule_with_warmup
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError, FitError
+from bhpeft_pyro.errors import DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.model.likelihoods import Categorical
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -422,8 +422,8 @@ def test_the_site_with_a_bad_gradient_is_named() -> None:
 
 def test_what_is_refused_leaves_the_network_as_it_was() -> None:
     model = tiny_model(aligned=True)
-    with pytest.raises(ConfigError, match="replay=4 must be below the number of examples, 4"):
-        bh.fit(model, "normal", tiny_examples(4), replay=4, progress=False)
+    with pytest.raises(DataError, match="row 0"):
+        bh.fit(model, "normal", tiny_examples(4), unlabelled=[" "], progress=False)
     assert not model.network.aligned()
     bh.fit(model, "normal", tiny_examples(4), max_steps=1, progress=False)
     assert model.network.aligned()

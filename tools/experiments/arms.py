@@ -54,11 +54,10 @@ OURS = "posterior as prior"
 """What the names of the arms begin with whose cost is measured."""
 
 
-def updating(replayed: float = 0.0, components: int = 1) -> Arm:
+def updating(components: int = 1) -> Arm:
     """`Posterior.update`.
 
     Args:
-        replayed: the share of a round's rows that goes to the coreset.
         components: of the posterior.
     """
 
@@ -66,12 +65,10 @@ def updating(replayed: float = 0.0, components: int = 1) -> Arm:
         def learn(last: Posterior | None, data: object) -> Posterior:
             assert isinstance(data, Examples)
             options = setup.options(len(data))
-            replay = max(1, round(replayed * len(data))) if replayed else None
             if last is None:
-                model, unlabelled = setup.model(), setup.unlabelled
-                options |= {"unlabelled": unlabelled, "replay": replay, "components": components}
-                return fit(model, GUIDE, data, **options)
-            return last.update(data, replay=replay, **options)
+                options |= {"unlabelled": setup.unlabelled, "components": components}
+                return fit(setup.model(), GUIDE, data, **options)
+            return last.update(data, **options)
 
         return learn
 
@@ -123,7 +120,6 @@ def _after(last: Posterior, new: Posterior, data: Examples) -> Posterior:
 ARMS: dict[str, Arm] = {
     OURS: updating(),
     f"{OURS}, 5 components": updating(components=5),
-    f"{OURS} + replay": updating(replayed=0.2),
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
     "all data so far": _cumulative,

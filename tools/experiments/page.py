@@ -225,25 +225,6 @@ def _noise_by_text(folder: Path) -> Table:
     return Table("Films with a noise scale for each text", frame[errors.columns], errors, note)
 
 
-def _skipping(folder: Path) -> Table:
-    """The rule of `predict(certainty=)` on stored members of an ensemble."""
-    test = _runs(folder, TASKS["news"], METHODS[ENSEMBLE])[0].forecasts["test"]
-    assert isinstance(test, ClassForecast) and test.samples is not None
-    members = test.samples.double()
-    sums = members.cumsum(0)
-    first, second = sums.topk(2).values.unbind(-1)
-    to_come = torch.arange(len(members) - 1, -1, -1).unsqueeze(1)
-    lines = {}
-    for certainty in (1, 0.5, 0.25):
-        last = (first - second > certainty * to_come).double().argmax(0)
-        chosen = sums[last, torch.arange(len(test))].argmax(-1)
-        same = (chosen == sums[-1].argmax(-1)).double().mean().item()
-        passes = 1 + last.double().mean().item()
-        lines[f"{certainty}",] = {"passes": (passes, nan), "same class as all five": (same, nan)}
-    note = "400 news, first seed: the mean number of an ensemble's members that a text is given."
-    return Table.of_numbers("Skipped components", ["certainty"], lines, note)
-
-
 def _cost(folder: Path) -> Table:
     ways = (TUNED, ENSEMBLE, DEFAULT)  # one point, four more, the widths of all five
     lines = {}
@@ -275,7 +256,6 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         *_strange(folder),
         _rivals(folder),
         _noise_by_text(folder),
-        _skipping(folder),
         _by_rows(folder),
         _upper(folder),
         _cost(folder),

@@ -115,13 +115,11 @@ class LaplaceStrategy(Strategy):
         examples: Examples,
         held_out: Examples | None,
         options: FitOptions,
-        output_scale: float | None = None,
     ) -> tuple[Model, Width]:
         """Compute the covariance of the trained guide, in place.
 
         Without held-out rows tau is that of the options, or does not change (it is 1 at first), and
-        the output scale is the one given, or 1: an earlier round's is of a fit that stopped at
-        another step.
+        the output scale is 1: an earlier round's is of a fit that stopped at another step.
         """
         guide = self.guide
         trained = guide.unpack(guide.loc.detach())
@@ -141,7 +139,7 @@ class LaplaceStrategy(Strategy):
             )
             doing.next()
             candidates = None
-            choice = Choice(options.tau or guide.tau.item(), output_scale=output_scale or 1.0)
+            choice = Choice(options.tau or guide.tau.item())
             if held_out is not None:
                 doing.name("choosing the width")
                 candidates = _candidates(model, guide, curvature, held_out, options.tau)
@@ -154,18 +152,17 @@ class LaplaceStrategy(Strategy):
             return model, _width(model, guide, choice, again(), candidates)
 
     def choose_together(
-        self, guides: Sequence[Sequence[Guide]], widths: Sequence[Width]
+        self, guides: Sequence[Guide], widths: Sequence[Width]
     ) -> tuple[list[Width], float, float]:
         """See `best_together`. KL and ELBO stay those under the noise scale that each component
         would have alone."""
         candidates = [width.candidates for width in widths if width.candidates is not None]
         choices, point_nll, nll = best_together(candidates)
         chosen = []
-        for some, width, choice, rows in zip(guides, widths, choices, candidates, strict=True):
+        for guide, width, choice, rows in zip(guides, widths, choices, candidates, strict=True):
             times = choice.noise / rows.best().noise
-            for guide in some:
-                assert isinstance(guide, LaplaceGuide)
-                guide.retune(choice.tau, times, choice.output_scale)
+            assert isinstance(guide, LaplaceGuide)
+            guide.retune(choice.tau, times, choice.output_scale)
             chosen.append(width.chosen(choice, times))
         return chosen, point_nll, nll
 

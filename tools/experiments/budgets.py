@@ -68,6 +68,7 @@ _SMALL = {
         "sentiment-movies", 1, lambda: Normal(spread=2.0), _RATING, 48, shifts=_SHIFTS
     ),
     "sentiment-tweets": Task("sentiment-tweets", 1, lambda: Normal(spread=2.0), _RATING, 48),
+    "sst, stars": Task("sentiment-sst-train", 5, Categorical, Columns(label="stars"), 48),
     "commonsense-openbookqa": Task("commonsense-openbookqa-train", 1, MultipleChoice),
     "commonsense-socialiqa": Task("commonsense-socialiqa", 1, MultipleChoice),
     "movies, noise by text": Task(

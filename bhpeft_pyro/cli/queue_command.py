@@ -33,8 +33,8 @@ def queue(
     by: Annotated[
         Literal["information", "typical", "random"] | None,
         typer.Option(
-            help="information: those whose labels teach most together. typical: those like many "
-            "others. random.",
+            help="information: those whose labels say most, together, about those of all texts. "
+            "typical: those like many others. random.",
             show_default="information, and typical before the first fit",
         ),
     ] = None,

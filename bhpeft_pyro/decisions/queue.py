@@ -4,7 +4,7 @@ times."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -29,10 +29,11 @@ By = Literal["information", "typical", "random"]
 """How texts are chosen."""
 
 CANDIDATES = 400
-"""Texts of the highest epistemic uncertainty, among which a batch is chosen by information."""
+"""Random texts of the pool among which a batch is chosen by information; more for long ones."""
 _DRAWS = 200  # of the weights, jointly for all candidates
-_TOGETHER = 20  # labels of whose joint entropy as many draws say something
-_LEAST = 1e-6  # of the variance of a label
+_LEAST = 1e-4  # of the variance of a label
+_SAME = 0.999  # a correlation of draws, above which two texts are the same to the network
+_SAME = 0.999  # a correlation of draws, above which two texts are the same to the network
 _LIKELY = 0.1  # a class that is named in a reason
 
 
@@ -130,8 +131,8 @@ def _check(model: Model, n: int, by: str, seed: int) -> None:
             "queue: a text has a label for each word here, and whole texts are labelled; expected "
             "a model with labels for texts"
         )
-    if by == "typical" or (by == "information" and model.likelihood.picks_one):
-        _activeml("pool")  # before the texts are read
+    if by == "typical":
+        _activeml()  # before the texts are read
 
 
 def _queue(
@@ -183,7 +184,7 @@ def _typical(model: Model, examples: Examples, n: int, seed: int) -> tuple[Tenso
         features = features.sum(1) / examples.choices.sum(1, keepdim=True)
     values = normalize(features.float() - features.float().mean(0)).numpy()
     unlabelled = np.full(len(values), np.nan)
-    query = _activeml("pool").TypiClust(random_state=seed % 2**32)
+    query = _activeml().TypiClust(random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of k-means, on fewer different texts than clusters
         places, typicality = query.query(values, unlabelled, batch_size=n, return_utilities=True)
@@ -198,40 +199,35 @@ def _typical(model: Model, examples: Examples, n: int, seed: int) -> tuple[Tenso
 def _informative(
     posterior: Posterior, examples: Examples, n: int, seed: int
 ) -> tuple[Tensor, list[str]]:
-    """The n texts whose labels say most about the weights, together."""
-    forecast = posterior.predict(examples)
-    among = forecast.flag(1.0, by="epistemic")[: max(CANDIDATES, 2 * n)]
-    # All candidates see the same draws, so that texts whose labels say the same are known as such.
-    drawn: Any = posterior.predict(
-        examples.subset(among), samples=_DRAWS, keep_samples=True, seed=seed
-    )
-    if posterior.model.likelihood.picks_one and n <= _TOGETHER:
-        order = _batch_bald(drawn.samples, n, seed)
-    elif posterior.model.likelihood.kind == "rating":
-        order, _ = most_informative(drawn.means.unsqueeze(-1), drawn.aleatoric.unsqueeze(-1), n)
+    """The n texts whose labels say most about the labels of all texts, together.
+
+    A random part of the pool stands for it: labels of the texts of the highest uncertainty alone
+    say much about odd texts, and are worse than random ones where there are few.
+    """
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    among = order[: max(CANDIDATES, 4 * n)]
+    some, kind = examples.subset(among), posterior.model.likelihood.kind
+    # All texts see the same draws, so that texts whose labels say the same are known as such.
+    drawn: Any = posterior.predict(some, samples=_DRAWS, keep_samples=True, seed=seed)
+    if kind == "rating":
+        values, noise = drawn.means.unsqueeze(-1), drawn.aleatoric.unsqueeze(-1)
     else:
-        noise = (drawn.samples * (1 - drawn.samples)).mean(0)
-        order, _ = most_informative(drawn.samples, noise, n)
-    chosen = among[order]
-    return chosen, [*_reasons(forecast, posterior.model.likelihood.kind, chosen.tolist())]
-
-
-def _batch_bald(samples: Tensor, n: int, seed: int) -> Tensor:
-    """The (n,) examples that BatchBALD takes, of (S, N, C) probabilities."""
-    utilities = _activeml("pool").batch_bald(
-        samples.double().numpy().copy(), n, random_state=seed % 2**32
-    )
-    return torch.as_tensor(np.nanargmax(utilities, 1))
+        values = drawn.samples
+        noise = (values * (1 - values)).mean(0)
+    best, _ = most_informative(values, noise, n)
+    forecast = posterior.predict(some.subset(best))
+    return among[best], [*_reasons(forecast, kind)]
 
 
 def most_informative(values: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n examples whose labels say most about what is drawn, one after the other.
+    """The n examples whose labels say most about the labels of all, one after the other.
 
-    If the outputs of all examples are jointly Normal with covariance K, and labels are they plus
-    noise of variance D, the labels of a batch A and the weights have the mutual information 1/2 log
-    det(I + D_A^-1/2 K_A D_A^-1/2). The greedy choice, by pivots of a Cholesky decomposition, is
-    within 1 - 1/e of the best one, as this is submodular (Krause and Guestrin 2005). K is that of
-    the draws.
+    If the outputs of all examples are jointly Normal with the covariance K of the draws, and labels
+    are they plus noise, a label lowers the variance of each other label by their squared
+    correlation, given those that are known. The sum over all examples is what is made largest in
+    each step: to first order twice the information about their labels (EPIG; Bickford Smith et al.
+    2023). Information about the weights (BALD, BatchBALD) prefers odd examples instead. The noise
+    of examples that are the same to the network is not independent: a second one comes last.
 
     Args:
         values: (S, N, E) draws of E outputs of N examples, the same weights for all examples.
@@ -239,33 +235,43 @@ def most_informative(values: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Ten
         n: how many, at most N.
 
     Returns:
-        (n,) the examples in order, and (n,) what each adds to the information, in nats.
+        (n,) the examples in order, and (n,) the mean share of the variance of a label that each
+        removes.
 
     >>> values = torch.tensor([[1.0, 1.0, 0.5], [-1.0, -1.0, 0.5], [0.0, 0.0, -1.0]])
     >>> most_informative(values.unsqueeze(-1), torch.ones(3, 1), 2)[0]  # the second is a copy
     tensor([0, 2])
     """
-    draws = len(values)
+    draws, count, width = values.shape
     x = (values - values.mean(0)).double() / (max(draws - 1, 1) * noise.clamp_min(_LEAST)).sqrt()
-    precision = torch.eye(draws, dtype=torch.double)  # in the space of the draws
+    unit = x / x.square().sum((0, 2), keepdim=True).sqrt().clamp_min(1e-12)
+    given = x.clone()  # A^-1 x, with A = I + the sum of x x' over those chosen, (S, S)
+    alike = torch.zeros(count, dtype=torch.bool)
     order: list[int] = []
-    gains: list[Tensor] = []
+    shares: list[Tensor] = []
     for _ in range(n):
-        solved = torch.linalg.solve(precision, x.flatten(1)).view_as(x)
-        inner = torch.einsum("sne,snf->nef", x, solved)
-        gain = 0.5 * torch.logdet(inner + torch.eye(x.shape[2], dtype=torch.double))
-        gain[order] = -torch.inf
-        best = int(gain.argmax())
+        covariance = torch.einsum("sne,snf->nef", x, given) + torch.eye(width).to(x)  # of labels
+        spread = (x / covariance.diagonal(dim1=1, dim2=2).sqrt()).flatten(1)
+        of_all = (spread @ spread.mT @ given.flatten(1)).view_as(given)
+        explained = torch.einsum("sne,snf->nef", given, of_all)
+        share = torch.linalg.solve(covariance, explained).diagonal(dim1=1, dim2=2).sum(1)
+        share /= count * width
+        usable = share - 2.0 * alike  # no share is above 1
+        usable[order] = -torch.inf
+        best = int(usable.argmax())
         order.append(best)
-        gains.append(gain[best])
-        precision += x[:, best] @ x[:, best].mT
-    return torch.tensor(order), torch.stack(gains)
+        shares.append(share[best])
+        alike |= torch.einsum("se,sne->n", unit[:, best], unit) > _SAME
+        learnt = given[:, best]
+        across = torch.einsum("se,snf->enf", learnt, x).flatten(1)
+        given = given - (learnt @ torch.linalg.solve(covariance[best], across)).view_as(given)
+    return torch.tensor(order), torch.stack(shares)
 
 
-def _reasons(forecast: Any, kind: str, places: Sequence[int]) -> Iterator[str]:
-    """What is open about the examples of a forecast at some places, and why."""
+def _reasons(forecast: Any, kind: str) -> Iterator[str]:
+    """What is open about each example of a forecast, and why."""
     names, between = getattr(forecast, "label_names", None), forecast.between
-    for i in places:
+    for i in range(len(forecast)):
         epistemic = forecast.epistemic[i].item()
         if kind == "rating":
             what = f"mean rating {forecast.mean[i]:.3g}, known to ±{epistemic**0.5:.2g}"
@@ -282,11 +288,11 @@ def _reasons(forecast: Any, kind: str, places: Sequence[int]) -> Iterator[str]:
         yield what
 
 
-def _activeml(module: str) -> Any:
-    """scikit-activeml, which only this needs."""
+def _activeml() -> Any:
+    """scikit-activeml's query strategies, which only "typical" needs."""
     try:
-        return import_module(f"skactiveml.{module}")
+        return import_module("skactiveml.pool")
     except ImportError as error:
         raise ConfigError(
-            "queue: scikit-activeml is needed; expected pip install 'bhpeft_pyro[decisions]'"
+            "by='typical' needs scikit-activeml; expected pip install 'bhpeft_pyro[decisions]'"
         ) from error

@@ -333,16 +333,14 @@ class Posterior:
         Args:
             texts: as data for `predict`; labels are not looked at.
             n: how many; there may be fewer different texts.
-            by: "information" takes the texts whose labels say most about the weights, together
-                (`decisions.queue`): classes and choices by BatchBALD (Kirsch et al. 2019) up to 20
-                texts, ratings, several labels and longer queues by the log determinant of the
-                covariance of what is predicted. "typical" looks for texts that are like many
-                others, as `decisions.queue.first_to_label`. "random" draws.
+            by: "information" takes the texts whose labels say most, together, about the labels of
+                all texts (`decisions.queue.most_informative`). "typical" looks for texts that are
+                like many others, as `decisions.queue.first_to_label`. "random" draws.
             seed: of the draws of the weights, of the clusters, or of the choice.
 
         Raises:
-            ConfigError: an argument is out of range; words have labels of their own; or
-                scikit-activeml is missing (`pip install 'bhpeft_pyro[decisions]'`).
+            ConfigError: an argument is out of range; words have labels of their own; or `by` is
+                "typical" and scikit-activeml is missing (`pip install 'bhpeft_pyro[decisions]'`).
             DataError: the texts cannot be used, or all have been learnt.
             GuideError: `by` is "information", and this is a single point estimate.
 

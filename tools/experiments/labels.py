@@ -16,9 +16,11 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import typer
 from datasets import Dataset
+from skactiveml.pool import batch_bald
 
 from bhpeft_pyro import __version__
 from bhpeft_pyro.cli.app import quietly, spoken_errors
@@ -61,10 +63,12 @@ class Arm:
     Attributes:
         first: before there is a posterior, "typical" or "random".
         then: with one.
+        rates: whether it can choose texts to rate.
     """
 
     first: Literal["typical", "random"]
     then: Choose
+    rates: bool = True
 
 
 def _queued(
@@ -82,11 +86,30 @@ def _least_certain(
     return [left[i] for i in order.tolist()]
 
 
+def _batch_bald(
+    posterior: Posterior, pool: Dataset, bought: list[int], n: int, seed: int
+) -> list[int]:
+    """Kirsch et al. 2019, by scikit-activeml, among the texts of the highest epistemic uncertainty;
+    in batches of at most 20, since 200 draws say nothing of the joint entropy of more labels."""
+    rows = _least_certain("epistemic", posterior, pool, bought, 400, seed)
+    drawn: Any = posterior.predict(pool.select(rows), samples=200, keep_samples=True, seed=seed)
+    left = [*range(len(rows))]
+    chosen: list[int] = []
+    while len(chosen) < n:
+        some = drawn.samples[:, left].double().numpy()
+        utilities = batch_bald(some, min(20, n - len(chosen)), random_state=seed)
+        best = [left[i] for i in np.nanargmax(utilities, 1)]
+        chosen += best
+        left = [i for i in left if i not in best]
+    return [rows[i] for i in chosen]
+
+
 ARMS: dict[str, Arm] = {
     RANDOM: Arm("random", partial(_queued, "random")),
     "information": Arm("random", partial(_queued, "information")),
     "typical, then information": Arm("typical", partial(_queued, "information")),
     "typical": Arm("typical", partial(_queued, "typical")),
+    "BatchBALD": Arm("random", _batch_bald, rates=False),
     "total uncertainty": Arm("random", partial(_least_certain, "total")),
     "epistemic uncertainty": Arm("random", partial(_least_certain, "epistemic")),
 }
@@ -189,7 +212,11 @@ def labels(
         "components": components,
         "backbone": where,
     }
-    runs = list(product(tasks, range(seeds), arms, sizes))
+    runs = [
+        (name, seed, called, size)
+        for name, seed, called, size in product(tasks, range(seeds), arms, sizes)
+        if ARMS[called].rates or chosen.tasks[name].likelihood().kind != "rating"
+    ]
     for one in runs:
         if (path := file_of(out, one)).exists():
             check_setting(path, json.loads(path.read_text()), setting)

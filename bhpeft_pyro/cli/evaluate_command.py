@@ -37,7 +37,8 @@ def evaluate(
     check_samples(samples, guide_of(posterior), posterior.model.likelihood)
     check_method(posterior, method, samples)
     examples = labelled_examples(posterior, data)
-    forecast = posterior.predict(examples, samples, method=method, seed=draw_seed)
+    known = posterior.replace(novelty=None)  # which no metric is about
+    forecast = known.predict(examples, samples, method=method, seed=draw_seed)
     scores = metrics.evaluate(forecast)
     if as_json:
         print_json({"examples": len(examples), **scores})

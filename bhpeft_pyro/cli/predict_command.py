@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _OF_CLASSES = ("variance", "confidence")
+_FLAG = 0.1  # the share of the rows that are flagged by default
 
 
 def predict(
@@ -36,12 +37,26 @@ def predict(
             help="Flag this share of the rows, the least certain.",
             metavar="SHARE",
             parser=options.share,
+            show_default="10%",
         ),
-    ] = "10%",
+    ] = None,
     by: Annotated[
-        Literal["total", "epistemic", "aleatoric", "variance", "confidence"],
-        typer.Option(help="The uncertainty to rank by; the last two are for classes."),
+        Literal["total", "epistemic", "aleatoric", "variance", "confidence", "novelty"],
+        typer.Option(
+            help="What to rank by: an uncertainty (variance and confidence are for classes), or "
+            "how unlike the learnt texts a text is."
+        ),
     ] = "total",
+    max_false_alarms: Annotated[
+        Any,
+        typer.Option(
+            help="Flag the rows unlike what was learnt instead: of rows like the learnt ones, at "
+            "most this share is flagged, on average.",
+            metavar="SHARE",
+            parser=options.share,
+            show_default="none",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -85,6 +100,8 @@ def predict(
     prediction, its sd, the ends of the 90 % interval, the epistemic and aleatoric variance, and
     whether it is flagged. With several labels per text, the prediction is the list of the labels
     that are more probable than not. Where words have labels, a cell is a list for a sentence.
+    Novelty is a p-value, small for rows unlike the learnt ones; the reason is the main one to doubt
+    a prediction.
 
     After bhpeft promise, a column says which rows are answered; the others are for people.
 
@@ -93,6 +110,7 @@ def predict(
     Examples:
         bhpeft predict runs/reviews new.csv --flag 10%
         bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
+        bhpeft predict runs/reviews new.csv --max-false-alarms 5%
     """
     import torch
 
@@ -102,10 +120,23 @@ def predict(
     from ..data.sources import in_file, places
     from ..forecast.base import cost_in_words, share_of
     from ..prediction.predict import PART
-    from .saved import check_file, check_method, check_samples, guide_of, open_run, reading
+    from .saved import (
+        check_file,
+        check_method,
+        check_novelty,
+        check_samples,
+        guide_of,
+        open_run,
+        reading,
+    )
 
-    if flag == 0:
-        raise ConfigError("--flag: 0 flags no row; expected a share above 0")
+    for name, share in (("--flag", flag), ("--max-false-alarms", max_false_alarms)):
+        if share == 0:
+            raise ConfigError(f"{name}: 0 flags no row; expected a share above 0")
+    if max_false_alarms is not None and (flag is not None or by not in ("total", "novelty")):
+        other = "--flag" if flag is not None else "--by"
+        raise ConfigError(f"--max-false-alarms: it takes the place of {other}; leave one out")
+    by = by if max_false_alarms is None else "novelty"
     out = out or _beside(data)
     check_file(out, ".csv", ".jsonl")
     if out.resolve() == Path(data).resolve():
@@ -126,6 +157,8 @@ def predict(
     check_method(posterior, method, samples)
     if single and family == "delta" and by in ("epistemic", "variance"):
         raise ConfigError(f"--by: got {by!r}, of which a point estimate has none; expected total")
+    if by == "novelty":
+        check_novelty(posterior, max_false_alarms)
     posterior = reading(posterior, text_column)
     with _advising(skip_bad):
         names, total = _check_data(posterior, data, skip_bad)
@@ -151,7 +184,10 @@ def predict(
             count = "1 row has" if len(bad) == 1 else f"{len(bad)} rows have"
             say(f"note: {count} no prediction: {error}")
         order = torch.tensor(kept.scores).argsort(descending=True, stable=True)
-        flagged = {*order[: share_of(flag, len(order))].tolist()}
+        most = share_of(flag or _FLAG, len(order))
+        if max_false_alarms is not None:
+            most = sum(score >= 1 - max_false_alarms for score in kept.scores)
+        flagged = {*order[:most].tolist()}
         shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
         every = names | kept.columns | {"flagged": None}
         write_rows(out, kept.records(names, flagged, shown), every)
@@ -159,7 +195,9 @@ def predict(
         row["row"] = number(row["row"])
     what = f"{len(order)} words" if kept.words else f"{total} rows"
     cost = cost_in_words(kept.method, kept.passes / kept.examples)
-    say(f"{what}, {len(flagged)} flagged by {by}; {cost}; written to {out}")
+    usual = f" (of rows like the learnt ones at most {max_false_alarms or 0:.4g})"
+    by_what = by + usual * (max_false_alarms is not None)
+    say(f"{what}, {len(flagged)} flagged by {by_what}; {cost}; written to {out}")
     if kept.answered is not None:
         say(f"{kept.answered} answered, the others are for people\n{posterior.promised}")
     elif posterior.promised is not None:
@@ -169,11 +207,13 @@ def predict(
         )
     if shown:
         some, *_ = shown.values()
-        # Not the probabilities of each of several labels.
-        heads = [name for name in some if not isinstance(some[name], dict)]
+        # Not the probabilities of each of several labels, nor what the reason is taken from.
+        left_out = {"epistemic", "aleatoric"} - {by}
+        heads = [k for k in some if not isinstance(some[k], dict) and k not in left_out]
         where = f"{unit}s as in {called}" if called else "rows count from 0"
         cells = [[row[name] for name in heads] for row in shown.values()]
-        table(f"Least certain ({by}); {where}", [unit, *heads[1:]], cells)
+        first = "Most unlike what was learnt" if by == "novelty" else f"Least certain ({by})"
+        table(f"{first}; {where}", [unit, *heads[1:]], cells)
 
 
 def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[str, None], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ..base.names import Method
 from ..data import Examples
+from ..decisions.reasons import NO_NOVELTY
 from ..errors import ConfigError
 from ..forecast.metrics import Score, compared, evaluate
 from ..guides import GUIDES
@@ -80,6 +82,19 @@ def check_method(posterior: Posterior, method: Method | None, samples: int | Non
             raise ConfigError("--method: there is no student; `bhpeft distill RUN DATA` makes one")
     elif method is not None:
         way(posterior.model, posterior.guide, method, drawn=samples == 0)
+
+
+def check_novelty(posterior: Posterior, share: float | None) -> None:
+    """Refuse to flag by novelty, at most a share of rows like the learnt ones, where there is none,
+    or where no p-value is so small."""
+    if posterior.novelty is None or not posterior.novelty.enough:
+        raise ConfigError(f"--by novelty, --max-false-alarms: {NO_NOVELTY}")
+    known = len(posterior.novelty.last)
+    if share is not None and share * (known + 1) < 1:
+        raise ConfigError(
+            f"--max-false-alarms: {share:.4g} needs {math.ceil(1 / share) - 1} learnt texts, of "
+            f"which there are {known}; expected {1 / (known + 1):.4g} or more"
+        )
 
 
 def guide_of(posterior: Posterior) -> str:
@@ -156,7 +171,7 @@ def finish(
     if held_out is not None and examples.labels is not None:
         # All components, also of a posterior that has a student.
         forecasts = {
-            name: each.replace(student=None).predict(held_out, samples)
+            name: each.replace(student=None, novelty=None).predict(held_out, samples)
             for name, each in shown.items()
         }
         scores = {name: evaluate(forecast) for name, forecast in forecasts.items()}

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from .task import Task
 
 # Columns of the table on the screen, if the rounds have them.
-_SHOWN = ("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/nll_p")
+_SHOWN = (
+    *("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/nll_p"),
+    "drift/novel",
+)
 
 
 def _period_or_rows(text: str) -> str | int:

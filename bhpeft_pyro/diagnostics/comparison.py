@@ -213,6 +213,7 @@ def compare(
     forecasts: dict[str, AnyForecast] = {}
     seconds: dict[str, float] = {}
     for name, posterior in methods.items():
+        posterior = posterior.replace(novelty=None)
         with bars(options.progress):
             forecast: Any = posterior.predict(tested)
             forecasts[name], seconds[name] = forecast, posterior.report.seconds

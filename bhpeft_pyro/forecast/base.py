@@ -34,7 +34,10 @@ class Forecast(ABC):
         texts: the N texts, or None.
         rows: None; or, where examples are words, (N,) the number of the sentence of each.
         method: how it was made, as `Posterior.predict` takes it; "draws" of the weights; "point".
-        passes: of the network for a text, forward and backward, on average; None if not known.
+        passes: of the network for a text, forward and backward, on average, with the frozen one
+            that `novelty` takes; None if not known.
+        novelty: (N,) float64 p-values, small for texts unlike the learnt ones; None if unknown
+            (`decisions.novelty`).
         promised: what is promised of the answers, if `Posterior.promise` has promised anything of
             forecasts that are made in this way.
         quality: in words, what `metrics.rejection_curve` measures.
@@ -61,6 +64,7 @@ class Forecast(ABC):
     method: str = ""
     passes: float | None = None
     promised: Promise | None = None
+    novelty: Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -136,10 +140,11 @@ class Forecast(ABC):
         return None
 
     def uncertainty(self, by: str = "total") -> Tensor:
-        """(N,) one of `measures`, or 1 - confidence: larger is less certain."""
-        by = one_of(*self.measures)("by", by)
+        """(N,) one of `measures`, or 1 - confidence, or 1 - novelty: larger is less certain."""
+        known = () if self.novelty is None else ("novelty",)
+        by = one_of(*self.measures, *known)("by", by)
         values: Tensor = getattr(self, by)
-        return 1 - values if by == "confidence" else values
+        return 1 - values if by in ("confidence", "novelty") else values
 
     def flag(self, fraction: float = 0.1, by: str = "total") -> Tensor:
         """Indices of the `fraction` least certain examples, the least certain first.
@@ -150,6 +155,19 @@ class Forecast(ABC):
         fraction = Number(above=0, most=1)("fraction", fraction)
         order = self.uncertainty(by).argsort(descending=True, stable=True)
         return order[: share_of(fraction, len(self))]
+
+    def unlike(self, max_false_alarms: float = 0.05, *, of_flagged: bool = False) -> Tensor:
+        """(N,) bool, which texts are unlike what was learnt: of texts like that, at most a share of
+        `max_false_alarms` is flagged; see `decisions.reasons`."""
+        from ..decisions.reasons import unlike_learnt
+
+        return unlike_learnt(self, max_false_alarms, of_flagged)
+
+    def reasons(self) -> list[str]:
+        """For each example the main reason to doubt its forecast; see `decisions.reasons`."""
+        from ..decisions.reasons import reasons_of
+
+        return reasons_of(self)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -201,11 +219,15 @@ class Forecast(ABC):
         if self.method:
             usual += f"; {cost_in_words(self.method, self.passes)}"
         mean = {by: f"{self.uncertainty(by).mean():.4f}" for by in Forecast.measures}
+        unlike = ""
+        if self.novelty is not None:
+            count = int(self.unlike().sum())
+            unlike = f"\n  {count} unlike what was learnt (at most 5 % false alarms)"
         return (
             f"{type(self).__name__}: {size}\n"
             f"  {usual}\n"
             f"  mean {self.in_words['total']} {mean['total']} = {mean['aleatoric']} aleatoric + "
-            f"{mean['epistemic']} epistemic"
+            f"{mean['epistemic']} epistemic{unlike}"
         )
 
     def _repr_html_(self) -> str:
@@ -229,6 +251,8 @@ class Forecast(ABC):
     def _by_row(self, **columns: Sequence[Any]) -> dict[str, list[Any]]:
         """Columns of `summary`, with those that all kinds have at the end."""
         columns |= {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
+        columns |= {} if self.novelty is None else {"novelty": digits(self.novelty)}
+        columns |= {"reason": self.reasons()}
         if self.answered is not None:
             columns["answered"] = self.answered.tolist()
         return {name: self.by_row(values) for name, values in columns.items()}
@@ -240,6 +264,8 @@ class Forecast(ABC):
             columns["label"] = self.labels.tolist()
         if self.rows is not None:
             columns["row"] = self.rows.tolist()
+        if self.novelty is not None:
+            columns["novelty"] = self.novelty.tolist()
         return columns | {name: getattr(self, name).tolist() for name in names}
 
 

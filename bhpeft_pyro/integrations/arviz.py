@@ -79,8 +79,9 @@ def to_arviz(
     and what a person can read in the weights (docs/arviz.md); `sample_stats`, the last round's
     trace (dim `step`) and the KL of each site (nats, dim `site`), or of a sampler's draws its
     statistics (dims `(chain, draw)`). With data also `posterior_predictive`,
-    `prior_predictive`, `constant_data` (the texts) and, if labelled, `observed_data` and
-    `log_likelihood`, over the dim `example`. Draw s of a group belongs to draw s of the weights.
+    `prior_predictive`, `constant_data` (the texts and their `novelty`) and, if labelled,
+    `observed_data` and `log_likelihood`, over the dim `example`. Draw s of a group belongs to draw
+    s of the weights.
 
     A sampler's draws come once each, in its order and chains (`Posterior.from_draws`). Otherwise a
     mixture has a chain for each component: chains that differ are modes that differ. Under a
@@ -174,6 +175,11 @@ def to_arviz(
             groups["sample_stats"] = stats
     if examples is not None:
         groups |= _predictions(model, guides, examples, samples, seed)
+        novelty = None if isinstance(posterior, Model) else posterior.novelty
+        if novelty is not None and novelty.enough:
+            words = {"long_name": "p-value, small for texts unlike the learnt ones"}
+            p = novelty.p_values(model, examples).numpy()
+            groups["constant_data"]["novelty"] = ("example", p, words)
     for group in groups.values():
         group.attrs["inference_library"] = "bhpeft_pyro"
     if "InferenceData" in vars(arviz):  # ArviZ 1.3 gives a DataTree the old name

@@ -81,7 +81,7 @@ class _TextEstimator(BaseEstimator):
     def _forecast(self, X: Any) -> Any:
         check_is_fitted(self, "posterior_")
         X = check_array(X, dtype=object, ensure_2d=False, estimator=self, input_name="X")
-        return self.posterior_.predict(_texts(X))
+        return self.posterior_.replace(novelty=None).predict(_texts(X))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -159,6 +159,28 @@ class Attachment:
             self._base(**inputs)
         return seen[0]
 
+    def layer_means(self, inputs: Mapping[str, Any], mask: Tensor) -> list[Tensor]:
+        """(R, D) float32 means over tokens of the hidden states that each layer gets, in order, and
+        of the last ones; without any weights.
+
+        Args:
+            inputs: keyword arguments of the base model, for R rows.
+            mask: (R, T), 1 for real tokens.
+        """
+        self.check_mode()
+        means: list[Tensor] = []
+        weight = mask.unsqueeze(-1).float()
+
+        def note(states: Tensor) -> None:
+            means.append((states.float() * weight).sum(1) / weight.sum(1))
+
+        binding = Binding(self._token, self._base, 1, None)
+        for layer in self._layers:
+            binding.before[layer.module].append(note)
+        with torch.no_grad(), activate(binding):
+            note(self._base(**inputs).last_hidden_state)
+        return means
+
     def _can_skip(self) -> bool:
         """Whether the transformer computes the same without its constant layers, on random tokens.
 
@@ -211,6 +233,8 @@ class Attachment:
                 for layer in self._layers
                 for target in ("query", "key")
             }
+        for layer in self._layers:  # `layer_means` has them all
+            binding.before[layer.module] = []
         if self.constant:
             binding.before[self._layers[self.constant].module].append(lambda _: states)
         if states is not None:

@@ -147,8 +147,10 @@ def _note(token: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
 
 def _before(token: int, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     binding = active().get(token)
-    if binding is not None and _hidden_states(binding, module, args[0]):
-        for function in binding.before.get(module, ()):
+    if binding is None or not (functions := binding.before.get(module)):
+        return args
+    if _hidden_states(binding, module, args[0]):
+        for function in functions:
             other = function(args[0])
             args = args if other is None else (other, *args[1:])
     return args

@@ -1,13 +1,14 @@
 """Plots. Each draws on `ax` (or a new figure's) and returns it; `stream_overview` is a figure."""
 
 from .fits import change_forest, elbo_trace, shift_by_layer
-from .forecasts import epistemic_aleatoric, rejection, reliability
+from .forecasts import epistemic_aleatoric, novelty, rejection, reliability
 from .streams import score_matrix, stream_overview
 
 __all__ = [
     "change_forest",
     "elbo_trace",
     "epistemic_aleatoric",
+    "novelty",
     "rejection",
     "reliability",
     "score_matrix",

@@ -23,6 +23,8 @@ STYLES = tuple(
     zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, "black", GREY), "osD^vPX*", strict=True)
 )
 
+_P_BINS = 20  # of p-values
+
 
 def new_axes(ax: Axes | None) -> Axes:
     """The given axes or a new figure's, without the frame."""
@@ -116,4 +118,22 @@ def epistemic_aleatoric(forecast: Forecast, ax: Axes | None = None) -> Axes:
     ax.scatter(x[right], y[right], label=f"right ({right.sum()})", **dot)
     ax.scatter(x[~right], y[~right], label=f"wrong ({(~right).sum()})", **cross)
     ax.legend()
+    return ax
+
+
+def novelty(forecast: Forecast, ax: Axes | None = None) -> Axes:
+    """The share of the texts in each twentieth of the p-values `novelty`.
+
+    Each has 5 % of texts like the learnt ones (dashed); those unlike them are in the first.
+    """
+    check(forecast, Forecast, "forecast", "a forecast")
+    unlike, p = forecast.unlike().double().mean().item(), 1 - forecast.uncertainty("novelty")
+    ax = new_axes(ax)
+    shares = p.histc(_P_BINS, 0, 1).numpy() / len(p)
+    left = [number / _P_BINS for number in range(_P_BINS)]
+    colours = [VERMILLION, *[SKY] * (_P_BINS - 1)]
+    ax.bar(left, shares, 1 / _P_BINS, align="edge", color=colours, edgecolor="white")
+    ax.axhline(1 / _P_BINS, linestyle="--", color="black", linewidth=1)
+    ax.set(xlim=(0, 1), xlabel="p-value", ylabel="share of the texts")
+    ax.set_title(f"{unlike:.1%} at up to 5 %")
     return ax

@@ -25,7 +25,7 @@ from ..model.model import Model
 from ..peft.sites import Site
 from ..posterior.posterior import Posterior
 from ..training.report import FitReport
-from . import change_forest, elbo_trace, epistemic_aleatoric, rejection, reliability
+from . import change_forest, elbo_trace, epistemic_aleatoric, novelty, rejection, reliability
 
 _LISTED = 10  # rows of a forecast
 _TEXT, _LONG_TEXT = 100, 300  # characters of a text in a notebook, and in a page
@@ -181,4 +181,6 @@ def forecast_plots(forecast: Forecast) -> str:
     if forecast.labels is not None:
         plots["Quality of the rest when the least certain are rejected"] = rejection
     plots["Epistemic and aleatoric uncertainty"] = epistemic_aleatoric
+    if forecast.novelty is not None:
+        plots["Unlike what was learnt"] = novelty
     return "\n".join(image(words, partial(draw, forecast)) for words, draw in plots.items())

@@ -47,7 +47,8 @@ def distill(
         learnt, held_out = _parted(examples, seed, "texts")
         whole.name("predictions of the posterior")
         posterior = _with_learnt_outputs(posterior.replace(student=None, promised=None), learnt)
-        forecasts = [posterior.predict(part) for part in (learnt, held_out)]
+        alone = posterior.replace(novelty=None)
+        forecasts = [alone.predict(part) for part in (learnt, held_out)]
         targets = [targets_of(forecast, examples.kind) for forecast in forecasts]
         whole.next()
         made = distil(

@@ -20,6 +20,7 @@ from ..base.threads import fitting, seeded, with_gradients
 from ..data import Columns, Examples
 from ..data.batch import Batch
 from ..data.copies import check_apart, warn_of_copies
+from ..decisions.novelty import Novelty
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, as_guide, autoguide, check_made_for
 from ..guides.latent import with_mean
@@ -133,7 +134,7 @@ def fit(
     if options.particles > 1 and not point:  # a point estimate has one draw only
         check_prior(model.prior, model.sites, vectorised=True)
     named = partial(naming_rows, model, data=examples, validation=held_out)
-    facts: dict[str, Any] = {"data_with_held_out": examples.fingerprint}
+    whole, facts = examples, dict[str, Any](data_with_held_out=examples.fingerprint)
     if held_out is None and strategy.needs_held_out(options):
         if not examples.few:  # of which nothing is held out
             warn_of_copies(examples)
@@ -173,7 +174,9 @@ def fit(
                 scatter(model, one.guide, one.options)
     model.network.in_use = True
     with named():
-        return run_all(rounds, executor, unlabelled=None if unlabelled is None else texts)
+        fitted = run_all(rounds, executor, unlabelled=None if unlabelled is None else texts)
+    with visible():
+        return fitted.replace(novelty=Novelty.of(model, whole))
 
 
 def _starts_at_random(one: Round) -> bool:

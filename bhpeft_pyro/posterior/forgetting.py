@@ -58,13 +58,22 @@ def forget(
     >>> normal.variance.item(), round(normal.mean.item(), 4)
     (0.4000..., 2.4)
     """
-    patterns = keep if isinstance(keep, Mapping) else {"*": keep}
-    names = [site.name for site in sites]
-    check_used(names, patterns, "keep", ConfigError)
-    matches = {name: first_match(name, patterns) for name in names}
-    shares = {name: patterns[pattern] for name, pattern in matches.items() if pattern is not None}
-    shares = {name: share for name, share in shares.items() if share < 1}
+    shares = {name: share for name, share in _by_site(keep, sites).items() if share < 1}
     if not shares:
         return posterior
     earlier = earlier_posterior(posterior, "keep")
     return earlier.tempered(shares, independent_normals(first, sites, shares, "keep"))
+
+
+def kept_of_all(keep: float | Mapping[str, float], sites: Sequence[Site]) -> float:
+    """The largest share that a site keeps: what no weight keeps is forgotten."""
+    return max(_by_site(keep, sites).values())
+
+
+def _by_site(keep: float | Mapping[str, float], sites: Sequence[Site]) -> dict[str, float]:
+    """`keep` of each site."""
+    patterns = keep if isinstance(keep, Mapping) else {"*": keep}
+    names = [site.name for site in sites]
+    check_used(names, patterns, "keep", ConfigError)
+    matches = {name: first_match(name, patterns) for name in names}
+    return {name: 1.0 if match is None else patterns[match] for name, match in matches.items()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..base.checks import check, shown
 from ..base.fit_options import FitOptions
 from ..data import Columns
+from ..decisions.novelty import Novelty
 from ..errors import ConfigError, GuideError
 from ..guides import DrawsGuide, MixtureGuide, as_guide, check_made_for, latents
 from ..guides.registry import check_sampled, trained_by_pyro
@@ -37,8 +38,8 @@ def of(
         guide: any guide. A function's parameters are taken from Pyro's global store. One of
             Pyro's autoguides becomes a `guides.PyroGuide`, with a copy of its parameters, so
             that it can be saved and updated.
-        data: what it has learnt, for the report, the names of the classes, and so that an
-            update does not learn them again.
+        data: what it has learnt, for the report, the names of the classes, `novelty`, and so that
+            an update does not learn them again.
         columns: how data are read.
 
     Raises:
@@ -64,17 +65,18 @@ def of(
     for part in guides:
         check_made_for(model, part)
         check_sampled(model, part)
-    learnt = 0, ""
+    learnt, novelty = (0, ""), None
     if data is not None:
         examples = model.encode(data, columns, new_names=True)
         columns = model.columns_of(examples, columns)
-        learnt = len(examples), examples.fingerprint
+        learnt, novelty = (len(examples), examples.fingerprint), Novelty.of(model, examples)
     model.network.in_use = True
     parts = [
         Posterior(model, part, (FitReport(*learnt, FitOptions()),), columns, model.prior)
         for part in guides
     ]
-    return parts[0] if len(parts) == 1 else MixturePosterior.of_round(parts, FitOptions())
+    whole = parts[0] if len(parts) == 1 else MixturePosterior.of_round(parts, FitOptions())
+    return whole.replace(novelty=novelty)
 
 
 def from_draws(

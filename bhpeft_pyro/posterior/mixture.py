@@ -63,7 +63,8 @@ class MixturePosterior(Posterior):
 
     def with_guides(self, guides: Sequence[Guide]) -> MixturePosterior:
         parts = zip(self.components, guides, strict=True)
-        return MixturePosterior([part.replace(guide=guide) for part, guide in parts], self.lineage)
+        changed = [part.replace(guide=guide) for part, guide in parts]
+        return MixturePosterior(changed, self.lineage).replace(novelty=self.novelty)
 
     @classmethod
     def of_round(
@@ -98,13 +99,11 @@ class MixturePosterior(Posterior):
         """Add labels to the head of every component; see `posterior.growth`."""
         grown = [part.grow(labels) for part in self.components]
         network = grown[0].model.network  # shared: the others' are equal to it
-        return MixturePosterior(
-            [
-                part.replace(model=Model(network, part.model.prior, part.model.likelihood))
-                for part in grown
-            ],
-            self.lineage,
-        )
+        parts = [
+            part.replace(model=Model(network, part.model.prior, part.model.likelihood))
+            for part in grown
+        ]
+        return MixturePosterior(parts, self.lineage).replace(novelty=self.novelty)
 
 
 class Fitted(NamedTuple):

@@ -20,6 +20,7 @@ from ..base.fit_options import FitOptions
 from ..base.names import Method
 from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
+from ..decisions.novelty import Novelty
 from ..decisions.promises import Promise, with_promise
 from ..decisions.queue import By, Queue, to_label
 from ..errors import ConfigError
@@ -64,6 +65,7 @@ class Posterior:
         learnt_rows: (R,) hashes of the texts of all rows that have been learnt or held out, by
             which `queue` leaves them out; None if they are not known.
         promised: what is promised of answers (`promise`), if anything is.
+        novelty: what recognises texts unlike those of all rounds; None if it is not known.
         is_mixture: whether it has components that are posteriors of their own.
     """
 
@@ -75,6 +77,7 @@ class Posterior:
     student: Student | None = None
     learnt_rows: Tensor | None = None
     promised: Promise | None = None
+    novelty: Novelty | None = None
 
     @staticmethod
     def of(
@@ -216,6 +219,9 @@ class Posterior:
         `forecast.method` says how it was done, and `forecast.passes` what it cost. If something is
         promised (`promise`) of forecasts by this method, with no other argument that changes them,
         `forecast.answered` says of which.
+        `forecast.method` says how it was done, and `forecast.passes` what it cost. One of the
+        passes, of the frozen backbone, is for `forecast.novelty`, the reason to doubt texts unlike
+        the learnt ones; `posterior.replace(novelty=None).predict(texts)` does without.
 
         Args:
             data: a list of texts, or anything that `fit` reads. Labels are kept if there are any.
@@ -248,14 +254,14 @@ class Posterior:
         if method == "student" and asked:
             raise ConfigError(f"method='student' takes one pass; expected no {', '.join(asked)}")
         forecast: AnyForecast
+        examples = self.encode(data, labelled=False)
         if method == "student" or (method is None and self.student is not None and not asked):
-            examples = self.encode(data, labelled=False)
             forecast = self._student().predict(self.model, examples, max_rows, bf16)
         else:
             forecast = predict(
                 self.model,
                 self.guide,
-                self.encode(data, labelled=False),
+                examples,
                 samples,
                 method=method,
                 max_rows=max_rows,
@@ -263,6 +269,8 @@ class Posterior:
                 keep_samples=keep_samples,
                 bf16=bf16,
             )
+        if self.novelty is not None:
+            forecast = self.novelty.noted(forecast, self.model, examples, max_rows)
         if self.promised is None or asked or seed or bf16:  # it is for the same forecasts alone
             return forecast
         return self.promised.on(forecast, self.report.id)
@@ -392,7 +400,8 @@ class Posterior:
         self, data: object, samples: int | None = None, **options: Any
     ) -> dict[str, float]:
         """Accuracy, NLL, ECE and other metrics (`metrics.evaluate`) on labelled data."""
-        return evaluate(self.predict(self.encode(data), samples, **options))
+        known = self.replace(novelty=None)  # which no metric is about
+        return evaluate(known.predict(self.encode(data), samples, **options))
 
     def to_arviz(
         self,

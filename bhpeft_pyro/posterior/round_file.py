@@ -21,6 +21,7 @@ from .. import peft
 from ..base.threads import seeded
 from ..base.user_code import check_plain, given_for, path_of
 from ..data import Columns
+from ..decisions.novelty import Novelty
 from ..decisions.promises import Promise
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, as_guide, latents
@@ -54,7 +55,7 @@ _READY: dict[str, Sequence[type]] = {
 }
 """The classes of this package that a file can name, by the part of a model."""
 
-_ATTACHED: dict[str, Any] = {"student": Student, "promised": Promise}
+_ATTACHED: dict[str, Any] = {"student": Student, "promised": Promise, "novelty": Novelty}
 """What is beside the components of a posterior, by its attribute."""
 
 _COUNTS = ("rank", "size", "length", "encoder", "outputs", "levels")  # with weights for each

@@ -20,6 +20,7 @@ from ..data import Examples, LabelWarning
 from ..data.copies import check_apart
 from ..data.doubts import swapped, turned
 from ..data.sources import read
+from ..decisions.novelty import Novelty
 from ..errors import ConfigError, DataError, GuideError
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import prior_of
@@ -31,7 +32,7 @@ from ..training.initialization import centred, own_start
 from ..training.loop import Callback, OptimizerFactory
 from ..training.report import FitReport
 from .distill import texts_for, with_student
-from .forgetting import KEEP, forget
+from .forgetting import KEEP, forget, kept_of_all
 from .growth import with_outputs_for
 from .posterior import Posterior
 from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
@@ -98,6 +99,10 @@ def update(
             if doubt is not None:
                 warnings.warn(LabelWarning(doubt), stacklevel=2)
             learnt = run_all(rounds, executor, posterior.lineage if posterior.is_mixture else ())
+        if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
+            share = kept_of_all(keep, posterior.model.sites)
+            novelty = novelty.merged(Novelty.of(posterior.model, examples), share)
+        learnt = learnt.replace(novelty=novelty)
         return learnt if texts is None else with_student(learnt, texts, options)
 
 
@@ -108,7 +113,7 @@ def _contradiction(posterior: Posterior, examples: Examples) -> str | None:
     some = examples.subset(torch.randperm(len(examples), generator=generator)[:_CHECKED])
     doubt = None
     with suppress(GuideError):
-        forecast: Any = posterior.predict(some, samples=0)
+        forecast: Any = posterior.replace(novelty=None).predict(some, samples=0)
         labels = forecast.labels
         assert labels is not None
         if examples.kind == "rating":

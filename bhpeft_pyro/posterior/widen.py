@@ -10,6 +10,7 @@ from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
 from ..data import Examples
 from ..data.copies import check_apart
+from ..decisions.novelty import Novelty
 from ..errors import GuideError
 from ..guides.laplace.laplace_guide import around_point
 from ..training.estimated_noise import has_noise, settle_noise
@@ -33,7 +34,8 @@ def widen(
             raise GuideError(
                 f"widen: {part.guide.title()} has a width already; expected a 'delta' guide"
             )
-    examples = posterior.encode(data)
+    examples, novelty = posterior.encode(data), posterior.novelty
+    every, first = examples, len(posterior.lineage) == 1
     held_out = None if validation is None else posterior.encode(validation)
     if held_out is None:
         examples, held_out = posterior.report.parted(examples)
@@ -50,7 +52,10 @@ def widen(
             whole.next()
         whole.name("mixture")
         lineage = posterior.lineage[:-1] if posterior.is_mixture else ()
-        return joined(fitted, held_out, options, examples.labels, lineage)
+        if novelty is None and first:  # of an adapter that was trained elsewhere
+            novelty = Novelty.of(posterior.model, every)
+        widened = joined(fitted, held_out, options, examples.labels, lineage)
+        return widened.replace(novelty=novelty)
 
 
 def _widened(

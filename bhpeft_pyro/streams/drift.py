@@ -82,6 +82,14 @@ class Drift:
     forecast: AnyForecast
 
     @property
+    def novel(self) -> float | None:
+        """The share of the texts that are unlike what was learnt; about 5 % if none is (of texts
+        like those, 5 % are false alarms); None if it is not known."""
+        if self.forecast.novelty is None:
+            return None
+        return self.forecast.unlike().double().mean().item()
+
+    @property
     def surprising(self) -> bool:
         """Whether the labels are less probable than the posterior expects (p up to 0.05)."""
         return self.nll is not None and self.nll.p <= _LEVEL
@@ -109,6 +117,7 @@ class Drift:
     def metrics(self) -> dict[str, float]:
         """The figures as plain numbers, for a record."""
         figures = {"epistemic": self.epistemic, "known": self.known}
+        figures |= {} if self.novel is None else {"novel": self.novel}
         if (nll := self.nll) is not None:
             figures |= {"nll": nll.observed, "nll_expected": nll.expected}
             figures |= {"nll_z": nll.z, "nll_p": nll.p}
@@ -119,6 +128,8 @@ class Drift:
             f"{self.advice}: {self.examples} examples",
             f"  epistemic uncertainty {self.epistemic:.4f}, {1 - self.known:.1%} of the total",
         ]
+        if self.novel is not None:
+            lines.append(f"  {self.novel:.1%} of the texts unlike what was learnt (5% by chance)")
         if (nll := self.nll) is not None:
             lines.append(
                 f"  nll {nll.observed:.4f}, expected {nll.expected:.4f} ± {nll.sd:.4f} "
@@ -138,8 +149,8 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     Args:
         posterior: of any guide. A point estimate has no epistemic uncertainty, so the advice is to
             "keep" it unless the labels are surprising.
-        data: what `Posterior.predict` takes; without labels only `epistemic` and `known` are
-            computed.
+        data: what `Posterior.predict` takes; without labels only `epistemic`, `known` and
+            `novel` are computed.
         samples: simulated sets, at least 19; p-values go down to 1 / (samples + 1).
         seed: of draws and simulation.
 

@@ -54,7 +54,7 @@ def test_reports(folder, posterior, tmp_path):
     arguments = ("report", folder / "run", folder / "train.csv", "--samples", 4)
     bhpeft(*arguments, "--out", page)
     html = page.read_text()
-    assert html.count("data:image/png;base64,") == 5  # three of the test, the change, the trace
+    assert html.count("data:image/png;base64,") == 6  # four of the test, the change, the trace
     assert "http" not in re.sub(r"base64,[^\"]*", "", html)  # nothing from elsewhere
     scores = posterior.evaluate(str(folder / "train.csv"), 4)
     for name, value in scores.items():

@@ -37,7 +37,8 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
     rows = read_csv(out)
     forecast = posterior.predict(str(folder / "new.csv"))
     assert list(rows[0]) == [
-        *("id", "text", "prediction", "probability", "epistemic", "aleatoric", "flagged")
+        *("id", "text", "prediction", "probability", "epistemic", "aleatoric"),
+        *("novelty", "reason", "flagged"),
     ]
     assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"]
     assert [row["prediction"] for row in rows] == [["bad", "good"][k] for k in forecast.label]
@@ -45,12 +46,14 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
         ("probability", forecast.confidence),
         ("epistemic", forecast.epistemic),
         ("aleatoric", forecast.aleatoric),
+        ("novelty", forecast.novelty),
     ):
         assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6)
     flagged = [i for i, row in enumerate(rows) if row["flagged"] == "True"]
     assert flagged == sorted(forecast.flag(0.4).tolist()) and len(flagged) == 2
-    # Two components, each with a forward pass and, of two classes, one backward pass.
-    cost = "by exact, 4 passes a text"
+    assert [row["reason"] for row in rows] == forecast.reasons()
+    # Two components, each with a forward pass and, of two classes, one backward pass; and novelty.
+    cost = "by exact, 5 passes a text"
     assert f"5 rows, 2 flagged by total; {cost}; written to {out}" in result.stderr
     shown = [int(n) for n in re.findall(r"^\s+(\d)\s", result.stdout, re.MULTILINE)]
     assert [row - 2 for row in shown] == forecast.flag(1.0).tolist()  # the header is row 1
@@ -62,10 +65,10 @@ def test_the_way_to_predict_is_chosen_and_told(folder, distilled, tmp_path, monk
     data, out = folder / "new.csv", tmp_path / "out.csv"
     monkeypatch.setattr(module, "PART", 2)
     for options, cost, how in (
-        ((), "by student, 1 pass a text", {}),
-        (("--method", "exact"), "by exact, 4 passes a text", {"method": "exact"}),
-        (("--samples", 8), "by exact, 4 passes a text", {"samples": 8}),
-        (("--samples", 0), "by point, 2 passes a text", {"samples": 0}),
+        ((), "by student, 2 passes a text", {}),
+        (("--method", "exact"), "by exact, 5 passes a text", {"method": "exact"}),
+        (("--samples", 8), "by exact, 5 passes a text", {"samples": 8}),
+        (("--samples", 0), "by point, 3 passes a text", {"samples": 0}),
     ):
         said = bhpeft("predict", distilled, data, *options, "--out", out, "--overwrite").stderr
         assert f"flagged by total; {cost}" in said, options
@@ -331,3 +334,35 @@ def test_memory_does_not_grow_with_the_rows(
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1.1 * peaks[1]  # the texts of 144 more rows are 0.7 MB, of some 1.5
+
+
+def test_rows_unlike_what_was_learnt_are_flagged(folder, posterior, tmp_path):
+    data, out = folder / "new.csv", tmp_path / "out.csv"
+    p = posterior.predict(str(data)).novelty
+    level = sorted(p.tolist())[2]  # which three rows have, or less
+    expected = (p <= level).tolist()
+    said = bhpeft("predict", folder / "run", data, "--max-false-alarms", level, "--out", out)
+    rows = read_csv(out)
+    assert [row["flagged"] == "True" for row in rows] == expected and sum(expected) < 5
+    assert f"flagged by novelty (of rows like the learnt ones at most {level:.4g})" in said.stderr
+    assert "Most unlike what was learnt; rows as in" in said.output
+    bhpeft("predict", folder / "run", data, "--by", "novelty", "--out", out, "--overwrite")
+    (flagged,) = (i for i, row in enumerate(read_csv(out)) if row["flagged"] == "True")
+    assert p[flagged] == p.min()
+    for options, message in (
+        (("--max-false-alarms", 0), "--max-false-alarms: 0 flags no row"),
+        (("--max-false-alarms", "5%", "--flag", "5%"), "takes the place of --flag"),
+        (("--max-false-alarms", "5%", "--by", "epistemic"), "takes the place of --by"),
+        (("--max-false-alarms", "1%"), "0.01 needs 99 learnt texts, of which there are 20"),
+    ):
+        wrong = error("predict", folder / "run", data, *options, "--out", out, "--overwrite")
+        assert message in " ".join(wrong.split()), options
+
+
+def test_without_novelty_none_is_flagged_by_it(folder, posterior, tmp_path):
+    posterior.replace(novelty=None).save(tmp_path / "run")
+    out, backbone = ("--out", tmp_path / "out.csv"), ("--backbone", folder / "tiny")
+    command = ("predict", tmp_path / "run", folder / "new.csv", *out, *backbone)
+    assert "of an earlier version" in " ".join(error(*command, "--max-false-alarms", "5%").split())
+    bhpeft(*command)
+    assert "novelty" not in read_csv(out[1])[0] and read_csv(out[1])[0]["reason"]

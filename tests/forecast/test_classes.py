@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -337,3 +338,50 @@ def test_validation_needs_labels():
         bare.tempered(bare)
     with pytest.raises(ConfigError, match="validation: expected a ClassForecast"):
         bare.tempered(bare.probabilities)
+
+
+def with_novelty(p: list[float]) -> ClassForecast:
+    forecast = ClassForecast.from_draws(torch.full((1, len(p), 2), 0.5))
+    return replace(forecast, novelty=torch.tensor(p, dtype=torch.float64))
+
+
+def test_false_discoveries_are_bounded_as_by_hand() -> None:
+    """The largest k with the k-th smallest p-value at most level k / N."""
+    p = torch.rand(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
+    ordered = p.sort().values
+    for level in (0.02, 0.1, 0.3):
+        good = [k for k in range(1, 61) if ordered[k - 1] <= level * k / 60]
+        expected = p <= (ordered[good[-1] - 1] if good else -1.0)
+        found = with_novelty(p.tolist()).unlike(level, of_flagged=True)
+        assert torch.equal(found, expected)
+        assert torch.equal(with_novelty(p.tolist()).unlike(level), p <= level)
+
+
+def test_texts_are_ranked_by_novelty_where_it_is_known() -> None:
+    forecast = with_novelty([0.5, 0.01, 0.9])
+    assert forecast.flag(0.7, by="novelty").tolist() == [1, 0, 2]
+    assert forecast.to_dataset()["novelty"][:] == [0.5, 0.01, 0.9]
+    assert "1 unlike what was learnt" in repr(forecast)
+    assert forecast.tempered(forecast.with_labels([0, 1, 0]))[0].novelty is forecast.novelty
+    assert forecast.joined([forecast, forecast]).novelty.shape == (6,)  # type: ignore[union-attr]
+    bare = replace(forecast, novelty=None)
+    assert "novelty" not in bare.summary() and "unlike" not in repr(bare)
+    with pytest.raises(ConfigError, match="by='novelty'"):
+        bare.uncertainty("novelty")
+    with pytest.raises(DataError, match="does not know what it has learnt"):
+        bare.unlike()
+
+
+def test_the_reason_is_the_largest_part_unless_the_text_is_novel() -> None:
+    parts = [[0.9, 0.1], [0.2, 0.8], [0.99, 0.01]]  # components: agree, disagree, ...
+    other = [[0.9, 0.1], [0.8, 0.2], [0.01, 0.99]]
+    one, two = (ClassForecast.from_draws(torch.tensor([rows])) for rows in (parts, other))
+    mixed = ClassForecast.mixed([one, two])
+    assert mixed.reasons() == ["noise in the label", "noise in the label", "components disagree"]
+    draws = torch.tensor([[[0.99, 0.01]], [[0.01, 0.99]]])
+    alone = ClassForecast.from_draws(draws)
+    assert alone.reasons() == ["weights uncertain"]
+    assert ClassForecast.mixed([alone, alone]).reasons() == ["weights uncertain"]
+    novel = replace(mixed, novelty=torch.tensor([0.05, 0.06, 0.01], dtype=torch.float64))
+    wanted = ["unlike what was learnt", "noise in the label", "unlike what was learnt"]
+    assert novel.reasons() == novel.summary()["reason"] == wanted

@@ -23,6 +23,7 @@ from torch.distributions import Normal
 import bhpeft_pyro as bh
 from bhpeft_pyro import FitOptions, Posterior, fit, priors
 from bhpeft_pyro.base.checks import derived
+from bhpeft_pyro.decisions.novelty import Novelty
 from bhpeft_pyro.diagnostics.changes import Variable, changes, shifts, sizes
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, NormalGuide
@@ -204,6 +205,15 @@ def test_same_seed_same_draws(posterior: Posterior) -> None:
     np.testing.assert_array_equal(one[0], same[0])
     np.testing.assert_array_equal(one[1], same[1])
     assert not np.array_equal(one[0], other[0])
+
+
+def test_novelty_is_among_the_data(posterior: Posterior) -> None:
+    """Of twelve learnt texts there is none."""
+    assert "novelty" not in posterior.to_arviz(TEXTS, samples=2).constant_data
+    more = posterior.replace(novelty=Novelty.of(posterior.model, tiny_examples(30)))
+    p = more.to_arviz(TEXTS, samples=2).constant_data["novelty"]
+    np.testing.assert_array_equal(p.values, more.predict(TEXTS).novelty)
+    assert p.dims == ("example",)
 
 
 def test_a_model_is_exported_before_any_fit() -> None:

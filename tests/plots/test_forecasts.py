@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -125,3 +127,12 @@ def test_what_cannot_be_plotted_is_refused():
     assert plt.get_fignums() == []
     ax = plots.reliability(forecast_of(0))
     assert plt.get_fignums() == [ax.figure.number]
+
+
+def test_each_twentieth_of_the_p_values_has_its_share(ax):
+    forecast = ClassForecast.from_draws(torch.full((1, 8, 2), 0.5))
+    p = torch.tensor([0.01, 0.02, 0.049, 0.3, 0.51, 0.52, 0.97, 1.0], dtype=torch.float64)
+    plots.novelty(replace(forecast, novelty=p), ax=ax)
+    heights = [bar.get_height() for bar in ax.patches]
+    assert [heights[0], heights[6], heights[10], heights[19]] == [3 / 8, 1 / 8, 2 / 8, 2 / 8]
+    assert sum(heights) == 1 and ax.get_title() == "37.5% at up to 5 %"

@@ -82,7 +82,8 @@ def test_parts_are_joined(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PART", 4)
     parts = posterior.predict(texts)
     close(parts, whole)
-    assert parts.texts == whole.texts and (parts.method, parts.passes) == ("student", 1)
+    assert torch.equal(parts.novelty, whole.novelty)
+    assert parts.texts == whole.texts and (parts.method, parts.passes) == ("student", 2)
 
 
 @pytest.mark.parametrize("kind", ["class", "choice"])

@@ -18,6 +18,7 @@ from exact import hierarchical
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.decisions import novelty
 from bhpeft_pyro.errors import BusyError, ConfigError, DataError, PriorError, SaveError
 from bhpeft_pyro.posterior.forgetting import forget
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -63,7 +64,10 @@ def test_earlier_rounds_never_change_and_come_back_bit_by_bit(tmp_path: Path) ->
     assert parents == [None, *ids[:-1]]
 
 
-def test_a_round_takes_the_same_room_however_many_were_before_it(tmp_path: Path) -> None:
+def test_a_round_takes_the_same_room_however_many_were_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(novelty, "MOST", 20)  # learnt texts whose states are kept
     history = bh.streams.History(tmp_path / "rounds")
     posterior = fit()
     sizes = []

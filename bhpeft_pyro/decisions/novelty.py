@@ -1,0 +1,304 @@
+"""Texts unlike those that were learnt, recognised by the states of the frozen transformer.
+
+A text is read once, without PEFT weights, whatever the number of components. Two scores say how far
+it is from the learnt texts; they are standardised and added:
+
+- its Mahalanobis distance in the hidden states at two thirds of the depth, mean over its tokens,
+  with the covariance of Ledoit and Wolf (2004);
+- the variance that a Gaussian process has left at it, in the unit vectors of the last layer. They
+  are not centred: what all learnt texts have in common is what other texts lack.
+
+The p-value of a text is its rank among the learnt texts, each scored as if it had been left out. No
+rows need to be held out for it, and it is uniform for texts like the learnt ones: at most 5 % of
+these have a p-value of up to 5 % (conformal prediction; Barber et al. 2021, the jackknife).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..base.distributed import map_over_ranks
+from ..base.progress import tracked
+from ..base.threads import without_autocast
+from ..data import Examples
+from ..data.batch import in_order, within
+from ..errors import DataError
+from ..model.cached_batches import MAX_ROWS, most_tokens
+from ..model.head import check_features
+from ..model.model import Model
+from ..model.network import RandomPEFT
+from ..prediction.predict import PART, AnyForecast
+from ..priors.prior_file import Plain, Tensors
+
+__all__ = ["LEAST", "MOST", "Novelty"]
+
+LEAST = 19
+"""Learnt texts from which a p-value can be 5 %."""
+MOST = 2000
+"""Learnt texts whose states are kept."""
+
+_DEPTH = 2 / 3
+_NOISE = 0.1  # of the Gaussian process, whose own variance is 1
+_SAME = 0.01  # a distance of unit vectors up to which two texts are copies
+_TINY = 1e-9  # in place of 0
+
+F = TypeVar("F", bound=AnyForecast)
+
+
+@dataclass(frozen=True, eq=False)
+class Novelty:
+    """What recognises texts unlike the learnt ones: the frozen states of a sample of these.
+
+    Of multiple choice, the states of a text are the mean over its choices; a word has the p-value
+    of its sentence. Copies of a text count once.
+
+    Attributes:
+        middle: (S, D) at two thirds of the depth, mean over tokens.
+        last: (S, D') in the last layer, mean over tokens; D' is D but for few backbones.
+        count: of how many learnt texts the S are a random sample; less than S if some of them are
+            forgotten. At most `MOST` are kept.
+
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> model = tiny_model(())
+    >>> novelty = Novelty.of(model, tiny_examples(200))
+    >>> p = novelty.p_values(model, tiny_examples(200, seed=1))  # texts like them
+    >>> bool((p <= 0.05).double().mean() < 0.1)
+    True
+    """
+
+    middle: Tensor
+    last: Tensor
+    count: float
+
+    @classmethod
+    def of(cls, model: Model, examples: Examples) -> Novelty:
+        """That of these examples alone, which are read once by the frozen transformer.
+
+        Raises:
+            DataError: the backbone makes non-finite numbers of some texts.
+        """
+        rows = examples.rows.unique()
+        count = len(rows)
+        if count > MOST:
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+            examples = examples.of_rows(rows[order[:MOST]])
+        middle, last = _states(model.network, examples)
+        return cls(middle, last, count)._sample(MOST)._distinct()
+
+    def merged(self, new: Novelty, keep: float = 1.0) -> Novelty:
+        """What it is after a round that learnt other texts, and forgot a share 1 - `keep` of these.
+
+        If there are more than `MOST`, a random part of both is kept, in proportion to `count`.
+        """
+        old = self._sample(round(keep * len(self.last)))
+        old = replace(old, count=keep * self.count)
+        total = old.count + new.count
+        if len(old.last) + len(new.last) > MOST:
+            share = min(round(MOST * old.count / total), len(old.last))
+            old, new = old._sample(share), new._sample(MOST - share)
+        # The new ones first: of copies the first stays.
+        middle, last = (torch.cat(pair) for pair in zip(new._states, old._states, strict=True))
+        return Novelty(middle, last, total)._distinct()
+
+    def p_values(self, model: Model, examples: Examples, max_rows: int = MAX_ROWS) -> Tensor:
+        """(N,) float64 p-values of examples: small for those unlike the learnt texts.
+
+        Args:
+            model: with the backbone that read the learnt texts.
+            examples: N; they are read a part at a time.
+            max_rows: the largest number of sequences in one pass.
+
+        Raises:
+            DataError: there are not `enough` learnt texts.
+        """
+        if not self.enough:
+            raise DataError(f"novelty: {len(self.last)} texts are learnt; expected {LEAST} or more")
+        parts = []
+        for at in in_order(len(examples), PART):
+            part = examples if len(at) == len(examples) else examples.subset(at)
+            p = self._ranked(*_states(model.network, part, max_rows))
+            parts.append(p if part.words is None else p[part.words[:, 0]])
+        return torch.cat(parts)
+
+    def noted(self, forecast: F, model: Model, examples: Examples, max_rows: int) -> F:
+        """A forecast of examples with their p-values, and the pass that these took; unchanged if
+        there are not `enough` texts."""
+        if not self.enough:
+            return forecast
+        p = self.p_values(model, examples, max_rows)
+        return replace(forecast, novelty=p, passes=(forecast.passes or 0) + 1)
+
+    def to_state(self) -> tuple[Plain, Tensors]:
+        """Plain data and tensors for a file, from which `from_state` makes the same object."""
+        return {"count": self.count}, {"middle": self.middle, "last": self.last}
+
+    @classmethod
+    def from_state(cls, plain: Plain, tensors: Tensors, model: Model) -> Novelty:
+        """What was saved.
+
+        Raises:
+            KeyError, TypeError, ValueError: parts are missing, or do not fit the model.
+        """
+        middle, last = (tensors[name].cpu().float() for name in ("middle", "last"))
+        width = model.network.attachment.hidden_size
+        wrong = len(middle) != len(last) or last.shape[1:] != (width,) or middle.dim() != 2
+        if wrong or not 0 < len(last) <= MOST:
+            raise ValueError(f"novelty: its states have shapes {middle.shape} and {last.shape}")
+        return cls(middle, last, float(plain["count"]))
+
+    @property
+    def enough(self) -> bool:
+        """Whether as many texts are known as p-values need."""
+        return len(self.last) >= LEAST
+
+    @property
+    def _states(self) -> tuple[Tensor, Tensor]:
+        return self.middle, self.last
+
+    def _sample(self, size: int) -> Novelty:
+        """A random part of the states, which stand for as many texts as all do."""
+        if size >= len(self.last):
+            return self
+        order = torch.randperm(len(self.last), generator=torch.Generator().manual_seed(0))
+        chosen = order[:size].sort().values
+        return replace(self, middle=self.middle[chosen], last=self.last[chosen])
+
+    def _distinct(self) -> Novelty:
+        """Without copies of earlier texts: a left-out text with a copy would look well known."""
+        units = normalize(self.last.double(), dim=1)
+        near = torch.cdist(units, units) <= _SAME
+        kept = ~near.tril(-1).any(1)
+        count = self.count * kept.double().mean().item()
+        return Novelty(self.middle[kept], self.last[kept], count)
+
+    @cached_property
+    def _measures(self) -> tuple[_Mahalanobis, _Process]:
+        middle, last = (states.double() for states in self._states)
+        return _Mahalanobis.fitted(middle), _Process.fitted(last)
+
+    @cached_property
+    def _left_out(self) -> Tensor:
+        """(S,) the scores of the learnt texts, each without itself, in ascending order."""
+        return self._score(*(measure.left_out for measure in self._measures)).sort().values
+
+    def _score(self, *distances: Tensor) -> Tensor:
+        """(N,) the sum of both (N,) distances, standardised as those of left-out texts are."""
+        usual = [measure.left_out for measure in self._measures]
+        parts = [
+            (values - by.mean()) / by.std().clamp_min(_TINY)
+            for values, by in zip(distances, usual, strict=True)
+        ]
+        return torch.stack(parts).sum(0)
+
+    def _ranked(self, middle: Tensor, last: Tensor) -> Tensor:
+        """(N,) p-values of states (N, D), (N, D)."""
+        distance, process = self._measures
+        scores = self._score(distance(middle.double()), process(last.double()))
+        below = torch.searchsorted(self._left_out, scores).double()  # how many are less far
+        return (1 + len(self._left_out) - below) / (len(self._left_out) + 1)
+
+
+class _Mahalanobis(NamedTuple):
+    """(a - m)' P (a - m), with a (D,) mean m and the inverse P (D, D) of a shrunk covariance."""
+
+    mean: Tensor
+    precision: Tensor
+    left_out: Tensor
+
+    @classmethod
+    def fitted(cls, states: Tensor) -> _Mahalanobis:
+        """To (S, D) states; `left_out` (S,) is of each with the mean and covariance of the others,
+        shrunk as those of all are."""
+        from sklearn.covariance import ledoit_wolf_shrinkage  # slow to import
+
+        count, width = states.shape
+        mean = states.mean(0)
+        away = states - mean
+        covariance = away.mT @ away / count
+        shrinkage = max(float(ledoit_wolf_shrinkage(states.numpy())), _TINY)
+        size = covariance.trace().clamp_min(_TINY) / width
+        ball = shrinkage * size * torch.eye(width, dtype=states.dtype)
+        precision = torch.cholesky_inverse(_root((1 - shrinkage) * covariance + ball))
+        # Without row i the scatter is that of all less n/(n-1) d d': Sherman and Morrison.
+        factor = (1 - shrinkage) * count / (count - 1)
+        inverse = torch.cholesky_inverse(_root(factor * covariance + ball))
+        along = ((away @ inverse) * away).sum(1)
+        left_out = (count / (count - 1)) ** 2 * along / (1 - factor / (count - 1) * along)
+        return cls(mean, precision, left_out)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """(N,) of (N, D)."""
+        away = states - self.mean
+        return ((away @ self.precision) * away).sum(1)
+
+
+class _Process(NamedTuple):
+    """1 - k (K + noise I)^-1 k', with k = exp(-|u - u'|^2 / length) between unit vectors."""
+
+    points: Tensor
+    inverse: Tensor
+    length: Tensor
+    left_out: Tensor
+
+    @classmethod
+    def fitted(cls, states: Tensor) -> _Process:
+        """To (S, D) states; the length is the median squared distance. `left_out` (S,) is the
+        variance at each given the others (Rasmussen and Williams 2006, eq. 5.12)."""
+        points = normalize(states, dim=1)
+        count = len(points)
+        squares = torch.cdist(points, points).square()
+        pairs = torch.ones(count, count, dtype=torch.bool).triu(1)
+        length = squares[pairs].median().clamp_min(_TINY)
+        kernel = (-squares / length).exp() + _NOISE * torch.eye(count, dtype=states.dtype)
+        inverse = torch.cholesky_inverse(_root(kernel))
+        return cls(points, inverse, length, 1 / inverse.diagonal() - _NOISE)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """(N,) of (N, D)."""
+        near = torch.cdist(normalize(states, dim=1), self.points).square()
+        near = (-near / self.length).exp()
+        return 1 - ((near @ self.inverse) * near).sum(1)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    root: Tensor = torch.linalg.cholesky(matrix)
+    return root
+
+
+@without_autocast()
+def _states(
+    network: RandomPEFT, examples: Examples, max_rows: int = MAX_ROWS
+) -> tuple[Tensor, Tensor]:
+    """(R, D) and (R, D'), float32 on the CPU, of each text in `middle` and in `last`; where
+    examples are words, of each sequence."""
+    tokens, counts = examples.tokens, examples.counts
+
+    def read(rows: Tensor) -> Iterable[Tensor]:
+        inputs = {name: value.to(network.device) for name, value in tokens.padded(rows).items()}
+        mask = inputs["attention_mask"]
+        means = network.attachment.layer_means(network.accepted(inputs), mask)
+        two = means[round(_DEPTH * (len(means) - 1))], means[-1]
+        return [check_features(states).cpu() for states in two]
+
+    order = tokens.lengths.argsort(descending=True)
+    batches = within(order, tokens.lengths, max_rows, most_tokens(network.device))
+    reading = tracked(batches, "reading frozen states", len(batches))
+    parts = [states for _, states in map_over_ranks(reading, read)]
+    middle, last = (torch.cat(states)[order.argsort()] for states in zip(*parts, strict=True))
+    if counts is None:
+        return middle, last
+    owner = torch.arange(len(counts)).repeat_interleave(counts)
+    return _means(middle, owner, counts), _means(last, owner, counts)
+
+
+def _means(states: Tensor, owner: Tensor, counts: Tensor) -> Tensor:
+    """(N, D) the means of the (R, D) states that each of N texts owns, so many of them."""
+    sums = states.new_zeros(len(counts), states.shape[1]).index_add(0, owner, states)
+    return sums / counts.unsqueeze(1)

@@ -208,7 +208,8 @@ def _informative(
     among = order[: max(CANDIDATES, 4 * n)]
     some, kind = examples.subset(among), posterior.model.likelihood.kind
     # All texts see the same draws, so that texts whose labels say the same are known as such.
-    drawn: Any = posterior.predict(some, samples=_DRAWS, keep_samples=True, seed=seed)
+    known = posterior.replace(novelty=None)
+    drawn: Any = known.predict(some, samples=_DRAWS, keep_samples=True, seed=seed)
     if kind == "rating":
         values, noise = drawn.means.unsqueeze(-1), drawn.aleatoric.unsqueeze(-1)
     else:

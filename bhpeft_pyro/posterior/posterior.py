@@ -218,10 +218,9 @@ class Posterior:
 
         `forecast.method` says how it was done, and `forecast.passes` what it cost. If something is
         promised (`promise`) of forecasts by this method, with no other argument that changes them,
-        `forecast.answered` says of which.
-        `forecast.method` says how it was done, and `forecast.passes` what it cost. One of the
-        passes, of the frozen backbone, is for `forecast.novelty`, the reason to doubt texts unlike
-        the learnt ones; `posterior.replace(novelty=None).predict(texts)` does without.
+        `forecast.answered` says of which. One of the passes, of the frozen backbone, is for
+        `forecast.novelty`, p-values that are small for texts unlike the learnt ones;
+        `posterior.replace(novelty=None).predict(texts)` does without.
 
         Args:
             data: a list of texts, or anything that `fit` reads. Labels are kept if there are any.
@@ -326,8 +325,8 @@ class Posterior:
         >>> options = {"max_steps": 3, "progress": False}
         >>> posterior = fit(tiny_model(), "laplace", tiny_examples(), components=2, **options)
         >>> posterior = posterior.distill(tiny_examples(60, seed=1), epochs=1, progress=False)
-        >>> posterior.predict(["w5 w20"]).passes
-        1
+        >>> posterior.predict(["w5 w20"]).method
+        'student'
         """
         from .distill import distill
 

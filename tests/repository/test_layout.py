@@ -19,7 +19,7 @@ FAMILIES = {  # the base class of each family to the folder that may tell its me
     "Kind": "peft",
 }
 TOLD_APART = {"Function"}  # left to replace by a method or an attribute
-FOREIGN = {"arviz", "peft", "sklearn", "mlflow", "ray"}  # imported in integrations/ alone
+FOREIGN = {"arviz", "peft", "mlflow", "ray"}  # imported in integrations/ alone
 
 
 def parsed(path: Path) -> ast.Module:

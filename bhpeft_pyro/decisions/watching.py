@@ -155,7 +155,7 @@ def error_evidence(answered: int, wrong: int, error: float) -> float:
     """The e-value that more than a share `error` of answers are wrong; see the module.
 
     >>> round(error_evidence(100, 5, 0.05), 2), round(error_evidence(100, 15, 0.05))
-    (0.13, 98)
+    (0.04, 105)
     """
     right = answered - wrong
     log = betaln(wrong + 1, right + 1) + beta.logsf(error, wrong + 1, right + 1)

@@ -78,6 +78,29 @@ class _TextEstimator(BaseEstimator):
         self.posterior_ = fit(model, self.guide, data, progress=False, **options)
         return self
 
+    def promise(self, X: Any, y: Any, **how: Any) -> Self:
+        """Promise that few answers are wrong, with options `how` (`Posterior.promise`).
+
+        `answers` then says which texts are answered. The rows must not have been learnt. Learning
+        more drops the promise.
+        """
+        check_is_fitted(self, "posterior_")
+        texts, y = self._read(X, y, first=False)
+        data = {"text": texts, "label": self._labels(y)}
+        self.posterior_ = self.posterior_.promise(data, **how)
+        return self
+
+    def answers(self, X: Any) -> np.ndarray:
+        """(N,) bool, which texts are answered under the promise; the others are for people."""
+        answered = self._forecast(X).answered
+        if answered is None:
+            raise ConfigError("answers: nothing is promised yet; expected a call of promise before")
+        return answered.numpy()
+
+    def _labels(self, y: np.ndarray) -> Any:
+        """y as the posterior reads it."""
+        return y
+
     def _forecast(self, X: Any) -> Any:
         check_is_fitted(self, "posterior_")
         X = check_array(X, dtype=object, ensure_2d=False, estimator=self, input_name="X")
@@ -151,7 +174,7 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
             return self._start(texts, y, classes)
         if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ConfigError(f"classes={classes}: expected {self.classes_}, as in the first call")
-        return self._learn(texts, _named(y, self.classes_))
+        return self._learn(texts, self._labels(y))
 
     def predict(self, X: Any) -> np.ndarray:
         """(N,) the most probable classes."""
@@ -162,6 +185,9 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         """(N, C) float64 probabilities, in the order of `classes_`."""
         probabilities = self._forecast(X).probabilities.double().numpy()
         return probabilities / probabilities.sum(1, keepdims=True)
+
+    def _labels(self, y: np.ndarray) -> Any:
+        return _named(y, self.classes_)
 
     def _start(self, texts: list[str], y: np.ndarray, classes: Any) -> Self:
         classes = unique_labels(classes)

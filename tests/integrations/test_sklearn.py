@@ -204,3 +204,21 @@ def test_classes_are_the_same_as_floats(folder: str) -> None:
     assert classifier.posterior_.columns.label_names == ("0", "1")
     with pytest.raises(DataError, match=r"y: 2.0 is not among the classes \[0, 1\]$"):
         classifier.partial_fit(TEXTS[30:], [2.0] * 10)
+
+
+def test_a_promise_says_which_texts_are_answered(folder: str) -> None:
+    classifier = BayesianTextClassifier(folder, **TRAINED, random_state=1).fit(TEXTS, CLASSES)
+    with pytest.raises(ConfigError, match="answers: nothing is promised yet"):
+        classifier.answers(TEXTS)
+    more = tiny_examples(120, seed=7)
+    labels = np.array(["good", "bad"])[more.labels.numpy()]
+    classifier.promise(list(more.texts), labels, max_share_to_people=0.5)
+    chance = classifier.predict_proba(TEXTS).max(1)
+    threshold = classifier.posterior_.promised.threshold
+    assert classifier.answers(TEXTS).tolist() == (chance > threshold).tolist()
+    assert pickle.loads(pickle.dumps(classifier)).answers(TEXTS).shape == (40,)
+    classifier.partial_fit(list(more.texts)[:20], labels[:20])
+    assert classifier.posterior_.promised is None
+    regressor = BayesianTextRegressor(folder, **TRAINED).fit(TEXTS, NUMBERS * 2.0)
+    regressor.promise(list(more.texts), more.labels * 2.0, tolerance=0.5, error=0.3)
+    assert regressor.answers(TEXTS).dtype == bool

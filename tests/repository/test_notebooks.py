@@ -16,6 +16,7 @@ PRINTED = {
     "reading-a-posterior": ("change.lora.query", "layer 5", "round 2 of NormalGuide"),
     "ratings": ("in 90 % interval", "raters' sd and aleatoric sd", "AUROC of epistemic"),
     "trained-adapter": ("posterior  accuracy", "go to a person", "AUROC", "largest difference"),
+    "answering-and-labelling": ("promise: of the texts", "wrong among these", "promise after the"),
     "commonsense": ("MiniLM, encoder", "decoder", "likeliest", "AUROC"),
 }
 

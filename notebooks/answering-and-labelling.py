@@ -105,9 +105,9 @@ print(str(posterior.promise("calibration.csv", max_share_to_people=0.3).promised
 # ## Watching
 #
 # The promise is for tweets. What if sentences of film reviews come instead? `Watch` is told each
-# forecast. Without labels it notices that the forecasts are not as certain as they were on the
-# calibration rows. With labels it counts wrong answers. It may be asked as often as one likes: a
-# false alarm ever comes with probability 5 %.
+# forecast. Without labels it asks whether the forecasts are as certain as they were on the
+# calibration rows, and the texts as unlike what was learnt. With labels it counts wrong answers. It
+# may be asked as often as one likes: a false alarm ever comes with probability 5 %.
 
 # %%
 half = len(tweets.test) // 2

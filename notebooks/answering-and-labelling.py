@@ -12,7 +12,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Answering and labelling: from a CSV file to a promise
 #

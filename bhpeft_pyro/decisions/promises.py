@@ -298,8 +298,7 @@ def _calibration(forecast: Any, kind: str) -> dict[str, Tensor]:
     elif kind == "rating":
         labels, mean = forecast.labels.double(), forecast.mean.double()
         kept = {"residual": labels - mean, "sd": forecast.sd.double()}
-    novelty = getattr(forecast, "novelty", None)
-    return kept | ({} if novelty is None else {"novelty": novelty.double()})
+    return kept | ({} if forecast.novelty is None else {"novelty": forecast.novelty})
 
 
 def in_percent(value: float) -> str:

@@ -101,9 +101,8 @@ class Watch:
             evidence = error_evidence(self.answered, self.wrong, self.promise.error)
             self._largest["labels"] = max(evidence, self.evidence("labels"))
         seen = {"chance": forecast.chance_right(self.promise.tolerance)}
-        novelty = getattr(forecast, "novelty", None)
-        if novelty is not None and "novelty" in self.promise.calibration:
-            seen["novelty"] = novelty
+        if forecast.novelty is not None and "novelty" in self.promise.calibration:
+            seen["novelty"] = forecast.novelty
         for name, values in seen.items():
             so_far = self._values.setdefault(name, [])
             so_far.extend(values.tolist())

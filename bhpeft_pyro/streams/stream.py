@@ -267,7 +267,8 @@ def _before(
     """Metrics of predicting a batch that is not learnt yet, with those of its drift."""
     noted = {}
     if posterior.promised is not None:
-        noted = watched(posterior.predict(examples), posterior.lineage)
+        forecast = posterior.replace(novelty=None).predict(examples)
+        noted = watched(forecast, posterior.lineage)
     if not drift:
         return posterior.replace(student=None).evaluate(examples, samples) | noted
     assessed = assess(posterior, examples)

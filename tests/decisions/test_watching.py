@@ -138,6 +138,22 @@ def test_what_it_cannot_watch_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         Watch(made).see(forecast_of(np.ones(3), made))
 
 
+def test_texts_unlike_the_learnt_ones_are_noticed_where_forecasts_stay_certain() -> None:
+    rng = np.random.default_rng(4)
+    made = promise_on(np.abs(rng.normal(2, 2, 300)))
+    uniform = torch.from_numpy(rng.random(300))
+    made = replace(made, calibration={**made.calibration, "novelty": uniform})
+
+    def like(p: np.ndarray) -> Any:
+        forecast = forecast_of(np.abs(rng.normal(2, 2, len(p))), made)
+        return replace(forecast, novelty=torch.from_numpy(p))
+
+    watch = Watch(made).see(like(rng.random(300)))
+    assert watch.holds
+    watch.see(like(rng.beta(0.7, 1.3, 300)))  # 17% below 0.05
+    assert watch.texts_differ and watch.evidence("novelty") > 100 > watch.evidence("chance")
+
+
 # Streams
 
 

@@ -253,7 +253,7 @@ def with_promise(
         wrong=int((wrong & above).sum()),
         method=forecast.method,
         round=posterior.report.id,
-        calibration={"chance": chance, **_calibration(forecast, kind)},
+        calibration={"chance": chance, **calibration_of(forecast, kind)},
     )
     return posterior.replace(promised=promised)
 
@@ -289,7 +289,7 @@ def _unused(posterior: Posterior, examples: Examples, by_student: bool) -> Examp
     return examples.subset((~used).nonzero().flatten())
 
 
-def _calibration(forecast: Any, kind: str) -> dict[str, Tensor]:
+def calibration_of(forecast: Any, kind: str) -> dict[str, Tensor]:
     """What sets, intervals and watching need of the calibration rows."""
     kept: dict[str, Tensor] = {}
     if kind in ("class", "choice"):

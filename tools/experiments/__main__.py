@@ -27,7 +27,10 @@ from .tables import Table, publish
 
 __all__ = ["app", "experiment"]
 
-Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "passes", "cost", "page"]
+Name = Literal[
+    *("tasks", "ablation", "uncertainty", "shift", "rows", "passes", "promise", "sets"),
+    *("cost", "page"),
+]
 
 
 def experiment(

@@ -166,6 +166,8 @@ BUDGETS = {
             "shift": ("three topics", "IMDB"),
             "rows": ("Drugs.com", "AG News"),
             "passes": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
+            "promise": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
+            "sets": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
         },
         rows=8000,
         more_rows=(100, 400, 2000, 8000),
@@ -179,6 +181,20 @@ BUDGETS = {
         tasks=_SMALL,
         plan={
             "tasks": (
+                "news-agnews",
+                "sentiment-movies",
+                "sentiment-tweets",
+                "commonsense-openbookqa",
+                "commonsense-socialiqa",
+            ),
+            "promise": (
+                "news-agnews",
+                "sentiment-movies",
+                "sentiment-tweets",
+                "commonsense-openbookqa",
+                "commonsense-socialiqa",
+            ),
+            "sets": (
                 "news-agnews",
                 "sentiment-movies",
                 "sentiment-tweets",
@@ -219,6 +235,8 @@ BUDGETS = {
             "shift": ("two classes",),
             "rows": ("classes",),
             "passes": ("classes", "ratings", "choices"),
+            "promise": ("classes", "ratings", "choices"),
+            "sets": ("classes", "ratings", "choices"),
         },
         rows=48,
         more_rows=(24, 48),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import scores
+from . import decisions, scores
 from .outcome import Outcome
 from .scores import Score
 
@@ -52,6 +52,7 @@ _PASSES = _all(
     "learnt covariance",
     *(f"student of {texts} texts" for texts in (0, 500, 2000)),
 )
+_PROMISED = _all("hybrid", "Bayesian", "ensemble + scaling", "deterministic + scaling")
 _FEW = _all(
     "hybrid", "deterministic", "deterministic + scaling", "ensemble", "one component", "Bayesian"
 )
@@ -77,6 +78,12 @@ EXPERIMENTS = {
     ),
     "shift": Experiment(
         "Does it recognise texts of another kind?", (REFERENCE, *_RIVALS, *_BAYESIAN), scores.shift
+    ),
+    "promise": Experiment(
+        "Is a promised error kept, and how much is answered?", _PROMISED, decisions.promise, "rows"
+    ),
+    "sets": Experiment(
+        "Do sets and intervals have their coverage?", _PROMISED, decisions.sets, "rows"
     ),
     "passes": Experiment("What do fewer passes lose?", _PASSES, scores.passes),
     "rows": Experiment("How many rows does it take?", _FEW, scores.by_rows, "rows"),

@@ -1,0 +1,157 @@
+"""What promises and sets are worth: over random calibration rows, from the forecasts of one fit.
+
+The labelled test rows of a run stand for the population. Calibration rows are drawn from them with
+replacement, many times, so the error of the population, and its coverage, are known exactly.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bhpeft_pyro.decisions.promises import Promise, by_error, calibration_of
+from bhpeft_pyro.decisions.sets import intervals_of, sets_of
+from bhpeft_pyro.decisions.watching import error_evidence
+from bhpeft_pyro.forecast import RatingForecast
+from bhpeft_pyro.prediction.predict import AnyForecast
+
+from .outcome import Outcome
+from .scores import Score
+
+__all__ = ["promise", "sets"]
+
+ROWS = (100, 200, 400, 1000)
+"""Calibration rows, as far as there are so many test rows."""
+ERRORS, CONFIDENCE = (0.05, 0.1), 0.9
+TOLERANCE = 1.0
+"""Distance up to which a rating is right."""
+LEVEL = 0.9
+_SPLITS, _SETS = 40, 10  # draws of calibration rows, for each seed: 200 and 50 of five
+_ALARM = 20.0  # evidence, at which a promise is taken for broken
+
+
+def promise(outcome: Outcome) -> list[Score]:
+    """For each error and number of calibration rows: how often a promise is broken, and what share
+    is answered; the same on rows of another kind, and after how many labels that is noticed."""
+    test, task = outcome.forecasts["test"], outcome.facts["task"]
+    tolerance = TOLERANCE if isinstance(test, RatingForecast) else None
+    chance, wrong = test.chance_right(tolerance), test.wrong(tolerance)
+    others = {
+        name: (forecast.chance_right(tolerance), forecast.wrong(tolerance))
+        for name, forecast in outcome.forecasts.items()
+        if name not in ("validation", "test") and forecast.labels is not None
+    }
+    made = []
+    for error in ERRORS:
+        for rows in _sizes(len(test)):
+            drawn = [*_draws(len(test), rows, _SPLITS)]
+            thresholds = [by_error(chance[i], wrong[i], error, CONFIDENCE) for i in drawn]
+            here = _kept(chance, wrong, thresholds, error)
+            made.append(Score(f"{task}: a promise of {error:.0%}", here, str(rows)))
+            for name, (there, mistakes) in others.items():
+                values = _kept(there, mistakes, thresholds, error)
+                values["labels until noticed"] = _noticed(there, mistakes, thresholds, error)
+                made.append(Score(f"{task} {name}: a promise of {error:.0%}", values, str(rows)))
+    return made
+
+
+def sets(outcome: Outcome) -> list[Score]:
+    """Coverage and size of sets of classes or choices, and of intervals of ratings."""
+    test, task = outcome.forecasts["test"], outcome.facts["task"]
+    made = []
+    for rows in _sizes(len(test)):
+        coverage, sizes = torch.zeros(len(test)).double(), torch.zeros(len(test)).double()
+        for drawn in _draws(len(test), rows, _SETS):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of classes with few calibration rows
+                covered, size = _covered(replace(test, promised=_promised(test, drawn)))
+            coverage += covered / _SETS
+            sizes += size / _SETS
+        values = {"coverage": coverage.mean().item(), "size": sizes.mean().item()}
+        if _kind(test) == "class":
+            labels = test.observed()
+            by_class = (coverage[labels == k].mean().item() for k in labels.unique())
+            values["coverage of the worst class"] = min(by_class)
+        made.append(Score(f"{task}: sets or intervals of {LEVEL:.0%}", values, str(rows)))
+    return made
+
+
+def _sizes(count: int) -> list[int]:
+    """Numbers of calibration rows; all rows if there are few."""
+    return [rows for rows in ROWS if rows <= count] or [count]
+
+
+def _kind(forecast: AnyForecast) -> str:
+    if isinstance(forecast, RatingForecast):
+        return "rating"
+    return "class" if getattr(forecast, "choices", None) is None else "choice"
+
+
+def _draws(count: int, rows: int, draws: int) -> Iterator[Tensor]:
+    """Rows that are drawn with replacement."""
+    generator = torch.Generator().manual_seed(rows)
+    return (torch.randint(count, (rows,), generator=generator) for _ in range(draws))
+
+
+def _kept(
+    chance: Tensor, wrong: Tensor, thresholds: list[float | None], error: float
+) -> dict[str, float]:
+    """Of a population, how often the error is above the promised one, and what is answered."""
+    broken, answered, errors = [], [], []
+    for threshold in thresholds:
+        above = torch.zeros_like(wrong) if threshold is None else chance > threshold
+        realised = (wrong & above).sum().item() / max(int(above.sum()), 1)
+        broken.append(float(realised > error))
+        answered.append(above.double().mean().item())
+        if above.any():
+            errors.append(realised)
+    values = {"broken": _mean(broken), "answered": _mean(answered)}
+    return values | ({"error": _mean(errors)} if errors else {})
+
+
+def _noticed(chance: Tensor, wrong: Tensor, thresholds: list[float | None], error: float) -> float:
+    """The mean number of labelled rows after which a broken promise is noticed; all of them if it
+    never is."""
+    counts = []
+    for number, threshold in enumerate(thresholds):
+        generator = torch.Generator().manual_seed(number)
+        order = torch.randperm(len(wrong), generator=generator)
+        above = torch.zeros_like(wrong) if threshold is None else chance > threshold
+        answered, mistakes = above[order].cumsum(0), (wrong & above)[order].cumsum(0)
+        pairs = zip(answered.tolist(), mistakes.tolist(), strict=True)
+        seen = (i for i, pair in enumerate(pairs, 1) if error_evidence(*pair, error) >= _ALARM)
+        counts.append(float(next(seen, len(wrong))))
+    return _mean(counts)
+
+
+def _promised(forecast: AnyForecast, rows: Tensor) -> Promise:
+    """A promise that answers everything, with these calibration rows."""
+    kind = _kind(forecast)
+    kept = {name: values[rows] for name, values in calibration_of(forecast, kind).items()}
+    counts = {"rows": len(rows), "answered": 0, "wrong": 0}
+    return Promise(
+        **{"kind": kind, "error": ERRORS[0], "confidence": CONFIDENCE, **counts},
+        **{"method": forecast.method, "round": "", "calibration": kept},
+    )
+
+
+def _covered(forecast: Any) -> tuple[Tensor, Tensor]:
+    """(N,) whether the label is in the set or interval, and (N,) its size."""
+    if isinstance(forecast, RatingForecast):
+        lower, upper = intervals_of(forecast, LEVEL)
+        labels = forecast.observed()
+        return ((lower <= labels) & (labels <= upper)).double(), upper - lower
+    plain = replace(forecast, label_names=None)
+    made = sets_of(plain, LEVEL, empty=False)
+    pairs = zip(forecast.observed().tolist(), made, strict=True)
+    covered = torch.tensor([label in chosen for label, chosen in pairs]).double()
+    return covered, torch.tensor([len(chosen) for chosen in made]).double()
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -28,8 +28,17 @@ from .tables import Table, publish
 __all__ = ["app", "experiment"]
 
 Name = Literal[
-    *("tasks", "ablation", "uncertainty", "shift", "rows", "passes", "promise", "sets"),
-    *("cost", "page"),
+    "tasks",
+    "ablation",
+    "uncertainty",
+    "shift",
+    "rows",
+    "passes",
+    "promise",
+    "sets",
+    "novelty",
+    "cost",
+    "page",
 ]
 
 

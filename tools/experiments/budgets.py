@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bhpeft_pyro.data import Columns
 from bhpeft_pyro.model.likelihoods import Categorical, HeteroscedasticNormal, MultipleChoice, Normal
@@ -62,6 +62,24 @@ _SHIFTS = {
     f"to {name}": Shift(f"sentiment-{name}", labelled=True) for name in ("tweets", "amazon", "nyt")
 }
 
+# Sources by name. The treebank, whose sentences are of the same films, is none of its own.
+_SOURCES = {
+    "news": "news-agnews",
+    "Reuters 1987": "news-reuters-1987",
+    "tweets": "sentiment-tweets",
+    "films": "sentiment-movies",
+    "Amazon": "sentiment-amazon",
+    "NYT": "sentiment-nyt",
+}
+
+
+def _among_others(own: str, task: Task) -> Task:
+    """A task with rows of all other sources, and with rows of its own with typing errors."""
+    others = {f"to {name}": Shift(file) for name, file in _SOURCES.items() if name != own}
+    typos = {"to typing errors": Shift(_SOURCES[own], typos=True)}
+    return replace(task, shifts={**task.shifts, **others, **typos})
+
+
 _SMALL = {
     "news-agnews": Task("news-agnews", 4, Categorical),
     "sentiment-movies": Task(
@@ -83,6 +101,22 @@ _SMALL = {
             "to an unseen topic": Shift("news-agnews", label=3),
             "to Reuters 1987": Shift("news-reuters-1987"),
         },
+    ),
+}
+
+_NOVELTY = {
+    "news among others": _among_others("news", _SMALL["news-agnews"]),
+    "films among others": _among_others("films", replace(_SMALL["sentiment-movies"], shifts={})),
+    "tweets among others": _among_others("tweets", _SMALL["sentiment-tweets"]),
+    "three topics among others": _among_others(
+        "news",
+        replace(
+            _SMALL["three topics"], shifts={"to an unseen topic": Shift("news-agnews", label=3)}
+        ),
+    ),
+    "weekly news among others": _among_others(
+        "Reuters 1987",
+        Task("news-reuters-1987", 8, Categorical, Columns(label="label_name")),
     ),
 }
 
@@ -167,6 +201,7 @@ BUDGETS = {
             "rows": ("Drugs.com", "AG News"),
             "passes": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
             "promise": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
+            "novelty": ("three topics", "IMDB"),
             "sets": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
         },
         rows=8000,
@@ -178,7 +213,7 @@ BUDGETS = {
     ),
     "small": Budget(
         backbone="minilm",
-        tasks=_SMALL,
+        tasks=_SMALL | _NOVELTY,
         plan={
             "tasks": (
                 "news-agnews",
@@ -194,6 +229,7 @@ BUDGETS = {
                 "commonsense-openbookqa",
                 "commonsense-socialiqa",
             ),
+            "novelty": tuple(_NOVELTY),
             "sets": (
                 "news-agnews",
                 "sentiment-movies",
@@ -237,6 +273,7 @@ BUDGETS = {
             "passes": ("classes", "ratings", "choices"),
             "promise": ("classes", "ratings", "choices"),
             "sets": ("classes", "ratings", "choices"),
+            "novelty": ("two classes",),
         },
         rows=48,
         more_rows=(24, 48),

@@ -53,6 +53,7 @@ _PASSES = _all(
     *(f"student of {texts} texts" for texts in (0, 500, 2000)),
 )
 _PROMISED = _all("hybrid", "Bayesian", "ensemble + scaling", "deterministic + scaling")
+_NOVELTY = ("head only, deterministic", "hybrid, ensemble", "hybrid, Bayesian")
 _FEW = _all(
     "hybrid", "deterministic", "deterministic + scaling", "ensemble", "one component", "Bayesian"
 )
@@ -84,6 +85,9 @@ EXPERIMENTS = {
     ),
     "sets": Experiment(
         "Do sets and intervals have their coverage?", _PROMISED, decisions.sets, "rows"
+    ),
+    "novelty": Experiment(
+        "Does it recognise what it has never seen?", _NOVELTY, decisions.novelty, "learnt"
     ),
     "passes": Experiment("What do fewer passes lose?", _PASSES, scores.passes),
     "rows": Experiment("How many rows does it take?", _FEW, scores.by_rows, "rows"),

@@ -1,4 +1,4 @@
-"""What promises and sets are worth: over random calibration rows, from the forecasts of one fit.
+"""What promises, sets and novelty are worth, from the forecasts of one fit.
 
 The labelled test rows of a run stand for the population. Calibration rows are drawn from them with
 replacement, many times, so the error of the population, and its coverage, are known exactly.
@@ -18,12 +18,13 @@ from bhpeft_pyro.decisions.promises import Promise, by_error, calibration_of
 from bhpeft_pyro.decisions.sets import intervals_of, sets_of
 from bhpeft_pyro.decisions.watching import error_evidence
 from bhpeft_pyro.forecast import RatingForecast
+from bhpeft_pyro.forecast.metrics import ood_auroc
 from bhpeft_pyro.prediction.predict import AnyForecast
 
 from .outcome import Outcome
 from .scores import Score
 
-__all__ = ["promise", "sets"]
+__all__ = ["novelty", "promise", "sets"]
 
 ROWS = (100, 200, 400, 1000)
 """Calibration rows, as far as there are so many test rows."""
@@ -31,6 +32,7 @@ ERRORS, CONFIDENCE = (0.05, 0.1), 0.9
 TOLERANCE = 1.0
 """Distance up to which a rating is right."""
 LEVEL = 0.9
+FALSE_ALARMS = 0.05
 _SPLITS, _SETS = 40, 10  # draws of calibration rows, for each seed: 200 and 50 of five
 _ALARM = 20.0  # evidence, at which a promise is taken for broken
 
@@ -78,6 +80,28 @@ def sets(outcome: Outcome) -> list[Score]:
             by_class = (coverage[labels == k].mean().item() for k in labels.unique())
             values["coverage of the worst class"] = min(by_class)
         made.append(Score(f"{task}: sets or intervals of {LEVEL:.0%}", values, str(rows)))
+    return made
+
+
+def novelty(outcome: Outcome) -> list[Score]:
+    """How well novelty tells rows of other kinds from test rows, beside each uncertainty: AUROC,
+    and what is flagged where at most 5 % of rows like the learnt ones are."""
+    test, learnt = outcome.forecasts["test"], str(outcome.facts["rows"])
+    made = []
+    for name, other in outcome.forecasts.items():
+        if name == "validation":
+            continue
+        values = {}
+        if test.novelty is not None:
+            values["flagged"] = other.unlike(FALSE_ALARMS).double().mean().item()
+        if name != "test":
+            kinds = ("novelty",) * (test.novelty is not None) + test.measures
+            for by in kinds:
+                if by in ("novelty", "total", "confidence", "aleatoric") or other.epistemic.any():
+                    values[f"AUROC {by}"] = ood_auroc(test, other, by=by)
+        if values:
+            shown = "false alarms" if name == "test" else name
+            made.append(Score(f"{outcome.facts['task']}, {shown}", values, learnt))
     return made
 
 
@@ -133,10 +157,16 @@ def _promised(forecast: AnyForecast, rows: Tensor) -> Promise:
     """A promise that answers everything, with these calibration rows."""
     kind = _kind(forecast)
     kept = {name: values[rows] for name, values in calibration_of(forecast, kind).items()}
-    counts = {"rows": len(rows), "answered": 0, "wrong": 0}
     return Promise(
-        **{"kind": kind, "error": ERRORS[0], "confidence": CONFIDENCE, **counts},
-        **{"method": forecast.method, "round": "", "calibration": kept},
+        kind=kind,
+        error=ERRORS[0],
+        confidence=CONFIDENCE,
+        rows=len(rows),
+        answered=0,
+        wrong=0,
+        method=forecast.method,
+        round="",
+        calibration=kept,
     )
 
 

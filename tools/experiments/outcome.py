@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Outcome:
                 named["count"] = torch.tensor(forecast.draws)
             else:
                 named |= {"draws": forecast.samples, "choices": forecast.choices}
-            named |= self.extra.get(part, {})
+            named |= {"novelty": forecast.novelty, **self.extra.get(part, {})}
             tensors |= {f"{part}/{name}": v for name, v in named.items() if v is not None}
         flat = {name: value.contiguous() for name, value in tensors.items()}
         return save(flat, metadata={_KEY: json.dumps(self.facts)})
@@ -81,7 +81,11 @@ class Outcome:
 
 def _forecast(tensors: dict[str, Tensor]) -> AnyForecast:
     """Takes from `tensors` what a forecast is made of, and leaves the rest."""
-    labels = tensors.pop("labels", None)
+    about: dict[str, Any] = {name: tensors.pop(name, None) for name in ("labels", "novelty")}
+    return replace(_of_tensors(tensors, about["labels"]), **about)
+
+
+def _of_tensors(tensors: dict[str, Tensor], labels: Tensor | None) -> AnyForecast:
     if "means" in tensors:
         means, sds, within = (tensors.pop(name, None) for name in ("means", "sds", "within"))
         assert means is not None and sds is not None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from bhpeft_pyro.model.likelihoods import Likelihood
 from bhpeft_pyro.posterior.saving import digest_of
 
 from .tiny import ROWS
+
+_TYPOS = 0.3  # of the words
 
 UNLABELLED = 2000
 """Texts for a student, at most."""
@@ -34,11 +37,13 @@ class Shift:
         source: as a task's.
         label: only rows with this label; None for all.
         labelled: whether its labels are the task's.
+        typos: whether its texts get typing errors.
     """
 
     source: str
     label: int | None = None
     labelled: bool = False
+    typos: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,11 +146,13 @@ def split(
         more = _cut(fresh(_rows(folder, task, task.test, generator, learnt)), (test,), task.test)
     tests = {"test": more[0]}
     for name, shift in task.shifts.items():
-        only = None if shift.label is None else shift.label.__eq__
+        only: Any = None if shift.label is None else shift.label.__eq__
+        only = learnt if shift.typos else only  # texts of what was learnt
         table = fresh(_rows(folder, task, shift.source, generator, only))
         if not shift.labelled and task.target in table.column_names:
             table = table.remove_columns(task.target)
-        tests[name] = table.select(range(min(test, len(table))))
+        table = table.select(range(min(test, len(table))))
+        tests[name] = mistyped(table, task.text, seed) if shift.typos else table
     read_of = {"train": train, "validation": held_out, **tests}
     digest = digest_of({name: _read(part, task) for name, part in read_of.items()})
     return Split(train, held_out, tests, rest.select_columns(list(task.inputs)), digest)
@@ -173,6 +180,27 @@ def once(table: Dataset, column: str) -> Dataset:
     """The rows without those whose text is a row's before, case and spaces aside."""
     first = {plain(text): i for i, text in reversed([*enumerate(table[column][:])])}
     return table.select(sorted(first.values()))
+
+
+def mistyped(table: Dataset, column: str, seed: int) -> Dataset:
+    """The rows with typing errors: in three of ten words of four letters or more, two neighbours
+    within change places.
+
+    >>> mistyped(Dataset.from_dict({"text": ["several letters move"]}), "text", 1)["text"][0]
+    'several letetrs move'
+    """
+    draw = Random(seed)
+
+    def word(text: str) -> str:
+        if len(text) < 4 or draw.random() >= _TYPOS:
+            return text
+        at = draw.randrange(1, len(text) - 2)
+        return f"{text[:at]}{text[at + 1]}{text[at]}{text[at + 2 :]}"
+
+    texts = [" ".join(map(word, text.split())) for text in table[column][:]]
+    return Dataset.from_dict(
+        {name: table[name][:] for name in table.column_names} | {column: texts}
+    )
 
 
 def _read(table: Dataset, task: Task) -> dict[str, list[Any]]:

@@ -187,7 +187,7 @@ def mistyped(table: Dataset, column: str, seed: int) -> Dataset:
     within change places.
 
     >>> mistyped(Dataset.from_dict({"text": ["several letters move"]}), "text", 1)["text"][0]
-    'several letetrs move'
+    'sveeral lettres move'
     """
     draw = Random(seed)
 

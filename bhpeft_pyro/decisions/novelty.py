@@ -37,7 +37,7 @@ from ..model.network import RandomPEFT
 from ..prediction.predict import PART, AnyForecast
 from ..priors.prior_file import Plain, Tensors
 
-__all__ = ["LEAST", "MOST", "Novelty"]
+__all__ = ["LEAST", "MOST", "Novelty", "states_of"]
 
 LEAST = 19
 """Learnt texts from which a p-value can be 5 %."""
@@ -89,7 +89,7 @@ class Novelty:
         if count > MOST:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
             examples = examples.of_rows(rows[order[:MOST]])
-        middle, last = _states(model.network, examples)
+        middle, last = states_of(model.network, examples)
         return cls(middle, last, count)._sample(MOST)._distinct()
 
     def merged(self, new: Novelty, keep: float = 1.0) -> Novelty:
@@ -123,7 +123,7 @@ class Novelty:
         parts = []
         for at in in_order(len(examples), PART):
             part = examples if len(at) == len(examples) else examples.subset(at)
-            p = self._ranked(*_states(model.network, part, max_rows))
+            p = self._ranked(*states_of(model.network, part, max_rows))
             parts.append(p if part.words is None else p[part.words[:, 0]])
         return torch.cat(parts)
 
@@ -273,7 +273,7 @@ def _root(matrix: Tensor) -> Tensor:
 
 
 @without_autocast()
-def _states(
+def states_of(
     network: RandomPEFT, examples: Examples, max_rows: int = MAX_ROWS
 ) -> tuple[Tensor, Tensor]:
     """(R, D) and (R, D'), float32 on the CPU, of each text in `middle` and in `last`; where

@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 from ..base.checks import COUNT, SEED, one_of
 from ..data import Columns, Examples
 from ..errors import ConfigError, DataError, GuideError
-from ..model.cached_batches import CachedBatches
 from ..model.model import Model
+from .novelty import Novelty, states_of
 
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
@@ -30,6 +30,7 @@ By = Literal["information", "typical", "random"]
 
 CANDIDATES = 400
 """Random texts of the pool among which a batch is chosen by information; more for long ones."""
+_CLUSTERED, _COVERED = 4000, 400  # texts of the pool, and learnt ones, at most
 _DRAWS = 200  # of the weights, jointly for all candidates
 _LEAST = 1e-4  # of the variance of a label
 _SAME = 0.999  # a correlation of draws, above which two texts are the same to the network
@@ -113,8 +114,8 @@ def first_to_label(
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> queue = first_to_label(tiny_model(()), tiny_examples(40), 3)
-    >>> len(queue), queue.reasons[0]
-    (3, 'typical of 16 texts')
+    >>> len(queue), queue.reasons[0].startswith("typical of")
+    (3, True)
     """
     _check(model, n, by, seed)
     if by == "information":
@@ -155,7 +156,8 @@ def _queue(
         chosen = torch.randperm(len(rows), generator=generator)[:count]
         reasons = ["drawn at random"] * count
     elif by == "typical":
-        chosen, reasons = _typical(model, rest, count, seed)
+        known = None if posterior is None else posterior.novelty
+        chosen, reasons = _typical(model, rest, count, seed, known)
     else:
         assert posterior is not None
         chosen, reasons = _informative(posterior, rest, count, seed)
@@ -176,24 +178,34 @@ def _different(examples: Examples, learnt: Tensor | None) -> tuple[Tensor, int]:
     return places[~known[places]], int(known.sum())
 
 
-def _typical(model: Model, examples: Examples, n: int, seed: int) -> tuple[Tensor, list[str]]:
-    """TypiClust on the centred unit features of the frozen transformer."""
-    features = CachedBatches(model, examples, frozen=True).features
-    assert features is not None
-    if examples.choices is not None:  # of a question, the mean over its choices
-        features = features.sum(1) / examples.choices.sum(1, keepdim=True)
-    values = normalize(features.float() - features.float().mean(0)).numpy()
-    unlabelled = np.full(len(values), np.nan)
+def _typical(
+    model: Model, examples: Examples, n: int, seed: int, known: Novelty | None
+) -> tuple[Tensor, list[str]]:
+    """TypiClust on the centred unit states of the frozen transformer. Clusters in which a text has
+    been learnt are left out."""
+    generator = torch.Generator().manual_seed(seed)
+    among = torch.randperm(len(examples), generator=generator)[: max(_CLUSTERED, n)]
+    _, states = states_of(model.network, examples.subset(among))
+    learnt = states[:0]
+    if known is not None:
+        learnt = known.last[torch.randperm(len(known.last), generator=generator)[:_COVERED]]
+    states = torch.cat([learnt, states])
+    labels = np.full(len(states), np.nan)
+    labels[: len(learnt)] = 0.0
     query = _activeml().TypiClust(random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of k-means, on fewer different texts than clusters
-        places, typicality = query.query(values, unlabelled, batch_size=n, return_utilities=True)
-    sizes = np.isfinite(typicality).sum(1).tolist()
-    reasons = [f"typical of {size} texts" if size > 1 else "like no other text" for size in sizes]
-    # Where features are equal, there are fewer clusters, and the last texts come twice.
-    order = dict(zip(places.tolist(), reasons, strict=True))
-    order |= {i: "like a text above" for i in range(len(values)) if i not in order}
-    return torch.tensor([*order])[:n], [*order.values()][:n]
+        places, typicality = query.query(
+            normalize(states - states.mean(0)).numpy(), labels, batch_size=n, return_utilities=True
+        )
+    order: dict[int, str] = {}
+    for place, size in zip(places.tolist(), np.isfinite(typicality).sum(1).tolist(), strict=True):
+        reason = f"typical of {size} texts" if size > 1 else "like no other text"
+        order.setdefault(place - len(learnt), reason)
+    # Once there is no cluster left, any text is taken, and some come twice.
+    order |= {i: "like a text before" for i in range(len(among)) if i not in order}
+    chosen = [*order.items()][:n]
+    return among[torch.tensor([i for i, _ in chosen])], [reason for _, reason in chosen]
 
 
 def _informative(
@@ -272,6 +284,7 @@ def most_informative(values: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Ten
 def _reasons(forecast: Any, kind: str) -> Iterator[str]:
     """What is open about each example of a forecast, and why."""
     names, between = getattr(forecast, "label_names", None), forecast.between
+    unlike = torch.zeros(len(forecast)) if forecast.novelty is None else forecast.unlike()
     for i in range(len(forecast)):
         epistemic = forecast.epistemic[i].item()
         if kind == "rating":
@@ -286,7 +299,7 @@ def _reasons(forecast: Any, kind: str) -> Iterator[str]:
         if between is not None and epistemic > 0:
             apart = between[i].item() > epistemic / 2
             what += "; components disagree" if apart else "; each component is unsure"
-        yield what
+        yield f"{what}; unlike what was learnt" if unlike[i] else what
 
 
 def _activeml() -> Any:

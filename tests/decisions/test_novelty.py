@@ -121,7 +121,7 @@ def test_states_are_means_of_hidden_states(model_type: str) -> None:
     backbone = build(model_type)
     network = bh.RandomPEFT(backbone, bh.presets.lora(), bh.Head(2), tiny_tokenizer())
     texts = bh.Model(network).encode_texts(["w5 w9", "w6 w7 w8 w12 w20", "w30"])
-    middle, last = module._states(network, texts)
+    middle, last = module.states_of(network, texts)
     for i in range(3):
         one = network.accepted(texts.tokens.padded(torch.tensor([i])))
         with torch.no_grad():
@@ -201,8 +201,8 @@ def test_questions_are_the_means_over_their_choices() -> None:
     posterior = bh.fit(model, "laplace", CHOICES, **QUICK)
     assert len(posterior.predict(CHOICES).novelty) == 30  # type: ignore[arg-type]
     examples = posterior.encode(CHOICES)
-    middle, _ = module._states(network, examples)
-    sequences = module._states(network, _each_choice(examples))[0]
+    middle, _ = module.states_of(network, examples)
+    sequences = module.states_of(network, _each_choice(examples))[0]
     start = 0
     for row, count in zip(middle, examples.counts.tolist(), strict=True):  # type: ignore[union-attr]
         torch.testing.assert_close(row, sequences[start : start + count].mean(0))

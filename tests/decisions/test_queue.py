@@ -146,6 +146,25 @@ def test_typical_texts_are_of_different_clusters() -> None:
     assert len({*more.rows.tolist()}) == 6
 
 
+def test_groups_that_have_been_learnt_are_left_out() -> None:
+    learnt = [f"a{i} w5 w5 w5 w5 w{i}" for i in range(10, 40)]
+    data = {"text": learnt, "label": [i % 2 for i in range(30)]}
+    posterior = fit(tiny_model(()), "normal", data, **QUICK)
+    texts = [f"c{i} w5 w5 w5 w5 w{i}" for i in range(10, 19)]
+    texts += [f"b{i} w40 w41 w42 w{i}" for i in range(10, 15)]
+    assert posterior.queue(texts, 1, by="typical").rows.item() >= 9
+    unknown = posterior.replace(novelty=None, learnt_rows=None)
+    assert unknown.queue(texts, 1, by="typical").rows.item() < 9
+
+
+def test_reasons_say_what_is_unlike_what_was_learnt() -> None:
+    posterior = fitted("class")
+    queue = posterior.queue([*unlabelled("class", 20, seed=7)["text"], "w2 w2 w2 w2 w2 w2"], 21)
+    forecast = posterior.predict(list(queue.texts))
+    said = ["unlike what was learnt" in reason for reason in queue.reasons]
+    assert said == forecast.unlike().tolist() and any(said)
+
+
 def test_a_question_is_as_its_choices() -> None:
     model = tiny_model((), outputs=1, likelihood=bh.likelihoods.MultipleChoice())
     queue = first_to_label(model, unlabelled("choice", 20), 3)

@@ -34,6 +34,7 @@ TOLERANCE = 1.0
 LEVEL = 0.9
 FALSE_ALARMS = 0.05
 _SPLITS, _SETS = 40, 10  # draws of calibration rows, for each seed: 200 and 50 of five
+_ORDERS = 10  # in which labels come, of as many of these draws
 _ALARM = 20.0  # evidence, at which a promise is taken for broken
 
 
@@ -142,7 +143,7 @@ def _noticed(chance: Tensor, wrong: Tensor, thresholds: list[float | None], erro
     """The mean number of labelled rows after which a broken promise is noticed; all of them if it
     never is."""
     counts = []
-    for number, threshold in enumerate(thresholds):
+    for number, threshold in enumerate(thresholds[:_ORDERS]):
         generator = torch.Generator().manual_seed(number)
         order = torch.randperm(len(wrong), generator=generator)
         above = torch.zeros_like(wrong) if threshold is None else chance > threshold

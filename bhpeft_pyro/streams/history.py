@@ -33,9 +33,10 @@ class History:
     """The rounds of one or more lineages, which may branch.
 
     A round is a folder named by its id, which `Posterior.load` reads too. Its file appears whole,
-    and is never changed, but that `bhpeft distill` adds a student. It holds the round's own report;
-    those of earlier rounds are read from the folders beside it. To move a round elsewhere, load it
-    and save it there. To roll back or to branch, load an earlier round and update it.
+    and is never changed, but that `bhpeft distill` adds a student, and `bhpeft promise` a promise.
+    It holds the round's own report; those of earlier rounds are read from the folders beside it. To
+    move a round elsewhere, load it and save it there. To roll back or to branch, load an earlier
+    round and update it.
 
     One process at a time writes into a folder (`writing`). Any number may read.
 

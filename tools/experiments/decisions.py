@@ -29,7 +29,7 @@ __all__ = ["novelty", "promise", "sets"]
 ROWS = (100, 200, 400, 1000)
 """Calibration rows, as far as there are so many test rows."""
 ERRORS, CONFIDENCE = (0.05, 0.1), 0.9
-TOLERANCE = 1.0
+TOLERANCE = 1.5
 """Distance up to which a rating is right."""
 LEVEL = 0.9
 FALSE_ALARMS = 0.05
@@ -147,9 +147,13 @@ def _noticed(chance: Tensor, wrong: Tensor, thresholds: list[float | None], erro
         generator = torch.Generator().manual_seed(number)
         order = torch.randperm(len(wrong), generator=generator)
         above = torch.zeros_like(wrong) if threshold is None else chance > threshold
-        answered, mistakes = above[order].cumsum(0), (wrong & above)[order].cumsum(0)
-        pairs = zip(answered.tolist(), mistakes.tolist(), strict=True)
-        seen = (i for i, pair in enumerate(pairs, 1) if error_evidence(*pair, error) >= _ALARM)
+        counted = torch.stack([above, wrong & above])[:, order].cumsum(1).mT.tolist()
+        seen = (
+            labels
+            for labels, (answered, mistakes) in enumerate(counted, 1)
+            if mistakes > error * answered  # the rest is no evidence
+            and error_evidence(answered, mistakes, error) >= _ALARM
+        )
         counts.append(float(next(seen, len(wrong))))
     return _mean(counts)
 

@@ -7,7 +7,7 @@ replacement, many times, so the error of the population, and its coverage, are k
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,7 @@ _ORDERS = 10  # in which labels come, of as many of these draws
 _ALARM = 20.0  # evidence, at which a promise is taken for broken
 
 
-def promise(outcome: Outcome) -> list[Score]:
+def promise(outcome: Outcome, errors: Sequence[float] = ERRORS) -> list[Score]:
     """For each error and number of calibration rows: how often a promise is broken, and what share
     is answered; the same on rows of another kind, and after how many labels that is noticed."""
     test, task = outcome.forecasts["test"], outcome.facts["task"]
@@ -50,7 +50,7 @@ def promise(outcome: Outcome) -> list[Score]:
         if name not in ("validation", "test") and forecast.labels is not None
     }
     made = []
-    for error in ERRORS:
+    for error in errors:
         for rows in _sizes(len(test)):
             drawn = [*_draws(len(test), rows, _SPLITS)]
             thresholds = [by_error(chance[i], wrong[i], error, CONFIDENCE) for i in drawn]

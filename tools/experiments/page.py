@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
-from . import passes_report, stream_report
+from . import decisions, passes_report, stream_report
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
@@ -242,6 +242,34 @@ def _cost(folder: Path) -> Table:
     return Table.of_numbers("Cost of the widths", ["task"], lines, note)
 
 
+def _decisions(folder: Path) -> Iterator[Table]:
+    """What promises and sets are worth on the stored test rows."""
+    drawn = (
+        "Calibration rows are drawn with replacement from the 400 test rows, which stand for the "
+        f"population: 200 times over five seeds, for sets 50 times. {OVER_SEEDS}"
+    )
+    promises = (
+        "`broken`: share of draws for which the error of all answers is above the promised one; at "
+        "most 0.1 are to be, at a confidence of 0.9. Ratings are wrong if they are more than "
+        f"{decisions.TOLERANCE:g} off. {drawn}"
+    )
+    covered = (
+        f"The worst class is that of each seed; size: classes, or units of the rating. {drawn}"
+    )
+    for title, made, note in (
+        ("A promise of at most 5 % errors", partial(decisions.promise, errors=(0.05,)), promises),
+        ("Sets and intervals of 90 %", decisions.sets, covered),
+    ):
+        records = [
+            {"task": shown, "method": name, "calibration rows": score.by, **score.values}
+            for shown in ("news", "tweets")
+            for name in (DEFAULT, ENSEMBLE + SCALING, TUNED + SCALING)
+            for outcome in _runs(folder, TASKS[shown], METHODS[name]).values()
+            for score in made(outcome)
+        ]
+        yield Table.over_seeds(title, ["task", "method", "calibration rows"], records, note)
+
+
 def _rounds(folder: Path, protocol: str) -> list[dict[str, Any]]:
     return stream_report.stored_runs(folder / "stream", protocol)
 
@@ -254,6 +282,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         *_quality(folder),
         _sorting(folder),
         *_strange(folder),
+        *_decisions(folder),
         _rivals(folder),
         _noise_by_text(folder),
         _by_rows(folder),

@@ -20,8 +20,11 @@ from .checks import (
 
 __all__ = ["FitOptions"]
 
+_EPOCHS = 15
+_ROUND_EPOCHS, _ROUND_STEPS = 3, 20
+
 _RULES: dict[str, Rule] = {
-    "epochs": COUNT,
+    "epochs": MAYBE_COUNT,
     "max_steps": MAYBE_COUNT,
     "batch_size": COUNT,
     "particles": COUNT,
@@ -44,7 +47,9 @@ class FitOptions:
     """How long to fit, in what steps, and at what temperature.
 
     Attributes:
-        epochs: passes over the data, unless `max_steps` is given.
+        epochs: passes over the data, unless `max_steps` is given. None means 15; in later rounds of
+            a point estimate ("laplace") 3, but at least 20 steps, as more of them move it away from
+            what earlier rounds have learnt.
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.
@@ -88,7 +93,7 @@ class FitOptions:
 gets an equal share of a batch; in Python, `particles` sets their number
     """
 
-    epochs: int = 15
+    epochs: int | None = None
     max_steps: int | None = None
     batch_size: int = 16
     particles: int = 4
@@ -122,3 +127,16 @@ gets an equal share of a batch; in Python, `particles` sets their number
         if "epochs" in changes:
             changes = {"max_steps": None, **changes}
         return replace(self, **changes)
+
+    def steps(self, per_epoch: int, brief: bool = False) -> int:
+        """Optimiser steps of a fit with so many in an epoch; `brief` is a later round of a point
+        estimate.
+
+        >>> FitOptions().steps(25), FitOptions().steps(25, brief=True)
+        (375, 75)
+        """
+        if self.max_steps is not None:
+            return self.max_steps
+        if self.epochs is None and brief:
+            return max(_ROUND_STEPS, _ROUND_EPOCHS * per_epoch)
+        return (self.epochs or _EPOCHS) * per_epoch

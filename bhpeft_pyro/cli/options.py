@@ -259,6 +259,7 @@ _TEMPERATURE = (
     "first prior: what earlier data taught always counts in full)"
 )
 _TAU = "Weight of the prior in the covariance of laplace (by default, held-out rows choose it)"
+_PASSES = "Passes over the data (15; in later rounds of laplace 3)"
 _SEED = "Seed of the draws, the order of the data and the choice of held-out rows"
 
 
@@ -266,7 +267,7 @@ _SEED = "Seed of the draws, the order of the data and the choice of held-out row
 class Fitting:
     """Some of `FitOptions`; None leaves one at its default, or as it was in the last round."""
 
-    epochs: Annotated[int | None, _fitting("epochs", "Passes over the data")] = None
+    epochs: Annotated[int | None, _fitting("epochs", _PASSES)] = None
     max_steps: Annotated[int | None, _fitting("max_steps", "Steps, in place of epochs")] = None
     batch_size: Annotated[int | None, _fitting("batch_size", "Examples in a batch")] = None
     lr: Annotated[float | None, _fitting("lr", "Learning rate (by default the guide's own)")] = None

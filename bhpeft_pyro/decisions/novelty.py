@@ -62,8 +62,8 @@ class Novelty:
     Attributes:
         middle: (S, D) at two thirds of the depth, mean over tokens.
         last: (S, D') in the last layer, mean over tokens; D' is D but for few backbones.
-        count: of how many learnt texts, less what is forgotten, the S are a random sample; at most
-            `MOST` are kept.
+        count: of how many learnt texts the S are a random sample; less than S if some of them are
+            forgotten. At most `MOST` are kept.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> model = tiny_model(())
@@ -97,7 +97,8 @@ class Novelty:
 
         If there are more than `MOST`, a random part of both is kept, in proportion to `count`.
         """
-        old = replace(self, count=keep * self.count)._sample(round(keep * self.count))
+        old = self._sample(round(keep * len(self.last)))
+        old = replace(old, count=keep * self.count)
         total = old.count + new.count
         if len(old.last) + len(new.last) > MOST:
             share = min(round(MOST * old.count / total), len(old.last))
@@ -165,8 +166,7 @@ class Novelty:
         """A random part of the states, which stand for as many texts as all do."""
         if size >= len(self.last):
             return self
-        seed = round(self.count)  # another one in every round
-        order = torch.randperm(len(self.last), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self.last), generator=torch.Generator().manual_seed(0))
         chosen = order[:size].sort().values
         return replace(self, middle=self.middle[chosen], last=self.last[chosen])
 

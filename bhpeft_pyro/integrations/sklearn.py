@@ -38,7 +38,7 @@ class _TextEstimator(BaseEstimator):
         preset: Preset = "bh_peft",
         guide: GuideLike = "laplace",
         components: int | None = None,
-        epochs: int = 15,
+        epochs: int | None = None,
         lr: float | None = None,
         random_state: int = 0,
     ) -> None:

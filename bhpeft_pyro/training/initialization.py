@@ -241,7 +241,7 @@ def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOpt
     batch_size = particles * -(-max(options.batch_size, size // _SHARE) // particles)
     brief = replace(
         options,
-        max_steps=max(_STEPS, options.epochs * -(-size // batch_size)),
+        max_steps=max(_STEPS, replace(options, max_steps=None).steps(-(-size // batch_size))),
         batch_size=batch_size,
         accumulate=1,
         patience=None,

@@ -108,7 +108,10 @@ class _Run:
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
-        self.steps = options.max_steps or options.epochs * per_epoch
+        brief = later and self.point
+        self.steps = options.steps(per_epoch, brief)
+        # A later round is short on purpose: its loss still falls.
+        self.ends_early = brief and options.epochs is None and options.max_steps is None
         free = self.point and options.temperature is None and temperature == 0 and not later
         self.selects = free and validation is not None
         self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects)
@@ -145,7 +148,7 @@ class _Run:
                 raise self._diverged("at the end")
             return self.so_far(
                 best_step=best_step,
-                falling=best_step is None and self.descent.goes_on(),
+                falling=best_step is None and not self.ends_early and self.descent.goes_on(),
                 unsettled=unsettled(self.slopes, best_step or self.done, self.temperature),
                 **at_the_end(self.guide, self.model, self.elbo.parts),
             )

@@ -23,10 +23,10 @@ from bhpeft_pyro.guides.laplace.laplace_strategy import LaplaceStrategy
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.training.report import Training
 from tools.experiments import protocols, stream
-from tools.experiments.arms import ARMS, Arm, Setup
+from tools.experiments.arms import ARMS, AT_ONCE, Arm, Setup
 
 ROUNDS = {str(count): words(count, seed) for seed, count in enumerate((48, 32, 64))}
-SMALL: dict[str, Any] = {"seeds": 1, "rows": 20, "test": 4, "epochs": 1, "least": 2, "samples": 2}
+SMALL: dict[str, Any] = {"seeds": 1, "rows": 20, "test": 4, "samples": 2}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("exactly")
 @pytest.mark.parametrize("arm", ["posterior as prior", "all data so far"])
 def test_what_an_arm_has_learnt_is_known_in_closed_form(arm: str) -> None:
-    learn = ARMS[arm](Setup(model, ROUNDS, None, epochs=1))
+    learn = ARMS[arm](Setup(model, ROUNDS, None))
     posterior = None
     for number, data in enumerate(ROUNDS.values(), 1):
         posterior = learn(posterior, data)
@@ -50,6 +50,7 @@ def test_what_an_arm_has_learnt_is_known_in_closed_form(arm: str) -> None:
         assert [report.data for report in posterior.lineage] == [b.fingerprint for b in batches]
 
 
+@pytest.mark.filterwarnings("ignore:.* repeat another")
 def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
 
@@ -60,22 +61,26 @@ def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) 
         return Training()
 
     monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", optimise)
-    learn = ARMS["deterministic sequential"](Setup(model, ROUNDS, None, epochs=1))
+    learn = ARMS["deterministic sequential"](Setup(model, ROUNDS, None))
     posterior = None
     for data in ROUNDS.values():
         posterior = learn(posterior, data)
-        assert posterior.report.temperature == 0
     assert (starts[1] - starts[0] == 48).all() and (starts[2] - starts[1] == 32).all()
     assert posterior is not None
     for last, following in zip(posterior.lineage, posterior.lineage[1:], strict=False):
         assert following.parent == last.id
 
 
-def test_a_fit_to_all_data_takes_the_steps_of_all_its_rounds() -> None:
-    """And few rows are passed more often."""
-    setup = Setup(model, {}, None, epochs=2)
-    steps = {(10,): 20, (40,): 21, (160,): 20, (640,): 80, (10, 40, 640): 121}
-    assert {rows: setup.options(*rows)["max_steps"] for rows in steps} == steps
+@pytest.mark.usefixtures("exactly")
+def test_all_data_at_once_are_learnt_before_the_first_round() -> None:
+    learn = ARMS[AT_ONCE](Setup(model, ROUNDS, None))
+    posterior = None
+    for data in ROUNDS.values():
+        posterior = learn(posterior, data)
+        assert_posterior(posterior.guide, [(batch, 1.0) for batch in ROUNDS.values()])
+    assert posterior is not None
+    assert len({report.id for report in posterior.lineage}) == 3
+    assert [r.data for r in posterior.lineage] == [b.fingerprint for b in ROUNDS.values()]
 
 
 @pytest.fixture
@@ -125,13 +130,18 @@ def test_protocols_share_no_text_and_come_in_their_order(folder: Path) -> None:
     assert rounds.unlabelled is not None and rounds.unlabelled.column_names == ["text"]
     others = set(rounds.unlabelled["text"])
     assert len(others) == 84 and not others & {*texts, *rounds.final["text"]}
-    there, back = read("domains", folder), read("domains-reversed", folder)
-    assert list(back.batches) == list(there.batches)[::-1] == list(protocols.DOMAINS)[::-1]
+    there = read("orders", folder)
+    orders = [list(read("orders", folder, seed=seed).batches) for seed in range(24)]
+    assert len({*map(tuple, orders)}) == 24 and all(len({*order}) == 4 for order in orders)
+    assert orders[0] == orders[23][::-1] == list(protocols.DOMAINS)
+    assert list(read("domains-reversed", folder, seed=1).batches) == orders[23]
     for name, batch in there.batches.items():
         assert not {*map(plain, batch["text"])} & {*map(plain, there.tests[name]["text"])}
         # Words 5 and 6 stand for 0 and 1; what is rated 0.2 begins with word 7.
         assert [text.split()[0] for text in batch["text"]] == [f"w{5 + k}" for k in batch["label"]]
-    assert read("domains", folder, seed=1).batches["nyt"]["text"] != there.batches["nyt"]["text"]
+    assert read("orders", folder, seed=1).batches["nyt"]["text"] != there.batches["nyt"]["text"]
+    rated = read("orders-ratings", folder)
+    assert rated.classes is None and {*rated.batches["nyt"]["label"]} == {-3.0, 2.5, 0.2}
     weeks = read("weekly", folder)
     assert [(name, len(batch)) for name, batch in weeks.batches.items()] == [
         *(("1987-02-23", 4), ("1987-03-02", 20), ("1987-03-09", 20)),
@@ -152,7 +162,7 @@ def test_a_killed_run_goes_on_and_learns_no_round_twice(
 ) -> None:
     monkeypatch.setattr(stream, "cost", lambda arms, setup: dict.fromkeys(arms, 1.0))
     options = {**SMALL, "arm": ["posterior as prior"], "preset": "head_only"}
-    stream.stream(folder, "domains", folder / "whole", **options)
+    stream.stream(folder, "orders", folder / "whole", **options)
     add, rounds = History.add, []
 
     def dying(self: History, posterior: bh.Posterior) -> str:
@@ -165,14 +175,14 @@ def test_a_killed_run_goes_on_and_learns_no_round_twice(
 
     monkeypatch.setattr(History, "add", dying)
     with pytest.raises(Killed):
-        stream.stream(folder, "domains", folder / "killed", **options)
+        stream.stream(folder, "orders", folder / "killed", **options)
     assert not list((folder / "killed").glob("*.json"))
     shutil.copytree(folder / "killed", folder / "other")
-    stream.stream(folder, "domains", folder / "killed", **options)
+    stream.stream(folder, "orders", folder / "killed", **options)
     assert rounds == ["tweets", "amazon", "movies", "movies", "nyt"]
-    stream.stream(folder, "domains", folder / "other", **{**options, "samples": 9})
+    stream.stream(folder, "orders", folder / "other", **{**options, "samples": 9})
     assert rounds[5:] == ["tweets", "amazon", "movies", "nyt"]  # of another setting: all anew
-    name = "domains.0.posterior-as-prior.json"
+    name = "orders.0.posterior-as-prior.json"
     whole, killed = (
         json.loads((folder / where / name).read_text())["rounds"] for where in ("whole", "killed")
     )
@@ -189,7 +199,8 @@ OURS, PLAIN = "posterior as prior", "deterministic sequential"
     ("protocol", "arms", "preset"),
     [
         ("rounds", list(ARMS), "lora"),
-        ("domains-reversed", [OURS, PLAIN], "head_only"),
+        ("orders", [OURS, PLAIN, AT_ONCE], "head_only"),
+        ("orders-ratings", [OURS, AT_ONCE], "head_only"),
         ("weekly", [OURS, PLAIN], "head_only"),
     ],
 )
@@ -211,8 +222,9 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
     for name in arms:  # whole, however narrow the terminal is
         assert any(line.startswith(f"| {name} ") for line in lines)
     assert "seconds / plain round" in shown
-    assert ("| forgetting |" in shown) == (protocol == "domains-reversed")
-    assert ("accuracy at the end" in shown) == (protocol != "weekly")
+    assert ("| forgetting |" in shown) == protocol.startswith("orders")
+    score = "mse" if protocol == "orders-ratings" else "accuracy"
+    assert (f"{score} at the end" in shown) == (protocol != "weekly")
     assert len(list((folder / "out").glob("*.json"))) == len(arms) + 1
     monkeypatch.setattr(stream, "run", None)
     monkeypatch.setattr(stream, "cost", None)
@@ -225,7 +237,7 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
 def test_unknown_names_are_refused(folder: Path) -> None:
     for options in ({"arm": ["warm"]}, {"preset": "lore"}):
         with pytest.raises(ConfigError, match="unknown"):
-            stream.stream(folder, "domains", folder / "out", **options)  # type: ignore[arg-type]
+            stream.stream(folder, "orders", folder / "out", **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="--protocol: unknown daily; known: rounds"):
         stream.stream(folder, "daily", folder / "out")
     with pytest.raises(DataError, match=r"no sentiment-sst-train\.jsonl"):
@@ -250,6 +262,6 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
 
     monkeypatch.setattr(stream, "clock", lambda device: lambda: now[0])
     monkeypatch.setattr(stream, "fit", fit)
-    setup = Setup(model, ROUNDS, None, epochs=1)
+    setup = Setup(model, ROUNDS, None)
     ratios = stream.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
     assert ratios == {"slow": 1.5, "fast": 0.5}

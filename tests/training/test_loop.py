@@ -460,3 +460,18 @@ def test_a_backbone_of_inference_mode_is_refused() -> None:
         backbone = tiny_backbone()
     with pytest.raises(bh.errors.ConfigError, match=r"made under torch\.inference_mode"):
         bh.RandomPEFT(backbone)
+
+
+def test_a_later_round_of_a_point_estimate_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least 20 steps, and three epochs of many rows; a distribution takes as many as before."""
+    quick: Any = {"progress": False, "batch_size": 4}
+    first = bh.fit(tiny_model(()), "laplace", tiny_examples(40), components=1, **quick)
+    assert first.report.steps == 150  # 15 epochs of 10 steps
+    short, longer = first.update(tiny_examples(8, seed=1)), first.update(tiny_examples(100, seed=1))
+    assert (short.report.steps, longer.report.steps) == (20, 75)
+    monkeypatch.setattr(loop.Descent, "goes_on", lambda descent: True)
+    given = first.update(tiny_examples(8, seed=1), epochs=1).report
+    assert given.steps == 2 and given.falling
+    assert not first.update(tiny_examples(8, seed=1)).report.falling  # which is meant
+    drawn = bh.fit(tiny_model(()), "normal", tiny_examples(40), **quick)
+    assert drawn.update(tiny_examples(8, seed=1)).report.steps == 30

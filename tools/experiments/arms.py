@@ -12,12 +12,12 @@ from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
 from bhpeft_pyro.streams.stream import Learner
+from bhpeft_pyro.training.report import new_id
 
-__all__ = ["ARMS", "GUIDE", "OURS", "Arm", "Setup", "updating"]
+__all__ = ["ARMS", "AT_ONCE", "GUIDE", "OURS", "Arm", "Setup", "updating"]
 
 GUIDE = "laplace"
 """The guide of the Bayesian arms: the package's default."""
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,25 @@ class Setup:
         model: makes one that is not fitted yet.
         batches: the data of all rounds, in order.
         unlabelled: texts that set the coordinates in the first round; by default its own.
-        epochs: passes over a round's data.
-        least: optimiser steps of a round, at least: with few rows there are more epochs.
         seed: of the fits.
     """
 
     model: Callable[[], Model]
     batches: Mapping[str, Examples]
     unlabelled: Examples | None
-    epochs: int
-    least: int = 20
     seed: int = 0
 
-    def options(self, *rows: int) -> dict[str, Any]:
-        """How to fit rounds of so many rows at once: with as many steps as one after the other."""
-        epochs_of = (-(-count // _BATCH) for count in rows)
-        steps = sum(epoch * max(self.epochs, -(-self.least // epoch)) for epoch in epochs_of)
-        return {"max_steps": steps, "batch_size": _BATCH, "seed": self.seed, "progress": False}
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of every fit and round: all others are the defaults, as users have them."""
+        return {"seed": self.seed, "progress": False}
 
 
 Arm = Callable[[Setup], Learner]
 """One way to learn: makes the learner for `streams.prequential`."""
 
+AT_ONCE = "all data at once"
+"""The arm that has learnt everything before the first round: only its last scores mean anything."""
 OURS = "posterior as prior"
 """What the names of the arms begin with whose cost is measured."""
 
@@ -64,7 +61,7 @@ def updating(components: int = 1) -> Arm:
     def learner(setup: Setup) -> Learner:
         def learn(last: Posterior | None, data: object) -> Posterior:
             assert isinstance(data, Examples)
-            options = setup.options(len(data))
+            options = setup.options
             if last is None:
                 options |= {"unlabelled": setup.unlabelled, "components": components}
                 return fit(setup.model(), GUIDE, data, **options)
@@ -85,7 +82,7 @@ def fine_tuning(lr: float | None = None) -> Arm:
     def learner(setup: Setup) -> Learner:
         def learn(last: Posterior | None, data: object) -> Posterior:
             assert isinstance(data, Examples)
-            options = {"temperature": 0.0, "lr": lr, **setup.options(len(data))}
+            options = {"lr": lr, **setup.options}
             if last is None:
                 return fit(setup.model(), "delta", data, **options)
             return _after(last, fit(last.model, copy.deepcopy(last.guide), data, **options), data)
@@ -95,16 +92,30 @@ def fine_tuning(lr: float | None = None) -> Arm:
     return learner
 
 
+def _at_once(setup: Setup) -> Learner:
+    """One fit to all batches, before the first round."""
+
+    def learn(last: Posterior | None, data: object) -> Posterior:
+        assert isinstance(data, Examples)
+        if last is not None:
+            return _after(last, last, data)
+        first, *others = setup.batches.values()
+        options = {**setup.options, "unlabelled": setup.unlabelled, "components": 1}
+        learnt = fit(setup.model(), GUIDE, first.concat(*others), **options)
+        return learnt.with_report(data=first.fingerprint, examples=len(first))
+
+    return learn
+
+
 def _cumulative(setup: Setup) -> Learner:
-    """A new fit to this and all earlier batches, as long as all their rounds together."""
+    """A new fit to this and all earlier batches."""
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         assert isinstance(data, Examples)
         count = 1 if last is None else 1 + len(last.lineage)
         batches = list(setup.batches.values())[:count]
         seen = batches[0].concat(*batches[1:])
-        options = setup.options(*map(len, batches))
-        options |= {"unlabelled": setup.unlabelled, "components": 1}
+        options = {**setup.options, "unlabelled": setup.unlabelled, "components": 1}
         new = fit(setup.model(), GUIDE, seen, **options)
         return new if last is None else _after(last, new, data)
 
@@ -113,7 +124,8 @@ def _cumulative(setup: Setup) -> Learner:
 
 def _after(last: Posterior, new: Posterior, data: Examples) -> Posterior:
     """A separate fit as the round after `last`, with the data of that round."""
-    report = replace(new.report, parent=last.report.id, data=data.fingerprint, examples=len(data))
+    of_data: dict[str, Any] = {"data": data.fingerprint, "examples": len(data)}
+    report = replace(new.report, id=new_id(), parent=last.report.id, **of_data)
     return new.replace(lineage=(*last.lineage, report))
 
 
@@ -123,4 +135,5 @@ ARMS: dict[str, Arm] = {
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
     "all data so far": _cumulative,
+    AT_ONCE: _at_once,
 }

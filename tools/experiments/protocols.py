@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import torch
@@ -24,23 +25,24 @@ from .tasks import once, read
 __all__ = ["PROTOCOLS", "Protocol", "Stream"]
 
 DOMAINS = ("tweets", "amazon", "movies", "nyt")
+_ORDERS = list(permutations(DOMAINS))
 _FIRST = 10  # rows of the first of `rounds`; each has twice as many as the one before
 _UNLABELLED = 400  # texts besides, at most: ten are too few to tell along which axes texts differ
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Data in their order, with columns text and label (a whole number).
+    """Data in their order, with columns text and label (a whole number, or a rating).
 
     Attributes:
-        classes: how many there are.
+        classes: how many there are; None of ratings.
         batches: what is learnt, by name.
         tests: one for each batch, scored after every round; or none.
         final: scored after the last round; or none.
         unlabelled: texts that may be read before the first round; or none.
     """
 
-    classes: int
+    classes: int | None
     batches: Mapping[str, Dataset]
     tests: Mapping[str, Dataset]
     final: Dataset | None = None
@@ -83,13 +85,19 @@ def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
 
 
 def _domains(
-    folder: Path, seed: int, rows: int, test: int, domains: Sequence[str] = DOMAINS
+    folder: Path, seed: int, rows: int, test: int, order: int | None = None, rated: bool = False
 ) -> Stream:
+    """The domains in one of their 24 orders, by default another for each seed; with their ratings,
+    or two classes."""
     batches, tests = {}, {}
-    for domain in domains:
-        table = _two_classes(folder, f"sentiment-{domain}", "rating", middle=0.0, margin=0.5)
+    for domain in _ORDERS[seed % len(_ORDERS) if order is None else order]:
+        if rated:
+            table = read(folder, f"sentiment-{domain}").rename_column("rating", "label")
+            table = table.select_columns(["text", "label"])
+        else:
+            table = _two_classes(folder, f"sentiment-{domain}", "rating", middle=0.0, margin=0.5)
         batches[domain], tests[domain] = _parts(table, [rows, test], seed)
-    return Stream(2, batches, tests)
+    return Stream(None if rated else 2, batches, tests)
 
 
 def _weekly(folder: Path, seed: int, rows: int, test: int) -> Stream:
@@ -107,8 +115,10 @@ def _weekly(folder: Path, seed: int, rows: int, test: int) -> Stream:
 
 PROTOCOLS = {
     "rounds": Protocol(_rounds, rows=640, test=200),
-    "domains": Protocol(_domains, rows=200, test=100),
-    "domains-reversed": Protocol(partial(_domains, domains=DOMAINS[::-1]), rows=200, test=100),
+    "domains": Protocol(partial(_domains, order=0), rows=100, test=100),
+    "domains-reversed": Protocol(partial(_domains, order=-1), rows=100, test=100),
+    "orders": Protocol(_domains, rows=100, test=100),
+    "orders-ratings": Protocol(partial(_domains, rated=True), rows=100, test=100),
     "weekly": Protocol(_weekly, rows=100, test=0),
 }
 

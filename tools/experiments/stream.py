@@ -26,6 +26,7 @@ from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
 from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.model.head import Head
+from bhpeft_pyro.model.likelihoods import Categorical, Normal
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import presets
@@ -56,8 +57,6 @@ def stream(
         typer.Option(help="Rows of the last round, of a domain, or at most of a week.", min=20),
     ] = None,
     test: Annotated[int | None, typer.Option(help="Rows of a test.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over a round's data.")] = 2,
-    least: Annotated[int, typer.Option(help="Steps of a round, at least.")] = 20,
     samples: Annotated[int, typer.Option(help="Draws of a Bayesian forecast.")] = 64,
     preset: Annotated[str, typer.Option(help="The PEFT weights.")] = "bh_peft",
 ) -> None:
@@ -69,7 +68,7 @@ def stream(
     check_names("arm", arms, ARMS)
     sizes = (rows or chosen.rows, chosen.test if test is None else test)
     setting: dict[str, Any] = dict(zip(("rows", "test"), sizes, strict=True))
-    setting |= {"epochs": epochs, "least": least, "samples": samples, "preset": preset}
+    setting |= {"samples": samples, "preset": preset}
     runs = list(product([protocol], range(seeds), arms))
     backbone = minilm()
     setting["backbone"] = backbone.parent.name
@@ -83,7 +82,7 @@ def stream(
 
     def result(_: str, seed: int, method: str) -> dict[str, Any]:
         text = encoded(seed)
-        common = setup(text, backbone, preset, epochs, least, seed)
+        common = setup(text, backbone, preset, seed)
         folder = _rounds(out, (protocol, seed, method), setting)
         outcome = run(ARMS[method], common, text, folder, samples)
         facts = {"protocol": protocol, "seed": seed, "arm": method}
@@ -91,7 +90,7 @@ def stream(
         return {**facts, **setting, **outcome}
 
     def ratios(*_: str) -> dict[str, Any]:
-        common = setup(encoded(0), backbone, preset, epochs, least, 0)
+        common = setup(encoded(0), backbone, preset, 0)
         timed = {name: arm for name, arm in ARMS.items() if name.startswith(OURS)}
         facts = {"protocol": protocol, "version": __version__}
         return {**facts, **setting, "cost": cost(timed, common)}
@@ -130,14 +129,14 @@ class Encoded:
             return encode(
                 table,
                 self.tokenizer,
-                kind="class",
+                kind="class" if self.classes else "rating",
                 num_labels=self.classes,
                 columns=Columns(max_length=_MAX_LENGTH),
                 labelled=labelled,
             )
 
 
-def setup(data: Encoded, backbone: Path, preset: str, epochs: int, least: int, seed: int) -> Setup:
+def setup(data: Encoded, backbone: Path, preset: str, seed: int) -> Setup:
     """What the arms have in common, on a stream."""
 
     def model() -> Model:
@@ -145,12 +144,12 @@ def setup(data: Encoded, backbone: Path, preset: str, epochs: int, least: int, s
         network = RandomPEFT(
             AutoModel.from_pretrained(backbone),
             tuple(getattr(presets, preset)()),
-            Head(data.classes),
+            Head(data.classes or 1),
             data.tokenizer,
         )
-        return Model(network)
+        return Model(network, likelihood=Categorical() if data.classes else Normal(spread=2.0))
 
-    return Setup(model, data.batches, data.unlabelled, epochs, least, seed)
+    return Setup(model, data.batches, data.unlabelled, seed)
 
 
 def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> dict[str, Any]:
@@ -179,8 +178,8 @@ def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> di
 def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, float]:
     """Seconds of the processor in an arm's round, over those of a plain round on the same data.
 
-    A plain round fits the same guide under the first prior, for as many steps. They take turns;
-    the median of the ratios.
+    A plain round is a fit of the same guide under the first prior. They take turns; the median of
+    the ratios.
 
     Args:
         arms: whose first rounds are fits of `arms.GUIDE`.
@@ -193,7 +192,7 @@ def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, floa
     first = next(iter(last.values())).model
 
     def plain() -> None:
-        fit(first, GUIDE, data, components=1, **setup.options(len(data)))
+        fit(first, GUIDE, data, components=1, **setup.options)
 
     rounds = {name: partial(learn, last[name], data) for name, learn in learners.items()}
     seconds = in_turn({"": plain, **rounds}, repeats, clock(first.network.device))

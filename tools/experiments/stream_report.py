@@ -16,14 +16,14 @@ from bhpeft_pyro.plots import score_matrix
 from bhpeft_pyro.streams import Record
 from bhpeft_pyro.streams.record import TEST_NLL
 
-from .arms import OURS
+from .arms import AT_ONCE, OURS
 from .tables import OVER_SEEDS, Table, distinct, mean_and_error
 
 __all__ = ["average", "costs", "matrices", "stored_runs", "summary", "tables"]
 
 Result = dict[str, Any]
 
-_SETTING = ("preset", "rows", "test", "epochs", "samples")
+_SETTING = ("preset", "rows", "test", "samples")
 
 
 def stored_runs(folder: Path, protocol: str) -> list[Result]:
@@ -72,17 +72,21 @@ def summary(result: Result) -> dict[str, float]:
     record = Record(result["rounds"])
     rows = [row for row in record.rows if "nll" in row]
     count = sum(row["examples"] for row in rows)
+    score = "accuracy" if "accuracy" in rows[0] else "mse"
     numbers = {
         f"{name} before learning": sum(row[name] * row["examples"] for row in rows) / count
-        for name in ("accuracy", "nll")
+        for name in (score, "nll")
     }
     if "final" in result:
         numbers |= {f"{name} at the end": result["final"][name] for name in ("accuracy", "nll")}
     if record.tests:
-        transfer = record.transfer()
-        numbers["accuracy at the end"] = transfer["average_accuracy"]
+        transfer = record.transfer()  # of mean squared errors, what they are below zero
+        at_the_end = transfer["average_accuracy"]
+        numbers[f"{score} at the end"] = at_the_end if score == "accuracy" else -at_the_end
         numbers["nll at the end"] = mean(record.rows[-1][TEST_NLL + name] for name in record.tests)
-        numbers["forgetting"] = transfer["forgetting"]
+        numbers |= {name: transfer[name] for name in ("forgetting", "backward_transfer")}
+    if result["arm"] == AT_ONCE:  # whose first round has learnt everything
+        numbers = {name: v if "at the end" in name else nan for name, v in numbers.items()}
     return numbers
 
 

@@ -14,6 +14,7 @@ import pytest
 from outcomes import sized
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.decisions import novelty
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 PER_ROUND = 40  # objects of a round's report, which the lineage keeps
@@ -32,7 +33,10 @@ class Measured:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc says what memory is used")
 @sized(16, 500)
-def test_no_round_costs_more_than_those_before(runs: int, tmp_path: Path) -> None:
+def test_no_round_costs_more_than_those_before(
+    runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(novelty, "MOST", 20)  # learnt texts whose states are kept
     model, parts, every = tiny_model((bh.peft.LoRA(rank=1),)), [], runs // 4
     modules = [*model.network.backbone.modules()]
 

@@ -34,7 +34,6 @@ _CLUSTERED, _COVERED = 4000, 400  # texts of the pool, and learnt ones, at most
 _DRAWS = 200  # of the weights, jointly for all candidates
 _LEAST = 1e-4  # of the variance of a label
 _SAME = 0.999  # a correlation of draws, above which two texts are the same to the network
-_SAME = 0.999  # a correlation of draws, above which two texts are the same to the network
 _LIKELY = 0.1  # a class that is named in a reason
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tools.experiments import stream_report
+from tools.experiments.arms import AT_ONCE
 
 
 def result(arm: str, matrix: list[list[float]], seed: int) -> dict[str, Any]:
@@ -34,11 +35,27 @@ def test_arms_are_summarised_and_compared_on_the_seeds_that_both_have() -> None:
     summary = stream_report.summary(results[0])
     expected = {"forgetting": 0.02, "accuracy at the end": 0.89, "nll at the end": 0.3}
     expected |= {"accuracy before learning": 0.75, "nll before learning": 0.5}
+    expected |= {"backward transfer": -0.02}
     assert summary == pytest.approx(expected)
     mean = stream_report.average(results[:2])
     assert mean.matrix.tolist() == [[0.9, 0.5], [pytest.approx(0.89), 0.9]]
     whole, differences = stream_report.tables(results, "t")
     assert whole.text()["forgetting"].tolist() == ["0.010 ± 0.010", "0.100"]
     assert differences.text()["forgetting"].tolist() == ["-0.080"]
+    at_once = stream_report.summary({**results[0], "arm": AT_ONCE})
+    assert {name for name, value in at_once.items() if value == value} == {
+        "accuracy at the end",
+        "nll at the end",
+    }
     costs = stream_report.costs({ours: 1.2})
     assert costs.text().to_numpy().tolist() == [[ours, "1.200"]]
+
+
+def test_ratings_are_summarised_by_their_squared_error() -> None:
+    """A stream scores ratings by minus their mean squared error."""
+    rated = result("posterior as prior", [[-0.5, -2.0], [-0.8, -0.4]], 0)
+    rated["rounds"][1]["mse"] = rated["rounds"][1].pop("accuracy")
+    summary = stream_report.summary(rated)
+    assert summary["mse before learning"] == 0.75
+    assert summary["mse at the end"] == pytest.approx(0.6)
+    assert summary["forgetting"] == pytest.approx(0.3)

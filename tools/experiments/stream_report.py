@@ -23,7 +23,7 @@ __all__ = ["average", "costs", "matrices", "stored_runs", "summary", "tables"]
 
 Result = dict[str, Any]
 
-_SETTING = ("preset", "rows", "test", "samples")
+_SETTING = ("preset", "rows", "test", "epochs", "samples")  # epochs are the defaults by now
 
 
 def stored_runs(folder: Path, protocol: str) -> list[Result]:
@@ -38,7 +38,8 @@ def tables(results: Sequence[Result], title: str) -> list[Table]:
     for result in results:
         numbers.setdefault(result["arm"], {})[result["seed"]] = summary(result)
     records = [{"arm": arm, **line} for arm, seeds in numbers.items() for line in seeds.values()]
-    setting = [f"{name} {distinct(results, name)}" for name in _SETTING]
+    named = [name for name in _SETTING if name in results[0]]
+    setting = [f"{name} {distinct(results, name)}" for name in named]
     note = f"{OVER_SEEDS} Commits {distinct(results, 'commit')}; {', '.join(setting)}."
     made = [Table.over_seeds(title, ["arm"], records, note)]
     ours = [arm for arm in (f"{OURS}, 5 components", OURS) if arm in numbers]
@@ -84,7 +85,8 @@ def summary(result: Result) -> dict[str, float]:
         at_the_end = transfer["average_accuracy"]
         numbers[f"{score} at the end"] = at_the_end if score == "accuracy" else -at_the_end
         numbers["nll at the end"] = mean(record.rows[-1][TEST_NLL + name] for name in record.tests)
-        numbers |= {name: transfer[name] for name in ("forgetting", "backward_transfer")}
+        numbers["forgetting"] = transfer["forgetting"]
+        numbers["backward transfer"] = transfer["backward_transfer"]
     if result["arm"] == AT_ONCE:  # whose first round has learnt everything
         numbers = {name: v if "at the end" in name else nan for name, v in numbers.items()}
     return numbers

@@ -58,7 +58,11 @@ OTHERS = {
     "MC dropout + scaling": "hybrid, MC dropout + scaling",
 }
 METRICS = ("accuracy", "mse", "nll", "ece", "crps", "coverage_90")
+NOVELTY = tuple(
+    f"{kind} among others" for kind in ("news", "three topics", "weekly news", "films", "tweets")
+)
 STREAMS = {
+    "orders": "Rounds: four domains in other orders",
     "domains": "Rounds: four domains in turn",
     "domains-reversed": "Rounds: four domains in the reverse order",
     "rounds": "Rounds of doubling size",
@@ -270,6 +274,31 @@ def _decisions(folder: Path) -> Iterator[Table]:
         yield Table.over_seeds(title, ["task", "method", "calibration rows"], records, note)
 
 
+def _novelty(folder: Path) -> Iterator[Table]:
+    """How well novelty, which no fit changes, tells texts of other kinds from the learnt one."""
+    note = (
+        "Novelty after 400 rows of each kind; `false alarms` is what is flagged of other rows of "
+        f"the learnt kind. Fits of a linear head. {OVER_SEEDS}"
+    )
+    for title, value in (
+        ("Texts of other kinds, AUROC of their novelty", "AUROC novelty"),
+        ("Texts of other kinds, AUROC of the total uncertainty of a linear head", "AUROC total"),
+        ("Texts of other kinds, share flagged where 5 % of false alarms are allowed", "flagged"),
+    ):
+        records = []
+        for task in NOVELTY:
+            runs = stored_runs(folder / "novelty", task, method(METHODS[HEAD]), 400)
+            for outcome in runs.values():
+                scores = {score.table: score.values for score in decisions.novelty(outcome)}
+                others = {
+                    name.removeprefix(f"{task}, ").removeprefix("to "): values[value]
+                    for name, values in scores.items()
+                    if value in values
+                }
+                records.append({"learnt": task.removesuffix(" among others"), **others})
+        yield Table.over_seeds(title, ["learnt"], records, note)
+
+
 def _rounds(folder: Path, protocol: str) -> list[dict[str, Any]]:
     return stream_report.stored_runs(folder / "stream", protocol)
 
@@ -283,6 +312,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         _sorting(folder),
         *_strange(folder),
         *_decisions(folder),
+        *_novelty(folder),
         _rivals(folder),
         _noise_by_text(folder),
         _by_rows(folder),

@@ -305,7 +305,7 @@ def _rounds(folder: Path, protocol: str) -> list[dict[str, Any]]:
 
 def tables(folder: Path = RESULTS) -> list[Table]:
     """All tables of the page, from the stored files."""
-    costs = json.loads((folder / "stream" / "domains.cost.json").read_text())
+    costs = json.loads((folder / "stream" / "orders.cost.json").read_text())
     return [
         _differences(folder),
         *_quality(folder),

@@ -59,7 +59,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(transformers|datasets|numpy|matplotlib)\..*"),
     # As they stand in the source: imported for type checks only, or in a signature that Pyro gives.
     ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|Executor|MCMC"),
-    ("py:class", r"OptimizerFactory|Callback"),
+    ("py:class", r"OptimizerFactory|Callback|Plain|Tensors"),
+    ("py:class", r"bhpeft_pyro\.decisions\.(novelty\.F|promises\.P)"),  # type variables
     # What nobody makes by hand.
     (
         "py:class",

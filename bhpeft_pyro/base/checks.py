@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -295,3 +296,15 @@ def to_caller() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in within:
         frame, level = frame.f_back, level + 1
     return level
+
+
+def optional_library(name: str, why: str) -> Any:
+    """The module `name` of a library that not everybody has, imported when it is needed.
+
+    Raises:
+        ConfigError: it is missing; `why` says for what it is needed, and how to install it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(why) from error

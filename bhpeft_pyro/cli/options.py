@@ -118,6 +118,7 @@ _FIT = "How to fit"
 Data = Annotated[str, typer.Argument(help=_DATA, show_default=False, callback=check_data)]
 Run = Annotated[Path, typer.Argument(help=_RUN, show_default=False, callback=_check_run)]
 Out = Annotated[Path, typer.Option(help=_OUT, show_default=False)]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")]
 Config = Annotated[
     Path | None,

@@ -89,9 +89,7 @@ def predict(
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
-    ] = False,
+    overwrite: options.OverwriteFile = False,
 ) -> None:
     """Predict new text, and flag the least certain predictions.
 

@@ -45,9 +45,7 @@ def queue(
     seed: Annotated[int, typer.Option(help="The same seed chooses the same texts.")] = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
-    ] = False,
+    overwrite: options.OverwriteFile = False,
 ) -> None:
     """Choose the texts to label next, the most useful first, with a reason for each.
 

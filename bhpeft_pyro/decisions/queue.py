@@ -6,7 +6,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..base.checks import COUNT, SEED, one_of
+from ..base.checks import COUNT, SEED, one_of, optional_library
 from ..data import Columns, Examples
 from ..errors import ConfigError, DataError, GuideError
 from ..model.model import Model
@@ -303,9 +302,5 @@ def _reasons(forecast: Any, kind: str) -> Iterator[str]:
 
 def _activeml() -> Any:
     """scikit-activeml's query strategies, which only "typical" needs."""
-    try:
-        return import_module("skactiveml.pool")
-    except ImportError as error:
-        raise ConfigError(
-            "by='typical' needs scikit-activeml; expected pip install 'bhpeft_pyro[decisions]'"
-        ) from error
+    why = "by='typical' needs scikit-activeml; expected pip install 'bhpeft_pyro[decisions]'"
+    return optional_library("skactiveml.pool", why)

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import INSIDE, boolean, few
+from ..base.checks import INSIDE, boolean, few, optional_library
 from ..errors import ConfigError, DataError
 from ..forecast.base import digits
 
@@ -162,9 +161,5 @@ def _say_classes(labels: np.ndarray, level: float, names: Any) -> None:
 
 
 def _crepes() -> Any:
-    try:
-        return import_module("crepes")
-    except ImportError as error:
-        raise ConfigError(
-            "sets and intervals need crepes: pip install 'bhpeft_pyro[decisions]'"
-        ) from error
+    why = "sets and intervals need crepes: pip install 'bhpeft_pyro[decisions]'"
+    return optional_library("crepes", why)

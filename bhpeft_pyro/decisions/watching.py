@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -32,7 +31,7 @@ from scipy.special import betaln
 from scipy.stats import beta
 from torch import Tensor
 
-from ..base.checks import INSIDE, check
+from ..base.checks import INSIDE, check, optional_library
 from ..errors import ConfigError
 from ..forecast.base import Forecast
 from .promises import Promise, in_percent
@@ -211,9 +210,5 @@ def _text_evidence(calibration: Tensor, values: Sequence[float]) -> float:
 
 
 def _crepes() -> Any:
-    try:
-        return import_module("crepes.martingales")
-    except ImportError as error:
-        raise ConfigError(
-            "watching texts needs crepes: pip install 'bhpeft_pyro[decisions]'"
-        ) from error
+    why = "watching texts needs crepes: pip install 'bhpeft_pyro[decisions]'"
+    return optional_library("crepes.martingales", why)

@@ -32,9 +32,9 @@ class MixturePosterior(Posterior):
     Disagreement between components that are in different modes counts as epistemic uncertainty, as
     in a deep ensemble.
 
-    `update` fits each component under its own posterior as the prior. The
-    weights stay equal: the components are K approximations of one posterior and not K hypotheses.
-    Weights by their evidence, which is known to a few nats at best, would soon leave only one.
+    `update` fits each component under its own posterior as the prior. The weights stay equal: the
+    components are K approximations of one posterior and not K hypotheses. Weights by their
+    evidence, which is known to a few nats at best, would soon leave only one.
 
     Attributes:
         components: the fits, that of the options' seed first. Each has a report of its own.

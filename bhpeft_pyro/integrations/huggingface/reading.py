@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...base.checks import optional_library
 from ...base.fit_options import FitOptions
 from ...base.threads import fitting, seeded, with_gradients
 from ...data import Columns
@@ -114,15 +114,10 @@ def from_peft(
     return posterior if data is None else posterior.widen(data, validation=validation)
 
 
-def library() -> ModuleType:
+def library() -> Any:
     """The `peft` library, which is optional and slow to import."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError(
-            "adapter: the peft library is needed; expected pip install 'bhpeft_pyro[peft]'"
-        ) from error
-    return peft
+    why = "adapter: the peft library is needed; expected pip install 'bhpeft_pyro[peft]'"
+    return optional_library("peft", why)
 
 
 def _loaded(

@@ -37,6 +37,7 @@ _RULES: dict[str, Rule] = {
     "eval_every": MAYBE_COUNT,
     "eval_samples": SAMPLES,
     "bf16": boolean,
+    "keep_texts": boolean,
     "seed": SEED,
     "progress": boolean,
 }
@@ -80,6 +81,8 @@ class FitOptions:
             fit.
         eval_samples: weight draws of an evaluation.
         bf16: autocast to bfloat16.
+        keep_texts: keep the learnt texts with the posterior, up to 2,000 of all rounds, so that a
+            forecast shows the `nearest` one. They are in the files that are saved.
         seed: of the draws and of the order of the data.
         progress: show progress bars, in terminals and notebooks.
 
@@ -106,6 +109,7 @@ gets an equal share of a batch; in Python, `particles` sets their number
     eval_every: int | None = None
     eval_samples: int = 8
     bf16: bool = False
+    keep_texts: bool = False
     seed: int = 0
     progress: bool = True
 

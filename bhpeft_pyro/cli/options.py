@@ -261,6 +261,7 @@ _TEMPERATURE = (
 )
 _TAU = "Weight of the prior in the covariance of laplace (by default, held-out rows choose it)"
 _PASSES = "Passes over the data (15; in later rounds of laplace 3)"
+_KEEP_TEXTS = "Save up to 2,000 of the learnt texts, for predictions to show the nearest one"
 _SEED = "Seed of the draws, the order of the data and the choice of held-out rows"
 
 
@@ -275,6 +276,10 @@ class Fitting:
     temperature: Annotated[float | None, _fitting("temperature", _TEMPERATURE)] = None
     tau: Annotated[float | None, _fitting("tau", _TAU)] = None
     bf16: Annotated[bool | None, _fitting("bf16", "Use bfloat16", "--bf16/--no-bf16")] = None
+    keep_texts: Annotated[
+        bool | None,
+        _fitting("keep_texts", _KEEP_TEXTS, "--keep-texts/--no-keep-texts"),
+    ] = None
     seed: Annotated[int | None, _fitting("seed", _SEED)] = None
 
     @property

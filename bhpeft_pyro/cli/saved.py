@@ -189,6 +189,8 @@ def finish(
         say(f"next: bhpeft evaluate {out} LABELLED_ROWS tells how good it is")
     report = posterior.report
     say(f"{described(report)}\nsaved in {out}")
+    if kept := posterior.facts.get("texts"):
+        say(f"texts: {kept}")
     if as_json:
         facts = ("examples", "steps", "negative_elbo", "temperature", "unsettled")
         of_report = {name: getattr(report, name) for name in facts}

@@ -64,6 +64,8 @@ class Novelty:
         last: (S, D') in the last layer, mean over tokens; D' is D but for few backbones.
         count: of how many learnt texts the S are a random sample; less than S if some of them are
             forgotten. At most `MOST` are kept.
+        texts: the S texts themselves, each "" if it was not to be kept (`FitOptions.keep_texts`);
+            or none.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> model = tiny_model(())
@@ -76,10 +78,16 @@ class Novelty:
     middle: Tensor
     last: Tensor
     count: float
+    texts: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: Model, examples: Examples) -> Novelty:
+    def of(cls, model: Model, examples: Examples, keep_texts: bool = False) -> Novelty:
         """That of these examples alone, which are read once by the frozen transformer.
+
+        Args:
+            model: with the backbone that reads them.
+            examples: what has been learnt.
+            keep_texts: keep the texts too, to show which of them is `nearest` to another one.
 
         Raises:
             DataError: the backbone makes non-finite numbers of some texts.
@@ -89,8 +97,8 @@ class Novelty:
         if count > MOST:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
             examples = examples.of_rows(rows[order[:MOST]])
-        middle, last = states_of(model.network, examples)
-        return cls(middle, last, count)._sample(MOST)._distinct()
+        texts = _texts_of(examples) if keep_texts else ()
+        return cls(*states_of(model.network, examples), count, texts)._sample(MOST)._distinct()
 
     def merged(self, new: Novelty, keep: float = 1.0) -> Novelty:
         """What it is after a round that learnt other texts, and forgot a share 1 - `keep` of these.
@@ -105,7 +113,9 @@ class Novelty:
             old, new = old._sample(share), new._sample(MOST - share)
         # The new ones first: of copies the first stays.
         middle, last = (torch.cat(pair) for pair in zip(new._states, old._states, strict=True))
-        return Novelty(middle, last, total)._distinct()
+        texts = [one.texts or ("",) * len(one.last) for one in (new, old)]
+        every = (*texts[0], *texts[1]) if new.texts or old.texts else ()
+        return Novelty(middle, last, total, every)._distinct()
 
     def p_values(self, model: Model, examples: Examples, max_rows: int = MAX_ROWS) -> Tensor:
         """(N,) float64 p-values of examples: small for those unlike the learnt texts.
@@ -120,24 +130,21 @@ class Novelty:
         """
         if not self.enough:
             raise DataError(f"novelty: {len(self.last)} texts are learnt; expected {LEAST} or more")
-        parts = []
-        for at in in_order(len(examples), PART):
-            part = examples if len(at) == len(examples) else examples.subset(at)
-            p = self._ranked(*states_of(model.network, part, max_rows))
-            parts.append(p if part.words is None else p[part.words[:, 0]])
-        return torch.cat(parts)
+        return self._read(model, examples, max_rows)[0]
 
     def noted(self, forecast: F, model: Model, examples: Examples, max_rows: int) -> F:
-        """A forecast of examples with their p-values, and the pass that these took; unchanged if
-        there are not `enough` texts."""
+        """A forecast of examples with their p-values, the nearest learnt text if these are kept,
+        and the pass that this took; unchanged if there are not `enough` texts."""
         if not self.enough:
             return forecast
-        p = self.p_values(model, examples, max_rows)
-        return replace(forecast, novelty=p, passes=(forecast.passes or 0) + 1)
+        p, nearest = self._read(model, examples, max_rows)
+        passes = (forecast.passes or 0) + 1
+        return replace(forecast, novelty=p, nearest=nearest, passes=passes)
 
     def to_state(self) -> tuple[Plain, Tensors]:
         """Plain data and tensors for a file, from which `from_state` makes the same object."""
-        return {"count": self.count}, {"middle": self.middle, "last": self.last}
+        plain = {"count": self.count, "texts": list(self.texts)}
+        return plain, {"middle": self.middle, "last": self.last}
 
     @classmethod
     def from_state(cls, plain: Plain, tensors: Tensors, model: Model) -> Novelty:
@@ -151,7 +158,10 @@ class Novelty:
         wrong = len(middle) != len(last) or last.shape[1:] != (width,) or middle.dim() != 2
         if wrong or not 0 < len(last) <= MOST:
             raise ValueError(f"novelty: its states have shapes {middle.shape} and {last.shape}")
-        return cls(middle, last, float(plain["count"]))
+        texts = tuple(str(text) for text in plain.get("texts", ()))  # earlier files have none
+        if texts and len(texts) != len(last):
+            raise ValueError(f"novelty: {len(texts)} texts for {len(last)} states")
+        return cls(middle, last, float(plain["count"]), texts)
 
     @property
     def enough(self) -> bool:
@@ -167,8 +177,12 @@ class Novelty:
         if size >= len(self.last):
             return self
         order = torch.randperm(len(self.last), generator=torch.Generator().manual_seed(0))
-        chosen = order[:size].sort().values
-        return replace(self, middle=self.middle[chosen], last=self.last[chosen])
+        return self._subset(order[:size].sort().values)
+
+    def _subset(self, rows: Tensor) -> Novelty:
+        texts = tuple(self.texts[row] for row in rows.tolist()) if self.texts else ()
+        texts = texts if any(texts) else ()
+        return replace(self, middle=self.middle[rows], last=self.last[rows], texts=texts)
 
     def _distinct(self) -> Novelty:
         """Without copies of earlier texts: a left-out text with a copy would look well known."""
@@ -176,7 +190,30 @@ class Novelty:
         near = torch.cdist(units, units) <= _SAME
         kept = ~near.tril(-1).any(1)
         count = self.count * kept.double().mean().item()
-        return Novelty(self.middle[kept], self.last[kept], count)
+        return replace(self._subset(kept.nonzero().squeeze(1)), count=count)
+
+    def _read(
+        self, model: Model, examples: Examples, max_rows: int
+    ) -> tuple[Tensor, tuple[str, ...] | None]:
+        """(N,) p-values and the N nearest learnt texts, if any are kept."""
+        values: list[Tensor] = []
+        nearest: list[str] = []
+        for at in in_order(len(examples), PART):
+            part = examples if len(at) == len(examples) else examples.subset(at)
+            middle, last = states_of(model.network, part, max_rows)
+            p = self._ranked(middle, last)
+            owner = torch.arange(len(p)) if part.words is None else part.words[:, 0]
+            values.append(p[owner])
+            if self.texts:
+                near = self._nearest(last)
+                nearest += [near[row] for row in owner.tolist()]
+        return torch.cat(values), tuple(nearest) if self.texts else None
+
+    def _nearest(self, last: Tensor) -> list[str]:
+        """Of each of (N, D) states the kept text with the highest cosine similarity."""
+        known = [row for row, text in enumerate(self.texts) if text]
+        likeness = normalize(last, dim=1) @ normalize(self.last[known], dim=1).mT
+        return [self.texts[known[row]] for row in likeness.argmax(1).tolist()]
 
     @cached_property
     def _measures(self) -> tuple[_Mahalanobis, _Process]:
@@ -270,6 +307,16 @@ class _Process(NamedTuple):
 def _root(matrix: Tensor) -> Tensor:
     root: Tensor = torch.linalg.cholesky(matrix)
     return root
+
+
+def _texts_of(examples: Examples) -> tuple[str, ...]:
+    """The text of each of the states that `states_of` gives."""
+    if examples.words is None:
+        return examples.texts
+    sequences: list[list[str]] = [[] for _ in examples.tokens.lengths]
+    for word, sequence in zip(examples.texts, examples.words[:, 0].tolist(), strict=True):
+        sequences[sequence].append(word)
+    return tuple(" ".join(words) for words in sequences)
 
 
 @without_autocast()

@@ -38,6 +38,8 @@ class Forecast(ABC):
             that `novelty` takes; None if not known.
         novelty: (N,) float64 p-values, small for texts unlike the learnt ones; None if unknown
             (`decisions.novelty`).
+        nearest: for each text the learnt one that is most like it, if the posterior has kept texts
+            (`FitOptions.keep_texts`); or None.
         promised: what is promised of the answers, if `Posterior.promise` has promised anything of
             forecasts that are made in this way.
         quality: in words, what `metrics.rejection_curve` measures.
@@ -65,6 +67,7 @@ class Forecast(ABC):
     passes: float | None = None
     promised: Promise | None = None
     novelty: Tensor | None = None
+    nearest: Sequence[str] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -181,7 +184,7 @@ class Forecast(ABC):
                 values[name] = of_parts[0].joined(of_parts)
             elif isinstance(of_parts[0], Tensor) and name not in cls._of_all:
                 values[name] = join(of_parts, int(name in cls._by_draw))
-            elif name == "texts" and of_parts[0] is not None:
+            elif name in ("texts", "nearest") and of_parts[0] is not None:
                 values[name] = tuple(chain.from_iterable(of_parts))
         return replace(parts[0], **values)
 
@@ -253,6 +256,7 @@ class Forecast(ABC):
         columns |= {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
         columns |= {} if self.novelty is None else {"novelty": digits(self.novelty)}
         columns |= {"reason": self.reasons()}
+        columns |= {} if self.nearest is None else {"nearest": self.nearest}
         if self.answered is not None:
             columns["answered"] = self.answered.tolist()
         return {name: self.by_row(values) for name, values in columns.items()}
@@ -266,6 +270,8 @@ class Forecast(ABC):
             columns["row"] = self.rows.tolist()
         if self.novelty is not None:
             columns["novelty"] = self.novelty.tolist()
+        if self.nearest is not None:
+            columns["nearest"] = list(self.nearest)
         return columns | {name: getattr(self, name).tolist() for name in names}
 
 

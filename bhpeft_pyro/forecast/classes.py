@@ -259,7 +259,7 @@ class ClassForecast(Forecast):
         check(validation, ClassForecast, "validation", "a ClassForecast")
         temperature = _best_temperature(validation.log_probabilities, validation.observed())
         scaled = (self.log_probabilities / temperature).softmax(-1).to(self.probabilities.dtype)
-        kept = ("labels", "texts", "rows", "label_names", "choices", "novelty")
+        kept = ("labels", "texts", "rows", "label_names", "choices", "novelty", "nearest")
         options: dict[str, Any] = {name: getattr(self, name) for name in kept}
         return replace(ClassForecast.from_draws(scaled[None]), **options), temperature
 

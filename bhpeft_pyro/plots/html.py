@@ -161,12 +161,11 @@ def least_certain(forecast: Forecast, longest: int) -> str:
     for name, feature in rows.features.items():
         if isinstance(feature, ClassLabel):
             columns[name] = feature.int2str(columns[name])
-    if "text" in columns:
-        columns["text"] = [
-            text if len(text) <= longest else f"{text[: longest - 3]}..."
-            for text in columns["text"]
+    first, last = ("row", "label", "prediction"), ("text", "nearest")
+    for name in columns.keys() & last:
+        columns[name] = [
+            text if len(text) <= longest else f"{text[: longest - 3]}..." for text in columns[name]
         ]
-    first, last = ("row", "label", "prediction"), ("text",)
     left_out = {*first, *last, "total", "variance", "probabilities"}  # so that texts have room
     between = (name for name in columns if name not in left_out)
     names = [name for name in (*first, *between, *last) if name in columns]

@@ -176,7 +176,7 @@ def fit(
     with named():
         fitted = run_all(rounds, executor, unlabelled=None if unlabelled is None else texts)
     with visible():
-        return fitted.replace(novelty=Novelty.of(model, whole))
+        return fitted.replace(novelty=Novelty.of(model, whole, options.keep_texts))
 
 
 def _starts_at_random(one: Round) -> bool:

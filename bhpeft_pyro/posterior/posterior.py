@@ -139,6 +139,8 @@ class Posterior:
         facts = self.model.facts | {"guide": guide, "rounds": str(len(self.lineage))}
         facts |= {"student": self.student.report.in_short} if self.student else {}
         facts |= {"promise": self.promised.in_short} if self.promised else {}
+        if kept := sum(map(bool, self.novelty.texts)) if self.novelty else 0:
+            facts["texts"] = f"{kept} learnt ones are kept here, and in files"
         return facts | ({"classes": ", ".join(names)} if names else {})
 
     def __repr__(self) -> str:
@@ -146,7 +148,9 @@ class Posterior:
         if not self.lineage:
             return f"{kind}(no round, {guide})"
         more = (
-            f"\n{name}: {self.facts[name]}" for name in ("student", "promise") if name in self.facts
+            f"\n{name}: {self.facts[name]}"
+            for name in ("student", "promise", "texts")
+            if name in self.facts
         )
         return f"{kind}(round {len(self.lineage)}, {guide})\n{self.report}{''.join(more)}"
 

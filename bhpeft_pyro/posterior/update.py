@@ -101,7 +101,8 @@ def update(
             learnt = run_all(rounds, executor, posterior.lineage if posterior.is_mixture else ())
         if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
             share = kept_of_all(keep, posterior.model.sites)
-            novelty = novelty.merged(Novelty.of(posterior.model, examples), share)
+            new = Novelty.of(posterior.model, examples, options.keep_texts)
+            novelty = novelty.merged(new, share)
         learnt = learnt.replace(novelty=novelty)
         return learnt if texts is None else with_student(learnt, texts, options)
 

@@ -53,7 +53,7 @@ def widen(
         whole.name("mixture")
         lineage = posterior.lineage[:-1] if posterior.is_mixture else ()
         if novelty is None and first:  # of an adapter that was trained elsewhere
-            novelty = Novelty.of(posterior.model, every)
+            novelty = Novelty.of(posterior.model, every, options.keep_texts)
         widened = joined(fitted, held_out, options, examples.labels, lineage)
         return widened.replace(novelty=novelty)
 

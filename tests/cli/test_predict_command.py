@@ -360,6 +360,19 @@ def test_rows_unlike_what_was_learnt_are_flagged(folder, posterior, tmp_path):
         assert message in " ".join(wrong.split()), options
 
 
+def test_the_nearest_learnt_text_is_a_column_where_texts_are_kept(folder, posterior, tmp_path):
+    texts = [*map(str, ROWS), *(f"w{k} w{k + 5} w8" for k in range(10, 22))]
+    labels = [i % 2 for i in range(len(texts))]
+    data = write_csv(tmp_path / "train.csv", text=texts, label=labels)
+    run, out = tmp_path / "run", tmp_path / "out.csv"
+    options = ("--keep-texts", "--max-steps", 1, "--components", 1, "--preset", "lora")
+    said = bhpeft("fit", data, "--out", run, "--backbone", folder / "tiny", *options)
+    assert f"texts: {len(texts)} learnt ones are kept here, and in files" in said.output
+    bhpeft("predict", run, data, "--out", out)
+    rows = read_csv(out)
+    assert [row["nearest"] for row in rows] == [row["text"] for row in rows] == texts
+
+
 def test_without_novelty_none_is_flagged_by_it(folder, posterior, tmp_path):
     posterior.replace(novelty=None).save(tmp_path / "run")
     out, backbone = ("--out", tmp_path / "out.csv"), ("--backbone", folder / "tiny")

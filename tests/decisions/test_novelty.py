@@ -19,6 +19,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.decisions import novelty as module
 from bhpeft_pyro.decisions.novelty import Novelty
 from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.posterior.saving import FILE
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 QUICK: dict[str, Any] = {"max_steps": 2, "progress": False, "components": 1}
@@ -193,6 +194,9 @@ def test_words_have_the_p_value_of_their_sentence() -> None:
     plain = tiny_model().encode_texts(texts)
     sentences = posterior.novelty.p_values(posterior.model, plain)
     assert [row[0] for row in by_sentence] == pytest.approx(sentences.tolist())
+    kept = posterior.replace(novelty=Novelty.of(posterior.model, posterior.encode(WORDS), True))
+    near = kept.predict(WORDS)
+    assert [set(row) for row in near.by_row(near.nearest)] == [{text} for text in texts["text"]]  # type: ignore[arg-type]
 
 
 def test_questions_are_the_means_over_their_choices() -> None:
@@ -263,3 +267,46 @@ def test_what_is_made_of_a_posterior_keeps_it() -> None:
     made = bh.Posterior.of(one.model, one.guide, table(USUAL))
     assert torch.equal(made.predict(ODD).novelty, forecast.novelty)  # type: ignore[arg-type]
     assert bh.Posterior.of(one.model, one.guide).novelty is None
+
+
+def test_the_nearest_learnt_text_is_the_one_with_the_most_similar_states(tmp_path: Path) -> None:
+    keep = {**QUICK, "keep_texts": True}
+    first = bh.fit(tiny_model(), "laplace", table(USUAL), **keep)
+    asked = [*USUAL["text"][:7], "w9 w30 w31", "w40"]
+    near = first.predict(asked)
+    assert list(near.nearest)[:7] == asked[:7]  # type: ignore[arg-type]
+    _, learnt = module.states_of(first.model.network, first.encode(USUAL, labelled=False))
+    _, last = module.states_of(first.model.network, first.encode(asked[7:], labelled=False))
+    for row, text in zip(last, near.nearest[7:], strict=True):  # type: ignore[index]
+        likeness = [torch.cosine_similarity(row, other, dim=0).item() for other in learnt]
+        best = max(range(60), key=likeness.__getitem__)
+        assert likeness[USUAL["text"].index(text)] == pytest.approx(likeness[best])
+    assert list(near.to_dataset()["nearest"]) == list(near.nearest) == near.summary()["nearest"]  # type: ignore[arg-type]
+    assert near.joined([near, near]).nearest == (*near.nearest, *near.nearest)  # type: ignore[misc]
+    # The next round keeps them too, and the file has them; forgetting loses a share of them.
+    second = saved(first, tmp_path / "a").update(table(ODD))
+    assert second.predict([ODD["text"][3], asked[0]]).nearest == (ODD["text"][3], asked[0])
+    assert second.novelty is not None
+    kept = set(second.novelty.texts)
+    assert {*USUAL["text"]} < kept and len(kept) == len(second.novelty.last)
+    assert f"texts: {len(kept)} learnt ones are kept here, and in files" in repr(second)
+    forgot = first.update(table(ODD), keep=0.5).novelty
+    assert forgot is not None and len({*USUAL["text"]} & {*forgot.texts}) == 30
+
+
+def test_texts_are_kept_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    first = bh.fit(tiny_model(), "laplace", table(USUAL), **QUICK)
+    assert first.novelty is not None and first.novelty.texts == ()
+    assert first.predict(ODD).nearest is None and "nearest" not in first.predict(ODD).summary()
+    saved_file = first.save(tmp_path) / FILE
+    assert USUAL["text"][0].encode() not in saved_file.read_bytes()
+    later = first.update(table(ODD), keep_texts=True)  # of earlier rounds there are none
+    assert set(later.predict(USUAL).nearest) <= set(ODD["text"])  # type: ignore[arg-type]
+    later.save(saved_file.parent, overwrite=True)
+    assert ODD["text"][0].encode() in saved_file.read_bytes()
+    lost = later.update(table({"text": ["w50 w51", "w52 w53"]}), keep_texts=False, keep=0.0)
+    assert lost.novelty is not None and lost.novelty.texts == ()
+    plain, tensors = later.novelty.to_state()  # type: ignore[union-attr]
+    plain["texts"] = plain["texts"][1:]  # type: ignore[index, call-overload]
+    with pytest.raises(ValueError, match=r"novelty: \d+ texts for \d+ states"):
+        Novelty.from_state(plain, tensors, later.model)

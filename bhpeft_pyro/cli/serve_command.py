@@ -1,0 +1,87 @@
+"""`bhpeft serve`: answer texts over HTTP with a saved round."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .screen import say
+
+_TOKEN = "BHPEFT_ADMIN_TOKEN"
+
+
+def serve(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a saved posterior, of a stream, or of several saved posteriors.",
+            show_default=False,
+        ),
+    ],
+    config: options.Config = None,
+    round: Annotated[
+        str | None,
+        typer.Option(
+            help="The round to serve: its id or the beginning of it, or its folder's name.",
+            show_default="the newest",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0)] = 8080,
+    method: options.Method = None,
+    max_requests: Annotated[
+        int, typer.Option(help="Requests at the same time; others get 429.", min=1)
+    ] = 512,
+    max_texts: Annotated[int, typer.Option(help="Texts of a request.", min=1)] = 64,
+    max_tokens: Annotated[
+        int,
+        typer.Option(help="Tokens that are predicted together, with padding.", min=1),
+    ] = 16_384,
+    max_bytes: Annotated[int, typer.Option(help="Bytes of a request.", min=1)] = 2_000_000,
+    max_seconds: Annotated[
+        float, typer.Option(help="Seconds until a request is given up, with 429.", min=0.001)
+    ] = 30.0,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+) -> None:
+    """Answer texts over HTTP with a saved round.
+
+    POST /predict takes texts as Text Embeddings Inference does, and says with "details" all that
+    bhpeft predict says of a text. GET /health, /ready, /info and /metrics are for those who watch.
+
+    Another round is loaded beside and exchanged, and no request is lost, by POST /admin/swap and
+    /admin/rollback. They need a token, in the environment variable BHPEFT_ADMIN_TOKEN.
+
+    Examples:
+        bhpeft serve runs/reviews
+        bhpeft serve runs/weeks --round 5f0c --port 9000 --method student
+    """
+    from ..base.checks import optional_library
+
+    why = "bhpeft serve needs starlette and uvicorn: pip install 'bhpeft_pyro[serve]'"
+    for library in ("starlette", "prometheus_client"):
+        optional_library(library, why)
+    uvicorn = optional_library("uvicorn", why)
+    from ..data.encoding import CutWarning
+    from ..serving.engine import Limits
+    from ..serving.loading import Source
+    from ..serving.server import Service
+
+    warnings.filterwarnings("ignore", category=CutWarning)  # of each request anew
+    limits = Limits(max_requests, max_texts, max_tokens, max_bytes, max_seconds)
+    source = Source(run, backbone, device, method)
+    served = source.load(round)
+    say(f"serving round {served.id} of {served.folder}, by {served.way}")
+    uvicorn.run(
+        Service(source, served, limits, os.environ.get(_TOKEN) or None).application,
+        host=host,
+        port=port,
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(max_seconds),
+    )

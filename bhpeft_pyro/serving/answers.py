@@ -1,0 +1,65 @@
+"""From a forecast to plain answers: what a service says of each text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..forecast.base import digits
+from ..prediction.predict import AnyForecast
+
+__all__ = ["Answer", "answers_of"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of a text.
+
+    Attributes:
+        said: the columns of `bhpeft predict`: the prediction; its probability, or for ratings the
+            sd and the ends of the 90 % interval; the epistemic and aleatoric uncertainty, the
+            novelty, the main reason to doubt it, and whether it is answered under the promise.
+            Where words have labels, each is a list.
+        scores: the probability of each class, label or choice by its name or number, the most
+            probable first; empty for ratings, and where words have labels.
+    """
+
+    said: dict[str, Any]
+    scores: dict[str, float]
+
+    def in_full(self, round: str) -> dict[str, Any]:
+        """All that is said, and the id of the round that says it."""
+        more: dict[str, Any] = {"scores": self.scores} if self.scores else {}
+        return self.said | more | {"round": round}
+
+
+def answers_of(forecast: AnyForecast) -> list[Answer]:
+    """An answer for each row of the data that were predicted.
+
+    >>> import torch
+    >>> from bhpeft_pyro.forecast import ClassForecast
+    >>> draws = torch.tensor([[[0.25, 0.75]]])
+    >>> (answer,) = answers_of(ClassForecast.from_draws(draws, label_names=["bad", "good"]))
+    >>> answer.scores
+    {'good': 0.75, 'bad': 0.25}
+    >>> answer.said["prediction"], answer.said["reason"]
+    ('good', 'noise in the label')
+    """
+    columns = forecast.summary()
+    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    scores = _scores(forecast) if forecast.rows is None else [{} for _ in rows]
+    return [Answer(said, of_text) for said, of_text in zip(rows, scores, strict=True)]
+
+
+def _scores(forecast: AnyForecast) -> list[dict[str, float]]:
+    probabilities = getattr(forecast, "probabilities", None)
+    if probabilities is None:
+        return [{} for _ in range(len(forecast))]
+    names = getattr(forecast, "label_names", None) or range(probabilities.shape[1])
+    choices = getattr(forecast, "choices", None)  # of which some texts have fewer
+    counts = [len(names)] * len(forecast) if choices is None else choices.sum(1).tolist()
+    scores = []
+    for row, count in zip(probabilities, counts, strict=True):
+        named = zip(map(str, names), digits(row[:count]), strict=False)
+        scores.append(dict(sorted(named, key=lambda pair: -pair[1])))
+    return scores

@@ -1,0 +1,279 @@
+"""A round that answers requests from many threads, one batch at a time, and can be exchanged.
+
+What waits is answered at once: there is no window in which the engine hopes for more requests.
+While one batch is predicted others arrive, and become the next. A request is never split, so one
+round answers all of it, and an exchange of rounds leaves requests that have begun to the old one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import accumulate
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+import torch
+
+from ..data import Examples
+from ..errors import BHPEFTError
+from .answers import Answer
+from .loading import Served, Table
+
+__all__ = ["Answered", "Engine", "Limits", "Refused"]
+
+_TOGETHER = 256  # texts that are tokenised together
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a service takes on; what is beyond is refused at once.
+
+    Attributes:
+        requests: at the same time, with those whose body is still read.
+        texts: of a request.
+        tokens: of a request, and of what is predicted together: texts times tokens of the longest.
+        bytes: of a request's body.
+        seconds: that a request may take, from its first byte to its answer.
+    """
+
+    requests: int = 512
+    texts: int = 64
+    tokens: int = 16_384
+    bytes: int = 2_000_000
+    seconds: float = 30.0
+
+
+class Refused(Exception):
+    """A request that is not answered, with the HTTP status that says whose fault it is: 413 too
+    large, 422 cannot be read, 424 the prediction failed, 429 too much to do."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to a request.
+
+    Attributes:
+        rows: one for each row of its table.
+        served: the round that gave them all.
+        waited: seconds in the queue.
+        took: seconds of the batch that it was in.
+    """
+
+    rows: Sequence[Answer]
+    served: Served
+    waited: float
+    took: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was predicted together."""
+
+    texts: int
+    tokens: int  # with padding
+    seconds: float
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A request in the queue."""
+
+    table: Table
+    whole: bool  # texts may not be cut
+    future: Future[Answered] = field(default_factory=Future)
+    since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def count(self) -> int:
+        return len(next(iter(self.table.values())))
+
+    def refuse(self, status: int, why: str) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(Refused(status, why))
+
+
+class Engine:
+    """Answers requests with a round, in a thread of its own between `start` and `close`.
+
+    Attributes:
+        served: the round that answers.
+        before: the round that did before, for `roll_back`; None if there was none.
+        limits: what it takes on.
+        noted: is told of each batch that was predicted.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        limits: Limits,
+        noted: Callable[[Batch], object] = lambda _: None,
+    ) -> None:
+        self.served, self.limits, self.noted = served, limits, noted
+        self.before: Served | None = None
+        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Begin to answer. Not in the constructor: a server may fork after it was made."""
+        self._thread = Thread(target=self._work, name="bhpeft-engine", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End, once all that waits is answered."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their batch."""
+        return self._queue.qsize()
+
+    def ask(self, table: Table, *, whole: bool = False) -> Future[Answered]:
+        """Put a request into the queue.
+
+        Args:
+            table: with the columns that the round reads, all of one length.
+            whole: refuse texts that are too long, in place of cutting them.
+
+        Returns:
+            What will be answered, or raise `Refused`. If it is cancelled before its batch begins,
+            nothing is predicted.
+        """
+        asked = _Asked(table, whole)
+        if asked.count > self.limits.texts:
+            raise Refused(413, f"{asked.count} texts; expected {self.limits.texts} at most")
+        self._queue.put(asked)
+        return asked.future
+
+    def exchange(self, served: Served) -> None:
+        """Let another round answer. Requests of the batch that runs end on the old one."""
+        self.before, self.served = self.served, served
+
+    def roll_back(self) -> None:
+        """Let the round answer that did before the last exchange; again, and the last one does."""
+        if self.before is None:
+            raise Refused(422, "there is no round before this one")
+        self.exchange(self.before)
+
+    def _work(self) -> None:
+        while (first := self._queue.get()) is not None:
+            asked, ends = self._with_more(first)
+            self._answer(asked)
+            if ends:
+                break
+
+    def _with_more(self, first: _Asked) -> tuple[list[_Asked], bool]:
+        """The first of the queue, what else waits, and whether the end was among that."""
+        asked, texts = [first], first.count
+        while texts < _TOGETHER:
+            try:
+                more = self._queue.get_nowait()
+            except Empty:
+                break
+            if more is None:
+                return asked, True
+            asked.append(more)
+            texts += more.count
+        return asked, False
+
+    def _answer(self, asked: list[_Asked]) -> None:
+        """Answer requests with the round of this moment."""
+        served = self.served
+        asked = [one for one in asked if not one.future.cancelled()]
+        if not asked:
+            return
+        try:
+            for one in asked:
+                if one.whole and served.limit is not None:
+                    _check_whole(served.longest(one.table), served.limit)
+            examples = served.encode(_joined([one.table for one in asked]))
+        except Exception as error:
+            self._failed(asked, error, 422)
+            return
+        for group, rows, tokens in self._groups(asked, examples):
+            if any(not one.future.cancelled() for one in group):
+                self._predict(served, group, examples.of_rows(rows), tokens)
+
+    def _groups(
+        self, asked: Sequence[_Asked], examples: Examples
+    ) -> Iterator[tuple[list[_Asked], list[int], int]]:
+        """Requests that are predicted together, in the order in which they came: which, which rows
+        of the examples are theirs, and their tokens with padding."""
+        counts = [one.count for one in asked]
+        lengths = torch.zeros(sum(counts), dtype=torch.int64)
+        lengths.scatter_reduce_(0, examples.rows, examples.lengths * examples.width, "amax")
+        group: list[_Asked] = []
+        rows: list[int] = []
+        longest = 0
+        for one, end in zip(asked, accumulate(counts), strict=True):
+            mine = range(end - one.count, end)
+            tokens = int(lengths[mine.start : end].max())
+            if one.count * tokens > self.limits.tokens:
+                why = f"{one.count} texts of up to {tokens} tokens; expected {self.limits.tokens} "
+                one.refuse(413, f"{why}at most, texts times tokens of the longest")
+                continue
+            wider = max(longest, tokens)
+            if group and (len(rows) + one.count) * wider > self.limits.tokens:
+                yield group, rows, len(rows) * longest
+                group, rows, wider = [], [], tokens
+            group.append(one)
+            rows.extend(mine)
+            longest = wider
+        if group:
+            yield group, rows, len(rows) * longest
+
+    def _predict(
+        self, served: Served, group: list[_Asked], examples: Examples, tokens: int
+    ) -> None:
+        began = time.perf_counter()
+        try:
+            answers = served.answer(examples)
+        except Exception as error:
+            self._failed(group, error, 424)
+            return
+        took, start = time.perf_counter() - began, 0
+        self.noted(Batch(len(answers), tokens, took))
+        for one in group:
+            rows = answers[start : start + one.count]
+            start += one.count
+            if one.future.set_running_or_notify_cancel():
+                one.future.set_result(Answered(rows, served, began - one.since, took))
+
+    def _failed(self, asked: list[_Asked], error: Exception, status: int) -> None:
+        """Refuse the request at fault; of several, find it by halves, and answer the others."""
+        if len(asked) > 1:
+            half = len(asked) // 2
+            self._answer(asked[:half])
+            self._answer(asked[half:])
+        elif isinstance(error, Refused):
+            asked[0].refuse(error.status, str(error))
+        elif isinstance(error, BHPEFTError):
+            asked[0].refuse(status, str(error))
+        else:
+            _LOG.error("a request failed", exc_info=error)
+            asked[0].refuse(424, "the prediction failed; the server's log says why")
+
+
+def _check_whole(longest: int, limit: int) -> None:
+    if longest > limit:
+        raise Refused(413, f"a text has {longest} tokens; expected {limit} at most, or truncate")
+
+
+def _joined(tables: Sequence[Table]) -> Table:
+    """The rows of all tables, which have the columns of the first."""
+    return {name: [cell for table in tables for cell in table[name]] for name in tables[0]}

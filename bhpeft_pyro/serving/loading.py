@@ -1,0 +1,207 @@
+"""Which saved round is served, and how one is loaded beside another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base.names import Method
+from ..base.progress import made_by
+from ..base.threads import sampling
+from ..data import Examples
+from ..errors import ConfigError, SaveError
+from ..posterior import Posterior, saving
+from ..prediction.predict import way
+from ..streams import History
+from .answers import Answer, answers_of
+
+__all__ = ["Served", "Source"]
+
+Table = Mapping[str, Sequence[Any]]
+"""Columns of cells, as `Posterior.predict` takes them."""
+
+_ROUNDS = "rounds"  # in the folder of a stream
+_LONG = 64  # words of the longer text of a warm-up, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A round that is loaded, and answers tables of texts.
+
+    Attributes:
+        posterior: that of the round.
+        folder: where it is saved.
+        method: how it predicts, as `Posterior.predict` takes it.
+    """
+
+    posterior: Posterior
+    folder: Path
+    method: Method | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the round."""
+        return self.posterior.report.id
+
+    @property
+    def kind(self) -> str:
+        """What it predicts: "class", "labels", "rating" or "choice"."""
+        return self.posterior.model.likelihood.kind
+
+    @property
+    def each_word(self) -> bool:
+        """Whether it predicts a label for each word."""
+        return self.posterior.model.network.head.each_word
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that hold text, in reading order."""
+        return self.posterior.columns.inputs(self.posterior.model.likelihood.kind)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The columns of numbers that the likelihood reads."""
+        return tuple(self.posterior.columns.extra)
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens of a text; longer ones are cut. None if there is no limit."""
+        limit = self.posterior.columns.max_length
+        tokenizer = self.posterior.model.network.tokenizer
+        limit = limit if limit is not None else getattr(tokenizer, "model_max_length", None)
+        return None if limit is None or limit >= 10**6 else limit
+
+    @property
+    def way(self) -> str:
+        """How it predicts: what was asked for, or what it does by itself."""
+        found = self.method or ("student" if self.posterior.student is not None else None)
+        return found or way(self.posterior.model, self.posterior.guide, None, drawn=False)
+
+    def encode(self, table: Table) -> Examples:
+        """Tokens of the rows of a table.
+
+        Raises:
+            DataError: the table cannot be used; says why.
+        """
+        with made_by(None):
+            return self.posterior.encode(table, labelled=False)
+
+    def longest(self, table: Table) -> int:
+        """The tokens of the longest text of a table, before any is cut."""
+        tokenizer: Any = self.posterior.model.network.tokenizer
+        columns = [list(map(str, table[name])) for name in self.texts]
+        with sampling():
+            tokens = tokenizer(*columns, truncation=False, verbose=False)["input_ids"]
+        return max(map(len, tokens))
+
+    def answer(self, examples: Examples) -> list[Answer]:
+        """An answer for each row of the examples."""
+        with made_by(None):
+            forecast = self.posterior.predict(examples, method=self.method)
+        return answers_of(forecast)
+
+    def warm_up(self) -> None:
+        """Answer a short and a long text, so that the first request does not wait for what is set
+        up once; what cannot be answered in this way raises its error here."""
+        words = " ".join(["the"] * min(_LONG, (self.limit or 4 * _LONG) // 4))
+        table: dict[str, Sequence[Any]] = dict.fromkeys(self.texts, ("the", words))
+        table |= dict.fromkeys(self.numbers, (1.0, 1.0))
+        if self.kind == "choice":
+            table[self.posterior.columns.choices] = (["the", "the"], [words, words])
+        self.answer(self.encode(table))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rounds come from, and how they are loaded.
+
+    Args:
+        run: the folder of a saved posterior, of a stream, or of several saved posteriors.
+        backbone: where the backbone is, if it has moved.
+        device: of the backbone, as for `Posterior.load`.
+        method: how to predict, as for `Posterior.predict`.
+    """
+
+    run: Path
+    backbone: str | None = None
+    device: str = "auto"
+    method: Method | None = None
+
+    def find(self, name: str | None = None) -> Path:
+        """The folder of a round.
+
+        Args:
+            name: its id or the beginning of it, or the name of its folder; None for the newest, by
+                the time at which it was made.
+
+        Raises:
+            SaveError: there is no such round, or there are several.
+        """
+        if saving.exists(self.run):
+            rounds = {saving.read_report(self.run).id: self.run}
+        else:
+            inner = self.run / _ROUNDS
+            history = History(inner if inner.is_dir() else self.run)
+            reports, folders = history.rounds, history.folders
+            rounds = {id: folders[id] for id in sorted(reports, key=lambda id: reports[id].created)}
+        if not rounds:
+            raise SaveError(f"run: no saved posterior in {self.run}")
+        if name is None:
+            return [*rounds.values()][-1]
+        found = {path for id, path in rounds.items() if name and id.startswith(name)}
+        found = {path for path in rounds.values() if path.name == name} or found
+        if len(found) != 1:
+            named = ", ".join(f"{id} ({path.name})" for id, path in rounds.items())
+            which = f"{len(found)} rounds" if found else "no round"
+            raise SaveError(f"round: {which} in {self.run} for {name!r:.60}; there are {named}")
+        return found.pop()
+
+    def load(self, name: str | None = None, beside: Served | None = None) -> Served:
+        """Load a round, and warm it up.
+
+        Args:
+            name: as for `find`.
+            beside: the round that is served. Its backbone is used again if the new one stands on
+                the same, so that both fit into memory.
+
+        Raises:
+            SaveError: there is no such round, or it is damaged.
+            ConfigError: it cannot predict by the method, or answers other questions.
+        """
+        folder = self.find(name)
+        posterior = None if beside is None else _on_the_same(folder, beside.posterior)
+        if posterior is None:
+            posterior = Posterior.load(folder, self.backbone, device=self.device)
+        served = Served(posterior, folder, self.method)
+        if beside is not None:
+            _check_like(served, beside)
+        with torch.random.fork_rng(()):
+            served.warm_up()
+        return served
+
+
+def _on_the_same(folder: Path, other: Posterior) -> Posterior | None:
+    """The posterior on the backbone of another one; None if it was fitted on another backbone."""
+    network = other.model.network
+    with suppress(SaveError):
+        return Posterior.load(folder, network.backbone, tokenizer=network.tokenizer)
+    return None
+
+
+def _check_like(new: Served, old: Served) -> None:
+    """Refuse a round that answers other questions than the one that is served: clients would get
+    what they do not expect."""
+
+    def asked(served: Served) -> tuple[object, ...]:
+        return served.kind, served.each_word, served.texts, served.numbers
+
+    if asked(new) != asked(old):
+        raise ConfigError(
+            f"round: {new.id} predicts kind {new.kind!r} from {', '.join(new.texts)}; expected one "
+            f"like {old.id}, kind {old.kind!r} from {', '.join(old.texts)}"
+        )

@@ -1,0 +1,88 @@
+"""What a service counts, for Prometheus: `GET /metrics`.
+
+Several processes behind one port count together if `PROMETHEUS_MULTIPROC_DIR` names a folder, as
+prometheus-client has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+from .answers import Answer
+from .engine import Batch
+
+__all__ = ["Measures"]
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Measures:
+    """Counters of one application."""
+
+    def __init__(self) -> None:
+        own = self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "bhpeft_requests", "Requests, by path and HTTP status", ["path", "status"], registry=own
+        )
+        self.seconds = Histogram(
+            "bhpeft_request_seconds",
+            "From a request to its answer",
+            ["path"],
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self.running = Gauge(
+            "bhpeft_requests_running",
+            "Requests that are read, wait or are answered",
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+        self.batch_texts = Histogram(
+            "bhpeft_batch_texts", "Texts predicted together", buckets=_TEXTS, registry=own
+        )
+        self.batch_seconds = Histogram(
+            "bhpeft_batch_seconds", "Of predicting a batch", buckets=_SECONDS, registry=own
+        )
+        self.tokens = Counter("bhpeft_tokens", "Tokens that were predicted, padded", registry=own)
+        self.texts = Counter(
+            "bhpeft_texts",
+            "Texts, by round, main reason to doubt, and whether answered under the promise",
+            ["round", "reason", "answered"],
+            registry=own,
+        )
+        self.exchanges = Counter(
+            "bhpeft_exchanges", "Rounds exchanged, by the new one", ["round"], registry=own
+        )
+
+    def batch(self, batch: Batch) -> None:
+        """Count a batch; the engine's thread calls it."""
+        self.batch_texts.observe(batch.texts)
+        self.batch_seconds.observe(batch.seconds)
+        self.tokens.inc(batch.tokens)
+
+    def answers(self, round: str, answers: Iterable[Answer]) -> None:
+        """Count answers, by word where words have labels."""
+        for said in (answer.said for answer in answers):
+            reasons, answered = said["reason"], said.get("answered")
+            named = "unknown" if answered is None else "yes" if answered else "no"
+            for reason in reasons if isinstance(reasons, list) else [reasons]:
+                self.texts.labels(round, reason, named).inc()
+
+    def text(self) -> bytes:
+        """All counters as Prometheus reads them."""
+        registry = self._registry
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)
+        return generate_latest(registry)

@@ -1,0 +1,266 @@
+"""The service: its paths, what it refuses, and the exchange of rounds.
+
+Prediction has a thread of its own (`engine`), so that the event loop always answers `/health` and
+refuses at once what is too much. An error has the status that clients of Text Embeddings Inference
+expect, and the body `{"error": ..., "error_type": ...}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .. import __version__
+from ..base.checks import shown
+from ..errors import BHPEFTError
+from . import predict_api
+from .engine import Answered, Engine, Limits, Refused
+from .loading import Served, Source
+from .measures import Measures
+from .questions import Question
+
+__all__ = ["Service"]
+
+Read = Callable[[Any, Served], Question]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_LOG = logging.getLogger("uvicorn.error")  # which is shown at this level
+_GONE = 499  # nobody reads it; nginx has the number for a client that closed its request
+_TYPES = {
+    401: "Unauthorized",
+    413: "Validation",
+    422: "Tokenizer",
+    424: "Backend",
+    429: "Overloaded",
+    503: "Unhealthy",
+}
+_ROUND = "x-bhpeft-round"
+
+
+class Service:
+    """What the paths of an application share.
+
+    Args:
+        source: where rounds come from.
+        served: the round that answers first.
+        limits: what is taken on.
+        token: with which rounds are exchanged; None if nobody may.
+    """
+
+    def __init__(
+        self, source: Source, served: Served, limits: Limits, token: str | None = None
+    ) -> None:
+        self.source, self.limits, self.token = source, limits, token
+        self.measures = Measures()
+        self.engine = Engine(served, limits, self.measures.batch)
+        self.running = 0
+        self._exchange = asyncio.Lock()
+
+    @property
+    def application(self) -> Starlette:
+        """The application, for any ASGI server."""
+        routes = [
+            self._get("/health", self.health),
+            self._get("/ready", self.ready),
+            self._get("/info", self.info),
+            self._get("/metrics", self.metrics),
+            self._ask("/predict", predict_api.read),
+            Route("/admin/swap", self._refusing(self.swap), methods=["POST"]),
+            Route("/admin/rollback", self._refusing(self.roll_back), methods=["POST"]),
+        ]
+        return Starlette(
+            routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _no_path}
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self.engine.start()
+        yield
+        await asyncio.to_thread(self.engine.close)
+
+    def _get(self, path: str, endpoint: Endpoint) -> Route:
+        return Route(path, self._refusing(endpoint), methods=["GET"])
+
+    def _ask(self, path: str, read: Read) -> Route:
+        """A path whose requests are questions, which are counted and timed."""
+
+        async def ask(request: Request) -> Response:
+            if self.running >= self.limits.requests:
+                raise Refused(429, f"{self.running} requests are being answered; try again later")
+            self.running += 1
+            self.measures.running.inc()
+            try:
+                async with asyncio.timeout(self.limits.seconds):
+                    return await self._answered(request, read)
+            except TimeoutError:
+                raise Refused(429, f"no answer in {self.limits.seconds:g} seconds") from None
+            finally:
+                self.running -= 1
+                self.measures.running.dec()
+
+        async def counted(request: Request) -> Response:
+            began = time.perf_counter()
+            response = await refusing(request)
+            self.measures.requests.labels(path, response.status_code).inc()
+            self.measures.seconds.labels(path).observe(time.perf_counter() - began)
+            return response
+
+        refusing = self._refusing(ask)
+        return Route(path, counted, methods=["POST"])
+
+    async def _answered(self, request: Request, read: Read) -> Response:
+        question = read(await self._json(request), self.engine.served)
+        answered = await self.predict(request, question)
+        self.measures.answers(answered.served.id, answered.rows)
+        return JSONResponse(question.write(answered), headers={_ROUND: answered.served.id})
+
+    async def predict(self, request: Request, question: Question) -> Answered:
+        """The engine's answer; if the client goes before it, its request leaves the queue."""
+        answer = asyncio.wrap_future(self.engine.ask(question.table, whole=question.whole))
+        gone = asyncio.ensure_future(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {answer, gone}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientDisconnect
+            return answer.result()
+        finally:
+            gone.cancel()
+            answer.cancel()
+
+    async def _json(self, request: Request) -> Any:
+        """The JSON of a body that is not too large."""
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > self.limits.bytes:
+                raise Refused(413, f"the body has more than {self.limits.bytes} bytes")
+        try:
+            return json.loads(body, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            raise Refused(422, f"the body is not JSON: {str(error) or 'too deep'}") from None
+
+    def _refusing(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint with a response in place of what it raises."""
+
+        async def refusing(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            except Refused as error:
+                return _error(error.status, str(error))
+            except ClientDisconnect:
+                return Response(status_code=_GONE)
+
+        return refusing
+
+    async def health(self, request: Request) -> Response:
+        """Whether the process works; restart it if not."""
+        if not self.engine.alive:
+            raise Refused(503, "nothing is predicted any more")
+        return Response()
+
+    async def ready(self, request: Request) -> Response:
+        """Whether to send requests here."""
+        if self.running >= self.limits.requests:
+            raise Refused(503, "too much to do")
+        return await self.health(request)
+
+    async def info(self, request: Request) -> Response:
+        """What is served, and the limits, with the names of Text Embeddings Inference first."""
+        served, limits = self.engine.served, self.limits
+        posterior, before = served.posterior, self.engine.before
+        names = list(posterior.columns.label_names or ())
+        facts = {
+            "model_id": posterior.facts.get("backbone", ""),
+            "model_sha": served.id,
+            "model_type": {
+                "classifier": {
+                    "id2label": {str(i): name for i, name in enumerate(names)},
+                    "label2id": {name: i for i, name in enumerate(names)},
+                }
+            },
+            "max_concurrent_requests": limits.requests,
+            "max_input_length": served.limit,
+            "max_batch_tokens": limits.tokens,
+            "max_client_batch_size": limits.texts,
+            "auto_truncate": True,
+            "version": __version__,
+            "round": served.id,
+            "round_before": None if before is None else before.id,
+            "kind": served.kind,
+            "columns": [*served.texts, *served.numbers],
+            "method": served.way,
+            "facts": posterior.facts,
+            "promise": None if posterior.promised is None else str(posterior.promised),
+        }
+        return JSONResponse(facts, headers={_ROUND: served.id})
+
+    async def metrics(self, request: Request) -> Response:
+        """Counters for Prometheus."""
+        return Response(self.measures.text(), media_type="text/plain; version=0.0.4")
+
+    async def swap(self, request: Request) -> Response:
+        """Load a round beside the one that is served, warm it up, and let it answer."""
+        self._check_token(request)
+        payload = await self._json(request) if await request.body() else {}
+        name = payload.get("round") if isinstance(payload, dict) else payload
+        if not isinstance(name, str | None):
+            raise Refused(422, f"round: got {shown(name)}; expected the id or folder of a round")
+        async with self._exchange:
+            try:
+                served = await asyncio.to_thread(self.source.load, name, self.engine.served)
+            except (BHPEFTError, OSError) as error:
+                raise Refused(422, str(error)) from error
+            return self._exchanged(lambda: self.engine.exchange(served))
+
+    async def roll_back(self, request: Request) -> Response:
+        """Let the round before answer again, which is still loaded."""
+        self._check_token(request)
+        async with self._exchange:
+            return self._exchanged(self.engine.roll_back)
+
+    def _exchanged(self, exchange: Callable[[], None]) -> Response:
+        before = self.engine.served.id
+        exchange()
+        now = self.engine.served.id
+        self.measures.exchanges.labels(now).inc()
+        _LOG.info("round %s answers in place of %s", now, before)
+        return JSONResponse({"round": now, "round_before": before})
+
+    def _check_token(self, request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self.token is None:
+            raise Refused(401, "rounds are not exchanged here: the service has no admin token")
+        if not hmac.compare_digest(given.encode(), self.token.encode()):
+            raise Refused(401, "expected the header 'authorization: Bearer TOKEN'")
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _error(status: int, why: str) -> JSONResponse:
+    body = {"error": why, "error_type": _TYPES.get(status, "Validation")}
+    return JSONResponse(body, status, headers={"retry-after": "1"} if status == 429 else None)
+
+
+async def _no_path(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, error.detail)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")

@@ -1,0 +1,87 @@
+"""Services in this process, and what clients send to them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.model.head import Head
+from bhpeft_pyro.model.network import RandomPEFT
+from bhpeft_pyro.serving.engine import Answered, Engine, Limits
+from bhpeft_pyro.serving.loading import Served
+
+LIMITS = Limits(requests=8, texts=16, tokens=256, bytes=20_000, seconds=20.0)
+
+
+def network_in(folder: Path, kinds: Sequence[Any], outputs: int) -> RandomPEFT:
+    """A network on the backbone `tiny` of a folder, which names it."""
+    backbone, tokenizer = load_backbone(str(folder / "tiny"), "cpu")
+    return RandomPEFT(backbone, kinds, Head(outputs), tokenizer)
+
+
+@contextmanager
+def started(engine: Engine) -> Iterator[Engine]:
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The address of a server of the application, in a thread."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def held(served: Served) -> Iterator[threading.Event]:
+    """Within the block predictions wait until the event is set; it is at the end."""
+    go, answer = threading.Event(), Served.answer
+
+    def wait(self: Served, examples: Any) -> Any:
+        go.wait(20)
+        return answer(self, examples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Served, "answer", wait)
+        try:
+            yield go
+        finally:
+            go.set()
+
+
+def until(holds: Any, seconds: float = 20.0) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it has not come"
+        time.sleep(0.005)
+
+
+def probabilities(served: Served, texts: Sequence[str]) -> list[float]:
+    """Of the class "good", by the posterior itself."""
+    return served.posterior.predict([*texts]).probabilities[:, 1].tolist()
+
+
+def right(answered: Answered, texts: Sequence[str]) -> bool:
+    """Whether the answers are those of the round that they name."""
+    got = [row.scores["good"] for row in answered.rows]
+    return got == pytest.approx(probabilities(answered.served, texts), abs=1e-5)

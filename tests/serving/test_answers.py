@@ -1,0 +1,45 @@
+"""What is said of a text, by kind of label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
+from bhpeft_pyro.serving.answers import answers_of
+
+
+def test_classes_are_named_and_ordered() -> None:
+    draws = torch.tensor([[[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]]])
+    first, second = answers_of(ClassForecast.from_draws(draws, label_names=["a", "b", "c"]))
+    assert first.scores == pytest.approx({"b": 0.5, "c": 0.3, "a": 0.2})
+    assert [*first.scores] == ["b", "c", "a"] and [*second.scores] == ["a", "b", "c"]
+    assert first.said["prediction"] == "b" and first.said["probability"] == pytest.approx(0.5)
+    assert answers_of(ClassForecast.from_draws(draws))[0].scores.keys() == {"0", "1", "2"}
+    full = first.in_full("5f0c")
+    assert full["round"] == "5f0c" and full["scores"] == first.scores
+
+
+def test_choices_that_do_not_exist_have_no_score() -> None:
+    draws = torch.tensor([[[0.3, 0.7, 0.0], [0.1, 0.2, 0.7]]])
+    there = torch.tensor([[True, True, False], [True, True, True]])
+    first, second = answers_of(ClassForecast.from_draws(draws, choices=there))
+    assert [*first.scores] == ["1", "0"] and [*second.scores] == ["2", "1", "0"]
+
+
+def test_several_labels_ratings_and_words() -> None:
+    labels = LabelsForecast.from_draws(torch.tensor([[[0.9, 0.6]]]), label_names=["x", "y"])
+    (answer,) = answers_of(labels)
+    assert answer.scores == pytest.approx({"x": 0.9, "y": 0.6})
+    assert answer.said["prediction"] == ["x", "y"]
+    (answer,) = answers_of(RatingForecast.from_draws(torch.tensor([[3.0]]), torch.tensor([[1.0]])))
+    assert answer.scores == {} and "scores" not in answer.in_full("r")
+    assert (
+        answer.said["prediction"] == 3.0 and answer.said["lower_90"] < 3 < answer.said["upper_90"]
+    )
+    words = ClassForecast.from_draws(torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]]))
+    first, second = answers_of(replace(words, rows=torch.tensor([0, 0, 1])))
+    assert first.said["prediction"] == [0, 1] and second.said["prediction"] == [1]
+    assert first.scores == {}

@@ -1,0 +1,152 @@
+"""The engine: what is answered together, refused, dropped, and exchanged."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from services import LIMITS, held, probabilities, right, started, until
+
+from bhpeft_pyro.serving.engine import Batch, Engine, Refused
+from bhpeft_pyro.serving.loading import Served
+from bhpeft_pyro.testing import tiny_examples
+
+TEXTS = tiny_examples(40, seed=9).texts
+
+
+def asked(engine: Engine, *texts: Any) -> Future:
+    return engine.ask({"text": [*texts]})
+
+
+def test_answers_are_those_of_the_posterior_whatever_is_predicted_together(engine) -> None:
+    parts = [TEXTS[:1], TEXTS[1:8], TEXTS[8:9], TEXTS[9:25]]
+    futures = [asked(engine, *part) for part in parts]
+    with started(engine):
+        for part, future in zip(parts, futures, strict=True):
+            assert right(future.result(20), part)
+        said = futures[1].result().rows[0].said
+    assert said["answered"] in (True, False) and 0 < said["novelty"] <= 1
+    assert {"prediction", "probability", "epistemic", "aleatoric", "reason"} <= said.keys()
+
+
+def test_all_that_waits_is_one_batch_up_to_a_number_of_padded_tokens(april) -> None:
+    batches: list[Batch] = []
+    engine = Engine(april, replace(LIMITS, tokens=32), batches.append)
+    sizes = [6, 2, 2, 20, 3, 1]  # tokens of one text each
+    futures = [asked(engine, " ".join(["w5"] * size)) for size in sizes]
+    with started(engine):
+        assert all(future.result(20).rows for future in futures)
+    # 6 | 6 6 | 6 6 6 | 20 alone, as with others it would be 80 | 20 20 would be 40 | 3 3
+    assert [(batch.texts, batch.tokens) for batch in batches] == [(3, 18), (1, 20), (2, 6)]
+
+
+def test_what_is_too_large_is_refused_alone(engine) -> None:
+    long = " ".join(["w5"] * 30)
+    futures = [asked(engine, "w5"), asked(engine, *[long] * 10), asked(engine, "w6")]
+    with pytest.raises(Refused, match="17 texts; expected 16") as refused:
+        asked(engine, *["w5"] * 17)
+    assert refused.value.status == 413
+    whole = engine.ask({"text": [" ".join(["w5"] * 33)]}, whole=True)
+    cut = engine.ask({"text": ["w5", "w6"]}, whole=True)
+    with started(engine):
+        assert len(futures[0].result(20).rows) == len(futures[2].result(20).rows) == 1
+        with pytest.raises(Refused, match="10 texts of up to 30 tokens; expected 256") as refused:
+            futures[1].result(20)
+        assert refused.value.status == 413
+        with pytest.raises(Refused, match="33 tokens; expected 32") as refused:
+            whole.result(20)
+        assert refused.value.status == 413 and len(cut.result(20).rows) == 2
+
+
+def test_of_requests_that_are_predicted_together_only_the_one_at_fault_fails(
+    engine, monkeypatch
+) -> None:
+    answer = Served.answer
+
+    def breaks(self: Served, examples: Any) -> Any:
+        if "w7 w7" in examples.texts:
+            raise ZeroDivisionError("secret")
+        return answer(self, examples)
+
+    monkeypatch.setattr(Served, "answer", breaks)
+    futures = [asked(engine, text) for text in ("w5", None, "w6", "w7 w7", "w8")]
+    with started(engine):
+        for i in (0, 2, 4):
+            assert len(futures[i].result(20).rows) == 1
+        for i, status, why in ((1, 422, "the text is missing"), (3, 424, "the prediction failed")):
+            with pytest.raises(Refused, match=why) as refused:
+                futures[i].result(20)
+            assert refused.value.status == status and "secret" not in str(refused.value)
+
+
+def test_what_is_cancelled_before_its_batch_is_not_predicted(april) -> None:
+    batches: list[Batch] = []
+    with held(april) as go, started(Engine(april, LIMITS, batches.append)) as engine:
+        first = asked(engine, "w5")
+        until(lambda: engine.waiting == 0)
+        others = [asked(engine, "w6", "w7") for _ in range(3)]
+        assert engine.waiting == 3 and others[1].cancel()
+        go.set()
+        assert others[0].result(20) and others[2].result(20) and first.result(20)
+    assert sum(batch.texts for batch in batches) == 1 + 4
+
+
+def test_a_request_that_has_begun_ends_on_the_old_round(april, may) -> None:
+    with held(april) as go, started(Engine(april, LIMITS)) as engine:
+        first = asked(engine, *TEXTS[:3])
+        until(lambda: engine.waiting == 0)
+        engine.exchange(may)
+        second = asked(engine, *TEXTS[:3])
+        go.set()
+        assert first.result(20).served is april and second.result(20).served is may
+        assert right(first.result(), TEXTS[:3]) and right(second.result(), TEXTS[:3])
+        engine.roll_back()
+        assert asked(engine, "w5").result(20).served is april
+        engine.roll_back()
+        assert asked(engine, "w5").result(20).served is may
+    assert probabilities(april, TEXTS[:3]) != pytest.approx(probabilities(may, TEXTS[:3]), abs=1e-3)
+    with pytest.raises(Refused, match="no round before"):
+        Engine(april, LIMITS).roll_back()
+
+
+def test_exchanges_under_load_lose_and_mix_nothing(source, april, may) -> None:
+    """Rounds are loaded, on the backbone that answers meanwhile, while clients ask."""
+    answers, done = [], threading.Event()
+    expected = {served.id: probabilities(served, TEXTS) for served in (april, may)}
+
+    def client(start: int) -> None:
+        while not done.is_set():
+            at = [(start + k) % len(TEXTS) for k in range(1 + start % 3)]
+            answered = asked(engine, *(TEXTS[i] for i in at)).result(20)
+            answers.append((at, answered))
+
+    with started(Engine(april, LIMITS)) as engine:
+        clients = [threading.Thread(target=client, args=(i,)) for i in range(4)]
+        for thread in clients:
+            thread.start()
+        for i in range(20):
+            engine.exchange(source.load("may" if i % 2 == 0 else "april", beside=engine.served))
+        done.set()
+        for thread in clients:
+            thread.join(20)
+    assert len({answered.served.id for _, answered in answers}) == 2
+    for at, answered in answers:
+        got = [row.scores["good"] for row in answered.rows]
+        of_round = expected[answered.served.id]
+        assert got == pytest.approx([of_round[i] for i in at], abs=1e-5)
+
+
+def test_what_waits_at_the_end_is_answered(april) -> None:
+    with held(april) as go:
+        engine = Engine(april, LIMITS)
+        assert not engine.alive
+        engine.start()
+        futures = [asked(engine, "w5"), asked(engine, "w6")]
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        go.set()
+        closing.join(20)
+    assert all(future.done() for future in futures) and not engine.alive

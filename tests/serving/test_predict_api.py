@@ -1,0 +1,83 @@
+"""`/predict` has the shape of Text Embeddings Inference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bhpeft_pyro.serving.answers import Answer
+from bhpeft_pyro.serving.engine import Answered, Refused
+from bhpeft_pyro.serving.predict_api import read
+
+ONE = [{"label": "good", "score": 0.75}, {"label": "bad", "score": 0.25}]
+
+
+def answered(served: Any, count: int, **scores: float) -> Answered:
+    return Answered([Answer({"prediction": "good"}, scores)] * count, served, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "texts", "listed"),
+    [
+        ("w5", ["w5"], False),
+        (["w5"], ["w5"], True),
+        (["w5", "w6"], ["w5", "w6"], True),  # a list of two texts is no pair
+        (["w5", "w6", "w7"], ["w5", "w6", "w7"], True),
+        ([["w5"], ["w6"]], ["w5", "w6"], True),
+        (["w5", ["w6"]], ["w5", "w6"], True),
+    ],
+)
+def test_texts_and_the_shape_of_their_answer(april, inputs, texts, listed) -> None:
+    question = read({"inputs": inputs, "parameters": {}}, april)
+    assert question.table == {"text": texts} and not question.whole
+    answer = question.write(answered(april, len(texts), good=0.75, bad=0.25))
+    assert answer == ([ONE] * len(texts) if listed else ONE)
+
+
+def test_pairs(april) -> None:
+    columns = replace(april.posterior.columns, pair="answer_text", label="fits")
+    pairs = replace(april, posterior=april.posterior.replace(columns=columns))
+    question = read({"inputs": [["w5", "w6"], ["w7", "w8"]]}, pairs)
+    assert question.table == {"text": ["w5", "w7"], "answer_text": ["w6", "w8"]}
+    for wrong in (["w5", "w6"], "w5", [["w5"]], [["w5", "w6", "w7"]]):
+        with pytest.raises(Refused, match="expected a pair of texts"):
+            read({"inputs": wrong}, pairs)
+    assert question.write(answered(pairs, 1)) == [[{"label": "fits", "score": "good"}]]
+
+
+def test_details_and_truncation(april) -> None:
+    question = read({"inputs": "w5", "details": True, "truncate": False}, april)
+    assert question.whole
+    assert question.write(answered(april, 1, good=0.75)) == {
+        "prediction": "good",
+        "scores": {"good": 0.75},
+        "round": april.id,
+    }
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(None, 3, "w5", [], {}, {"input": "w5"}),
+        *({"inputs": wrong} for wrong in (None, 3, True, {}, [], [[]], "", " ", ["w5", ""])),
+        *({"inputs": wrong} for wrong in (["w5", 3], [["w5", "w6"]], [[["w5"]]], "\ud800")),
+        *({"inputs": "w5", name: "yes"} for name in ("details", "truncate", "raw_scores")),
+        {"inputs": "w5", "raw_scores": True},
+    ],
+)
+def test_what_is_no_question_is_refused(april, payload) -> None:
+    with pytest.raises(Refused) as refused:
+        read(payload, april)
+    assert refused.value.status == 422
+
+
+def test_rounds_that_read_more_than_texts_point_to_tables(april) -> None:
+    changes = ({"kind": "choice"}, {"each_word": True}, {"numbers": ("price",)})
+    for change in changes:
+        usual = {"kind": "class", "each_word": False, "numbers": (), "texts": ("text",)}
+        other: Any = SimpleNamespace(**usual | change)
+        with pytest.raises(Refused, match="/invocations"):
+            read({"inputs": "w5"}, other)

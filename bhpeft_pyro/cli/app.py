@@ -29,6 +29,7 @@ from .options import flat
 from .predict_command import predict
 from .promise_command import promise
 from .queue_command import queue
+from .review_command import review
 from .screen import in_options, interactive, say, spoken_warnings
 from .serve_command import serve
 from .stream_command import stream
@@ -148,8 +149,7 @@ def _program(
 
 COMMANDS = (
     *(fit, compare, predict, evaluate, distill, promise, queue),
-    *(update, stream, history, report),
-    serve,
+    *(review, update, stream, history, report, serve),
 )
 for command in COMMANDS:
     text, _, examples = (command.__doc__ or "").partition("Examples:")

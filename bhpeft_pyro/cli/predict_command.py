@@ -14,7 +14,7 @@ import typer
 from ..base.checks import INSIDE
 from ..errors import ConfigError, DataError
 from . import options
-from .predicted_rows import Kept, write_rows
+from .predicted_rows import Kept
 from .screen import say, table
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def predict(
 
     from ..base.files import naming
     from ..base.progress import work
+    from ..data.cells import write_rows
     from ..data.columns import FILL_IN
     from ..data.sources import in_file, places
     from ..forecast.base import cost_in_words, share_of

@@ -1,14 +1,10 @@
-"""Rows with what was predicted for them: kept in a file until all are, then written."""
+"""Rows with what was predicted for them: kept in a file until all are, and can be written."""
 
 from __future__ import annotations
 
-import csv
 import json
 from array import array
-from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -62,26 +58,3 @@ class Kept:
                 number += 1
             mark = (marks if self.words else marks[0]) if marks else None
             yield names | row | (predicted or self.columns) | {"flagged": mark}
-
-
-def write_rows(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
-    """Write a CSV file, or JSON lines."""
-    from ..base.files import writing
-    from ..data.cells import safe
-
-    with writing(out) as file:
-        # Half an emoji, which JSON may hold, has no UTF-8.
-        text = TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-        if out.suffix == ".csv":
-            # A bare carriage return, at which readers would end a row, is quoted by the writer only
-            # if it is in the writer's own ends of lines.
-            lines: Any = SimpleNamespace(write=lambda line: text.write(line[:-2] + "\n"))
-            writer = csv.DictWriter(lines, [*names], lineterminator="\r\n")
-            writer.writerow({name: safe(name) for name in names})
-            for record in records:
-                nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, list | dict)}
-                writer.writerow({k: safe(v) for k, v in (record | nested).items()})
-        else:
-            for record in records:
-                text.write(json.dumps(record, ensure_ascii=False) + "\n")
-        text.detach()  # which writes what is left, and leaves the file open

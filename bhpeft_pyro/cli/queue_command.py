@@ -9,7 +9,6 @@ import typer
 
 from ..errors import ConfigError
 from . import options
-from .predicted_rows import write_rows
 from .screen import say, table
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ def queue(
     """
     from ..base.files import naming
     from ..data import Columns
+    from ..data.cells import write_rows
     from ..data.sources import in_file, parts, places
     from ..prediction.predict import PART
     from .saved import check_file, open_run, reading

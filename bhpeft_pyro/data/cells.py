@@ -7,16 +7,20 @@ it. Reading takes it away again, so that a file that was written comes back as i
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 
 from ..base.checks import shown
+from ..base.files import writing
 from ..errors import DataError
 
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
@@ -177,3 +181,23 @@ def expect(rows: Sequence[Any], types: type | tuple[type, ...], what: str) -> li
         got = f"a {type(first).__name__} ({shown(first)})"
         raise DataError.of_rows("source", bad, f"{got}; expected {what}")
     return [*rows]
+
+
+def write_rows(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
+    """Write a CSV file, or JSON lines."""
+    with writing(out) as file:
+        # Half an emoji, which JSON may hold, has no UTF-8.
+        text = TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        if out.suffix == ".csv":
+            # A bare carriage return, at which readers would end a row, is quoted by the writer only
+            # if it is in the writer's own ends of lines.
+            lines: Any = SimpleNamespace(write=lambda line: text.write(line[:-2] + "\n"))
+            writer = csv.DictWriter(lines, [*names], lineterminator="\r\n")
+            writer.writerow({name: safe(name) for name in names})
+            for record in records:
+                nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, list | dict)}
+                writer.writerow({k: safe(v) for k, v in (record | nested).items()})
+        else:
+            for record in records:
+                text.write(json.dumps(record, ensure_ascii=False) + "\n")
+        text.detach()  # which writes what is left, and leaves the file open

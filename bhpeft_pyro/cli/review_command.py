@@ -1,0 +1,112 @@
+"""`bhpeft review`: a page on this machine, where people label the texts that need a person."""
+
+from __future__ import annotations
+
+import getpass
+import signal
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+from . import options
+from .screen import say
+
+
+def review(
+    run: options.Run,
+    data: options.Data,
+    config: options.Config = None,
+    out: Annotated[Path, typer.Option(help="The .csv file for the labels.")] = Path("labels.csv"),
+    new_round: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder for the round that the page's update makes.",
+            show_default="RUN-reviewed",
+        ),
+    ] = None,
+    people: Annotated[int, typer.Option(help="How many are to label each text.", min=1)] = 1,
+    port: Annotated[
+        int, typer.Option(help="The port on 127.0.0.1.", min=0, max=65535, show_default="any")
+    ] = 0,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+) -> None:
+    """Label the texts that need a person, in a page on this machine.
+
+    The most useful texts come first. One key labels a text, saves the label and shows the next
+    text. A label is on the disk before that; run the same command again to go on. The file has the
+    columns of the data, the label, who gave it and their notes: give it to bhpeft update, or press
+    Update in the page, which learns the labels in the background and makes the queue anew.
+
+    The address that is printed holds a secret; whoever has it, on this machine, can label.
+
+    Examples:
+        bhpeft review runs/reviews new.csv --out labels.csv
+        bhpeft review runs/reviews new.csv --out labels.csv --people 2 --port 8765
+    """
+    from ..base.checks import optional_library
+    from ..posterior import saving
+    from ..review import Journal, Pool, Session, application
+    from ..review.learning import Learning, Where
+    from ..review.page import WHY
+    from .saved import check_file, folder_of, open_run
+
+    uvicorn = optional_library("uvicorn", WHY)
+    check_file(out, ".csv")
+    if out.resolve() == Path(data).resolve():
+        raise ConfigError(f"--out: {out} is the data; expected another file")
+    journal = Journal(out.with_suffix(".journal.jsonl"))
+    if out.exists() and not journal.path.exists():
+        raise ConfigError(
+            f"--out: {out} exists, without the journal {journal.path.name} beside it; expected "
+            "another file"
+        )
+    where = Where(
+        folder_of(run), new_round or _beside(run), data, out, backbone=backbone, device=device
+    )
+    posterior, learnt = open_run(run, backbone, device), 0
+    if saving.exists(where.out):
+        newer = saving.read_report(where.out)
+        if newer.parent != posterior.report.id:
+            raise ConfigError(
+                f"--new-round: {where.out} holds a round that does not continue {run}; expected "
+                "another folder"
+            )
+        posterior, learnt = open_run(where.out, backbone, device), newer.examples
+        say(f"going on with the round in {where.out}, which has learnt {learnt} labels")
+    session = Session(Pool.of(posterior, data), journal, out, people)
+    del posterior  # what follows needs no model
+    app = application(session, Learning(where, session.take, learnt), title=run.name)
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("127.0.0.1", port))
+            listening.listen()  # who opens the address at once waits
+        except OSError as error:
+            raise ConfigError(f"--port: {port} cannot be used: {error.strerror}") from error
+        host = f"http://127.0.0.1:{listening.getsockname()[1]}/{app.state.token}/"
+        say(
+            f"{len(session.pool.order)} of {len(session.pool.items)} texts to label; labels go to "
+            f"{out}, of which there are {session.labels}"
+        )
+        say(f"open {host}by/{_user()}/ to label, or {host} for another person; Ctrl-C ends")
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        # The server has a handler of its own, and repeats the signal when it has ended.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        server.run(sockets=[listening])
+    say(f"{session.labels} labels in {out}; next: bhpeft update {run} {out} --out RUN")
+
+
+def _beside(run: Path) -> Path:
+    return run.with_name(f"{run.resolve().name}-reviewed")
+
+
+def _user() -> str:
+    """The name of who runs this, for an address."""
+    try:
+        return "".join(letter for letter in getpass.getuser() if letter.isalnum()) or "me"
+    except (OSError, KeyError):  # a container without users
+        return "me"

@@ -1,0 +1,205 @@
+"""What people decided: a journal that only grows, and the table of labels that follows from it.
+
+A decision is on the disk (fsync) before the page shows the next text. A line that a kill has cut
+was never confirmed, and is left out. Several processes may write: each line is appended under a
+lock, and what others have written is read first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from filelock import FileLock
+
+from ..base.files import keep_names, naming, refuse_link
+from ..data.cells import write_rows
+from ..errors import DataError
+from .pool import Pool
+
+__all__ = ["Decision", "Journal", "agreed"]
+
+Action = Literal["label", "none", "skip", "undo"]
+"""A label; that none of the labels fits; later; and that the decision before is taken back."""
+
+_WAIT = 60.0  # seconds for another process, which needs milliseconds
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one person said of one text.
+
+    Attributes:
+        key: the text, as `Pool.items` has it.
+        who: the person's name.
+        action: what was decided.
+        label: as the table of labels will have it: a class, a list of them, a number.
+        note: the person's own words.
+        at: when, in UTC.
+        round: id of the round whose prediction was shown.
+    """
+
+    key: str
+    who: str
+    action: Action
+    label: Any = None
+    note: str = ""
+    at: str = ""
+    round: str = ""
+
+
+class Journal:
+    """The decisions in a file, of all people, and the last one of each about each text.
+
+    Args:
+        path: a file of JSON lines; made with the first decision.
+
+    >>> import tempfile
+    >>> journal = Journal(Path(tempfile.mkdtemp()) / "labels.journal.jsonl")
+    >>> journal.add(Decision("a1", "Ana", "label", "billing"))
+    >>> journal.add(Decision("a1", "Bo", "label", "product"))
+    >>> journal.add(Decision("a1", "Bo", "undo"))
+    >>> [(one.who, one.label) for one in Journal(journal.path).of_text("a1")]
+    [('Ana', 'billing')]
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._last: dict[tuple[str, str], Decision] = {}
+        self._by_text: dict[str, dict[str, Decision]] = {}
+        self._read = 0  # bytes
+        self._lock, self._thread = FileLock(f"{path}.lock"), threading.RLock()
+        self.refresh()
+
+    def add(self, decision: Decision) -> None:
+        """Append a decision; it is on the disk when this returns."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps(asdict(decision) | {"at": now}, ensure_ascii=False)
+        with self.alone():
+            data = line.encode(errors="backslashreplace") + b"\n"
+            new = not self.path.exists()
+            with self.path.open("ab+") as file:
+                if end := file.tell():
+                    file.seek(end - 1)
+                    if file.read(1) != b"\n":  # cut by a kill
+                        data = b"\n" + data
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                keep_names(self.path.parent)
+            self.refresh()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only thread and process that writes, and know what others have written."""
+        with self._thread, naming(self.path):
+            refuse_link(self.path)
+            with self._lock.acquire(timeout=_WAIT):
+                self.refresh()
+                yield
+
+    def refresh(self) -> None:
+        """Read what has been appended since the last time."""
+        with self._thread:
+            if not self.path.exists():
+                return
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                whole, newline, _ = file.read().rpartition(b"\n")
+            self._read += len(whole) + len(newline)
+            for line in whole.splitlines():
+                if (decision := _decision(line)) is not None:
+                    self._take(decision)
+
+    def _take(self, decision: Decision) -> None:
+        of_text = self._by_text.setdefault(decision.key, {})
+        self._last.pop((decision.key, decision.who), None)  # so that the newest is at the end
+        of_text.pop(decision.who, None)
+        if decision.action != "undo":
+            self._last[decision.key, decision.who] = of_text[decision.who] = decision
+
+    def of_text(self, key: str) -> list[Decision]:
+        """What each person said last of a text."""
+        return [*self._by_text.get(key, {}).values()]
+
+    def of_person(self, who: str) -> list[Decision]:
+        """What a person said last of each text, the newest first."""
+        return [one for one in reversed(self._last.values()) if one.who == who]
+
+    @property
+    def people(self) -> list[str]:
+        """All who have decided something."""
+        return sorted({who for _, who in self._last})
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts about which somebody has decided something."""
+        return [key for key, decisions in self._by_text.items() if decisions]
+
+    def write_table(self, out: Path, pool: Pool) -> int:
+        """Write the labels as `bhpeft update` takes them; how many there are.
+
+        A row is one of the data, with the label that people agree on, who gave it, and their
+        notes. Texts without one are left out (`agreed`).
+        """
+        names = dict.fromkeys(name for record in pool.records for name in record)
+        names |= dict.fromkeys((pool.column, "labelled_by", "note"))
+        rows = []
+        for key in self.texts:
+            decisions = self.of_text(key)
+            label, item = agreed(decisions, pool.kind), pool.items.get(key)
+            if label is None or item is None:
+                continue
+            given = [one for one in decisions if one.action == "label"]
+            about = {
+                pool.column: label,
+                "labelled_by": ", ".join(one.who for one in given),
+                "note": " / ".join(one.note for one in given if one.note),
+            }
+            rows.append(names | dict(pool.records[item.row]) | about)
+        with self.alone():
+            write_rows(out, rows, names)
+        return len(rows)
+
+
+def agreed(decisions: list[Decision], kind: str) -> Any:
+    """The label of a text by what people decided; None if there is none.
+
+    Of ratings it is the mean. Otherwise it is what most people say, and none if as many say
+    something else, or most say that none fits.
+
+    >>> ana, bo, cy = (Decision("a1", who, "label", "good") for who in ("Ana", "Bo", "Cy"))
+    >>> agreed([ana, Decision("a1", "Bo", "label", "bad")], "class")
+    >>> agreed([ana, Decision("a1", "Bo", "label", "bad"), cy], "class")
+    'good'
+    """
+    labels = [one.label for one in decisions if one.action == "label"]
+    if kind == "rating":
+        return sum(labels) / len(labels) if labels else None
+    votes = [one.label for one in decisions if one.action in ("label", "none")]
+    counts: dict[str, int] = {}
+    for vote in votes:
+        counts[json.dumps(vote)] = counts.get(json.dumps(vote), 0) + 1
+    ranked = sorted(counts, key=lambda vote: -counts[vote])
+    if not ranked or (len(ranked) > 1 and counts[ranked[0]] == counts[ranked[1]]):
+        return None
+    return json.loads(ranked[0])
+
+
+def _decision(line: bytes) -> Decision | None:
+    """A line of the journal; None for one that was cut."""
+    try:
+        decision = Decision(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    if decision.action not in get_args(Action):
+        raise DataError(f"journal: {decision.action!r}; expected one of {get_args(Action)}")
+    return decision

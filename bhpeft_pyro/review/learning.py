@@ -1,0 +1,158 @@
+"""An update in the background: another process learns the labels, and makes the next queue."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from io import StringIO
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import logging
+
+from ..base.progress import made_by, work
+from ..data.doubts import LabelWarning
+from ..errors import BHPEFTError, BusyError
+from ..posterior import Posterior
+from .pool import Pool
+
+__all__ = ["Learning", "State", "Where"]
+
+
+@dataclass(frozen=True)
+class Where:
+    """What is updated, and what with.
+
+    Attributes:
+        run: the folder of the posterior that labels are added to. It stays as it is.
+        out: the folder for the new round; the one before of the same labels is replaced.
+        data: the texts.
+        labels: the table of labels.
+        backbone, device: as for `Posterior.load`.
+    """
+
+    run: Path
+    out: Path
+    data: str
+    labels: Path
+    backbone: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class State:
+    """How far an update is: `share` of 1, and in words what is being done, or was done.
+
+    Attributes:
+        running: whether it goes on.
+        share: of 1, how much is done.
+        words: what is being done, or what came of it.
+        labels: how many labels the newest round has learnt.
+    """
+
+    running: bool = False
+    share: float = 0.0
+    words: str = ""
+    labels: int = 0
+
+
+class Learning:
+    """Updates one after the other, each of the first round with all labels there are.
+
+    So a label that was changed is learnt as it is now, and none is learnt twice.
+
+    Args:
+        where: the round, the labels, and where to save.
+        take: is called with the pool of the new round.
+        labels: how many the newest round has learnt.
+    """
+
+    def __init__(self, where: Where, take: Callable[[Pool], object], labels: int = 0) -> None:
+        self.where, self.take = where, take
+        self.state = State(labels=labels)
+        self._lock = threading.Lock()
+
+    def start(self) -> threading.Thread:
+        """Begin an update; the thread ends with it.
+
+        Raises:
+            BusyError: one is running.
+        """
+        with self._lock:
+            if self.state.running:
+                raise BusyError("update: one is running; wait until it has ended")
+            self.state = replace(self.state, running=True, share=0.0, words="starting")
+        context = multiprocessing.get_context("spawn")  # threads are running: no fork
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_learn, args=(there, self.where), daemon=True)
+        process.start()
+        there.close()  # so that the end of the process is the end of what comes
+        thread = threading.Thread(target=self._follow, args=(here, process), daemon=True)
+        thread.start()
+        return thread
+
+    def _follow(self, here: Connection, process: Any) -> None:
+        ended = "it ended without a word; its memory may have been too little"
+        try:
+            while True:
+                told = here.recv()
+                if isinstance(told, str):
+                    ended = told
+                elif isinstance(told, tuple):
+                    share, words = told
+                    self.state = replace(self.state, share=share, words=words)
+                else:
+                    pool, labels, ended = told["pool"], told["labels"], told["words"]
+                    self.take(pool)
+                    self.state = replace(self.state, labels=labels)
+        except EOFError:
+            pass
+        process.join()
+        self.state = replace(self.state, running=False, share=1.0, words=ended)
+
+
+class _Told(tqdm):
+    """A bar that is told to another process."""
+
+    def __init__(self, connection: Connection, **how: Any) -> None:
+        self.connection = connection
+        super().__init__(file=StringIO(), **how | {"delay": 0, "mininterval": 0.2})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Tell how much is done, and what is being done."""
+        if msg is None and self.total:
+            self.connection.send((self.n / self.total, self.desc))
+
+
+def _learn(there: Connection, where: Where) -> None:
+    """What the other process does."""
+    if hasattr(os, "nice"):
+        os.nice(10)  # the page comes first
+    logging.disable_progress_bar()  # which would be printed between the lines of the program
+    doubts: list[str] = []
+    try:
+        with warnings.catch_warnings(record=True) as given, made_by(partial(_Told, there)):
+            warnings.simplefilter("always")
+            with work("learning the labels", parts=2, at_once=True) as whole:
+                before = Posterior.load(where.run, where.backbone, device=where.device)
+                after = before.update(str(where.labels), progress=True)
+                after.with_report(name=where.labels.name).save(where.out, overwrite=True)
+                whole.next()
+                whole.name("choosing what to ask next")
+                pool = Pool.of(after, where.data)
+                whole.next()
+            doubts = [str(one.message) for one in given if issubclass(one.category, LabelWarning)]
+        count = after.report.examples
+        words = [f"Round {pool.number} has learnt {count} labels and is in {where.out}.", *doubts]
+        there.send({"pool": pool, "labels": count, "words": " ".join(words)})
+    except BHPEFTError as error:
+        there.send(f"The update failed: {error}")
+    finally:
+        there.close()

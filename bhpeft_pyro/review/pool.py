@@ -1,0 +1,187 @@
+"""The texts that people may label, as plain values: what a posterior says of each, and their order.
+
+A pool needs neither the posterior nor a transformer, so that the page stays small and quick, and
+another process can make the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.columns import as_choices
+from ..data.sources import in_file, load, parts
+from ..errors import ConfigError, DataError, GuideError
+from ..posterior import Posterior
+
+__all__ = ["Item", "Pool"]
+
+_FIRST = 50  # texts whose labels teach most, together; after them the least certain come
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text, and what is predicted for it.
+
+    Attributes:
+        row: the first row of the data that has this text.
+        texts: the text, and its pair if there is one; the question of multiple choice.
+        options: the names of what can be chosen; none of ratings.
+        values: for each of them the label as the data have it.
+        probabilities: for each of them how probable it is.
+        rating: the predicted mean, and the ends of the 90 % interval.
+        reason: the main one to doubt the prediction; see `Forecast.reasons`.
+        queued: whether it is there because its label teaches most; in words, or "".
+        nearest: the learnt text that is most like it, if the posterior keeps texts.
+        answered: whether it is answered under the posterior's promise; None without a promise.
+    """
+
+    row: int
+    texts: tuple[str, ...]
+    options: tuple[str, ...]
+    values: tuple[Any, ...]
+    probabilities: tuple[float, ...]
+    rating: tuple[float, float, float] | None
+    reason: str
+    queued: str
+    nearest: str | None
+    answered: bool | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All different texts of a table, and the order in which people are asked about them.
+
+    Attributes:
+        items: by the hash of the text, by which copies are one.
+        order: hashes of the texts to label, most useful first: those that teach most, together
+            (`Posterior.queue`), then the least certain ones. Learnt texts are not there, and after
+            the first part neither are those that the promise answers.
+        records: the rows of the table, with cells as they are in the file.
+        kind: of the labels: "class", "labels", "rating" or "choice".
+        column: the name of the column for the label.
+        scale: of ratings, the whole numbers that the learnt ones lie between, or the ends of their
+            scale; None for other labels, and where that is not known.
+        limited: whether no rating can be beyond the scale.
+        round: id of the posterior's round.
+        number: how many rounds there have been.
+        promise: what is promised, in words, or "".
+    """
+
+    items: Mapping[str, Item]
+    order: tuple[str, ...]
+    records: tuple[Mapping[str, Any], ...]
+    kind: str
+    column: str
+    scale: tuple[float, float] | None
+    limited: bool
+    round: str
+    number: int
+    promise: str
+
+    @staticmethod
+    def of(posterior: Posterior, source: str | Path) -> Pool:
+        """That of the texts in a file; labels in it are not looked at.
+
+        Raises:
+            ConfigError: words have labels of their own.
+            DataError: the file cannot be used.
+        """
+        kind, columns = posterior.model.likelihood.kind, posterior.columns
+        if posterior.model.network.head.each_word:
+            raise ConfigError(
+                "run: it labels each word, and the page shows whole texts; expected a posterior "
+                "with labels for texts"
+            )
+        table = load(source, columns.inputs(kind))
+        for name in columns.inputs(kind):
+            if name not in table.column_names:
+                there = ", ".join(table.column_names)
+                raise DataError(f"{source} has no column {name!r}; columns there: {there}")
+        with in_file(source):
+            examples = posterior.model.encode_texts(table, columns)
+        records = [
+            dict(zip(part, cells, strict=True))
+            for part in parts(source, None, None)
+            for cells in zip(*part.values(), strict=True)
+        ]
+        forecast: Any = posterior.predict(examples)
+        hashes = examples.row_hashes
+        learnt = posterior.learnt_rows
+        new = torch.ones(len(hashes), dtype=torch.bool)
+        if learnt is not None:
+            new = ~torch.isin(hashes, learnt)
+        queued: dict[int, str] = {}
+        if new.any():
+            try:
+                queue = posterior.queue(examples, min(_FIRST, len(hashes)))
+                queued = dict(zip(queue.rows.tolist(), queue.reasons, strict=True))
+            except GuideError:
+                pass  # a point estimate does not know what it does not know
+        keys = [f"{value % 2**64:016x}" for value in hashes.tolist()]
+        answered, reasons, nearest = forecast.answered, forecast.reasons(), forecast.nearest
+        predicted = _predicted(forecast, kind)
+        items: dict[str, Item] = {}
+        for row, key in reversed([*enumerate(keys)]):  # of copies the first stays
+            names, values, probabilities, rating = predicted[row]
+            if kind == "choice":
+                names, named = as_choices(records[row][columns.choices])
+                values = [*range(len(names))] if named is None else named
+            read = [name for name in columns.inputs(kind) if name != columns.choices]
+            items[key] = Item(
+                row,
+                tuple(str(records[row][name]) for name in read),
+                tuple(names),
+                tuple(values),
+                tuple(probabilities[: len(names)]),
+                rating,
+                reasons[row],
+                queued.get(row, ""),
+                None if nearest is None else nearest[row] or None,
+                None if answered is None else bool(answered[row]),
+            )
+        rows = forecast.uncertainty("total").argsort(descending=True, stable=True).tolist()
+        others = (row for row in rows if new[row] and not (answered is not None and answered[row]))
+        return Pool(
+            items,
+            tuple(dict.fromkeys(keys[row] for row in (*queued, *others))),
+            tuple(records),
+            kind,
+            columns.target(kind),
+            *_scale(posterior, forecast),
+            posterior.report.id,
+            len(posterior.lineage),
+            "" if posterior.promised is None else posterior.promised.in_short,
+        )
+
+
+def _predicted(
+    forecast: Any, kind: str
+) -> list[tuple[list[str], list[Any], list[float], tuple[float, float, float] | None]]:
+    """For each text the names of what can be chosen, the labels that they stand for, their
+    probabilities; and the predicted rating with its interval."""
+    if kind == "rating":
+        ends = [values.tolist() for values in (forecast.mean, *forecast.interval(0.9))]
+        return [([], [], [], rating) for rating in zip(*ends, strict=True)]
+    probabilities = forecast.probabilities.tolist()
+    count = len(probabilities[0])
+    values = [*(forecast.label_names or range(count))]
+    return [([*map(str, values)], values, each, None) for each in probabilities]
+
+
+def _scale(posterior: Posterior, forecast: Any) -> tuple[tuple[float, float] | None, bool]:
+    """Between which numbers ratings lie, and whether they have to."""
+    low, high = getattr(forecast, "scale", (None, None))
+    if low is not None and high is not None:
+        return (low, high), True
+    likelihood: Any = posterior.model.likelihood
+    center, spread = (getattr(likelihood, name, None) for name in ("center", "spread"))
+    if posterior.model.likelihood.kind != "rating" or center is None or spread is None:
+        return None, False
+    # Outputs of -2 and 2 stand for the ends (`tasks.ratings`).
+    return (math.floor(center - 2 * spread), math.ceil(center + 2 * spread)), False

@@ -1,0 +1,198 @@
+"""Who is shown which text, and what becomes of the answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base.checks import COUNT, Number, one_of
+from ..errors import DataError
+from .journal import Decision, Journal
+from .pool import Item, Pool
+
+__all__ = ["Agreement", "Progress", "Session"]
+
+_LEASE = 600.0  # seconds that a text is kept for the person who sees it
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a person, and all together, have come.
+
+    Attributes:
+        mine: texts that this person has decided.
+        done: those with as many decisions as were asked for.
+        left: those that are to be decided.
+        open: of these, texts that are not answered under the promise; None without one.
+        labels: rows of the table of labels.
+    """
+
+    mine: int
+    done: int
+    left: int
+    open: int | None
+    labels: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of texts that several people have decided: how many there are, on how many all agree, the
+    mean distance of ratings, and some on which they do not agree."""
+
+    texts: int
+    same: int
+    distance: float | None
+    open: tuple[str, ...]
+
+
+class Session:
+    """The texts of a pool, shared out among people.
+
+    Args:
+        pool: the texts, and their order.
+        journal: where decisions go, and were.
+        out: the table of labels, which is written anew with each of them.
+        people: how many are to decide each text.
+    """
+
+    def __init__(self, pool: Pool, journal: Journal, out: Path, people: int = 1) -> None:
+        self.pool, self.journal, self.out = pool, journal, out
+        self.people = COUNT("people", people)
+        self._shown: dict[str, tuple[str, float]] = {}  # text to person and time
+        self._lock = threading.RLock()
+        self.labels = journal.write_table(out, pool) if journal.path.exists() else 0
+
+    def take(self, pool: Pool) -> None:
+        """Go on with another pool of the same texts: the queue of a new round."""
+        with self._lock:
+            self.pool = pool
+            self.labels = self.journal.write_table(self.out, pool)
+
+    def next_for(self, who: str) -> str | None:
+        """The text that a person is asked about next; None if there is none.
+
+        Not one that somebody else sees now, but that others have skipped. What the person has
+        skipped comes at the end.
+        """
+        with self._lock:
+            self.journal.refresh()
+            now, skipped = time.monotonic(), []
+            for key in self.pool.order:
+                decisions = {one.who: one for one in self.journal.of_text(key)}
+                mine = decisions.get(who)
+                made = sum(one.action != "skip" for one in decisions.values())
+                person, when = self._shown.get(key, (who, now))
+                elsewhere = self.people == 1 and person != who and now - when < _LEASE
+                if elsewhere or made >= self.people or (mine and mine.action != "skip"):
+                    continue
+                if mine is None:
+                    self._shown[key] = who, now
+                    return key
+                skipped.append((mine.at, key))
+            return min(skipped)[1] if skipped else None
+
+    def decide(self, who: str, key: str, action: str, given: Sequence[str], note: str) -> None:
+        """Keep what a person decided of a text.
+
+        Args:
+            who: the person.
+            key: the text.
+            action: "label", "none" or "skip".
+            given: for "label" the numbers of the options, or the rating, as text.
+            note: the person's own words.
+
+        Raises:
+            DataError: there is no such text, or it cannot have such a label; says why.
+        """
+        action = one_of("label", "none", "skip")("action", action)
+        item = self.item(key)
+        label = self._label(item, given) if action == "label" else None
+        if action == "none" and self.pool.kind == "labels":
+            action, label = "label", self._together(item, [])
+        with self._lock:
+            kept = Decision(key, who, action, label, note.strip(), round=self.pool.round)  # type: ignore[arg-type]
+            self.journal.add(kept)
+            self._shown.pop(key, None)
+            self.labels = self.journal.write_table(self.out, self.pool)
+
+    def item(self, key: str) -> Item:
+        """The text with a key."""
+        if key not in self.pool.items:
+            raise DataError(f"text: there is none with the key {key[:40]!r} in this table")
+        return self.pool.items[key]
+
+    def _label(self, item: Item, given: Sequence[str]) -> Any:
+        if self.pool.kind == "rating":
+            low, high = self.pool.scale if self.pool.scale and self.pool.limited else (None, None)
+            try:
+                number = float(given[0].replace(",", "."))
+            except (ValueError, IndexError):
+                raise DataError("rating: expected a number, such as 3.5") from None
+            return Number(least=low, most=high)("rating", number, DataError)
+        chosen = [int(one) for one in given if one.isdecimal() and int(one) < len(item.options)]
+        if not chosen or len(chosen) < len(given):
+            raise DataError("label: expected one of those that are shown")
+        return (
+            self._together(item, chosen) if self.pool.kind == "labels" else item.values[chosen[0]]
+        )
+
+    def _together(self, item: Item, chosen: Sequence[int]) -> list[Any]:
+        """Several labels, as a file has them: by name, or a 0 or 1 for each without a name."""
+        if all(isinstance(value, int) for value in item.values):
+            return [int(number in chosen) for number in range(len(item.values))]
+        return [item.values[number] for number in sorted({*chosen})]
+
+    def undo(self, who: str) -> str | None:
+        """Take back a person's last decision; the text that it was about."""
+        with self._lock:
+            mine = self.recent(who, 1)
+            if not mine:
+                return None
+            self.journal.add(Decision(mine[0].key, who, "undo", round=self.pool.round))
+            self.labels = self.journal.write_table(self.out, self.pool)
+            self._shown[mine[0].key] = who, time.monotonic()
+            return mine[0].key
+
+    def recent(self, who: str, count: int = 10) -> list[Decision]:
+        """A person's last decisions about texts of this table, the newest first."""
+        mine = self.journal.of_person(who)
+        return [one for one in mine if one.key in self.pool.items][:count]
+
+    def progress(self, who: str) -> Progress:
+        """How far a person, and all together, have come."""
+        pool, journal = self.pool, self.journal
+        counts = {
+            key: sum(one.action != "skip" for one in journal.of_text(key))
+            for key in journal.texts
+            if key in pool.items
+        }
+        left = [key for key in pool.order if counts.get(key, 0) < self.people]
+        open_ = sum(pool.items[key].answered is False for key in left)
+        return Progress(
+            sum(one.action != "skip" for one in self.recent(who, len(pool.items))),
+            sum(count >= self.people for count in counts.values()),
+            len(left),
+            open_ if pool.promise else None,
+            self.labels,
+        )
+
+    def agreement(self) -> Agreement:
+        """Whether people who have decided the same texts agree."""
+        texts, same, distances, apart = 0, 0, [], []
+        for key in self.journal.texts:
+            votes = [one.label for one in self.journal.of_text(key) if one.action != "skip"]
+            if len(votes) < 2 or key not in self.pool.items:
+                continue
+            texts += 1
+            same += all(vote == votes[0] for vote in votes)
+            numbers = [vote for vote in votes if vote is not None]
+            if self.pool.kind == "rating" and numbers:
+                distances.append(max(numbers) - min(numbers))
+            elif any(vote != votes[0] for vote in votes):
+                apart.append(key)
+        mean = sum(distances) / len(distances) if distances else None
+        return Agreement(texts, same, mean, tuple(apart))

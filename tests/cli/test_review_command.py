@@ -1,0 +1,110 @@
+"""`bhpeft review`: what it refuses, what it prints, and that it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from program import error, read_csv, write_csv
+
+pytest.importorskip("starlette")
+CPU = ("--device", "cpu")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    return write_csv(tmp_path / "new.csv", id=range(12), text=[f"w{i} w9" for i in range(12, 24)])
+
+
+class Page:
+    """The program in a process of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        command = [sys.executable, "-m", "bhpeft_pyro", "review", *map(str, arguments), *CPU]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        self.said = ""
+        while not (found := re.search(r"open (http://127\.0\.0\.1:\d+/\S+/)by/", self.said)):
+            line = self.process.stderr.readline()
+            assert line, self.said
+            self.said += line
+        self.address = found[1]
+
+    def fetch(self, path: str, **form: str) -> str:
+        data = urllib.parse.urlencode(form).encode() if form else None
+        with urllib.request.urlopen(self.address + path, data, timeout=30) as answer:
+            return answer.read().decode()
+
+    def label(self) -> str:
+        """Label the text that is shown; its key."""
+        key = re.search(r'by/Ana/text/(\w+)" class="decide"', self.fetch("by/Ana/"))
+        assert key is not None
+        self.fetch(f"by/Ana/text/{key[1]}", label="1")
+        return key[1]
+
+    def end(self, by: int) -> tuple[int, str]:
+        self.process.send_signal(by)
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., Page]]:
+    """Starts the program; none is left at the end."""
+    pages: list[Page] = []
+
+    def start(*arguments: object) -> Page:
+        pages.append(Page(*arguments))
+        return pages[-1]
+
+    yield start
+    for page in pages:
+        page.process.kill()
+
+
+def test_labels_survive_a_kill_and_are_taken_up_again(begin, run, pool, tmp_path):
+    out = tmp_path / "labels.csv"
+    page = begin(run, pool, "--out", out)
+    assert "12 of 12 texts to label" in page.said
+    keys = [page.label() for _ in range(4)]
+    page.end(signal.SIGKILL)
+    lines = (tmp_path / "labels.journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == keys
+    assert [row["label"] for row in read_csv(out)] == ["good"] * 4
+    out.unlink()  # it follows from the journal
+    page = begin(run, pool, "--out", out)
+    assert "of which there are 4" in page.said
+    assert page.label() not in keys
+    code, said = page.end(signal.SIGINT)
+    assert code == 0 and f"5 labels in {out}; next: bhpeft update {run} {out}" in said
+    assert len(read_csv(out)) == 5 and list(read_csv(out)[0]) == [
+        "id",
+        "text",
+        "label",
+        "labelled_by",
+        "note",
+    ]
+
+
+def test_what_is_refused(begin, run, folder, pool, tmp_path, labels):
+    out = ("--out", tmp_path / "labels.csv")
+    assert "should end in .csv" in error("review", run, pool, "--out", tmp_path / "labels.json")
+    assert "is the data" in error("review", run, pool, "--out", pool)
+    write_csv(tmp_path / "labels.csv", text=["w5"], label=["good"])
+    assert "without the journal labels.journal.jsonl" in error("review", run, pool, *out, *CPU)
+    (tmp_path / "labels.csv").unlink()
+    other = ("--new-round", labels / "run")
+    assert "does not continue" in error("review", run, pool, *out, *other, *CPU)
+    taken = begin(run, pool, *out)
+    port = re.search(r":(\d+)/", taken.address)
+    assert port is not None
+    refused = error("review", run, pool, *out, "--port", port[1], *CPU)
+    assert "cannot be used: Address already in use" in refused

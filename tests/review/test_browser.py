@@ -1,0 +1,278 @@
+"""The page in a browser: by keyboard alone, on a phone, in the dark, with two people at once."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pools import pool
+
+from bhpeft_pyro.review import Journal, Session, application
+from bhpeft_pyro.review.learning import Learning, State, Where
+
+pytestmark = pytest.mark.slow
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+if CHROMIUM is None:
+    pytest.skip("needs Chromium, which is not on the path", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api")
+uvicorn = pytest.importorskip("uvicorn")
+
+# Contrast of every text with what is behind it, by WCAG 2.2, 1.4.3: those below 4.5.
+FAINT = """() => {
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const parse = colour => colour.match(/[\\d.]+/g).map(Number);
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const faint = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const element = walk.currentNode.parentElement;
+    if (!walk.currentNode.data.trim() || !element.checkVisibility()) continue;
+    const two = [light(parse(getComputedStyle(element).color)), light(behind(element))];
+    const ratio = (Math.max(...two) + 0.05) / (Math.min(...two) + 0.05);
+    if (ratio < 4.5) faint.push([walk.currentNode.data, ratio]);
+  }
+  return faint;
+}"""
+# What can be pressed and has no name, or is smaller than 24 pixels (2.5.8).
+NAMELESS = """() => [...document.querySelectorAll('a, button, input, textarea, summary')]
+  .filter(e => e.checkVisibility() && !e.closest('.unseen'))
+  .filter(e => !(e.textContent.trim() || e.ariaLabel || [...(e.labels || [])].length)
+    || (!e.matches('a') && !e.closest('label') && e.getBoundingClientRect().height < 24))
+  .map(e => e.outerHTML)"""
+
+
+class Served:
+    """The page, in a thread."""
+
+    def __init__(self, folder: Path, texts: Any, people: int = 1) -> None:
+        out = folder / "labels.csv"
+        self.session = Session(texts, Journal(folder / "labels.journal.jsonl"), out, people)
+        where = Where(folder / "run", folder / "next", "new.csv", out)
+        self.learning = Learning(where, self.session.take)
+        app = application(self.session, self.learning, "secret", "week-1")
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
+        self.thread.start()
+
+    def of(self, who: str) -> str:
+        return f"http://127.0.0.1:{self.socket.getsockname()[1]}/secret/by/{who}/"
+
+    def end(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(30)
+        self.socket.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Any]:
+    made: list[Served] = []
+
+    def begin(texts: Any, **how: Any) -> Served:
+        made.append(Served(tmp_path, texts, **how))
+        return made[-1]
+
+    yield begin
+    for served in made:
+        served.end()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def tab(browser: Any) -> Iterator[Any]:
+    """Opens an address in a window of its own; anything on the console is a failure."""
+    said: list[str] = []
+    windows = []
+
+    def begin(address: str, **how: Any) -> Any:
+        windows.append(browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **how}))
+        page = windows[-1].new_page()
+        page.on("console", lambda message: message.type == "error" and said.append(message.text))
+        page.on("pageerror", lambda problem: said.append(str(problem)))
+        page.goto(address)
+        return page
+
+    yield begin
+    for window in windows:
+        window.close()
+    assert [line for line in said if "status of 422" not in line] == []
+
+
+def press(page: Any, key: str) -> None:
+    """Press a key, and wait for the page that follows."""
+    with page.expect_navigation():
+        page.keyboard.press(key)
+
+
+def shown(page: Any) -> str:
+    return page.inner_text("#text")
+
+
+def test_thirty_texts_by_keyboard(serve, tab, tmp_path):
+    served = serve(pool(32))
+    page = tab(served.of("Ana"))
+    for i in range(30):
+        assert shown(page) == f"text {i}"
+        assert page.evaluate("document.activeElement.id") == "text"  # a reader begins with it
+        press(page, "132"[i % 3])
+    labels = [one.label for one in reversed(served.session.recent("Ana", 40))]
+    assert labels == ["delivery", "billing", "praise"] * 10
+    press(page, "u")
+    assert shown(page) == "text 29" and "You said" not in page.inner_text("main")
+    press(page, "n")
+    press(page, "s")
+    assert shown(page) == "text 31"
+    page.keyboard.press("e")
+    page.keyboard.type("sun 1?")  # no key acts while one writes
+    page.keyboard.press("Escape")
+    press(page, "2")
+    assert served.session.recent("Ana", 1)[0].note == "sun 1?"
+    assert shown(page) == "text 30"  # what was skipped
+    press(page, "1")
+    assert "Nothing is left" in page.inner_text("main")
+    with page.expect_navigation():
+        page.click("aside li a >> nth=2")
+    press(page, "3")
+    assert served.session.labels == 32 and served.session.progress("Ana").mine == 32
+
+
+def test_a_second_press_does_not_decide_the_next_text(serve, tab):
+    served = serve(pool(5))
+    page = tab(served.of("Ana"))
+    with page.expect_navigation():
+        page.evaluate("""() => { for (const _ of [1, 2, 3]) document.dispatchEvent(
+            new KeyboardEvent('keydown', {key: '1', bubbles: true})) }""".replace(
+            "document.dispatch", "document.body.dispatch"))  # fmt: skip
+    assert shown(page) == "text 1" and len(served.session.recent("Ana")) == 1
+    page.uncheck("#keys")
+    page.keyboard.press("1")
+    page.reload()
+    assert shown(page) == "text 1" and not page.is_checked("#keys")
+
+
+def test_two_people_at_once(serve, tab):
+    served = serve(pool(8))
+    ana, bo = tab(served.of("Ana")), tab(served.of("Bo"))
+    for _ in range(4):
+        assert shown(ana) != shown(bo)
+        press(ana, "1")
+        press(bo, "2")
+    assert served.session.labels == 8
+    assert [len(served.session.recent(who)) for who in ("Ana", "Bo")] == [4, 4]
+    ana.reload()
+    assert "Nothing is left" in ana.inner_text("main")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1100])
+@pytest.mark.parametrize("kind", ["class", "labels", "rating", "choice"])
+def test_it_can_be_read_and_pressed_everywhere(serve, tab, kind, width, scheme):
+    texts = pool(4, kind)
+    long = "שלום עולם. " + "a" * 400 + " word" * 600
+    item = replace(texts.items["t1"], texts=(long,), nearest="was learnt", queued="x")
+    served = serve(replace(texts, items={**texts.items, "t1": item}))
+    view = {"width": width, "height": 700}
+    page = tab(served.of("Ana"), viewport=view, color_scheme=scheme)
+    press(page, "1") if kind != "labels" else served.session.decide("Ana", "t0", "none", [], "")
+    page.goto(served.of("Ana"))
+    assert shown(page).startswith("שלום")
+    assert page.evaluate(FAINT) == [] and page.evaluate(NAMELESS) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("getComputedStyle(document.querySelector('#text p')).direction") == "rtl"
+
+
+def test_several_labels_by_keyboard(serve, tab):
+    served = serve(pool(3, "labels"))
+    page = tab(served.of("Ana"))
+    for key in "133":
+        page.keyboard.press(key)
+    page.keyboard.press("2")
+    press(page, "Enter")
+    press(page, "Enter")
+    assert "one of those that are shown" in page.inner_text("[role=alert]")
+    press(page, "n")
+    first, second = reversed(served.session.recent("Ana"))
+    assert (first.label, second.label) == (["delivery", "praise"], [])
+
+
+def test_ratings_by_key_slider_and_number(serve, tab):
+    served = serve(pool(4, "rating"))
+    page = tab(served.of("Ana"))
+    press(page, "4")
+    page.focus("#slider")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert page.input_value("#number") == "3.5"
+    page.fill("#number", "2.25")
+    press(page, "Enter")  # not the first of the buttons
+    page.focus("#slider")
+    page.keyboard.press("ArrowLeft")
+    with page.expect_navigation():
+        page.click(".exact button")
+    assert [one.label for one in served.session.recent("Ana")] == [3.1, 2.25, 4.0]
+
+
+def test_without_a_script_forms_do(serve, tab):
+    served = serve(pool(3))
+    page = tab(served.of("Ana"), java_script_enabled=False)
+    page.click("button:has-text('praise')")
+    assert shown(page) == "text 1"
+    page.fill("#note", "why")
+    page.click("button:has-text('None of these')")
+    assert [one.action for one in served.session.recent("Ana")] == ["none", "label"]
+
+
+def test_the_bar_of_an_update_moves_and_the_next_text_is_of_the_new_queue(serve, tab):
+    served = serve(pool(5))
+    page = tab(served.of("Ana"))
+    press(page, "1")
+
+    def begin() -> None:
+        served.learning.state = State(True, 0.25, "learning the labels")
+
+    served.learning.start = begin
+    with page.expect_navigation():
+        page.click("#update")
+    page.wait_for_function("document.getElementById('bar').value === 0.25")
+    served.session.take(replace(pool(5), order=("t4", "t3"), number=2))
+    served.learning.state = State(False, 1.0, "Round 2 has learnt 1 label.", 1)
+    page.wait_for_selector("text=The next text is of the new queue.")
+    press(page, "1")
+    assert shown(page) == "text 4" and "round 2" in page.inner_text("header")
+
+
+def test_a_name_is_asked_for(serve, tab):
+    served = serve(pool(3))
+    page = tab(served.of("Ana"))
+    press(page, "1")
+    with page.expect_navigation():
+        page.click("text=someone else")
+    page.keyboard.type("Ünal")
+    press(page, "Enter")
+    assert shown(page) == "text 2" and "Ünal" in page.inner_text("header")
+    page.click("text=someone else")
+    page.click("li >> text=Ana")
+    assert "Ana" in page.inner_text("header")

@@ -1,0 +1,151 @@
+"""The journal of labels: nothing that was confirmed is lost, whatever happens to its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pools import pool
+
+from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.errors import DataError, WriteError
+from bhpeft_pyro.review import Decision, Journal
+from bhpeft_pyro.review.journal import agreed
+
+WRITER = """
+import sys
+from pathlib import Path
+from bhpeft_pyro.review import Decision, Journal
+journal = Journal(Path(sys.argv[1]))
+for i in range(int(sys.argv[3])):
+    journal.add(Decision(f"t{i}", sys.argv[2], "label", "praise"))
+    print(i, flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "labels.journal.jsonl"
+
+
+def writer(path: Path, who: str, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, str(path), who, str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_decision_is_flushed_to_the_disk_before_add_returns(path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    Journal(path).add(Decision("t0", "Ana", "label", "praise"))
+    assert path.stat().st_size in synced
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 7))
+def test_a_line_that_a_kill_has_cut_is_left_out_and_the_next_one_is_whole(path, cut):
+    journal = Journal(path)
+    for key in ("t0", "t1"):
+        journal.add(Decision(key, "Ana", "label", "praise"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"\n") + 1 + cut])
+    again = Journal(path)
+    assert again.texts == ["t0"]
+    again.add(Decision("t2", "Ana", "label", "billing"))
+    assert again.texts == Journal(path).texts == ["t0", "t2"]
+
+
+def test_every_label_that_was_confirmed_survives_a_kill(path):
+    process = writer(path, "Ana", 10_000)
+    assert process.stdout is not None
+    for _ in range(25):
+        process.stdout.readline()
+    process.kill()
+    confirmed = 25 + len(process.stdout.read().splitlines())
+    process.wait()
+    texts = Journal(path).texts
+    assert texts == [f"t{i}" for i in range(len(texts))] and len(texts) >= confirmed
+
+
+def test_processes_that_write_at_once_do_not_overwrite_each_other(path):
+    processes = [writer(path, who, 60) for who in ("Ana", "Bo")]
+    assert [process.wait() for process in processes if process.communicate()] == [0, 0]
+    journal = Journal(path)
+    assert [len(journal.of_person(who)) for who in ("Ana", "Bo")] == [60, 60]
+    assert len(path.read_text().splitlines()) == 120
+
+
+def test_what_another_process_wrote_is_read(path):
+    mine, theirs = Journal(path), Journal(path)
+    theirs.add(Decision("t0", "Bo", "label", "praise"))
+    mine.refresh()
+    assert mine.people == ["Bo"]
+    mine.add(Decision("t1", "Ana", "skip"))
+    assert [one.who for one in mine.of_text("t0")] == ["Bo"]
+
+
+def test_the_last_decision_of_a_person_counts_and_undo_takes_it_back(path):
+    journal = Journal(path)
+    for action, label in (("label", "praise"), ("label", "billing")):
+        journal.add(Decision("t0", "Ana", action, label))
+    journal.add(Decision("t1", "Ana", "label", "praise"))
+    journal.add(Decision("t0", "Ana", "label", "delivery"))
+    assert [(one.key, one.label) for one in journal.of_person("Ana")] == [
+        ("t0", "delivery"),
+        ("t1", "praise"),
+    ]
+    journal.add(Decision("t0", "Ana", "undo"))
+    assert journal.texts == Journal(path).texts == ["t1"]
+    assert len(path.read_text().splitlines()) == 5  # nothing is removed
+
+
+@pytest.mark.parametrize(
+    ("kind", "votes", "expected"),
+    [
+        ("class", ["a"], "a"),
+        ("class", ["a", "b"], None),
+        ("class", ["a", "b", "b"], "b"),
+        ("class", ["a", None, None], None),
+        ("labels", [["a", "b"], ["a", "b"], []], ["a", "b"]),
+        ("labels", [[]], []),
+        ("choice", [0], 0),
+        ("rating", [2.0, 3.0], 2.5),
+        ("rating", [None], None),
+    ],
+)
+def test_what_people_agree_on(kind, votes, expected):
+    made = [
+        Decision("t0", f"p{i}", "none" if vote is None else "label", vote)
+        for i, vote in enumerate(votes)
+    ]
+    assert agreed([*made, Decision("t0", "other", "skip")], kind) == expected
+
+
+def test_the_table_has_the_rows_of_the_data_with_labels_and_notes(path, tmp_path):
+    journal = Journal(path)
+    journal.add(Decision("t3", "Ana", "label", "praise", note="=odd"))
+    journal.add(Decision("t0", "Ana", "none"))
+    journal.add(Decision("t1", "Ana", "skip"))
+    journal.add(Decision("t3", "Bo", "label", "praise"))
+    journal.add(Decision("gone", "Bo", "label", "praise"))
+    assert journal.write_table(tmp_path / "labels.csv", pool()) == 1
+    (row,) = load(tmp_path / "labels.csv", None)
+    assert row == {
+        "id": "03",
+        "text": "text 3",
+        "label": "praise",
+        "labelled_by": "Ana, Bo",
+        "note": "=odd",
+    }
+
+
+def test_a_journal_of_another_kind_is_refused(path, tmp_path):
+    path.write_text(json.dumps({"key": "t0", "who": "Ana", "action": "burn"}) + "\n")
+    with pytest.raises(DataError, match="'burn'; expected one of"):
+        Journal(path)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(WriteError, match="symbolic link"):
+        Journal(path).add(Decision("t0", "Ana", "skip"))

@@ -1,0 +1,73 @@
+"""An update in another process: what it learns, and what the page is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from program import bhpeft, loaded, write_csv
+from saves import backbone_in
+
+from bhpeft_pyro.errors import BusyError
+from bhpeft_pyro.review import Journal, Pool, Session
+from bhpeft_pyro.review.learning import Learning, Where
+
+TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
+NEW = [f"w{5 + i % 2} w{12 + i} w9 w{30 - i}" for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("learning")
+    backbone_in(root / "tiny")
+    names = ["good" if i % 2 else "bad" for i in range(20)]
+    write_csv(root / "train.csv", text=TEXTS, label=names)
+    write_csv(root / "new.csv", text=NEW)
+    quick = ("--max-steps", 4, "--components", 2, "--device", "cpu")
+    fit = ("fit", root / "train.csv", "--backbone", root / "tiny", *quick)
+    bhpeft(*fit, "--out", root / "run")
+    return root
+
+
+def session_in(folder: Path, tmp_path: Path) -> tuple[Session, Where]:
+    where = Where(folder / "run", tmp_path / "next", str(folder / "new.csv"), tmp_path / "l.csv")
+    pool = Pool.of(loaded(where.run, folder), where.data)
+    return Session(pool, Journal(tmp_path / "l.journal.jsonl"), where.labels), where
+
+
+def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
+    session, where = session_in(folder, tmp_path)
+    learning = Learning(where, session.take)
+    for _ in range(4):
+        key = session.next_for("Ana")
+        assert key is not None
+        session.decide("Ana", key, "label", ["0"], "")
+    thread = learning.start()
+    with pytest.raises(BusyError, match="one is running"):
+        learning.start()
+    thread.join(120)
+    assert not learning.state.running and learning.state.labels == 4, learning.state.words
+    assert "Round 2 has learnt 4 labels" in learning.state.words
+    learnt = loaded(where.out, folder)
+    assert session.pool.round == learnt.report.id and session.pool.number == 2
+    assert not {one.key for one in session.recent("Ana")} & {*session.pool.order}
+    assert session.pool == Pool.of(learnt, where.data)
+
+    # Once more, with a label changed: again from the first round, and each label once.
+    session.decide("Ana", session.recent("Ana")[0].key, "label", ["1"], "")
+    session.decide("Ana", session.next_for("Ana") or "", "label", ["0"], "")
+    learning.start().join(120)
+    again = loaded(where.out, folder)
+    assert [report.examples for report in again.lineage] == [20, 5]
+    bhpeft("update", where.run, where.labels, "--out", tmp_path / "by-hand", "--device", "cpu")
+    by_hand = loaded(tmp_path / "by-hand", folder)
+    assert by_hand.report.data == again.report.data
+
+
+def test_a_failure_is_told_and_the_page_goes_on(folder, tmp_path):
+    session, where = session_in(folder, tmp_path)
+    learning = Learning(where, session.take)
+    before = session.pool
+    learning.start().join(120)  # the table has no row
+    assert "The update failed: " in learning.state.words and not learning.state.running
+    assert session.pool is before and not where.out.exists()

@@ -1,0 +1,156 @@
+"""The page as a client sees it: what it holds, what it refuses, and that forms alone are enough."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pools import pool
+
+from bhpeft_pyro.review import Journal, Session, application
+from bhpeft_pyro.review.learning import Learning, Where
+from bhpeft_pyro.review.page import KEYS
+
+pytest.importorskip("starlette")
+from starlette.testclient import TestClient
+
+
+def client(folder: Path, texts: Any = None, **how: Any) -> TestClient:
+    out = folder / "labels.csv"
+    session = Session(texts or pool(), Journal(folder / "labels.journal.jsonl"), out, **how)
+    where = Where(folder / "run", folder / "next", "new.csv", out)
+    app = application(session, Learning(where, session.take), "secret", "week-1")
+    made = TestClient(app, base_url="http://127.0.0.1/secret")
+    made.session = session  # type: ignore[attr-defined]
+    return made
+
+
+def buttons(page: str) -> list[str]:
+    return re.findall(r'<span class="name" dir="auto">(.*?)</span>', page)
+
+
+def test_a_label_by_a_form_alone_and_the_next_text(tmp_path):
+    page = client(tmp_path)
+    assert "text 0" in page.get("/by/Ana/").text
+    after = page.post("/by/Ana/text/t0", data={"label": "2", "note": " late \x1b[1m"})
+    assert (
+        after.status_code == 200 and "text 1" in after.text and "1 decided, 4 to go" in after.text
+    )
+    (made,) = page.session.recent("Ana")
+    assert (made.label, made.note, made.round) == ("praise", "late \\x1b[1m", "r1")
+    again = page.post("/by/Ana/undo")
+    assert str(again.url).endswith("/by/Ana/text/t0") and "0 decided" in again.text
+
+
+def test_labels_stand_by_probability_or_each_in_its_place(tmp_path):
+    page = client(tmp_path)
+    by_probability = page.get("/by/Ana/").text
+    assert buttons(by_probability) == ["delivery", "praise", "billing"]
+    assert buttons(page.post("/by/Ana/order").text) == ["billing", "delivery", "praise"]
+    assert buttons(page.get("/by/Bo/").text) == ["delivery", "praise", "billing"]
+
+
+def test_many_labels_have_keys_that_nothing_else_has(tmp_path):
+    assert len(KEYS) == len({*KEYS}) == 31 and not {*KEYS} & {*"sune?"}
+    names = tuple(f"label {i}" for i in range(40))
+    texts = pool()
+    item = replace(texts.items["t0"], options=names, values=names, probabilities=(1 / 40,) * 40)
+    page = client(tmp_path, replace(texts, items={**texts.items, "t0": item})).get("/by/Ana/").text
+    assert page.count('class="option"') == 40 and page.count('data-key="z"') == 1
+    keys = re.findall(r'data-key="(.)"', page)
+    assert len(keys) == len({*keys})
+
+
+def test_the_address_needs_the_secret_and_the_host_is_this_machine(tmp_path):
+    page = client(tmp_path)
+    for address in ("http://127.0.0.1/", "http://127.0.0.1/other/", "http://127.0.0.1/by/Ana/"):
+        assert page.get(address).status_code == 404
+    assert page.get("/by/Ana/", headers={"host": "evil.example"}).status_code == 400
+    assert page.get("/static/../page.py").status_code == 404
+
+
+def test_every_answer_has_the_strict_policy(tmp_path):
+    page = client(tmp_path)
+    for path in ("/", "/by/Ana/", "/static/keys.js", "/by/Ana/text/no", "/no"):
+        headers = page.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["referrer-policy"] == "no-referrer" and "set-cookie" not in headers
+
+
+def test_texts_names_and_notes_are_escaped_and_the_page_has_nothing_from_elsewhere(tmp_path):
+    evil = "<script>alert(1)</script>\"'>"
+    texts = pool()
+    item = replace(
+        texts.items["t0"], texts=(evil, evil), options=(evil, "b", "c"), nearest=evil, reason=evil
+    )
+    page = client(tmp_path, replace(texts, items={**texts.items, "t0": item}))
+    page.post("/by/Ana/text/t0", data={"label": "0", "note": evil})
+    page.session.decide("<b>Bo", "t0", "none", [], evil)
+    shown = page.get("/by/Ana/text/t0").text
+    assert "<script>alert" not in shown and "<b>Bo" not in shown and "&lt;script&gt;" in shown
+    assert not re.search(r"""(?:src|href|action)=["'](?!/secret/)""", shown)
+    assert " style=" not in shown and "onclick" not in shown
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "problem"),
+    [
+        ("text/t0", {"label": "7"}, "one of those that are shown"),
+        ("text/t0", {}, "one of those that are shown"),
+        ("text/t0", {"action": "burn"}, "422"),
+        ("text/t9", {"label": "0"}, "none with the key"),
+    ],
+)
+def test_what_cannot_be_a_label_is_refused_in_words(tmp_path, path, form, problem):
+    answer = client(tmp_path).post(f"/by/Ana/{path}", data=form)
+    assert answer.status_code == 422 and (problem == "422" or problem in answer.text)
+    assert not (tmp_path / "labels.journal.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["", " ", "a" * 41, "a/b", "a\u202eb"])
+def test_names_that_cannot_be_kept_are_refused(tmp_path, name):
+    page = client(tmp_path)
+    assert page.post("/", data={"who": name}).status_code == 422
+    assert "text 0" in page.post("/", data={"who": " Ünal  Ö."}).text
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), [("labels", {"label": ["0", "2"]}), ("choice", {"label": "1"})]
+)
+def test_other_kinds_of_labels(tmp_path, kind, form):
+    page = client(tmp_path, pool(kind=kind))
+    shown = page.get("/by/Ana/").text
+    assert shown.count('type="checkbox" name="label"') == (3 if kind == "labels" else 0)
+    page.post("/by/Ana/text/t0", data=form)
+    kept = page.session.recent("Ana")[0].label
+    assert kept == (["billing", "praise"] if kind == "labels" else "delivery")
+
+
+def test_ratings_by_button_and_by_number(tmp_path):
+    page = client(tmp_path, pool(kind="rating"))
+    shown = page.get("/by/Ana/").text
+    assert shown.count('class="step"') == 5 and "90 % between 2 and 4.5" in shown
+    page.post("/by/Ana/text/t0", data={"label": "4", "other": "3.2"})
+    page.post("/by/Ana/text/t1", data={"action": "other", "other": "2.5"})
+    assert [one.label for one in page.session.recent("Ana")] == [2.5, 4.0]
+    refused = page.post("/by/Ana/text/t2", data={"action": "other", "other": "9"})
+    assert refused.status_code == 422 and "at most 5" in refused.text
+
+
+def test_two_people_see_what_the_other_said_only_after_their_own_answer(tmp_path):
+    page = client(tmp_path, people=2)
+    page.post("/by/Ana/text/t0", data={"label": "0"})
+    assert "said" not in page.get("/by/Bo/text/t0").text
+    page.post("/by/Bo/text/t0", data={"label": "1"})
+    assert "0 of 1 texts" in page.get("/by/Bo/").text
+    own = page.get("/by/Bo/text/t0").text
+    assert '<span dir="auto">Ana</span> said <b dir="auto">billing</b>' in own
+
+
+def test_nothing_left(tmp_path):
+    page = client(tmp_path, pool(1))
+    assert "Nothing is left to decide" in page.post("/by/Ana/text/t0", data={"label": "0"}).text

@@ -1,0 +1,143 @@
+"""What the page shows of a posterior's forecast, for each kind of labels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from program import write_csv
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.review import Pool
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def classes() -> bh.Posterior:
+    names = ["good" if i % 2 else "bad" for i in range(24)]
+    table = {"text": TEXTS, "label": names}
+    return bh.fit(tiny_model(()), "normal", table, max_steps=30, progress=False)
+
+
+def test_classes_in_the_order_of_the_queue_and_then_by_uncertainty(classes, tmp_path, monkeypatch):
+    monkeypatch.setattr("bhpeft_pyro.review.pool._FIRST", 3)
+    new = ["w30 w31", "W30  w31", *(f"w{i} w{i + 1} w9" for i in range(12, 22))]
+    file = write_csv(tmp_path / "new.csv", id=[f"0{i}" for i in range(14)], text=[*TEXTS[:2], *new])
+    pool = Pool.of(classes, file)
+    queue = classes.queue([*TEXTS[:2], *new], 3)
+    rows = [pool.items[key].row for key in pool.order]
+    assert rows[:3] == queue.rows.tolist() and [*map(bool, queue.reasons)] == [True] * 3
+    forecast = classes.predict([*TEXTS[:2], *new])
+    rest = [row for row in range(2, 14) if row not in rows[:3] and row != 3]  # 3 is a copy of 2
+    assert rows[3:] == sorted(rest, key=lambda row: -forecast.total[row])
+    assert len(pool.items) == 13  # the learnt ones are there, to be corrected
+    item = pool.items[pool.order[0]]
+    assert item.options == item.values == ("bad", "good")
+    assert item.probabilities == tuple(forecast.probabilities[item.row].tolist())
+    assert item.reason == forecast.reasons()[item.row]
+    assert pool.records[0] == {"id": "00", "text": TEXTS[0]} and pool.column == "label"
+
+
+def test_texts_that_the_promise_answers_are_not_asked_for(classes, tmp_path, monkeypatch):
+    monkeypatch.setattr("bhpeft_pyro.review.pool._FIRST", 1)
+    calibration = {
+        "text": [f"w{5 + i % 2} w{10 + i % 37}" for i in range(200)],
+        "label": ["good" if i % 2 else "bad" for i in range(200)],
+    }
+    promised = classes.promise(calibration, error=0.3)
+    assert promised.promised is not None
+    texts = [f"w{i} w{i + 1} w9" for i in range(12, 40)]
+    middle = float(classes.predict(texts).confidence.median())
+    promised = promised.replace(promised=replace(promised.promised, threshold=middle))
+    file = write_csv(tmp_path / "new.csv", text=texts)
+    pool = Pool.of(promised, file)
+    answered = promised.predict(texts).answered
+    assert answered is not None and 0 < int(answered.sum()) < 28
+    first, *others = pool.order
+    open_ = {row for row in range(28) if not answered[row]}
+    assert {pool.items[key].row for key in others} | {pool.items[first].row} >= open_
+    assert all(pool.items[key].answered is False for key in others)
+    assert "of answers are wrong" in pool.promise
+
+
+def test_all_learnt(classes, tmp_path):
+    pool = Pool.of(classes, write_csv(tmp_path / "old.csv", text=TEXTS[:3]))
+    assert pool.order == () and len(pool.items) == 3
+
+
+def test_files_that_cannot_be_used(classes, tmp_path):
+    with pytest.raises(DataError, match="no column 'text'; columns there: body"):
+        Pool.of(classes, write_csv(tmp_path / "new.csv", body=["w5"]))
+
+
+def test_a_point_estimate_asks_for_the_least_certain_first(tmp_path):
+    point = bh.fit(tiny_model(()), "delta", tiny_examples(), max_steps=30, progress=False)
+    texts = [f"w{i} w9" for i in range(12, 20)]
+    pool = Pool.of(point, write_csv(tmp_path / "new.csv", text=texts))
+    total = point.predict(texts).uncertainty("total")
+    rows = [pool.items[key].row for key in pool.order]
+    assert rows == total.argsort(descending=True, stable=True).tolist()
+    item = pool.items[pool.order[0]]
+    assert item.queued == "" and item.values == (0, 1) and item.options == ("0", "1")
+
+
+@pytest.mark.parametrize("limits", [False, True])
+def test_ratings_with_their_interval_on_a_scale_of_whole_numbers(tmp_path, limits):
+    model = bh.tasks.ratings(
+        tiny_backbone(), 1.5, 4.6, limits=limits, kinds=(), tokenizer=tiny_tokenizer()
+    )
+    table = {"text": TEXTS, "rating": [2.0 + i % 3 for i in range(24)]}
+    columns = bh.Columns(label="rating")
+    posterior = bh.fit(model, "normal", table, columns=columns, max_steps=5, progress=False)
+    pool = Pool.of(posterior, write_csv(tmp_path / "new.csv", text=["w30 w31", "w5"]))
+    assert pool.kind == "rating" and pool.column == "rating" and pool.limited == limits
+    assert pool.scale == ((1.5, 4.6) if limits else (1, 5))
+    forecast = posterior.predict(["w30 w31", "w5"])
+    item = next(item for item in pool.items.values() if item.row == 0)
+    lower, upper = forecast.interval(0.9)
+    assert item.rating == (forecast.mean[0].item(), lower[0].item(), upper[0].item())
+    assert item.options == item.probabilities == ()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_choices_have_the_texts_of_each_question(tmp_path, named):
+    def cell(*texts: str) -> object:
+        return {"text": [*texts], "label": ["A", "B", "C"][: len(texts)]} if named else [*texts]
+
+    model = bh.tasks.multiple_choice(tiny_backbone(), kinds=(), tokenizer=tiny_tokenizer())
+    answers = ["A" if named else 0, "B" if named else 1] * 6
+    choices = [cell("w6", f"w{10 + i}") for i in range(12)]
+    table = {"question": TEXTS[:12], "choices": choices, "answer": answers}
+    posterior = bh.fit(model, "normal", table, max_steps=5, progress=False)
+    new = [json.dumps(cell("w7", "w8", "w9")), json.dumps(cell("w7", "w6"))]
+    pool = Pool.of(posterior, write_csv(tmp_path / "new.csv", question=["w30", "w31"], choices=new))
+    items = sorted(pool.items.values(), key=lambda item: item.row)
+    assert [item.texts for item in items] == [("w30",), ("w31",)]
+    assert [item.options for item in items] == [("w7", "w8", "w9"), ("w7", "w6")]
+    assert items[1].values == (("A", "B") if named else (0, 1))
+    assert [len(item.probabilities) for item in items] == [3, 2] and pool.column == "answer"
+
+
+def test_several_labels_have_a_probability_each(tmp_path):
+    model = tiny_model((), 3, likelihood=bh.likelihoods.MultiLabel())
+    cells = [["art", "sport"], ["sport"], ["money"]] * 8
+    table = {"text": TEXTS, "label": cells}
+    posterior = bh.fit(model, "normal", table, max_steps=5, progress=False)
+    pool = Pool.of(posterior, write_csv(tmp_path / "new.csv", text=["w30 w31"]))
+    (item,) = pool.items.values()
+    assert item.options == ("art", "money", "sport") and pool.kind == "labels"
+    assert item.probabilities == tuple(posterior.predict(["w30 w31"]).probabilities[0].tolist())
+
+
+def test_words_with_labels_of_their_own_are_refused(tmp_path, classes):
+    class Words:
+        model = type("M", (), {"likelihood": classes.model.likelihood})()
+        columns = classes.columns
+
+    Words.model.network = type("N", (), {"head": type("H", (), {"each_word": True})()})()
+    with pytest.raises(ConfigError, match="labels each word"):
+        Pool.of(Words(), tmp_path / "new.csv")  # type: ignore[arg-type]

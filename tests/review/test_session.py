@@ -1,0 +1,125 @@
+"""Who is shown which text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pools import pool
+
+from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.review import Journal, Pool, Session
+from bhpeft_pyro.review import session as module
+
+
+def made(folder: Path, texts: Pool | None = None, **how: Any) -> Session:
+    journal = Journal(folder / "labels.journal.jsonl")
+    return Session(texts or pool(), journal, folder / "labels.csv", **how)
+
+
+def label(session: Session, who: str, count: int = 1, option: str = "0") -> list[str]:
+    keys = []
+    for _ in range(count):
+        key = session.next_for(who)
+        assert key is not None
+        session.decide(who, key, "label", [option], "")
+        keys.append(key)
+    return keys
+
+
+def test_texts_come_in_order_and_none_is_shown_to_two_people(tmp_path, monkeypatch):
+    session = made(tmp_path)
+    assert session.next_for("Ana") == session.next_for("Ana") == "t0"
+    assert session.next_for("Bo") == "t1"
+    assert label(session, "Ana", 2) == ["t0", "t2"]
+    assert session.next_for("Ana") == "t3" and session.next_for("Cy") == "t4"
+    assert session.next_for("Di") is None
+    monkeypatch.setattr(module, "_LEASE", 0.0)  # Bo has gone
+    assert session.next_for("Di") == "t1"
+
+
+def test_what_was_decided_is_not_asked_again_after_a_restart(tmp_path):
+    label(made(tmp_path), "Ana", 3)
+    again = made(tmp_path)
+    assert again.labels == 3 and again.next_for("Ana") == again.next_for("Ana") == "t3"
+
+
+def test_skipped_texts_come_at_the_end_and_at_once_to_others(tmp_path):
+    session = made(tmp_path, pool(3))
+    session.decide("Ana", "t0", "skip", [], "")
+    assert session.next_for("Bo") == "t0"
+    session.decide("Bo", "t0", "skip", [], "")
+    assert label(session, "Ana", 2) == ["t1", "t2"]
+    assert session.next_for("Ana") == "t0"
+    assert label(session, "Ana") == ["t0"] and session.next_for("Ana") is None
+
+
+def test_undo_shows_the_text_again_and_takes_the_label_out_of_the_table(tmp_path):
+    session = made(tmp_path)
+    label(session, "Ana", 2)
+    label(session, "Bo")
+    assert session.undo("Ana") == "t1" and session.next_for("Ana") == "t1"
+    assert session.labels == 2
+    assert load(tmp_path / "labels.csv", None)["text"] == ["text 0", "text 2"]
+    assert session.undo("Ana") == "t0" and session.undo("Ana") is None
+
+
+def test_two_for_each_text_and_whether_they_agree(tmp_path):
+    session = made(tmp_path, pool(3), people=2)
+    assert label(session, "Ana", 3) == [*label(session, "Bo", 2, "1"), "t2"]
+    label(session, "Bo")
+    found = session.agreement()
+    assert (found.texts, found.same, found.distance, found.open) == (3, 1, None, ("t0", "t1"))
+    assert session.labels == 1  # those on which they agree
+    session.decide("Ana", "t0", "label", ["1"], "")
+    assert session.agreement().same == 2 and session.labels == 2
+    assert session.next_for("Cy") is None
+
+
+def test_ratings_of_several_people(tmp_path):
+    session = made(tmp_path, pool(2, "rating"), people=2)
+    for who, rating in (("Ana", "2"), ("Bo", "3,5")):
+        session.decide(who, "t0", "label", [rating], "")
+    assert session.agreement().distance == 1.5
+    assert load(tmp_path / "labels.csv", ["text"])["label"] == [2.75]
+    for wrong in ("6", "", "nan", "good"):
+        with pytest.raises(DataError, match="rating"):
+            session.decide("Ana", "t1", "label", [wrong], "")
+
+
+def test_several_labels_are_kept_as_the_data_have_them(tmp_path):
+    session = made(tmp_path, pool(3, "labels"))
+    session.decide("Ana", "t0", "label", ["2", "0"], "")
+    session.decide("Ana", "t1", "none", [], "")
+    labels = load(tmp_path / "labels.csv", None)["label"]
+    assert labels == ['["billing", "praise"]', "[]"]
+
+
+def test_progress_and_what_is_open_under_the_promise(tmp_path):
+    texts = pool(4)
+    items = {key: replace(item, answered=item.row > 1) for key, item in texts.items.items()}
+    session = made(tmp_path, replace(texts, items=items, promise="few are wrong"))
+    label(session, "Ana")
+    session.decide("Ana", "t1", "skip", [], "")
+    label(session, "Bo")
+    found = session.progress("Ana")
+    assert vars(found) == {"mine": 1, "done": 2, "left": 2, "open": 0, "labels": 2}
+
+
+@pytest.mark.parametrize("given", [[], ["3"], ["-1"], ["x"], ["0", "9"]])
+def test_labels_that_are_not_shown_are_refused(tmp_path, given):
+    with pytest.raises(DataError, match="one of those that are shown"):
+        made(tmp_path).decide("Ana", "t0", "label", given, "")
+
+
+def test_a_new_queue_keeps_what_was_decided(tmp_path):
+    session = made(tmp_path)
+    label(session, "Ana", 2)
+    session.take(replace(pool(), order=("t4", "t3", "t2"), round="r2", number=2))
+    assert session.next_for("Ana") == "t4" and session.labels == 2
+    assert [one.key for one in session.recent("Ana")] == ["t1", "t0"]
+    with pytest.raises(DataError, match="there is none with the key"):
+        session.item("t9")

@@ -48,9 +48,10 @@ class FitOptions:
     """How long to fit, in what steps, and at what temperature.
 
     Attributes:
-        epochs: passes over the data, unless `max_steps` is given. None means 15; in later rounds of
-            a point estimate ("laplace") 3, but at least 20 steps, as more of them move it away from
-            what earlier rounds have learnt.
+        epochs: passes over the data, unless `max_steps` is given. None means 15. For a point
+            estimate ("laplace", "delta") it means 3, but at least 20 steps, in later rounds, as
+            more of them move it away from what earlier rounds have learnt, and where fewer than 50
+            held-out rows would choose its state.
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.
@@ -65,11 +66,12 @@ class FitOptions:
             estimates ("laplace", "delta") it is the weight of the log prior density; in later
             rounds of "laplace", of the first prior in it, as the information of earlier data always
             has the weight 1. None means 1, except for point estimates: with held-out rows it is 0
-            in `fit`, and these rows choose the step whose state is kept: they are evaluated ten
-            times; after three times without a better state the fit stops, and at its end the last
-            state is kept unless an earlier one is better by more than two standard errors. In later
-            rounds of "laplace" it is 0 too, if there are 50 rows or more and the prior is the last
-            posterior under a known first prior.
+            in `fit`, and these rows choose the step whose state is kept, unless there are fewer
+            than 50 and no `epochs` or `max_steps` are given: they are evaluated ten times; after
+            three times without a better state the fit stops, and at its end the last state is kept
+            unless an earlier one is better by more than two standard errors. In later rounds of
+            "laplace" it is 0 too, if there are 50 rows or more and the prior is the last posterior
+            under a known first prior.
         tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-5 to
             1e5. None takes the value with the highest density of held-out rows; without such rows
             that of the last round, or 1 in the first. With a number the noise scale of ratings
@@ -133,8 +135,8 @@ gets an equal share of a batch; in Python, `particles` sets their number
         return replace(self, **changes)
 
     def steps(self, per_epoch: int, brief: bool = False) -> int:
-        """Optimiser steps of a fit with so many in an epoch; `brief` is a later round of a point
-        estimate.
+        """Optimiser steps of a fit with so many in an epoch; `brief` is one of a point estimate, if
+        it is a later round or has few held-out rows.
 
         >>> FitOptions().steps(25), FitOptions().steps(25, brief=True)
         (375, 75)

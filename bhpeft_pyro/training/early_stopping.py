@@ -10,6 +10,9 @@ from torch import Tensor
 from ..base.fit_options import FitOptions
 from ..guides import Guide
 
+FEWEST = 50
+"""Held-out rows from which they choose the state: fewer would choose by chance. A fit with fewer is
+brief instead (`FitOptions.epochs`)."""
 _CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
 _PATIENCE = 3  # of these, without a better state, after which it stops
 

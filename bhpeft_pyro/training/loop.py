@@ -30,7 +30,7 @@ from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
 from .convergence import Descent, at_the_end, culprit, unsettled
-from .early_stopping import EarlyStopping, copied
+from .early_stopping import FEWEST, EarlyStopping, copied
 from .elbo import ELBO
 from .estimated_noise import has_noise, noise_of, settle_noise
 from .report import Training
@@ -108,12 +108,14 @@ class _Run:
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
-        brief = later and self.point
-        self.steps = options.steps(per_epoch, brief)
-        # A later round is short on purpose: its loss still falls.
-        self.ends_early = brief and options.epochs is None and options.max_steps is None
         free = self.point and options.temperature is None and temperature == 0 and not later
-        self.selects = free and validation is not None
+        self.settles = free and validation is not None
+        few = validation is not None and len(validation) < FEWEST
+        brief = self.point and (later or (free and few))
+        self.steps = options.steps(per_epoch, brief)
+        # Such a fit is short on purpose: its loss still falls.
+        self.ends_early = brief and options.epochs is None and options.max_steps is None
+        self.selects = self.settles and not self.ends_early
         self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects)
         self.elbo = ELBO(self.particles, weight)
         self.loss: ELBOModule = self.elbo(self.model, guide)
@@ -137,7 +139,7 @@ class _Run:
             best_step = self.stopping.restore()
             if has_noise(self.guide, self.model):
                 bf16 = self.options.bf16
-                if self.selects and self.validation is not None:
+                if self.settles and self.validation is not None:
                     settle_noise(self.model, self.guide, self.validation, bf16)
                 elif self.validation is None and not self.later:  # a few rows and steps
                     settle_noise(self.model, self.guide, self.feed, bf16, learnt=True)

@@ -28,7 +28,7 @@ point estimate."""
 OUTPUT_SCALES = torch.logspace(-0.9, 0.9, 19, dtype=torch.float64)
 """Factors of the outputs of a softmax that are tried."""
 _UNSCALED = torch.ones(1, dtype=torch.float64)
-_SPREAD = 1.0  # prior sd of an output scale's logarithm, so that few rows hardly move it from 1
+_SPREAD = 0.5  # prior sd of an output scale's logarithm, so that few rows hardly move it from 1
 DRAWS = 256  # of the outputs, to evaluate a width
 _COST = 0.003  # of the point estimate's NLL, or of a nat, at most (TFB; Shi et al. 2024)
 _ALIKE = 0.001  # of the best NLL, or of a nat: smaller differences are ignored

@@ -95,10 +95,10 @@ def of_points(ensemble: bool, wide: bool) -> Inference:
             facts["seconds of widths"] = time.process_time() - started
             if ensemble:
                 _POINTS.wide = posterior
-        predict = partial(posterior.predict, samples=0, keep_samples=True)
-        if wide:
-            predict = partial(posterior.predict, method="exact")
-        return Fitted(predict, posterior, facts | _about(job, posterior, predict))
+        how: dict[str, Any] = {"samples": 0, "keep_samples": True}
+        how = {"method": "exact"} if wide else how
+        facts |= _about(job, posterior, **how)
+        return Fitted(partial(posterior.predict, **how), posterior, facts)
 
     return infer
 
@@ -128,20 +128,21 @@ def in_fewer_passes(method: Method, texts: int) -> Inference:
         posterior = _POINTS.students[texts]
         assert posterior.student is not None
         facts["student"] = asdict(posterior.student.report)
-        predict = partial(posterior.predict, method=method)
-        return Fitted(predict, posterior, facts | _about(job, posterior, predict))
+        facts |= _about(job, posterior, method=method)
+        return Fitted(partial(posterior.predict, method=method), posterior, facts)
 
     return infer
 
 
-def _about(job: Job, posterior: Posterior, predict: Callable[..., AnyForecast]) -> dict[str, Any]:
+def _about(job: Job, posterior: Posterior, **how: Any) -> dict[str, Any]:
     """Facts about what was fitted, and about the cost of its predictions: in passes, and in
-    processor time over that of the first point."""
+    processor time over that of the first point. Novelty costs the same pass for all."""
     reports = posterior.report.components or [posterior.report]
-    point, rows = _POINTS.fitted[0], job.validation
+    alone, rows = posterior.replace(novelty=None), job.validation
+    point = _POINTS.fitted[0].replace(novelty=None)
     made: list[AnyForecast] = []
     runs: dict[str, Step] = {
-        "this": lambda: made.append(predict(rows)),
+        "this": lambda: made.append(alone.predict(rows, **how)),
         "point": lambda: point.predict(rows, samples=0),
     }
     seconds = in_turn(runs, _TURNS, time.process_time)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,11 +24,12 @@ from ..data.cells import write_rows
 from ..errors import DataError
 from .pool import Pool
 
-__all__ = ["Decision", "Journal", "agreed"]
+__all__ = ["Decision", "Journal", "agreed", "labelled"]
 
 Action = Literal["label", "none", "skip", "undo"]
 """A label; that none of the labels fits; later; and that the decision before is taken back."""
 
+_ABOUT = ("labelled_by", "note")  # columns beside the label
 _WAIT = 60.0  # seconds for another process, which needs milliseconds
 
 
@@ -145,29 +146,38 @@ class Journal:
         return [key for key, decisions in self._by_text.items() if decisions]
 
     def write_table(self, out: Path, pool: Pool) -> int:
-        """Write the labels as `bhpeft update` takes them; how many there are.
-
-        A row is one of the data, with the label that people agree on, who gave it, and their
-        notes. Texts without one are left out (`agreed`).
-        """
+        """Write the labels as `bhpeft update` takes them (`labelled`); how many there are."""
         names = dict.fromkeys(name for record in pool.records for name in record)
-        names |= dict.fromkeys((pool.column, "labelled_by", "note"))
-        rows = []
-        for key in self.texts:
-            decisions = self.of_text(key)
-            label, item = agreed(decisions, pool.kind), pool.items.get(key)
-            if label is None or item is None:
-                continue
-            given = [one for one in decisions if one.action == "label"]
-            about = {
-                pool.column: label,
-                "labelled_by": ", ".join(one.who for one in given),
-                "note": " / ".join(one.note for one in given if one.note),
-            }
-            rows.append(names | dict(pool.records[item.row]) | about)
+        names |= dict.fromkeys((pool.column, *_ABOUT))
         with self.alone():
+            rows = labelled(self._last.values(), pool)
             write_rows(out, rows, names)
         return len(rows)
+
+
+def labelled(decisions: Iterable[Decision], pool: Pool) -> list[dict[str, Any]]:
+    """Rows of the data with the label that people agree on, who gave it, and their notes.
+
+    Texts without such a label (`agreed`), and texts that are not in the pool, are left out. The
+    rows are as `Posterior.update` takes them.
+    """
+    by_text: dict[str, dict[str, Decision]] = {}
+    for one in decisions:
+        by_text.setdefault(one.key, {})[one.who] = one
+    rows = []
+    for key, of_text in by_text.items():
+        item = pool.items.get(key)
+        label = agreed([*of_text.values()], pool.kind)
+        if item is None or label is None:
+            continue
+        given = [one for one in of_text.values() if one.action == "label"]
+        about = (
+            ", ".join(one.who for one in given),
+            " / ".join(filter(None, (g.note for g in given))),
+        )
+        row = {**pool.records[item.row], pool.column: label}
+        rows.append(row | dict(zip(_ABOUT, about, strict=True)))
+    return rows
 
 
 def agreed(decisions: list[Decision], kind: str) -> Any:

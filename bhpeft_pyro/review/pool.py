@@ -7,7 +7,7 @@ another process can make the next one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from ..data.columns import as_choices
 from ..data.sources import in_file, load, parts
 from ..errors import ConfigError, DataError, GuideError
+from ..forecast.base import digits
 from ..posterior import Posterior
 
 __all__ = ["Item", "Pool"]
@@ -35,6 +36,7 @@ class Item:
         values: for each of them the label as the data have it.
         probabilities: for each of them how probable it is.
         rating: the predicted mean, and the ends of the 90 % interval.
+        uncertainty: "epistemic" and "aleatoric", in the forecast's unit, and "novelty" if known.
         reason: the main one to doubt the prediction; see `Forecast.reasons`.
         queued: whether it is there because its label teaches most; in words, or "".
         nearest: the learnt text that is most like it, if the posterior keeps texts.
@@ -47,10 +49,17 @@ class Item:
     values: tuple[Any, ...]
     probabilities: tuple[float, ...]
     rating: tuple[float, float, float] | None
+    uncertainty: Mapping[str, float]
     reason: str
     queued: str
     nearest: str | None
     answered: bool | None
+
+    def together(self, chosen: Collection[int]) -> list[Any]:
+        """Several options, as a file has them: by name, or a 0 or 1 for each without a name."""
+        if all(isinstance(value, int) for value in self.values):
+            return [int(number in chosen) for number in range(len(self.values))]
+        return [self.values[number] for number in sorted({*chosen})]
 
 
 @dataclass(frozen=True)
@@ -126,20 +135,23 @@ class Pool:
         keys = [f"{value % 2**64:016x}" for value in hashes.tolist()]
         answered, reasons, nearest = forecast.answered, forecast.reasons(), forecast.nearest
         predicted = _predicted(forecast, kind)
+        uncertainty = {by: digits(forecast.uncertainty(by)) for by in ("epistemic", "aleatoric")}
+        uncertainty |= {} if forecast.novelty is None else {"novelty": digits(forecast.novelty)}
         items: dict[str, Item] = {}
         for row, key in reversed([*enumerate(keys)]):  # of copies the first stays
-            names, values, probabilities, rating = predicted[row]
+            names, labels, probabilities, rating = predicted[row]
             if kind == "choice":
                 names, named = as_choices(records[row][columns.choices])
-                values = [*range(len(names))] if named is None else named
+                labels = [*range(len(names))] if named is None else named
             read = [name for name in columns.inputs(kind) if name != columns.choices]
             items[key] = Item(
                 row,
                 tuple(str(records[row][name]) for name in read),
                 tuple(names),
-                tuple(values),
+                tuple(labels),
                 tuple(probabilities[: len(names)]),
                 rating,
+                {name: values[row] for name, values in uncertainty.items()},
                 reasons[row],
                 queued.get(row, ""),
                 None if nearest is None else nearest[row] or None,

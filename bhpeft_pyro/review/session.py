@@ -112,7 +112,7 @@ class Session:
         item = self.item(key)
         label = self._label(item, given) if action == "label" else None
         if action == "none" and self.pool.kind == "labels":
-            action, label = "label", self._together(item, [])
+            action, label = "label", item.together([])
         with self._lock:
             kept = Decision(key, who, action, label, note.strip(), round=self.pool.round)  # type: ignore[arg-type]
             self.journal.add(kept)
@@ -136,15 +136,7 @@ class Session:
         chosen = [int(one) for one in given if one.isdecimal() and int(one) < len(item.options)]
         if not chosen or len(chosen) < len(given):
             raise DataError("label: expected one of those that are shown")
-        return (
-            self._together(item, chosen) if self.pool.kind == "labels" else item.values[chosen[0]]
-        )
-
-    def _together(self, item: Item, chosen: Sequence[int]) -> list[Any]:
-        """Several labels, as a file has them: by name, or a 0 or 1 for each without a name."""
-        if all(isinstance(value, int) for value in item.values):
-            return [int(number in chosen) for number in range(len(item.values))]
-        return [item.values[number] for number in sorted({*chosen})]
+        return item.together(chosen) if self.pool.kind == "labels" else item.values[chosen[0]]
 
     def undo(self, who: str) -> str | None:
         """Take back a person's last decision; the text that it was about."""

@@ -14,13 +14,12 @@ def pool(count: int = 5, kind: str = "class", **changes: Any) -> Pool:
     scale = (1.0, 5.0) if kind == "rating" else None
     rating = (3.21, 2.0, 4.5) if kind == "rating" else None
     names = () if kind == "rating" else NAMES
-    about = {
-        f"t{i}": Item(
-            i, (f"text {i}",), names, names, (0.2, 0.5, 0.3)[: len(names)], rating,
-            "weights uncertain", "praise (30%)" if i == 0 else "", None, None,
-        )
-        for i in range(count)
-    }  # fmt: skip
+    uncertainty = {"epistemic": 0.25, "aleatoric": 0.5}
+    about = {}
+    for i in range(count):
+        said = (0.2, 0.5, 0.3)[: len(names)], rating, uncertainty, "weights uncertain"
+        queued = "praise (30%)" if i == 0 else ""
+        about[f"t{i}"] = Item(i, (f"text {i}",), names, names, *said, queued, None, None)
     records = tuple({"id": f"0{i}", "text": f"text {i}"} for i in range(count))
     facts = {
         "items": about,

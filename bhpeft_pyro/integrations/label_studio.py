@@ -1,0 +1,171 @@
+"""Label Studio: tasks with what a posterior predicts go out, and what people annotated comes in.
+
+Nothing of Label Studio is imported: both are JSON files, which its page and its API take and give.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from ..base.checks import as_path, shown
+from ..errors import DataError
+from ..review.journal import Action, Decision
+from ..review.pool import Item, Pool
+
+__all__ = ["from_export", "labelling_config", "to_tasks"]
+
+_LABEL, _NOTE, _TEXT = "label", "note", "text"  # names of tags
+
+
+def labelling_config(pool: Pool) -> str:
+    """The XML of a project's labelling interface, for tasks of `to_tasks`.
+
+    Args:
+        pool: the texts; `review.Pool.of(posterior, "new.csv")`.
+    """
+    some = next(iter(pool.items.values()))
+    texts = [
+        f'<Text name="{name}" value="${name}"/>'
+        for name, _ in zip(_names(some), some.texts, strict=True)
+    ]
+    to = f'name="{_LABEL}" toName="{_TEXT}"'
+    if pool.kind == "rating":
+        ends = (
+            ""
+            if not pool.limited or not pool.scale
+            else ' min="{:g}" max="{:g}"'.format(*pool.scale)
+        )
+        control = f'<Number {to}{ends} step="any"/>'
+    elif pool.kind == "choice":
+        control = f'<Choices {to} choice="single" value="$choices"/>'
+    else:
+        many = "multiple" if pool.kind == "labels" else "single"
+        choices = "".join(f"<Choice value={quoteattr(name)}/>" for name in some.options)
+        control = f'<Choices {to} choice="{many}">{choices}</Choices>'
+    note = f'<TextArea name="{_NOTE}" toName="{_TEXT}" rows="1" maxSubmissions="1"/>'
+    return "<View>\n  " + "\n  ".join([*texts, control, note]) + "\n</View>\n"
+
+
+def to_tasks(pool: Pool) -> list[dict[str, Any]]:
+    """The texts to label as tasks with a prediction each, in the order of the pool.
+
+    `json.dump` writes the file to import. The `score` of a prediction, by which Label Studio can
+    order tasks, is the probability that it is right; of ratings 1 / (1 + sd). The data of a task
+    hold the reason to doubt it and both parts of its uncertainty.
+
+    Args:
+        pool: the texts; `review.Pool.of(posterior, "new.csv")`.
+    """
+    tasks = []
+    for key in pool.order:
+        item = pool.items[key]
+        value, score = _prediction(item, pool.kind)
+        kind = "number" if pool.kind == "rating" else "choices"
+        result = {
+            "id": key,
+            "from_name": _LABEL,
+            "to_name": _TEXT,
+            "type": kind,
+            "value": {kind: value},
+            "score": score,
+        }
+        data = {
+            **dict(zip(_names(item), item.texts, strict=True)),
+            **(
+                {"choices": [{"value": name} for name in item.options]}
+                if pool.kind == "choice"
+                else {}
+            ),
+            "key": key,
+            "reason": item.reason,
+            **item.uncertainty,
+        }
+        prediction = {"model_version": pool.round, "score": score, "result": [result]}
+        tasks.append({"data": data, "predictions": [prediction]})
+    return tasks
+
+
+def from_export(export: str | Path | Iterable[Mapping[str, Any]], pool: Pool) -> list[Decision]:
+    """What people annotated, as decisions: `review.labelled(decisions, pool)` are rows to update
+    with, and a `review.Journal` can add them to those of the page.
+
+    An annotation without a label says that none fits; a skipped one ("was cancelled") is a skip.
+
+    Args:
+        export: a file that Label Studio exported as "JSON", or what is in it.
+        pool: that of the tasks, of the same table.
+
+    Raises:
+        DataError: the file is no such export, or a label is not one of those that were asked for.
+    """
+    tasks: Any = export
+    if isinstance(export, (str, Path)):
+        try:
+            tasks = json.loads(as_path("export", export).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"export={shown(str(export))} cannot be read as JSON: {error}"
+            ) from error
+    decisions = []
+    for number, task in enumerate(tasks):
+        try:
+            key, annotations = task["data"]["key"], task["annotations"]
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"export: task {number} has no {error}; expected Label Studio's export as JSON, "
+                "not JSON-MIN, of tasks that to_tasks made"
+            ) from error
+        for one in annotations:
+            if key in pool.items:
+                decisions.append(_decision(key, one, pool))
+    return decisions
+
+
+def _names(item: Item) -> list[str]:
+    return [_TEXT, "pair"][: len(item.texts)]
+
+
+def _prediction(item: Item, kind: str) -> tuple[Any, float]:
+    """What is predicted, as Label Studio has it, and the score."""
+    if item.rating is not None:
+        variance = item.uncertainty["epistemic"] + item.uncertainty["aleatoric"]
+        return float(f"{item.rating[0]:.4g}"), 1 / (1 + math.sqrt(variance))
+    shares = item.probabilities
+    if kind == "labels":
+        chosen = [name for name, share in zip(item.options, shares, strict=True) if share > 0.5]
+        return chosen, math.prod(max(share, 1 - share) for share in shares)
+    best = max(range(len(shares)), key=shares.__getitem__)
+    return [item.options[best]], shares[best]
+
+
+def _decision(key: str, annotation: Mapping[str, Any], pool: Pool) -> Decision:
+    results = {one.get("from_name"): one.get("value", {}) for one in annotation.get("result", ())}
+    by = annotation.get("completed_by")
+    who = by.get("email") or by.get("id") if isinstance(by, Mapping) else by
+    value = results.get(_LABEL, {})
+    action: Action = "label"
+    label: Any = None
+    item = pool.items[key]
+    if annotation.get("was_cancelled"):
+        action = "skip"
+    elif pool.kind == "rating":
+        label = value.get("number", value.get("rating"))
+    else:
+        unknown = [name for name in value.get("choices", ()) if name not in item.options]
+        if unknown:
+            raise DataError(f"export: {unknown[0]!r} is not one of {item.options}")
+        chosen = [item.options.index(name) for name in value.get("choices", ())]
+        if pool.kind == "labels":
+            label = item.together(chosen)
+        elif chosen:
+            label = item.values[chosen[0]]
+    if action == "label" and label is None:
+        action = "none"
+    note = " ".join(results.get(_NOTE, {}).get("text", ()))
+    at = str(annotation.get("updated_at") or annotation.get("created_at") or "")
+    return Decision(key, f"{who}", action, label, note, at, pool.round)

@@ -25,6 +25,7 @@ if sys.platform != "win32":
     import fcntl
 
 _LOCK = ".posterior.lock"
+_LONGEST_LINE = 10_000_000  # bytes of what `append` looks at
 _WAIT = 60.0  # seconds that a save waits for another; it takes a few at most
 
 
@@ -186,6 +187,36 @@ def alone_in(folder: Path, name: str = _LOCK) -> Iterator[None]:
         with suppress(PermissionError):  # of Windows, where it stays
             file.unlink(missing_ok=True)
         lock.release()
+
+
+def append(path: Path, line: bytes) -> None:
+    """Append a line to a file of lines; it is on the disk when this returns. A last line that a
+    kill has cut, and nobody was told to be there, is removed."""
+    with naming(path), alone_in(path.parent, f".{path.name}.lock"):
+        refuse_link(path)
+        new = not path.exists()
+        with path.open("ab+") as file:
+            end = file.tell()
+            file.seek(max(0, end - _LONGEST_LINE))
+            last = file.read()
+            if cut := len(last) - 1 - last.rfind(b"\n"):
+                file.truncate(end - cut)
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            keep_names(path.parent)
+
+
+def appended(path: Path, start: int = 0) -> tuple[list[bytes], int]:
+    """The lines of a file behind a place in it, and where the last one ends; one that is still
+    written is left out."""
+    if not path.exists():
+        return [], start
+    with path.open("rb") as file:
+        file.seek(start)
+        lines, newline, _ = file.read().rpartition(b"\n")
+    return lines.splitlines(), start + len(lines) + len(newline)
 
 
 def size_of(file: Path) -> int:

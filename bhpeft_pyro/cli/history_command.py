@@ -37,7 +37,8 @@ def history(
 
     A stream continues only a single line of rounds. If there are branches, --keep chooses one;
     nothing is deleted. If rounds made promises (bhpeft stream --promise), a column says whether the
-    promise of the round before still held for the data of this one.
+    promise of the round before still held for the data of this one. Labels that came back to bhpeft
+    serve are counted below.
 
     Examples:
         bhpeft history runs/reviews-2
@@ -45,6 +46,7 @@ def history(
         bhpeft history runs/stream --keep 5f0c
     """
     from ..posterior import saving
+    from ..serving.feedback import Tally
     from .saved import rounds_of
 
     history = rounds_of(folder)
@@ -58,11 +60,13 @@ def history(
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
     folders = {rounds[-1].id: folder} if single else history.folders
+    labels = {id: Tally.of(path, id) for id, path in folders.items()}
     if as_json:
         facts = [
             {
                 **{name: getattr(report, name) for name in (*_COLUMNS, *_MORE)},
                 "folder": str(folders[report.id]) if report.id in folders else None,
+                "feedback": vars(tally) if (tally := labels.get(report.id)) else None,
             }
             for report in rounds
         ]
@@ -78,3 +82,6 @@ def history(
     if not single and any(path.name != id for id, path in folders.items()):
         columns["folder"] = [folders[report.id].name for report in rounds]
     table("Rounds", [*columns], [*zip(*columns.values(), strict=True)])
+    for id, tally in labels.items():
+        if tally:
+            typer.echo(f"{id}: {tally}, of those that came back to bhpeft serve")

@@ -95,19 +95,35 @@ class Watch:
             )
         if forecast.labels is not None:
             answered = self.promise.answers(forecast)
-            self.answered += int(answered.sum())
-            self.wrong += int((forecast.wrong(self.promise.tolerance) & answered).sum())
-            evidence = error_evidence(self.answered, self.wrong, self.promise.error)
-            self._largest["labels"] = max(evidence, self.evidence("labels"))
-        seen = {"chance": forecast.chance_right(self.promise.tolerance)}
-        if forecast.novelty is not None and "novelty" in self.promise.calibration:
-            seen["novelty"] = forecast.novelty
-        for name, values in seen.items():
+            wrong = forecast.wrong(self.promise.tolerance) & answered
+            self.count(int(answered.sum()), int(wrong.sum()))
+        seen = {"chance": forecast.chance_right(self.promise.tolerance).tolist()}
+        if forecast.novelty is not None:
+            seen["novelty"] = forecast.novelty.tolist()
+        return self.compare(seen)
+
+    def count(self, answered: int, wrong: int) -> Self:
+        """Take labels into account, of so many answered texts, so many of them wrongly; what `see`
+        does if the labels come with the forecast."""
+        self.answered += answered
+        self.wrong += wrong
+        evidence = error_evidence(self.answered, self.wrong, self.promise.error)
+        self._largest["labels"] = max(evidence, self.evidence("labels"))
+        return self
+
+    def compare(self, values: Mapping[str, Sequence[float]]) -> Self:
+        """Take texts into account by the "chance" of being right and the "novelty" of each; what
+        `see` reads from their forecast.
+
+        Raises:
+            ConfigError: as for `see`.
+        """
+        for name in self.promise.calibration.keys() & values.keys():
             so_far = self._values.setdefault(name, [])
-            so_far.extend(values.tolist())
+            so_far.extend(values[name])
             evidence = _text_evidence(self.promise.calibration[name], so_far)
             self._largest[name] = max(evidence, self.evidence(name))
-        self.texts += len(forecast)
+        self.texts += len(values["chance"])
         return self
 
     def evidence(self, of: str) -> float:

@@ -66,7 +66,8 @@ class Served:
     @property
     def numbers(self) -> tuple[str, ...]:
         """The columns of numbers that the likelihood reads."""
-        return tuple(self.posterior.columns.extra)
+        given = {*self.posterior.columns.extra, *self.posterior.model.likelihood.columns}
+        return tuple(sorted(given))
 
     @property
     def limit(self) -> int | None:

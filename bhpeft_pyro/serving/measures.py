@@ -6,6 +6,7 @@ prometheus-client has it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 
@@ -20,6 +21,7 @@ from prometheus_client import (
 
 from .answers import Answer
 from .engine import Batch
+from .feedback import Feedback
 
 __all__ = ["Measures"]
 
@@ -64,6 +66,27 @@ class Measures:
         self.exchanges = Counter(
             "bhpeft_exchanges", "Rounds exchanged, by the new one", ["round"], registry=own
         )
+
+        self.labels = Gauge(
+            "bhpeft_feedback",
+            "Labels of the round that came back; answered and wrong ones are of texts at random",
+            ["what"],
+            registry=own,
+            multiprocess_mode="mostrecent",  # all read the same file
+        )
+        self.holds = Gauge(
+            "bhpeft_promise_holds",
+            "0 if labels or texts speak against the promise; NaN if there is none",
+            registry=own,
+            multiprocess_mode="mostrecent",
+        )
+
+    def feedback(self, feedback: Feedback) -> None:
+        """Note what labels say."""
+        for what in ("labels", "answered", "wrong"):
+            self.labels.labels(what).set(getattr(feedback.tally, what))
+        watch = feedback.watch
+        self.holds.set(math.nan if watch is None else float(watch.holds))
 
     def batch(self, batch: Batch) -> None:
         """Count a batch; the engine's thread calls it."""

@@ -11,9 +11,11 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -25,7 +27,7 @@ from starlette.routing import Route
 from .. import __version__
 from ..base.checks import shown
 from ..errors import BHPEFTError
-from . import predict_api
+from . import feedback, mlflow_api, open_inference_api, predict_api
 from .engine import Answered, Engine, Limits, Refused
 from .loading import Served, Source
 from .measures import Measures
@@ -57,16 +59,22 @@ class Service:
         served: the round that answers first.
         limits: what is taken on.
         token: with which rounds are exchanged; None if nobody may.
+
+    Attributes:
+        name: of the model in the Open Inference Protocol, from that of the folder.
+        running: how many questions are read, wait or are answered.
     """
 
     def __init__(
         self, source: Source, served: Served, limits: Limits, token: str | None = None
     ) -> None:
         self.source, self.limits, self.token = source, limits, token
+        self.name = re.sub(r"[^\w.-]", "-", source.run.resolve().name)
         self.measures = Measures()
         self.engine = Engine(served, limits, self.measures.batch)
+        self.feedback = feedback.Feedback(served)
         self.running = 0
-        self._exchange = asyncio.Lock()
+        self._exchange, self._labelling = asyncio.Lock(), asyncio.Lock()
 
     @property
     def application(self) -> Starlette:
@@ -76,7 +84,12 @@ class Service:
             self._get("/ready", self.ready),
             self._get("/info", self.info),
             self._get("/metrics", self.metrics),
+            self._get("/ping", self.health),
             self._ask("/predict", predict_api.read),
+            self._ask("/invocations", mlflow_api.read),
+            self._get("/feedback", self.labels_so_far),
+            self._post("/feedback", self.take_labels),
+            *self._open_inference(),
             Route("/admin/swap", self._refusing(self.swap), methods=["POST"]),
             Route("/admin/rollback", self._refusing(self.roll_back), methods=["POST"]),
         ]
@@ -90,20 +103,43 @@ class Service:
         yield
         await asyncio.to_thread(self.engine.close)
 
+    def _open_inference(self) -> list[Route]:
+        """The paths of the Open Inference Protocol."""
+        model = f"/v2/models/{self.name}"
+
+        async def about_server(request: Request) -> Response:
+            return JSONResponse(open_inference_api.about_server())
+
+        async def about_model(request: Request) -> Response:
+            return JSONResponse(open_inference_api.about_model(self.name, self.engine.served))
+
+        return [
+            self._get("/v2", about_server),
+            self._get("/v2/health/live", self.health),
+            self._get("/v2/health/ready", self.ready),
+            self._get(model, about_model),
+            self._get(f"{model}/ready", self.ready),
+            self._ask(f"{model}/infer", partial(open_inference_api.read, self.name)),
+        ]
+
     def _get(self, path: str, endpoint: Endpoint) -> Route:
         return Route(path, self._refusing(endpoint), methods=["GET"])
 
     def _ask(self, path: str, read: Read) -> Route:
-        """A path whose requests are questions, which are counted and timed."""
+        """A path whose requests are questions of a protocol."""
+        return self._post(path, partial(self._answered, read))
 
-        async def ask(request: Request) -> Response:
+    def _post(self, path: str, endpoint: Endpoint) -> Route:
+        """A path whose requests are limited, counted and timed."""
+
+        async def limited(request: Request) -> Response:
             if self.running >= self.limits.requests:
                 raise Refused(429, f"{self.running} requests are being answered; try again later")
             self.running += 1
             self.measures.running.inc()
             try:
                 async with asyncio.timeout(self.limits.seconds):
-                    return await self._answered(request, read)
+                    return await endpoint(request)
             except TimeoutError:
                 raise Refused(429, f"no answer in {self.limits.seconds:g} seconds") from None
             finally:
@@ -117,10 +153,10 @@ class Service:
             self.measures.seconds.labels(path).observe(time.perf_counter() - began)
             return response
 
-        refusing = self._refusing(ask)
+        refusing = self._refusing(limited)
         return Route(path, counted, methods=["POST"])
 
-    async def _answered(self, request: Request, read: Read) -> Response:
+    async def _answered(self, read: Read, request: Request) -> Response:
         question = read(await self._json(request), self.engine.served)
         answered = await self.predict(request, question)
         self.measures.answers(answered.served.id, answered.rows)
@@ -207,8 +243,27 @@ class Service:
         }
         return JSONResponse(facts, headers={_ROUND: served.id})
 
+    async def take_labels(self, request: Request) -> Response:
+        """Keep labels of texts, which are on the disk when this answers."""
+        served = self.engine.served
+        labels = feedback.read(await self._json(request), served)
+        if labels.count > self.limits.texts:
+            raise Refused(413, f"{labels.count} rows; expected {self.limits.texts} at most")
+        async with self._labelling:
+            tally = await asyncio.to_thread(self.feedback.take, served, labels)
+        return JSONResponse({"taken": labels.count, "round": served.id} | vars(tally))
+
+    async def labels_so_far(self, request: Request) -> Response:
+        """What the labels of the round say, and whether its promise holds."""
+        served = self.engine.served
+        seen = await asyncio.to_thread(self.feedback.refreshed, served)
+        watch = None if seen.watch is None else str(seen.watch)
+        return JSONResponse({"round": served.id} | vars(seen.tally) | {"promise": watch})
+
     async def metrics(self, request: Request) -> Response:
         """Counters for Prometheus."""
+        seen = await asyncio.to_thread(self.feedback.refreshed, self.engine.served)
+        self.measures.feedback(seen)
         return Response(self.measures.text(), media_type="text/plain; version=0.0.4")
 
     async def swap(self, request: Request) -> Response:

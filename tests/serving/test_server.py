@@ -72,6 +72,22 @@ def test_what_those_who_watch_ask_for(client, service, april) -> None:
     service.engine.start()
 
 
+def test_other_protocols_say_the_same(client, april) -> None:
+    scores = [answer["scores"] for answer in ask(client, inputs=["w5", "w6"], details=True).json()]
+    rows = client.post("/invocations", json={"instances": ["w5", "w6"]}).json()["predictions"]
+    assert [row["scores"] for row in rows] == scores
+    tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["w5", "w6"]}
+    response = client.post("/v2/models/runs/infer", json={"inputs": [tensor]})
+    outputs = {output["name"]: output for output in response.json()["outputs"]}
+    by_label = [dict(zip(["bad", "good"], outputs["scores"]["data"][i:], strict=False))
+                for i in (0, 2)]  # fmt: skip
+    assert by_label == scores
+    for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/runs", "/ping",
+                 "/v2/models/runs/ready"):  # fmt: skip
+        assert client.get(path).status_code == 200
+    assert client.get("/v2/models/other").status_code == 404
+
+
 def test_other_paths_and_methods(client) -> None:
     for method, path, status in (("GET", "/", 404), ("GET", "/predict", 405)):
         response = client.request(method, path)
@@ -168,10 +184,13 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(service) -> None:
 
 def malformed(random: random.Random) -> bytes:
     """A body that is broken in one of many ways."""
-    good = json.dumps({"inputs": ["w5 w6", "w7"], "truncate": True, "details": False}).encode()
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["w5"]}
+    good = json.dumps({"inputs": random.choice([["w5 w6", "w7"], [tensor]])}).encode()
     leaf: Any = random.choice([None, True, 1e999, -1, "", "w5", "\ud800", [], {}, 10**30, "\0"])
     for _ in range(random.randrange(4)):
-        leaf = random.choice([[leaf], {"inputs": leaf}, [leaf, "w5"], {"text": leaf}])
+        leaf = random.choice(
+            [[leaf], {"inputs": leaf}, [leaf, "w5"], {"text": leaf}, {**tensor, "data": leaf}]
+        )
     match random.randrange(6):
         case 0:
             return good[: random.randrange(len(good))]
@@ -192,7 +211,8 @@ def test_malformed_requests_are_the_clients_fault(client) -> None:
     made = random.Random(0)
     codes = set()
     for _ in range(1000):
-        response = client.post("/predict", content=malformed(made))
+        path = made.choice(("/predict", "/invocations", "/v2/models/runs/infer"))
+        response = client.post(path, content=malformed(made))
         codes.add(response.status_code)
         assert response.status_code in (200, 413, 422), response.text
         if response.status_code != 200:

@@ -1,0 +1,215 @@
+"""Labels that come back, by `POST /feedback`: kept beside the round that answered, and watched.
+
+`feedback.jsonl`, in the folder of the round, has a line for each: the columns of the training data,
+as `bhpeft update` takes them, and in the entry `feedback` when it came, and how the round's
+forecast stands to it. A label is on the disk before its request is answered. The file alone is the
+truth: whoever serves the round reads in it what others append, and a new start reads it all.
+
+A promise speaks of texts drawn at random. So labels of texts that somebody has chosen, because they
+are doubtful or because someone complained, are kept but not counted (`"random": false`), and so are
+those of texts that the round has learnt.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base.checks import shown
+from ..base.files import append, appended
+from ..decisions.watching import Watch, error_evidence
+from ..errors import DataError, SaveError
+from .engine import Refused
+from .loading import Served, Table
+from .mlflow_api import columns_of
+from .questions import column_of, question_of
+
+__all__ = ["FILE", "Feedback", "Labels", "Tally", "read"]
+
+FILE = "feedback.jsonl"
+_ENTRY = "feedback"
+_ALARM = 40.0  # an e-value: 2 / 5%, half of which is for labels, as `Watch` has it
+
+
+@dataclass
+class Tally:
+    """What the labels of a round say so far.
+
+    Attributes:
+        labels: how many there are.
+        answered, wrong: of those drawn at random, how many texts are answered under the promise,
+            and how many of these wrongly.
+        evidence: that more are wrong than was promised, the largest e-value so far.
+    """
+
+    labels: int = 0
+    answered: int = 0
+    wrong: int = 0
+    evidence: float = 1.0
+
+    @classmethod
+    def of(cls, folder: Path, round: str) -> Tally | None:
+        """That of a saved round; None if it has no labels."""
+        tally = cls()
+        for entry in _entries(appended(folder / FILE)[0], round):
+            tally.add(entry)
+        return tally if tally.labels else None
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take the entry of a line into account."""
+        self.labels += 1
+        if entry["counts"] and entry["answered"]:
+            self.answered += 1
+            self.wrong += entry["wrong"]
+            evidence = error_evidence(self.answered, self.wrong, entry["promised"])
+            self.evidence = max(self.evidence, evidence)
+
+    def __str__(self) -> str:
+        text = f"{self.labels} label{'s' * (self.labels != 1)}"
+        if self.answered:
+            text += f", {self.wrong} of {self.answered} answers wrong"
+        return text + ", more than was promised" * (self.evidence >= _ALARM)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled rows of a request.
+
+    Attributes:
+        table: the columns of the training data, with that of the label.
+        random: whether the texts were drawn at random.
+        by: who gave the labels.
+    """
+
+    table: Table
+    random: bool
+    by: str
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return len(next(iter(self.table.values())))
+
+
+def read(payload: Any, served: Served) -> Labels:
+    """The labels of a request's JSON: a row, or `{"rows": [...]}`, with "random" and "by" beside.
+
+    Raises:
+        Refused: a column is missing, or cannot be read.
+    """
+    if not isinstance(payload, dict):
+        raise Refused(422, f"got {shown(payload)}; expected an object with a text and its label")
+    columns = columns_of(payload.get("rows", [payload]), served)
+    table: Table = question_of(columns, served, lambda _: None).table
+    target = served.posterior.columns.target(served.posterior.model.likelihood.kind)
+    labels = columns.get(target)
+    if not isinstance(labels, list) or any(label is None for label in labels):
+        raise Refused(422, f"column {target!r}: got {shown(labels)}; expected a label for each row")
+    random, by = column_of(payload, "random", bool, True), column_of(payload, "by", str, "")
+    return Labels({**table, target: labels}, random, by)
+
+
+class Feedback:
+    """The labels of the round that is served; one thread at a time uses it.
+
+    Attributes:
+        tally: what they say, as far as the file has been read.
+        watch: over the promise of the round; None if it has none.
+    """
+
+    def __init__(self, served: Served) -> None:
+        self._turn = threading.Lock()
+        self._begin(served)
+
+    def _begin(self, served: Served) -> None:
+        promised = served.posterior.promised
+        self.served, self._end = served, 0
+        self.tally, self.watch = Tally(), None if promised is None else Watch(promised)
+
+    def take(self, served: Served, labels: Labels) -> Tally:
+        """Keep labels, and say what all labels of the round say.
+
+        Raises:
+            Refused: a label cannot be read, or the file cannot be written.
+        """
+        with self._turn:
+            try:
+                entries = _judged(served, labels)
+                table = {**labels.table, _ENTRY: entries}
+                cells = zip(*table.values(), strict=True)
+                lines = (json.dumps(dict(zip(table, row, strict=True))) for row in cells)
+                append(served.folder / FILE, "\n".join(lines).encode())
+            except DataError as error:
+                raise Refused(422, str(error)) from error
+            except (SaveError, OSError) as error:
+                raise Refused(503, f"the labels cannot be kept: {error}") from error
+        return self.refreshed(served).tally
+
+    def refreshed(self, served: Served) -> Feedback:
+        """With what has been appended since, by this process or another, to the file of a round."""
+        with self._turn:
+            if served is not self.served:
+                self._begin(served)
+            lines, self._end = appended(served.folder / FILE, self._end)
+            entries = _entries(lines, served.id)
+            for entry in entries:
+                self.tally.add(entry)
+            if self.watch is not None:
+                _watch(self.watch, [entry for entry in entries if entry["counts"]])
+        return self
+
+
+def _watch(watch: Watch, entries: Sequence[Mapping[str, Any]]) -> None:
+    for entry in entries:
+        if entry["answered"]:
+            watch.count(1, int(entry["wrong"]))
+    values = {"chance": [entry["chance"] for entry in entries]}
+    novelty = [entry["novelty"] for entry in entries]
+    if entries and None not in novelty:
+        values["novelty"] = novelty
+    if entries:
+        watch.compare(values)
+
+
+def _judged(served: Served, labels: Labels) -> list[dict[str, Any]]:
+    """The entry of each row: how the round's forecast stands to its label."""
+    posterior = served.posterior
+    examples = posterior.encode(labels.table)
+    forecast = posterior.predict(examples, method=served.method)
+    promised = forecast.promised
+    tolerance = None if promised is None else promised.tolerance
+    judged = served.kind != "rating" or promised is not None
+    wrong = forecast.by_row(forecast.wrong(tolerance))
+    nothing: list[Any] = [None] * len(wrong)
+    known = () if posterior.learnt_rows is None else posterior.learnt_rows
+    learnt = torch.isin(examples.row_hashes, torch.as_tensor(known)).tolist()
+    about = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "round": served.id,
+        "by": labels.by,
+        "promised": None if promised is None else promised.error,
+    }
+    columns = {
+        "wrong": wrong if judged else nothing,
+        "answered": nothing if promised is None else forecast.by_row(promised.answers(forecast)),
+        "chance": forecast.by_row(forecast.chance_right(tolerance)),
+        "novelty": nothing if forecast.novelty is None else forecast.by_row(forecast.novelty),
+        "counts": [promised is not None and labels.random and not old for old in learnt],
+    }
+    return [
+        about | dict(zip(columns, cells, strict=True))
+        for cells in zip(*columns.values(), strict=True)
+    ]
+
+
+def _entries(lines: Sequence[bytes], round: str) -> list[dict[str, Any]]:
+    """The entries of a round; other rounds may have been saved in the same folder before it."""
+    entries = (json.loads(line).get(_ENTRY, {}) for line in lines)
+    return [entry for entry in entries if entry.get("round") == round]

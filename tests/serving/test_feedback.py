@@ -1,0 +1,143 @@
+"""Labels that come back: on the disk, counted, watched, and learnt by an update."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import bhpeft
+from services import LIMITS
+from starlette.testclient import TestClient
+
+from bhpeft_pyro.serving.engine import Refused
+from bhpeft_pyro.serving.feedback import FILE, Feedback, Tally, read
+from bhpeft_pyro.serving.server import Service
+from bhpeft_pyro.testing import tiny_examples
+
+pytest.importorskip("crepes")
+TEXTS = [*tiny_examples(60, seed=21).texts]
+TRUE = ["bad", "good"] * 30
+
+
+@pytest.fixture
+def copied(folder: Path, source: Any, tmp_path: Path, april: Any) -> Iterator[Any]:
+    """April, in a folder of its own."""
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    yield replace(april, folder=tmp_path / "runs" / "april")
+
+
+def rows(texts: Any, labels: Any) -> list[dict[str, Any]]:
+    return [{"text": t, "label": n} for t, n in zip(texts, labels, strict=True)]
+
+
+def lines(folder: Path) -> list[Any]:
+    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+
+
+def test_labels_are_kept_as_an_update_takes_them(copied, tmp_path) -> None:
+    feedback = Feedback(copied)
+    feedback.take(copied, read({"text": "w5 w49", "label": "bad", "by": "Ana"}, copied))
+    given = {"rows": rows(TEXTS[:30], TRUE[:30])}
+    tally = feedback.take(copied, read(given, copied))
+    assert tally.labels == 31
+    kept = lines(copied.folder)
+    assert [{k: row[k] for k in ("text", "label")} for row in kept[1:]] == given["rows"]
+    entry = kept[0]["feedback"]
+    assert entry["by"] == "Ana" and entry["round"] == copied.id and entry["promised"] == 0.4
+    forecast = copied.posterior.predict(given["rows"])
+    wrong = [row["feedback"]["wrong"] for row in kept[1:]]
+    assert wrong == forecast.wrong().tolist()
+    chance = [row["feedback"]["chance"] for row in kept[1:]]
+    assert chance == pytest.approx(forecast.confidence.tolist())
+    quick = ("--max-steps", 2, "--device", "cpu", "--out", tmp_path / "june", "--validation", 0)
+    bhpeft("update", copied.folder, copied.folder / FILE, *quick, code=0)
+    (_, last) = json.loads(bhpeft("history", tmp_path / "june", "--json").stdout)["rounds"][-2:]
+    assert last["examples"] == 31
+
+
+def test_a_new_start_and_another_process_read_what_is_there(copied) -> None:
+    first, second = Feedback(copied), Feedback(copied)
+    first.take(copied, read({"rows": rows(TEXTS[:20], TRUE[:20])}, copied))
+    second.take(copied, read({"rows": rows(TEXTS[20:40], TRUE[20:40])}, copied))
+    third = Feedback(copied).refreshed(copied)
+    for feedback in (first.refreshed(copied), second):
+        assert feedback.tally == third.tally and feedback.tally.labels == 40
+        assert feedback.watch is not None and third.watch is not None
+        assert feedback.watch.answered == third.watch.answered == third.tally.answered
+        assert feedback.watch.evidence("labels") == third.watch.evidence("labels")
+        assert feedback.watch.evidence("labels") == third.tally.evidence
+        assert feedback.watch.texts == third.watch.texts == 40
+
+
+def test_wrong_answers_break_the_promise(copied) -> None:
+    feedback = Feedback(copied)
+    turned = ["good" if label == "bad" else "bad" for label in TRUE]
+    tally = feedback.take(copied, read({"rows": rows(TEXTS, turned)}, copied))
+    assert tally.wrong > 0.8 * tally.answered > 0 and tally.evidence > 40
+    assert feedback.watch is not None and feedback.watch.errors_exceed
+    assert str(tally).endswith("answers wrong, more than was promised")
+    assert str(Tally.of(copied.folder, copied.id)) == str(tally)
+
+
+def test_texts_that_were_chosen_or_learnt_are_kept_and_not_counted(copied) -> None:
+    feedback = Feedback(copied)
+    chosen = {"rows": rows(TEXTS[:9], TRUE[:9]), "random": False}
+    learnt = {"rows": rows(tiny_examples(60, 1).texts[:8], TRUE[:8])}
+    feedback.take(copied, read(chosen, copied))
+    tally = feedback.take(copied, read(learnt, copied))
+    assert (tally.labels, tally.answered) == (17, 0) and str(tally) == "17 labels"
+    assert feedback.watch is not None and feedback.watch.texts == 0
+
+
+def test_labels_of_an_earlier_round_in_the_same_folder_are_left_out(copied, may) -> None:
+    feedback = Feedback(copied)
+    feedback.take(copied, read({"rows": rows(TEXTS[:3], TRUE[:3])}, copied))
+    here = replace(may, folder=copied.folder)
+    assert feedback.refreshed(here).tally.labels == 0 and feedback.watch is None
+    assert Tally.of(copied.folder, may.id) is None
+    tally = feedback.take(here, read({"text": "w5", "label": "bad"}, here))
+    assert (tally.labels, tally.answered) == (1, 0)  # nothing is promised
+    assert feedback.refreshed(copied).tally.labels == 3
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(None, [], {}, {"text": "w5"}, {"label": "bad"}, {"text": "w5", "label": None}),
+        *({"text": "w5", "label": "bad", "random": 1}, {"text": "w5", "label": "bad", "by": 3}),
+        *({"rows": wrong} for wrong in (None, [], ["w5"], [{"text": "w5"}])),
+    ],
+)
+def test_what_has_no_label_is_refused(april, payload) -> None:
+    with pytest.raises(Refused) as refused:
+        read(payload, april)
+    assert refused.value.status == 422
+
+
+def test_a_file_that_cannot_be_written(copied) -> None:
+    (copied.folder / FILE).symlink_to(copied.folder / "elsewhere")
+    with pytest.raises(Refused, match=r"cannot be kept: .* symbolic link") as refused:
+        Feedback(copied).take(copied, read({"text": "w5", "label": "bad"}, copied))
+    assert refused.value.status == 503
+
+
+def test_over_http(copied, source) -> None:
+    with TestClient(Service(source, copied, LIMITS).application) as client:
+        taken = client.post("/feedback", json={"rows": rows(TEXTS[:12], TRUE[:12])}).json()
+        assert (taken["taken"], taken["labels"], taken["round"]) == (12, 12, copied.id)
+        said = client.get("/feedback").json()
+        assert said["labels"] == 12 and "answers with labels are wrong" in said["promise"]
+        assert client.post("/feedback", json={"text": "w5", "label": "ugly"}).status_code == 422
+        many = {"rows": rows(["w5"] * 17, ["bad"] * 17)}
+        assert client.post("/feedback", json=many).status_code == 413
+        text = client.get("/metrics").text
+        assert 'bhpeft_feedback{what="labels"} 12.0' in text and "bhpeft_promise_holds 1.0" in text
+    shown = bhpeft("history", copied.folder.parent).stdout
+    assert f"{copied.id}: 12 labels, " in shown and "answers wrong" in shown
+    facts = json.loads(bhpeft("history", copied.folder.parent, "--json").stdout)["rounds"]
+    assert [fact["feedback"] and fact["feedback"]["labels"] for fact in facts] == [None, 12, None]

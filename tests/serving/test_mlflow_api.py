@@ -1,0 +1,69 @@
+"""`/invocations` has the shape of MLflow's scoring server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bhpeft_pyro.serving.engine import Answered, Refused
+from bhpeft_pyro.serving.mlflow_api import read
+
+TABLE = {"text": ["w5", "w6"]}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"dataframe_split": {"columns": ["id", "text"], "data": [[1, "w5"], [2, "w6"]]}},
+        {"dataframe_split": {"columns": ["text"], "index": [3, 4], "data": [["w5"], ["w6"]]}},
+        {"dataframe_records": [{"text": "w5", "id": 1}, {"text": "w6", "id": 2}]},
+        {"instances": ["w5", "w6"]},
+        {"instances": [{"text": "w5"}, {"text": "w6"}], "params": {}},
+        {"inputs": {"text": ["w5", "w6"], "id": [1, 2]}},
+        {"inputs": ["w5", "w6"]},
+    ],
+)
+def test_all_shapes_of_a_table(april, payload) -> None:
+    assert read(payload, april).table == TABLE
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(None, [], {}, {"input": ["w5"]}, {"inputs": ["w5"], "instances": ["w5"]}),
+        *({"inputs": wrong} for wrong in (None, "w5", 3, {}, {"text": "w5"}, {"body": ["w5"]})),
+        *({"inputs": wrong} for wrong in ([], [3], [{"text": "w5"}, "w6"], [{"text": "w5"}, {}])),
+        {"dataframe_split": {"columns": ["text"], "data": [["w5"], []]}},
+        {"dataframe_split": {"columns": [["text"]], "data": [["w5"]]}},
+        {"dataframe_split": {"columns": "text", "data": ["w5"]}},
+        {"dataframe_records": {"text": "w5"}},
+    ],
+)
+def test_what_is_no_table_is_refused(april, payload) -> None:
+    with pytest.raises(Refused) as refused:
+        read(payload, april)
+    assert refused.value.status == 422
+
+
+def test_predictions_are_the_columns_of_the_program(april) -> None:
+    rows = april.answer(april.encode(TABLE))
+    written: Any = read({"inputs": TABLE}, april).write(Answered(rows, april, 0, 0))
+    assert [row["round"] for row in written["predictions"]] == [april.id] * 2
+    summary = april.posterior.predict(TABLE).summary()
+    for name, values in summary.items():
+        assert [row[name] for row in written["predictions"]] == values
+
+
+def test_choices_and_numbers(april) -> None:
+    other: Any = SimpleNamespace(
+        texts=("question", "choices"), numbers=("price",), kind="choice", each_word=False
+    )
+    rows = [{"question": "w5", "choices": ["w6", "w7"], "price": 2.5}]
+    table = read({"dataframe_records": rows}, other).table
+    assert table == {"question": ["w5"], "choices": [["w6", "w7"]], "price": [2.5]}
+    with pytest.raises(Refused, match="expected columns question, choices"):
+        read({"instances": ["w5"]}, other)
+    assert replace(april).numbers == ()

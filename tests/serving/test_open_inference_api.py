@@ -1,0 +1,85 @@
+"""`/v2/...` is the Open Inference Protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bhpeft_pyro.serving.answers import Answer
+from bhpeft_pyro.serving.engine import Answered, Refused
+from bhpeft_pyro.serving.open_inference_api import about_model, read
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    return {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["w5", "w6"]} | changes
+
+
+@pytest.mark.parametrize(
+    "given", [tensor(), tensor(shape=[2, 1]), tensor(shape=[2, 1], data=[["w5"], ["w6"]])]
+)
+def test_tensors_are_columns(april, given) -> None:
+    question = read("shop", {"inputs": [tensor(name="id", data=[1, 2]), given]}, april)
+    assert question.table == {"text": ["w5", "w6"]}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(None, [], {}, {"inputs": None}, {"inputs": []}, {"inputs": ["w5"]}),
+        *(
+            {"inputs": [tensor(**wrong)]}
+            for wrong in (
+                *({"name": 3}, {"name": "body"}, {"shape": [3]}, {"shape": 2}, {"shape": []}),
+                *({"shape": [1, 2]}, {"data": "w5"}, {"data": ["w5", 3]}, {"shape": ["2"]}),
+            )
+        ),
+        {"inputs": [tensor()], "outputs": ["prediction"]},
+        {"inputs": [tensor()], "outputs": "prediction"},
+    ],
+)
+def test_other_requests_are_refused(april, payload) -> None:
+    with pytest.raises(Refused) as refused:
+        read("shop", payload, april)
+    assert refused.value.status == 422
+
+
+def answer(**said: Any) -> Answer:
+    return Answer(said, {"good": 0.75, "bad": 0.25})
+
+
+def test_outputs_have_their_types(april) -> None:
+    rows = [
+        answer(prediction="good", epistemic=0.5, answered=True, labels=["a"]),
+        Answer(
+            {"prediction": "bad", "epistemic": 0.1, "answered": False, "labels": []},
+            {"bad": 0.6, "good": 0.4},
+        ),
+    ]
+    question = read("shop", {"inputs": [tensor()], "id": "7"}, april)
+    written = question.write(Answered(rows, april, 0, 0))
+    about = {name: written[name] for name in ("model_name", "model_version", "id")}
+    assert about == {"model_name": "shop", "model_version": april.id, "id": "7"}
+    outputs = {output.pop("name"): output for output in written["outputs"]}
+    assert outputs == {
+        "prediction": {"shape": [2], "datatype": "BYTES", "data": ["good", "bad"]},
+        "epistemic": {"shape": [2], "datatype": "FP64", "data": [0.5, 0.1]},
+        "answered": {"shape": [2], "datatype": "BOOL", "data": [True, False]},
+        "labels": {"shape": [2], "datatype": "BYTES", "data": ['["a"]', "[]"]},
+        "scores": {
+            "shape": [2, 2],
+            "datatype": "FP64",
+            "data": [0.25, 0.75, 0.6, 0.4],
+            "parameters": {"labels": ["bad", "good"]},
+        },
+    }
+    chosen = {"inputs": [tensor()], "outputs": [{"name": "scores"}]}
+    (only,) = read("shop", chosen, april).write(Answered(rows, april, 0, 0))["outputs"]
+    assert only["name"] == "scores"
+
+
+def test_metadata_say_what_is_read(april) -> None:
+    about = about_model("shop", april)
+    assert about["versions"] == [april.id]
+    assert about["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+    assert about["outputs"][0] == {"name": "prediction", "datatype": "BYTES", "shape": [-1]}

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from program import error, read_csv, write_csv
+from browsers import chromium, press, shown
+from program import bhpeft, error, loaded, read_csv, write_csv
 
 pytest.importorskip("starlette")
 CPU = ("--device", "cpu")
@@ -108,3 +109,41 @@ def test_what_is_refused(begin, run, folder, pool, tmp_path, labels):
     assert port is not None
     refused = error("review", run, pool, *out, "--port", port[1], *CPU)
     assert "cannot be used: Address already in use" in refused
+
+
+@pytest.mark.slow
+def test_label_kill_resume_and_update_in_a_browser(begin, run, folder, pool, tmp_path):
+    out = tmp_path / "labels.csv"
+    new = ("--new-round", tmp_path / "next")
+    with chromium() as browser:
+        page = browser.new_page()
+        program = begin(run, pool, "--out", out, *new)
+        page.goto(f"{program.address}by/Ana/")
+        seen = []
+        for key in "121":
+            seen.append(shown(page))
+            press(page, key)
+        following = shown(page)
+        program.end(signal.SIGKILL)
+
+        program = begin(run, pool, "--out", out, *new)
+        page.goto(f"{program.address}by/Ana/")
+        assert shown(page) == following and "3 decided, 9 to go" in page.inner_text("header")
+        with page.expect_navigation():
+            page.click("#update")
+        assert page.is_visible("#bar")
+        press(page, "1")  # labels go on beside it
+        page.wait_for_selector("text=The next text is of the new queue.", timeout=120_000)
+        assert "Round 2 has learnt" in page.inner_text("#learning")
+        press(page, "1")
+        assert "round 2" in page.inner_text("header")
+        assert not {shown(page)} & {*seen, following}
+        program.end(signal.SIGKILL)
+
+        program = begin(run, pool, "--out", out, *new)
+        assert "going on with the round in" in program.said
+        page.goto(f"{program.address}by/Ana/")
+        assert "round 2" in page.inner_text("header") and "5 decided" in page.inner_text("header")
+    learnt = loaded(tmp_path / "next", folder)
+    assert [report.examples for report in learnt.lineage][1] in (3, 4)
+    bhpeft("update", run, out, "--out", tmp_path / "by-hand", "--max-steps", 2, *CPU)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import chromium, press, shown
 from pools import pool
 
 from bhpeft_pyro.review import Journal, Session, application
 from bhpeft_pyro.review.learning import Learning, State, Where
 
 pytestmark = pytest.mark.slow
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-if CHROMIUM is None:
-    pytest.skip("needs Chromium, which is not on the path", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api")
 uvicorn = pytest.importorskip("uvicorn")
 
 # Contrast of every text with what is behind it, by WCAG 2.2, 1.4.3: those below 4.5.
@@ -95,10 +89,8 @@ def serve(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as made:
         yield made
-        made.close()
 
 
 @pytest.fixture
@@ -119,16 +111,6 @@ def tab(browser: Any) -> Iterator[Any]:
     for window in windows:
         window.close()
     assert [line for line in said if "status of 422" not in line] == []
-
-
-def press(page: Any, key: str) -> None:
-    """Press a key, and wait for the page that follows."""
-    with page.expect_navigation():
-        page.keyboard.press(key)
-
-
-def shown(page: Any) -> str:
-    return page.inner_text("#text")
 
 
 def test_thirty_texts_by_keyboard(serve, tab, tmp_path):

@@ -1,6 +1,22 @@
 """Label Studio: tasks with what a posterior predicts go out, and what people annotated comes in.
 
 Nothing of Label Studio is imported: both are JSON files, which its page and its API take and give.
+
+>>> import tempfile
+>>> from bhpeft_pyro import fit
+>>> from bhpeft_pyro.review import labelled
+>>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+>>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+>>> file = Path(tempfile.mkdtemp()) / "new.csv"
+>>> _ = file.write_text("text\\nw30 w31\\n")
+>>> pool = Pool.of(posterior, file)
+>>> (task,) = to_tasks(pool)
+>>> task["data"]["text"]
+'w30 w31'
+>>> result = {"from_name": "label", "value": {"choices": ["1"]}}
+>>> task["annotations"] = [{"completed_by": 1, "result": [result]}]
+>>> labelled(from_export([task], pool), pool)[0]["label"]
+1
 """
 
 from __future__ import annotations

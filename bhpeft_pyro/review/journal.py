@@ -129,21 +129,25 @@ class Journal:
 
     def of_text(self, key: str) -> list[Decision]:
         """What each person said last of a text."""
-        return [*self._by_text.get(key, {}).values()]
+        with self._thread:
+            return [*self._by_text.get(key, {}).values()]
 
     def of_person(self, who: str) -> list[Decision]:
         """What a person said last of each text, the newest first."""
-        return [one for one in reversed(self._last.values()) if one.who == who]
+        with self._thread:
+            return [one for one in reversed(self._last.values()) if one.who == who]
 
     @property
     def people(self) -> list[str]:
         """All who have decided something."""
-        return sorted({who for _, who in self._last})
+        with self._thread:
+            return sorted({who for _, who in self._last})
 
     @property
     def texts(self) -> list[str]:
         """All texts about which somebody has decided something."""
-        return [key for key, decisions in self._by_text.items() if decisions]
+        with self._thread:
+            return [key for key, decisions in self._by_text.items() if decisions]
 
     def write_table(self, out: Path, pool: Pool) -> int:
         """Write the labels as `bhpeft update` takes them (`labelled`); how many there are."""

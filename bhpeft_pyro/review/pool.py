@@ -80,6 +80,16 @@ class Pool:
         round: id of the posterior's round.
         number: how many rounds there have been.
         promise: what is promised, in words, or "".
+
+    >>> import tempfile
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> file = Path(tempfile.mkdtemp()) / "new.csv"
+    >>> _ = file.write_text("text\nw5 w9\nw30 w31\nW5  w9\n")
+    >>> pool = Pool.of(posterior, file)
+    >>> sorted(pool.items[key].row for key in pool.order)  # the last is a copy
+    [0, 1]
     """
 
     items: Mapping[str, Item]

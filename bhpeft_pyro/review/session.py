@@ -57,6 +57,19 @@ class Session:
         journal: where decisions go, and were.
         out: the table of labels, which is written anew with each of them.
         people: how many are to decide each text.
+
+    >>> import tempfile
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "new.csv").write_text("text\nw5 w9\nw30 w31\n")
+    >>> pool = Pool.of(posterior, folder / "new.csv")
+    >>> session = Session(pool, Journal(folder / "journal.jsonl"), folder / "labels.csv")
+    >>> for_ana = session.next_for("Ana")
+    >>> session.decide("Ana", for_ana, "label", ["1"], note="")
+    >>> session.labels, session.next_for("Ana") == pool.order[1]
+    (1, True)
     """
 
     def __init__(self, pool: Pool, journal: Journal, out: Path, people: int = 1) -> None:

@@ -29,7 +29,7 @@ def client(folder: Path, texts: Any = None, **how: Any) -> TestClient:
 
 
 def buttons(page: str) -> list[str]:
-    return re.findall(r'<span class="name" dir="auto">(.*?)</span>', page)
+    return re.findall(r'<span class="name"><bdi>(.*?)</bdi>', page)
 
 
 def test_a_label_by_a_form_alone_and_the_next_text(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,25 @@ def test_a_new_queue_keeps_what_was_decided(tmp_path):
     assert [one.key for one in session.recent("Ana")] == ["t1", "t0"]
     with pytest.raises(DataError, match="there is none with the key"):
         session.item("t9")
+
+
+def test_reading_while_others_label(tmp_path):
+    session, failed = made(tmp_path, pool(400)), []
+
+    def work(who: str) -> None:
+        try:
+            for _ in range(60):
+                label(session, who)
+                session.undo(who)
+                label(session, who)
+        except BaseException as error:  # of a thread, which pytest would not see
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in ("Ana", "Bo")]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        session.progress("Cy")
+        session.agreement()
+        assert session.journal.people in ([], ["Ana"], ["Bo"], ["Ana", "Bo"])
+    assert failed == [] and session.labels == session.progress("Cy").done == 120

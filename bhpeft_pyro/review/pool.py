@@ -86,7 +86,7 @@ class Pool:
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
     >>> file = Path(tempfile.mkdtemp()) / "new.csv"
-    >>> _ = file.write_text("text\nw5 w9\nw30 w31\nW5  w9\n")
+    >>> _ = file.write_text("text\\nw5 w9\\nw30 w31\\nW5  w9\\n")
     >>> pool = Pool.of(posterior, file)
     >>> sorted(pool.items[key].row for key in pool.order)  # the last is a copy
     [0, 1]

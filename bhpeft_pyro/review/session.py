@@ -63,7 +63,7 @@ class Session:
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
     >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = (folder / "new.csv").write_text("text\nw5 w9\nw30 w31\n")
+    >>> _ = (folder / "new.csv").write_text("text\\nw5 w9\\nw30 w31\\n")
     >>> pool = Pool.of(posterior, folder / "new.csv")
     >>> session = Session(pool, Journal(folder / "journal.jsonl"), folder / "labels.csv")
     >>> for_ana = session.next_for("Ana")

@@ -49,8 +49,7 @@ def review(
     """
     from ..base.checks import optional_library
     from ..posterior import saving
-    from ..review import Journal, Pool, Session, application
-    from ..review.learning import Learning, Where
+    from ..review import Journal, Learning, Pool, Session, Where, application
     from ..review.page import WHY
     from .saved import check_file, folder_of, open_run
 

@@ -78,9 +78,10 @@ class Learning:
         self.where, self.take = where, take
         self.state = State(labels=labels)
         self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> threading.Thread:
-        """Begin an update; the thread ends with it.
+    def start(self) -> None:
+        """Begin an update.
 
         Raises:
             BusyError: one is running.
@@ -94,9 +95,14 @@ class Learning:
         process = context.Process(target=_learn, args=(there, self.where), daemon=True)
         process.start()
         there.close()  # so that the end of the process is the end of what comes
-        thread = threading.Thread(target=self._follow, args=(here, process), daemon=True)
-        thread.start()
-        return thread
+        self._thread = threading.Thread(target=self._follow, args=(here, process), daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float) -> State:
+        """The state once the update has ended, or so many seconds have passed."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self.state
 
     def _follow(self, here: Connection, process: Any) -> None:
         ended = "it ended without a word; its memory may have been too little"

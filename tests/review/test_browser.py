@@ -13,8 +13,7 @@ import pytest
 from browsers import chromium, press, shown
 from pools import pool
 
-from bhpeft_pyro.review import Journal, Session, application
-from bhpeft_pyro.review.learning import Learning, State, Where
+from bhpeft_pyro.review import Journal, Learning, Session, State, Where, application
 
 pytestmark = pytest.mark.slow
 uvicorn = pytest.importorskip("uvicorn")

@@ -9,8 +9,7 @@ from program import bhpeft, loaded, write_csv
 from saves import backbone_in
 
 from bhpeft_pyro.errors import BusyError
-from bhpeft_pyro.review import Journal, Pool, Session
-from bhpeft_pyro.review.learning import Learning, Where
+from bhpeft_pyro.review import Journal, Learning, Pool, Session, Where
 
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
 NEW = [f"w{5 + i % 2} w{12 + i} w9 w{30 - i}" for i in range(12)]
@@ -42,11 +41,11 @@ def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
         key = session.next_for("Ana")
         assert key is not None
         session.decide("Ana", key, "label", ["0"], "")
-    thread = learning.start()
+    learning.start()
     with pytest.raises(BusyError, match="one is running"):
         learning.start()
-    thread.join(120)
-    assert not learning.state.running and learning.state.labels == 4, learning.state.words
+    state = learning.wait(120)
+    assert not state.running and state.labels == 4, state.words
     assert "Round 2 has learnt 4 labels" in learning.state.words
     learnt = loaded(where.out, folder)
     assert session.pool.round == learnt.report.id and session.pool.number == 2
@@ -56,7 +55,8 @@ def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
     # Once more, with a label changed: again from the first round, and each label once.
     session.decide("Ana", session.recent("Ana")[0].key, "label", ["1"], "")
     session.decide("Ana", session.next_for("Ana") or "", "label", ["0"], "")
-    learning.start().join(120)
+    learning.start()
+    learning.wait(120)
     again = loaded(where.out, folder)
     assert [report.examples for report in again.lineage] == [20, 5]
     bhpeft("update", where.run, where.labels, "--out", tmp_path / "by-hand", "--device", "cpu")
@@ -68,6 +68,7 @@ def test_a_failure_is_told_and_the_page_goes_on(folder, tmp_path):
     session, where = session_in(folder, tmp_path)
     learning = Learning(where, session.take)
     before = session.pool
-    learning.start().join(120)  # the table has no row
-    assert "The update failed: " in learning.state.words and not learning.state.running
+    learning.start()  # there is no table
+    state = learning.wait(120)
+    assert "The update failed: " in state.words and not state.running
     assert session.pool is before and not where.out.exists()

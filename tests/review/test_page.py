@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from pools import pool
 
-from bhpeft_pyro.review import Journal, Session, application
-from bhpeft_pyro.review.learning import Learning, Where
+from bhpeft_pyro.review import Journal, Learning, Session, Where, application
 from bhpeft_pyro.review.page import KEYS
 
 pytest.importorskip("starlette")

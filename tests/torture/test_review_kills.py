@@ -22,8 +22,7 @@ from forks import start, wait
 from pools import pool
 
 from bhpeft_pyro.data.sources import load
-from bhpeft_pyro.review import Journal, Session, application
-from bhpeft_pyro.review.learning import Learning, Where
+from bhpeft_pyro.review import Journal, Learning, Session, Where, application
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")

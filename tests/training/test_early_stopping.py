@@ -249,3 +249,45 @@ def test_a_report_says_what_held_out_rows_were_for() -> None:
         (normal, "for early stopping"),
     ):
         assert f"20 held-out rows {purpose}\n" in f"{posterior.report}\n"
+
+
+# Few held-out rows, which would choose by chance
+
+
+@pytest.mark.parametrize("guide", ["delta", "laplace"])
+@pytest.mark.parametrize(
+    ("rows", "held_out", "steps"),
+    [(80, 49, 20), (160, 49, 30), (80, 50, 75), (160, 50, 150)],
+)
+def test_with_few_held_out_rows_a_fit_is_brief_and_keeps_its_end(
+    guide: str, rows: int, held_out: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three epochs, at least twenty steps; with more of them fifteen, and a choice of ten."""
+    states = looks(monkeypatch, *[[0.5 - 0.01 * k] * 4 for k in range(9)], *[[0.6] * 4] * 3)
+    options: dict[str, Any] = {"validation": tiny_examples(held_out, seed=1), "progress": False}
+    data = tiny_examples(rows)
+    report = bh.fit(tiny_model(()), guide, data, components=1, tau=1.0, **options).report
+    chosen = held_out >= 50
+    assert report.steps == steps and report.temperature == 0
+    assert report.best_step == (9 * (steps // 10) if chosen else None)
+    assert len(states) == (11 if steps == 75 else 10 if chosen else steps // (rows // 16))
+    assert not report.falling and not report.unsettled
+    # With a length that is given they choose, however few they are.
+    looks(monkeypatch, [0.5] * 4, *[[0.6] * 4] * 10)
+    data = tiny_examples(32)
+    given = bh.fit(tiny_model(()), "delta", data, max_steps=20, **options).report
+    assert (given.best_step, given.steps) == (2, 8)
+
+
+def test_a_brief_fit_of_ratings_has_the_noise_of_held_out_rows() -> None:
+    texts = [f"w{5 + i % 40} w{7 + i % 30}" for i in range(80)]
+    labels = (2 * torch.randn(80, generator=torch.Generator().manual_seed(0))).tolist()
+    data, rows = (
+        {"text": texts[part], "label": labels[part]} for part in (slice(48), slice(48, 80))
+    )
+    model = tiny_model((), 1, likelihood=Normal(spread=2.0), aligned=True)
+    posterior = bh.fit(model, "delta", data, validation=rows, lr=0.1, progress=False)
+    assert (posterior.report.steps, posterior.report.best_step) == (20, None)
+    forecast: Any = posterior.predict(rows, 0)
+    square = (forecast.mean - torch.tensor(rows["label"])).square()
+    assert (square / forecast.aleatoric).mean().item() == pytest.approx(1.0, rel=1e-4)

@@ -40,7 +40,6 @@ class Item:
         reason: the main one to doubt the prediction; see `Forecast.reasons`.
         queued: whether it is there because its label teaches most; in words, or "".
         nearest: the learnt text that is most like it, if the posterior keeps texts.
-        answered: whether it is answered under the posterior's promise; None without a promise.
     """
 
     row: int
@@ -53,7 +52,6 @@ class Item:
     reason: str
     queued: str
     nearest: str | None
-    answered: bool | None
 
     def together(self, chosen: Collection[int]) -> list[Any]:
         """Several options, as a file has them: by name, or a 0 or 1 for each without a name."""
@@ -69,8 +67,9 @@ class Pool:
     Attributes:
         items: by the hash of the text, by which copies are one.
         order: hashes of the texts to label, most useful first: those that teach most, together
-            (`Posterior.queue`), then the least certain ones. Learnt texts are not there, and after
-            the first part neither are those that the promise answers.
+            (`Posterior.queue`), then the least certain ones. Learnt texts are not there, nor those
+            that are answered under the posterior's promise.
+        answered: how many are answered under the promise; None without one.
         records: the rows of the table, with cells as they are in the file.
         kind: of the labels: "class", "labels", "rating" or "choice".
         column: the name of the column for the label.
@@ -79,7 +78,6 @@ class Pool:
         limited: whether no rating can be beyond the scale.
         round: id of the posterior's round.
         number: how many rounds there have been.
-        promise: what is promised, in words, or "".
 
     >>> import tempfile
     >>> from bhpeft_pyro import fit
@@ -94,6 +92,7 @@ class Pool:
 
     items: Mapping[str, Item]
     order: tuple[str, ...]
+    answered: int | None
     records: tuple[Mapping[str, Any], ...]
     kind: str
     column: str
@@ -101,7 +100,6 @@ class Pool:
     limited: bool
     round: str
     number: int
-    promise: str
 
     @staticmethod
     def of(posterior: Posterior, source: str | Path) -> Pool:
@@ -130,20 +128,23 @@ class Pool:
             for cells in zip(*part.values(), strict=True)
         ]
         forecast: Any = posterior.predict(examples)
-        hashes = examples.row_hashes
-        learnt = posterior.learnt_rows
-        new = torch.ones(len(hashes), dtype=torch.bool)
-        if learnt is not None:
-            new = ~torch.isin(hashes, learnt)
+        hashes, answered = examples.row_hashes, forecast.answered
+        asked = torch.ones(len(hashes), dtype=torch.bool)
+        if posterior.learnt_rows is not None:
+            asked &= ~torch.isin(hashes, posterior.learnt_rows)
+        count = None if answered is None else int((asked & answered).sum())
+        if answered is not None:
+            asked &= ~answered
+        places = asked.nonzero().flatten()
         queued: dict[int, str] = {}
-        if new.any():
+        if len(places):
             try:
-                queue = posterior.queue(examples, min(_FIRST, len(hashes)))
-                queued = dict(zip(queue.rows.tolist(), queue.reasons, strict=True))
+                queue = posterior.queue(examples.subset(places), min(_FIRST, len(places)))
+                queued = dict(zip(places[queue.rows].tolist(), queue.reasons, strict=True))
             except GuideError:
                 pass  # a point estimate does not know what it does not know
         keys = [f"{value % 2**64:016x}" for value in hashes.tolist()]
-        answered, reasons, nearest = forecast.answered, forecast.reasons(), forecast.nearest
+        reasons, nearest = forecast.reasons(), forecast.nearest
         predicted = _predicted(forecast, kind)
         uncertainty = {by: digits(forecast.uncertainty(by)) for by in ("epistemic", "aleatoric")}
         uncertainty |= {} if forecast.novelty is None else {"novelty": digits(forecast.novelty)}
@@ -165,20 +166,18 @@ class Pool:
                 reasons[row],
                 queued.get(row, ""),
                 None if nearest is None else nearest[row] or None,
-                None if answered is None else bool(answered[row]),
             )
         rows = forecast.uncertainty("total").argsort(descending=True, stable=True).tolist()
-        others = (row for row in rows if new[row] and not (answered is not None and answered[row]))
         return Pool(
             items,
-            tuple(dict.fromkeys(keys[row] for row in (*queued, *others))),
+            tuple(dict.fromkeys(keys[row] for row in (*queued, *rows) if asked[row])),
+            count,
             tuple(records),
             kind,
             columns.target(kind),
             *_scale(posterior, forecast),
             posterior.report.id,
             len(posterior.lineage),
-            "" if posterior.promised is None else posterior.promised.in_short,
         )
 
 

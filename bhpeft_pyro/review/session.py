@@ -27,14 +27,12 @@ class Progress:
         mine: texts that this person has decided.
         done: those with as many decisions as were asked for.
         left: those that are to be decided.
-        open: of these, texts that are not answered under the promise; None without one.
         labels: rows of the table of labels.
     """
 
     mine: int
     done: int
     left: int
-    open: int | None
     labels: int
 
 
@@ -176,12 +174,10 @@ class Session:
             if key in pool.items
         }
         left = [key for key in pool.order if counts.get(key, 0) < self.people]
-        open_ = sum(pool.items[key].answered is False for key in left)
         return Progress(
             sum(one.action != "skip" for one in self.recent(who, len(pool.items))),
             sum(count >= self.people for count in counts.values()),
             len(left),
-            open_ if pool.promise else None,
             self.labels,
         )
 

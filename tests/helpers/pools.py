@@ -19,11 +19,12 @@ def pool(count: int = 5, kind: str = "class", **changes: Any) -> Pool:
     for i in range(count):
         said = (0.2, 0.5, 0.3)[: len(names)], rating, uncertainty, "weights uncertain"
         queued = "praise (30%)" if i == 0 else ""
-        about[f"t{i}"] = Item(i, (f"text {i}",), names, names, *said, queued, None, None)
+        about[f"t{i}"] = Item(i, (f"text {i}",), names, names, *said, queued, None)
     records = tuple({"id": f"0{i}", "text": f"text {i}"} for i in range(count))
     facts = {
         "items": about,
         "order": tuple(about),
+        "answered": None,
         "records": records,
         "kind": kind,
         "column": "label",
@@ -31,6 +32,5 @@ def pool(count: int = 5, kind: str = "class", **changes: Any) -> Pool:
         "limited": scale is not None,
         "round": "r1",
         "number": 1,
-        "promise": "",
     }
     return Pool(**facts | changes)

@@ -117,7 +117,8 @@ def test_thirty_texts_by_keyboard(serve, tab, tmp_path):
     page = tab(served.of("Ana"))
     for i in range(30):
         assert shown(page) == f"text {i}"
-        assert page.evaluate("document.activeElement.id") == "text"  # a reader begins with it
+        assert page.evaluate("document.activeElement.id") == "text"  # what a reader reads first
+        assert page.get_by_role("group", name=f"text {i}", exact=True).count() == 1
         press(page, "132"[i % 3])
     labels = [one.label for one in reversed(served.session.recent("Ana", 40))]
     assert labels == ["delivery", "billing", "praise"] * 10

@@ -150,6 +150,11 @@ def test_two_people_see_what_the_other_said_only_after_their_own_answer(tmp_path
     assert '<span dir="auto">Ana</span> said <b dir="auto">billing</b>' in own
 
 
+def test_what_the_promise_answers_is_counted(tmp_path):
+    page = client(tmp_path, replace(pool(), answered=7))
+    assert "5 to go; 7 more are answered under the promise" in page.get("/by/Ana/").text
+
+
 def test_nothing_left(tmp_path):
     page = client(tmp_path, pool(1))
     assert "Nothing is left to decide" in page.post("/by/Ana/text/t0", data={"label": "0"}).text

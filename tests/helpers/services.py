@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.serving.engine import Answered, Engine, Limits
 from bhpeft_pyro.serving.loading import Served
 
+PATHS = ("/predict", "/invocations", "/v2/models/runs/infer", "/feedback")
 LIMITS = Limits(requests=8, texts=16, tokens=256, bytes=20_000, seconds=20.0)
 
 
@@ -85,3 +88,28 @@ def right(answered: Answered, texts: Sequence[str]) -> bool:
     """Whether the answers are those of the round that they name."""
     got = [row.scores["good"] for row in answered.rows]
     return got == pytest.approx(probabilities(answered.served, texts), abs=1e-5)
+
+
+def malformed(random: random.Random) -> bytes:
+    """A body that is broken in one of many ways."""
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["w5"]}
+    good = json.dumps({"inputs": random.choice([["w5 w6", "w7"], [tensor]])}).encode()
+    leaf: Any = random.choice([None, True, 1e999, -1, "", "w5", "\ud800", [], {}, 10**30, "\0"])
+    for _ in range(random.randrange(4)):
+        leaf = random.choice(
+            [[leaf], {"inputs": leaf}, [leaf, "w5"], {"text": leaf}, {**tensor, "data": leaf}]
+        )
+    match random.randrange(6):
+        case 0:
+            return good[: random.randrange(len(good))]
+        case 1:
+            return random.randbytes(random.randrange(200))
+        case 2:
+            at = random.randrange(len(good))
+            return good[:at] + random.randbytes(2) + good[at:]
+        case 3:
+            return json.dumps({"inputs": leaf, "truncate": random.choice([leaf, True])}).encode()
+        case 4:
+            return b"[" * random.randrange(10_000)
+        case _:
+            return json.dumps(leaf).encode()

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import pytest
-from services import LIMITS, held, listening, probabilities, until
+from services import LIMITS, PATHS, held, listening, malformed, probabilities, until
 from starlette.testclient import TestClient
 
 from bhpeft_pyro.serving.server import Service
@@ -182,37 +182,11 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(service) -> None:
             assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def malformed(random: random.Random) -> bytes:
-    """A body that is broken in one of many ways."""
-    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["w5"]}
-    good = json.dumps({"inputs": random.choice([["w5 w6", "w7"], [tensor]])}).encode()
-    leaf: Any = random.choice([None, True, 1e999, -1, "", "w5", "\ud800", [], {}, 10**30, "\0"])
-    for _ in range(random.randrange(4)):
-        leaf = random.choice(
-            [[leaf], {"inputs": leaf}, [leaf, "w5"], {"text": leaf}, {**tensor, "data": leaf}]
-        )
-    match random.randrange(6):
-        case 0:
-            return good[: random.randrange(len(good))]
-        case 1:
-            return random.randbytes(random.randrange(200))
-        case 2:
-            at = random.randrange(len(good))
-            return good[:at] + random.randbytes(2) + good[at:]
-        case 3:
-            return json.dumps({"inputs": leaf, "truncate": random.choice([leaf, True])}).encode()
-        case 4:
-            return b"[" * random.randrange(10_000)
-        case _:
-            return json.dumps(leaf).encode()
-
-
 def test_malformed_requests_are_the_clients_fault(client) -> None:
     made = random.Random(0)
     codes = set()
     for _ in range(1000):
-        path = made.choice(("/predict", "/invocations", "/v2/models/runs/infer"))
-        response = client.post(path, content=malformed(made))
+        response = client.post(made.choice(PATHS), content=malformed(made))
         codes.add(response.status_code)
         assert response.status_code in (200, 413, 422), response.text
         if response.status_code != 200:

@@ -1,0 +1,65 @@
+"""The application for servers that make it themselves, in several processes.
+
+    BHPEFT_RUN=runs/weeks uvicorn --factory bhpeft_pyro.serving.workers:application --workers 2
+
+Each process loads a round of its own. `/admin/...` would exchange that of one process alone, so it
+is refused here: SIGHUP starts uvicorn's or gunicorn's processes anew, and each loads the newest
+round.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from starlette.applications import Starlette
+
+from ..base.checks import one_of
+from ..base.names import Method
+from ..data.encoding import CutWarning
+from ..errors import ConfigError
+from .engine import Limits
+from .loading import Source
+from .server import Service
+
+__all__ = ["application"]
+
+
+def application() -> Starlette:
+    """An application by environment variables: BHPEFT_RUN, and what `bhpeft serve` has as options:
+    BHPEFT_ROUND, BHPEFT_METHOD, BHPEFT_BACKBONE, BHPEFT_DEVICE, BHPEFT_MAX_TEXTS and so on.
+
+    Raises:
+        ConfigError: BHPEFT_RUN is missing, or another one has a value that cannot work.
+        SaveError: as for `Source.load`.
+    """
+    given = {
+        name.removeprefix("BHPEFT_").lower(): value
+        for name, value in os.environ.items()
+        if name.startswith("BHPEFT_") and value
+    }
+    if "run" not in given:
+        raise ConfigError("BHPEFT_RUN is not set; expected the folder of a saved posterior")
+    method: Any = given.get("method")
+    if method is not None:
+        method = one_of(*get_args(Method))("BHPEFT_METHOD", method)
+    device = one_of("auto", "cpu", "cuda")("BHPEFT_DEVICE", given.get("device", "auto"))
+    warnings.filterwarnings("ignore", category=CutWarning)  # of each request anew
+    source = Source(Path(given["run"]), given.get("backbone"), device, method)
+    return Service(source, source.load(given.get("round")), _limits(given)).application
+
+
+def _limits(given: dict[str, str]) -> Limits:
+    values: dict[str, Any] = {}
+    for field in fields(Limits):
+        text, default = given.get(f"max_{field.name}"), field.default
+        kind = float if isinstance(default, float) else int
+        try:
+            values[field.name] = default if text is None else kind(text)
+        except ValueError:
+            name = f"BHPEFT_MAX_{field.name.upper()}"
+            raise ConfigError(f"{name}={text!r}; expected a number") from None
+    return Limits(**values)

@@ -1,0 +1,35 @@
+"""The application by environment variables, for several processes."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.serving.workers import application
+
+
+@pytest.fixture(autouse=True)
+def settings(folder, monkeypatch) -> None:
+    values = {"RUN": str(folder / "runs"), "ROUND": "april", "DEVICE": "cpu", "MAX_TEXTS": "2"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"BHPEFT_{name}", value)
+    monkeypatch.setenv("BHPEFT_ADMIN_TOKEN", "secret")
+
+
+def test_settings_come_from_the_environment(april, monkeypatch) -> None:
+    monkeypatch.setenv("BHPEFT_MAX_SECONDS", "2.5")
+    with TestClient(application()) as client:
+        info = client.get("/info").json()
+        assert info["round"] == april.id and info["max_client_batch_size"] == 2
+        assert client.post("/predict", json={"inputs": ["w5"] * 3}).status_code == 413
+        headers = {"authorization": "Bearer secret"}
+        assert client.post("/admin/swap", headers=headers).status_code == 401
+
+
+def test_settings_that_cannot_work(monkeypatch) -> None:
+    for name, value in (("MAX_TEXTS", "many"), ("METHOD", "best"), ("DEVICE", "tpu"), ("RUN", "")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"BHPEFT_{name}", value)
+            with pytest.raises(ConfigError, match=f"BHPEFT_{name}"):
+                application()

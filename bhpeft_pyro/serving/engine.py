@@ -109,6 +109,17 @@ class Engine:
         before: the round that did before, for `roll_back`; None if there was none.
         limits: what it takes on.
         noted: is told of each batch that was predicted.
+
+    >>> from pathlib import Path
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> engine = Engine(Served(posterior, Path("runs/march")), Limits())
+    >>> engine.start()
+    >>> answered = engine.ask({"text": ["w5 w20", "w6 w30"]}).result()
+    >>> len(answered.rows), answered.served.id == posterior.report.id
+    (2, True)
+    >>> engine.close()
     """
 
     def __init__(

@@ -63,6 +63,18 @@ class Service:
     Attributes:
         name: of the model in the Open Inference Protocol, from that of the folder.
         running: how many questions are read, wait or are answered.
+
+    >>> from pathlib import Path
+    >>> from starlette.testclient import TestClient
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> run = Path("runs/march")
+    >>> service = Service(Source(run), Served(posterior, run), Limits())
+    >>> with TestClient(service.application) as client:
+    ...     response = client.post("/predict", json={"inputs": ["w5 w20", "w6 w30"]})
+    >>> response.status_code, len(response.json())
+    (200, 2)
     """
 
     def __init__(

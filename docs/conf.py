@@ -56,7 +56,7 @@ python_maximum_signature_line_length = 88
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|contextlib|pathlib|torch|nn|pyro)\..*"),
-    ("py:.*", r"(transformers|datasets|numpy|matplotlib)\..*"),
+    ("py:.*", r"(transformers|datasets|numpy|matplotlib|starlette)\..*"),
     # As they stand in the source: imported for type checks only, or in a signature that Pyro gives.
     ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|Executor|MCMC"),
     ("py:class", r"OptimizerFactory|Callback|Plain|Tensors"),

@@ -23,7 +23,7 @@ from ..errors import BHPEFTError
 from .answers import Answer
 from .loading import Served, Table
 
-__all__ = ["Answered", "Engine", "Limits", "Refused"]
+__all__ = ["Answered", "Batch", "Engine", "Limits", "Refused"]
 
 _TOGETHER = 256  # texts that are tokenised together
 _LOG = logging.getLogger(__name__)
@@ -76,10 +76,15 @@ class Answered:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was predicted together."""
+    """What was predicted together.
+
+    Attributes:
+        texts, tokens: how many, tokens with padding.
+        seconds: how long it took.
+    """
 
     texts: int
-    tokens: int  # with padding
+    tokens: int
     seconds: float
 
 
@@ -184,7 +189,12 @@ class Engine:
     def _work(self) -> None:
         while (first := self._queue.get()) is not None:
             asked, ends = self._with_more(first)
-            self._answer(asked)
+            try:
+                self._answer(asked)
+            except Exception as error:  # a bug; it must not end the thread
+                for one in asked:
+                    if not one.future.done():
+                        self._failed([one], error, 424)
             if ends:
                 break
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -211,5 +212,9 @@ def _judged(served: Served, labels: Labels) -> list[dict[str, Any]]:
 
 def _entries(lines: Sequence[bytes], round: str) -> list[dict[str, Any]]:
     """The entries of a round; other rounds may have been saved in the same folder before it."""
-    entries = (json.loads(line).get(_ENTRY, {}) for line in lines)
-    return [entry for entry in entries if entry.get("round") == round]
+    entries = []
+    for line in lines:
+        with suppress(ValueError, TypeError, LookupError):  # a line of somebody else's
+            entry = json.loads(line)[_ENTRY]
+            entries += [entry] if entry["round"] == round else []
+    return entries

@@ -50,7 +50,7 @@ class Served:
 
     @property
     def kind(self) -> str:
-        """What it predicts: "class", "labels", "rating" or "choice"."""
+        """Of what it predicts, "class", "labels", "rating" or "choice"."""
         return self.posterior.model.likelihood.kind
 
     @property
@@ -79,7 +79,7 @@ class Served:
 
     @property
     def way(self) -> str:
-        """How it predicts: what was asked for, or what it does by itself."""
+        """How it predicts, as was asked for or by itself."""
         found = self.method or ("student" if self.posterior.student is not None else None)
         return found or way(self.posterior.model, self.posterior.guide, None, drawn=False)
 

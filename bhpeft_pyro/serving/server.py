@@ -92,18 +92,18 @@ class Service:
     def application(self) -> Starlette:
         """The application, for any ASGI server."""
         routes = [
-            self._get("/health", self.health),
-            self._get("/ready", self.ready),
-            self._get("/info", self.info),
-            self._get("/metrics", self.metrics),
-            self._get("/ping", self.health),
+            self._get("/health", self._health),
+            self._get("/ready", self._ready),
+            self._get("/info", self._info),
+            self._get("/metrics", self._metrics),
+            self._get("/ping", self._health),
             self._ask("/predict", predict_api.read),
             self._ask("/invocations", mlflow_api.read),
-            self._get("/feedback", self.labels_so_far),
-            self._post("/feedback", self.take_labels),
+            self._get("/feedback", self._labels_so_far),
+            self._post("/feedback", self._take_labels),
             *self._open_inference(),
-            Route("/admin/swap", self._refusing(self.swap), methods=["POST"]),
-            Route("/admin/rollback", self._refusing(self.roll_back), methods=["POST"]),
+            Route("/admin/swap", self._refusing(self._swap), methods=["POST"]),
+            Route("/admin/rollback", self._refusing(self._roll_back), methods=["POST"]),
         ]
         return Starlette(
             routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _no_path}
@@ -127,10 +127,10 @@ class Service:
 
         return [
             self._get("/v2", about_server),
-            self._get("/v2/health/live", self.health),
-            self._get("/v2/health/ready", self.ready),
+            self._get("/v2/health/live", self._health),
+            self._get("/v2/health/ready", self._ready),
             self._get(model, about_model),
-            self._get(f"{model}/ready", self.ready),
+            self._get(f"{model}/ready", self._ready),
             self._ask(f"{model}/infer", partial(open_inference_api.read, self.name)),
         ]
 
@@ -170,11 +170,11 @@ class Service:
 
     async def _answered(self, read: Read, request: Request) -> Response:
         question = read(await self._json(request), self.engine.served)
-        answered = await self.predict(request, question)
+        answered = await self._predict(request, question)
         self.measures.answers(answered.served.id, answered.rows)
         return JSONResponse(question.write(answered), headers={_ROUND: answered.served.id})
 
-    async def predict(self, request: Request, question: Question) -> Answered:
+    async def _predict(self, request: Request, question: Question) -> Answered:
         """The engine's answer; if the client goes before it, its request leaves the queue."""
         answer = asyncio.wrap_future(self.engine.ask(question.table, whole=question.whole))
         gone = asyncio.ensure_future(_disconnected(request))
@@ -213,19 +213,19 @@ class Service:
 
         return refusing
 
-    async def health(self, request: Request) -> Response:
+    async def _health(self, request: Request) -> Response:
         """Whether the process works; restart it if not."""
         if not self.engine.alive:
             raise Refused(503, "nothing is predicted any more")
         return Response()
 
-    async def ready(self, request: Request) -> Response:
+    async def _ready(self, request: Request) -> Response:
         """Whether to send requests here."""
         if self.running >= self.limits.requests:
             raise Refused(503, "too much to do")
-        return await self.health(request)
+        return await self._health(request)
 
-    async def info(self, request: Request) -> Response:
+    async def _info(self, request: Request) -> Response:
         """What is served, and the limits, with the names of Text Embeddings Inference first."""
         served, limits = self.engine.served, self.limits
         posterior, before = served.posterior, self.engine.before
@@ -255,7 +255,7 @@ class Service:
         }
         return JSONResponse(facts, headers={_ROUND: served.id})
 
-    async def take_labels(self, request: Request) -> Response:
+    async def _take_labels(self, request: Request) -> Response:
         """Keep labels of texts, which are on the disk when this answers."""
         served = self.engine.served
         labels = feedback.read(await self._json(request), served)
@@ -265,20 +265,20 @@ class Service:
             tally = await asyncio.to_thread(self.feedback.take, served, labels)
         return JSONResponse({"taken": labels.count, "round": served.id} | vars(tally))
 
-    async def labels_so_far(self, request: Request) -> Response:
+    async def _labels_so_far(self, request: Request) -> Response:
         """What the labels of the round say, and whether its promise holds."""
         served = self.engine.served
         seen = await asyncio.to_thread(self.feedback.refreshed, served)
         watch = None if seen.watch is None else str(seen.watch)
         return JSONResponse({"round": served.id} | vars(seen.tally) | {"promise": watch})
 
-    async def metrics(self, request: Request) -> Response:
+    async def _metrics(self, request: Request) -> Response:
         """Counters for Prometheus."""
         seen = await asyncio.to_thread(self.feedback.refreshed, self.engine.served)
         self.measures.feedback(seen)
         return Response(self.measures.text(), media_type="text/plain; version=0.0.4")
 
-    async def swap(self, request: Request) -> Response:
+    async def _swap(self, request: Request) -> Response:
         """Load a round beside the one that is served, warm it up, and let it answer."""
         self._check_token(request)
         payload = await self._json(request) if await request.body() else {}
@@ -292,7 +292,7 @@ class Service:
                 raise Refused(422, str(error)) from error
             return self._exchanged(lambda: self.engine.exchange(served))
 
-    async def roll_back(self, request: Request) -> Response:
+    async def _roll_back(self, request: Request) -> Response:
         """Let the round before answer again, which is still loaded."""
         self._check_token(request)
         async with self._exchange:

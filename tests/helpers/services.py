@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +55,30 @@ def listening(app: Any) -> Iterator[str]:
         thread.join()
 
 
+@dataclass
+class Held:
+    """Predictions that wait: whether one has `begun`, and that they may `go`."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
+
+
 @contextmanager
-def held(served: Served) -> Iterator[threading.Event]:
-    """Within the block predictions wait until the event is set; it is at the end."""
-    go, answer = threading.Event(), Served.answer
+def held() -> Iterator[Held]:
+    """Within the block predictions wait until they may go; at its end they may."""
+    made, answer = Held(), Served.answer
 
     def wait(self: Served, examples: Any) -> Any:
-        go.wait(20)
+        made.begun.set()
+        made.go.wait(20)
         return answer(self, examples)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Served, "answer", wait)
         try:
-            yield go
+            yield made
         finally:
-            go.set()
+            made.go.set()
 
 
 def until(holds: Any, seconds: float = 20.0) -> None:

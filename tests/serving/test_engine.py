@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from services import LIMITS, held, probabilities, right, started, until
+from services import LIMITS, held, probabilities, right, started
 
 from bhpeft_pyro.serving.engine import Batch, Engine, Refused
 from bhpeft_pyro.serving.loading import Served
@@ -82,25 +82,34 @@ def test_of_requests_that_are_predicted_together_only_the_one_at_fault_fails(
             assert refused.value.status == status and "secret" not in str(refused.value)
 
 
+def test_a_bug_does_not_end_the_thread(running, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_groups", lambda *_: 1 / 0)
+        with pytest.raises(Refused, match="the server's log") as refused:
+            asked(running, "w5").result(20)
+        assert refused.value.status == 424
+    assert running.alive and asked(running, "w5").result(20).rows
+
+
 def test_what_is_cancelled_before_its_batch_is_not_predicted(april) -> None:
     batches: list[Batch] = []
-    with held(april) as go, started(Engine(april, LIMITS, batches.append)) as engine:
+    with held() as predictions, started(Engine(april, LIMITS, batches.append)) as engine:
         first = asked(engine, "w5")
-        until(lambda: engine.waiting == 0)
+        predictions.begun.wait(20)
         others = [asked(engine, "w6", "w7") for _ in range(3)]
         assert engine.waiting == 3 and others[1].cancel()
-        go.set()
+        predictions.go.set()
         assert others[0].result(20) and others[2].result(20) and first.result(20)
     assert sum(batch.texts for batch in batches) == 1 + 4
 
 
 def test_a_request_that_has_begun_ends_on_the_old_round(april, may) -> None:
-    with held(april) as go, started(Engine(april, LIMITS)) as engine:
+    with held() as predictions, started(Engine(april, LIMITS)) as engine:
         first = asked(engine, *TEXTS[:3])
-        until(lambda: engine.waiting == 0)
+        predictions.begun.wait(20)
         engine.exchange(may)
         second = asked(engine, *TEXTS[:3])
-        go.set()
+        predictions.go.set()
         assert first.result(20).served is april and second.result(20).served is may
         assert right(first.result(), TEXTS[:3]) and right(second.result(), TEXTS[:3])
         engine.roll_back()
@@ -140,13 +149,13 @@ def test_exchanges_under_load_lose_and_mix_nothing(source, april, may) -> None:
 
 
 def test_what_waits_at_the_end_is_answered(april) -> None:
-    with held(april) as go:
+    with held() as predictions:
         engine = Engine(april, LIMITS)
         assert not engine.alive
         engine.start()
         futures = [asked(engine, "w5"), asked(engine, "w6")]
         closing = threading.Thread(target=engine.close)
         closing.start()
-        go.set()
+        predictions.go.set()
         closing.join(20)
     assert all(future.done() for future in futures) and not engine.alive

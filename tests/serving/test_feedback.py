@@ -74,6 +74,15 @@ def test_a_new_start_and_another_process_read_what_is_there(copied) -> None:
         assert feedback.watch.texts == third.watch.texts == 40
 
 
+def test_lines_that_somebody_else_has_written_are_left_out(copied) -> None:
+    feedback = Feedback(copied)
+    feedback.take(copied, read({"text": "w5", "label": "bad"}, copied))
+    with (copied.folder / FILE).open("a") as file:
+        file.write('{"text": "w5", "label": "bad"}\nno JSON\n[]\n{"feedback": 3}\n')
+    feedback.take(copied, read({"text": "w6", "label": "bad"}, copied))
+    assert feedback.tally.labels == 2 and Tally.of(copied.folder, copied.id) == feedback.tally
+
+
 def test_wrong_answers_break_the_promise(copied) -> None:
     feedback = Feedback(copied)
     turned = ["good" if label == "bad" else "bad" for label in TRUE]

@@ -118,7 +118,7 @@ def test_rounds_are_exchanged_with_the_token_alone(client, service, april, may) 
 
 def test_too_much_to_do_is_refused_and_then_taken_on(service, april) -> None:
     with (
-        held(april) as go,
+        held() as predictions,
         listening(service.application) as address,
         httpx.Client(base_url=address, timeout=20) as client,
     ):
@@ -127,7 +127,7 @@ def test_too_much_to_do_is_refused_and_then_taken_on(service, april) -> None:
             until(lambda: sum(future.done() for future in futures) == 12)
             assert client.get("/health").status_code == 200  # the event loop is free
             assert client.get("/ready").status_code == 503
-            go.set()
+            predictions.go.set()
         answers = [future.result() for future in futures]
         codes = [response.status_code for response in answers]
         assert sorted(codes) == [200] * 8 + [429] * 12
@@ -140,7 +140,7 @@ def test_too_much_to_do_is_refused_and_then_taken_on(service, april) -> None:
 
 def test_a_request_that_takes_too_long_is_given_up(service, client, april) -> None:
     service.limits = replace(LIMITS, seconds=0.1)
-    with held(april):
+    with held():
         response = ask(client, inputs="w5")
     assert response.status_code == 429 and "0.1 seconds" in response.json()["error"]
     service.limits = LIMITS
@@ -151,21 +151,21 @@ def test_a_client_that_has_gone_is_dropped(service, april) -> None:
     """Its texts are not predicted, and its place is free at once."""
     seen: list[int] = []
     service.engine.noted = lambda batch: seen.append(batch.texts)
-    with held(april) as go, listening(service.application) as address:
+    with held() as predictions, listening(service.application) as address:
         body = json.dumps({"inputs": ["w5", "w6", "w7"]}).encode()
         head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
         where = urlsplit(address)
         running = threading.Thread(target=httpx.post, args=(f"{address}/predict",), kwargs={
             "json": {"inputs": "w5"}, "timeout": 20})  # fmt: skip
         running.start()
-        until(lambda: service.running == 1 and service.engine.waiting == 0)
+        predictions.begun.wait(20)
         for _ in range(3):
             with socket.create_connection((where.hostname, where.port)) as connection:
                 connection.sendall(head.encode() + body)
                 until(lambda: service.running == 2)
             until(lambda: service.running == 1)
         assert service.engine.waiting == 3
-        go.set()
+        predictions.go.set()
         running.join(20)
         assert httpx.post(f"{address}/predict", json={"inputs": ["w8", "w9"]}).status_code == 200
     assert seen == [1, 2]

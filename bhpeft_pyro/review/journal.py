@@ -73,8 +73,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._last: dict[tuple[str, str], Decision] = {}
-        self._by_text: dict[str, dict[str, Decision]] = {}
+        self._made: dict[str, list[Decision]] = {}  # of each person, but those taken back
+        self._by_text: dict[str, dict[str, Decision]] = {}  # the last of each person
         self._read = 0  # bytes
         self._lock, self._thread = FileLock(f"{path}.lock"), threading.RLock()
         self.refresh()
@@ -121,11 +121,16 @@ class Journal:
                     self._take(decision)
 
     def _take(self, decision: Decision) -> None:
+        made = self._made.setdefault(decision.who, [])
         of_text = self._by_text.setdefault(decision.key, {})
-        self._last.pop((decision.key, decision.who), None)  # so that the newest is at the end
-        of_text.pop(decision.who, None)
+        about = (i for i in reversed(range(len(made))) if made[i].key == decision.key)
         if decision.action != "undo":
-            self._last[decision.key, decision.who] = of_text[decision.who] = decision
+            made.append(decision)
+            of_text[decision.who] = decision
+        elif (last := next(about, None)) is not None:
+            del made[last]  # and what was said of this text before it counts again
+            del of_text[decision.who]
+            of_text |= {one.who: one for one in made if one.key == decision.key}
 
     def of_text(self, key: str) -> list[Decision]:
         """What each person said last of a text."""
@@ -135,13 +140,16 @@ class Journal:
     def of_person(self, who: str) -> list[Decision]:
         """What a person said last of each text, the newest first."""
         with self._thread:
-            return [one for one in reversed(self._last.values()) if one.who == who]
+            newest: dict[str, Decision] = {}
+            for one in reversed(self._made.get(who, ())):
+                newest.setdefault(one.key, one)
+            return [*newest.values()]
 
     @property
     def people(self) -> list[str]:
         """All who have decided something."""
         with self._thread:
-            return sorted({who for _, who in self._last})
+            return sorted(who for who, made in self._made.items() if made)
 
     @property
     def texts(self) -> list[str]:
@@ -154,7 +162,7 @@ class Journal:
         names = dict.fromkeys(name for record in pool.records for name in record)
         names |= dict.fromkeys((pool.column, *_ABOUT))
         with self.alone():
-            rows = labelled(self._last.values(), pool)
+            rows = labelled((one for key in self.texts for one in self.of_text(key)), pool)
             write_rows(out, rows, names)
         return len(rows)
 

@@ -21,17 +21,15 @@ _LEASE = 600.0  # seconds that a text is kept for the person who sees it
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a person, and all together, have come.
+    """How far a person has come.
 
     Attributes:
         mine: texts that this person has decided.
-        done: those with as many decisions as were asked for.
-        left: those that are to be decided.
-        labels: rows of the table of labels.
+        left: those that are left for this person.
+        labels: rows of the table of labels, of all people.
     """
 
     mine: int
-    done: int
     left: int
     labels: int
 
@@ -72,6 +70,7 @@ class Session:
 
     def __init__(self, pool: Pool, journal: Journal, out: Path, people: int = 1) -> None:
         self.pool, self.journal, self.out = pool, journal, out
+        self._asked = frozenset(pool.order)
         self.people = COUNT("people", people)
         self._shown: dict[str, tuple[str, float]] = {}  # text to person and time
         self._lock = threading.RLock()
@@ -80,7 +79,7 @@ class Session:
     def take(self, pool: Pool) -> None:
         """Go on with another pool of the same texts: the queue of a new round."""
         with self._lock:
-            self.pool = pool
+            self.pool, self._asked = pool, frozenset(pool.order)
             self.labels = self.journal.write_table(self.out, pool)
 
     def next_for(self, who: str) -> str | None:
@@ -93,18 +92,26 @@ class Session:
             self.journal.refresh()
             now, skipped = time.monotonic(), []
             for key in self.pool.order:
-                decisions = {one.who: one for one in self.journal.of_text(key)}
-                mine = decisions.get(who)
-                made = sum(one.action != "skip" for one in decisions.values())
-                person, when = self._shown.get(key, (who, now))
-                elsewhere = self.people == 1 and person != who and now - when < _LEASE
-                if elsewhere or made >= self.people or (mine and mine.action != "skip"):
+                if (skip := self._wanted(key, who)) is None:
                     continue
-                if mine is None:
+                person, when = self._shown.get(key, (who, now))
+                if self.people == 1 and person != who and now - when < _LEASE:
+                    continue
+                if not skip:
                     self._shown[key] = who, now
                     return key
-                skipped.append((mine.at, key))
+                skipped.append((skip, key))
             return min(skipped)[1] if skipped else None
+
+    def _wanted(self, key: str, who: str) -> str | None:
+        """When a person has skipped a text that they may decide, "" if they have not; None if they
+        have decided it, or as many others as were asked for have."""
+        decisions = self.journal.of_text(key)
+        mine = next((one for one in decisions if one.who == who), None)
+        made = sum(one.action != "skip" for one in decisions)
+        if made >= self.people or (mine and mine.action != "skip"):
+            return None
+        return mine.at if mine else ""
 
     def decide(self, who: str, key: str, action: str, given: Sequence[str], note: str) -> None:
         """Keep what a person decided of a text.
@@ -166,20 +173,12 @@ class Session:
         return [one for one in mine if one.key in self.pool.items][:count]
 
     def progress(self, who: str) -> Progress:
-        """How far a person, and all together, have come."""
-        pool, journal = self.pool, self.journal
-        counts = {
-            key: sum(one.action != "skip" for one in journal.of_text(key))
-            for key in journal.texts
-            if key in pool.items
-        }
-        left = [key for key in pool.order if counts.get(key, 0) < self.people]
-        return Progress(
-            sum(one.action != "skip" for one in self.recent(who, len(pool.items))),
-            sum(count >= self.people for count in counts.values()),
-            len(left),
-            self.labels,
+        """How far a person has come."""
+        mine = sum(one.action != "skip" for one in self.recent(who, len(self.pool.items)))
+        over = sum(
+            self._wanted(key, who) is None for key in self.journal.texts if key in self._asked
         )
+        return Progress(mine, len(self._asked) - over, self.labels)
 
     def agreement(self) -> Agreement:
         """Whether people who have decided the same texts agree."""

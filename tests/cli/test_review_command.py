@@ -128,7 +128,7 @@ def test_label_kill_resume_and_update_in_a_browser(begin, run, folder, pool, tmp
 
         program = begin(run, pool, "--out", out, *new)
         page.goto(f"{program.address}by/Ana/")
-        assert shown(page) == following and "3 decided, 9 to go" in page.inner_text("header")
+        assert shown(page) == following and "3 decided by you, 9 to go" in page.inner_text("header")
         with page.expect_navigation():
             page.click("#update")
         assert page.is_visible("#bar")

@@ -96,9 +96,16 @@ def test_the_last_decision_of_a_person_counts_and_undo_takes_it_back(path):
         ("t0", "delivery"),
         ("t1", "praise"),
     ]
-    journal.add(Decision("t0", "Ana", "undo"))
-    assert journal.texts == Journal(path).texts == ["t1"]
-    assert len(path.read_text().splitlines()) == 5  # nothing is removed
+    labels = []
+    for _ in range(4):  # each undo takes back one decision, the newest first
+        last = journal.of_person("Ana")[0]
+        journal.add(Decision(last.key, "Ana", "undo"))
+        again = Journal(path)
+        assert again.of_person("Ana") == journal.of_person("Ana")
+        labels.append([one.label for one in again.of_text("t0")])
+    assert labels == [["billing"], ["billing"], ["praise"], []]
+    assert journal.texts == journal.people == []
+    assert len(path.read_text().splitlines()) == 8  # nothing is removed
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ def test_a_label_by_a_form_alone_and_the_next_text(tmp_path):
     assert "text 0" in page.get("/by/Ana/").text
     after = page.post("/by/Ana/text/t0", data={"label": "2", "note": " late \x1b[1m"})
     assert (
-        after.status_code == 200 and "text 1" in after.text and "1 decided, 4 to go" in after.text
+        after.status_code == 200
+        and "text 1" in after.text
+        and "1 decided by you, 4 to go" in after.text
     )
     (made,) = page.session.recent("Ana")
     assert (made.label, made.note, made.round) == ("praise", "late \\x1b[1m", "r1")

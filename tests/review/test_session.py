@@ -104,7 +104,10 @@ def test_progress(tmp_path):
     label(session, "Ana")
     session.decide("Ana", "t1", "skip", [], "")
     label(session, "Bo")
-    assert vars(session.progress("Ana")) == {"mine": 1, "done": 2, "left": 2, "labels": 2}
+    assert vars(session.progress("Ana")) == {"mine": 1, "left": 2, "labels": 2}
+    assert vars(session.progress("Cy")) == {"mine": 0, "left": 2, "labels": 2}
+    session.people = 2
+    assert [session.progress(who).left for who in ("Ana", "Bo", "Cy")] == [3, 3, 4]
 
 
 @pytest.mark.parametrize("given", [[], ["3"], ["-1"], ["x"], ["0", "9"]])
@@ -142,4 +145,4 @@ def test_reading_while_others_label(tmp_path):
         session.progress("Cy")
         session.agreement()
         assert session.journal.people in ([], ["Ana"], ["Bo"], ["Ana", "Bo"])
-    assert failed == [] and session.labels == session.progress("Cy").done == 120
+    assert failed == [] and session.labels == 120 and session.progress("Cy").left == 280

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..base.names import Method
 from ..base.progress import made_by
 from ..base.threads import sampling
@@ -181,8 +179,7 @@ class Source:
         served = Served(posterior, folder, self.method)
         if beside is not None:
             _check_like(served, beside)
-        with torch.random.fork_rng(()):
-            served.warm_up()
+        served.warm_up()
         return served
 
 

@@ -21,7 +21,7 @@ from .checks import (
 __all__ = ["FitOptions"]
 
 _EPOCHS = 15
-_ROUND_EPOCHS, _ROUND_STEPS = 3, 20
+_LEAST_STEPS = 20  # of a brief fit
 
 _RULES: dict[str, Rule] = {
     "epochs": MAYBE_COUNT,
@@ -49,9 +49,9 @@ class FitOptions:
 
     Attributes:
         epochs: passes over the data, unless `max_steps` is given. None means 15. For a point
-            estimate ("laplace", "delta") it means 3, but at least 20 steps, in later rounds, as
-            more of them move it away from what earlier rounds have learnt, and where fewer than 50
-            held-out rows would choose its state.
+            estimate ("laplace", "delta") it means 3 in later rounds, as more of them move it away
+            from what earlier rounds have learnt, and 5 where fewer than 50 held-out rows would
+            choose its state; but at least 20 steps.
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.
@@ -134,15 +134,15 @@ gets an equal share of a batch; in Python, `particles` sets their number
             changes = {"max_steps": None, **changes}
         return replace(self, **changes)
 
-    def steps(self, per_epoch: int, brief: bool = False) -> int:
-        """Optimiser steps of a fit with so many in an epoch; `brief` is one of a point estimate, if
-        it is a later round or has few held-out rows.
+    def steps(self, per_epoch: int, brief: int | None = None) -> int:
+        """Optimiser steps of a fit with so many in an epoch. A brief one has by default so many
+        epochs, but at least 20 steps.
 
-        >>> FitOptions().steps(25), FitOptions().steps(25, brief=True)
+        >>> FitOptions().steps(25), FitOptions().steps(25, brief=3)
         (375, 75)
         """
         if self.max_steps is not None:
             return self.max_steps
         if self.epochs is None and brief:
-            return max(_ROUND_STEPS, _ROUND_EPOCHS * per_epoch)
+            return max(_LEAST_STEPS, brief * per_epoch)
         return (self.epochs or _EPOCHS) * per_epoch

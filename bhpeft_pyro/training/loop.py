@@ -40,6 +40,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Callback = Callable[[dict[str, float]], object]
 """Gets a copy of each step's entry of `FitReport.history`."""
 
+_LATER, _FEW = 3, 5  # epochs of a point estimate: later rounds, few held-out rows
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
 
@@ -110,11 +111,11 @@ class _Run:
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         free = self.point and options.temperature is None and temperature == 0 and not later
         self.settles = free and validation is not None
-        few = validation is not None and len(validation) < FEWEST
-        brief = self.point and (later or (free and few))
+        few = free and validation is not None and len(validation) < FEWEST
+        brief = _LATER if later and self.point else _FEW if few else None
         self.steps = options.steps(per_epoch, brief)
         # Such a fit is short on purpose: its loss still falls.
-        self.ends_early = brief and options.epochs is None and options.max_steps is None
+        self.ends_early = bool(brief) and options.epochs is None and options.max_steps is None
         self.selects = self.settles and not self.ends_early
         self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects)
         self.elbo = ELBO(self.particles, weight)

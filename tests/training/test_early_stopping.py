@@ -257,12 +257,12 @@ def test_a_report_says_what_held_out_rows_were_for() -> None:
 @pytest.mark.parametrize("guide", ["delta", "laplace"])
 @pytest.mark.parametrize(
     ("rows", "held_out", "steps"),
-    [(80, 49, 20), (160, 49, 30), (80, 50, 75), (160, 50, 150)],
+    [(48, 49, 20), (80, 49, 25), (160, 49, 50), (80, 50, 75), (160, 50, 150)],
 )
 def test_with_few_held_out_rows_a_fit_is_brief_and_keeps_its_end(
     guide: str, rows: int, held_out: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three epochs, at least twenty steps; with more of them fifteen, and a choice of ten."""
+    """Five epochs, at least twenty steps; with more of them fifteen, and a choice of ten."""
     states = looks(monkeypatch, *[[0.5 - 0.01 * k] * 4 for k in range(9)], *[[0.6] * 4] * 3)
     options: dict[str, Any] = {"validation": tiny_examples(held_out, seed=1), "progress": False}
     data = tiny_examples(rows)

@@ -145,7 +145,7 @@ class Engine:
 
     def close(self) -> None:
         """End, once all that waits is answered."""
-        if self._thread is not None:
+        if self._thread is not None and self.alive:
             self._queue.put(None)
             self._thread.join()
 

@@ -159,3 +159,6 @@ def test_what_waits_at_the_end_is_answered(april) -> None:
         predictions.go.set()
         closing.join(20)
     assert all(future.done() for future in futures) and not engine.alive
+    engine.close()
+    with started(engine):
+        assert asked(engine, "w5").result(20).rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Callable
@@ -141,6 +142,7 @@ def _learn(there: Connection, where: Where) -> None:
     """What the other process does."""
     if hasattr(os, "nice"):
         os.nice(10)  # the page comes first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which ends this
     logging.disable_progress_bar()  # which would be printed between the lines of the program
     doubts: list[str] = []
     try:
@@ -151,7 +153,7 @@ def _learn(there: Connection, where: Where) -> None:
                 after = before.update(str(where.labels), progress=True)
                 after.with_report(name=where.labels.name).save(where.out, overwrite=True)
                 whole.next()
-                whole.name("choosing what to ask next")
+                whole.name("")
                 pool = Pool.of(after, where.data)
                 whole.next()
             doubts = [str(one.message) for one in given if issubclass(one.category, LabelWarning)]

@@ -23,7 +23,7 @@ from .session import Session
 __all__ = ["application"]
 
 WHY = "the page needs Starlette; expected pip install 'bhpeft_pyro[serve]'"
-_HOSTS = ("127.0.0.1", "localhost", "[::1]", "testserver")
+_HOSTS = ("127.0.0.1", "localhost")
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -40,7 +40,7 @@ KEYS = [key for key in string.digits[1:] + string.ascii_lowercase if key not in 
 """Keys of the options, in order; those after them have none."""
 
 REASONS = {
-    "noise in the label": "Several labels fit texts like this one.",
+    "noise in the label": "People may differ about texts like this one.",
     "components disagree": "Independent fits say different things about it.",
     "weights uncertain": "Little was learnt from texts like this one.",
     "unlike what was learnt": "It is unlike the texts that were learnt.",
@@ -212,7 +212,7 @@ class _Guarded:
 def _name(who: str) -> str:
     """A person's name, as it is kept."""
     who = " ".join(who.split())
-    if not who or len(who) > _LONGEST or harmless(who) != who or "/" in who:
+    if not who.strip(".") or len(who) > _LONGEST or harmless(who) != who or "/" in who:
         raise DataError(f"who: expected a name of 1 to {_LONGEST} characters, without a slash")
     return who
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..base.progress import work
+from ..data import Examples
 from ..data.columns import as_choices
 from ..data.sources import in_file, load, parts
 from ..errors import ConfigError, DataError, GuideError
@@ -127,22 +130,18 @@ class Pool:
             for part in parts(source, None, None)
             for cells in zip(*part.values(), strict=True)
         ]
-        forecast: Any = posterior.predict(examples)
-        hashes, answered = examples.row_hashes, forecast.answered
-        asked = torch.ones(len(hashes), dtype=torch.bool)
-        if posterior.learnt_rows is not None:
-            asked &= ~torch.isin(hashes, posterior.learnt_rows)
-        count = None if answered is None else int((asked & answered).sum())
-        if answered is not None:
-            asked &= ~answered
-        places = asked.nonzero().flatten()
-        queued: dict[int, str] = {}
-        if len(places):
-            try:
-                queue = posterior.queue(examples.subset(places), min(_FIRST, len(places)))
-                queued = dict(zip(places[queue.rows].tolist(), queue.reasons, strict=True))
-            except GuideError:
-                pass  # a point estimate does not know what it does not know
+        with work("choosing what to ask", parts=2) as whole:
+            forecast: Any = posterior.predict(examples)
+            whole.next()
+            hashes, answered = examples.row_hashes, forecast.answered
+            asked = torch.ones(len(hashes), dtype=torch.bool)
+            if posterior.learnt_rows is not None:
+                asked &= ~torch.isin(hashes, posterior.learnt_rows)
+            count = None if answered is None else int((asked & answered).sum())
+            if answered is not None:
+                asked &= ~answered
+            queued = _queued(posterior, examples, asked.nonzero().flatten())
+            whole.next()
         keys = [f"{value % 2**64:016x}" for value in hashes.tolist()]
         reasons, nearest = forecast.reasons(), forecast.nearest
         predicted = _predicted(forecast, kind)
@@ -179,6 +178,17 @@ class Pool:
             posterior.report.id,
             len(posterior.lineage),
         )
+
+
+def _queued(posterior: Posterior, examples: Examples, places: Tensor) -> dict[int, str]:
+    """Of the texts at some places those whose labels teach most, in order, with the reasons."""
+    if not len(places):
+        return {}
+    try:
+        queue = posterior.queue(examples.subset(places), min(_FIRST, len(places)))
+    except GuideError:  # a single point estimate does not know what it does not know
+        return {}
+    return dict(zip(places[queue.rows].tolist(), queue.reasons, strict=True))
 
 
 def _predicted(

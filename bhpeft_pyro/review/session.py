@@ -151,9 +151,10 @@ class Session:
             except (ValueError, IndexError):
                 raise DataError("rating: expected a number, such as 3.5") from None
             return Number(least=low, most=high)("rating", number, DataError)
-        chosen = [int(one) for one in given if one.isdecimal() and int(one) < len(item.options)]
-        if not chosen or len(chosen) < len(given):
+        numbers = {str(number): number for number in range(len(item.options))}
+        if not given or not {*given} <= numbers.keys():
             raise DataError("label: expected one of those that are shown")
+        chosen = [numbers[one] for one in given]
         return item.together(chosen) if self.pool.kind == "labels" else item.values[chosen[0]]
 
     def undo(self, who: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ def test_what_cannot_be_a_label_is_refused_in_words(tmp_path, path, form, proble
     assert not (tmp_path / "labels.journal.jsonl").exists()
 
 
-@pytest.mark.parametrize("name", ["", " ", "a" * 41, "a/b", "a\u202eb"])
+@pytest.mark.parametrize("name", ["", " ", "..", "a" * 41, "a/b", "a\u202eb"])
 def test_names_that_cannot_be_kept_are_refused(tmp_path, name):
     page = client(tmp_path)
     assert page.post("/", data={"who": name}).status_code == 422
@@ -160,3 +161,28 @@ def test_what_the_promise_answers_is_counted(tmp_path):
 def test_nothing_left(tmp_path):
     page = client(tmp_path, pool(1))
     assert "Nothing is left to decide" in page.post("/by/Ana/text/t0", data={"label": "0"}).text
+
+
+@pytest.mark.parametrize("kind", ["class", "labels", "rating"])
+def test_malformed_requests_are_refused_without_a_failure_of_the_server(tmp_path, kind):
+    page, random = client(tmp_path, pool(kind=kind)), Random(0)
+    types = ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain")
+    words = [
+        "label=",
+        "9" * 5000,
+        "&",
+        "=",
+        "%ED%A0%80",
+        "%00",
+        "action=label",
+        "other=1e999",
+        "-1",
+    ]
+    words += ["--x\r\n", 'Content-Disposition: form-data; name="label"\r\n\r\n', "--x--", "\xff"]
+    paths = ("/", "/by/Ana/", "/by/Ana/text/t0", "/by/%00/text/t0", "/by/../undo", "/by/é/order")
+    for _ in range(300):
+        body = "".join(random.choices(words, k=random.randrange(6))).encode("latin-1")
+        how = {"content": body, "headers": {"content-type": random.choice(types)}}
+        method = random.choice(("GET", "POST", "PUT"))
+        answer = page.request(method, random.choice(paths), follow_redirects=False, **how)
+        assert answer.status_code < 500

@@ -36,7 +36,7 @@ def test_classes_in_the_order_of_the_queue_and_then_by_uncertainty(classes, tmp_
     assert rows[3:] == sorted(rest, key=lambda row: -forecast.total[row])
     assert len(pool.items) == 13  # the learnt ones are there, to be corrected
     item = pool.items[pool.order[0]]
-    assert item.options == item.values == ("bad", "good")
+    assert item.options == item.values == ("bad", "good") and item.nearest is None
     assert item.probabilities == tuple(forecast.probabilities[item.row].tolist())
     assert item.reason == forecast.reasons()[item.row]
     assert pool.records[0] == {"id": "00", "text": TEXTS[0]} and pool.column == "label"
@@ -62,6 +62,16 @@ def test_texts_that_the_promise_answers_are_not_asked_for(classes, tmp_path, mon
     queue = promised.queue([texts[row] for row in sorted(rows)], 1)
     assert pool.items[pool.order[0]].texts == queue.texts
     assert pool.answered == int(answered.sum()) and len(pool.items) == 28
+
+
+def test_the_most_similar_learnt_text_where_texts_are_kept(tmp_path):
+    table = {"text": TEXTS, "label": ["good" if i % 2 else "bad" for i in range(24)]}
+    how = {"max_steps": 3, "progress": False}
+    file = write_csv(tmp_path / "new.csv", text=["w30 w31", "w12 w9"])
+    kept = bh.fit(tiny_model(()), "normal", table, keep_texts=True, **how)
+    items = sorted(Pool.of(kept, file).items.values(), key=lambda item: item.row)
+    assert [item.nearest for item in items] == [*kept.predict(["w30 w31", "w12 w9"]).nearest]
+    assert {item.nearest for item in items} <= {*TEXTS}
 
 
 def test_all_learnt(classes, tmp_path):

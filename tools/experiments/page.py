@@ -22,7 +22,7 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
-from . import decisions, passes_report, stream_report
+from . import decisions, forgetting, passes_report, stream_report, students
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
@@ -303,6 +303,11 @@ def _rounds(folder: Path, protocol: str) -> list[dict[str, Any]]:
     return stream_report.stored_runs(folder / "stream", protocol)
 
 
+def _orders(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What a command over orders of the domains has stored."""
+    return [json.loads(file.read_text()) for file in sorted((folder / name).glob("*.json"))]
+
+
 def tables(folder: Path = RESULTS) -> list[Table]:
     """All tables of the page, from the stored files."""
     costs = json.loads((folder / "stream" / "orders.cost.json").read_text())
@@ -326,6 +331,8 @@ def tables(folder: Path = RESULTS) -> list[Table]:
             for table in stream_report.tables(_rounds(folder, protocol), title)
         ),
         stream_report.costs(costs["cost"]),
+        *forgetting.tables(_orders(folder, "forgetting")),
+        students.table(_orders(folder, "students")),
     ]
 
 

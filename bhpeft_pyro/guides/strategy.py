@@ -86,6 +86,10 @@ class Strategy:
         """
         return model, temperature, 0.0
 
+    def average(self, share: float) -> None:
+        """Move a point estimate that a later round has trained back towards that of the last round,
+        if the prior is one: it keeps this share of its step."""
+
     def compute_width(
         self,
         model: Model,

@@ -50,6 +50,7 @@ class Round:
         lineage: the reports of this component's earlier rounds; in the first round there are none.
         first_prior: in later rounds, the prior of the first one, if it is known.
         learnt_rows: what the last posterior has of this name.
+        earlier: how many rows earlier rounds have learnt, as far as they are kept.
         optimizer, callback: as for `fit`.
     """
 
@@ -65,6 +66,7 @@ class Round:
     lineage: tuple[FitReport, ...] = ()
     first_prior: Prior | None = None
     learnt_rows: Tensor | None = None
+    earlier: float = 0.0
     optimizer: OptimizerFactory | None = None
     callback: Callback | None = field(default=None, repr=False)
 
@@ -86,6 +88,7 @@ class Round:
                     bool(self.lineage),
                     self.optimizer,
                     self.callback,
+                    self._share,
                 )
             fitted = self.with_width(vars(training), started)
         except FitError as error:
@@ -93,6 +96,13 @@ class Round:
             raise
         same(self.guide, trained=True)
         return fitted
+
+    @property
+    def _share(self) -> float:
+        """The weight of the new point estimate in its mean with the last one: a half, or more if
+        there are more rows than before."""
+        rows = len(self.data)
+        return rows / (rows + min(self.earlier, rows))
 
     def with_width(self, fields: Mapping[str, Any], started: float) -> Fitted:
         """The posterior once the guide is trained.

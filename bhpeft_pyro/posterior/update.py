@@ -166,6 +166,7 @@ def _round(
         "own_prior": own_prior is not None,
     }
     enough = not (examples.few or unclear)
+    before_it = sum(report.examples for report in last.lineage)
     return Round(
         model,
         guide,
@@ -178,6 +179,7 @@ def _round(
         lineage=last.lineage,
         first_prior=last.first_prior,
         learnt_rows=last.learnt_rows,
+        earlier=0.0 if own_prior is not None else kept_of_all(keep, sites) * before_it,
     )
 
 

@@ -55,6 +55,7 @@ def optimise(
     later: bool = False,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
+    share: float = 1.0,
 ) -> Training:
     """Fit the guide's parameters in place.
 
@@ -68,13 +69,15 @@ def optimise(
         temperature: the weight of the KL, given or by default.
         later: whether the prior is an earlier posterior.
         optimizer, callback: as for `fit`.
+        share: of its step from the last point estimate, what a later round of default length keeps.
 
     Raises:
         FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
             its last good state, and the error's `training` is what was done.
     """
     feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
-    run = _Run(model, guide, feed, validation, options, temperature, later, optimizer, callback)
+    how = (options, temperature, later, optimizer, callback, share)
+    run = _Run(model, guide, feed, validation, *how)
     try:
         return run.run()
     except FitError as error:
@@ -96,8 +99,9 @@ class _Run:
         later: bool,
         optimizer: OptimizerFactory | None,
         callback: Callback | None,
+        share: float,
     ) -> None:
-        self.guide, self.later = guide, later
+        self.guide, self.later, self.share = guide, later, share
         self.options = options = options.change(batch_size=options.batch_size * feed.per_text)
         self.model, weight, self.least = guide.strategy.objective(model, temperature, later)
         self.point, self.temperature = guide.point, temperature
@@ -138,6 +142,8 @@ class _Run:
             checks.enter_context(pyro.validation_enabled(False))
             self._train(bar)
             best_step = self.stopping.restore()
+            if self.ends_early and self.later:
+                self.guide.strategy.average(self.share)
             if has_noise(self.guide, self.model):
                 bf16 = self.options.bf16
                 if self.settles and self.validation is not None:

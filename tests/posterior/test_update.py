@@ -249,3 +249,71 @@ def test_a_round_without_its_student_is_on_the_error(monkeypatch: pytest.MonkeyP
         assert isinstance(raised.value.posterior, bh.Posterior)
         assert equal(state(raised.value.posterior), expected)
         assert raised.value.posterior.student is None
+
+
+# Where a later round of the default length ends
+
+
+def whole_step(posterior: bh.Posterior, data: Any, steps: int, **how: Any) -> torch.Tensor:
+    """The mean that training alone would reach: with a length that is given, it is kept."""
+    new: Any = posterior.update(data, max_steps=steps, **how)
+    return new.guide.loc.detach()
+
+
+@pytest.mark.parametrize(
+    ("before", "rows", "keep", "share"),
+    [
+        (64, 64, 1.0, 0.5),
+        (128, 64, 1.0, 0.5),  # however much was learnt before
+        (64, 128, 1.0, 2 / 3),  # but more is learnt from more rows than before
+        (64, 64, 0.5, 2 / 3),
+        (64, 64, 0.0, 1.0),
+    ],
+)
+def test_a_later_round_ends_between_the_last_point_and_its_own(
+    before: int, rows: int, keep: float, share: float
+) -> None:
+    options: dict[str, Any] = {"components": 1, "lr": 0.05, "progress": False}
+    options |= {"temperature": 1.0, "tau": 1.0}  # no rows are held out
+    first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(before), **options)
+    data = tiny_examples(rows, seed=1)
+    second: Any = first.update(data, keep=keep)
+    reached = whole_step(first, data, second.report.steps, keep=keep)
+    last: Any = second.guide.prior.loc
+    expected = last + share * (reached - last)
+    assert (reached - last).abs().max() > 0.01
+    torch.testing.assert_close(second.guide.loc.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_both_parts_of_a_mixture_end_between() -> None:
+    options: dict[str, Any] = {"components": 2, "lr": 0.05, "progress": False}
+    first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(64), **options)
+    data = tiny_examples(64, seed=1)
+    second = first.update(data)
+    given = first.update(data, max_steps=second.components[0].report.steps)
+    for before, new, whole in zip(
+        first.components, second.components, given.components, strict=True
+    ):
+        ends: list[Any] = [one.guide.loc.detach() for one in (before, new, whole)]  # type: ignore[union-attr]
+        assert (ends[2] - ends[0]).abs().max() > 0.01
+        share = 64 / (64 + before.report.examples)
+        torch.testing.assert_close(ends[1], ends[0] + share * (ends[2] - ends[0]))
+
+
+def test_a_new_label_takes_the_whole_step() -> None:
+    """It has no earlier weights to be averaged with."""
+    texts = [f"w{5 + i % 3} w{10 + i % 7} w{20 + i % 5}" for i in range(60)]
+    old = {"text": texts, "label": [["a", "b"][i % 2] for i in range(60)]}
+    new = {"text": texts, "label": [["a", "b", "c"][i % 3] for i in range(60)]}
+    options: dict[str, Any] = {"components": 1, "lr": 0.05, "progress": False}
+    options |= {"temperature": 1.0, "tau": 1.0}  # at an output scale of 1
+    first = bh.fit(tiny_model(()), "laplace", old, **options)
+    second = first.update(new, grow=True)
+    whole = first.update(new, grow=True, max_steps=second.report.steps)
+    ends = [one.guide.means()["head.weight"] for one in (first, second, whole)]
+    assert ends[2][2].abs().max() > 0.01
+    torch.testing.assert_close(ends[1][2], ends[2][2])
+    share = 60 / (60 + first.report.examples)
+    torch.testing.assert_close(ends[1][:2], ends[0] + share * (ends[2][:2] - ends[0]))
+    biases = [one.guide.means()["head.bias"] for one in (second, whole)]
+    torch.testing.assert_close(biases[0][2], biases[1][2])

@@ -37,7 +37,7 @@ from .tables import OVER_SEEDS, Table, distinct
 
 __all__ = ["forgetting", "tables"]
 
-_STEPS = (0.0, 0.5, 1.0, 1.5)
+_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0)  # a round takes half of the step to where training ends
 _FIRST_PRIOR = 1e-4  # the weight that it has in a later round
 
 Values = Mapping[str, Tensor]

@@ -103,6 +103,22 @@ class LaplaceStrategy(Strategy):
             model = model.with_prior(guide.as_model_samples(guide.joined(normal)))
         return model, weight, -normal.log_prob(normal.loc).item()
 
+    @torch.no_grad()
+    def average(self, share: float) -> None:
+        """Labels that are new have no earlier weights, and take the whole step."""
+        guide = self.guide
+        if not guide.prior_precision.informed:
+            return
+        last = guide.prior.loc.to(guide.loc)
+        back = torch.full_like(last, 1 - share)
+        parts, weights = guide.unpack(back), guide.unpack(last)
+        if (head := weights.get("head.weight")) is not None:
+            new = ~head.flatten(1).any(1)
+            for name in ("head.weight", "head.bias"):
+                if name in parts:
+                    parts[name][new] = 0
+        guide.loc.lerp_(last, torch.cat([part.flatten() for part in parts.values()]))
+
     def _acting(self, temperature: float, later: bool) -> tuple[Covariance, float]:
         """The covariance of the prior that acts on the mean, and the prior's weight."""
         if not (later and self.guide.prior_precision.informed):

@@ -1,0 +1,225 @@
+"""The whole circle on weekly news: `python -m tools.experiments.circle`.
+
+Each week the machine predicts under a promise, people label texts that it does not answer, and
+`update` learns their labels. Other arms choose the labels at random, buy all of them, or none after
+the first week. One result file for each arm and seed; tables are made from the files alone.
+
+Which rows a promise may be set on: each week people first label some texts that are drawn at
+random from all of that week. These rows are kept apart for some weeks, so nothing was learnt from
+them or chosen among them, and the newest ones are of the very week that is answered. Then they are
+learnt like others. (Earlier promises were set on some of them too, and so had a say in which
+*other* texts went to people; the test of a promise takes no account of that.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from torch import Tensor
+from transformers import AutoModel
+
+from bhpeft_pyro import __version__
+from bhpeft_pyro.cli.app import quietly, spoken_errors
+from bhpeft_pyro.data import Examples
+from bhpeft_pyro.data.assets import minilm
+from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.model.head import Head
+from bhpeft_pyro.model.likelihoods import Categorical
+from bhpeft_pyro.model.model import Model
+from bhpeft_pyro.model.network import RandomPEFT
+from bhpeft_pyro.posterior.fit import fit
+from bhpeft_pyro.posterior.posterior import Posterior
+
+from .arms import GUIDE
+from .methods import upper_hybrid
+from .protocols import PROTOCOLS
+from .results import check_names, check_setting, commit, complete, load
+from .stream import Encoded
+from .tables import OVER_SEEDS, Table, distinct
+
+__all__ = ["ARMS", "Arm", "circle", "rounds", "table"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Who answers a week's texts, and which labels are bought.
+
+    Attributes:
+        promises: whether the machine answers under a promise, for which people label random texts.
+        asked: of the texts that the machine does not answer, which ones people label: those that
+            `Posterior.queue` names by this, up to the budget; "all"; or "none": then the machine
+            answers all texts.
+    """
+
+    promises: bool
+    asked: Literal["information", "random", "all", "none"]
+
+
+ARMS = {
+    "promise and queue": Arm(True, "information"),
+    "promise and random labels": Arm(True, "random"),
+    "everything labelled": Arm(False, "all"),
+    "nothing after the first week": Arm(False, "none"),
+    "promise, all others labelled": Arm(True, "all"),
+}
+
+
+def circle(
+    data: Annotated[Path, typer.Option(help="Folder with the JSON lines files.")],
+    out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("runs/circle"),
+    arm: Annotated[list[str] | None, typer.Option(help="An arm; again for more.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to SEEDS - 1.", min=1)] = 1,
+    rows: Annotated[int, typer.Option(help="Texts of a week, at most.", min=20)] = 100,
+    budget: Annotated[int, typer.Option(help="Labels a week, random ones included.")] = 30,
+    drawn: Annotated[int, typer.Option(help="Random texts a week, to promise by.", min=1)] = 15,
+    weeks: Annotated[int, typer.Option(help="How long these are kept apart.", min=1)] = 4,
+    error: Annotated[float, typer.Option(help="The promised share of wrong answers.")] = 0.1,
+) -> None:
+    """Run the arms; with all results there, only the table is made."""
+    arms = arm or list(ARMS)
+    check_names("arm", arms, ARMS)
+    numbers = {"budget": budget, "drawn": drawn, "weeks": weeks, "error": error}
+    setting = {"rows": rows, **numbers}
+    runs = list(product(range(seeds), arms))
+    for found in load(out, runs):
+        check_setting(out, found, setting)
+    code, backbone = commit(), minilm()
+
+    @cache
+    def start(seed: int) -> tuple[Posterior, dict[str, Examples]]:
+        """What has learnt the first week, which all arms have in common, and the other weeks."""
+        stream = Encoded(PROTOCOLS["weekly"].read(data, seed, rows, 0), backbone)
+        (_, first), *others = stream.batches.items()
+        torch.manual_seed(seed)
+        frozen, head = AutoModel.from_pretrained(backbone), Head(stream.classes or 1)
+        network = RandomPEFT(frozen, upper_hybrid(), head, stream.tokenizer)
+        model = Model(network, likelihood=Categorical())
+        posterior = fit(model, GUIDE, first, components=1, seed=seed, progress=False)
+        return posterior, {"first": first, **dict(others)}
+
+    def result(seed: int, name: str) -> dict[str, Any]:
+        posterior, others = start(seed)
+        found = rounds(ARMS[name], posterior, others, seed, **numbers)
+        facts = {"arm": name, "seed": seed, "version": __version__, "commit": code}
+        return {**facts, **setting, "weeks of": found}
+
+    with warnings.catch_warnings(action="ignore"):  # of texts that repeat earlier ones
+        complete(out, runs, result)
+    typer.echo(table(load(out, runs)).markdown())
+
+
+def rounds(
+    arm: Arm,
+    posterior: Posterior,
+    weeks_of: Mapping[str, Examples],
+    seed: int,
+    *,
+    budget: int,
+    drawn: int,
+    weeks: int,
+    error: float,
+) -> list[dict[str, Any]]:
+    """Go through the weeks: for each of them what was labelled, answered and wrong.
+
+    Args:
+        posterior: what has learnt the first week.
+        weeks_of: all weeks by name, the first one first.
+        budget, drawn, weeks, error: as for `circle`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    (name, first), *others = weeks_of.items()
+    found: list[dict[str, Any]] = [{"week": name, "texts": len(first), "labels": len(first)}]
+    apart: list[Examples] = []  # the random rows of each of the last weeks, none of them learnt
+    count = drawn if arm.promises else 0
+    for name, week in others:
+        week = week.subset(torch.randperm(len(week), generator=generator))
+        learnt = []
+        if arm.promises:
+            apart.append(week.subset(range(count)))  # random ones, since the order is
+            try:
+                posterior = posterior.promise(apart[0].concat(*apart[1:]), error)
+            except DataError:  # too few rows: nothing is answered
+                posterior = posterior.replace(promised=None)
+            if len(apart) == weeks:
+                learnt.append(apart.pop(0))
+        forecast: Any = posterior.predict(week)
+        wrong, answered = forecast.wrong(), torch.full((len(week),), arm.asked == "none")
+        if forecast.answered is not None:
+            answered = forecast.answered
+        answered[:count] = False  # people have labelled these
+        left = (~answered).nonzero().flatten()[count:]
+        asked = _asked(arm, posterior, week, left, budget - count, seed)
+        if len(asked):
+            learnt.append(week.subset(asked))
+        found.append(
+            {
+                "week": name,
+                "texts": len(week),
+                "labels": count + len(asked),
+                "promised": forecast.answered is not None,
+                "answered": int(answered.sum()),
+                "wrong": int((wrong & answered).sum()),
+                "open": len(left) - len(asked),
+                "wrong of all": int(wrong.sum()),
+            }
+        )
+        if learnt:
+            new = learnt[0].concat(*learnt[1:])
+            posterior = posterior.update(new, seed=seed, progress=False)
+    return found
+
+
+def _asked(
+    arm: Arm, posterior: Posterior, week: Examples, left: Tensor, most: int, seed: int
+) -> Tensor:
+    """Which texts of those that are left people label."""
+    if arm.asked == "none":
+        return left[:0]
+    if arm.asked == "all" or len(left) <= most:
+        return left
+    return left[posterior.queue(week.subset(left), most, by=arm.asked, seed=seed).rows]
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """What each arm spent, and how well it did, in all weeks after the first together."""
+    records = []
+    for result in results:
+        first, *others = result["weeks of"]
+        total = {
+            name: sum(week[name] for week in others)
+            for name in ("texts", "labels", "promised", "answered", "wrong", "open", "wrong of all")
+        }
+        records.append(
+            {
+                "arm": result["arm"],
+                "labels": first["labels"] + total["labels"],
+                "weeks with a promise": total["promised"],
+                "answered": total["answered"],
+                "wrong": total["wrong"],
+                "wrong / answered": total["wrong"] / max(total["answered"], 1),
+                "left open": total["open"],
+                "accuracy on all": 1 - total["wrong of all"] / total["texts"],
+            }
+        )
+    note = (
+        f"Sums over {len(others)} weeks, {total['texts']} texts, after a first one of "
+        f"{first['texts']} texts, whose labels count. Accuracy is that of the machine on each week "
+        "before it is learnt, answered or not; texts left open have an answer of nobody. A promise "
+        f"of at most {100 * results[0]['error']:g} % wrong answers; "
+        f"{distinct(results, 'budget')} labels a week where there is a budget, "
+        f"{distinct(results, 'drawn')} of them random texts, which are learnt after "
+        f"{distinct(results, 'weeks')} weeks. {OVER_SEEDS} Commits {distinct(results, 'commit')}."
+    )
+    return Table.over_seeds("Weekly news: the whole circle", ["arm"], records, note)
+
+
+if __name__ == "__main__":
+    typer.run(spoken_errors()(quietly(circle)))

@@ -39,3 +39,24 @@ def test_pages_state_only_numbers_that_the_tables_have(name: str) -> None:
     stated = re.findall(r"(?<![\w.])-?\d+\.\d{3}\b(?: ± \d+\.\d{3})?", " ".join(text.split()))
     assert len(stated) > 10
     assert [number for number in stated if number not in TABLES] == []
+
+
+def _lines(text: str, title: str) -> dict[str, dict[str, str]]:
+    """The cells of the first table under a heading, by its first column and then by the others."""
+    section = text[text.index(f"\n## {title}\n") :]
+    section = section[section.index("\n|") + 1 :].split("\n\n")[0]
+    names, _, *rows = (line.strip("|").split("|") for line in section.splitlines())
+    cells = [dict(zip(map(str.strip, names), map(str.strip, row), strict=True)) for row in rows]
+    return {line[names[0].strip()]: line for line in cells}
+
+
+def test_the_circle_is_told_as_it_was_measured() -> None:
+    """Each number of the table of the page, rounded to as many decimals as it is told with."""
+    told = _lines((ROOT / "docs/decisions.md").read_text(), "The whole circle")
+    measured = _lines(TABLES, "Weekly news: the whole circle")
+    assert told.keys() == measured.keys()
+    for arm, line in told.items():
+        for name, cell in line.items():
+            if name != "arm" and cell:
+                decimals = len(cell.partition(".")[2])
+                assert cell == f"{float(measured[arm][name].split()[0]):.{decimals}f}", (arm, name)

@@ -2,13 +2,11 @@
 
 Each week the machine predicts under a promise, people label texts that it does not answer, and
 `update` learns their labels. Other arms choose the labels at random, buy all of them, or none after
-the first week. One result file for each arm and seed; tables are made from the files alone.
+the first week. A file for each arm and seed; the table is made from the files alone.
 
-Which rows a promise may be set on: each week people first label some texts that are drawn at
-random from all of that week. These rows are kept apart for some weeks, so nothing was learnt from
-them or chosen among them, and the newest ones are of the very week that is answered. Then they are
-learnt like others. (Earlier promises were set on some of them too, and so had a say in which
-*other* texts went to people; the test of a promise takes no account of that.)
+A promise is set on random texts, which people label first, some each week. For some weeks nothing
+is learnt from them; then they are learnt like others. (Earlier promises were set on some of them
+too, and so had a say in which *other* texts people labelled, which the test does not know.)
 """
 
 from __future__ import annotations
@@ -54,9 +52,8 @@ class Arm:
 
     Attributes:
         promises: whether the machine answers under a promise, for which people label random texts.
-        asked: of the texts that the machine does not answer, which ones people label: those that
-            `Posterior.queue` names by this, up to the budget; "all"; or "none": then the machine
-            answers all texts.
+        asked: which of the texts without an answer people label: those that `Posterior.queue`
+            chooses by this, up to the budget; or all; or none, and the machine answers all texts.
     """
 
     promises: bool
@@ -86,30 +83,26 @@ def circle(
     """Run the arms; with all results there, only the table is made."""
     arms = arm or list(ARMS)
     check_names("arm", arms, ARMS)
-    numbers = {"budget": budget, "drawn": drawn, "weeks": weeks, "error": error}
-    setting = {"rows": rows, **numbers}
+    rule = {"budget": budget, "drawn": drawn, "weeks": weeks, "error": error}
+    setting = {"rows": rows, **rule}
     runs = list(product(range(seeds), arms))
-    for found in load(out, runs):
-        check_setting(out, found, setting)
+    for there in load(out, runs):
+        check_setting(out, there, setting)
     code, backbone = commit(), minilm()
 
     @cache
     def start(seed: int) -> tuple[Posterior, dict[str, Examples]]:
         """What has learnt the first week, which all arms have in common, and the other weeks."""
         stream = Encoded(PROTOCOLS["weekly"].read(data, seed, rows, 0), backbone)
-        (_, first), *others = stream.batches.items()
         torch.manual_seed(seed)
         frozen, head = AutoModel.from_pretrained(backbone), Head(stream.classes or 1)
         network = RandomPEFT(frozen, upper_hybrid(), head, stream.tokenizer)
-        model = Model(network, likelihood=Categorical())
-        posterior = fit(model, GUIDE, first, components=1, seed=seed, progress=False)
-        return posterior, {"first": first, **dict(others)}
+        model, first = Model(network, likelihood=Categorical()), next(iter(stream.batches.values()))
+        return fit(model, GUIDE, first, components=1, seed=seed, progress=False), stream.batches
 
     def result(seed: int, name: str) -> dict[str, Any]:
-        posterior, others = start(seed)
-        found = rounds(ARMS[name], posterior, others, seed, **numbers)
         facts = {"arm": name, "seed": seed, "version": __version__, "commit": code}
-        return {**facts, **setting, "weeks of": found}
+        return {**facts, **setting, "weeks of": rounds(ARMS[name], *start(seed), seed, rule)}
 
     with warnings.catch_warnings(action="ignore"):  # of texts that repeat earlier ones
         complete(out, runs, result)
@@ -117,38 +110,29 @@ def circle(
 
 
 def rounds(
-    arm: Arm,
-    posterior: Posterior,
-    weeks_of: Mapping[str, Examples],
-    seed: int,
-    *,
-    budget: int,
-    drawn: int,
-    weeks: int,
-    error: float,
+    arm: Arm, posterior: Posterior, weeks: Mapping[str, Examples], seed: int, rule: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Go through the weeks: for each of them what was labelled, answered and wrong.
 
     Args:
-        posterior: what has learnt the first week.
-        weeks_of: all weeks by name, the first one first.
-        budget, drawn, weeks, error: as for `circle`.
+        posterior: what has learnt the first of the weeks.
+        rule: the budget, what is drawn, the weeks it is kept apart, and the error to promise.
     """
     generator = torch.Generator().manual_seed(seed)
-    (name, first), *others = weeks_of.items()
+    (name, first), *others = weeks.items()
     found: list[dict[str, Any]] = [{"week": name, "texts": len(first), "labels": len(first)}]
     apart: list[Examples] = []  # the random rows of each of the last weeks, none of them learnt
-    count = drawn if arm.promises else 0
+    count = rule["drawn"] if arm.promises else 0
     for name, week in others:
         week = week.subset(torch.randperm(len(week), generator=generator))
         learnt = []
         if arm.promises:
             apart.append(week.subset(range(count)))  # random ones, since the order is
             try:
-                posterior = posterior.promise(apart[0].concat(*apart[1:]), error)
+                posterior = posterior.promise(apart[0].concat(*apart[1:]), rule["error"])
             except DataError:  # too few rows: nothing is answered
                 posterior = posterior.replace(promised=None)
-            if len(apart) == weeks:
+            if len(apart) == rule["weeks"]:
                 learnt.append(apart.pop(0))
         forecast: Any = posterior.predict(week)
         wrong, answered = forecast.wrong(), torch.full((len(week),), arm.asked == "none")
@@ -156,21 +140,13 @@ def rounds(
             answered = forecast.answered
         answered[:count] = False  # people have labelled these
         left = (~answered).nonzero().flatten()[count:]
-        asked = _asked(arm, posterior, week, left, budget - count, seed)
+        asked = _asked(arm, posterior, week, left, rule["budget"] - count, seed)
         if len(asked):
             learnt.append(week.subset(asked))
-        found.append(
-            {
-                "week": name,
-                "texts": len(week),
-                "labels": count + len(asked),
-                "promised": forecast.answered is not None,
-                "answered": int(answered.sum()),
-                "wrong": int((wrong & answered).sum()),
-                "open": len(left) - len(asked),
-                "wrong of all": int(wrong.sum()),
-            }
-        )
+        line = {"week": name, "texts": len(week), "labels": count + len(asked)}
+        line |= {"promised": forecast.answered is not None, "answered": int(answered.sum())}
+        line |= {"wrong": int((wrong & answered).sum()), "open": len(left) - len(asked)}
+        found.append({**line, "wrong of all": int(wrong.sum())})
         if learnt:
             new = learnt[0].concat(*learnt[1:])
             posterior = posterior.update(new, seed=seed, progress=False)
@@ -180,7 +156,7 @@ def rounds(
 def _asked(
     arm: Arm, posterior: Posterior, week: Examples, left: Tensor, most: int, seed: int
 ) -> Tensor:
-    """Which texts of those that are left people label."""
+    """The places of those texts that people label, of those that are left."""
     if arm.asked == "none":
         return left[:0]
     if arm.asked == "all" or len(left) <= most:
@@ -193,30 +169,27 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     records = []
     for result in results:
         first, *others = result["weeks of"]
-        total = {
-            name: sum(week[name] for week in others)
-            for name in ("texts", "labels", "promised", "answered", "wrong", "open", "wrong of all")
-        }
+        total = {name: sum(week[name] for week in others) for name in others[0] if name != "week"}
         records.append(
             {
                 "arm": result["arm"],
                 "labels": first["labels"] + total["labels"],
-                "weeks with a promise": total["promised"],
+                "weeks with answers": sum(week["answered"] > 0 for week in others),
                 "answered": total["answered"],
                 "wrong": total["wrong"],
-                "wrong / answered": total["wrong"] / max(total["answered"], 1),
+                "wrong / answered": total["wrong"] / (total["answered"] or 1),
                 "left open": total["open"],
                 "accuracy on all": 1 - total["wrong of all"] / total["texts"],
             }
         )
     note = (
-        f"Sums over {len(others)} weeks, {total['texts']} texts, after a first one of "
-        f"{first['texts']} texts, whose labels count. Accuracy is that of the machine on each week "
-        "before it is learnt, answered or not; texts left open have an answer of nobody. A promise "
-        f"of at most {100 * results[0]['error']:g} % wrong answers; "
-        f"{distinct(results, 'budget')} labels a week where there is a budget, "
-        f"{distinct(results, 'drawn')} of them random texts, which are learnt after "
-        f"{distinct(results, 'weeks')} weeks. {OVER_SEEDS} Commits {distinct(results, 'commit')}."
+        f"After a first week of {first['texts']} texts, whose labels count, {len(others)} others "
+        f"of {total['texts']} texts in all. The accuracy is that of the machine on each week "
+        "before it is learnt, answered or not. Texts that are left open have nobody's answer. "
+        f"Promised are at most {distinct(results, 'error')} wrong of those answered; a week's "
+        f"budget is {distinct(results, 'budget')} labels, {distinct(results, 'drawn')} of them of "
+        f"random texts, learnt after {distinct(results, 'weeks')} weeks. {OVER_SEEDS} Commits "
+        f"{distinct(results, 'commit')}."
     )
     return Table.over_seeds("Weekly news: the whole circle", ["arm"], records, note)
 

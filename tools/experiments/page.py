@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
+from itertools import product
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
-from . import decisions, forgetting, passes_report, stream_report, students
+from . import circle, decisions, forgetting, passes_report, stream_report, students
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
 from .report import stored_runs
+from .results import load
 from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
 
 __all__ = ["RESULTS", "figures", "tables", "write"]
@@ -333,6 +335,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         stream_report.costs(costs["cost"]),
         *forgetting.tables(_orders(folder, "forgetting")),
         students.table(_orders(folder, "students")),
+        circle.table(load(folder / "circle", product(range(5), circle.ARMS))),
     ]
 
 

@@ -106,7 +106,7 @@ def test_the_table_comes_from_files_alone(
     shown = capsys.readouterr().out
     cells = [cell.strip() for cell in shown.splitlines()[4].split("|")[1:-1]]
     assert cells[0] == "promise and queue" and cells[1:] == [
-        *("1", "15.000", "2.000", "10.000", "2.000", "0.200", "4.000", "0.600")
+        *("1", "15.000", "2.000", "10.000", "2.000", "0.200", "0.200", "4.000", "0.600")
     ]
     assert learnt == []
     with pytest.raises(ConfigError, match="was run with budget 20, not 30"):

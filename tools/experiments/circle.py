@@ -178,6 +178,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
                 "answered": total["answered"],
                 "wrong": total["wrong"],
                 "wrong / answered": total["wrong"] / (total["answered"] or 1),
+                "in the worst week": max(w["wrong"] / (w["answered"] or 1) for w in others),
                 "left open": total["open"],
                 "accuracy on all": 1 - total["wrong of all"] / total["texts"],
             }

@@ -64,9 +64,7 @@ NOVELTY = tuple(
     f"{kind} among others" for kind in ("news", "three topics", "weekly news", "films", "tweets")
 )
 STREAMS = {
-    "orders": "Rounds: four domains in other orders",
-    "domains": "Rounds: four domains in turn",
-    "domains-reversed": "Rounds: four domains in the reverse order",
+    "orders": "Rounds: four domains in turn",
     "rounds": "Rounds of doubling size",
     "weekly": "Rounds: weekly news",
 }
@@ -367,7 +365,7 @@ def figures(folder: Path = RESULTS) -> dict[str, Figure]:
     ax.legend(frameon=False)
     return {
         "tasks/tweets-rejection.png": figure,
-        "stream/domains-matrix.png": stream_report.matrices(_rounds(folder, "domains")),
+        "stream/orders-matrix.png": stream_report.matrices(_rounds(folder, "orders")),
     }
 
 

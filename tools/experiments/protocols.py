@@ -85,13 +85,11 @@ def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
     return Stream(2, dict(zip(names, parts, strict=True)), {}, final, unlabelled)
 
 
-def _domains(
-    folder: Path, seed: int, rows: int, test: int, order: int | None = None, rated: bool = False
-) -> Stream:
-    """The domains in one of their 24 orders, by default another for each seed; with their ratings,
-    or two classes."""
+def _domains(folder: Path, seed: int, rows: int, test: int, rated: bool = False) -> Stream:
+    """The domains in one of their 24 orders, another for each seed; with their ratings, or two
+    classes."""
     batches, tests = {}, {}
-    for domain in _ORDERS[_STEP * seed % len(_ORDERS) if order is None else order]:
+    for domain in _ORDERS[_STEP * seed % len(_ORDERS)]:
         if rated:
             table = read(folder, f"sentiment-{domain}").rename_column("rating", "label")
             table = table.select_columns(["text", "label"])
@@ -116,8 +114,6 @@ def _weekly(folder: Path, seed: int, rows: int, test: int) -> Stream:
 
 PROTOCOLS = {
     "rounds": Protocol(_rounds, rows=640, test=200),
-    "domains": Protocol(partial(_domains, order=0), rows=100, test=100),
-    "domains-reversed": Protocol(partial(_domains, order=-1), rows=100, test=100),
     "orders": Protocol(_domains, rows=100, test=100),
     "orders-ratings": Protocol(partial(_domains, rated=True), rows=100, test=100),
     "weekly": Protocol(_weekly, rows=100, test=0),

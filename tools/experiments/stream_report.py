@@ -102,8 +102,9 @@ def average(results: Sequence[Result]) -> Record:
 
 
 def matrices(results: Sequence[Result]) -> Figure:
-    """R[i][j] of each arm, the mean over seeds: accuracy on test j after round i."""
-    records = _records(results)
+    """R[i][j] of each arm, the mean over seeds: accuracy on test j after round i. Batches come in
+    another order for each seed; their names are the numbers of their rounds."""
+    records = _records([_numbered(result) for result in results if result["arm"] != AT_ONCE])
     columns = min(len(records), 2 if len(records) == 4 else 3)
     rows = -(-len(records) // columns)
     figure = plt.figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
@@ -116,6 +117,19 @@ def matrices(results: Sequence[Result]) -> Figure:
         score_matrix(record, ax).set_title(arm, fontsize="small")
         ax.images[0].set_clim(low, high)
     return figure
+
+
+def _numbered(result: Result) -> Result:
+    names = {row["batch"]: str(number) for number, row in enumerate(result["rounds"], 1)}
+    rounds = []
+    for row in result["rounds"]:
+        parts = {name: name.partition("/") for name in row}
+        renamed = {
+            f"{kind}/{names.get(batch, batch)}" if slash else kind: row[name]
+            for name, (kind, slash, batch) in parts.items()
+        }
+        rounds.append(renamed | {"batch": names[row["batch"]]})
+    return result | {"rounds": rounds}
 
 
 def _records(results: Sequence[Result]) -> dict[str, Record]:

@@ -8,18 +8,14 @@ lock, and what others have written is read first.
 from __future__ import annotations
 
 import json
-import os
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from filelock import FileLock
-
-from ..base.files import keep_names, naming, refuse_link
+from ..base.files import alone_in, append, appended
 from ..data.cells import write_rows
 from ..errors import DataError
 from .pool import Pool
@@ -30,7 +26,6 @@ Action = Literal["label", "none", "skip", "undo"]
 """A label; that none of the labels fits; later; and that the decision before is taken back."""
 
 _ABOUT = ("labelled_by", "note")  # columns beside the label
-_WAIT = 60.0  # seconds for another process, which needs milliseconds
 
 
 @dataclass(frozen=True)
@@ -76,47 +71,22 @@ class Journal:
         self._made: dict[str, list[Decision]] = {}  # of each person, but those taken back
         self._by_text: dict[str, dict[str, Decision]] = {}  # the last of each person
         self._read = 0  # bytes
-        self._lock, self._thread = FileLock(f"{path}.lock"), threading.RLock()
+        self._thread = threading.RLock()
         self.refresh()
 
     def add(self, decision: Decision) -> None:
         """Append a decision; it is on the disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps(asdict(decision) | {"at": now}, ensure_ascii=False)
-        with self.alone():
-            data = line.encode(errors="backslashreplace") + b"\n"
-            new = not self.path.exists()
-            with self.path.open("ab+") as file:
-                if end := file.tell():
-                    file.seek(end - 1)
-                    if file.read(1) != b"\n":  # cut by a kill
-                        data = b"\n" + data
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if new:
-                keep_names(self.path.parent)
+        with self._thread:
+            append(self.path, line.encode(errors="backslashreplace"))
             self.refresh()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only thread and process that writes, and know what others have written."""
-        with self._thread, naming(self.path):
-            refuse_link(self.path)
-            with self._lock.acquire(timeout=_WAIT):
-                self.refresh()
-                yield
-
     def refresh(self) -> None:
-        """Read what has been appended since the last time."""
+        """Read what has been appended since the last time, by any process."""
         with self._thread:
-            if not self.path.exists():
-                return
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                whole, newline, _ = file.read().rpartition(b"\n")
-            self._read += len(whole) + len(newline)
-            for line in whole.splitlines():
+            lines, self._read = appended(self.path, self._read)
+            for line in lines:
                 if (decision := _decision(line)) is not None:
                     self._take(decision)
 
@@ -161,7 +131,8 @@ class Journal:
         """Write the labels as `bhpeft update` takes them (`labelled`); how many there are."""
         names = dict.fromkeys(name for record in pool.records for name in record)
         names |= dict.fromkeys((pool.column, *_ABOUT))
-        with self.alone():
+        with self._thread, alone_in(out.parent, f".{out.name}.lock"):
+            self.refresh()
             rows = labelled((one for key in self.texts for one in self.of_text(key)), pool)
             write_rows(out, rows, names)
         return len(rows)

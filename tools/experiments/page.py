@@ -23,7 +23,7 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
-from . import circle, decisions, forgetting, passes_report, stream_report, students
+from . import circle, decisions, forgetting, passes_report, stream_report
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
@@ -303,11 +303,6 @@ def _rounds(folder: Path, protocol: str) -> list[dict[str, Any]]:
     return stream_report.stored_runs(folder / "stream", protocol)
 
 
-def _orders(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What a command over orders of the domains has stored."""
-    return [json.loads(file.read_text()) for file in sorted((folder / name).glob("*.json"))]
-
-
 def tables(folder: Path = RESULTS) -> list[Table]:
     """All tables of the page, from the stored files."""
     costs = json.loads((folder / "stream" / "orders.cost.json").read_text())
@@ -331,8 +326,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
             for table in stream_report.tables(_rounds(folder, protocol), title)
         ),
         stream_report.costs(costs["cost"]),
-        *forgetting.tables(_orders(folder, "forgetting")),
-        students.table(_orders(folder, "students")),
+        *forgetting.tables(load(folder / "forgetting", product(range(24)))),
         circle.table(load(folder / "circle", product(range(5), circle.ARMS))),
     ]
 

@@ -49,7 +49,7 @@ class FitOptions:
 
     Attributes:
         epochs: passes over the data, unless `max_steps` is given. None means 15. For a point
-            estimate ("laplace", "delta") it means 3 in later rounds, as more of them move it away
+            estimate ("laplace", "delta") it means 6 in later rounds, as more of them move it away
             from what earlier rounds have learnt, and 5 where fewer than 50 held-out rows would
             choose its state; but at least 20 steps. Such a later round ends half way between the
             last point estimate and where training ends, or further if it has more rows than all
@@ -140,8 +140,8 @@ gets an equal share of a batch; in Python, `particles` sets their number
         """Optimiser steps of a fit with so many in an epoch. A brief one has by default so many
         epochs, but at least 20 steps.
 
-        >>> FitOptions().steps(25), FitOptions().steps(25, brief=3)
-        (375, 75)
+        >>> FitOptions().steps(25), FitOptions().steps(25, brief=6)
+        (375, 150)
         """
         if self.max_steps is not None:
             return self.max_steps

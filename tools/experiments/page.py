@@ -23,7 +23,7 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
-from . import circle, decisions, forgetting, passes_report, stream_report
+from . import circle, decisions, passes_report, stream_report
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
@@ -326,7 +326,6 @@ def tables(folder: Path = RESULTS) -> list[Table]:
             for table in stream_report.tables(_rounds(folder, protocol), title)
         ),
         stream_report.costs(costs["cost"]),
-        *forgetting.tables(load(folder / "forgetting", product(range(24)))),
         circle.table(load(folder / "circle", product(range(5), circle.ARMS))),
     ]
 

@@ -51,9 +51,9 @@ class FitOptions:
         epochs: passes over the data, unless `max_steps` is given. None means 15. For a point
             estimate ("laplace", "delta") it means 6 in later rounds, as more of them move it away
             from what earlier rounds have learnt, and 5 where fewer than 50 held-out rows would
-            choose its state; but at least 20 steps. Such a later round ends half way between the
-            last point estimate and where training ends, or further if it has more rows than all
-            before it.
+            choose its state, unless only a head is trained; but at least 20 steps. Such a later
+            round ends half way between the last point estimate and where training ends, or further
+            if it has more rows than all before it; that of a head alone where training ends.
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.

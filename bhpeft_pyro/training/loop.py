@@ -116,6 +116,7 @@ class _Run:
         free = self.point and options.temperature is None and temperature == 0 and not later
         self.settles = free and validation is not None
         few = free and validation is not None and len(validation) < FEWEST
+        few = few and bool(self.model.network.kinds)  # a head alone does not overfit so soon
         brief = _LATER if later and self.point else _FEW if few else None
         self.steps = options.steps(per_epoch, brief)
         # Such a fit is short on purpose: its loss still falls.

@@ -285,6 +285,15 @@ def test_a_later_round_ends_between_the_last_point_and_its_own(
     torch.testing.assert_close(second.guide.loc.detach(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_head_alone_takes_the_whole_step() -> None:
+    options: dict[str, Any] = {"components": 1, "lr": 0.05, "progress": False, "tau": 1.0}
+    first = bh.fit(tiny_model(()), "laplace", tiny_examples(64), temperature=1.0, **options)
+    second: Any = first.update(tiny_examples(64, seed=1))
+    reached = whole_step(first, tiny_examples(64, seed=1), second.report.steps)
+    assert (reached - second.guide.prior.loc).abs().max() > 0.01
+    torch.testing.assert_close(second.guide.loc.detach(), reached)
+
+
 def test_both_parts_of_a_mixture_end_between() -> None:
     options: dict[str, Any] = {"components": 2, "lr": 0.05, "progress": False}
     first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(64), **options)
@@ -307,7 +316,7 @@ def test_a_new_label_takes_the_whole_step() -> None:
     new = {"text": texts, "label": [["a", "b", "c"][i % 3] for i in range(60)]}
     options: dict[str, Any] = {"components": 1, "lr": 0.05, "progress": False}
     options |= {"temperature": 1.0, "tau": 1.0}  # at an output scale of 1
-    first = bh.fit(tiny_model(()), "laplace", old, **options)
+    first = bh.fit(tiny_model(aligned=True), "laplace", old, **options)
     second = first.update(new, grow=True)
     whole = first.update(new, grow=True, max_steps=second.report.steps)
     ends = [one.guide.means()["head.weight"] for one in (first, second, whole)]

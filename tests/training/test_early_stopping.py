@@ -266,17 +266,18 @@ def test_with_few_held_out_rows_a_fit_is_brief_and_keeps_its_end(
     states = looks(monkeypatch, *[[0.5 - 0.01 * k] * 4 for k in range(9)], *[[0.6] * 4] * 3)
     options: dict[str, Any] = {"validation": tiny_examples(held_out, seed=1), "progress": False}
     data = tiny_examples(rows)
-    report = bh.fit(tiny_model(()), guide, data, components=1, tau=1.0, **options).report
+    report = bh.fit(tiny_model(), guide, data, components=1, tau=1.0, **options).report
     chosen = held_out >= 50
     assert report.steps == steps and report.temperature == 0
     assert report.best_step == (9 * (steps // 10) if chosen else None)
     assert len(states) == (11 if steps == 75 else 10 if chosen else steps // (rows // 16))
     assert not report.falling and not report.unsettled
-    # With a length that is given they choose, however few they are.
-    looks(monkeypatch, [0.5] * 4, *[[0.6] * 4] * 10)
+    # With a length that is given they choose, however few they are; and for a head alone.
     data = tiny_examples(32)
-    given = bh.fit(tiny_model(()), "delta", data, max_steps=20, **options).report
-    assert (given.best_step, given.steps) == (2, 8)
+    for model, given in ((tiny_model(), {"max_steps": 20}), (tiny_model(()), {"epochs": None})):
+        looks(monkeypatch, [0.5] * 4, *[[0.6] * 4] * 10)
+        report = bh.fit(model, "delta", data, **options, **given).report
+        assert report.best_step == report.steps // 4
 
 
 def test_a_brief_fit_of_ratings_has_the_noise_of_held_out_rows() -> None:
@@ -285,7 +286,7 @@ def test_a_brief_fit_of_ratings_has_the_noise_of_held_out_rows() -> None:
     data, rows = (
         {"text": texts[part], "label": labels[part]} for part in (slice(48), slice(48, 80))
     )
-    model = tiny_model((), 1, likelihood=Normal(spread=2.0), aligned=True)
+    model = tiny_model(outputs=1, likelihood=Normal(spread=2.0), aligned=True)
     posterior = bh.fit(model, "delta", data, validation=rows, lr=0.1, progress=False)
     assert (posterior.report.steps, posterior.report.best_step) == (20, None)
     forecast: Any = posterior.predict(rows, 0)

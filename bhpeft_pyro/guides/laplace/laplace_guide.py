@@ -103,7 +103,7 @@ class LaplaceGuide(Guide):
         self.shapes = self.joint_prior.shapes
         self._likelihood = {site.name for site in model.likelihood.sites}
         self._noise = model.likelihood.noise_site or ""
-        self._peft = bool(model.network.kinds)  # a head alone is linear anyway
+        self.has_peft = bool(model.network.kinds)  # a head alone is linear anyway
         scaled = model.likelihood.softmax
         self._head = {site.name for site in model.sites if scaled and site.role == "head"}
         self.loc = nn.Parameter(start)
@@ -175,7 +175,7 @@ class LaplaceGuide(Guide):
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self.measured:
-            if batch is not None and self._peft:  # which model follows, only the caller knows
+            if batch is not None and self.has_peft:  # which model follows, only the caller knows
                 warnings.warn(
                     "guide: these weights are draws for the network linearised around "
                     "guide.means(), and a model that is run under them (Predictive, SVI, "

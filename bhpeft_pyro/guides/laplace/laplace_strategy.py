@@ -107,7 +107,8 @@ class LaplaceStrategy(Strategy):
     def average(self, share: float) -> None:
         """Labels that are new have no earlier weights, and take the whole step."""
         guide = self.guide
-        if not guide.prior_precision.informed:
+        # For a head alone, which is linear, the last posterior holds far from its mean too.
+        if not (guide.has_peft and guide.prior_precision.informed):
             return
         last = guide.prior.loc.to(guide.loc)
         back = torch.full_like(last, 1 - share)

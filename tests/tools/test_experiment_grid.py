@@ -284,7 +284,7 @@ def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
     if inference in ("one component", "Bayesian"):
         assert all(each["tau"] > 0 and each["component_nll"] > 0 for each in components)
     if inference in of_all:
-        # Of three classes; where the round knows what was learnt, with a frozen pass for novelty.
+        # Of three classes, without the frozen pass for novelty.
         passes = {"ensemble": TINY.members, "Bayesian": 3 * TINY.members}
         passes |= dict.fromkeys(students, 1) | {"learnt covariance": TINY.members}
         assert outcome.facts["passes"] == passes[inference]

@@ -62,8 +62,8 @@ class Novelty:
     Attributes:
         middle: (S, D) at two thirds of the depth, mean over tokens.
         last: (S, D') in the last layer, mean over tokens; D' is D but for few backbones.
-        count: of how many learnt texts the S are a random sample; less than S if some of them are
-            forgotten. At most `MOST` are kept.
+        count: of how many learnt texts, less what is forgotten, the S are a random sample; at most
+            `MOST` are kept.
         texts: the S texts themselves, each "" if it was not to be kept (`FitOptions.keep_texts`);
             or none.
 
@@ -105,8 +105,7 @@ class Novelty:
 
         If there are more than `MOST`, a random part of both is kept, in proportion to `count`.
         """
-        old = self._sample(round(keep * len(self.last)))
-        old = replace(old, count=keep * self.count)
+        old = replace(self, count=keep * self.count)._sample(round(keep * self.count))
         total = old.count + new.count
         if len(old.last) + len(new.last) > MOST:
             share = min(round(MOST * old.count / total), len(old.last))
@@ -176,7 +175,8 @@ class Novelty:
         """A random part of the states, which stand for as many texts as all do."""
         if size >= len(self.last):
             return self
-        order = torch.randperm(len(self.last), generator=torch.Generator().manual_seed(0))
+        seed = round(self.count)  # another one in every round
+        order = torch.randperm(len(self.last), generator=torch.Generator().manual_seed(seed))
         return self._subset(order[:size].sort().values)
 
     def _subset(self, rows: Tensor) -> Novelty:

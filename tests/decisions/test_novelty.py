@@ -107,6 +107,25 @@ def test_a_sample_of_both_rounds_is_kept_and_a_share_forgotten(
         assert place.any() and ((old.middle == one).all(1) | place).any()
 
 
+def test_texts_of_all_rounds_are_kept_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 30 rounds of 40 texts a sample of 200; then a half is forgotten, and a round outweighs."""
+    monkeypatch.setattr(module, "MOST", 200)
+    whole, rounds = None, []
+    for number in range(30):
+        new = Novelty(*states(40, number), 40)
+        rounds.append(new.last)
+        whole = new if whole is None else whole.merged(new)
+    assert whole is not None and (len(whole.last), whole.count) == (200, 1200)
+    counts = [int(torch.isin(last[:, 0], whole.last[:, 0]).sum()) for last in rounds]
+    assert sum(counts) == 200
+    early, late = sum(counts[:15]), sum(counts[15:])
+    assert early == pytest.approx(late, abs=3 * 200**0.5)  # three sds
+    assert max(counts) <= 6.7 + 4 * 6.7**0.5
+    half = whole.merged(Novelty(*states(200, 99), 200), keep=0.5)
+    assert (len(half.last), half.count) == (200, 800)
+    assert int(torch.isin(whole.last[:, 0], half.last[:, 0]).sum()) == 150  # which stand for 600
+
+
 def test_copies_count_once() -> None:
     """Left out, a text that is still there would look well known, and others novel."""
     once = Novelty(*states(60, 0), 60)

@@ -202,6 +202,8 @@ def test_a_model_of_several_labels_comes_in_and_goes_out() -> None:
     posterior = bh.from_peft(model, data, tokenizer=tiny_tokenizer(), **names)
     close(ours(posterior), logits(model))
     assert posterior.model.likelihood == bh.likelihoods.MultiLabel()
+    assert posterior.novelty is not None and posterior.novelty.count == 2  # different texts
+    assert bh.from_peft(model).novelty is None  # without data
     assert posterior.predict(["w5 w20"]).by_label("epistemic").shape == (1, 3)
     merged = posterior.merge()
     close(logits(merged), logits(model))

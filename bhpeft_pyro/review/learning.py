@@ -126,11 +126,11 @@ class Learning:
 
 
 class _Told(tqdm):
-    """A bar that is told to another process."""
+    """A bar that is told to another process, at each of its steps."""
 
     def __init__(self, connection: Connection, **how: Any) -> None:
         self.connection = connection
-        super().__init__(file=StringIO(), **how | {"delay": 0, "mininterval": 0.2})
+        super().__init__(file=StringIO(), **how | {"delay": 0, "mininterval": 0})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Tell how much is done, and what is being done."""

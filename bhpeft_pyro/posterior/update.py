@@ -37,7 +37,7 @@ from .growth import with_outputs_for
 from .posterior import Posterior
 from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
 
-_CHECKED = 256  # examples whose labels are compared with what is predicted
+_CHECKED = 256  # examples whose labels or answers are compared with what is predicted
 
 
 def update(
@@ -69,12 +69,13 @@ def update(
         if not isinstance(data, Examples):  # for its labels, and to be encoded
             columns = posterior.model.limited(posterior.columns, data)
             data = read(data, posterior.model.likelihood.kind, columns, labelled=True)
-        posterior = with_outputs_for(posterior, data, grow)
+        before, posterior = posterior, with_outputs_for(posterior, data, grow)
         examples = posterior.encode(data)
         held_out = None if validation is None else posterior.encode(validation)
         texts = None
         if distill is not None:
             texts = texts_for(posterior.model, distill, posterior.columns, options.seed)
+        earlier = _kept_texts(before, examples)
         check_held_out(posterior, examples, held_out)
         if not again:
             refuse_known(posterior, examples)
@@ -104,7 +105,37 @@ def update(
             new = Novelty.of(posterior.model, examples, options.keep_texts)
             novelty = novelty.merged(new, share)
         learnt = learnt.replace(novelty=novelty)
+        if earlier is not None:
+            with work(share=0):
+                learnt = _compared(before, learnt, earlier)
         return learnt if texts is None else with_student(learnt, texts, options)
+
+
+def _kept_texts(posterior: Posterior, new: Examples) -> Examples | None:
+    """Texts of earlier rounds, or some if they are many; None if none are kept, or if examples,
+    such as the new ones, are more than one text each, or words."""
+    kept = () if posterior.novelty is None else posterior.novelty.texts
+    texts = [text for text in kept if text]
+    columns = posterior.columns
+    alone = columns.inputs(new.kind) == (columns.text,) and not new.extra and new.words is None
+    if not (texts and alone):
+        return None
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[:_CHECKED]
+    return posterior.encode({columns.text: [texts[i] for i in order.tolist()]}, labelled=False)
+
+
+def _compared(before: Posterior, after: Posterior, texts: Examples) -> Posterior:
+    """`after` with the number of texts in its report to which its answer differs from that of
+    `before`, at their central values; without it if they have none."""
+    with suppress(GuideError):
+        old: Any = before.replace(novelty=None).predict(texts, samples=0)
+        new: Any = after.replace(novelty=None).predict(texts, samples=0)
+        if texts.kind == "rating":
+            changed = (new.mean - old.mean).abs() > old.sd
+        else:
+            changed = new.loss(old.label) > 0
+        return after.with_report(compared=len(texts), changed=int(changed.sum()))
+    return after
 
 
 def _contradiction(posterior: Posterior, examples: Examples) -> str | None:

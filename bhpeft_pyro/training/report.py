@@ -97,6 +97,10 @@ class FitReport:
             network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.
         between: for a mixture, the share of the epistemic uncertainty of held-out rows that comes
             from disagreement between components, if the covariances of the outputs were learnt.
+        compared: how many texts of earlier rounds, if they are kept (`FitOptions.keep_texts`), were
+            predicted before and after this round, at most 256.
+        changed: to how many of these the answer changed: another class, any label more or less, a
+            mean rating that moved by more than its sd.
         score: in words, how good the forecast of the held-out rows is, beside the simplest one.
         name: your name for the round.
         metrics: numbers that you want to keep with it.
@@ -137,6 +141,8 @@ class FitReport:
     component_nll: float | None = None
     expected_nll: float | None = None
     between: float | None = None
+    compared: int = 0
+    changed: int = 0
     score: str = ""
     name: str = ""
     metrics: dict[str, float] = field(default_factory=dict)

@@ -74,6 +74,10 @@ def described(report: FitReport) -> str:
             f"disagreement between components: {report.between:.0%} of the epistemic uncertainty "
             "of the held-out rows"
         )
+    if report.compared:
+        lines.append(
+            f"{report.changed} of {report.compared} answers to kept texts of earlier rounds changed"
+        )
     if report.own_prior:
         lines.append("prior: your own in place of the last posterior")
     if report.projection is not None:

@@ -1,0 +1,109 @@
+"""What a round says it did to the answers to texts of earlier rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from saves import load
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+QUICK: dict[str, Any] = {"keep_texts": True, "max_steps": 40, "lr": 0.05, "progress": False}
+
+
+def table(seed: int = 0, turned: bool = False, size: int = 60) -> dict[str, list[Any]]:
+    examples = tiny_examples(size, seed)
+    assert examples.labels is not None
+    return {"text": [*examples.texts], "label": [i % 2 != turned for i in range(size)]}
+
+
+def fit(rows: dict[str, list[Any]], **options: Any) -> bh.Posterior:
+    return bh.fit(tiny_model(), "laplace", rows, **{**QUICK, "components": 2, **options})
+
+
+@pytest.mark.filterwarnings("ignore:data. the labels contradict")
+def test_a_round_counts_the_answers_that_it_changed(tmp_path: Path) -> None:
+    first = fit(table())
+    assert (first.report.compared, first.report.changed) == (0, 0)
+    agreeing = load(first.save(tmp_path / "a")).update(table(1)).report
+    assert (agreeing.compared, agreeing.changed) == (60, 0)
+    assert "0 of 60 answers to kept texts of earlier rounds changed" in str(agreeing)
+
+    turned = first.update(table(1, turned=True), max_steps=24)
+    texts = table()["text"]
+    before, after = (p.predict(texts, samples=0).label for p in (first, turned))  # type: ignore[union-attr]
+    changed = int((before != after).sum())
+    assert turned.report.changed == changed > 12
+    assert load(turned.save(tmp_path / "b")).report.changed == changed
+
+
+def test_new_labels_are_no_answer_before_they_are_learnt() -> None:
+    first = fit(table())
+    new = {"text": [f"w7 w{10 + i}" for i in range(30)], "label": [2] * 30}
+    grown = first.update(new, grow=True, max_steps=60)
+    before, after = (p.predict(table()["text"], samples=0).label for p in (first, grown))  # type: ignore[union-attr]
+    assert grown.report.compared == 60
+    assert grown.report.changed == int((before != after).sum())
+
+
+def test_a_rating_changes_if_it_moves_by_more_than_its_sd() -> None:
+    network = bh.RandomPEFT(tiny_backbone(), (bh.peft.LoRA(rank=2),), bh.Head(1), tiny_tokenizer())
+    model = bh.Model(network, likelihood=bh.likelihoods.Normal(spread=2.0))
+    rows = {**table(), "label": [4.0 * (i % 2) for i in range(60)]}
+    first = bh.fit(model, "laplace", rows, **{**QUICK, "components": 1})
+    turned = {"text": table(1)["text"], "label": [4.0 - rating for rating in rows["label"]]}
+    with pytest.warns(bh.data.LabelWarning):
+        second = first.update(turned, max_steps=60)
+    before, after = (p.predict(rows["text"], samples=0) for p in (first, second))
+    moved = (after.mean - before.mean).abs()  # type: ignore[union-attr]
+    expected = int((moved > before.total.sqrt()).sum())
+    assert second.report.changed == expected > 12
+
+
+def test_several_labels_of_a_text_count_once() -> None:
+    model = bh.Model(
+        bh.RandomPEFT(tiny_backbone(), (), bh.Head(2), tiny_tokenizer()),
+        likelihood=bh.likelihoods.MultiLabel(),
+    )
+    rows = {"text": table()["text"], "label": [[i % 2, 1 - i % 2] for i in range(60)]}
+    first = bh.fit(model, "normal", rows, **QUICK)
+    turned = {"text": table(1)["text"], "label": [pair[::-1] for pair in rows["label"]]}
+    second = first.update(turned, max_steps=100)
+    before, after = (p.predict(rows["text"], samples=0).label for p in (first, second))  # type: ignore[union-attr]
+    assert second.report.changed == int((before != after).any(1).sum()) > 12
+
+
+@pytest.mark.parametrize("forget", [{"keep_texts": False}, {}])
+def test_without_texts_nothing_is_compared(forget: dict[str, Any]) -> None:
+    pairs = {**table(), "other": table(2)["text"]}
+    columns = {} if forget else {"columns": bh.Columns(pair="other")}
+    first = fit(table() if forget else pairs, **forget, **columns)
+    report = first.update({**table(1), "other": table(3)["text"]}).report
+    assert (report.compared, report.changed) == (0, 0) and "earlier rounds" not in str(report)
+
+
+def test_a_guide_without_central_values_compares_nothing() -> None:
+    model = tiny_model(())
+
+    def guide(batch: object) -> None:
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
+            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+
+    first = bh.fit(model, guide, table(), **{**QUICK, "max_steps": 2})
+    second = first.update(table(1), prior=tiny_model(()).prior)
+    assert first.novelty is not None and len(first.novelty.texts) == 60
+    assert (second.report.compared, second.report.changed) == (0, 0)
+
+
+def test_of_many_texts_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bhpeft_pyro.posterior.update as module
+
+    monkeypatch.setattr(module, "_CHECKED", 20)
+    assert fit(table()).update(table(1)).report.compared == 20

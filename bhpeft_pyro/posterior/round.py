@@ -85,10 +85,9 @@ class Round:
                     self.held_out,
                     self.options,
                     self.temperature,
-                    bool(self.lineage),
+                    self._share if self.lineage else None,
                     self.optimizer,
                     self.callback,
-                    self._share,
                 )
             fitted = self.with_width(vars(training), started)
         except FitError as error:

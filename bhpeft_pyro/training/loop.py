@@ -52,10 +52,9 @@ def optimise(
     validation: Examples | None,
     options: FitOptions,
     temperature: float = 1.0,
-    later: bool = False,
+    share: float | None = None,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
-    share: float = 1.0,
 ) -> Training:
     """Fit the guide's parameters in place.
 
@@ -67,16 +66,16 @@ def optimise(
             otherwise they stop the fit early if `options.patience` is set.
         options: how to fit.
         temperature: the weight of the KL, given or by default.
-        later: whether the prior is an earlier posterior.
+        share: of its step from the last point estimate, what a later round of default length keeps;
+            None if the prior is no earlier posterior.
         optimizer, callback: as for `fit`.
-        share: of its step from the last point estimate, what a later round of default length keeps.
 
     Raises:
         FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
             its last good state, and the error's `training` is what was done.
     """
     feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
-    how = (options, temperature, later, optimizer, callback, share)
+    how = (options, temperature, share, optimizer, callback)
     run = _Run(model, guide, feed, validation, *how)
     try:
         return run.run()
@@ -96,12 +95,12 @@ class _Run:
         validation: Examples | None,
         options: FitOptions,
         temperature: float,
-        later: bool,
+        share: float | None,
         optimizer: OptimizerFactory | None,
         callback: Callback | None,
-        share: float,
     ) -> None:
-        self.guide, self.later, self.share = guide, later, share
+        self.guide, self.share = guide, share
+        later = share is not None
         self.options = options = options.change(batch_size=options.batch_size * feed.per_text)
         self.model, weight, self.least = guide.strategy.objective(model, temperature, later)
         self.point, self.temperature = guide.point, temperature
@@ -143,13 +142,13 @@ class _Run:
             checks.enter_context(pyro.validation_enabled(False))
             self._train(bar)
             best_step = self.stopping.restore()
-            if self.ends_early and self.later:
+            if self.ends_early and self.share is not None:
                 self.guide.strategy.average(self.share)
             if has_noise(self.guide, self.model):
                 bf16 = self.options.bf16
                 if self.settles and self.validation is not None:
                     settle_noise(self.model, self.guide, self.validation, bf16)
-                elif self.validation is None and not self.later:  # a few rows and steps
+                elif self.validation is None and self.share is None:  # a few rows and steps
                     settle_noise(self.model, self.guide, self.feed, bf16, learnt=True)
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))

@@ -108,9 +108,10 @@ _RUN = "The folder of a saved posterior or a stream."
 _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."
 _VALIDATION = (
-    "Rows to test on, which are not learnt: a share of the data, or a file. They also decide when "
-    "to stop training and how certain to be. 0 shows no metrics, but laplace still holds rows out "
-    "for these decisions; to learn all rows, add --temperature 1 --tau 1."
+    "Rows to test on, which are not learnt: a share of the data, or a file. They also decide how "
+    "certain to be and, in a first fit to 250 rows or more, when to stop training. 0 shows no "
+    "metrics, but laplace still holds rows out for these decisions; to learn all rows, add "
+    "--temperature 1 --tau 1."
 )
 _ALL_DRAWS = "1000 of the outputs under laplace, else 32 of the weights"
 _FIT = "How to fit"
@@ -260,7 +261,7 @@ _TEMPERATURE = (
     "first prior: what earlier data taught always counts in full)"
 )
 _TAU = "Weight of the prior in the covariance of laplace (by default, held-out rows choose it)"
-_PASSES = "Passes over the data (15; of laplace 5 with under 250 rows, 6 in later rounds)"
+_PASSES = "Passes over the data (15; of laplace 5 with 50 to 249 rows, 6 in later rounds)"
 _KEEP_TEXTS = "Save up to 2,000 of the learnt texts, for predictions to show the nearest one"
 _SEED = "Seed of the draws, the order of the data and the choice of held-out rows"
 

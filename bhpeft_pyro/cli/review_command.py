@@ -39,7 +39,7 @@ def review(
     The most useful texts come first. One key labels a text, saves the label and shows the next
     text. A label is on the disk before that; run the same command again to go on. The file has the
     columns of the data, the label, who gave it and their notes: give it to bhpeft update, or press
-    Update in the page, which learns the labels in the background and makes the queue anew.
+    Learn in the page, which learns the labels in the background and makes the queue anew.
 
     The address that is printed holds a secret; whoever has it, on this machine, can label.
 

@@ -66,9 +66,10 @@ def fit(
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
             file, a mapping of lists.
         validation: as `data`. Its NLL is reported, and stops the fit if `patience` is set. Point
-            estimates ("laplace", "delta") are stopped early on it, and it chooses the width of
-            "laplace", with the noise of ratings or the scale of classes' outputs. Without it, a
-            fifth of `data` is held out for this if there are at least 50 rows with different texts.
+            estimates ("laplace", "delta") are stopped early on it if it has 50 rows or more, and it
+            chooses the width of "laplace", with the noise of ratings or the scale of classes'
+            outputs. Without it, a fifth of `data` is held out for this if there are at least 50
+            rows with different texts.
         unlabelled: as `data`, but without labels. They determine the head's axes and the
             coordinates of the PEFT sites, for this round and all later ones, unless an earlier fit
             of this network has. By default these come from `data`; if it is small, they are poor.

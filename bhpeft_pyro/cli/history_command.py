@@ -66,7 +66,7 @@ def history(
             {
                 **{name: getattr(report, name) for name in (*_COLUMNS, *_MORE)},
                 "folder": str(folders[report.id]) if report.id in folders else None,
-                "feedback": vars(tally) if (tally := labels.get(report.id)) else None,
+                "feedback": tally.plain if (tally := labels.get(report.id)) else None,
             }
             for report in rounds
         ]

@@ -48,7 +48,6 @@ def review(
         bhpeft review runs/reviews new.csv --out labels.csv --people 2 --port 8765
     """
     from ..base.checks import optional_library
-    from ..posterior import saving
     from ..review import Journal, Learning, Pool, Session, Where, application
     from ..review.page import WHY
     from .saved import check_file, folder_of, open_run
@@ -66,19 +65,13 @@ def review(
     where = Where(
         folder_of(run), new_round or _beside(run), data, out, backbone=backbone, device=device
     )
-    posterior, learnt = open_run(run, backbone, device), 0
-    if saving.exists(where.out):
-        newer = saving.read_report(where.out)
-        if newer.parent != posterior.report.id:
-            raise ConfigError(
-                f"--new-round: {where.out} holds a round that does not continue {run}; expected "
-                "another folder"
-            )
-        posterior, learnt = open_run(where.out, backbone, device), newer.examples
+    learnt = 0
+    if newer := where.newer():
+        learnt = newer.examples
         say(f"going on with the round in {where.out}, which has learnt {learnt} labels")
-    session = Session(Pool.of(posterior, data), journal, out, people)
-    del posterior  # what follows needs no model
-    app = application(session, Learning(where, session.take, learnt), title=run.name)
+    pool = Pool.of(open_run(where.out if newer else run, backbone, device), data)
+    session = Session(pool, journal, out, people)
+    app = application(session, Learning(where, session.take, learnt), title=run.resolve().name)
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -100,7 +93,8 @@ def review(
 
 
 def _beside(run: Path) -> Path:
-    return run.with_name(f"{run.resolve().name}-reviewed")
+    run = run.resolve()  # "." and ".." have no name
+    return run.with_name(f"{run.name}-reviewed")
 
 
 def _user() -> str:

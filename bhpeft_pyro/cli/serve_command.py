@@ -33,7 +33,9 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0)] = 8080,
+    port: Annotated[
+        int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)
+    ] = 8080,
     method: options.Method = None,
     max_requests: Annotated[
         int, typer.Option(help="Requests at the same time; others get 429.", min=1)
@@ -53,10 +55,10 @@ def serve(
     """Answer texts over HTTP with a saved round.
 
     POST /predict takes texts as Text Embeddings Inference does, and says with "details" all that
-    bhpeft predict says of a text. GET /health, /ready, /info and /metrics are for those who watch.
+    bhpeft predict says of a text. GET /health, /ready, /info and /metrics are for monitoring.
 
-    Another round is loaded beside and exchanged, and no request is lost, by POST /admin/swap and
-    /admin/rollback. They need a token, in the environment variable BHPEFT_ADMIN_TOKEN.
+    POST /admin/swap loads another round alongside and switches to it without losing requests;
+    /admin/rollback switches back. They need a token, in the variable BHPEFT_ADMIN_TOKEN.
 
     Examples:
         bhpeft serve runs/reviews

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import threading
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,6 +28,7 @@ Action = Literal["label", "none", "skip", "undo"]
 """A label; that none of the labels fits; later; and that the decision before is taken back."""
 
 _ABOUT = ("labelled_by", "note")  # columns beside the label
+_when = attrgetter("at")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Decision:
         action: what was decided.
         label: as the table of labels will have it: a class, a list of them, a number.
         note: the person's own words.
-        at: when, in UTC.
+        at: when, in UTC as ISO 8601 has it; by default when the journal adds it.
         round: id of the round whose prediction was shown.
     """
 
@@ -75,10 +78,16 @@ class Journal:
         self.refresh()
 
     def add(self, decision: Decision) -> None:
-        """Append a decision; it is on the disk when this returns."""
+        """Append a decision; it is on the disk when this returns.
+
+        Of one person's decisions about a text the last by time counts, so one from elsewhere that
+        is older than those in the journal does not replace them.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(asdict(decision) | {"at": now}, ensure_ascii=False)
         with self._thread:
+            last = self._made.get(decision.who, ())[-1:]  # a clock may have been set back
+            at = decision.at or max([now, *map(_when, last)])
+            line = json.dumps(asdict(decision) | {"at": at}, ensure_ascii=False)
             append(self.path, line.encode(errors="backslashreplace"))
             self.refresh()
 
@@ -95,8 +104,8 @@ class Journal:
         of_text = self._by_text.setdefault(decision.key, {})
         about = (i for i in reversed(range(len(made))) if made[i].key == decision.key)
         if decision.action != "undo":
-            made.append(decision)
-            of_text[decision.who] = decision
+            insort(made, decision, key=_when)
+            of_text[decision.who] = max(decision, of_text.get(decision.who, decision), key=_when)
         elif (last := next(about, None)) is not None:
             del made[last]  # and what was said of this text before it counts again
             del of_text[decision.who]
@@ -129,13 +138,28 @@ class Journal:
 
     def write_table(self, out: Path, pool: Pool) -> int:
         """Write the labels as `bhpeft update` takes them (`labelled`); how many there are."""
-        names = dict.fromkeys(name for record in pool.records for name in record)
-        names |= dict.fromkeys((pool.column, *_ABOUT))
+        names = [*columns_of(pool), *_ABOUT]
         with self._thread, alone_in(out.parent, f".{out.name}.lock"):
             self.refresh()
             rows = labelled((one for key in self.texts for one in self.of_text(key)), pool)
             write_rows(out, rows, names)
         return len(rows)
+
+
+def columns_of(pool: Pool) -> list[str]:
+    """The columns of the data, and that of the label.
+
+    Raises:
+        DataError: one has the name of a column that the table of labels adds.
+    """
+    names = [*dict.fromkeys([*(name for one in pool.records for name in one), pool.column])]
+    for name in _ABOUT:
+        if name in names:
+            raise DataError(
+                f"column {name!r}: the table of labels has a column of this name of its own; "
+                "expected another name: rename it in the data"
+            )
+    return names
 
 
 def labelled(decisions: Iterable[Decision], pool: Pool) -> list[dict[str, Any]]:
@@ -146,7 +170,8 @@ def labelled(decisions: Iterable[Decision], pool: Pool) -> list[dict[str, Any]]:
     """
     by_text: dict[str, dict[str, Decision]] = {}
     for one in decisions:
-        by_text.setdefault(one.key, {})[one.who] = one
+        of_text = by_text.setdefault(one.key, {})
+        of_text[one.who] = max(one, of_text.get(one.who, one), key=_when)
     rows = []
     for key, of_text in by_text.items():
         item = pool.items.get(key)

@@ -20,8 +20,9 @@ from transformers import logging
 
 from ..base.progress import made_by, work
 from ..data.doubts import LabelWarning
-from ..errors import BHPEFTError, BusyError
-from ..posterior import Posterior
+from ..errors import BHPEFTError, BusyError, ConfigError
+from ..posterior import Posterior, saving
+from ..training.report import FitReport
 from .pool import Pool
 
 __all__ = ["Learning", "State", "Where"]
@@ -45,6 +46,27 @@ class Where:
     labels: Path
     backbone: str | None = None
     device: str = "auto"
+
+    @property
+    def name(self) -> str:
+        """That of the rounds: the file of the labels and its folder."""
+        return "/".join(self.labels.resolve().parts[-2:])
+
+    def newer(self) -> FitReport | None:
+        """The report of the round in `out` that has learnt these labels; None without a round.
+
+        Raises:
+            ConfigError: the round is of other labels, or continues another one.
+        """
+        if not saving.exists(self.out):
+            return None
+        there = saving.read_report(self.out)
+        if (there.parent, there.name) != (saving.read_report(self.run).id, self.name):
+            raise ConfigError(
+                f"--new-round: {self.out} holds a round that does not continue {self.run} with the "
+                f"labels {self.name}; expected another folder, or {self.out} as RUN to go on there"
+            )
+        return there
 
 
 @dataclass(frozen=True)
@@ -91,23 +113,23 @@ class Learning:
             if self.state.running:
                 raise BusyError("update: one is running; wait until it has ended")
             self.state = replace(self.state, running=True, share=0.0, words="starting")
-        context = multiprocessing.get_context("spawn")  # threads are running: no fork
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_learn, args=(there, self.where), daemon=True)
-        process.start()
-        there.close()  # so that the end of the process is the end of what comes
-        self._thread = threading.Thread(target=self._follow, args=(here, process), daemon=True)
+        self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def wait(self, seconds: float) -> State:
+    def wait(self, seconds: float | None = None) -> State:
         """The state once the update has ended, or so many seconds have passed."""
         if self._thread is not None:
             self._thread.join(seconds)
         return self.state
 
-    def _follow(self, here: Connection, process: Any) -> None:
-        ended = "it ended without a word; its memory may have been too little"
+    def _follow(self) -> None:
+        ended = "The update ended without a word; its memory may have been too little."
         try:
+            context = multiprocessing.get_context("spawn")  # threads are running: no fork
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=_learn, args=(there, self.where), daemon=True)
+            process.start()
+            there.close()  # so that the end of the process is the end of what comes
             while True:
                 told = here.recv()
                 if isinstance(told, str):
@@ -120,9 +142,13 @@ class Learning:
                     self.take(pool)
                     self.state = replace(self.state, labels=labels)
         except EOFError:
+            process.join()
+        except BHPEFTError as error:
+            ended = f"The update failed: {error}"
+        except OSError:  # no process can be made, or it was killed while it told something
             pass
-        process.join()
-        self.state = replace(self.state, running=False, share=1.0, words=ended)
+        finally:
+            self.state = replace(self.state, running=False, share=1.0, words=ended)
 
 
 class _Told(tqdm):
@@ -149,9 +175,10 @@ def _learn(there: Connection, where: Where) -> None:
         with warnings.catch_warnings(record=True) as given, made_by(partial(_Told, there)):
             warnings.simplefilter("always")
             with work("learning the labels", parts=2, at_once=True) as whole:
+                where.newer()  # somebody may have saved another round there
                 before = Posterior.load(where.run, where.backbone, device=where.device)
                 after = before.update(str(where.labels), progress=True)
-                after.with_report(name=where.labels.name).save(where.out, overwrite=True)
+                after.with_report(name=where.name).save(where.out, overwrite=True)
                 whole.next()
                 whole.name("")
                 pool = Pool.of(after, where.data)
@@ -162,5 +189,8 @@ def _learn(there: Connection, where: Where) -> None:
         there.send({"pool": pool, "labels": count, "words": " ".join(words)})
     except BHPEFTError as error:
         there.send(f"The update failed: {error}")
+    except Exception as error:
+        there.send(f"The update failed: {type(error).__name__}: {error}")
+        raise  # the program prints the rest
     finally:
         there.close()

@@ -10,12 +10,14 @@ import math
 import secrets
 import string
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from ..base.checks import harmless, optional_library
-from ..errors import BHPEFTError, DataError
+from ..errors import BHPEFTError, BusyError, DataError, SaveError
+from .journal import Decision
 from .learning import Learning
 from .pool import Item
 from .session import Session
@@ -63,7 +65,7 @@ def application(session: Session, learning: Learning, token: str = "", title: st
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+    from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
@@ -84,29 +86,34 @@ def application(session: Session, learning: Learning, token: str = "", title: st
         what |= {"root": f"/{token}", "title": title, "pool": session.pool}
         return HTMLResponse(templates.get_template(name).render(what), status)
 
-    def start(who: str = "") -> str:
-        return f"/{token}/by/{quote(who, safe='')}/" if who else f"/{token}/"
+    def home_of(who: str) -> str:
+        return f"/{token}/by/{quote(who, safe='')}/"
 
     def go(where: str) -> Any:
         return RedirectResponse(where, 303)
 
-    def names(request: Any) -> Any:
-        return rendered("names.html", people=session.journal.people, problem="")
+    def names_page(problem: str = "", status: int = 200) -> Any:
+        return rendered("names.html", status, people=session.journal.people, problem=problem)
 
-    def asked(who: str, key: str | None, problem: str = "", status: int = 200) -> Any:
+    def names(request: Any) -> Any:
+        return names_page()
+
+    def text_page(who: str, key: str | None, problem: str = "", status: int = 200) -> Any:
         """The page of a text, or of none that is left."""
         item = None if key is None else session.item(key)
         decisions = [] if key is None else session.journal.of_text(key)
+        mine = next((one for one in decisions if one.who == who), None)
         return rendered(
             "text.html",
             status,
             who=who,
-            me=start(who),
+            me=home_of(who),
             key=key,
             item=item,
-            options=_options(item, who in fixed) if item else [],
+            options=_options(item, who in fixed, mine) if item else [],
             steps=_steps(session.pool.scale),
-            mine=next((one for one in decisions if one.who == who), None),
+            slider=_slider(item, session.pool.scale, mine) if item else {},
+            mine=mine,
             others=[one for one in decisions if one.who != who and one.action != "skip"],
             reason=REASONS.get(item.reason, item.reason) if item else "",
             progress=session.progress(who),
@@ -120,12 +127,13 @@ def application(session: Session, learning: Learning, token: str = "", title: st
     def text(request: Any) -> Any:
         who = _name(request.path_params["who"])
         key = request.path_params.get("key") or session.next_for(who)
-        return asked(who, key)
+        return text_page(who, key)
 
     async def decide(request: Any) -> Any:
         async with request.form(max_files=0, max_fields=1000) as form:
             chosen = [str(value) for value in form.getlist("label")]
-            note, action = str(form.get("note", ""))[:_NOTE], str(form.get("action", "label"))
+            note = str(form.get("note", "")).replace("\r\n", "\n")[:_NOTE]  # as browsers send it
+            action = str(form.get("action", "label"))
             if action == "other":  # a rating by slider or number
                 action, chosen = "label", [str(form.get("other", ""))]
         who, key = _name(request.path_params["who"]), request.path_params["key"]
@@ -134,40 +142,43 @@ def application(session: Session, learning: Learning, token: str = "", title: st
             try:
                 session.decide(who, key, action, chosen, harmless(note))
             except DataError as error:
-                return asked(who, key, str(error), 422)
-            return go(start(who))
+                return text_page(who, key, str(error), 422)
+            return go(home_of(who))
 
         return await run_in_threadpool(keep)
 
     async def named(request: Any) -> Any:
         async with request.form(max_files=0) as form:
             given = str(form.get("who", ""))
-        try:
-            return go(start(_name(given)))
-        except DataError as error:
-            return rendered("names.html", 422, people=session.journal.people, problem=str(error))
+        return go(home_of(_name(given)))
 
     def undo(request: Any) -> Any:
         who = _name(request.path_params["who"])
         key = session.undo(who)
-        return go(start(who) + (f"text/{key}" if key else ""))
+        return go(home_of(who) + (f"text/{key}" if key else ""))
 
     def order(request: Any) -> Any:
         who = _name(request.path_params["who"])
         fixed.symmetric_difference_update({who})
-        return go(start(who))
+        return go(home_of(who))
 
     def update(request: Any) -> Any:
         who = _name(request.path_params["who"])
-        if session.labels and not learning.state.running:
-            learning.start()
-        return go(start(who))
+        with suppress(BusyError):  # somebody else was quicker, and the page shows that one
+            if session.labels:
+                learning.start()
+        return go(home_of(who))
 
     def state(request: Any) -> Any:
         return JSONResponse(vars(learning.state))
 
     def failed(request: Any, error: Any) -> Any:
-        return PlainTextResponse(f"{error}\n", 422)
+        """The page again, and what went wrong."""
+        if not isinstance(error, SaveError):
+            return names_page(str(error), 422)
+        who = _name(request.path_params["who"])  # only what somebody decides is saved
+        key = request.path_params.get("key") or session.next_for(who)
+        return text_page(who, key, str(error), 503)
 
     routes = [
         Route("/", names),
@@ -184,8 +195,8 @@ def application(session: Session, learning: Learning, token: str = "", title: st
     app = Starlette(
         routes=[Mount(f"/{token}", routes=routes)],
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=[*_HOSTS]),
             Middleware(_Guarded),
+            Middleware(TrustedHostMiddleware, allowed_hosts=[*_HOSTS]),
         ],
         exception_handlers={BHPEFTError: failed},
     )
@@ -217,8 +228,10 @@ def _name(who: str) -> str:
     return who
 
 
-def _options(item: Item, fixed: bool) -> list[dict[str, Any]]:
+def _options(item: Item, fixed: bool, mine: Decision | None) -> list[dict[str, Any]]:
     """What can be chosen, by probability or in its own place, each with its key."""
+    label = mine.label if mine else None
+    chosen = _chosen(label) if isinstance(label, list) else [label]
     order = [*range(len(item.options))]
     if not fixed:
         order.sort(key=lambda number: -item.probabilities[number])
@@ -228,7 +241,7 @@ def _options(item: Item, fixed: bool) -> list[dict[str, Any]]:
             "number": number,
             "key": keys[place],
             "name": item.options[number],
-            "value": item.values[number],
+            "chosen": item.values[number] in chosen,
             "share": item.probabilities[number],
         }
         for place, number in enumerate(order)
@@ -242,8 +255,33 @@ def _steps(scale: tuple[float, float] | None) -> list[int]:
     return [*range(math.ceil(scale[0]), math.floor(scale[1]) + 1)]
 
 
+def _slider(
+    item: Item, scale: tuple[float, float] | None, mine: Decision | None
+) -> dict[str, float]:
+    """The ends of the slider, its step, of which there are 20 to 200, and what it is at: one's own
+    rating as it is, or the prediction in steps."""
+    if item.rating is None:
+        return {}
+    low, high = scale or item.rating[1:]
+    digits = -math.floor(math.log10(max(high - low, 1e-6) / 20))
+    own = mine.label if mine else None
+    return {
+        "low": round(low, digits),
+        "high": round(high, digits),
+        "step": round(10.0**-digits, max(digits, 0)),
+        "at": round(item.rating[0], digits) if own is None else own,
+    }
+
+
+def _chosen(label: list[Any]) -> list[Any]:
+    """The labels in a list; the numbers of those with a 1 if they have no names."""
+    if all(isinstance(one, int) for one in label):  # as `Item.together` makes it
+        return [number for number, one in enumerate(label) if one]
+    return label
+
+
 def _shown(label: Any) -> str:
     """A label in a list of decisions."""
     if isinstance(label, list):
-        return ", ".join(map(str, label)) or "no label"
-    return f"{label:.4g}" if isinstance(label, float) else str(label)
+        return ", ".join(map(str, _chosen(label))) or "no label"
+    return f"{label:g}" if isinstance(label, float) else str(label)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.checks import COUNT, Number, one_of
-from ..errors import DataError
-from .journal import Decision, Journal
+from ..errors import DataError, SaveError, WriteError
+from .journal import Decision, Journal, columns_of
 from .pool import Item, Pool
 
 __all__ = ["Agreement", "Progress", "Session"]
@@ -54,6 +54,10 @@ class Session:
         out: the table of labels, which is written anew with each of them.
         people: how many are to decide each text.
 
+    Raises:
+        DataError: the journal is of other data, or a column cannot be kept.
+        WriteError: the table cannot be written.
+
     >>> import tempfile
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -69,18 +73,34 @@ class Session:
     """
 
     def __init__(self, pool: Pool, journal: Journal, out: Path, people: int = 1) -> None:
-        self.pool, self.journal, self.out = pool, journal, out
-        self._asked = frozenset(pool.order)
+        self.journal, self.out = journal, out
         self.people = COUNT("people", people)
         self._shown: dict[str, tuple[str, float]] = {}  # text to person and time
         self._lock = threading.RLock()
-        self.labels = journal.write_table(out, pool) if journal.path.exists() else 0
+        self.labels = 0
+        self.take(pool)
 
     def take(self, pool: Pool) -> None:
         """Go on with another pool of the same texts: the queue of a new round."""
+        columns_of(pool)  # before anybody labels
+        if lost := sum(key not in pool.items for key in self.journal.texts):
+            raise DataError(
+                f"out: {self.journal.path} has decisions about {lost} texts that the data lack, "
+                f"and {self.out.name} would lose them; expected the same data, or another file"
+            )
         with self._lock:
             self.pool, self._asked = pool, frozenset(pool.order)
-            self.labels = self.journal.write_table(self.out, pool)
+            if self.journal.path.exists():
+                self._write()
+
+    def _write(self) -> None:
+        try:
+            self.labels = self.journal.write_table(self.out, self.pool)
+        except SaveError as error:
+            raise WriteError(
+                f"what was decided is kept in {self.journal.path.name}, but {self.out.name} is not "
+                f"written anew; the next decision tries again: {error}"
+            ) from error
 
     def next_for(self, who: str) -> str | None:
         """The text that a person is asked about next; None if there is none.
@@ -125,6 +145,7 @@ class Session:
 
         Raises:
             DataError: there is no such text, or it cannot have such a label; says why.
+            WriteError: the disk is full; says whether the decision is kept.
         """
         action = one_of("label", "none", "skip")("action", action)
         item = self.item(key)
@@ -135,7 +156,7 @@ class Session:
             kept = Decision(key, who, action, label, note.strip(), round=self.pool.round)  # type: ignore[arg-type]
             self.journal.add(kept)
             self._shown.pop(key, None)
-            self.labels = self.journal.write_table(self.out, self.pool)
+            self._write()
 
     def item(self, key: str) -> Item:
         """The text with a key."""
@@ -147,7 +168,7 @@ class Session:
         if self.pool.kind == "rating":
             low, high = self.pool.scale if self.pool.scale and self.pool.limited else (None, None)
             try:
-                number = float(given[0].replace(",", "."))
+                number = float(given[0])
             except (ValueError, IndexError):
                 raise DataError("rating: expected a number, such as 3.5") from None
             return Number(least=low, most=high)("rating", number, DataError)
@@ -164,8 +185,8 @@ class Session:
             if not mine:
                 return None
             self.journal.add(Decision(mine[0].key, who, "undo", round=self.pool.round))
-            self.labels = self.journal.write_table(self.out, self.pool)
             self._shown[mine[0].key] = who, time.monotonic()
+            self._write()
             return mine[0].key
 
     def recent(self, who: str, count: int = 10) -> list[Decision]:

@@ -18,6 +18,7 @@ from threading import Thread
 
 import torch
 
+from ..base.checks import COUNT, POSITIVE, check_fields
 from ..data import Examples
 from ..errors import BHPEFTError
 from .answers import Answer
@@ -34,11 +35,14 @@ class Limits:
     """What a service takes on; what is beyond is refused at once.
 
     Attributes:
-        requests: at the same time, with those whose body is still read.
+        requests: at the same time, including those whose body is still being read.
         texts: of a request.
         tokens: of a request, and of what is predicted together: texts times tokens of the longest.
         bytes: of a request's body.
         seconds: that a request may take, from its first byte to its answer.
+
+    Raises:
+        ConfigError: one of them is not above 0, or not finite.
     """
 
     requests: int = 512
@@ -47,10 +51,15 @@ class Limits:
     bytes: int = 2_000_000
     seconds: float = 30.0
 
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("requests", "texts", "tokens", "bytes"), COUNT)
+        check_fields(self, {**counts, "seconds": POSITIVE})
+
 
 class Refused(Exception):
-    """A request that is not answered, with the HTTP status that says whose fault it is: 413 too
-    large, 422 cannot be read, 424 the prediction failed, 429 too much to do."""
+    """A request that is not answered, with the HTTP status that says whose fault it is: 401 no
+    token, 403 from a web page, 413 too large, 422 cannot be read, 424 the prediction failed, 429
+    too much to do, 503 not ready, or the disk cannot be written."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -64,14 +73,10 @@ class Answered:
     Attributes:
         rows: one for each row of its table.
         served: the round that gave them all.
-        waited: seconds in the queue.
-        took: seconds of the batch that it was in.
     """
 
     rows: Sequence[Answer]
     served: Served
-    waited: float
-    took: float
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,6 @@ class _Asked:
     table: Table
     whole: bool  # texts may not be cut
     future: Future[Answered] = field(default_factory=Future)
-    since: float = field(default_factory=time.perf_counter)
 
     @property
     def count(self) -> int:
@@ -113,7 +117,7 @@ class Engine:
         served: the round that answers.
         before: the round that did before, for `roll_back`; None if there was none.
         limits: what it takes on.
-        noted: is told of each batch that was predicted.
+        noted: called with each batch that was predicted.
 
     >>> from pathlib import Path
     >>> from bhpeft_pyro import fit
@@ -178,7 +182,9 @@ class Engine:
 
     def exchange(self, served: Served) -> None:
         """Let another round answer. Requests of the batch that runs end on the old one."""
-        self.before, self.served = self.served, served
+        if served.id != self.served.id:  # the same one, loaded anew, is no step to go back
+            self.before = self.served
+        self.served = served
 
     def roll_back(self) -> None:
         """Let the round answer that did before the last exchange; again, and the last one does."""
@@ -219,9 +225,9 @@ class Engine:
         if not asked:
             return
         try:
-            for one in asked:
-                if one.whole and served.limit is not None:
-                    _check_whole(served.longest(one.table), served.limit)
+            asked = [one for one in asked if not (one.whole and _too_long(one, served))]
+            if not asked:
+                return
             examples = served.encode(_joined([one.table for one in asked]))
         except Exception as error:
             self._failed(asked, error, 422)
@@ -267,13 +273,13 @@ class Engine:
         except Exception as error:
             self._failed(group, error, 424)
             return
-        took, start = time.perf_counter() - began, 0
-        self.noted(Batch(len(answers), tokens, took))
+        self.noted(Batch(len(answers), tokens, time.perf_counter() - began))
+        start = 0
         for one in group:
             rows = answers[start : start + one.count]
             start += one.count
             if one.future.set_running_or_notify_cancel():
-                one.future.set_result(Answered(rows, served, began - one.since, took))
+                one.future.set_result(Answered(rows, served))
 
     def _failed(self, asked: list[_Asked], error: Exception, status: int) -> None:
         """Refuse the request at fault; of several, find it by halves, and answer the others."""
@@ -281,8 +287,6 @@ class Engine:
             half = len(asked) // 2
             self._answer(asked[:half])
             self._answer(asked[half:])
-        elif isinstance(error, Refused):
-            asked[0].refuse(error.status, str(error))
         elif isinstance(error, BHPEFTError):
             asked[0].refuse(status, str(error))
         else:
@@ -290,9 +294,14 @@ class Engine:
             asked[0].refuse(424, "the prediction failed; the server's log says why")
 
 
-def _check_whole(longest: int, limit: int) -> None:
-    if longest > limit:
-        raise Refused(413, f"a text has {longest} tokens; expected {limit} at most, or truncate")
+def _too_long(asked: _Asked, served: Served) -> bool:
+    """Whether a text would be cut; the request is then refused."""
+    limit = served.limit
+    longest = 0 if limit is None else served.longest(asked.table)
+    if limit is None or longest <= limit:
+        return False
+    asked.refuse(413, f"a text has {longest} tokens; expected {limit} at most, or truncate")
+    return True
 
 
 def _joined(tables: Sequence[Table]) -> Table:

@@ -2,8 +2,8 @@
 
 `feedback.jsonl`, in the folder of the round, has a line for each: the columns of the training data,
 as `bhpeft update` takes them, and in the entry `feedback` when it came, and how the round's
-forecast stands to it. A label is on the disk before its request is answered. The file alone is the
-truth: whoever serves the round reads in it what others append, and a new start reads it all.
+forecast stands to it. A label is on the disk before its request is answered. The file is the only
+record: every process that serves the round reads what others append, and a new start reads it all.
 
 A promise speaks of texts drawn at random. So labels of texts that somebody has chosen, because they
 are doubtful or because someone complained, are kept but not counted (`"random": false`), and so are
@@ -16,8 +16,9 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ import torch
 
 from ..base.checks import shown
 from ..base.files import append, appended
+from ..decisions.promises import Promise
 from ..decisions.watching import Watch, error_evidence
 from ..errors import DataError, SaveError
 from .engine import Refused
 from .loading import Served, Table
 from .mlflow_api import columns_of
-from .questions import column_of, question_of
+from .questions import column_of, table_of
 
-__all__ = ["FILE", "Feedback", "Labels", "Tally", "read"]
+__all__ = ["FILE", "Feedback", "Labels", "Seen", "Tally", "read"]
 
 FILE = "feedback.jsonl"
 _ENTRY = "feedback"
@@ -45,15 +47,17 @@ class Tally:
 
     Attributes:
         labels: how many there are.
-        answered, wrong: of those drawn at random, how many texts are answered under the promise,
-            and how many of these wrongly.
+        answered, wrong: of those drawn at random, how many texts are answered under the last
+            promise that any of them is for, and how many of these wrongly.
         evidence: that more are wrong than was promised, the largest e-value so far.
+        promise: which promise that is, by `_which`.
     """
 
     labels: int = 0
     answered: int = 0
     wrong: int = 0
     evidence: float = 1.0
+    promise: str | None = None
 
     @classmethod
     def of(cls, folder: Path, round: str) -> Tally | None:
@@ -66,11 +70,18 @@ class Tally:
     def add(self, entry: Mapping[str, Any]) -> None:
         """Take the entry of a line into account."""
         self.labels += 1
+        if entry["promise"] != self.promise:  # a new one begins anew
+            self.promise, self.answered, self.wrong, self.evidence = entry["promise"], 0, 0, 1.0
         if entry["counts"] and entry["answered"]:
             self.answered += 1
             self.wrong += entry["wrong"]
             evidence = error_evidence(self.answered, self.wrong, entry["promised"])
             self.evidence = max(self.evidence, evidence)
+
+    @property
+    def plain(self) -> dict[str, float]:
+        """The numbers, by name."""
+        return {name: getattr(self, name) for name in ("labels", "answered", "wrong", "evidence")}
 
     def __str__(self) -> str:
         text = f"{self.labels} label{'s' * (self.labels != 1)}"
@@ -108,7 +119,7 @@ def read(payload: Any, served: Served) -> Labels:
     if not isinstance(payload, dict):
         raise Refused(422, f"got {shown(payload)}; expected an object with a text and its label")
     columns = columns_of(payload.get("rows", [payload]), served)
-    table: Table = question_of(columns, served, lambda _: None).table
+    table = table_of(columns, served)
     target = served.posterior.columns.target(served.posterior.model.likelihood.kind)
     labels = columns.get(target)
     if not isinstance(labels, list) or any(label is None for label in labels):
@@ -117,32 +128,48 @@ def read(payload: Any, served: Served) -> Labels:
     return Labels({**table, target: labels}, random, by)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the labels of a round said at a moment.
+
+    Attributes:
+        tally: how many there are, and what they say.
+        promise: what they say of the round's promise, in words; None if it has none.
+        holds: whether nothing speaks against the promise; None if there is none.
+    """
+
+    tally: Tally
+    promise: str | None
+    holds: bool | None
+
+
 class Feedback:
     """The labels of the round that is served; one thread at a time uses it.
 
-    Attributes:
-        tally: what they say, as far as the file has been read.
-        watch: over the promise of the round; None if it has none.
+    Args:
+        served: that round.
+        tokens: the most that are predicted for the labels of a request, with padding.
     """
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, tokens: int) -> None:
+        self.tokens = tokens
         self._turn = threading.Lock()
         self._begin(served)
 
     def _begin(self, served: Served) -> None:
         promised = served.posterior.promised
-        self.served, self._end = served, 0
-        self.tally, self.watch = Tally(), None if promised is None else Watch(promised)
+        self._served, self._end = served, 0
+        self._tally, self._watch = Tally(), None if promised is None else Watch(promised)
 
-    def take(self, served: Served, labels: Labels) -> Tally:
+    def take(self, served: Served, labels: Labels) -> Seen:
         """Keep labels, and say what all labels of the round say.
 
         Raises:
-            Refused: a label cannot be read, or the file cannot be written.
+            Refused: a label cannot be read, they are too many, or the file cannot be written.
         """
         with self._turn:
             try:
-                entries = _judged(served, labels)
+                entries = _judged(served, labels, self.tokens)
                 table = {**labels.table, _ENTRY: entries}
                 cells = zip(*table.values(), strict=True)
                 lines = (json.dumps(dict(zip(table, row, strict=True))) for row in cells)
@@ -151,20 +178,23 @@ class Feedback:
                 raise Refused(422, str(error)) from error
             except (SaveError, OSError) as error:
                 raise Refused(503, f"the labels cannot be kept: {error}") from error
-        return self.refreshed(served).tally
+        return self.seen(served)
 
-    def refreshed(self, served: Served) -> Feedback:
-        """With what has been appended since, by this process or another, to the file of a round."""
+    def seen(self, served: Served) -> Seen:
+        """What the labels of a round say, with those that another process has appended."""
         with self._turn:
-            if served is not self.served:
+            if served is not self._served:
                 self._begin(served)
             lines, self._end = appended(served.folder / FILE, self._end)
             entries = _entries(lines, served.id)
             for entry in entries:
-                self.tally.add(entry)
-            if self.watch is not None:
-                _watch(self.watch, [entry for entry in entries if entry["counts"]])
-        return self
+                self._tally.add(entry)
+            watch, tally = self._watch, replace(self._tally)
+            if watch is None:
+                return Seen(tally, None, None)
+            now = _which(watch.promise)
+            _watch(watch, [one for one in entries if one["counts"] and one["promise"] == now])
+            return Seen(tally, str(watch), watch.holds)
 
 
 def _watch(watch: Watch, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -179,10 +209,25 @@ def _watch(watch: Watch, entries: Sequence[Mapping[str, Any]]) -> None:
         watch.compare(values)
 
 
-def _judged(served: Served, labels: Labels) -> list[dict[str, Any]]:
+def _which(promise: Promise | None) -> str | None:
+    """A short name of a promise, another one for each."""
+    if promise is None:
+        return None
+    rows = promise.calibration["chance"].numpy().tobytes()
+    return sha256(str(promise).encode() + rows).hexdigest()[:12]
+
+
+def _judged(served: Served, labels: Labels, tokens: int) -> list[dict[str, Any]]:
     """The entry of each row: how the round's forecast stands to its label."""
     posterior = served.posterior
     examples = posterior.encode(labels.table)
+    if len(examples.row_hashes) != labels.count:
+        raise Refused(422, "a row has no label; expected one for each")
+    padded = int(labels.count * (examples.lengths * examples.width).max())
+    if padded > tokens:
+        raise Refused(
+            413, f"{padded} tokens with padding; expected {tokens} at most: send fewer rows"
+        )
     forecast = posterior.predict(examples, method=served.method)
     promised = forecast.promised
     tolerance = None if promised is None else promised.tolerance
@@ -196,6 +241,7 @@ def _judged(served: Served, labels: Labels) -> list[dict[str, Any]]:
         "round": served.id,
         "by": labels.by,
         "promised": None if promised is None else promised.error,
+        "promise": _which(promised),
     }
     columns = {
         "wrong": wrong if judged else nothing,
@@ -216,5 +262,5 @@ def _entries(lines: Sequence[bytes], round: str) -> list[dict[str, Any]]:
     for line in lines:
         with suppress(ValueError, TypeError, LookupError):  # a line of somebody else's
             entry = json.loads(line)[_ENTRY]
-            entries += [entry] if entry["round"] == round else []
+            entries += [entry] if entry["round"] == round and "promise" in entry else []
     return entries

@@ -70,10 +70,10 @@ class Served:
     @property
     def limit(self) -> int | None:
         """The most tokens of a text; longer ones are cut. None if there is no limit."""
-        limit = self.posterior.columns.max_length
-        tokenizer = self.posterior.model.network.tokenizer
-        limit = limit if limit is not None else getattr(tokenizer, "model_max_length", None)
-        return None if limit is None or limit >= 10**6 else limit
+        limit = self.posterior.model.limited(self.posterior.columns, ()).max_length
+        if limit is None:
+            limit = self.posterior.model.network.tokenizer.model_max_length
+        return None if limit >= 10**6 else limit  # transformers' number for none
 
     @property
     def way(self) -> str:

@@ -21,7 +21,7 @@ from prometheus_client import (
 
 from .answers import Answer
 from .engine import Batch
-from .feedback import Feedback
+from .feedback import Seen
 
 __all__ = ["Measures"]
 
@@ -46,7 +46,7 @@ class Measures:
         )
         self.running = Gauge(
             "bhpeft_requests_running",
-            "Requests that are read, wait or are answered",
+            "Requests being read, queued or answered",
             registry=own,
             multiprocess_mode="livesum",
         )
@@ -81,12 +81,11 @@ class Measures:
             multiprocess_mode="mostrecent",
         )
 
-    def feedback(self, feedback: Feedback) -> None:
+    def feedback(self, seen: Seen) -> None:
         """Note what labels say."""
         for what in ("labels", "answered", "wrong"):
-            self.labels.labels(what).set(getattr(feedback.tally, what))
-        watch = feedback.watch
-        self.holds.set(math.nan if watch is None else float(watch.holds))
+            self.labels.labels(what).set(getattr(seen.tally, what))
+        self.holds.set(math.nan if seen.holds is None else float(seen.holds))
 
     def batch(self, batch: Batch) -> None:
         """Count a batch; the engine's thread calls it."""

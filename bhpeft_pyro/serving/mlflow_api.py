@@ -13,7 +13,7 @@ from typing import Any
 from ..base.checks import shown
 from .engine import Answered, Refused
 from .loading import Served
-from .questions import Question, question_of
+from .questions import Question, table_of
 
 __all__ = ["columns_of", "read"]
 
@@ -29,7 +29,7 @@ def read(payload: Any, served: Served) -> Question:
     given = [name for name in _SHAPES if isinstance(payload, dict) and name in payload]
     if len(given) != 1:
         raise Refused(422, f"got {shown(payload)}; expected one of {', '.join(_SHAPES)}")
-    return question_of(columns_of(payload[given[0]], served), served, _write)
+    return Question(table_of(columns_of(payload[given[0]], served), served), _write)
 
 
 def _write(answered: Answered) -> Any:
@@ -46,7 +46,7 @@ def columns_of(table: Any, served: Served) -> Mapping[str, Any]:
         case {"columns": [*names], "data": [*rows]}:
             whole = all(isinstance(row, list) and len(row) == len(names) for row in rows)
             if whole and all(isinstance(name, str) for name in names):
-                return {str(name): [row[i] for row in rows] for i, name in enumerate(names)}
+                return {name: [row[i] for row in rows] for i, name in enumerate(names)}
         case [dict() as first, *_] if all(isinstance(row, dict) for row in table):
             return {name: [row.get(name) for row in table] for name in first}
         case [*texts] if len(served.texts) == 1:

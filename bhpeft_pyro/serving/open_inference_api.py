@@ -19,7 +19,7 @@ from ..base.checks import shown
 from .answers import Answer
 from .engine import Answered, Refused
 from .loading import Served
-from .questions import Question, column_of, question_of
+from .questions import Question, column_of, table_of
 
 __all__ = ["about_model", "about_server", "read"]
 
@@ -76,7 +76,8 @@ def read(name: str, payload: Any, served: Served) -> Question:
             raise Refused(422, f"outputs: {shown(output)}; expected an object with a name")
         wanted.append(output["name"])
     request = {"id": payload["id"]} if isinstance(payload.get("id"), str) else {}
-    return question_of(columns, served, partial(_write, {"model_name": name} | request, wanted))
+    write = partial(_write, {"model_name": name} | request, wanted)
+    return Question(table_of(columns, served), write)
 
 
 def _write(about: dict[str, Any], wanted: Sequence[str], answered: Answered) -> Any:

@@ -16,7 +16,7 @@ from ..base.checks import shown
 from .answers import Answer
 from .engine import Answered, Refused
 from .loading import Served
-from .questions import Question, column_of, question_of
+from .questions import Question, column_of, table_of
 
 __all__ = ["read"]
 
@@ -49,7 +49,7 @@ def read(payload: Any, served: Served) -> Question:
         answers = [row.in_full(round) if details else _scored(row, name) for row in answered.rows]
         return answers if isinstance(inputs, list) else answers[0]
 
-    return question_of(columns, served, write, whole=not cut)
+    return Question(table_of(columns, served), write, whole=not cut)
 
 
 def _scored(answer: Answer, name: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from ..base.checks import shown
 from .engine import Answered, Refused
 from .loading import Served, Table
 
-__all__ = ["Question", "column_of", "question_of"]
+__all__ = ["Question", "column_of", "table_of"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,8 @@ class Question:
     whole: bool = False
 
 
-def question_of(
-    columns: Mapping[str, Any],
-    served: Served,
-    write: Callable[[Answered], Any],
-    whole: bool = False,
-) -> Question:
-    """The question of a table, if a round can answer it.
+def table_of(columns: Mapping[str, Any], served: Served) -> Table:
+    """Of a request's columns those that a round reads, if it can.
 
     Raises:
         Refused: a column is missing or empty, or has another length than the first, or a cell is
@@ -60,7 +55,7 @@ def question_of(
                 what = "a finite number" if number else "a text, not empty, of whole characters"
                 raise Refused(422, f"column {name!r}, row {row}: {shown(cell)}; expected {what}")
         table[name] = cells
-    return Question(table, write, whole)
+    return table
 
 
 def column_of(payload: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:

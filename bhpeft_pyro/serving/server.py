@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -42,7 +42,7 @@ _LOG = logging.getLogger("uvicorn.error")  # which is shown at this level
 _GONE = 499  # nobody reads it; nginx has the number for a client that closed its request
 _TYPES = {
     401: "Unauthorized",
-    413: "Validation",
+    403: "Unauthorized",
     422: "Tokenizer",
     424: "Backend",
     429: "Overloaded",
@@ -62,7 +62,7 @@ class Service:
 
     Attributes:
         name: of the model in the Open Inference Protocol, from that of the folder.
-        running: how many questions are read, wait or are answered.
+        running: how many requests are being read, queued or answered.
 
     >>> from pathlib import Path
     >>> from starlette.testclient import TestClient
@@ -84,7 +84,7 @@ class Service:
         self.name = re.sub(r"[^\w.-]", "-", source.run.resolve().name)
         self.measures = Measures()
         self.engine = Engine(served, limits, self.measures.batch)
-        self.feedback = feedback.Feedback(served)
+        self.feedback = feedback.Feedback(served, limits.tokens)
         self.running = 0
         self._exchange, self._labelling = asyncio.Lock(), asyncio.Lock()
 
@@ -145,15 +145,14 @@ class Service:
         """A path whose requests are limited, counted and timed."""
 
         async def limited(request: Request) -> Response:
+            if "origin" in request.headers:  # or any page in a browser here could post labels
+                raise Refused(403, "a web page sent this (header 'origin'); expected a program")
             if self.running >= self.limits.requests:
                 raise Refused(429, f"{self.running} requests are being answered; try again later")
             self.running += 1
             self.measures.running.inc()
             try:
-                async with asyncio.timeout(self.limits.seconds):
-                    return await endpoint(request)
-            except TimeoutError:
-                raise Refused(429, f"no answer in {self.limits.seconds:g} seconds") from None
+                return await endpoint(request)
             finally:
                 self.running -= 1
                 self.measures.running.dec()
@@ -168,9 +167,19 @@ class Service:
         refusing = self._refusing(limited)
         return Route(path, counted, methods=["POST"])
 
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Refuse what takes too long."""
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                yield
+        except TimeoutError:
+            raise Refused(429, f"no answer in {self.limits.seconds:g} seconds") from None
+
     async def _answered(self, read: Read, request: Request) -> Response:
-        question = read(await self._json(request), self.engine.served)
-        answered = await self._predict(request, question)
+        async with self._in_time():
+            question = read(await self._json(request), self.engine.served)
+            answered = await self._predict(request, question)
         self.measures.answers(answered.served.id, answered.rows)
         return JSONResponse(question.write(answered), headers={_ROUND: answered.served.id})
 
@@ -189,14 +198,14 @@ class Service:
             answer.cancel()
 
     async def _json(self, request: Request) -> Any:
-        """The JSON of a body that is not too large."""
+        """The JSON of a body that is not too large; None of an empty one."""
         body = bytearray()
         async for part in request.stream():
             body += part
             if len(body) > self.limits.bytes:
                 raise Refused(413, f"the body has more than {self.limits.bytes} bytes")
         try:
-            return json.loads(body, parse_constant=_no_number)
+            return json.loads(body, parse_constant=_no_number) if body else None
         except (ValueError, RecursionError) as error:
             raise Refused(422, f"the body is not JSON: {str(error) or 'too deep'}") from None
 
@@ -210,6 +219,9 @@ class Service:
                 return _error(error.status, str(error))
             except ClientDisconnect:
                 return Response(status_code=_GONE)
+            except Exception:  # a bug, which is counted too
+                _LOG.exception("a request failed")
+                return _error(500, "the request failed; the server's log says why")
 
         return refusing
 
@@ -257,39 +269,42 @@ class Service:
 
     async def _take_labels(self, request: Request) -> Response:
         """Keep labels of texts, which are on the disk when this answers."""
+        async with self._in_time():
+            payload = await self._json(request)
         served = self.engine.served
-        labels = feedback.read(await self._json(request), served)
+        labels = feedback.read(payload, served)
         if labels.count > self.limits.texts:
             raise Refused(413, f"{labels.count} rows; expected {self.limits.texts} at most")
+        # Without a limit of time: what is told to have failed would be sent again, and count twice.
         async with self._labelling:
-            tally = await asyncio.to_thread(self.feedback.take, served, labels)
-        return JSONResponse({"taken": labels.count, "round": served.id} | vars(tally))
+            seen = await asyncio.to_thread(self.feedback.take, served, labels)
+        return JSONResponse({"taken": labels.count, "round": served.id} | seen.tally.plain)
 
     async def _labels_so_far(self, request: Request) -> Response:
         """What the labels of the round say, and whether its promise holds."""
         served = self.engine.served
-        seen = await asyncio.to_thread(self.feedback.refreshed, served)
-        watch = None if seen.watch is None else str(seen.watch)
-        return JSONResponse({"round": served.id} | vars(seen.tally) | {"promise": watch})
+        seen = await asyncio.to_thread(self.feedback.seen, served)
+        return JSONResponse({"round": served.id} | seen.tally.plain | {"promise": seen.promise})
 
     async def _metrics(self, request: Request) -> Response:
         """Counters for Prometheus."""
-        seen = await asyncio.to_thread(self.feedback.refreshed, self.engine.served)
+        seen = await asyncio.to_thread(self.feedback.seen, self.engine.served)
         self.measures.feedback(seen)
         return Response(self.measures.text(), media_type="text/plain; version=0.0.4")
 
     async def _swap(self, request: Request) -> Response:
         """Load a round beside the one that is served, warm it up, and let it answer."""
         self._check_token(request)
-        payload = await self._json(request) if await request.body() else {}
+        payload = await self._json(request) or {}
         name = payload.get("round") if isinstance(payload, dict) else payload
-        if not isinstance(name, str | None):
+        if not isinstance(name, str | None) or not isinstance(payload, dict):
             raise Refused(422, f"round: got {shown(name)}; expected the id or folder of a round")
         async with self._exchange:
             try:
                 served = await asyncio.to_thread(self.source.load, name, self.engine.served)
-            except (BHPEFTError, OSError) as error:
-                raise Refused(422, str(error)) from error
+            # Too little memory is a RuntimeError of PyTorch's.
+            except (BHPEFTError, OSError, MemoryError, RuntimeError) as error:
+                raise Refused(422, str(error) or "too little memory") from error
             return self._exchanged(lambda: self.engine.exchange(served))
 
     async def _roll_back(self, request: Request) -> Response:
@@ -310,7 +325,8 @@ class Service:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self.token is None:
             raise Refused(401, "rounds are not exchanged here: the service has no admin token")
-        if not hmac.compare_digest(given.encode(), self.token.encode()):
+        # Headers come as Latin-1, whatever their bytes mean.
+        if not hmac.compare_digest(given.encode("latin-1"), self.token.encode()):
             raise Refused(401, "expected the header 'authorization: Bearer TOKEN'")
 
 
@@ -319,14 +335,14 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _error(status: int, why: str) -> JSONResponse:
+def _error(status: int, why: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     body = {"error": why, "error_type": _TYPES.get(status, "Validation")}
-    return JSONResponse(body, status, headers={"retry-after": "1"} if status == 429 else None)
+    return JSONResponse(body, status, headers={"retry-after": "1"} if status == 429 else headers)
 
 
 async def _no_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail)
+    return _error(error.status_code, error.detail, error.headers)
 
 
 def _no_number(name: str) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -49,7 +50,21 @@ def application() -> Starlette:
     device = one_of("auto", "cpu", "cuda")("BHPEFT_DEVICE", given.get("device", "auto"))
     warnings.filterwarnings("ignore", category=CutWarning)  # of each request anew
     source = Source(Path(given["run"]), given.get("backbone"), device, method)
-    return Service(source, source.load(given.get("round")), _limits(given)).application
+    limits = _limits(given)
+    _forget_killed()
+    return Service(source, source.load(given.get("round")), limits).application
+
+
+def _forget_killed() -> None:
+    """Remove what killed processes left in the folder of prometheus-client, whose requests would
+    count as running for ever."""
+    folder = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""))
+    for file in folder.glob("gauge_live*_*.db") if folder.name else ():
+        with suppress(ValueError, PermissionError):  # of another user's process, which lives
+            try:
+                os.kill(int(file.stem.rpartition("_")[2]), 0)
+            except ProcessLookupError:
+                file.unlink(missing_ok=True)
 
 
 def _limits(given: dict[str, str]) -> Limits:

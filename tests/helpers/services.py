@@ -70,7 +70,7 @@ def held() -> Iterator[Held]:
 
     def wait(self: Served, examples: Any) -> Any:
         made.begun.set()
-        made.go.wait(20)
+        made.go.wait()
         return answer(self, examples)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from services import LIMITS
 from starlette.testclient import TestClient
 
 from bhpeft_pyro.serving.engine import Refused
-from bhpeft_pyro.serving.feedback import FILE, Feedback, Tally, read
+from bhpeft_pyro.serving.feedback import FILE, Feedback, Seen, Tally, read
 from bhpeft_pyro.serving.server import Service
 from bhpeft_pyro.testing import tiny_examples
 
@@ -40,11 +40,10 @@ def lines(folder: Path) -> list[Any]:
 
 
 def test_labels_are_kept_as_an_update_takes_them(copied, tmp_path) -> None:
-    feedback = Feedback(copied)
+    feedback = Feedback(copied, 16_384)
     feedback.take(copied, read({"text": "w5 w49", "label": "bad", "by": "Ana"}, copied))
     given = {"rows": rows(TEXTS[:30], TRUE[:30])}
-    tally = feedback.take(copied, read(given, copied))
-    assert tally.labels == 31
+    assert feedback.take(copied, read(given, copied)).tally.labels == 31
     kept = lines(copied.folder)
     assert [{k: row[k] for k in ("text", "label")} for row in kept[1:]] == given["rows"]
     entry = kept[0]["feedback"]
@@ -61,57 +60,77 @@ def test_labels_are_kept_as_an_update_takes_them(copied, tmp_path) -> None:
 
 
 def test_a_new_start_and_another_process_read_what_is_there(copied) -> None:
-    first, second = Feedback(copied), Feedback(copied)
+    first, second = Feedback(copied, 16_384), Feedback(copied, 16_384)
     first.take(copied, read({"rows": rows(TEXTS[:20], TRUE[:20])}, copied))
-    second.take(copied, read({"rows": rows(TEXTS[20:40], TRUE[20:40])}, copied))
-    third = Feedback(copied).refreshed(copied)
-    for feedback in (first.refreshed(copied), second):
-        assert feedback.tally == third.tally and feedback.tally.labels == 40
-        assert feedback.watch is not None and third.watch is not None
-        assert feedback.watch.answered == third.watch.answered == third.tally.answered
-        assert feedback.watch.evidence("labels") == third.watch.evidence("labels")
-        assert feedback.watch.evidence("labels") == third.tally.evidence
-        assert feedback.watch.texts == third.watch.texts == 40
+    two = second.take(copied, read({"rows": rows(TEXTS[20:40], TRUE[20:40])}, copied))
+    assert two == first.seen(copied) == Feedback(copied, 16_384).seen(copied)
+    assert two.tally.labels == 40 and two.tally.answered > 0
+    assert two.promise is not None and f"of {two.tally.answered} answers" in two.promise
 
 
 def test_lines_that_somebody_else_has_written_are_left_out(copied) -> None:
-    feedback = Feedback(copied)
+    feedback = Feedback(copied, 16_384)
     feedback.take(copied, read({"text": "w5", "label": "bad"}, copied))
     with (copied.folder / FILE).open("a") as file:
         file.write('{"text": "w5", "label": "bad"}\nno JSON\n[]\n{"feedback": 3}\n')
     feedback.take(copied, read({"text": "w6", "label": "bad"}, copied))
-    assert feedback.tally.labels == 2 and Tally.of(copied.folder, copied.id) == feedback.tally
+    tally = feedback.seen(copied).tally
+    assert tally.labels == 2 and Tally.of(copied.folder, copied.id) == tally
 
 
 def test_wrong_answers_break_the_promise(copied) -> None:
-    feedback = Feedback(copied)
+    feedback = Feedback(copied, 16_384)
     turned = ["good" if label == "bad" else "bad" for label in TRUE]
-    tally = feedback.take(copied, read({"rows": rows(TEXTS, turned)}, copied))
+    seen = feedback.take(copied, read({"rows": rows(TEXTS, turned)}, copied))
+    tally = seen.tally
     assert tally.wrong > 0.8 * tally.answered > 0 and tally.evidence > 40
-    assert feedback.watch is not None and feedback.watch.errors_exceed
+    assert seen.holds is False
     assert str(tally).endswith("answers wrong, more than was promised")
     assert str(Tally.of(copied.folder, copied.id)) == str(tally)
 
 
+def test_a_new_promise_of_the_same_round_begins_anew(copied) -> None:
+    feedback = Feedback(copied, 16_384)
+    turned = ["good" if label == "bad" else "bad" for label in TRUE]
+    assert feedback.take(copied, read({"rows": rows(TEXTS, turned)}, copied)).holds is False
+    texts = tiny_examples(200, seed=33).texts
+    posterior = copied.posterior.promise({"text": texts, "label": ["bad", "good"] * 100}, error=0.4)
+    again = replace(copied, posterior=posterior)
+    for seen in (feedback.seen(again), Feedback(again, 16_384).seen(again)):
+        assert seen.holds and seen.tally.labels == 60
+    seen = feedback.take(again, read({"rows": rows(TEXTS[:30], TRUE[:30])}, again))
+    assert seen.holds and seen.tally.answered <= 30 and seen.tally.evidence < 40
+    assert "more than was promised" not in str(Tally.of(copied.folder, copied.id))
+
+
+def test_many_tokens_are_refused(copied) -> None:
+    labels = read({"rows": rows(["w5 w6 w7", "w8"], ["bad", "good"])}, copied)
+    with pytest.raises(Refused, match="6 tokens with padding; expected 5 at most") as refused:
+        Feedback(copied, 5).take(copied, labels)
+    assert refused.value.status == 413 and not (copied.folder / FILE).exists()
+    assert Feedback(copied, 6).take(copied, labels).tally.labels == 2
+
+
 def test_texts_that_were_chosen_or_learnt_are_kept_and_not_counted(copied) -> None:
-    feedback = Feedback(copied)
+    feedback = Feedback(copied, 16_384)
     chosen = {"rows": rows(TEXTS[:9], TRUE[:9]), "random": False}
     learnt = {"rows": rows(tiny_examples(60, 1).texts[:8], TRUE[:8])}
     feedback.take(copied, read(chosen, copied))
-    tally = feedback.take(copied, read(learnt, copied))
-    assert (tally.labels, tally.answered) == (17, 0) and str(tally) == "17 labels"
-    assert feedback.watch is not None and feedback.watch.texts == 0
+    seen = feedback.take(copied, read(learnt, copied))
+    assert (seen.tally.labels, seen.tally.answered) == (17, 0) and str(seen.tally) == "17 labels"
+    assert seen.holds and seen.promise == Feedback(copied, 16_384).seen(copied).promise
+    assert feedback._watch is not None and feedback._watch.texts == 0
 
 
 def test_labels_of_an_earlier_round_in_the_same_folder_are_left_out(copied, may) -> None:
-    feedback = Feedback(copied)
+    feedback = Feedback(copied, 16_384)
     feedback.take(copied, read({"rows": rows(TEXTS[:3], TRUE[:3])}, copied))
     here = replace(may, folder=copied.folder)
-    assert feedback.refreshed(here).tally.labels == 0 and feedback.watch is None
+    assert feedback.seen(here) == Seen(Tally(), None, None)
     assert Tally.of(copied.folder, may.id) is None
-    tally = feedback.take(here, read({"text": "w5", "label": "bad"}, here))
+    tally = feedback.take(here, read({"text": "w5", "label": "bad"}, here)).tally
     assert (tally.labels, tally.answered) == (1, 0)  # nothing is promised
-    assert feedback.refreshed(copied).tally.labels == 3
+    assert feedback.seen(copied).tally.labels == 3
 
 
 @pytest.mark.parametrize(
@@ -131,7 +150,7 @@ def test_what_has_no_label_is_refused(april, payload) -> None:
 def test_a_file_that_cannot_be_written(copied) -> None:
     (copied.folder / FILE).symlink_to(copied.folder / "elsewhere")
     with pytest.raises(Refused, match=r"cannot be kept: .* symbolic link") as refused:
-        Feedback(copied).take(copied, read({"text": "w5", "label": "bad"}, copied))
+        Feedback(copied, 16_384).take(copied, read({"text": "w5", "label": "bad"}, copied))
     assert refused.value.status == 503
 
 

@@ -41,6 +41,13 @@ def test_a_round_beside_another_shares_its_backbone(folder, source, april, may) 
     assert may.texts == ("text",) and may.limit == 32 and may.way == "draws"
 
 
+def test_texts_are_limited_by_the_backbone_where_the_tokenizer_knows_no_limit(april) -> None:
+    network = april.posterior.model.network
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network.tokenizer, "model_max_length", int(1e30))
+        assert april.limit == network.backbone.config.max_position_embeddings
+
+
 def test_a_round_that_answers_other_questions_is_refused(april, tmp_path, folder) -> None:
     ratings = {"text": ["w5", "w6", "w7 w8", "w9"], "label": [1.0, 2.0, 3.5, 2.5]}
     model = Model(network_in(folder, (), 1), likelihood=Normal())

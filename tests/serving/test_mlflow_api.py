@@ -50,7 +50,7 @@ def test_what_is_no_table_is_refused(april, payload) -> None:
 
 def test_predictions_are_the_columns_of_the_program(april) -> None:
     rows = april.answer(april.encode(TABLE))
-    written: Any = read({"inputs": TABLE}, april).write(Answered(rows, april, 0, 0))
+    written: Any = read({"inputs": TABLE}, april).write(Answered(rows, april))
     assert [row["round"] for row in written["predictions"]] == [april.id] * 2
     summary = april.posterior.predict(TABLE).summary()
     for name, values in summary.items():

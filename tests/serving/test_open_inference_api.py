@@ -57,7 +57,7 @@ def test_outputs_have_their_types(april) -> None:
         ),
     ]
     question = read("shop", {"inputs": [tensor()], "id": "7"}, april)
-    written = question.write(Answered(rows, april, 0, 0))
+    written = question.write(Answered(rows, april))
     about = {name: written[name] for name in ("model_name", "model_version", "id")}
     assert about == {"model_name": "shop", "model_version": april.id, "id": "7"}
     outputs = {output.pop("name"): output for output in written["outputs"]}
@@ -74,7 +74,7 @@ def test_outputs_have_their_types(april) -> None:
         },
     }
     chosen = {"inputs": [tensor()], "outputs": [{"name": "scores"}]}
-    (only,) = read("shop", chosen, april).write(Answered(rows, april, 0, 0))["outputs"]
+    (only,) = read("shop", chosen, april).write(Answered(rows, april))["outputs"]
     assert only["name"] == "scores"
 
 

@@ -16,7 +16,7 @@ ONE = [{"label": "good", "score": 0.75}, {"label": "bad", "score": 0.25}]
 
 
 def answered(served: Any, count: int, **scores: float) -> Answered:
-    return Answered([Answer({"prediction": "good"}, scores)] * count, served, 0.0, 0.0)
+    return Answered([Answer({"prediction": "good"}, scores)] * count, served)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bhpeft_pyro.serving.engine import Refused
-from bhpeft_pyro.serving.questions import question_of
+from bhpeft_pyro.serving.questions import table_of
 
 
 def like(**changes: Any) -> Any:
@@ -19,8 +19,8 @@ def like(**changes: Any) -> Any:
 
 def test_only_the_columns_that_are_read_are_kept() -> None:
     columns = {"id": [1, 2], "price": [1, 2.5], "text": ["a", "b"]}
-    question = question_of(columns, like(numbers=("price",)), str)
-    assert question.table == {"text": ["a", "b"], "price": [1, 2.5]}
+    table = table_of(columns, like(numbers=("price",)))
+    assert table == {"text": ["a", "b"], "price": [1, 2.5]}
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def test_only_the_columns_that_are_read_are_kept() -> None:
 )
 def test_other_columns_are_refused(columns, why) -> None:
     with pytest.raises(Refused, match=why) as refused:
-        question_of(columns, like(numbers=("price",) if "price" in columns else ()), str)
+        table_of(columns, like(numbers=("price",) if "price" in columns else ()))
     assert refused.value.status == 422
 
 
 def test_lists_are_for_words_and_choices() -> None:
-    assert question_of({"text": [["a", "b"], "c d"]}, like(each_word=True), str).table
+    assert table_of({"text": [["a", "b"], "c d"]}, like(each_word=True))
     choices = like(kind="choice", texts=("question", "choices"))
-    question_of({"question": ["a"], "choices": [["b", "c"]]}, choices, str)
+    table_of({"question": ["a"], "choices": [["b", "c"]]}, choices)

@@ -6,10 +6,12 @@ import json
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -17,6 +19,7 @@ import pytest
 from services import LIMITS, PATHS, held, listening, malformed, probabilities, until
 from starlette.testclient import TestClient
 
+from bhpeft_pyro.serving.loading import Source
 from bhpeft_pyro.serving.server import Service
 from bhpeft_pyro.testing import tiny_examples
 
@@ -92,9 +95,12 @@ def test_other_paths_and_methods(client) -> None:
     for method, path, status in (("GET", "/", 404), ("GET", "/predict", 405)):
         response = client.request(method, path)
         assert response.status_code == status and response.json()["error"]
+    assert response.headers["allow"] == "POST"
 
 
-def test_rounds_are_exchanged_with_the_token_alone(client, service, april, may) -> None:
+def test_rounds_are_exchanged_with_the_token_alone(
+    client, service, april, may, monkeypatch
+) -> None:
     for headers in ({}, {"authorization": "Bearer other"}, {"authorization": "Bearer sécret"}):
         coded = {name: value.encode() for name, value in headers.items()}
         for path in ("/admin/swap", "/admin/rollback"):
@@ -108,15 +114,23 @@ def test_rounds_are_exchanged_with_the_token_alone(client, service, april, may) 
     assert back.json() == {"round": april.id, "round_before": may.id}
     named = client.post("/admin/swap", headers=ADMIN, json={"round": "march"})
     assert named.json()["round_before"] == april.id
-    for wrong in ({"round": "june"}, {"round": 3}):
+    for wrong in ({"round": "june"}, {"round": 3}, "march"):
         refused = client.post("/admin/swap", headers=ADMIN, json=wrong)
         assert refused.status_code == 422 and "round" in refused.json()["error"]
     assert ask(client, inputs="w5").headers["x-bhpeft-round"] == named.json()["round"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "load", Mock(side_effect=MemoryError))
+        refused = client.post("/admin/swap", headers=ADMIN)
+        assert refused.status_code == 422 and "memory" in refused.json()["error"]
+    service.token = "sécret"
+    coded = {"authorization": "Bearer sécret".encode()}
+    assert client.post("/admin/swap", headers=coded).status_code == 200
     service.token = None
     assert client.post("/admin/swap", headers=ADMIN).status_code == 401
 
 
 def test_too_much_to_do_is_refused_and_then_taken_on(service, april) -> None:
+    service.limits = replace(LIMITS, seconds=120.0)  # longer than any wait here
     with (
         held() as predictions,
         listening(service.application) as address,
@@ -147,6 +161,35 @@ def test_a_request_that_takes_too_long_is_given_up(service, client, april) -> No
     assert ask(client, inputs="w5").status_code == 200
 
 
+def test_labels_that_take_long_are_not_given_up(service, client, april, monkeypatch) -> None:
+    """They would be sent again, and count twice."""
+    service.limits, seen = replace(LIMITS, seconds=0.05), service.feedback.seen(april)
+
+    def slow(*_: Any) -> Any:
+        time.sleep(0.2)
+        return seen
+
+    monkeypatch.setattr(service.feedback, "take", slow)
+    response = client.post("/feedback", json={"text": "w5", "label": "bad"})
+    assert response.status_code == 200 and response.json()["taken"] == 1
+
+
+def test_a_bug_is_answered_counted_and_logged(service, client, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(service.engine, "ask", Mock(side_effect=ValueError("secret")))
+    response = ask(client, inputs="w5")
+    assert response.status_code == 500 and "server's log" in response.json()["error"]
+    assert "secret" not in response.text and "ValueError: secret" in caplog.text
+    line = 'bhpeft_requests_total{path="/predict",status="500"} 1.0'
+    assert line in client.get("/metrics").text
+
+
+def test_web_pages_are_refused(client) -> None:
+    """A page that is open in a browser on this machine could post labels otherwise."""
+    for path in PATHS:
+        refused = client.post(path, json={}, headers={"origin": "https://evil.example"})
+        assert refused.status_code == 403 and "web page" in refused.json()["error"]
+
+
 def test_a_client_that_has_gone_is_dropped(service, april) -> None:
     """Its texts are not predicted, and its place is free at once."""
     seen: list[int] = []
@@ -158,7 +201,7 @@ def test_a_client_that_has_gone_is_dropped(service, april) -> None:
         running = threading.Thread(target=httpx.post, args=(f"{address}/predict",), kwargs={
             "json": {"inputs": "w5"}, "timeout": 20})  # fmt: skip
         running.start()
-        predictions.begun.wait(20)
+        assert predictions.begun.wait(20)
         for _ in range(3):
             with socket.create_connection((where.hostname, where.port)) as connection:
                 connection.sendall(head.encode() + body)
@@ -167,13 +210,16 @@ def test_a_client_that_has_gone_is_dropped(service, april) -> None:
         assert service.engine.waiting == 3
         predictions.go.set()
         running.join(20)
-        assert httpx.post(f"{address}/predict", json={"inputs": ["w8", "w9"]}).status_code == 200
+        assert (
+            httpx.post(f"{address}/predict", json={"inputs": ["w8", "w9"]}, timeout=60).status_code
+            == 200
+        )
     assert seen == [1, 2]
 
 
 def test_a_body_that_is_too_large_is_not_read_to_its_end(service) -> None:
     with listening(service.application) as address:
-        response = httpx.post(f"{address}/predict", json={"inputs": "w5 " * 10_000})
+        response = httpx.post(f"{address}/predict", json={"inputs": "w5 " * 10_000}, timeout=60)
         assert response.status_code == 413 and response.json()["error_type"] == "Validation"
         where = urlsplit(address)
         with socket.create_connection((where.hostname, where.port), timeout=20) as connection:

@@ -7,12 +7,14 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import httpx2 as httpx
@@ -40,9 +42,10 @@ def answers(client: httpx.Client) -> bool:
 
 
 @contextmanager
-def serving(runs: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+def serving(runs: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     """`bhpeft serve` in a process of its own, once it is ready."""
     command = (sys.executable, "-m", "bhpeft_pyro", "serve", runs, "--round", "april")
+    port = free_port()
     process = subprocess.Popen(
         [*map(str, command), "--port", str(port), "--device", "cpu"],
         env={**os.environ, "BHPEFT_ADMIN_TOKEN": "secret"},
@@ -58,22 +61,42 @@ def serving(runs: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], ht
         process.wait()
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        return int(opened.getsockname()[1])
+
+
 @pytest.fixture
 def runs(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder / "runs", tmp_path / "runs"))
 
 
 @contextmanager
-def forked(service: Service, port: int) -> Iterator[tuple[int, httpx.Client]]:
-    """A process of its own that serves, and is killed at the end."""
+def forked(service: Service, dies_at: int, told: bool) -> Iterator[httpx.Client]:
+    """A process of its own that serves, and kills itself as it writes a label: at one of the calls
+    that put it on the disk, before it or after it."""
+    opened = socket.create_server(("127.0.0.1", 0))
     if (child := os.fork()) == 0:
+        fsync, calls = os.fsync, count(1)
+
+        def last(file: int) -> None:
+            dies = next(calls) == dies_at
+            if told or not dies:
+                fsync(file)
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+
         with suppress(BaseException):
-            uvicorn.run(service.application, port=port, log_level="critical")
+            os.fsync = last
+            config = uvicorn.Config(service.application, log_level="critical")
+            uvicorn.Server(config).run(sockets=[opened])
         os._exit(1)
+    address = "http://{}:{}".format(*opened.getsockname())
+    opened.close()  # so that nobody listens once the child is dead
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            until(lambda: answers(client))
-            yield child, client
+        with httpx.Client(base_url=address, timeout=60) as client:
+            until(lambda: answers(client), 60)
+            yield client
     finally:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
@@ -86,16 +109,13 @@ def test_100_kills_lose_no_label(runs: Path, source: Source, april: Served) -> N
     served, file = replace(april, folder=runs / "april"), runs / "april" / FILE
     said, there = 0, 0
     for kill in range(100):
-        with forked(Service(source, served, Limits()), 18761) as (child, client):
+        with forked(Service(source, served, Limits()), 1 + kill % 4, kill % 2 == 0) as client:
             assert client.get("/feedback").json()["labels"] == there
-            killer = threading.Timer(0.02 + 0.004 * kill, os.kill, (child, signal.SIGKILL))
-            killer.start()
             with suppress(httpx.TransportError):
                 while True:
                     row = {"text": TEXTS[said % 40], "label": "bad", "by": str(said)}
                     assert client.post("/feedback", json=row).status_code == 200
                     said += 1
-            killer.join()
         lines = file.read_text().splitlines() if file.exists() else []
         kept = [json.loads(line)["feedback"]["by"] for line in lines]
         # One that was kept, and not said before the kill, comes again.
@@ -115,7 +135,7 @@ def test_200_exchanges_under_load_lose_and_mix_no_request(runs, april, may) -> N
                 payload = {"inputs": [TEXTS[i] for i in at], "details": True}
                 answered.append((at, own.post("/predict", json=payload)))
 
-    with serving(runs, 18762) as (_, client):
+    with serving(runs) as (_, client):
         threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
         for thread in threads:
             thread.start()
@@ -147,7 +167,7 @@ def test_nonsense_leaves_no_memory_behind(runs: Path) -> None:
 
     if not Path("/proc/self/statm").exists():
         pytest.skip("memory is read from /proc")
-    with serving(runs, 18763) as (process, client):
+    with serving(runs) as (process, client):
         sizes = []
         for _ in range(4):
             for _ in range(1000):

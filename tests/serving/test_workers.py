@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -28,8 +32,28 @@ def test_settings_come_from_the_environment(april, monkeypatch) -> None:
 
 
 def test_settings_that_cannot_work(monkeypatch) -> None:
-    for name, value in (("MAX_TEXTS", "many"), ("METHOD", "best"), ("DEVICE", "tpu"), ("RUN", "")):
+    for name, value in (
+        ("MAX_TEXTS", "many"),
+        ("MAX_SECONDS", "x"),
+        ("METHOD", "best"),
+        ("DEVICE", "tpu"),
+        ("RUN", ""),
+    ):
         with monkeypatch.context() as patch:
             patch.setenv(f"BHPEFT_{name}", value)
             with pytest.raises(ConfigError, match=f"BHPEFT_{name}"):
                 application()
+
+
+def test_running_requests_of_killed_processes_are_forgotten(monkeypatch, tmp_path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine, killed, other = (
+        tmp_path / name
+        for name in (f"gauge_livesum_{os.getpid()}.db", f"gauge_livesum_{ended.pid}.db", "a_1.db")
+    )
+    for file in (mine, killed, other):
+        file.touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    application()
+    assert mine.exists() and other.exists() and not killed.exists()

@@ -54,7 +54,7 @@ if (learning && learning.dataset.running === "yes") {
       if (learning.textContent !== state.words) learning.textContent = state.words;
       if (state.running) { setTimeout(ask, 700); return; }
       bar.hidden = true;
-      learning.textContent += " The next text is of the new queue.";
+      learning.textContent += " The next text comes from the new queue.";
       document.getElementById("update").disabled = false;
     } catch { learning.textContent = "The page does not answer; is the program running?"; }
   };

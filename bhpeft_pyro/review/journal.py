@@ -27,7 +27,7 @@ __all__ = ["Decision", "Journal", "agreed", "labelled"]
 Action = Literal["label", "none", "skip", "undo"]
 """A label; that none of the labels fits; later; and that the decision before is taken back."""
 
-_ABOUT = ("labelled_by", "note")  # columns beside the label
+ABOUT = ("labelled_by", "note")  # columns beside the label
 _when = attrgetter("at")
 
 
@@ -78,11 +78,8 @@ class Journal:
         self.refresh()
 
     def add(self, decision: Decision) -> None:
-        """Append a decision; it is on the disk when this returns.
-
-        Of one person's decisions about a text the last by time counts, so one from elsewhere that
-        is older than those in the journal does not replace them.
-        """
+        """Append a decision; it is on the disk when this returns. Of a person's decisions about a
+        text the last by time counts, not an older one from elsewhere that is added later."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._thread:
             last = self._made.get(decision.who, ())[-1:]  # a clock may have been set back
@@ -138,28 +135,13 @@ class Journal:
 
     def write_table(self, out: Path, pool: Pool) -> int:
         """Write the labels as `bhpeft update` takes them (`labelled`); how many there are."""
-        names = [*columns_of(pool), *_ABOUT]
+        names = dict.fromkeys(name for record in pool.records for name in record)
+        names |= dict.fromkeys((pool.column, *ABOUT))
         with self._thread, alone_in(out.parent, f".{out.name}.lock"):
             self.refresh()
             rows = labelled((one for key in self.texts for one in self.of_text(key)), pool)
             write_rows(out, rows, names)
         return len(rows)
-
-
-def columns_of(pool: Pool) -> list[str]:
-    """The columns of the data, and that of the label.
-
-    Raises:
-        DataError: one has the name of a column that the table of labels adds.
-    """
-    names = [*dict.fromkeys([*(name for one in pool.records for name in one), pool.column])]
-    for name in _ABOUT:
-        if name in names:
-            raise DataError(
-                f"column {name!r}: the table of labels has a column of this name of its own; "
-                "expected another name: rename it in the data"
-            )
-    return names
 
 
 def labelled(decisions: Iterable[Decision], pool: Pool) -> list[dict[str, Any]]:
@@ -179,12 +161,9 @@ def labelled(decisions: Iterable[Decision], pool: Pool) -> list[dict[str, Any]]:
         if item is None or label is None:
             continue
         given = [one for one in of_text.values() if one.action == "label"]
-        about = (
-            ", ".join(one.who for one in given),
-            " / ".join(filter(None, (g.note for g in given))),
-        )
-        row = {**pool.records[item.row], pool.column: label}
-        rows.append(row | dict(zip(_ABOUT, about, strict=True)))
+        notes = " / ".join(one.note for one in given if one.note)
+        about = zip(ABOUT, (", ".join(one.who for one in given), notes), strict=True)
+        rows.append({**pool.records[item.row], pool.column: label, **dict(about)})
     return rows
 
 

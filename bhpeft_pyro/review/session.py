@@ -11,7 +11,7 @@ from typing import Any
 
 from ..base.checks import COUNT, Number, one_of
 from ..errors import DataError, SaveError, WriteError
-from .journal import Decision, Journal, columns_of
+from .journal import ABOUT, Decision, Journal
 from .pool import Item, Pool
 
 __all__ = ["Agreement", "Progress", "Session"]
@@ -54,10 +54,6 @@ class Session:
         out: the table of labels, which is written anew with each of them.
         people: how many are to decide each text.
 
-    Raises:
-        DataError: the journal is of other data, or a column cannot be kept.
-        WriteError: the table cannot be written.
-
     >>> import tempfile
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -81,8 +77,13 @@ class Session:
         self.take(pool)
 
     def take(self, pool: Pool) -> None:
-        """Go on with another pool of the same texts: the queue of a new round."""
-        columns_of(pool)  # before anybody labels
+        """Go on with another pool of the same texts: the queue of a new round.
+
+        Raises:
+            DataError: the journal is of other texts, or a column cannot be kept.
+        """
+        for name in {pool.column}.union(*pool.records).intersection(ABOUT):
+            raise DataError(f"column {name!r}: labels have one of that name; rename it in the data")
         if lost := sum(key not in pool.items for key in self.journal.texts):
             raise DataError(
                 f"out: {self.journal.path} has decisions about {lost} texts that the data lack, "
@@ -97,10 +98,8 @@ class Session:
         try:
             self.labels = self.journal.write_table(self.out, self.pool)
         except SaveError as error:
-            raise WriteError(
-                f"what was decided is kept in {self.journal.path.name}, but {self.out.name} is not "
-                f"written anew; the next decision tries again: {error}"
-            ) from error
+            kept = f"the decision is kept in {self.journal.path.name}, but the table is not written"
+            raise WriteError(f"{kept}; the next decision tries again: {error}") from error
 
     def next_for(self, who: str) -> str | None:
         """The text that a person is asked about next; None if there is none.
@@ -145,7 +144,7 @@ class Session:
 
         Raises:
             DataError: there is no such text, or it cannot have such a label; says why.
-            WriteError: the disk is full; says whether the decision is kept.
+            WriteError: the disk is full; says so if the decision is kept.
         """
         action = one_of("label", "none", "skip")("action", action)
         item = self.item(key)

@@ -13,7 +13,7 @@ from pools import pool
 
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError, WriteError
-from bhpeft_pyro.review import Decision, Journal
+from bhpeft_pyro.review import Decision, Journal, labelled
 from bhpeft_pyro.review.journal import agreed
 
 WRITER = """
@@ -106,6 +106,32 @@ def test_the_last_decision_of_a_person_counts_and_undo_takes_it_back(path):
     assert labels == [["billing"], ["billing"], ["praise"], []]
     assert journal.texts == journal.people == []
     assert len(path.read_text().splitlines()) == 8  # nothing is removed
+
+
+def test_the_last_by_time_counts_and_an_old_import_does_not_win(path):
+    journal = Journal(path)
+    journal.add(Decision("t0", "Ana", "label", "praise", at="2026-01-02T10:00:00.000Z"))
+    assert journal.of_text("t0")[0].at == "2026-01-02T10:00:00.000Z"
+    journal.add(Decision("t0", "Ana", "label", "billing"))
+    journal.add(Decision("t0", "Ana", "label", "delivery", at="2026-01-03T10:00:00.000Z"))
+    journal.add(Decision("t1", "Ana", "skip", at="2026-01-01T10:00:00.000Z"))
+    made = journal.of_person("Ana")
+    assert [(one.key, one.label) for one in made] == [("t0", "billing"), ("t1", None)]
+    assert made[0].at > "2026-01-04"
+    labels = []
+    for _ in range(2):
+        journal.add(Decision("t0", "Ana", "undo"))
+        labels += [one.label for one in Journal(path).of_text("t0")]
+    assert labels == ["delivery", "praise"]
+    twice = [Decision("t0", "Bo", "label", label, at=at) for label, at in (("a", "2"), ("b", "1"))]
+    assert [row["label"] for row in labelled(twice, pool())] == ["a"]
+
+
+def test_a_decision_counts_though_the_clock_was_set_back(path):
+    journal = Journal(path)
+    for label, at in (("praise", "2999-01-01T00:00:00.000+00:00"), ("billing", "")):
+        journal.add(Decision("t0", "Ana", "label", label, at=at))
+    assert [one.label for one in Journal(path).of_text("t0")] == ["billing"]
 
 
 @pytest.mark.parametrize(

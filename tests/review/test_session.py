@@ -11,7 +11,7 @@ import pytest
 from pools import pool
 
 from bhpeft_pyro.data.sources import load
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.errors import DataError, WriteError
 from bhpeft_pyro.review import Journal, Pool, Session
 from bhpeft_pyro.review import session as module
 
@@ -48,6 +48,44 @@ def test_what_was_decided_is_not_asked_again_after_a_restart(tmp_path):
     assert again.labels == 3 and again.next_for("Ana") == again.next_for("Ana") == "t3"
 
 
+@pytest.mark.parametrize("name", ["note", "labelled_by"])
+def test_data_with_a_column_that_the_labels_add_are_refused(tmp_path, name):
+    texts = pool(2)
+    odd = replace(texts, records=tuple({**one, name: "x"} for one in texts.records))
+    with pytest.raises(DataError, match=rf"column '{name}': labels have one .* rename it"):
+        made(tmp_path, odd)
+    with pytest.raises(DataError, match="rename it"):
+        made(tmp_path, replace(texts, column=name))
+    session = made(tmp_path, texts)
+    with pytest.raises(DataError, match="rename it"):
+        session.take(odd)
+    assert session.pool is texts
+
+
+def test_a_journal_of_other_data_is_refused_and_the_table_stays(tmp_path):
+    label(made(tmp_path), "Ana", 3)
+    before = (tmp_path / "labels.csv").read_text()
+    with pytest.raises(DataError, match=r"out: .*decisions about 1 texts that the data lack"):
+        made(tmp_path, pool(2))
+    assert (tmp_path / "labels.csv").read_text() == before
+    assert made(tmp_path, pool(9)).labels == 3  # the data may grow
+
+
+def test_a_decision_is_kept_though_the_table_cannot_be_written(tmp_path, monkeypatch):
+    session = made(tmp_path)
+
+    def full(*_: object) -> int:
+        raise WriteError("path: cannot write labels.csv: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.journal, "write_table", full)
+        for act in (lambda: label(session, "Ana", 2), lambda: session.undo("Ana")):
+            with pytest.raises(WriteError, match=r"is kept in .*No space left"):
+                act()
+    assert session.labels == 0 and session.next_for("Ana") == "t0"
+    assert label(session, "Ana", 2) == ["t0", "t1"] and session.labels == 2
+
+
 def test_skipped_texts_come_at_the_end_and_at_once_to_others(tmp_path):
     session = made(tmp_path, pool(3))
     session.decide("Ana", "t0", "skip", [], "")
@@ -82,11 +120,11 @@ def test_two_for_each_text_and_whether_they_agree(tmp_path):
 
 def test_ratings_of_several_people(tmp_path):
     session = made(tmp_path, pool(2, "rating"), people=2)
-    for who, rating in (("Ana", "2"), ("Bo", "3,5")):
+    for who, rating in (("Ana", "2"), ("Bo", "3.5")):
         session.decide(who, "t0", "label", [rating], "")
     assert session.agreement().distance == 1.5
     assert load(tmp_path / "labels.csv", ["text"])["label"] == [2.75]
-    for wrong in ("6", "", "nan", "good"):
+    for wrong in ("6", "", "nan", "good", "1,000"):
         with pytest.raises(DataError, match="rating"):
             session.decide("Ana", "t1", "label", [wrong], "")
 
@@ -132,17 +170,17 @@ def test_reading_while_others_label(tmp_path):
     def work(who: str) -> None:
         try:
             for _ in range(60):
-                label(session, who)
-                session.undo(who)
-                label(session, who)
+                for act in (label, Session.undo, label):
+                    act(session, who)
+                    session.progress("Cy")
+                    session.agreement()
+                    assert who in session.journal.people or act is Session.undo
         except BaseException as error:  # of a thread, which pytest would not see
             failed.append(error)
 
     threads = [threading.Thread(target=work, args=(who,)) for who in ("Ana", "Bo")]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
-        session.progress("Cy")
-        session.agreement()
-        assert session.journal.people in ([], ["Ana"], ["Bo"], ["Ana", "Bo"])
+    for thread in threads:
+        thread.join()
     assert failed == [] and session.labels == 120 and session.progress("Cy").left == 280

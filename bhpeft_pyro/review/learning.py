@@ -53,18 +53,14 @@ class Where:
         return "/".join(self.labels.resolve().parts[-2:])
 
     def newer(self) -> FitReport | None:
-        """The report of the round in `out` that has learnt these labels; None without a round.
-
-        Raises:
-            ConfigError: the round is of other labels, or continues another one.
-        """
+        """The report of the round in `out`, or a ConfigError if it is not of these labels."""
         if not saving.exists(self.out):
             return None
         there = saving.read_report(self.out)
         if (there.parent, there.name) != (saving.read_report(self.run).id, self.name):
             raise ConfigError(
-                f"--new-round: {self.out} holds a round that does not continue {self.run} with the "
-                f"labels {self.name}; expected another folder, or {self.out} as RUN to go on there"
+                f"--new-round: {self.out} is no round of {self.run} with the labels {self.name}; "
+                f"expected another folder, or {self.out} as RUN, to go on from that round"
             )
         return there
 

@@ -16,6 +16,8 @@ import pytest
 from browsers import chromium, press, shown
 from program import bhpeft, error, loaded, read_csv, write_csv
 
+from bhpeft_pyro.cli.review_command import _beside
+
 pytest.importorskip("starlette")
 CPU = ("--device", "cpu")
 
@@ -93,6 +95,17 @@ def test_labels_survive_a_kill_and_are_taken_up_again(begin, run, pool, tmp_path
         "labelled_by",
         "note",
     ]
+    other = write_csv(tmp_path / "next-week.csv", text=["w30 w31"])
+    refused = error("review", run, other, "--out", out, *CPU)
+    assert "--out: " in refused and "5 texts that the data lack" in refused
+    assert len(read_csv(out)) == 5
+
+
+def test_the_new_round_is_beside_the_run_wherever_one_is(tmp_path, monkeypatch):
+    (tmp_path / "run" / "inner").mkdir(parents=True)
+    for folder, given in (("", "run"), ("run", "."), ("run/inner", "..")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert _beside(Path(given)) == tmp_path.resolve() / "run-reviewed"
 
 
 def test_what_is_refused(begin, run, folder, pool, tmp_path, labels):
@@ -103,7 +116,7 @@ def test_what_is_refused(begin, run, folder, pool, tmp_path, labels):
     assert "without the journal labels.journal.jsonl" in error("review", run, pool, *out, *CPU)
     (tmp_path / "labels.csv").unlink()
     other = ("--new-round", labels / "run")
-    assert "does not continue" in error("review", run, pool, *out, *other, *CPU)
+    assert "is no round of" in error("review", run, pool, *out, *other, *CPU)
     taken = begin(run, pool, *out)
     port = re.search(r":(\d+)/", taken.address)
     assert port is not None
@@ -131,10 +144,8 @@ def test_label_kill_resume_and_update_in_a_browser(begin, run, folder, pool, tmp
         assert shown(page) == following and "3 decided by you, 9 to go" in page.inner_text("header")
         with page.expect_navigation():
             page.click("#update")
-        assert page.is_visible("#bar")
         press(page, "1")  # labels go on beside it
-        page.wait_for_selector("text=The next text is of the new queue.", timeout=120_000)
-        assert "Round 2 has learnt" in page.inner_text("#learning")
+        page.wait_for_selector("text=Round 2 has learnt", timeout=120_000)
         press(page, "1")
         assert "round 2" in page.inner_text("header")
         assert not {shown(page)} & {*seen, following}

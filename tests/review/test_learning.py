@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from program import bhpeft, loaded, write_csv
 from saves import backbone_in
 
-from bhpeft_pyro.errors import BusyError
+from bhpeft_pyro.errors import BusyError, ConfigError, WriteError
 from bhpeft_pyro.review import Journal, Learning, Pool, Session, Where
+from bhpeft_pyro.review import learning as module
 
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
 NEW = [f"w{5 + i % 2} w{12 + i} w9 w{30 - i}" for i in range(12)]
@@ -53,7 +58,7 @@ def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
     learning.start()
     with pytest.raises(BusyError, match="one is running"):
         learning.start()
-    state = learning.wait(120)
+    state = learning.wait()
     assert state.labels == 4, state.words
     shares = [state.share for state in learning.states]
     assert shares == sorted(shares) and len({*shares} - {0.0, 1.0}) > 4  # the bar moves
@@ -67,19 +72,79 @@ def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
     session.decide("Ana", session.recent("Ana")[0].key, "label", ["1"], "")
     session.decide("Ana", session.next_for("Ana") or "", "label", ["0"], "")
     learning.start()
-    learning.wait(120)
+    learning.wait()
     again = loaded(where.out, folder)
     assert [report.examples for report in again.lineage] == [20, 5]
     bhpeft("update", where.run, where.labels, "--out", tmp_path / "by-hand", "--device", "cpu")
     by_hand = loaded(tmp_path / "by-hand", folder)
     assert by_hand.report.data == again.report.data
 
+    # No other round is replaced: one of other labels, of another folder, or of no page.
+    assert (newer := where.newer()) is not None and newer.id == again.report.id
+    for changed in (
+        {"labels": tmp_path / "l2.csv"},
+        {"labels": tmp_path / "other" / "l.csv"},
+        {"out": tmp_path / "by-hand"},
+        {"run": tmp_path / "by-hand"},
+    ):
+        with pytest.raises(ConfigError, match=r"--new-round: .* is no round of .* with the labels"):
+            replace(where, **changed).newer()
 
-def test_a_failure_is_told_and_the_page_goes_on(folder, tmp_path):
+
+@pytest.mark.parametrize(("out", "words"), [("next", "l.csv"), ("run", "--new-round: ")])
+def test_a_failure_is_told_and_the_page_goes_on(folder, tmp_path, out, words):
     session, where = session_in(folder, tmp_path)
+    where = replace(where, out=where.run if out == "run" else where.out)
     learning = Learning(where, session.take)
     before = session.pool
     learning.start()  # there is no table
-    state = learning.wait(120)
-    assert "The update failed: " in state.words and not state.running
-    assert session.pool is before and not where.out.exists()
+    state = learning.wait()
+    assert "The update failed: " in state.words and words in state.words and not state.running
+    assert session.pool is before and not (tmp_path / "next").exists()
+
+
+def _cut(there: Any, where: Where) -> None:
+    os.write(there.fileno(), b"\0\0\1\0half")
+    os._exit(1)
+
+
+def _ended(there: Any, where: Where) -> None:
+    there.send({"pool": None, "labels": 1, "words": "Round 2."})
+    there.close()
+
+
+def _broken(there: Any, where: Where) -> None:
+    del module.Posterior.load  # no error of this package
+    module._learn(there, where)
+
+
+@pytest.mark.parametrize(
+    ("learn", "words"),
+    [
+        (_cut, "without a word; its memory may"),
+        (_ended, "The update failed: no space"),
+        (_broken, "The update failed: AttributeError: "),
+    ],
+)
+def test_an_update_ends_whatever_happens_to_it(folder, tmp_path, monkeypatch, learn, words):
+    def take(pool: object) -> None:
+        raise WriteError("no space")
+
+    where = Where(folder / "run", tmp_path / "next", "new.csv", tmp_path / "l.csv")
+    learning = Learning(where, take)
+    monkeypatch.setattr(module, "_learn", learn)
+    learning.start()
+    state = learning.wait()
+    assert words in state.words and not state.running
+
+
+def test_an_update_that_cannot_begin_ends(folder, tmp_path, monkeypatch):
+    def refused(self: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", refused)
+    where = Where(folder / "run", tmp_path / "next", "new.csv", tmp_path / "l.csv")
+    learning = Learning(where, print)
+    for _ in range(2):
+        learning.start()
+        assert not learning.wait().running

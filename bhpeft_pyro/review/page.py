@@ -79,7 +79,7 @@ def application(session: Session, learning: Learning, token: str = "", title: st
         lstrip_blocks=True,
     )
     templates.filters["percent"] = lambda share: f"{share:.0%}".replace("%", " %")
-    templates.filters["shown"] = _shown
+    templates.filters |= {"shown": _shown, "digits": _digits}
     fixed: set[str] = set()  # who wants each label in the same place
 
     def rendered(name: str, status: int = 200, **what: Any) -> Any:
@@ -92,11 +92,8 @@ def application(session: Session, learning: Learning, token: str = "", title: st
     def go(where: str) -> Any:
         return RedirectResponse(where, 303)
 
-    def names_page(problem: str = "", status: int = 200) -> Any:
+    def names(request: Any, problem: str = "", status: int = 200) -> Any:
         return rendered("names.html", status, people=session.journal.people, problem=problem)
-
-    def names(request: Any) -> Any:
-        return names_page()
 
     def text_page(who: str, key: str | None, problem: str = "", status: int = 200) -> Any:
         """The page of a text, or of none that is left."""
@@ -112,7 +109,6 @@ def application(session: Session, learning: Learning, token: str = "", title: st
             item=item,
             options=_options(item, who in fixed, mine) if item else [],
             steps=_steps(session.pool.scale),
-            slider=_slider(item, session.pool.scale, mine) if item else {},
             mine=mine,
             others=[one for one in decisions if one.who != who and one.action != "skip"],
             reason=REASONS.get(item.reason, item.reason) if item else "",
@@ -173,9 +169,8 @@ def application(session: Session, learning: Learning, token: str = "", title: st
         return JSONResponse(vars(learning.state))
 
     def failed(request: Any, error: Any) -> Any:
-        """The page again, and what went wrong."""
         if not isinstance(error, SaveError):
-            return names_page(str(error), 422)
+            return names(request, str(error), 422)
         who = _name(request.path_params["who"])  # only what somebody decides is saved
         key = request.path_params.get("key") or session.next_for(who)
         return text_page(who, key, str(error), 503)
@@ -255,22 +250,9 @@ def _steps(scale: tuple[float, float] | None) -> list[int]:
     return [*range(math.ceil(scale[0]), math.floor(scale[1]) + 1)]
 
 
-def _slider(
-    item: Item, scale: tuple[float, float] | None, mine: Decision | None
-) -> dict[str, float]:
-    """The ends of the slider, its step, of which there are 20 to 200, and what it is at: one's own
-    rating as it is, or the prediction in steps."""
-    if item.rating is None:
-        return {}
-    low, high = scale or item.rating[1:]
-    digits = -math.floor(math.log10(max(high - low, 1e-6) / 20))
-    own = mine.label if mine else None
-    return {
-        "low": round(low, digits),
-        "high": round(high, digits),
-        "step": round(10.0**-digits, max(digits, 0)),
-        "at": round(item.rating[0], digits) if own is None else own,
-    }
+def _digits(ends: tuple[float, float]) -> int:
+    """How many digits behind the dot a slider has, so that it has 20 to 200 steps."""
+    return -math.floor(math.log10(max(ends[1] - ends[0], 1e-6) / 20))
 
 
 def _chosen(label: list[Any]) -> list[Any]:

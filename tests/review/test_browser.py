@@ -241,7 +241,7 @@ def test_the_bar_of_an_update_moves_and_the_next_text_is_of_the_new_queue(serve,
     page.wait_for_function("document.getElementById('bar').value === 0.25")
     served.session.take(replace(pool(5), order=("t4", "t3"), number=2))
     served.learning.state = State(False, 1.0, "Round 2 has learnt 1 label.", 1)
-    page.wait_for_selector("text=The next text is of the new queue.")
+    page.wait_for_selector("text=The next text comes from the new queue.")
     press(page, "1")
     assert shown(page) == "text 4" and "round 2" in page.inner_text("header")
 

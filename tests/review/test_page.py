@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pools import pool
 
+from bhpeft_pyro.errors import BusyError, WriteError
 from bhpeft_pyro.review import Journal, Learning, Session, Where, application
 from bhpeft_pyro.review.page import KEYS
 
@@ -22,9 +23,11 @@ def client(folder: Path, texts: Any = None, **how: Any) -> TestClient:
     out = folder / "labels.csv"
     session = Session(texts or pool(), Journal(folder / "labels.journal.jsonl"), out, **how)
     where = Where(folder / "run", folder / "next", "new.csv", out)
-    app = application(session, Learning(where, session.take), "secret", "week-1")
+    learning = Learning(where, session.take)
+    app = application(session, learning, "secret", "week-1")
     made = TestClient(app, base_url="http://127.0.0.1/secret")
     made.session = session  # type: ignore[attr-defined]
+    made.learning = learning  # type: ignore[attr-defined]
     return made
 
 
@@ -81,6 +84,8 @@ def test_every_answer_has_the_strict_policy(tmp_path):
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["referrer-policy"] == "no-referrer" and "set-cookie" not in headers
+    wrong = page.get("/by/Ana/", headers={"host": "evil.example"})
+    assert wrong.status_code == 400 and "default-src 'none'" in str(wrong.headers)
 
 
 def test_texts_names_and_notes_are_escaped_and_the_page_has_nothing_from_elsewhere(tmp_path):
@@ -141,6 +146,65 @@ def test_ratings_by_button_and_by_number(tmp_path):
     assert [one.label for one in page.session.recent("Ana")] == [2.5, 4.0]
     refused = page.post("/by/Ana/text/t2", data={"action": "other", "other": "9"})
     assert refused.status_code == 422 and "at most 5" in refused.text
+
+
+def test_ones_own_rating_stays_as_it_is_and_the_slider_has_steps_for_its_scale(tmp_path):
+    page = client(tmp_path, pool(kind="rating"))
+    page.post("/by/Ana/text/t0", data={"action": "other", "other": "2.25"})
+    own = page.get("/by/Ana/text/t0").text
+    assert own.count('value="2.25"') == 2 and 'You said <b dir="auto">2.25<' in own
+    texts = pool(kind="rating", scale=(0.0, 1.0))
+    item = replace(texts.items["t1"], rating=(0.6543, 0.5, 0.8))
+    shown = client(tmp_path, replace(texts, items={**texts.items, "t1": item})).get("/by/Ana/").text
+    assert 'step="0.01" value="0.65"' in shown
+
+
+def test_labels_without_names_are_ticked_and_shown_by_number(tmp_path):
+    texts = pool(2, "labels")
+    item = replace(texts.items["t0"], options=("0", "1", "2"), values=(0, 1, 2))
+    page = client(tmp_path, replace(texts, items={**texts.items, "t0": item}))
+    page.post("/by/Ana/text/t0", data={"label": ["1", "2"]})
+    assert page.session.recent("Ana")[0].label == [0, 1, 1]
+    own = page.get("/by/Ana/text/t0").text
+    assert re.findall(r'name="label" value="(.)"[^>]* checked', own) == ["1", "2"]
+    assert 'You said <b dir="auto">1, 2</b>' in own
+
+
+@pytest.mark.parametrize("note", ["one\r\ntwo", "a\r\n" * 1000])
+def test_line_breaks_in_notes_stay(tmp_path, note):
+    page = client(tmp_path)
+    page.post("/by/Ana/text/t0", data={"label": "0", "note": note})
+    assert page.session.recent("Ana")[0].note == note.replace("\r\n", "\n").strip()
+
+
+def test_a_full_disk_is_told_on_the_page_of_the_text(tmp_path, monkeypatch):
+    page = client(tmp_path)
+
+    def full(*_: object) -> int:
+        raise WriteError("path: No space left on device")
+
+    monkeypatch.setattr(page.session.journal, "write_table", full)
+    answer = page.post("/by/Ana/text/t0", data={"label": "0"})
+    assert answer.status_code == 503 and "the decision is kept in" in answer.text
+    assert 'action="/secret/by/Ana/text/t0" class="decide"' in answer.text
+    assert page.session.recent("Ana")[0].key == "t0"
+    undone = page.post("/by/Ana/undo")
+    assert undone.status_code == 503 and "No space left" in undone.text
+    assert 'class="decide"' in undone.text and page.session.recent("Ana") == []
+    monkeypatch.setattr(page.session.journal, "add", full)
+    lost = page.post("/by/Ana/text/t0", data={"label": "0"})
+    assert lost.status_code == 503 and "is kept" not in lost.text and "No space" in lost.text
+
+
+def test_who_is_second_to_press_update_sees_the_update_of_the_first(tmp_path, monkeypatch):
+    page = client(tmp_path)
+    page.post("/by/Ana/text/t0", data={"label": "0"})
+
+    def busy() -> None:
+        raise BusyError("update: one is running; wait until it has ended")
+
+    monkeypatch.setattr(page.learning, "start", busy)
+    assert page.post("/by/Ana/update").status_code == 200
 
 
 def test_two_people_see_what_the_other_said_only_after_their_own_answer(tmp_path):

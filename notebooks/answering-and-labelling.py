@@ -157,8 +157,10 @@ after.save("run")
 # bhpeft fit train.csv --backbone minilm --preset head_only --out run
 # bhpeft promise run calibration.csv
 # bhpeft predict run new.csv
-# bhpeft queue run new.csv --n 50 --out queue.csv
-# bhpeft update run queue.csv --out run-2
+# bhpeft review run new.csv --out labels.csv
+# bhpeft update run labels.csv --out run-2
 # ```
 #
-# The page "Decisions" in the documentation has the details.
+# `review` opens a page in which people label the queue by one key each, and `bhpeft serve run` answers
+# tweets over HTTP and watches the promise as labels come back. The page "Decisions" in the documentation
+# has the details, and what the whole circle saves on 14 weeks of news.

@@ -161,6 +161,6 @@ after.save("run")
 # bhpeft update run labels.csv --out run-2
 # ```
 #
-# `review` opens a page in which people label the queue by one key each, and `bhpeft serve run` answers
-# tweets over HTTP and watches the promise as labels come back. The page "Decisions" in the documentation
-# has the details, and what the whole circle saves on 14 weeks of news.
+# `review` opens a page in which people label the queue by one key each, and `bhpeft serve run`
+# answers tweets over HTTP and watches the promise as labels come back. The page "Decisions" in the
+# documentation has the details, and what the whole circle saves on 14 weeks of news.

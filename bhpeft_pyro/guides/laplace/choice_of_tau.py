@@ -7,34 +7,18 @@ only the density of each held-out row, under each component, at each tau and out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ...base.threads import seeded
-from ...model.likelihoods.normal import LEAST_NOISE
-from ...model.linearized import LinearOutputs, symmetric_noise
-
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
-NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
-"""Noise scales that are tried where there is no closed form, as multiples of the one that suits the
-point estimate."""
-OUTPUT_SCALES = torch.logspace(-0.9, 0.9, 19, dtype=torch.float64)
-"""Factors of the outputs of a softmax that are tried."""
-_UNSCALED = torch.ones(1, dtype=torch.float64)
 _SPREAD = 0.5  # prior sd of an output scale's logarithm, so that few rows hardly move it from 1
 DRAWS = 256  # of the outputs, to evaluate a width
 _COST = 0.003  # of the point estimate's NLL, or of a nat, at most (TFB; Shi et al. 2024)
 _ALIKE = 0.001  # of the best NLL, or of a nat: smaller differences are ignored
-
-Held = Sequence[tuple[LinearOutputs, Tensor]]
-"""Outputs and labels of held-out rows, batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -205,115 +189,9 @@ def _moved(alone: Sequence[int], count: int) -> list[list[int]]:
 
 
 def _nll(log_densities: Tensor) -> Tensor:
-    return -_mean(log_densities).mean()
+    return -mean_density(log_densities).mean()
 
 
-def of_draws(
-    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, scaled: bool
-) -> Candidates:
-    """Candidates from draws of the outputs; if `scaled`, at every output scale.
-
-    `spreads` are for each of the (T,) taus the (B, E, E) covariances of the outputs of the rows
-    `held`, batch by batch.
-    """
-    scales = OUTPUT_SCALES if scaled else _UNSCALED
-    forecast = partial(_at_scales, scales)
-    densities = torch.stack([_densities(held, spread, forecast) for spread in spreads])
-    point = _densities(held, None, partial(_at_scales, _UNSCALED))[0]
-    ratings = held[0][0].model.likelihood.kind == "rating"
-    return Candidates(taus, torch.ones_like(taus), scales, densities, point, ratings)
-
-
-def _at_scales(scales: Tensor, outputs: LinearOutputs, values: Tensor) -> TorchDistribution:
-    """Labels at each of C output scales."""
-    factors = scales.to(values).reshape(-1, 1, 1, 1)
-    return outputs.labels(values * torch.where(outputs.of_likelihood, 1.0, factors))
-
-
-def _densities(
-    held: Held,
-    spreads: Sequence[Tensor] | None,
-    forecast: Callable[[LinearOutputs, Tensor], TorchDistribution],
-) -> Tensor:
-    """(C, N) log densities of the labels under forecasts of batch shape (C, S, B), from (S, B, E)
-    draws of the outputs; from the point estimate if there are no spreads."""
-    densities = []
-    for number, (outputs, labels) in enumerate(held):
-        values = outputs.mean[None]
-        if spreads is not None:
-            with seeded(0):  # the same noise for every tau
-                noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(values)
-            values = outputs.draws(spreads[number], noise)
-        densities.append(_mean(forecast(outputs, values).log_prob(labels).movedim(1, 0)))
-    return torch.cat(densities, 1).cpu()
-
-
-def _mean(log_densities: Tensor) -> Tensor:
+def mean_density(log_densities: Tensor) -> Tensor:
     """(B,) the log of the mean density over (S, B)."""
     return log_densities.double().logsumexp(0) - math.log(len(log_densities))
-
-
-def with_constant_noise(
-    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, unit: float, free: bool
-) -> Candidates:
-    """Candidates for ratings with constant noise, in closed form; if it is `free`, with the best
-    noise scale for every tau.
-
-    With noise s in place of the trained s0, the precision tau P + (s0 / s)^2 N F is (s0 / s)^2
-    times that of tau' = tau (s / s0)^2. So a rating has the variance s^2 (1 + v / s0^2), with v the
-    variance of its mean under tau'. The best s^2 is the mean of squared errors / (1 + v / s0^2).
-    s is a multiple of `unit`.
-    """
-    errors, trained = _errors(held)
-    least = (LEAST_NOISE * unit / trained).square().max()
-
-    def fitted(share: Tensor) -> tuple[Tensor, Tensor]:
-        variance = trained.square() * (1 + share)
-        square = (
-            (errors.square() / variance).mean().maximum(least) if free else torch.ones_like(least)
-        )
-        return square.sqrt(), dist.Normal(0.0, (square * variance).sqrt()).log_prob(errors)
-
-    shares = [
-        torch.cat([batch[:, 0, 0] for batch in spread]).cpu().clamp_min(0) * (unit / trained) ** 2
-        for spread in spreads
-    ]
-    noises, densities = map(torch.stack, zip(*map(fitted, shares), strict=True))
-    _, point = fitted(torch.zeros_like(errors))
-    return Candidates(taus, noises, _UNSCALED, densities[:, None], point, ratings=True)
-
-
-def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
-    """Candidates for ratings whose noise depends on the text, with the best noise scale for every
-    tau, among `NOISES` times that which suits the point estimate's errors.
-
-    As in `with_constant_noise`, the outputs vary s / s0 times as much as under tau'. This is exact
-    for what ratings say about their mean; what they say about their noise does not depend on s.
-    """
-    errors, trained = _errors(held)
-    noise = (errors / trained).square().mean().sqrt().clamp_min(LEAST_NOISE)
-    noises = noise * NOISES
-    forecast = partial(_at_noises, noises)
-    densities = torch.stack([_densities(held, spread, forecast) for spread in spreads])
-    best = densities.mean(-1).argmax(1)
-    point = dist.Normal(0.0, noise * trained).log_prob(errors)
-    densities = densities[torch.arange(len(taus)), best]
-    return Candidates(taus, noises[best], _UNSCALED, densities[:, None], point, ratings=True)
-
-
-def _errors(held: Held) -> tuple[Tensor, Tensor]:
-    """(N,) errors of ratings under the point estimate, and the sds that it gives them."""
-    parts = []
-    for outputs, labels in held:
-        normal = outputs.labels(outputs.mean)
-        parts.append(torch.stack([labels - normal.mean, normal.stddev.expand(len(labels))]))
-    errors, sds = torch.cat(parts, 1).double().cpu()
-    return errors, sds
-
-
-def _at_noises(noises: Tensor, outputs: LinearOutputs, values: Tensor) -> TorchDistribution:
-    """Ratings at each of C factors of the noise scale."""
-    factors = noises.to(values).reshape(-1, 1, 1, 1)
-    away = (values - outputs.mean) * torch.where(outputs.of_noise, 1.0, factors)
-    normal = outputs.labels(outputs.mean + away)
-    return dist.Normal(normal.mean, factors.squeeze(-1) * normal.stddev)

@@ -26,29 +26,19 @@ from ...base.progress import work
 from ...base.threads import seeded
 from ...data import Examples
 from ...model.amortized import LEAST_TEXTS, MOST_TEXTS
-from ...model.linearized import LinearOutputs, learnt_covariance, symmetric_noise
+from ...model.linearized import learnt_covariance, symmetric_noise
 from ...model.model import Model
 from ...priors import JointPrior, Prior
 from ...priors.any_prior import joint
 from ..guide import Guide
 from ..strategy import Strategy
-from .choice_of_tau import (
-    DRAWS,
-    TAUS,
-    Candidates,
-    Choice,
-    Width,
-    best_together,
-    of_draws,
-    with_constant_noise,
-    with_noise_by_text,
-)
+from .choice_of_tau import DRAWS, Candidates, Choice, Width, best_together
 from .curvature import Curvature, Jacobians, Precision, jacobians, repeatable
+from .held_out_densities import candidates_of
 from .laplace_guide import LaplaceGuide
 
 _EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
-_HELD_OUT = 256  # rows at most, for the choice of the width
 _LEAST = 1e-4  # share of the first prior's precision in later rounds, so that all sds are finite
 
 
@@ -159,7 +149,7 @@ class LaplaceStrategy(Strategy):
             choice = Choice(options.tau or guide.tau.item())
             if held_out is not None:
                 doing.name("choosing the width")
-                candidates = _candidates(model, guide, curvature, held_out, options.tau)
+                candidates = candidates_of(model, guide, curvature, held_out, options.tau)
                 choice = candidates.best()
                 doing.next()
         learnt = curvature.times(guide.information_factor(choice.noise))
@@ -275,51 +265,6 @@ def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Tensor:
         for name, scale in guide.unpack(guide.first_scale).items()
     ]
     return torch.cat([scale.flatten() for scale in scales])
-
-
-@torch.no_grad()
-def _candidates(
-    model: Model,
-    guide: LaplaceGuide,
-    curvature: Curvature,
-    held_out: Examples,
-    given: float | None,
-) -> Candidates:
-    """The densities of held-out rows at every tau."""
-    taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
-    shown = held_out
-    if len(held_out) > _HELD_OUT:
-        order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
-        shown = held_out.subset(order[:_HELD_OUT])
-    precision = guide.prior_precision
-    root = torch.cat([curvature.root, precision.root()], 1)
-    # The inverse of d + R R' by Woodbury's identity: a small matrix for each tau.
-    inverses = torch.stack(
-        [1 / (precision.diagonal(tau) + curvature.rest) for tau in taus.tolist()]
-    )
-    ones = torch.eye(root.shape[1]).to(root)
-    inner = [
-        torch.linalg.inv((ones + root.mT @ (root * inverse.unsqueeze(-1))).double())
-        for inverse in inverses
-    ]
-    spreads: list[list[Tensor]] = [[] for _ in inner]
-    held: list[tuple[LinearOutputs, Tensor]] = []
-    for batch, outputs, derivatives in jacobians(model, guide.unpack(guide.loc.detach()), shown):
-        assert batch.labels is not None
-        rows = derivatives * precision.covariance.scale
-        held.append((outputs, batch.labels))
-        products = [(rows * row.unsqueeze(1)) @ inverses.mT for row in rows.unbind(1)]
-        grams = torch.stack(products, 1).double().unbind(-1)  # for each tau (B, E, E)
-        for number, (inverse, gram) in enumerate(zip(inverses, grams, strict=True)):
-            along = (rows @ (root * inverse.unsqueeze(-1))).double()
-            spreads[number].append(gram - along @ inner[number] @ along.mT)
-    # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
-    free = model.likelihood.noise_site is not None and given is None and not precision.informed
-    if model.likelihood.constant_noise:
-        return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
-    if free:
-        return with_noise_by_text(taus, spreads, held)
-    return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
 
 
 def _width(

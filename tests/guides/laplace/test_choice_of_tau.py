@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.threads import seeded
-from bhpeft_pyro.guides.laplace import choice_of_tau
+from bhpeft_pyro.guides.laplace import choice_of_tau, held_out_densities
 from bhpeft_pyro.guides.laplace.choice_of_tau import Candidates
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.model.linearized import LinearOutputs, symmetric_noise
@@ -36,7 +36,7 @@ def test_a_ratings_noise_is_the_best_for_held_out_rows(noise: float) -> None:
     labels = 3.0 + 2.0 * mean[:, 0] + noise * torch.randn(30)
     found = [[torch.diag_embed(torch.rand(30, 2).double() / tau)] for tau in taus]
     unit = model.likelihood.unit
-    choice = choice_of_tau.with_constant_noise(
+    choice = held_out_densities.with_constant_noise(
         taus, found, [(outputs, labels)], unit, free=True
     ).best()
     trained = 2.0 * 0.3
@@ -70,8 +70,8 @@ def test_a_noise_by_text_is_the_best_for_held_out_rows() -> None:
         found = [[root @ root.mT / tau] for tau in taus]
         held = [(outputs, labels)]
         if likelihood.constant_noise:
-            return choice_of_tau.with_constant_noise(taus, found, held, 2.0, free=True)
-        made = choice_of_tau.with_noise_by_text(taus, found, held)
+            return held_out_densities.with_constant_noise(taus, found, held, 2.0, free=True)
+        made = held_out_densities.with_noise_by_text(taus, found, held)
         index = 3
         with seeded(0):
             noise = symmetric_noise(choice_of_tau.DRAWS, size)
@@ -88,7 +88,7 @@ def test_a_noise_by_text_is_the_best_for_held_out_rows() -> None:
 
     exact = candidates_of(Normal(3.0, 2.0), 0.5, 0.0)
     searched = candidates_of(HeteroscedasticNormal(3.0, 2.0), 0.5, 0.0)
-    step = (choice_of_tau.NOISES[1] / choice_of_tau.NOISES[0]).item()
+    step = (held_out_densities.NOISES[1] / held_out_densities.NOISES[0]).item()
     ratio = searched.noises / exact.noises
     assert ((step**-0.6 < ratio) & (ratio < step**0.6)).all()
     for one, other in (
@@ -174,8 +174,8 @@ def test_the_output_scale_is_the_best_for_held_out_rows() -> None:
     sd, taus = torch.eye(3).expand(400, 3, 3) * 0.1, torch.tensor([0.1, 1.0, 10.0]).double()
     held = [(outputs_of(values[:150]), labels[:150]), (outputs_of(values[150:]), labels[150:])]
     spreads = [[sd[:150] / tau, sd[150:] / tau] for tau in taus]
-    found = choice_of_tau.of_draws(taus, spreads, held, scaled=True)
-    scales = choice_of_tau.OUTPUT_SCALES
+    found = held_out_densities.of_draws(taus, spreads, held, scaled=True)
+    scales = held_out_densities.OUTPUT_SCALES
     with seeded(0):
         noise = symmetric_noise(choice_of_tau.DRAWS, 3)
     for tau, scale in ((0, 3), (1, 14), (2, 9)):
@@ -186,7 +186,10 @@ def test_the_output_scale_is_the_best_for_held_out_rows() -> None:
     of_point = dist.Categorical(logits=values).log_prob(labels).double()
     torch.testing.assert_close(found.point, of_point, rtol=1e-4, atol=1e-4)
 
-    choice, plain = found.best(), choice_of_tau.of_draws(taus, spreads, held, scaled=False).best()
+    choice, plain = (
+        found.best(),
+        held_out_densities.of_draws(taus, spreads, held, scaled=False).best(),
+    )
     assert choice.tau == plain.tau and plain.output_scale == 1.0  # the width is chosen without
     nlls = scales.log() ** 2 / 200 - found.log_densities[taus.tolist().index(choice.tau)].mean(-1)
     assert choice.output_scale == pytest.approx(scales[nlls.argmin()].item())
@@ -195,7 +198,7 @@ def test_the_output_scale_is_the_best_for_held_out_rows() -> None:
     assert choice.point_nll == plain.point_nll
 
     sure = [(outputs_of(values[:2]), values[:2].argmax(1))]  # both right: the larger the better
-    few = choice_of_tau.of_draws(taus, [[sd[:2] / tau] for tau in taus], sure, scaled=True)
+    few = held_out_densities.of_draws(taus, [[sd[:2] / tau] for tau in taus], sure, scaled=True)
     assert few.best().output_scale < 1.6
 
 
@@ -204,12 +207,12 @@ def test_the_output_scales_of_components_are_the_best_for_their_mixture() -> Non
     torch.manual_seed(0)
     truth = 2 * torch.randn(2000, 3)
     labels = dist.Categorical(logits=truth).sample()
-    taus, scales = torch.ones(1).double(), choice_of_tau.OUTPUT_SCALES
+    taus, scales = torch.ones(1).double(), held_out_densities.OUTPUT_SCALES
 
     def component(factor: float) -> Candidates:
         values = factor * (truth + 1.5 * torch.randn(2000, 3))
         held = [(outputs_of(values), labels)]
-        return choice_of_tau.of_draws(taus, [[torch.zeros(2000, 3, 3)]], held, scaled=True)
+        return held_out_densities.of_draws(taus, [[torch.zeros(2000, 3, 3)]], held, scaled=True)
 
     every = [component(factor) for factor in (0.5, 1.0, 1.0, 2.0)]
     alone = [scales.tolist().index(each.best().output_scale) for each in every]

@@ -27,7 +27,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.guides.laplace import choice_of_tau, laplace_strategy
+from bhpeft_pyro.guides.laplace import choice_of_tau, held_out_densities, laplace_strategy
 from bhpeft_pyro.guides.laplace.choice_of_tau import Candidates
 from bhpeft_pyro.guides.laplace.curvature import jacobians
 from bhpeft_pyro.model.likelihoods import Normal
@@ -336,12 +336,13 @@ def test_the_noise_is_chosen_with_the_width_of_the_first_round(
 ) -> None:
     """Later rounds have information of earlier noise scales."""
     free: list[bool] = []
+    in_closed_form = held_out_densities.with_constant_noise
 
     def chosen(*args: Any) -> Candidates:
         free.append(args[-1])
-        return choice_of_tau.with_constant_noise(*args)
+        return in_closed_form(*args)
 
-    monkeypatch.setattr(laplace_strategy, "with_constant_noise", chosen)
+    monkeypatch.setattr(held_out_densities, "with_constant_noise", chosen)
     rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
     model = tiny_model(bh.presets.bh_peft(), 1, likelihood=Normal())
     first = bh.fit(model, "laplace", rows, components=1, **QUICK)

@@ -1,0 +1,182 @@
+"""The densities of held-out rows under a Laplace approximation, at every width that is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ...base.threads import seeded
+from ...data import Examples
+from ...model.likelihoods.normal import LEAST_NOISE
+from ...model.linearized import LinearOutputs, symmetric_noise
+from ...model.model import Model
+from .choice_of_tau import DRAWS, TAUS, Candidates, mean_density
+from .curvature import Curvature, jacobians
+from .laplace_guide import LaplaceGuide
+
+NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
+"""Noise scales that are tried where there is no closed form, as multiples of the one that suits the
+point estimate."""
+OUTPUT_SCALES = torch.logspace(-0.9, 0.9, 19, dtype=torch.float64)
+"""Factors of the outputs of a softmax that are tried."""
+_UNSCALED = torch.ones(1, dtype=torch.float64)
+_HELD_OUT = 256  # rows at most
+
+Held = Sequence[tuple[LinearOutputs, Tensor]]
+"""Outputs and labels of held-out rows, batch by batch."""
+
+
+@torch.no_grad()
+def candidates_of(
+    model: Model,
+    guide: LaplaceGuide,
+    curvature: Curvature,
+    held_out: Examples,
+    given: float | None,
+) -> Candidates:
+    """The densities of held-out rows at every tau."""
+    taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
+    shown = held_out
+    if len(held_out) > _HELD_OUT:
+        order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
+        shown = held_out.subset(order[:_HELD_OUT])
+    precision = guide.prior_precision
+    root = torch.cat([curvature.root, precision.root()], 1)
+    # The inverse of d + R R' by Woodbury's identity: a small matrix for each tau.
+    inverses = torch.stack(
+        [1 / (precision.diagonal(tau) + curvature.rest) for tau in taus.tolist()]
+    )
+    ones = torch.eye(root.shape[1]).to(root)
+    inner = [
+        torch.linalg.inv((ones + root.mT @ (root * inverse.unsqueeze(-1))).double())
+        for inverse in inverses
+    ]
+    spreads: list[list[Tensor]] = [[] for _ in inner]
+    held: list[tuple[LinearOutputs, Tensor]] = []
+    for batch, outputs, derivatives in jacobians(model, guide.unpack(guide.loc.detach()), shown):
+        assert batch.labels is not None
+        rows = derivatives * precision.covariance.scale
+        held.append((outputs, batch.labels))
+        products = [(rows * row.unsqueeze(1)) @ inverses.mT for row in rows.unbind(1)]
+        grams = torch.stack(products, 1).double().unbind(-1)  # for each tau (B, E, E)
+        for number, (inverse, gram) in enumerate(zip(inverses, grams, strict=True)):
+            along = (rows @ (root * inverse.unsqueeze(-1))).double()
+            spreads[number].append(gram - along @ inner[number] @ along.mT)
+    # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
+    free = model.likelihood.noise_site is not None and given is None and not precision.informed
+    if model.likelihood.constant_noise:
+        return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
+    if free:
+        return with_noise_by_text(taus, spreads, held)
+    return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
+
+
+def of_draws(
+    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, scaled: bool
+) -> Candidates:
+    """Candidates from draws of the outputs; if `scaled`, at every output scale.
+
+    `spreads` are for each of the (T,) taus the (B, E, E) covariances of the outputs of the rows
+    `held`, batch by batch.
+    """
+    scales = OUTPUT_SCALES if scaled else _UNSCALED
+    forecast = partial(_at_scales, scales)
+    densities = torch.stack([_densities(held, spread, forecast) for spread in spreads])
+    point = _densities(held, None, partial(_at_scales, _UNSCALED))[0]
+    ratings = held[0][0].model.likelihood.kind == "rating"
+    return Candidates(taus, torch.ones_like(taus), scales, densities, point, ratings)
+
+
+def _at_scales(scales: Tensor, outputs: LinearOutputs, values: Tensor) -> TorchDistribution:
+    """Labels at each of C output scales."""
+    factors = scales.to(values).reshape(-1, 1, 1, 1)
+    return outputs.labels(values * torch.where(outputs.of_likelihood, 1.0, factors))
+
+
+def _densities(
+    held: Held,
+    spreads: Sequence[Tensor] | None,
+    forecast: Callable[[LinearOutputs, Tensor], TorchDistribution],
+) -> Tensor:
+    """(C, N) log densities of the labels under forecasts of batch shape (C, S, B), from (S, B, E)
+    draws of the outputs; from the point estimate if there are no spreads."""
+    densities = []
+    for number, (outputs, labels) in enumerate(held):
+        values = outputs.mean[None]
+        if spreads is not None:
+            with seeded(0):  # the same noise for every tau
+                noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(values)
+            values = outputs.draws(spreads[number], noise)
+        densities.append(mean_density(forecast(outputs, values).log_prob(labels).movedim(1, 0)))
+    return torch.cat(densities, 1).cpu()
+
+
+def with_constant_noise(
+    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, unit: float, free: bool
+) -> Candidates:
+    """Candidates for ratings with constant noise, in closed form; if it is `free`, with the best
+    noise scale for every tau.
+
+    With noise s in place of the trained s0, the precision tau P + (s0 / s)^2 N F is (s0 / s)^2
+    times that of tau' = tau (s / s0)^2. So a rating has the variance s^2 (1 + v / s0^2), with v the
+    variance of its mean under tau'. The best s^2 is the mean of squared errors / (1 + v / s0^2).
+    s is a multiple of `unit`.
+    """
+    errors, trained = _errors(held)
+    least = (LEAST_NOISE * unit / trained).square().max()
+
+    def fitted(share: Tensor) -> tuple[Tensor, Tensor]:
+        variance = trained.square() * (1 + share)
+        square = (
+            (errors.square() / variance).mean().maximum(least) if free else torch.ones_like(least)
+        )
+        return square.sqrt(), dist.Normal(0.0, (square * variance).sqrt()).log_prob(errors)
+
+    shares = [
+        torch.cat([batch[:, 0, 0] for batch in spread]).cpu().clamp_min(0) * (unit / trained) ** 2
+        for spread in spreads
+    ]
+    noises, densities = map(torch.stack, zip(*map(fitted, shares), strict=True))
+    _, point = fitted(torch.zeros_like(errors))
+    return Candidates(taus, noises, _UNSCALED, densities[:, None], point, ratings=True)
+
+
+def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
+    """Candidates for ratings whose noise depends on the text, with the best noise scale for every
+    tau, among `NOISES` times that which suits the point estimate's errors.
+
+    As in `with_constant_noise`, the outputs vary s / s0 times as much as under tau'. This is exact
+    for what ratings say about their mean; what they say about their noise does not depend on s.
+    """
+    errors, trained = _errors(held)
+    noise = (errors / trained).square().mean().sqrt().clamp_min(LEAST_NOISE)
+    noises = noise * NOISES
+    forecast = partial(_at_noises, noises)
+    densities = torch.stack([_densities(held, spread, forecast) for spread in spreads])
+    best = densities.mean(-1).argmax(1)
+    point = dist.Normal(0.0, noise * trained).log_prob(errors)
+    densities = densities[torch.arange(len(taus)), best]
+    return Candidates(taus, noises[best], _UNSCALED, densities[:, None], point, ratings=True)
+
+
+def _errors(held: Held) -> tuple[Tensor, Tensor]:
+    """(N,) errors of ratings under the point estimate, and the sds that it gives them."""
+    parts = []
+    for outputs, labels in held:
+        normal = outputs.labels(outputs.mean)
+        parts.append(torch.stack([labels - normal.mean, normal.stddev.expand(len(labels))]))
+    errors, sds = torch.cat(parts, 1).double().cpu()
+    return errors, sds
+
+
+def _at_noises(noises: Tensor, outputs: LinearOutputs, values: Tensor) -> TorchDistribution:
+    """Ratings at each of C factors of the noise scale."""
+    factors = noises.to(values).reshape(-1, 1, 1, 1)
+    away = (values - outputs.mean) * torch.where(outputs.of_noise, 1.0, factors)
+    normal = outputs.labels(outputs.mean + away)
+    return dist.Normal(normal.mean, factors.squeeze(-1) * normal.stddev)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from array import array
+from collections import Counter
 from collections.abc import (
     Callable,
     Collection,
@@ -98,7 +99,8 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
             )
         table = source.select_columns(wanted).with_format(None)
     else:
-        table = _from_lists({name: source[name] for name in wanted})
+        lists = {name: source[name] for name in wanted}
+        table = _from_lists(lists, texts=columns.inputs(kind))
     if len(table) == 0:
         raise DataError("source is empty: at least one example is needed")
     return table
@@ -209,9 +211,11 @@ def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str
     return {name: [pair[k] for pair in pairs] for k, name in enumerate(names)}
 
 
-def _from_lists(columns: Mapping[str, Any], file: object = None) -> Dataset:
-    """A mapping of lists, arrays or tensors of one length; of those of a `file` without the columns
-    that cannot be used, if there are others."""
+def _from_lists(
+    columns: Mapping[str, Any], file: object = None, texts: Collection[str] = ()
+) -> Dataset:
+    """A mapping of lists, arrays or tensors of one length, `texts` among them; of those of a `file`
+    without the columns that cannot be used, if there are others."""
     lists: dict[str, list[Any]] = {}
     for name, column in columns.items():
         values: Any = None
@@ -235,7 +239,7 @@ def _from_lists(columns: Mapping[str, Any], file: object = None) -> Dataset:
     tables, failed = [], []
     for name, column in lists.items():
         try:
-            tables.append(_table(name, column))
+            tables.append(_table(name, column, name in texts))
         except DataError as error:
             failed.append(error)
     if failed and (file is None or not tables):
@@ -247,7 +251,7 @@ def _from_lists(columns: Mapping[str, Any], file: object = None) -> Dataset:
     return tables[0] if len(tables) == 1 else concatenate_datasets(tables, axis=1)
 
 
-def _table(name: str, column: list[Any]) -> Dataset:
+def _table(name: str, column: list[Any], is_text: bool) -> Dataset:
     deep = next((i for i, cell in enumerate(column) if not shallow(cell, _DEEPEST)), None)
     if deep is not None:  # Arrow would end the process
         raise DataError(
@@ -260,15 +264,19 @@ def _table(name: str, column: list[Any]) -> Dataset:
             return Dataset(InMemoryTable.from_pydict({name: column}), fingerprint=uuid4().hex)
         return Dataset.from_dict({name: column})
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
-        first = type(column[0])
-        odd = [i for i, value in enumerate(column) if not _fits(value, first)]
+        counts = Counter(type(cell) for cell in column if cell is not None)
+        if is_text and str in counts and list not in counts:  # however many numbers there are
+            usual: type = str
+        else:
+            usual = max(counts, key=counts.__getitem__, default=type(None))
+        odd = [i for i, value in enumerate(column) if not _fits(value, usual)]
         unicode = isinstance(error, UnicodeError)
         why = f"{'not valid Unicode' if unicode else 'mixed or unknown types'}: {error}"
         if not odd:
             raise DataError(f"column {name!r}: {why}") from error
         other = column[odd[0]]
         if not unicode:
-            why = f"a {type(other).__name__}, where the first row has a {first.__name__}"
+            why = f"a {type(other).__name__}, where other rows have a {usual.__name__}"
         raise wrong(name, odd, f"{shown(other)}: {why}") from error
 
 

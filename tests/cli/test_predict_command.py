@@ -102,8 +102,8 @@ def test_columns_of_mixed_types_are_in_nobodys_way(folder, posterior, tmp_path):
     scores = json.loads(bhpeft("evaluate", folder / "run", folder / "train.csv", "--json").stdout)
     result = bhpeft("evaluate", folder / "run", data, "--json")
     assert json.loads(result.stdout) == scores
-    note = "mixed.jsonl, column 'id', line 2: 1: a int, where the first row has a str (and 18 more"
-    assert result.output.count(note) == 1 and "this column is left out" in result.output
+    note = "mixed.jsonl, column 'id', line 1: 'first': a str, where other rows have a int; this"
+    assert result.output.count(note) == 1 and " column is left out" in result.output
     whole = posterior.encode(folder / "train.csv")
     assert posterior.encode(str(data)).fingerprint == whole.fingerprint
     bhpeft("predict", folder / "run", half, "--out", tmp_path / "out.jsonl", "--show", 0)
@@ -318,6 +318,19 @@ def test_rows_left_out_are_counted_from_the_first(
     data = write_csv(tmp_path / "bad.csv", text=["w33"] * 8)
     listed = "(and 7 more: rows 3, 4, 5, 6, 7 ...)"
     assert listed in error("predict", run, data, "--skip-bad")
+
+
+def test_texts_are_kept_and_numbers_skipped_wherever_the_first_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PART", 4)
+    texts: list[Any] = [7, "w5 w9", 8, 9, None, "w6 w9", "w7", "w8"]
+    data = write_lines(tmp_path / "new.jsonl", ({"text": text} for text in texts))
+    result = bhpeft("predict", run, data, "--skip-bad", "--show", 0)
+    note = "note: 4 rows have no prediction: new.jsonl, line 1: 7: a int, where other rows have a"
+    assert note in result.stderr
+    rows = read_lines(tmp_path / "new-predictions.jsonl")
+    assert [bool(row.get("prediction")) for row in rows] == [type(text) is str for text in texts]
 
 
 @pytest.mark.slow

@@ -191,7 +191,9 @@ def _written(
             "signature": infer_signature(example, _Predictor(posterior).predict(example)),
         } | options
         arguments["metadata"] = lineage | (options.get("metadata") or {})
-        if not options.keys() & {"conda_env", "pip_requirements"}:  # MLflow takes one of three
+        given = (options.get("conda_env"), options.get("pip_requirements"))
+        if given == (None, None):  # MLflow takes one of three
             more = arguments.pop("extra_pip_requirements", None) or []
+            more = [f"-r {more}"] if isinstance(more, str) else more  # a file of requirements
             arguments["pip_requirements"] = [*get_default_pip_requirements(), *more]
         yield arguments

@@ -14,6 +14,7 @@ from typing import Any, Self, get_args
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_classifier, is_regressor
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
 
@@ -40,7 +41,7 @@ class _TextEstimator(BaseEstimator):
         components: int | None = None,
         epochs: int | None = None,
         lr: float | None = None,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.backbone = backbone
         self.preset = preset
@@ -65,7 +66,10 @@ class _TextEstimator(BaseEstimator):
         names: list[str] | None = None,
     ) -> Self:
         """The first round under a likelihood, or else the next round."""
-        data, seed = {"text": texts, "label": labels}, SEED("random_state", self.random_state)
+        data, seed = {"text": texts, "label": labels}, self.random_state
+        if seed is None or isinstance(seed, np.random.RandomState):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        seed = SEED("random_state", seed)
         options: dict[str, Any] = {"epochs": self.epochs, "lr": self.lr, "seed": seed}
         if likelihood is None:
             self.posterior_: Posterior = self.posterior_.update(data, progress=False, **options)
@@ -139,7 +143,7 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         guide: the approximate posterior, as `autoguide` takes it.
         components: the number of independent fits; by default 5 of "laplace" and 1 of other guides.
         epochs, lr: passes over the data, and learning rate; None takes the default of the guide.
-        random_state: seed of the fit.
+        random_state: seed of the fit; or a RandomState, or None for NumPy's own, which draws one.
 
     Attributes:
         classes_: (C,) the classes, sorted.

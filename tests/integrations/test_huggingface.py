@@ -220,6 +220,12 @@ def test_other_adapters_are_refused(tmp_path: Path) -> None:
     model.merge_adapter()
     with pytest.raises(ConfigError, match="unmerge_adapter"):
         bh.from_peft(model)
+    model.unmerge_adapter()
+    model.disable_adapter_layers()
+    with pytest.raises(ConfigError, match=r"switched off .* call enable_adapter_layers\(\) first"):
+        bh.from_peft(model)
+    model.enable_adapter_layers()
+    bh.from_peft(model)
     with pytest.raises(ConfigError, match=r"folder, a peft\.PeftModel or a transformers model"):
         bh.from_peft(3)
     with pytest.raises(ConfigError, match=r"adapter_config\.json"):

@@ -170,6 +170,26 @@ def test_a_model_is_read_with_its_own_prior_and_nothing_outside_its_folder(tmp_p
         load_model(str(tmp_path / "model"), device="cpu")
 
 
+def test_requirements_are_added_from_a_list_or_a_file_and_none_are_the_usual_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("requirements.txt").write_text("rich\nhttpx\n")
+    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    usual = get_default_pip_requirements()
+    for number, (options, expected) in enumerate(
+        (
+            ({"pip_requirements": None, "conda_env": None}, usual),
+            ({"extra_pip_requirements": ["rich"]}, [*usual, "rich"]),
+            ({"extra_pip_requirements": "requirements.txt"}, [*usual, "rich", "httpx"]),
+            ({"pip_requirements": "requirements.txt"}, ["rich", "httpx"]),
+        )
+    ):
+        save_model(posterior, f"model{number}", **options)
+        found = Path(f"model{number}", "requirements.txt").read_text().split("\n")
+        assert [each for each in found if not each.startswith("mlflow")] == expected
+
+
 def test_aliases_need_a_registered_model() -> None:
     posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
     with pytest.raises(ConfigError, match="expected a registered_model_name"):

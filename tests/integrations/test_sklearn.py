@@ -172,7 +172,7 @@ def test_texts_come_in_one_column_of_any_kind(folder: str) -> None:
     ("changes", "problem"),
     [
         ({"preset": "lore"}, "preset='lore' must be one of"),
-        ({"random_state": None}, "random_state=None"),
+        ({"random_state": -1}, "random_state=-1"),
         ({"epochs": 0}, "epochs=0"),
         ({"guide": "lapalce"}, "unknown guide 'lapalce'"),
     ],
@@ -182,6 +182,17 @@ def test_a_wrong_argument_is_named(changes: dict[str, Any], problem: str, folder
     with pytest.raises(ValueError, match=problem):
         classifier.fit(TEXTS, CLASSES)
     assert not hasattr(classifier, "posterior_")
+
+
+def test_a_random_state_draws_the_seed(folder: str) -> None:
+    def seed(state: Any) -> Any:
+        fitted = BayesianTextClassifier(folder, **QUICK, random_state=state).fit(TEXTS, CLASSES)
+        return fitted.posterior_.report.options.seed
+
+    state = np.random.RandomState(3)
+    assert seed(state) == seed(np.random.RandomState(3)) != seed(state)
+    assert seed(None) != seed(None)
+    assert seed(np.int64(3)) == 3
 
 
 def test_pipelines_and_searches(folder: str) -> None:

@@ -229,6 +229,7 @@ def _active(model: Any) -> str:
         )
     start = config.init_lora_weights
     merged = any(getattr(module, "merged", False) for module in model.modules())
+    off = any(getattr(module, "_disable_adapters", False) for module in model.modules())
     for wrong, what, reason in (
         (config.use_dora, "DoRA", "its magnitudes scale the frozen weights too"),
         (config.bias != "none", f"bias={config.bias!r}", "it trains biases of the transformer"),
@@ -241,6 +242,7 @@ def _active(model: Any) -> str:
             "path_initial_model_for_weight_conversion, and give that folder",
         ),
         (merged, "a merged adapter", "call unmerge_adapter() first"),
+        (off, "an adapter that is switched off", "call enable_adapter_layers() first"),
     ):
         if wrong:
             raise _refused(what, reason)

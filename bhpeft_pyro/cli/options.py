@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from functools import wraps
@@ -39,8 +38,12 @@ def share(text: str) -> float:
 
 
 def share_or_file(text: str) -> float | str:
-    """A share if the text looks like a number, else the text."""
-    return share(text) if re.fullmatch(r"[\d.]+%?", text) else text
+    """A share if the text is a number, else the text."""
+    try:
+        float(text.removesuffix("%"))
+    except ValueError:
+        return text
+    return share(text)
 
 
 def check_data(given: Any) -> Any:

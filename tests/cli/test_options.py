@@ -10,7 +10,7 @@ from program import FIFTH, ONE, TEXTS, bhpeft, error, loaded, write_csv
 from typer import BadParameter
 
 from bhpeft_pyro.base.fit_options import FitOptions
-from bhpeft_pyro.cli.options import share
+from bhpeft_pyro.cli.options import share, share_or_file
 
 
 def test_shares():
@@ -18,6 +18,14 @@ def test_shares():
     for text in ("10", "-1%", "x", "nan", "101%"):
         with pytest.raises(BadParameter, match="is not a share"):
             share(text)
+
+
+def test_a_number_is_a_share_and_any_other_text_a_file():
+    assert share_or_file("1e-1") == share_or_file("10%") == pytest.approx(0.1)
+    assert share_or_file("owner/data") == "owner/data"
+    for text in ("-0.1", "nan", "200%"):
+        with pytest.raises(BadParameter, match="is not a share"):
+            share_or_file(text)
 
 
 def test_options_on_the_command_line_win_over_the_file(folder, tmp_path):

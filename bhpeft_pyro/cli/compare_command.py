@@ -50,11 +50,12 @@ def compare(
     from ..base.files import write
     from ..diagnostics.comparison import compare as run
     from ..plots.html import png
-    from .saved import check_out
+    from .saved import check_inputs, check_out
     from .tables import LabelledTable
 
     how = FitOptions().change(**fitting.given)
     check_out(out, overwrite=True)
+    check_inputs(out, ["table.csv"], data, test, validation)
     rows = LabelledTable(data, reading, yes)
     backbone, tokenizer = rows.backbone(device)
     model = rows.task.model(backbone, tokenizer, ())

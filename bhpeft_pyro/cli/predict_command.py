@@ -137,11 +137,7 @@ def predict(
         raise ConfigError(f"--max-false-alarms: it takes the place of {other}; leave one out")
     by = by if max_false_alarms is None else "novelty"
     out = out or _beside(data)
-    check_file(out, ".csv", ".jsonl")
-    if out.resolve() == Path(data).resolve():
-        raise ConfigError(f"--out: {out} is the data; expected another file")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
+    check_file(out, ".csv", ".jsonl", data=data, overwrite=overwrite)
     posterior = open_run(run, backbone, device)
     kind = posterior.model.likelihood.kind
     if by in _OF_CLASSES and kind in ("labels", "rating"):

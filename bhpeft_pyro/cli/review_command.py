@@ -53,9 +53,7 @@ def review(
     from .saved import check_file, folder_of, open_run
 
     uvicorn = optional_library("uvicorn", WHY)
-    check_file(out, ".csv")
-    if out.resolve() == Path(data).resolve():
-        raise ConfigError(f"--out: {out} is the data; expected another file")
+    check_file(out, ".csv", data=data)
     journal = Journal(out.with_suffix(".journal.jsonl"))
     if out.exists() and not journal.path.exists():
         raise ConfigError(

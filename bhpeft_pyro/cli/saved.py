@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
     if (out / ROUNDS).is_dir():
         raise ConfigError(f"--out: {out} holds a stream; expected another folder")
+    beside = [path for path in (out.absolute(), out.absolute().parent) if path.name == ROUNDS]
+    # Where a round is, it may be saved again, with a promise or a student.
+    if any((path.parent / "record.json").exists() for path in beside) and not saving.exists(out):
+        raise ConfigError(f"--out: {out} is among the rounds of a stream; expected another folder")
+    check_folder(out)
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that is a file, or cannot be written into, before any work is done."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise ConfigError(f"--out: {there} is a file; expected a folder, or the name of a new one")
@@ -38,12 +48,26 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out: there is no permission to write into {there}")
 
 
-def check_file(out: Path, *suffixes: str) -> None:
-    """Refuse a file of another kind, or in no folder, before any work is done."""
+def check_inputs(out: Path, names: Sequence[str], *inputs: object) -> None:
+    """Refuse a folder in which a file of one of the names would replace a file that is read."""
+    read = {Path(given).resolve() for given in inputs if isinstance(given, str)}
+    for name in names:
+        if (out / name).resolve() in read:
+            raise ConfigError(f"--out: {out / name} is the data; expected another place")
+
+
+def check_file(out: Path, *suffixes: str, data: str | None = None, overwrite: bool = True) -> None:
+    """Refuse a file of another kind, a folder or none around it, the data, and what is there if it
+    is not to be replaced, before any work is done."""
     if out.suffix not in suffixes:
         raise ConfigError(f"--out: {out} should end in {' or '.join(suffixes)}")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
+    if out.is_dir():
+        raise ConfigError(f"--out: {out} is a folder; expected a file, or the name of a new one")
+    check_inputs(out.parent, [out.name], data)
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
 
 
 def check_used(fitting: Fitting, guide: str, selects: bool) -> None:

@@ -102,7 +102,7 @@ def stream(
     from ..decisions.watching import in_words
     from ..posterior import saving
     from ..streams.stream import encode_ahead
-    from .saved import ROUNDS, check_used
+    from .saved import ROUNDS, check_folder, check_inputs, check_used
     from .tables import LabelledTable, doubting, say_labels
 
     how = FitOptions().change(**fitting.given)
@@ -116,6 +116,8 @@ def stream(
         raise ConfigError("--error, --tolerance: they are of a promise; expected --promise too")
     if saving.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
+    check_folder(out)
+    check_inputs(out, ["record.csv", "record.json"], data, distill, promise)
     whole = LabelledTable(data, reading, yes)
     with in_file(data):
         batches = _batches(whole.rows, by, batch)

@@ -25,3 +25,14 @@ def test_methods_are_compared_on_rows_that_none_has_learnt(folder, tmp_path):
     assert json.loads(again.stdout)["test_rows"] == 4
     assert "another choice of epochs" in error(*command, "--epochs", 2)
     assert "--test: got 0; expected rows" in error(*command, "--test", "0")
+
+
+@pytest.mark.parametrize("name", ["data", "test", "validation"])
+def test_no_file_that_is_read_is_replaced(name, folder, tmp_path):
+    files = dict.fromkeys(("data", "test", "validation"), folder / "train.csv")
+    files[name] = write_csv(tmp_path / "table.csv", text=["w5", "w6"], label=NAMES[:2])
+    before = files[name].read_bytes()
+    parts = ("--test", files["test"], "--validation", files["validation"])
+    command = ("compare", files["data"], *parts, "--backbone", folder / "none", "--out", tmp_path)
+    assert f"--out: {files[name]} is the data; expected another place" in error(*command)
+    assert files[name].read_bytes() == before

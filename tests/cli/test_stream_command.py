@@ -233,6 +233,12 @@ def test_posteriors_beside_a_stream_are_none_of_its_rounds(folder: Path) -> None
     result = bhpeft(*arguments(folder, "--by", "date", "--batch", 7))
     assert "exist already" not in result.stderr
     assert len(History(folder / "out" / "rounds").rounds) == 2
+    rounds = folder / "out" / "rounds"
+    for out in (rounds / "foo", rounds):  # a round of another stream would be a branch of this one
+        told = error("fit", folder / "news.csv", "--backbone", folder / "none", "--out", out)
+        assert "is among the rounds of a stream; expected another folder" in told
+    told = error("promise", folder / "out", folder / "news.csv")
+    assert "among the rounds" not in told  # it goes into the round itself
     fitted.save(folder / "out")
     assert "holds a posterior" in error(*arguments(folder, "--by", "date"))
 
@@ -254,6 +260,18 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
     ):
         assert message in usage_error(*arguments(folder, "--by", "date", *more)), more
     assert not (folder / "out").exists()
+
+
+def test_no_file_that_is_read_is_replaced_and_none_is_a_folder(folder: Path) -> None:
+    (folder / "out").mkdir()
+    data = write_csv(folder / "out" / "record.csv", date=DAYS, text=TEXTS, label=NAMES)
+    more = ("--by", "date", "--backbone", folder / "none")  # nothing is loaded
+    assert f"--out: {data} is the data" in error(*arguments(folder, *more, data="out/record.csv"))
+    lines = write_lines(folder / "out" / "record.json", [{"text": "w5", "label": "good"}])
+    for name in ("--promise", "--distill"):
+        assert f"--out: {lines} is the data" in error(*arguments(folder, *more, name, lines))
+    told = error(*arguments(folder, *more, "--out", folder / "news.csv"))
+    assert "news.csv is a file; expected a folder" in told
 
 
 def test_rows_of_later_batches_are_checked_first_and_counted_in_the_file(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import BHPEFTError, ConfigError
 from . import options
 from .screen import say, table
 
@@ -64,11 +64,7 @@ def queue(
     from .saved import check_file, open_run, reading
     from .tables import rows_for
 
-    check_file(out, ".csv", ".jsonl")
-    if out.resolve() == Path(data).resolve():
-        raise ConfigError(f"--out: {out} is the data; expected another file")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
+    check_file(out, ".csv", ".jsonl", data=data, overwrite=overwrite)
     if _is_backbone(run):
         chosen = _first(run, data, n, by or "typical", text_column, seed, device)
         label = Columns().label
@@ -90,8 +86,12 @@ def queue(
                 if row in reasons:
                     picked[row] = dict(zip(part, cells, strict=True))
             first += len(next(iter(part.values())))
-    names |= {label: None, "reason": None}
-    records = (names | picked[row] | {"reason": reason} for row, reason in reasons.items())
+    names |= {label: None}
+    why = "reason"
+    while why in names:  # no column of the data is replaced
+        why = f"queue_{why}"
+    names |= {why: None}
+    records = (names | picked[row] | {label: None, why: each} for row, each in reasons.items())
     with naming(out):
         write_rows(out, records, names)
     _, unit, number = places(data)
@@ -126,7 +126,7 @@ def _first(
 
     try:
         backbone, tokenizer = load_backbone(name, device)
-    except ConfigError as error:
+    except BHPEFTError as error:
         raise ConfigError(
             f"run: {name!r} is neither the folder of a posterior nor a backbone: {error}"
         ) from error

@@ -65,10 +65,29 @@ def test_before_the_first_fit(folder, pool, tmp_path):
     assert "20 of 33 texts, by random" in bhpeft(*start, *again).stderr
 
 
-def test_what_is_refused(run, pool, tmp_path):
+def test_the_columns_of_the_data_stay_and_the_label_is_empty(run, pool, tmp_path):
+    texts, out = [row["text"] for row in rows_of(pool)], tmp_path / "queue.csv"
+    given = {"reason": texts, "label": ["old"] * len(texts), "queue_reason": range(len(texts))}
+    data = write_csv(tmp_path / "data.csv", **given)
+    bhpeft("queue", run, data, "--text-column", "reason", "--n", 2, "--out", out, *CPU)
+    found = rows_of(out)
+    assert [*found[0]] == ["reason", "label", "queue_reason", "queue_queue_reason"]
+    for row in found:
+        assert row["reason"] == texts[int(row["queue_reason"])] and row["label"] == ""
+        assert row["queue_queue_reason"]
+
+
+def test_what_is_refused(run, folder, pool, tmp_path):
     assert "--out" in error("queue", run, pool, "--out", tmp_path / "queue.txt")
     assert "is the data" in error("queue", run, pool, "--out", pool)
     wrong = error("queue", tmp_path / "rn", pool, "--out", tmp_path / "q.csv", *CPU)
     assert "is neither the folder of a posterior nor a backbone" in wrong
+    table = error("queue", folder / "train.csv", pool, "--out", tmp_path / "q.csv", *CPU)
+    assert table.startswith("error: run: ") and "neither the folder of a posterior nor" in table
+    for command in (("queue", run, pool), ("predict", run, pool), ("report", run)):
+        place = tmp_path / ("f.html" if command[0] == "report" else "f.csv")
+        place.mkdir(exist_ok=True)
+        told = error(*command, "--backbone", tmp_path / "none", "--out", place)
+        assert f"--out: {place} is a folder; expected a file" in told
     needs = error("queue", "tiny", pool, "--by", "information", "--out", tmp_path / "q.csv", *CPU)
     assert "tiny" in needs

@@ -42,11 +42,11 @@ def distill(
     """
     from ..data.sources import in_file
     from ..errors import DataError
-    from .saved import check_out, folder_of, open_run, reading, save_with_student
+    from .saved import check_folder, check_out, folder_of, open_run, reading, save_with_student
     from .tables import rows_for
 
     folder = folder_of(run)
-    check_out(out or folder, overwrite or out is None)
+    check_out(out, overwrite) if out else check_folder(folder)
     posterior = open_run(folder, backbone, device)
     reader = reading(posterior, text_column)
     rows = rows_for(reader, data, labelled=False)

@@ -57,11 +57,11 @@ def promise(
         bhpeft promise runs/ratings calibration.csv --tolerance 0.5 --error 10%
         bhpeft promise runs/reviews calibration.csv --max-share-to-people 20%
     """
-    from .saved import check_method, check_out, folder_of, open_run, reading
+    from .saved import check_folder, check_method, check_out, folder_of, open_run, reading
     from .tables import labelled_examples
 
     folder = folder_of(run)
-    check_out(out or folder, overwrite or out is None)
+    check_out(out, overwrite) if out else check_folder(folder)
     posterior = open_run(folder, backbone, device)
     check_method(posterior, method, None)
     examples = labelled_examples(reading(posterior, text_column), data)

@@ -27,15 +27,14 @@ ROUNDS = "rounds"  # in the folder of a stream
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a posterior or a stream, before any work is done."""
+    """Refuse a folder that holds a posterior or a stream, or is in one, before any work is done."""
+    around = [path for path in (out.absolute(), out.absolute().parent) if path.name == ROUNDS]
+    if any((path.parent / "record.json").exists() for path in around):
+        raise ConfigError(f"--out: {out} is among the rounds of a stream; expected another folder")
     if saving.exists(out) and not overwrite:
         raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
     if (out / ROUNDS).is_dir():
         raise ConfigError(f"--out: {out} holds a stream; expected another folder")
-    beside = [path for path in (out.absolute(), out.absolute().parent) if path.name == ROUNDS]
-    # Where a round is, it may be saved again, with a promise or a student.
-    if any((path.parent / "record.json").exists() for path in beside) and not saving.exists(out):
-        raise ConfigError(f"--out: {out} is among the rounds of a stream; expected another folder")
     check_folder(out)
 
 

@@ -57,13 +57,13 @@ class Novelty:
     """What recognises texts unlike the learnt ones: the frozen states of a sample of these.
 
     Of multiple choice, the states of a text are the mean over its choices; a word has the p-value
-    of its sentence. Copies of a text count once.
+    of its sentence, or of its part of a long one. Copies of a text count once.
 
     Attributes:
         middle: (S, D) at two thirds of the depth, mean over tokens.
         last: (S, D') in the last layer, mean over tokens; D' is D but for few backbones.
-        count: of how many learnt texts, less what is forgotten, the S are a random sample; at most
-            `MOST` are kept.
+        count: of how many learnt texts (of words, parts of sentences), less what is forgotten, the
+            S are a random sample; at most `MOST` are kept.
         texts: the S texts themselves, each "" if it was not to be kept (`FitOptions.keep_texts`);
             or none.
 
@@ -93,12 +93,13 @@ class Novelty:
             DataError: the backbone makes non-finite numbers of some texts.
         """
         rows = examples.rows.unique()
-        count = len(rows)
-        if count > MOST:
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        times = max(1.0, len(rows) / MOST)  # as many are there as are read
+        if times > 1:
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
             examples = examples.of_rows(rows[order[:MOST]])
         texts = _texts_of(examples) if keep_texts else ()
-        return cls(*states_of(model.network, examples), count, texts)._sample(MOST)._distinct()
+        middle, last = states_of(model.network, examples)
+        return cls(middle, last, times * len(last), texts)._sample(MOST)._distinct()
 
     def merged(self, new: Novelty, keep: float = 1.0) -> Novelty:
         """What it is after a round that learnt other texts, and forgot a share 1 - `keep` of these.

@@ -230,8 +230,7 @@ def with_promise(
     kind = posterior.model.likelihood.kind
     posterior = posterior.replace(promised=None)
     examples = posterior.encode(calibration)
-    way = method or ("student" if posterior.student is not None else None)
-    examples = _unused(posterior, examples, way == "student")
+    examples = _unused(posterior, examples)
     check_rows(len(examples), error, confidence)
     forecast: Any = posterior.predict(examples, method=method)
     chance, wrong = forecast.chance_right(tolerance), forecast.wrong(tolerance)
@@ -258,14 +257,14 @@ def with_promise(
     return posterior.replace(promised=promised)
 
 
-def _unused(posterior: Posterior, examples: Examples, by_student: bool) -> Examples:
-    """The rows that nothing was learnt from or chosen by.
+def _unused(posterior: Posterior, examples: Examples) -> Examples:
+    """The rows that nothing was learnt from or chosen by, nor by a student.
 
     Raises:
         DataError: there are none.
     """
     known = [posterior.learnt_rows]
-    if by_student and posterior.student is not None:
+    if posterior.student is not None:
         known.append(posterior.student.learnt_rows)
     if any(hashes is None for hashes in known):
         warnings.warn(

@@ -31,7 +31,7 @@ CANDIDATES = 400
 """Random texts of the pool among which a batch is chosen by information; more for long ones."""
 _CLUSTERED, _COVERED = 4000, 400  # texts of the pool, and learnt ones, at most
 _DRAWS = 200  # of the weights, jointly for all candidates
-_LEAST = 1e-4  # of the variance of a label
+_LEAST = 1e-4  # of the variance of a label, in units of its mean over all
 _SAME = 0.999  # a correlation of draws, above which two texts are the same to the network
 _LIKELY = 0.1  # a class that is named in a reason
 
@@ -221,7 +221,9 @@ def _informative(
     known = posterior.replace(novelty=None)
     drawn: Any = known.predict(some, samples=_DRAWS, keep_samples=True, seed=seed)
     if kind == "rating":
-        values, noise = drawn.means.unsqueeze(-1), drawn.aleatoric.unsqueeze(-1)
+        unit = drawn.total.mean()  # so that it does not matter in which unit ratings are
+        values = (drawn.means / unit.sqrt()).unsqueeze(-1)
+        noise = (drawn.aleatoric / unit).unsqueeze(-1)
     else:
         values = drawn.samples
         noise = (values * (1 - values)).mean(0)

@@ -67,7 +67,7 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
     if promised.kind == "choice":
         conformal.fit(scores)
         p = conformal.predict_p(misses, smoothing=False)
-        inside = (p >= 1 - level - _ROUNDING) & made.choices.numpy()
+        inside = (p > 1 - level + _ROUNDING) & made.choices.numpy()
     else:
         _say_classes(labels, level, names)
         conformal.fit(scores, bins=labels)
@@ -75,7 +75,7 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
             conformal.predict_p(misses[:, k], np.full(len(misses), k), smoothing=False)
             for k in range(count)
         ]
-        inside = np.stack(p, 1) >= 1 - level - _ROUNDING
+        inside = np.stack(p, 1) > 1 - level + _ROUNDING
     if not empty:
         inside[np.arange(len(inside)), misses.argmin(1)] |= ~inside.any(1)
     return [[name for name, there in zip(names, row, strict=True) if there] for row in inside]

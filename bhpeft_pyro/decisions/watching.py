@@ -172,6 +172,8 @@ def error_evidence(answered: int, wrong: int, error: float) -> float:
     >>> round(error_evidence(100, 5, 0.05), 2), round(error_evidence(100, 15, 0.05))
     (0.04, 105)
     """
+    if error >= 1:  # which nothing exceeds
+        return 1.0
     right = answered - wrong
     log = betaln(wrong + 1, right + 1) + beta.logsf(error, wrong + 1, right + 1)
     log -= math.log1p(-error) + wrong * math.log(error) + right * math.log1p(-error)
@@ -194,6 +196,8 @@ def watched(forecast: Forecast, lineage: Sequence[FitReport]) -> dict[str, float
     noted = {"promise/answered": float(counts[0]), "promise/wrong": float(counts[1])}
     for report in reversed(lineage):
         before = report.metrics
+        if "promise/error" not in before:  # a round with new labels
+            continue
         if before.get("promise/error") != promised.error or before["promise/broken"]:
             break
         counts = [n + int(before[k]) for n, k in zip(counts, noted, strict=True)]

@@ -15,7 +15,7 @@ from ..base.checks import COUNT, POSITIVE, SEED, boolean
 from ..base.fit_options import FitOptions
 from ..base.progress import bars, tracked, work
 from ..data import Columns, Examples
-from ..errors import DataError, FitError, GuideError
+from ..errors import DataError, FitError
 from ..model.model import Model
 from ..prediction.student import (
     Student,
@@ -101,7 +101,7 @@ def with_student(posterior: P, texts: Examples, options: FitOptions) -> P:
     """
     try:
         return posterior.distill(texts, seed=options.seed, progress=options.progress)
-    except (FitError, GuideError) as error:
+    except Exception as error:  # too little memory, say
         failed = FitError(f"distill: {error}")
         failed.posterior = posterior
         raise failed from error

@@ -32,7 +32,7 @@ from ..priors.prior import check_prior
 from ..training.initialization import align, centred, may_start, own_start, scatter, start
 from ..training.loop import Callback, OptimizerFactory
 from .posterior import Posterior
-from .round import Round, check_arguments, of_component, run_all, temperature
+from .round import Round, check_arguments, keeping, of_component, run_all, temperature
 
 # How many texts determine the head's axes, and the coordinates of the PEFT sites.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
@@ -174,10 +174,11 @@ def fit(
             if number > 0 and not _starts_at_random(one):
                 scatter(model, one.guide, one.options)
     model.network.in_use = True
-    with named():
+    with visible(), named():
+        novelty = Novelty.of(model, whole, options.keep_texts)
+    with named(), keeping(novelty=novelty):
         fitted = run_all(rounds, executor, unlabelled=None if unlabelled is None else texts)
-    with visible():
-        return fitted.replace(novelty=Novelty.of(model, whole, options.keep_texts))
+    return fitted.replace(novelty=novelty)
 
 
 def _starts_at_random(one: Round) -> bool:

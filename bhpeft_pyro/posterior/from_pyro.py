@@ -65,15 +65,16 @@ def of(
     for part in guides:
         check_made_for(model, part)
         check_sampled(model, part)
-    learnt, novelty = (0, ""), None
+    learnt, rows, novelty = (0, ""), None, None
     if data is not None:
         examples = model.encode(data, columns, new_names=True)
         columns = model.columns_of(examples, columns)
         learnt, novelty = (len(examples), examples.fingerprint), Novelty.of(model, examples)
+        rows = examples.row_hashes.unique()
     model.network.in_use = True
+    reports = (FitReport(*learnt, FitOptions()),)
     parts = [
-        Posterior(model, part, (FitReport(*learnt, FitOptions()),), columns, model.prior)
-        for part in guides
+        Posterior(model, part, reports, columns, model.prior, learnt_rows=rows) for part in guides
     ]
     whole = parts[0] if len(parts) == 1 else MixturePosterior.of_round(parts, FitOptions())
     return whole.replace(novelty=novelty)

@@ -21,6 +21,7 @@ from .posterior import Posterior
 
 __all__ = ["MixturePosterior"]
 
+_SHARED = {"columns", "first_prior", "learnt_rows"}
 _SHARE = 0.2  # what joining components takes, of the time of one of them, about
 
 
@@ -60,6 +61,14 @@ class MixturePosterior(Posterior):
     @property
     def components(self) -> tuple[Posterior, ...]:
         return self._components
+
+    def replace(self, **changes: Any) -> MixturePosterior:
+        """The same posterior with some attributes changed, in its components too where they have
+        them of the mixture."""
+        new = super().replace(**changes)
+        shared = {name: changes[name] for name in _SHARED & changes.keys()}
+        new._components = tuple(part.replace(**shared) for part in self._components)
+        return new
 
     def with_guides(self, guides: Sequence[Guide]) -> MixturePosterior:
         parts = zip(self.components, guides, strict=True)

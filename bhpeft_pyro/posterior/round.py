@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -132,6 +132,8 @@ class Round:
             first = self.guide.strategy.first_prior(self.first_prior)
         report = FitReport(**{**about, **self.facts, **fields})
         made = Posterior(model, self.guide, (*self.lineage, report), self.columns, first)
+        if self.lineage and self.learnt_rows is None:  # then those of this round are not all
+            return made
         parts = (part.row_hashes for part in (self.data, self.held_out) if part)
         earlier = [] if self.learnt_rows is None else [self.learnt_rows]
         return made.replace(learnt_rows=torch.cat([*earlier, *parts]).unique())
@@ -256,6 +258,18 @@ def run_all(
         labels = first.data.labels
         posterior = joined(fitted, first.held_out, first.options, labels, lineage, unlabelled)
     return posterior.with_report(id=gathered(posterior.report.id)[0])  # each rank made its own
+
+
+@contextmanager
+def keeping(**known: Any) -> Iterator[None]:
+    """The posterior of a FitError has these attributes too."""
+    try:
+        yield
+    except FitError as error:
+        posterior: Any = error.posterior
+        if posterior is not None:
+            error.posterior = posterior.replace(**known)
+        raise
 
 
 def _tell(callback: Callback, component: int, record: dict[str, float]) -> None:

@@ -35,7 +35,7 @@ from .distill import texts_for, with_student
 from .forgetting import KEEP, forget, kept_of_all
 from .growth import with_outputs_for
 from .posterior import Posterior
-from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
+from .round import Round, check_arguments, first_sds, keeping, of_component, run_all, temperature
 
 _CHECKED = 256  # examples whose labels or answers are compared with what is predicted
 
@@ -99,11 +99,13 @@ def update(
                 doubt = _contradiction(posterior, examples)
             if doubt is not None:
                 warnings.warn(LabelWarning(doubt), stacklevel=2)
-            learnt = run_all(rounds, executor, posterior.lineage if posterior.is_mixture else ())
-        if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
-            share = kept_of_all(keep, posterior.model.sites)
-            new = Novelty.of(posterior.model, examples, options.keep_texts)
-            novelty = novelty.merged(new, share)
+            if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
+                share = kept_of_all(keep, posterior.model.sites)
+                new = Novelty.of(posterior.model, examples, options.keep_texts)
+                novelty = novelty.merged(new, share)
+            with keeping(novelty=novelty):
+                earlier_reports = posterior.lineage if posterior.is_mixture else ()
+                learnt = run_all(rounds, executor, earlier_reports)
         learnt = learnt.replace(novelty=novelty)
         if earlier is not None:
             with work(share=0):

@@ -8,11 +8,12 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..base.checks import as_path, boolean, check
 from ..base.distributed import agree
 from ..base.fit_options import FitOptions
+from ..base.names import Method
 from ..base.progress import bars, work
 from ..base.threads import seeded
 from ..data import Columns, Examples, encode
@@ -134,7 +135,13 @@ def stream(
         else:
             learnt = last.update(data, keep=keep, grow=grow, again=again, **how)
         learnt = learnt if texts is None else with_student(learnt, texts, chosen)
-        return learnt if promise is None else learnt.promise(**promise)
+        if promise is None:
+            return learnt
+        try:
+            return learnt.promise(**promise)
+        except DataError as error:  # what was learnt counts more
+            warnings.warn(f"promise: {error}; this round has none", stacklevel=2)
+            return learnt
 
     def check_same(history: History, last: Posterior) -> None:
         check_same_stream(history, last, made.title(), components, columns, chosen, keep)
@@ -224,11 +231,11 @@ def prequential(
             posterior = learn(posterior, data)
             try:
                 tested = _encoded(posterior, tests)
-            except DataError:
+                with work(share=0):
+                    metrics |= _scores(posterior, tested, samples, first)
+            except BaseException:  # Ctrl-C too
                 history.add(_noted(posterior, name, metrics))  # what was learnt
                 raise
-            with work(share=0):
-                metrics |= _scores(posterior, tested, samples, first)
             posterior = _noted(posterior, name, metrics)
             if tested:
                 learnt = posterior.encode(data)
@@ -267,7 +274,9 @@ def _before(
     """Metrics of predicting a batch that is not learnt yet, with those of its drift."""
     noted = {}
     if posterior.promised is not None:
-        forecast = posterior.replace(novelty=None).predict(examples)
+        made: Any = posterior.promised.method
+        method = made if made in get_args(Method) else None
+        forecast = posterior.replace(novelty=None).predict(examples, method=method)
         noted = watched(forecast, posterior.lineage)
     if not drift:
         return posterior.replace(student=None).evaluate(examples, samples) | noted

@@ -293,25 +293,34 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(os, "replace", waits)
 
 
-def both(*work: Callable[[], Any], apart: float = 0.0) -> list[int]:
+def both(*work: Callable[[], Any]) -> list[int]:
     """The exit codes of children that run beside each other."""
-    children = []
-    for function in work:
-        children.append(start(function))
-        time.sleep(apart)
-    return [wait(child) for child in children]
+    return [wait(child) for child in [start(function) for function in work]]
 
 
 def test_a_save_that_began_first_comes_first(
     tmp_path: Path, one: bh.Posterior, two: bh.Posterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pauses() -> None:
-        slow(monkeypatch, 0.5)
-        two.save(tmp_path, overwrite=True)
+    folder, begun = tmp_path / "run", tmp_path / "begun"
 
-    codes = both(pauses, lambda: one.save(tmp_path, overwrite=True), apart=0.2)
-    assert codes == [0, 0]
-    assert load(tmp_path).report == one.report and names(tmp_path) == [FILE]
+    def pauses() -> None:
+        replace = os.replace
+
+        def waits(source: Any, target: Any) -> None:
+            begun.touch()
+            time.sleep(0.5)
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", waits)
+        two.save(folder, overwrite=True)
+
+    def follows() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        one.save(folder, overwrite=True)
+
+    assert both(pauses, follows) == [0, 0]
+    assert load(folder).report == one.report and names(folder) == [FILE]
 
 
 def test_of_two_first_saves_one_is_told(

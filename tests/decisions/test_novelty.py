@@ -329,3 +329,17 @@ def test_texts_are_kept_only_where_it_is_asked_for(tmp_path: Path) -> None:
     plain["texts"] = plain["texts"][1:]  # type: ignore[index, call-overload]
     with pytest.raises(ValueError, match=r"novelty: \d+ texts for \d+ states"):
         Novelty.from_state(plain, tensors, later.model)
+
+
+def test_all_parts_of_long_sentences_stay() -> None:
+    """Of words a sentence is read in parts, and each has states."""
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2, each_word=True), tiny_tokenizer())
+    drawn = torch.randint(5, 49, (25, 80), generator=torch.Generator().manual_seed(0))
+    words = [[f"w{k}" for k in row] for row in drawn.tolist()]
+    rows = {"text": words, "label": [[k % 2 for k in range(80)]] * 25}
+    first = bh.fit(bh.Model(network), "normal", rows, max_steps=1, progress=False)
+    assert first.novelty is not None and len(first.novelty.last) == first.novelty.count > 60
+    new = {"text": [["w9", "w10"], ["w11"]], "label": [[0, 1], [1]]}
+    second = first.update(new, max_steps=1)
+    assert second.novelty is not None
+    assert len(second.novelty.last) == len(first.novelty.last) + 2

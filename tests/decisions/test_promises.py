@@ -103,6 +103,9 @@ def test_a_student_has_its_own() -> None:
     with pytest.warns(UserWarning, match="rows have the text of a row that was learnt"):
         half = with_student().promise(both, max_share_to_people=0.5)
     assert half.promised.rows == len(new["text"])  # the student has learnt the other texts
+    with pytest.warns(UserWarning, match="rows have the text of a row that was learnt"):
+        half = with_student().promise(both, max_share_to_people=0.5, method="components")
+    assert half.promised.rows == len(new["text"])  # and components their covariances from them
     assert half.distill(unlabelled("class"), epochs=1, progress=False).promised is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,19 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"pip install 'bhpeft_pyro\[decisions\]'"):
         posterior.queue(["w5"], by="typical")
     assert len(posterior.queue(["w5"])) == 1  # needs no other library
+
+
+def test_the_unit_of_ratings_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior, texts = fitted("rating"), table("rating", 60, seed=5)["text"]
+    expected = posterior.queue(texts, 8).rows.tolist()
+    predict = type(posterior).predict
+
+    def scaled(self: Any, *args: Any, **options: Any) -> Any:
+        forecast = predict(self, *args, **options)
+        if not options.get("keep_samples"):
+            return forecast
+        parts = {"means": forecast.means * 1e-3, "sds": forecast.sds * 1e-3}
+        return replace(forecast, **parts)
+
+    monkeypatch.setattr(type(posterior), "predict", scaled)
+    assert posterior.queue(texts, 8).rows.tolist() == expected

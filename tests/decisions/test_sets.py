@@ -81,7 +81,7 @@ def test_sets_are_those_of_the_definition() -> None:
         names = []
         for k, name in enumerate("abc"):
             own = chosen[labels == k]
-            if (1 + (own <= row[k]).sum()) / (1 + len(own)) >= 1 - LEVEL:
+            if (1 + (own <= row[k]).sum()) / (1 + len(own)) > 1 - LEVEL + 1e-9:
                 names.append(name)
         expected.append(names)
     assert forecast.sets(LEVEL, empty=True) == expected
@@ -103,6 +103,18 @@ def test_a_class_without_calibration_rows_is_in_every_set_and_said() -> None:
     ):
         sets = forecast.sets(LEVEL)
     assert all("b" in one for one in sets)
+
+
+@pytest.mark.parametrize(("rows", "warns"), [(8, True), (9, False), (10, False)])
+def test_nine_rows_of_a_class_can_leave_it_out(rows: int, warns: bool) -> None:
+    labels = torch.tensor([0] * 50 + [1] * rows)
+    made = promise("class", len(labels), miss=torch.linspace(0.1, 0.4, len(labels)), label=labels)
+    sure = torch.tensor([[[0.99, 0.01]]]).double()
+    forecast = _with(ClassForecast.from_draws(sure, label_names=["a", "b"]), made)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        assert forecast.sets(0.9) == [["a", "b"] if warns else ["a"]]
+    assert bool(given) == warns
 
 
 def test_choices_that_do_not_exist_are_in_no_set() -> None:

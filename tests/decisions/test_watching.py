@@ -15,7 +15,7 @@ from students import QUICK, fitted, table
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.decisions.promises import Promise
-from bhpeft_pyro.decisions.watching import Watch, error_evidence, in_words
+from bhpeft_pyro.decisions.watching import Watch, error_evidence, in_words, watched
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.streams import Record
@@ -209,3 +209,47 @@ def test_a_posterior_is_watched() -> None:
     for seed in (11, 12):
         watch.see(posterior.predict(table("class", 100, seed)))
     assert watch.holds and watch.texts == 200 and 50 < watch.answered < 200
+
+
+def test_nothing_exceeds_a_promise_of_all_wrong() -> None:
+    assert error_evidence(5, 5, 1.0) == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:.*repeat another's text")
+def test_a_promise_of_another_way_to_predict_is_watched_too(tmp_path: Path) -> None:
+    batches = {"one": rows_of(0, 80), "two": rows_of(1)}
+    texts = {"text": [text for seed in (21, 22) for text in rows_of(seed)["text"]]}
+    promise = {"calibration": rows_of(9, 120), "error": 0.4, "method": "exact"}
+    how: dict[str, Any] = QUICK | {"components": 1, "guide": "laplace", "max_steps": 40}
+    last = bh.stream(tiny_model(()), batches, tmp_path, promise=promise, distill=texts, **how)
+    assert last.promised is not None and last.promised.method == "exact"
+    _, two = Record.of(last).rows
+    assert two["promise/answered"] > 0
+
+
+def test_a_round_without_a_watched_promise_does_not_begin_the_count_anew() -> None:
+    posterior = fitted("class")
+    rows = table("class", 200, 9)
+    with pytest.warns(UserWarning, match="left out"):
+        posterior = posterior.promise(rows, error=0.5)
+    forecast = posterior.predict(table("class", 60, 12))
+    alone = watched(forecast, posterior.lineage)
+    before = {"promise/answered": 30.0, "promise/wrong": 3.0, "promise/error": 0.5}
+    report = replace(posterior.report, metrics=before | {"promise/broken": 0.0})
+    new_labels = replace(posterior.report, metrics={})
+    for lineage in ((report,), (report, new_labels)):
+        noted = watched(forecast, lineage)
+        counts = alone["promise/answered"] + 30, alone["promise/wrong"] + 3
+        assert noted["promise/evidence"] == pytest.approx(error_evidence(*map(int, counts), 0.5))
+
+
+def test_a_round_whose_promise_cannot_be_made_is_saved_without_one(tmp_path: Path) -> None:
+    """Its calibration rows have a label that comes later."""
+    calibration = rows_of(9, 120)
+    calibration["label"] = [*calibration["label"][:-1], 2]
+    batches = {"one": rows_of(0), "two": {"text": ["w30 w31"] * 9, "label": [2] * 9}}
+    how: dict[str, Any] = QUICK | {"guide": "normal", "grow": True, "max_steps": 3}
+    promise = {"calibration": calibration, "error": 0.4}
+    with pytest.warns(UserWarning, match="promise: .*; this round has none"):
+        last = bh.stream(tiny_model(()), batches, tmp_path, promise=promise, **how)
+    assert len(last.lineage) == 2 and last.promised is not None

@@ -338,3 +338,20 @@ def test_a_guide_of_another_model_is_refused_before_it_predicts() -> None:
             bh.Posterior.of(model, wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"model: expected a bh\.Model"):
         bh.training.whole_batch(tiny_examples(4), model)  # type: ignore[arg-type]
+
+
+def test_what_was_learnt_is_known_if_the_data_are_given() -> None:
+    model, examples = tiny_model(()), tiny_examples(60)
+    posterior = bh.Posterior.of(model, NormalGuide(model), examples)
+    assert posterior.queue([*examples.texts[:5], "w20 w21"], 3).learnt == 5
+    with pytest.raises(DataError, match="60 of 60 rows have the text of a row that was learnt"):
+        posterior.promise(examples, error=0.4)
+    later = posterior.update(tiny_examples(9, seed=1), max_steps=1, progress=False)
+    assert later.queue([*examples.texts[:5], "w20 w21"], 3).learnt == 5
+    # Without the data it is not known, and a round does not hide that.
+    unknown = bh.Posterior.of(model, NormalGuide(model)).update(
+        tiny_examples(9, seed=1), max_steps=1, progress=False
+    )
+    assert unknown.learnt_rows is None
+    with pytest.warns(UserWarning, match="which rows this posterior has learnt is not known"):
+        unknown.promise(tiny_examples(100, seed=5), error=0.5)

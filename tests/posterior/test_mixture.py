@@ -260,13 +260,14 @@ def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.Monke
     with pytest.raises(FitError) as error:
         fit(of=of)
     kept: Any = error.value.posterior
-    assert len(kept.components) == 2
+    assert len(kept.components) == 2 and kept.novelty is not None
     assert all(same(*pair) for pair in zip(kept.components, whole.components, strict=False))
     left = iter(range(1))
     with pytest.raises(FitError) as error:
         whole.update(SECOND)
     kept = error.value.posterior
     assert len(kept.lineage) == 2 and len(kept.components) == 1
+    assert len(kept.novelty.last) > len(whole.novelty.last)
     left = iter(())
     with pytest.raises(FitError) as error:
         fit(of=of)
@@ -396,3 +397,9 @@ def test_a_mixture_is_diagnosed_with_the_rows_that_it_was_given() -> None:
         assert whole.report.seconds > part.report.seconds
         assert torch.equal(probabilities(whole), probabilities(apart))
         assert not torch.equal(probabilities(whole), probabilities(part.widen(learnt)))
+
+
+def test_what_is_replaced_stays_replaced() -> None:
+    whole = fit().replace(learnt_rows=None)
+    for later in (whole.grow(1), whole.with_guides([part.guide for part in whole.components])):
+        assert later.learnt_rows is None

@@ -242,7 +242,7 @@ def test_too_few_texts_are_refused_before_the_round(monkeypatch: pytest.MonkeyPa
 def test_a_round_without_its_student_is_on_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     first = fit()
     expected, texts = state(first.update(SECOND)), tiny_examples(60, seed=3)
-    for error in (FitError("not finite"), GuideError("no central values")):
+    for error in (FitError("not finite"), GuideError("no central values"), MemoryError("too few")):
         monkeypatch.setattr("bhpeft_pyro.posterior.distill.distil", Mock(side_effect=error))
         with pytest.raises(FitError, match=f"distill: {error}") as raised:
             first.update(SECOND, distill=texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -132,6 +133,20 @@ def test_a_test_that_does_not_fit_costs_no_round(tmp_path: Path) -> None:
     history = bh.streams.History(tmp_path / "rounds")
     assert len(history.rounds) == 1
     assert run(tmp_path, {"a": rows}).report.id in history.rounds
+
+
+def test_an_interrupt_while_tests_are_scored_costs_no_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
+    tests = {"a": {"text": ["w5 w7"], "label": ["no"]}}
+    with monkeypatch.context() as patch:
+        module = sys.modules["bhpeft_pyro.streams.stream"]  # the name is that of the function too
+        patch.setattr(module, "_scores", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, {"a": rows}, tests=tests)
+    (id,) = bh.streams.History(tmp_path / "rounds").rounds
+    assert run(tmp_path, {"a": rows}, tests=tests).report.id == id
 
 
 def test_new_labels_that_are_numbers_come_without_a_gap(tmp_path: Path) -> None:

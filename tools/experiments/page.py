@@ -65,6 +65,7 @@ NOVELTY = tuple(
 )
 STREAMS = {
     "orders": "Rounds: four domains in turn",
+    "orders-ratings": "Rounds: four domains in turn, with ratings",
     "rounds": "Rounds of doubling size",
     "weekly": "Rounds: weekly news",
 }

@@ -180,8 +180,12 @@ def _learn(there: Connection, where: Where) -> None:
                 pool = Pool.of(after, where.data)
                 whole.next()
             doubts = [str(one.message) for one in given if issubclass(one.category, LabelWarning)]
-        count = after.report.examples
+        count, changed, compared = (
+            getattr(after.report, name) for name in ("examples", "changed", "compared")
+        )
         words = [f"Round {pool.number} has learnt {count} labels and is in {where.out}.", *doubts]
+        if compared:
+            words.append(f"It changed {changed} of {compared} answers to texts learnt before.")
         there.send({"pool": pool, "labels": count, "words": " ".join(words)})
     except BHPEFTError as error:
         there.send(f"The update failed: {error}")

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ["good" if i % 2 else "bad" for i in range(20)]
     write_csv(root / "train.csv", text=TEXTS, label=names)
     write_csv(root / "new.csv", text=NEW)
-    quick = ("--max-steps", 4, "--components", 2, "--device", "cpu")
+    quick = ("--max-steps", 4, "--components", 2, "--keep-texts", "--device", "cpu")
     fit = ("fit", root / "train.csv", "--backbone", root / "tiny", *quick)
     bhpeft(*fit, "--out", root / "run")
     return root
@@ -64,6 +64,7 @@ def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
     assert shares == sorted(shares) and len({*shares} - {0.0, 1.0}) > 4  # the bar moves
     assert "Round 2 has learnt 4 labels" in learning.state.words
     learnt = loaded(where.out, folder)
+    assert f"changed {learnt.report.changed} of 20 answers to texts" in learning.state.words
     assert session.pool.round == learnt.report.id and session.pool.number == 2
     assert not {one.key for one in session.recent("Ana")} & {*session.pool.order}
     assert session.pool == Pool.of(learnt, where.data)

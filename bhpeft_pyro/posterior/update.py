@@ -19,6 +19,7 @@ from ..base.threads import seeded
 from ..data import Examples, LabelWarning
 from ..data.copies import check_apart
 from ..data.doubts import swapped, turned
+from ..data.encoding import CutWarning
 from ..data.sources import read
 from ..decisions.novelty import Novelty
 from ..errors import ConfigError, DataError, GuideError
@@ -123,7 +124,10 @@ def _kept_texts(posterior: Posterior, new: Examples) -> Examples | None:
     if not (texts and alone):
         return None
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[:_CHECKED]
-    return posterior.encode({columns.text: [texts[i] for i in order.tolist()]}, labelled=False)
+    some = {columns.text: [texts[i] for i in order.tolist()]}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=CutWarning)  # given when they were learnt
+        return posterior.encode(some, labelled=False)
 
 
 def _compared(before: Posterior, after: Posterior, texts: Examples) -> Posterior:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from saves import load
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.data import CutWarning
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 QUICK: dict[str, Any] = {"keep_texts": True, "max_steps": 40, "lr": 0.05, "progress": False}
@@ -100,6 +102,15 @@ def test_a_guide_without_central_values_compares_nothing() -> None:
     second = first.update(table(1), prior=tiny_model(()).prior)
     assert first.novelty is not None and len(first.novelty.texts) == 60
     assert (second.report.compared, second.report.changed) == (0, 0)
+
+
+def test_that_they_are_cut_is_not_said_again() -> None:
+    long = {"text": [f"w{5 + i % 2} " + "w9 " * 40 + f"w{10 + i}" for i in range(20)]}
+    with pytest.warns(CutWarning):
+        first = fit({**long, "label": [False, True] * 10})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CutWarning)
+        assert first.update(table(1)).report.compared > 0
 
 
 def test_of_many_texts_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

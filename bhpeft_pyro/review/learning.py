@@ -49,7 +49,7 @@ class Where:
 
     @property
     def name(self) -> str:
-        """That of the rounds: the file of the labels and its folder."""
+        """Of the rounds made here, the file of the labels with its folder."""
         return "/".join(self.labels.resolve().parts[-2:])
 
     def newer(self) -> FitReport | None:

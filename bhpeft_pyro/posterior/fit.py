@@ -32,7 +32,7 @@ from ..priors.prior import check_prior
 from ..training.initialization import align, centred, may_start, own_start, scatter, start
 from ..training.loop import Callback, OptimizerFactory
 from .posterior import Posterior
-from .round import Round, check_arguments, keeping, of_component, run_all, temperature
+from .round import Round, check_arguments, of_component, run_all, temperature
 
 # How many texts determine the head's axes, and the coordinates of the PEFT sites.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
@@ -176,9 +176,9 @@ def fit(
     model.network.in_use = True
     with visible(), named():
         novelty = Novelty.of(model, whole, options.keep_texts)
-    with named(), keeping(novelty=novelty):
-        fitted = run_all(rounds, executor, unlabelled=None if unlabelled is None else texts)
-    return fitted.replace(novelty=novelty)
+    with named():
+        learnt = None if unlabelled is None else texts
+        return run_all(rounds, executor, unlabelled=learnt, novelty=novelty)
 
 
 def _starts_at_random(one: Round) -> bool:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -22,6 +22,7 @@ from ..base.distributed import Ranks, agree, gathered, same, world
 from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
 from ..data import Columns, Examples
+from ..decisions.novelty import Novelty
 from ..errors import ConfigError, FitError, PriorError
 from ..guides import Guide
 from ..model.model import Model
@@ -210,6 +211,7 @@ def run_all(
     executor: Executor | None,
     lineage: tuple[FitReport, ...] = (),
     unlabelled: Examples | None = None,
+    novelty: Novelty | None = None,
 ) -> Posterior:
     """Run the rounds of a posterior's components, one after the other or in the workers of an
     executor, and join them.
@@ -221,6 +223,7 @@ def run_all(
         executor: has the workers.
         lineage: of a mixture, the reports of its earlier rounds.
         unlabelled: texts to learn the covariances of the outputs from.
+        novelty: of the posterior, and of that of a FitError.
     """
     first = rounds[0]
     labels = first.data.labels
@@ -253,23 +256,14 @@ def run_all(
             if fitted:
                 components = [component.posterior for component in fitted]
                 error.posterior = MixturePosterior.of_round(components, first.options, lineage)
+            if isinstance(error.posterior, Posterior):
+                error.posterior = error.posterior.replace(novelty=novelty)
             raise
         whole.name("mixture")
         labels = first.data.labels
         posterior = joined(fitted, first.held_out, first.options, labels, lineage, unlabelled)
+    posterior = posterior.replace(novelty=novelty)
     return posterior.with_report(id=gathered(posterior.report.id)[0])  # each rank made its own
-
-
-@contextmanager
-def keeping(**known: Any) -> Iterator[None]:
-    """The posterior of a FitError has these attributes too."""
-    try:
-        yield
-    except FitError as error:
-        posterior: Any = error.posterior
-        if posterior is not None:
-            error.posterior = posterior.replace(**known)
-        raise
 
 
 def _tell(callback: Callback, component: int, record: dict[str, float]) -> None:

@@ -36,7 +36,7 @@ from .distill import texts_for, with_student
 from .forgetting import KEEP, forget, kept_of_all
 from .growth import with_outputs_for
 from .posterior import Posterior
-from .round import Round, check_arguments, first_sds, keeping, of_component, run_all, temperature
+from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
 
 _CHECKED = 256  # examples whose labels or answers are compared with what is predicted
 
@@ -104,10 +104,8 @@ def update(
                 share = kept_of_all(keep, posterior.model.sites)
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
                 novelty = novelty.merged(new, share)
-            with keeping(novelty=novelty):
-                earlier_reports = posterior.lineage if posterior.is_mixture else ()
-                learnt = run_all(rounds, executor, earlier_reports)
-        learnt = learnt.replace(novelty=novelty)
+            reports = posterior.lineage if posterior.is_mixture else ()
+            learnt = run_all(rounds, executor, reports, novelty=novelty)
         if earlier is not None:
             with work(share=0):
                 learnt = _compared(before, learnt, earlier)

@@ -297,8 +297,7 @@ class Engine:
 def _too_long(asked: _Asked, served: Served) -> bool:
     """Whether a text would be cut; the request is then refused."""
     limit = served.limit
-    longest = 0 if limit is None else served.longest(asked.table)
-    if limit is None or longest <= limit:
+    if limit is None or (longest := served.longest(asked.table)) <= limit:
         return False
     asked.refuse(413, f"a text has {longest} tokens; expected {limit} at most, or truncate")
     return True

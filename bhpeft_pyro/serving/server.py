@@ -295,7 +295,7 @@ class Service:
     async def _swap(self, request: Request) -> Response:
         """Load a round beside the one that is served, warm it up, and let it answer."""
         self._check_token(request)
-        payload = await self._json(request) or {}
+        payload = {} if (given := await self._json(request)) is None else given
         name = payload.get("round") if isinstance(payload, dict) else payload
         if not isinstance(name, str | None) or not isinstance(payload, dict):
             raise Refused(422, f"round: got {shown(name)}; expected the id or folder of a round")

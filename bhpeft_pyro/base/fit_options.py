@@ -20,8 +20,8 @@ from .checks import (
 
 __all__ = ["FitOptions"]
 
-_EPOCHS = 15
-_LEAST_STEPS = 20  # of a brief fit
+_EPOCHS, _BRIEF = 15, 5  # of a fit, of a brief one
+_LEAST_STEPS = 20  # of a brief one
 
 _RULES: dict[str, Rule] = {
     "epochs": MAYBE_COUNT,
@@ -49,8 +49,8 @@ class FitOptions:
 
     Attributes:
         epochs: passes over the data, unless `max_steps` is given. None means 15. For a point
-            estimate ("laplace", "delta") it means 6 in later rounds, as more of them move it away
-            from what earlier rounds have learnt, and 5 where fewer than 50 held-out rows would
+            estimate ("laplace", "delta") it means 5 in later rounds, as more of them move it away
+            from what earlier rounds have learnt, and where fewer than 50 held-out rows would
             choose its state, unless only a head is trained; but at least 20 steps. Such a later
             round ends half way between the last point estimate and where training ends, or further
             if it has more rows than all before it; that of a head alone where training ends.
@@ -136,15 +136,15 @@ gets an equal share of a batch; in Python, `particles` sets their number
             changes = {"max_steps": None, **changes}
         return replace(self, **changes)
 
-    def steps(self, per_epoch: int, brief: int | None = None) -> int:
-        """Optimiser steps of a fit with so many in an epoch. A brief one has by default so many
-        epochs, but at least 20 steps.
+    def steps(self, per_epoch: int, brief: bool = False) -> int:
+        """Optimiser steps of a fit with so many in an epoch. A brief one has by default 5 epochs,
+        but at least 20 steps.
 
-        >>> FitOptions().steps(25), FitOptions().steps(25, brief=6)
-        (375, 150)
+        >>> FitOptions().steps(25), FitOptions().steps(25, brief=True)
+        (375, 125)
         """
         if self.max_steps is not None:
             return self.max_steps
         if self.epochs is None and brief:
-            return max(_LEAST_STEPS, brief * per_epoch)
+            return max(_LEAST_STEPS, _BRIEF * per_epoch)
         return (self.epochs or _EPOCHS) * per_epoch

@@ -264,7 +264,7 @@ _TEMPERATURE = (
     "first prior: what earlier data taught always counts in full)"
 )
 _TAU = "Weight of the prior in the covariance of laplace (by default, held-out rows choose it)"
-_PASSES = "Passes over the data (15; of laplace 5 with 50 to 249 rows, 6 in later rounds)"
+_PASSES = "Passes over the data (15; of laplace 5 with 50 to 249 rows and in later rounds)"
 _KEEP_TEXTS = "Save up to 2,000 of the learnt texts, for predictions to show the nearest one"
 _SEED = "Seed of the draws, the order of the data and the choice of held-out rows"
 

@@ -40,7 +40,6 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Callback = Callable[[dict[str, float]], object]
 """Gets a copy of each step's entry of `FitReport.history`."""
 
-_LATER, _FEW = 6, 5  # epochs of a point estimate: later rounds, few held-out rows
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
 
@@ -116,10 +115,10 @@ class _Run:
         self.settles = free and validation is not None
         few = free and validation is not None and len(validation) < FEWEST
         few = few and bool(self.model.network.kinds)  # a head alone does not overfit so soon
-        brief = _LATER if later and self.point else _FEW if few else None
+        brief = (later and self.point) or few
         self.steps = options.steps(per_epoch, brief)
         # Such a fit is short on purpose: its loss still falls.
-        self.ends_early = bool(brief) and options.epochs is None and options.max_steps is None
+        self.ends_early = brief and options.epochs is None and options.max_steps is None
         self.selects = self.settles and not self.ends_early
         self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects)
         self.elbo = ELBO(self.particles, weight)

@@ -463,12 +463,12 @@ def test_a_backbone_of_inference_mode_is_refused() -> None:
 
 
 def test_a_later_round_of_a_point_estimate_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At least 20 steps, and six epochs of many rows; a distribution takes as many as before."""
+    """At least 20 steps, and five epochs of many rows; a distribution takes as many as before."""
     quick: Any = {"progress": False, "batch_size": 4}
     first = bh.fit(tiny_model(()), "laplace", tiny_examples(40), components=1, **quick)
     assert first.report.steps == 150  # 15 epochs of 10 steps
     short, longer = first.update(tiny_examples(8, seed=1)), first.update(tiny_examples(100, seed=1))
-    assert (short.report.steps, longer.report.steps) == (20, 150)
+    assert (short.report.steps, longer.report.steps) == (20, 125)
     monkeypatch.setattr(loop.Descent, "goes_on", lambda descent: True)
     given = first.update(tiny_examples(8, seed=1), epochs=1).report
     assert given.steps == 2 and given.falling

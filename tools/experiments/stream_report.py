@@ -28,7 +28,7 @@ _SETTING = ("preset", "rows", "test", "epochs", "samples")  # epochs are the def
 
 def stored_runs(folder: Path, protocol: str) -> list[Result]:
     """The results of a protocol that a folder has, of all seeds and arms."""
-    files = sorted(folder.glob(f"{protocol}.?.*.json"))
+    files = sorted(folder.glob(f"{protocol}.*.*.json"))
     return [json.loads(file.read_text()) for file in files]
 
 

@@ -26,7 +26,6 @@ from ..guides import Guide
 from ..model.cached_batches import BATCH, CachedBatches, check_all
 from ..model.likelihoods.likelihood import Range
 from ..model.linearized import (
-    LinearOutputs,
     examples_at_once,
     jacobian,
     linear_outputs,
@@ -100,18 +99,35 @@ def predict(
             made = replace(made, rows=batches.examples.rows)
         return replace(made, method=how if count else "point", passes=passes)
 
-    pieces = 1 if isinstance(data, CachedBatches) else -(-rows // PART)
-    with work("predicting", pieces * len(guide.components)) as whole:
-        if isinstance(data, CachedBatches):
+    if isinstance(data, CachedBatches):
+        with work("predicting", len(guide.components)) as whole:
             return forecast(data, whole.next)
+    each = len(guide.components)
+    return in_parts(
+        model, data, lambda part, done: forecast(CachedBatches(model, part), done), each
+    )
+
+
+def in_parts(
+    model: Model,
+    examples: Examples,
+    of_part: Callable[[Examples, Callable[[], object]], AnyForecast],
+    steps: int = 1,
+) -> AnyForecast:
+    """The forecast of N examples from those of a `PART` of them at a time, each of which calls its
+    second argument after each of so many `steps`."""
+    pieces = in_order(len(examples), PART)
+    with work("predicting", len(pieces) * steps) as whole:
         try:
-            parts = [data] if pieces == 1 else (data.subset(at) for at in in_order(rows, PART))
-            made: Any = [forecast(CachedBatches(model, part), whole.next) for part in parts]
+            parts: list[Any] = [
+                of_part(examples if len(pieces) == 1 else examples.subset(at), whole.next)
+                for at in pieces
+            ]
         except DataError as error:
-            if error.rows and rows > PART:  # which are counted from the part's first
-                check_all(model, data=data)
+            if error.rows and len(pieces) > 1:  # which are counted from the part's first
+                check_all(model, data=examples)
             raise
-    joined: AnyForecast = type(made[0]).joined(made)
+    joined: AnyForecast = type(parts[0]).joined(parts)
     return joined
 
 
@@ -182,41 +198,31 @@ def _runs(
         else:
             with private_rng(derived(seed, number)):  # the same for every example and its batch
                 noise = symmetric_noise(share, of_likelihood + normals).to(model.network.device)
-            moments = _exact if how == "exact" else _learnt
-            read = partial(_read, partial(moments, model, component), noise, statistics)
+            read = partial(_read, model, component, how, noise, statistics)
             values = by_batch(model, batches, read, size=size, bf16=bf16)
         done()
         yield values
 
 
 def _read(
-    moments: Callable[[Batch], tuple[LinearOutputs, Tensor]],
-    noise: Tensor,
-    statistics: Statistics,
-    batch: Batch,
+    model: Model, guide: Guide, how: str, noise: Tensor, statistics: Statistics, batch: Batch
 ) -> Sequence[Tensor]:
-    """The prediction of one component for a batch: tensors (S, B, ...)."""
-    outputs, covariance = moments(batch)
-    likelihood = outputs.model.likelihood
+    """The prediction of one component for a batch: tensors (S, B, ...). The covariance of the
+    outputs is "exact", by backward passes, or learnt, by a forward pass alone."""
+    if how == "exact":
+        assert guide.covariance is not None
+        outputs, rows = jacobian(model, guide.means(), batch)
+        covariance = guide.covariance.projected(rows)
+    else:
+        assert guide.output_covariance is not None
+        outputs = linear_outputs(model, guide.means(), batch)
+        covariance = guide.output_covariance(outputs.of_texts, batch.choices)
+    likelihood = model.likelihood
     if likelihood.constant_noise:
         center = outputs.labels(outputs.mean)
         variance = likelihood.unit**2 * covariance[:, 0, 0]
         return center.mean[None], center.stddev[None], variance[None]
     return statistics(outputs.labels(outputs.draws(covariance, noise)), batch.labels)
-
-
-def _exact(model: Model, guide: Guide, batch: Batch) -> tuple[LinearOutputs, Tensor]:
-    """The mean (B, E) and covariance (B, E, E) of a batch's outputs, by backward passes."""
-    assert guide.covariance is not None
-    outputs, rows = jacobian(model, guide.means(), batch)
-    return outputs, guide.covariance.projected(rows)
-
-
-def _learnt(model: Model, guide: Guide, batch: Batch) -> tuple[LinearOutputs, Tensor]:
-    """The mean (B, E) and covariance (B, E, E) of a batch's outputs, by a forward pass alone."""
-    assert guide.output_covariance is not None
-    outputs = linear_outputs(model, guide.means(), batch)
-    return outputs, guide.output_covariance(outputs.of_texts, batch.choices)
 
 
 def _classes(

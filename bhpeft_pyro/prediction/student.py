@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..base.checks import COUNT, boolean
-from ..base.progress import work
 from ..data import Examples
-from ..data.batch import Batch, in_order
+from ..data.batch import Batch
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..forecast.dirichlet import precision_for
 from ..model.amortized import OF_CHOICES, LogKernel, of_pass
@@ -21,7 +20,7 @@ from ..model.likelihoods import Outputs
 from ..model.model import Model
 from ..priors.prior_file import Plain, Tensors
 from .draws import by_batch
-from .predict import PART, AnyForecast, probabilities_of
+from .predict import AnyForecast, in_parts, probabilities_of
 
 __all__ = ["Student", "StudentReport"]
 
@@ -186,40 +185,27 @@ def predict_in_one_pass(
     max_rows: int = MAX_ROWS,
     bf16: bool = False,
 ) -> AnyForecast:
-    """The forecast of N examples by the network under some weights, a `PART` of them at a time."""
+    """The forecast of N examples by the network under some weights."""
     max_rows, bf16 = COUNT("max_rows", max_rows), boolean("bf16", bf16)
-    pieces = in_order(len(examples), PART)
-    parts: list[Any] = []
-    with work("predicting", len(pieces)) as whole:
-        for at in pieces:
-            part = examples if len(pieces) == 1 else examples.subset(at)
-            parts.append(_of_part(model, weights, uncertainty, part, max_rows, bf16))
-            whole.next()
-    joined: AnyForecast = type(parts[0]).joined(parts)
+
+    def of_part(part: Examples, done: Callable[[], object]) -> AnyForecast:
+        predicted, of_texts = _passed(model, weights, part, max_rows, bf16)
+        numbers = uncertainty(of_texts)
+        done()
+        about: dict[str, Any] = {"labels": part.labels, "texts": part.texts}
+        if part.kind == "rating":
+            aleatoric, epistemic = numbers.mT.unsqueeze(1)
+            about |= {"within": epistemic, "scale": model.likelihood.label_range}
+            return RatingForecast.from_draws(predicted[None], aleatoric.sqrt(), **about)
+        about["label_names"] = part.label_names
+        if part.kind == "labels":
+            return LabelsForecast.from_dirichlet(predicted, numbers[:, 0], **about)
+        about["choices"] = part.choices
+        return ClassForecast.from_dirichlet(predicted, numbers[:, 0], **about)
+
+    joined = in_parts(model, examples, of_part)
     rows = None if examples.words is None else examples.rows
     return replace(joined, rows=rows, method="student", passes=1)
-
-
-def _of_part(
-    model: Model,
-    weights: Mapping[str, Tensor],
-    uncertainty: LogKernel,
-    examples: Examples,
-    max_rows: int,
-    bf16: bool,
-) -> AnyForecast:
-    predicted, of_texts = _passed(model, weights, examples, max_rows, bf16)
-    numbers = uncertainty(of_texts)
-    about: dict[str, Any] = {"labels": examples.labels, "texts": examples.texts}
-    if examples.kind == "rating":
-        aleatoric, epistemic = numbers.mT.unsqueeze(1)
-        about |= {"within": epistemic, "scale": model.likelihood.label_range}
-        return RatingForecast.from_draws(predicted[None], aleatoric.sqrt(), **about)
-    about["label_names"] = examples.label_names
-    if examples.kind == "labels":
-        return LabelsForecast.from_dirichlet(predicted, numbers[:, 0], **about)
-    about["choices"] = examples.choices
-    return ClassForecast.from_dirichlet(predicted, numbers[:, 0], **about)
 
 
 def _passed(

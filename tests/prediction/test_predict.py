@@ -404,8 +404,11 @@ def test_draws_are_counted_for_a_part_unless_they_are_kept(
         posterior.predict(PART_TEXTS, 100, keep_samples=True)
 
 
-def test_rows_are_counted_from_the_first_part(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", [None, "student"])
+def test_rows_are_counted_from_the_first_part(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = fitted("class", "normal")
+    if method == "student":
+        posterior = posterior.distill(unlabelled("class", 60), epochs=1, progress=False)
     words = posterior.model.network.backbone.embeddings.word_embeddings
 
     def spoil(_: Any, given: Any, output: Tensor) -> Tensor:
@@ -416,7 +419,7 @@ def test_rows_are_counted_from_the_first_part(monkeypatch: pytest.MonkeyPatch) -
     texts = [*PART_TEXTS[:6], "w5 w49", *PART_TEXTS[6:9], "w49"]
     named = r"data, row 6: of 'w5 w49' the backbone .* \(and 1 more: row 10\)$"
     with pytest.raises(DataError, match=named) as caught:
-        posterior.predict(texts)
+        posterior.replace(novelty=None).predict(texts, method=method)
     assert caught.value.rows == (6, 10)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.prediction import student as module
+from bhpeft_pyro.prediction import predict as module
 from bhpeft_pyro.prediction.student import Student
 from bhpeft_pyro.testing import tiny_tokenizer
 

@@ -17,7 +17,7 @@ from ..base.checks import boolean, check
 from ..data.labels import by_name
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, Labels, as_labels, check_names, check_shape, digits
-from .dirichlet import expected_entropy
+from .dirichlet import entropy, expected_entropy
 from .metrics import aurc, calibration_bins, macro_f1
 
 _CHUNK = 32  # draws in double precision at a time
@@ -115,21 +115,11 @@ class ClassForecast(Forecast):
             entropy_shift += (entropy(chunk.double()) - first_entropy).sum(0)
         count = len(draws)
         shift /= count
-        mean = first + shift
-        total = entropy(mean)
         aleatoric = first_entropy + entropy_shift / count
-        values = {
-            "probabilities": mean,
-            "total": total,
-            "aleatoric": aleatoric,
-            # Entropy is concave, so a negative difference can only be rounding.
-            "epistemic": (total - aleatoric).clamp(min=0),
-            "variance": (square / count - shift.square()).clamp(min=0).sum(-1),
-        }
+        variance = (square / count - shift.square()).clamp(min=0).sum(-1)
         dtype = torch.promote_types(draws.dtype, torch.float32)
-        tensors: dict[str, Any] = {name: value.to(dtype) for name, value in values.items()}
         return cls(
-            **tensors,
+            **_measures(first + shift, aleatoric, variance, dtype),
             draws=count,
             samples=draws.clone() if keep_samples else None,
             labels=as_labels(labels),
@@ -159,17 +149,9 @@ class ClassForecast(Forecast):
                 f"precision must be {len(mean)} positive numbers, one for each example, got shape "
                 f"{tuple(precision.shape)}, the least {precision.amin():.4g}"
             )
-        total, aleatoric = entropy(mean), expected_entropy(mean, precision)
-        square = (mean * (1 - mean)).sum(-1)
-        values = {
-            "probabilities": mean,
-            "total": total,
-            "aleatoric": aleatoric,
-            "epistemic": (total - aleatoric).clamp(min=0),
-            "variance": square / (precision.double() + 1),
-        }
-        tensors: dict[str, Any] = {name: value.float() for name, value in values.items()}
-        return cls(**tensors, draws=1, **about | {"labels": as_labels(about.get("labels"))})
+        variance = (mean * (1 - mean)).sum(-1) / (precision.double() + 1)
+        measures = _measures(mean, expected_entropy(mean, precision), variance, torch.float32)
+        return cls(**measures, draws=1, **about | {"labels": as_labels(about.get("labels"))})
 
     @classmethod
     def mixed(cls, components: Sequence[ClassForecast]) -> ClassForecast:
@@ -257,7 +239,14 @@ class ClassForecast(Forecast):
         0.75
         """
         check(validation, ClassForecast, "validation", "a ClassForecast")
-        temperature = _best_temperature(validation.log_probabilities, validation.observed())
+        logs, labels, end = validation.log_probabilities, validation.observed(), math.log(100.0)
+
+        def nll(log_temperature: float) -> float:  # convex in 1/T, so there is one minimum
+            scaled = (logs / math.exp(log_temperature)).log_softmax(-1)
+            return -scaled.gather(1, labels[:, None]).mean().item()
+
+        best = minimize_scalar(nll, bounds=(-end, end), method="bounded", options={"xatol": 1e-9})
+        temperature = math.exp(best.x)
         scaled = (self.log_probabilities / temperature).softmax(-1).to(self.probabilities.dtype)
         kept = ("labels", "texts", "rows", "label_names", "choices", "novelty", "nearest")
         options: dict[str, Any] = {name: getattr(self, name) for name in kept}
@@ -327,19 +316,21 @@ class ClassForecast(Forecast):
         return size, f"mean confidence {self.confidence.mean():.3f}"
 
 
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy in nats over the last dim, with 0 log 0 = 0."""
-    return torch.special.entr(probabilities).sum(-1)
-
-
-def _best_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
-    def nll(log_temperature: float) -> float:  # convex in 1/T, so there is one minimum
-        scaled = (log_probabilities / math.exp(log_temperature)).log_softmax(-1)
-        return -scaled.gather(1, labels[:, None]).mean().item()
-
-    end = math.log(100.0)
-    best = minimize_scalar(nll, bounds=(-end, end), method="bounded", options={"xatol": 1e-9})
-    return math.exp(best.x)
+def _measures(
+    mean: Tensor, aleatoric: Tensor, variance: Tensor, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What a forecast keeps of draws, in this precision: E[p], its entropy and the parts of that,
+    and the variance."""
+    total = entropy(mean)
+    values = {
+        "probabilities": mean,
+        "total": total,
+        "aleatoric": aleatoric,
+        # Entropy is concave, so a negative difference can only be rounding.
+        "epistemic": (total - aleatoric).clamp(min=0),
+        "variance": variance,
+    }
+    return {name: value.to(dtype) for name, value in values.items()}
 
 
 def _checked(draws: Tensor) -> Tensor:

@@ -15,6 +15,11 @@ _ENDS = (-12.0, 18.0)  # of the precision's logarithm
 _BISECTIONS = 50
 
 
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy in nats over the last dim, with 0 log 0 = 0."""
+    return entr(probabilities).sum(-1)
+
+
 def expected_entropy(probabilities: Tensor, precision: Tensor) -> Tensor:
     """E[H(p)] in nats under a Dirichlet, (...,) in double precision.
 
@@ -41,14 +46,12 @@ def precision_for(probabilities: Tensor, epistemic: Tensor) -> Tensor:
     Returns:
         (N,) in double precision.
     """
-    entropy, wanted = entr(probabilities.double()).sum(-1), epistemic.double()
+    most, wanted = entropy(probabilities.double()), epistemic.double()
     low, high = (torch.full_like(wanted, end) for end in _ENDS)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        at = middle.exp().reshape(-1, *[1] * (entropy.dim() - 1)).expand_as(entropy)
-        information = (
-            (entropy - expected_entropy(probabilities, at)).reshape(len(wanted), -1).sum(1)
-        )
+        at = middle.exp().reshape(-1, *[1] * (most.dim() - 1)).expand_as(most)
+        information = (most - expected_entropy(probabilities, at)).reshape(len(wanted), -1).sum(1)
         wider = information < wanted  # a smaller precision is needed
         low, high = torch.where(wider, low, middle), torch.where(wider, middle, high)
     return ((low + high) / 2).exp()

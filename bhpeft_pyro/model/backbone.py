@@ -25,6 +25,7 @@ from transformers import (
 from ..data import assets
 from ..data.encoding import probe_of
 from ..errors import ArchitectureError, ConfigError, SaveError, is_out_of_memory
+from ..peft.signals import token_limits
 
 if TYPE_CHECKING:
     from .network import RandomPEFT
@@ -234,11 +235,7 @@ def fixed_outputs(network: RandomPEFT) -> list[list[float]]:
     """
     backbone = network.backbone
     base: Any = backbone.base_model
-    embedding = base.get_input_embeddings()
-    vocabulary = int(getattr(embedding, "num_embeddings", backbone.config.vocab_size))
-    # Learned positions may start at an offset of a few, so stay clear of the end.
-    longest = getattr(backbone.config, "max_position_embeddings", None) or _FIXED + 4
-    length = max(1, min(_FIXED, longest - 4))
+    vocabulary, length = token_limits(base, _FIXED)
     lengths = torch.tensor([length, 2 * length // 3, length // 4, 1]).clamp_min(1)
     mask = (torch.arange(length) < lengths.unsqueeze(1)).long()
     # A large prime, so that neighbours are far apart.

@@ -211,7 +211,6 @@ class RandomPEFT(PyroModule):
             )
         if batch.features is not None:
             features = batch.shared(batch.features, particles)
-            outputs = self.head(features, folded)
         else:
             inputs = batch.rows(particles)
             states = batch.states
@@ -220,8 +219,8 @@ class RandomPEFT(PyroModule):
                 states = rows.unflatten(-1, states.shape[-2:])
             with self.attachment.bind(folded, _mask(inputs), states):
                 features = self._pooled(inputs, batch.row_spans(particles))
-                features = features.unflatten(0, (particles, -1))
-                outputs = self.head(features, folded)
+            features = features.unflatten(0, (particles, -1))
+        outputs = self.head(features, folded)
         first = (*shape, *batch.shape)
         return outputs.reshape(*first, outputs.shape[-1]), features.reshape(*first, -1)
 

@@ -113,18 +113,23 @@ def measure(base: PreTrainedModel, layers: Sequence[Layer], attention: bool) -> 
     return Scales(device, output[0].shape[-1], rms, beside)
 
 
+def token_limits(base: PreTrainedModel, most: int) -> tuple[int, int]:
+    """The number of tokens a transformer knows, and of those, at most `most`, that a text may
+    have."""
+    config, embedding = base.config, base.get_input_embeddings()
+    # Learned positions may start at an offset of a few, so stay clear of the end.
+    longest = getattr(config, "max_position_embeddings", None) or most + 4
+    vocabulary = int(getattr(embedding, "num_embeddings", config.vocab_size))
+    return vocabulary, max(1, min(most, longest - 4))
+
+
 def random_tokens(base: PreTrainedModel) -> Tensor:
     """(8, 32) token ids, the same on every machine, without the special ones."""
-    config = base.config
-    embedding = base.get_input_embeddings()
-    vocabulary = int(getattr(embedding, "num_embeddings", config.vocab_size))
+    vocabulary, length = token_limits(base, LENGTH)
     special: set[int | None] = set()
     for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start"):
-        value = getattr(config, f"{name}_token_id", None)
+        value = getattr(base.config, f"{name}_token_id", None)
         special.update(value if isinstance(value, list | tuple) else [value])
     ordinary = torch.tensor([i for i in range(vocabulary) if i not in special] or [0])
-    # Learned positions may start at an offset of a few, so stay clear of the end.
-    longest = getattr(config, "max_position_embeddings", None) or LENGTH + 4
-    length = max(1, min(LENGTH, longest - 4))
     generator = torch.Generator().manual_seed(0)
     return ordinary[torch.randint(len(ordinary), (ROWS, length), generator=generator)]

@@ -12,7 +12,7 @@ from ..data import Examples
 from ..data.copies import check_apart
 from ..decisions.novelty import Novelty
 from ..errors import GuideError
-from ..guides.laplace.laplace_guide import around_point
+from ..guides.laplace.laplace_strategy import around_point
 from ..training.estimated_noise import has_noise, settle_noise
 from ..training.initialization import centred
 from .mixture import Fitted, joined, parts_of

@@ -15,19 +15,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...base.checks import COUNT, to_caller
-from ...base.distributions import CHUNK, Covariance, LowRankNormal
+from ...base.distributions import Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
 from ...data.batch import Batch
 from ...errors import GuideError
 from ...model.amortized import LogKernel, OutputCovariance
-from ...model.linearized import examples_at_once
 from ...model.model import Model
-from ...priors import JointPrior, Prior, unpack
+from ...priors import JointPrior, Prior, moved, unpack
 from ..guide import NOISE_STEPS, Budget, Guide, adam_lr
 from ..latent import joint_normal
 from ..mean_field import ScaledAdam
 from ..strategy import Strategy
-from .curvature import Precision, gradients_at_once, rows_kept
+from .curvature import Precision, numbers_held
 
 _LEARNT = ("shape", *(field.name for field in fields(LogKernel)))
 _OUTPUT = "learnt_"  # begins the names of these buffers
@@ -209,18 +208,10 @@ class LaplaceGuide(Guide):
         # Where a prior is wider than the first one, data have contributed nothing to it.
         self.first_scale = scale.maximum(self.prior.covariance.scale)
 
-    def set_joint_prior(self, normal: LowRankNormal) -> JointPrior:
-        """Take a Normal over all weights for the first round's prior; it is returned for the
-        model."""
+    def set_joint_prior(self, normal: LowRankNormal, first_scale: Tensor) -> JointPrior:
+        """Take a Normal over all weights for the prior, and note the sds of the first round's; the
+        prior is returned for the model."""
         self.joint_prior, self._sampled = self.joined(normal), ()
-        self.first_scale = normal.covariance.scale.clone()
-        return self.joint_prior
-
-    def rescale(self, first_scale: Tensor) -> JointPrior:
-        """Change the sds of the first round's prior, (D,), in the prior, and return that for the
-        model. What earlier data have contributed to it stays."""
-        covariance = self.prior_precision.under(first_scale)
-        self.joint_prior = self.joined(LowRankNormal(self.prior.loc, covariance))
         self.set_first_scale(first_scale)
         return self.joint_prior
 
@@ -332,20 +323,13 @@ class LaplaceGuide(Guide):
     def size(
         cls, latents: int, shapes: Sequence[tuple[int, ...]], rank: int = 16, **options: Any
     ) -> Budget:
-        examples = examples_at_once(latents)
-        columns = rank + gradients_at_once(latents, rank) + examples
-        products = 2 * (CHUNK + 4 * columns**2)  # in double precision
-        measuring = latents * (columns + rank + 14 * examples + rows_kept(latents)) + products
         kept = latents * (2 * rank + 1)  # the directions, now and in the last good state
-        return Budget.of(latents, latents, kept + measuring)
+        return Budget.of(latents, latents, kept + numbers_held(latents, rank))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the prior with the guide."""
         super()._apply(fn, recurse)
-        loc, old = fn(self.prior.loc), self.prior.covariance
-        if loc is not self.prior.loc:  # otherwise it stays the same object as in the model
-            covariance = Covariance(fn(old.scale), fn(old.axes), fn(old.ratio))
-            self.joint_prior = self.joined(LowRankNormal(loc, covariance, validate_args=False))
+        self.joint_prior = moved(self.joint_prior, fn)
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -363,15 +347,3 @@ class LaplaceGuide(Guide):
             setattr(self, name.removeprefix(prefix), state_dict[name].to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.set_output_covariance(self.output_covariance)  # refused unless they go together
-
-
-def around_point(model: Model, point: Guide) -> LaplaceGuide:
-    """A Laplace approximation around a fitted point estimate of any family, without a covariance
-    yet; of a `LaplaceGuide` the rank and tau stay."""
-    if isinstance(point, LaplaceGuide):
-        guide = LaplaceGuide(model, point.rank)
-        guide.tau.copy_(point.tau)
-    else:
-        guide = LaplaceGuide(model)
-    guide.move(point.strategy.prior_moments()[0])
-    return guide

@@ -66,8 +66,11 @@ class LaplaceStrategy(Strategy):
     def centre_prior(self, values: Mapping[str, Tensor]) -> JointPrior:
         guide = self.guide
         parts = guide.unpack(guide.prior.loc) | dict(values)
-        loc = torch.cat([part.detach().flatten() for part in parts.values()])
-        return guide.set_joint_prior(LowRankNormal(loc, guide.prior.covariance))
+        loc, covariance = (
+            torch.cat([v.detach().flatten() for v in parts.values()]),
+            guide.prior.covariance,
+        )
+        return guide.set_joint_prior(LowRankNormal(loc, covariance), covariance.scale)
 
     def reset_prior(self, model: Model) -> None:
         self.guide.set_prior(model)
@@ -133,8 +136,10 @@ class LaplaceStrategy(Strategy):
         first, more = _sampled(examples, options.seed)
         with seeded(options.seed), work("width", 2 + (held_out is not None)) as doing:
             again = repeatable(model, trained, first)
-            if guide.joint_prior.open:
-                model = model.with_prior(guide.rescale(equal_effect(model, guide, again())))
+            if guide.joint_prior.open:  # what earlier data have contributed to it stays
+                scale = equal_effect(model, guide, again())
+                normal = LowRankNormal(guide.prior.loc, guide.prior_precision.under(scale))
+                model = model.with_prior(guide.set_joint_prior(normal, scale))
             doing.next()
             rest = [jacobians(model, trained, part, share=1 / len(more)) for part in more]
             curvature = Curvature.of(
@@ -227,6 +232,18 @@ class LaplaceStrategy(Strategy):
         precision = Precision(start.prior.covariance, guide.first_scale)
         wide = guide.scaled(precision.at(guide.tau.item()))
         return model.with_prior(start.joined(LowRankNormal(loc, wide))), start.unpack(loc)
+
+
+def around_point(model: Model, point: Guide) -> LaplaceGuide:
+    """A Laplace approximation around a fitted point estimate of any family, without a covariance
+    yet; of a `LaplaceGuide` the rank and tau stay."""
+    if isinstance(point, LaplaceGuide):
+        guide = LaplaceGuide(model, point.rank)
+        guide.tau.copy_(point.tau)
+    else:
+        guide = LaplaceGuide(model)
+    guide.move(point.strategy.prior_moments()[0])
+    return guide
 
 
 def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:

@@ -177,7 +177,7 @@ BACKWARDS = np.array([3, 0, 2])[::-1]
     [
         (
             "abcd",
-            [["c", "a", "d"], np.array(["c", "a", "d"]), BACKWARDS, BACKWARDS.astype(object)],
+            [["c", "a", "d"], np.array([*"cad"]), BACKWARDS, BACKWARDS.astype(object), (2, 0, 3)],
             ["a", "b", "e"],
         ),
         # Names that are numbers are names, as in `Posterior.evaluate`.

@@ -169,3 +169,10 @@ def bound(attachment: Attachment, weights: dict[str, Any], batch: dict[str, Any]
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+def attention_calls(attachment, layer=0):
+    """A list that gets an entry whenever the attention of that layer runs."""
+    calls = []
+    attachment._layers[layer].attention.register_forward_hook(lambda *_: calls.append(1))
+    return calls

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -20,7 +19,7 @@ import tiny
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
-from tiny import CAUSAL, MODEL_TYPES, build, draw, drawn, inputs, take
+from tiny import CAUSAL, MODEL_TYPES, attention_calls, build, draw, drawn, inputs, take
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -352,15 +351,7 @@ def run(network: bh.RandomPEFT, batch: Batch, particles: int = 2) -> tuple[Tenso
 
 
 def assert_same(one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]]) -> None:
-    torch.testing.assert_close(other[0], one[0], atol=1e-6, rtol=1e-6)
-    for found, expected in zip(other[1], one[1], strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-def calls_of(module: nn.Module) -> list[Any]:
-    calls: list[Any] = []
-    module.register_forward_hook(lambda *_: calls.append(1))
-    return calls
+    torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", SKIPPED)
@@ -370,7 +361,7 @@ def test_outputs_and_gradients_are_the_same(model_type: str, split: int) -> None
     assert network.attachment.constant == 1
     kept = replace(batch, states=network.constant_states(batch))
     expected = run(network, batch.split(split))
-    calls = calls_of(network.attachment._layers[0].attention)
+    calls = attention_calls(network.attachment)
     assert_same(expected, run(network, kept.split(split)))
     assert not calls
 
@@ -380,7 +371,7 @@ def test_only_the_layers_below_are_skipped_and_only_they_run_for_the_states(
     model_type: str,
 ) -> None:
     network = network_of(build(model_type, num_hidden_layers=5), (2, 4))
-    calls = [calls_of(block.attention) for block in network.attachment._layers]
+    calls = [attention_calls(network.attachment, layer) for layer in range(5)]
     batch = Batch(inputs())
     kept = replace(batch, states=network.constant_states(batch))
     assert [*map(len, calls)] == [1, 1, 0, 0, 0]
@@ -435,7 +426,7 @@ def test_checkpointed_layers() -> None:
     network, batch = network_of(backbone), Batch(inputs())
     expected = run(network, batch)
     backbone.gradient_checkpointing_enable()
-    calls = calls_of(network.attachment._layers[1].attention)
+    calls = attention_calls(network.attachment, 1)
     assert_same(expected, run(network, replace(batch, states=network.constant_states(batch))))
     assert len(calls) == 2  # forward, and again in the backward pass
 
@@ -446,8 +437,9 @@ def test_training_mode_is_refused() -> None:
     batch = Batch(inputs())
     assert network.constant_states(batch) is not None
     network.backbone.train()
-    with pytest.raises(ConfigError, match="training mode"):
-        network.constant_states(batch)
+    for use in (network.constant_states, network.features, lambda batch: run(network, batch)):
+        with pytest.raises(ConfigError, match="training mode"):
+            use(batch)
 
 
 def test_another_network_on_the_backbone_and_copies_are_not_disturbed() -> None:
@@ -619,7 +611,7 @@ def test_components_in_threads_of_their_own(mixture: bh.Posterior) -> None:
     inputs, backbone = prompts(), mixture.model.network.backbone
     expected = []
     for part in mixture.components:
-        with backbone_under(mixture, part.guide.means()) as model:
+        with mixture.model.network.bind(part.guide.means()) as model:
             expected.append(generated(model, inputs)[1])
     plain = generated(backbone, inputs)[1]
     found: dict[int, Tensor] = {}
@@ -642,14 +634,6 @@ def test_components_in_threads_of_their_own(mixture: bh.Posterior) -> None:
     with pytest.raises(KeyError), mixture.bind(1):
         raise KeyError
     assert torch.equal(generated(backbone, inputs)[1], plain), "something remained"
-
-
-@contextmanager
-def backbone_under(posterior: bh.Posterior, means: dict[str, Tensor]) -> Iterator[PreTrainedModel]:
-    network = posterior.model.network
-    weights = network.coordinates({s.name: means[s.name][None] for s in network.sites})
-    with network.attachment.bind(weights, None):
-        yield network.backbone
 
 
 def test_weights_of_a_component_or_a_draw(mixture: bh.Posterior) -> None:

@@ -103,12 +103,10 @@ def test_half_precision_backbone(dtype: torch.dtype) -> None:
 
 
 def test_layers_without_a_gradient_are_refused() -> None:
+    """All of them, or a single one."""
     message = r"layer 0, query .*InferenceOnly\) lets no gradient"
     with pytest.raises(ArchitectureError, match=message):
         fit(replace(tiny_backbone(), InferenceOnly))
-
-
-def test_one_such_layer_is_enough() -> None:
     backbone = tiny_backbone()
     output = backbone.encoder.layer[1].output
     output.dense = InferenceOnly(output.dense)

@@ -18,8 +18,8 @@ def rms(x):
     return x.float().square().mean().sqrt()
 
 
-def branch_and_frozen(model_type, kind, module_of, layer):
-    """RMS of branch and of frozen output at one module, under draws at unit scale.
+def branch_and_frozen(model_type, kind, target, layer):
+    """RMS of branch and of frozen output at one projection, under draws at unit scale.
 
     The kind is on that layer alone, so what reaches the module is the frozen model's.
     """
@@ -27,7 +27,8 @@ def branch_and_frozen(model_type, kind, module_of, layer):
     attachment = Attachment(model, (kind,))
     ids = random_tokens(model)[:2]
     outputs = []
-    module_of(model, layer).register_forward_hook(lambda m, a, out: outputs.append(out))
+    module = attachment._layers[layer].projections[target].module
+    module.register_forward_hook(lambda m, a, out: outputs.append(out))
     with torch.no_grad():
         model(input_ids=ids)
         weights = tiny.draw(attachment.sites, PARTICLES)
@@ -39,21 +40,13 @@ def branch_and_frozen(model_type, kind, module_of, layer):
     return rms(change), rms(frozen)
 
 
-def lora_output(model, layer):
-    return Attachment(model, ())._layers[layer].projections["output"].module
-
-
-def ffn_out(model, layer):
-    return Attachment(model, ())._layers[layer].projections["ffn_out"].module
-
-
 # A gate stands between 0 and 1, so that what it lets through is less exactly foreseen.
 @pytest.mark.parametrize(("gated", "tolerance"), [(False, 0.25), (True, 0.4)])
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("model_type", MODELS)
 def test_unit_of_lora(model_type, layer, gated, tolerance):
     kind = LoRA(("output",), rank=4, alpha=7.0, layers=(layer,), gated=gated)
-    branch, frozen = branch_and_frozen(model_type, kind, lora_output, layer)
+    branch, frozen = branch_and_frozen(model_type, kind, "output", layer)
     assert branch / frozen == pytest.approx(1, abs=tolerance)
 
 
@@ -62,7 +55,7 @@ def test_unit_of_lora(model_type, layer, gated, tolerance):
 @pytest.mark.parametrize("model_type", MODELS)
 def test_unit_of_adapter(model_type, activation, scale, placement):
     kind = Adapter(6, scale=scale, activation=activation, placement=placement, layers=(1,))
-    branch, frozen = branch_and_frozen(model_type, kind, ffn_out, 1)
+    branch, frozen = branch_and_frozen(model_type, kind, "ffn_out", 1)
     assert branch / frozen == pytest.approx(1, abs=0.25)
 
 

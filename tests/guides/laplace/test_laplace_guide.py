@@ -107,8 +107,7 @@ def test_the_prior_may_sample_the_sites_in_any_order(likelihood: Any) -> None:
         found.append(bh.fit(model, "laplace", rows, components=1, max_steps=20, **PLAIN))
     one, other = (guide_of(each).scales() for each in found)
     assert [*one] == [*other]  # so that a later round's prior may sample them in another order
-    for name, sd in one.items():
-        torch.testing.assert_close(other[name], sd, rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(other, one, rtol=1e-3, atol=0.0)
     a, b = (each.predict(rows["text"]).epistemic for each in found)
     torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-6)
 
@@ -133,11 +132,9 @@ def test_the_output_scale_is_for_predictions_only(tmp_path: Path) -> None:
     both = first, plain
     one, other = (each.update(tiny_examples(9, seed=1), **QUICK) for each in both)
     assert one.report.output_scale == other.report.output_scale == 1  # no rows choose it
-    for name, value in one.guide.state_dict().items():
-        torch.testing.assert_close(value, other.guide.state_dict()[name])
+    torch.testing.assert_close(one.guide.state_dict(), other.guide.state_dict())
     one, other = (each.update(tiny_examples(9, seed=1), guide="normal", **QUICK) for each in both)
-    for name, value in one.guide.means().items():
-        torch.testing.assert_close(value, other.guide.means()[name])
+    torch.testing.assert_close(one.guide.means(), other.guide.means())
     assert shifts(first) == shifts(plain)
     again = guide_of(first.widen(tiny_examples(80)))
     torch.testing.assert_close(again.loc, guide.loc)

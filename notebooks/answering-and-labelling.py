@@ -74,7 +74,7 @@ print(posterior.report.score)
 #
 # `promise` orders the calibration tweets by the probability that the answer is right, and lowers
 # the threshold as long as an exact test says that at most 5 % of the answers above it are wrong.
-# What it prints is word for word what is promised.
+# It prints what exactly is promised.
 
 # %%
 posterior = posterior.promise("calibration.csv", error=error)
@@ -95,7 +95,7 @@ print(f"wrong among all:     {wrong.float().mean():.1%}")
 # is promised. On any finite number of new tweets the observed share also varies around the true
 # one.
 #
-# The other way round: people can look at 30 % of the tweets. Which error can be promised then?
+# The other way round: if people can look at 30 % of the tweets, which error can be promised?
 
 # %%
 print(str(posterior.promise("calibration.csv", max_share_to_people=0.3).promised).splitlines()[0])
@@ -103,10 +103,10 @@ print(str(posterior.promise("calibration.csv", max_share_to_people=0.3).promised
 # %% [markdown]
 # ## Watching
 #
-# The promise is for tweets. What if sentences of film reviews come instead? `Watch` is told each
-# forecast. Without labels it asks whether the forecasts are as certain as they were on the
-# calibration rows, and the texts as unlike what was learnt. With labels it counts wrong answers. It
-# may be asked as often as one likes: a false alarm ever comes with probability 5 %.
+# The promise is for tweets. What if sentences of film reviews come instead? `Watch` sees each
+# forecast. Without labels it asks whether the forecasts are as certain, and the texts as much like
+# the learnt ones, as on the calibration rows. With labels it counts wrong answers. You may ask it
+# as often as you like: the probability that there is ever a false alarm is 5 %.
 
 # %%
 half = len(tweets.test) // 2
@@ -121,8 +121,8 @@ print(watch)
 # %% [markdown]
 # ## What to label next
 #
-# People label some of the tweets that they are given. `queue` chooses those whose labels, all
-# together, say most about the weights, and gives a reason for each.
+# People label some of the tweets. `queue` chooses those whose labels, all together, say most about
+# the labels of all tweets, and gives a reason for each.
 
 # %%
 queue = posterior.queue(tweets.test["text"][:half], labels)
@@ -131,8 +131,8 @@ for text, reason in [*zip(queue.texts, queue.reasons, strict=True)][:5]:
 
 # %% [markdown]
 # Somebody labels them, and the posterior learns them. A promise ends with its round: the next one
-# needs a promise of its own. The calibration tweets have not been learnt, so they serve again. (The
-# tweets of the queue could not serve: they are no random sample.)
+# needs a promise of its own. The calibration tweets have not been learnt, so we use them again.
+# (The tweets of the queue cannot be used for this: they are no random sample.)
 
 # %%
 labelled = {

@@ -222,7 +222,7 @@ for name in ("delta", "normal", "laplace", "mvn"):
 # %% [markdown]
 # The accuracies are the same, as far as 300 sentences can tell (the standard error is 0.027). So
 # nearly are the NLL (negative log likelihood) and the ECE (calibration error): with a head alone
-# there is little to gain, and `normal` happens to be best. What a posterior adds is the epistemic
+# there is little to gain, and `mvn` happens to be best. What a posterior adds is the epistemic
 # column: how much of the uncertainty more data could remove. With 770 weights no k-hat is below the
 # limit of 0.67, and with the hundred thousand weights of a hybrid it is far above 1 for any guide.
 # Then the only comparison left is the score on test data of your own.

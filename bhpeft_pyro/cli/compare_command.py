@@ -39,8 +39,9 @@ def compare(
 ) -> None:
     """Fit a head, LoRA, the hybrid, an ensemble of hybrids and the posterior; compare forecasts.
 
-    All are fitted to the same rows. Each fit is saved in --out; started again after it was killed,
-    the comparison continues. Its intervals are over test rows; another seed gives other numbers.
+    All are fitted to the same rows. Each fit is saved in --out, so a comparison that was killed
+    continues when it is started again. The intervals are over test rows; another seed gives other
+    numbers.
 
     Examples:
         bhpeft compare reviews.csv --backbone minilm --out runs/compared

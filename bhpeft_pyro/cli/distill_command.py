@@ -32,9 +32,9 @@ def distill(
 ) -> None:
     """Train one network, the student, to predict texts as all components of a posterior do.
 
-    It predicts in one pass, and bhpeft predict uses it from then on. The texts need no labels: best
-    are some hundreds or thousands like those that will be predicted. A fifth of them is held out,
-    to tell how far the student is from the posterior. It is saved in RUN, beside the components.
+    The student predicts in one pass, and bhpeft predict uses it from then on. The texts need no
+    labels; take hundreds or thousands like those to come. A fifth of them is held out, to tell how
+    far the student is from the posterior. It is saved in RUN, beside the components.
 
     Examples:
         bhpeft distill runs/reviews unlabelled.csv

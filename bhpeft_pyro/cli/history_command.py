@@ -33,12 +33,12 @@ def history(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show what each round learnt: a round a line, those of a folder after their parents.
+    """Show what each round learnt, a line for each, parents first.
 
     A stream continues only a single line of rounds. If there are branches, --keep chooses one;
     nothing is deleted. If rounds made promises (bhpeft stream --promise), a column says whether the
-    promise of the round before still held for the data of this one. Labels that came back to bhpeft
-    serve are counted below.
+    promise of the round before still held for the data of this one. Below the table are the labels
+    that came back to bhpeft serve.
 
     Examples:
         bhpeft history runs/reviews-2

@@ -113,7 +113,7 @@ _CONFIG = "A YAML file with these options; the command line takes precedence."
 _VALIDATION = (
     "Rows to test on, which are not learnt: a share of the data, or a file. They also decide how "
     "certain to be and, in a first fit to 250 rows or more, when to stop training. 0 shows no "
-    "metrics, but laplace still holds rows out for these decisions; to learn all rows, add "
+    "metrics. `fit` still holds rows out for these decisions then; to learn all rows, add "
     "--temperature 1 --tau 1."
 )
 _ALL_DRAWS = "1000 of the outputs under laplace, else 32 of the weights"
@@ -157,7 +157,7 @@ Keep = Annotated[
     typer.Option(help="How much of the old evidence to keep; less than 1 forgets.", min=0, max=1),
 ]
 Grow = Annotated[bool, typer.Option("--grow", help="Add outputs for labels that are new.")]
-Again = Annotated[bool, typer.Option("--again", help="Learn data that was learnt already.")]
+Again = Annotated[bool, typer.Option("--again", help="Learn data that were learnt already.")]
 Samples = Annotated[
     int | None,
     typer.Option(
@@ -169,9 +169,9 @@ Samples = Annotated[
 Method = Annotated[
     names.Method | None,
     typer.Option(
-        help="student: one pass of the network that `distill` has trained. components: a pass of "
-        "each, with what the fit has learnt of their uncertainty. exact: with backward passes.",
-        show_default="the first of them that there is; with draws no student",
+        help="student: one pass of the network that `distill` has trained. components: one pass "
+        "of each component, with learnt covariances. exact: backward passes too.",
+        show_default="the first of these that RUN has; with --samples no student",
     ),
 ]
 DrawSeed = Annotated[int, typer.Option("--seed", help="The same seed gives the same draws.")]
@@ -192,7 +192,7 @@ TextColumn = Annotated[
 Distill = Annotated[
     str | None,
     typer.Option(
-        help="Texts to train a student with at the end, as `distill` does.",
+        help="Texts to train a student on at the end, as `distill` does.",
         metavar="DATA",
         show_default="no student",
         callback=check_data,
@@ -201,7 +201,7 @@ Distill = Annotated[
 Error = Annotated[
     Any,
     typer.Option(
-        help="The largest share of wrong answers that is promised.",
+        help="The largest share of wrong answers to promise.",
         metavar="SHARE",
         parser=share,
         show_default="5%",
@@ -209,9 +209,11 @@ Error = Annotated[
 ]
 Tolerance = Annotated[
     float | None,
-    typer.Option(help="For ratings: an answer is right up to this distance.", show_default="none"),
+    typer.Option(
+        help="For ratings: the distance up to which an answer is right.", show_default="none"
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,8 @@ class Reading:
         ),
     ] = None
     noise_by_text: Annotated[
-        bool, typer.Option("--noise-by-text", help="Ratings: estimate a noise scale for each text.")
+        bool,
+        typer.Option("--noise-by-text", help="For ratings: estimate a noise scale for each text."),
     ] = False
     max_length: Annotated[
         int | None,
@@ -264,8 +267,10 @@ _TEMPERATURE = (
     "first prior: what earlier data taught always counts in full)"
 )
 _TAU = "Weight of the prior in the covariance of laplace (by default, held-out rows choose it)"
-_PASSES = "Passes over the data (15; of laplace 5 with 50 to 249 rows and in later rounds)"
-_KEEP_TEXTS = "Save up to 2,000 of the learnt texts, for predictions to show the nearest one"
+_PASSES = (
+    "Passes over the data (15; for laplace and delta 5 with 50 to 249 rows and in later rounds)"
+)
+_KEEP_TEXTS = "Save up to 2,000 of the learnt texts, so that predictions show the nearest one"
 _SEED = "Seed of the draws, the order of the data and the choice of held-out rows"
 
 
@@ -274,7 +279,7 @@ class Fitting:
     """Some of `FitOptions`; None leaves one at its default, or as it was in the last round."""
 
     epochs: Annotated[int | None, _fitting("epochs", _PASSES)] = None
-    max_steps: Annotated[int | None, _fitting("max_steps", "Steps, in place of epochs")] = None
+    max_steps: Annotated[int | None, _fitting("max_steps", "Steps, instead of epochs")] = None
     batch_size: Annotated[int | None, _fitting("batch_size", "Examples in a batch")] = None
     lr: Annotated[float | None, _fitting("lr", "Learning rate (by default the guide's own)")] = None
     temperature: Annotated[float | None, _fitting("temperature", _TEMPERATURE)] = None

@@ -44,13 +44,13 @@ def predict(
         Literal["total", "epistemic", "aleatoric", "variance", "confidence", "novelty"],
         typer.Option(
             help="What to rank by: an uncertainty (variance and confidence are for classes), or "
-            "how unlike the learnt texts a text is."
+            "novelty, how unlike the learnt texts a text is."
         ),
     ] = "total",
     max_false_alarms: Annotated[
         Any,
         typer.Option(
-            help="Flag the rows unlike what was learnt instead: of rows like the learnt ones, at "
+            help="Flag the rows unlike what was learnt instead. Of rows like the learnt ones, at "
             "most this share is flagged, on average.",
             metavar="SHARE",
             parser=options.share,
@@ -69,7 +69,7 @@ def predict(
         bool,
         typer.Option(
             "--skip-bad",
-            help="Leave the predictions of rows empty that have no text, or for which the "
+            help="Leave predictions empty for rows without text, and for rows for which the "
             "backbone's output is not finite.",
         ),
     ] = False,
@@ -79,8 +79,8 @@ def predict(
     coverage: Annotated[
         Any,
         typer.Option(
-            help="After bhpeft promise: add sets of classes, or intervals of ratings, that have "
-            "the label in them for this share of texts.",
+            help="After bhpeft promise: add sets of classes, or intervals of ratings, that contain "
+            "the label for this share of texts.",
             metavar="SHARE",
             parser=options.share,
             show_default="none",
@@ -93,17 +93,17 @@ def predict(
 ) -> None:
     """Predict new text, and flag the least certain predictions.
 
-    The file has the columns of the data and, for classes, the prediction, its probability, the
-    epistemic and aleatoric uncertainty (nats), and whether the row is flagged; for ratings the
-    prediction, its sd, the ends of the 90 % interval, the epistemic and aleatoric variance, and
-    whether it is flagged. With several labels per text, the prediction is the list of the labels
-    that are more probable than not. Where words have labels, a cell is a list for a sentence.
-    Novelty is a p-value, small for rows unlike the learnt ones; the reason is the main one to doubt
-    a prediction.
+    The file has the columns of the data and the prediction. For classes these follow: its
+    probability, and the epistemic and aleatoric uncertainty (nats). For ratings: the sd, the ends
+    of the 90 % interval, and the epistemic and aleatoric variance. With several labels per text,
+    the prediction is the list of the labels that are more probable than not. Where words have
+    labels, a cell is a list for a sentence. Novelty is a p-value, small for rows unlike the learnt
+    ones; the reason is the main one to doubt the prediction. The last column says which rows are
+    flagged.
 
     After bhpeft promise, a column says which rows are answered; the others are for people.
 
-    Rows are read, predicted and written part by part: memory hardly grows with their number.
+    Rows are read, predicted and written part by part, so memory hardly grows with their number.
 
     Examples:
         bhpeft predict runs/reviews new.csv --flag 10%

@@ -19,7 +19,7 @@ def promise(
     confidence: Annotated[
         Any,
         typer.Option(
-            help="How sure the promise is, over random draws of the rows.",
+            help="The probability that the promise is kept, over random draws of the rows.",
             metavar="SHARE",
             parser=options.share,
         ),
@@ -28,8 +28,8 @@ def promise(
     max_share_to_people: Annotated[
         Any,
         typer.Option(
-            help="Leave at most this share of texts to people. The error that can be promised "
-            "follows, so it is given in place of --error.",
+            help="Leave at most this share of texts to people, instead of --error: the error that "
+            "can be promised then follows.",
             metavar="SHARE",
             parser=options.share,
             show_default="none",
@@ -47,8 +47,9 @@ def promise(
 ) -> None:
     """Promise that few answers are wrong: bhpeft predict then says which texts it answers.
 
-    DATA are labelled rows like the texts to come, best some hundreds, drawn at random. Rows that
-    were learnt or held out are left out. At least 45 are needed to promise 5% with confidence 90%.
+    DATA are labelled rows like the texts to come, preferably some hundreds, drawn at random. Rows
+    that were learnt or held out are left out. To promise 5% with confidence 90%, at least 45 are
+    needed.
 
     The promise is for this round alone. bhpeft update drops it, and so does bhpeft distill.
 

@@ -22,7 +22,7 @@ def queue(
         str,
         typer.Argument(
             help="The folder of a saved posterior or a stream; before the first fit, the name of "
-            "the backbone, such as minilm.",
+            "a backbone, such as minilm.",
             show_default=False,
         ),
     ],
@@ -32,9 +32,9 @@ def queue(
     by: Annotated[
         Literal["information", "typical", "random"] | None,
         typer.Option(
-            help="information: those whose labels say most, together, about those of all texts. "
-            "typical: those like many others. random.",
-            show_default="information, and typical before the first fit",
+            help="information: the texts whose labels, together, say most about the labels of all "
+            "texts. typical: texts that are like many others. random: texts at random.",
+            show_default="information; typical before the first fit",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The .csv or .jsonl file to write.")] = Path(
@@ -48,9 +48,9 @@ def queue(
 ) -> None:
     """Choose the texts to label next, the most useful first, with a reason for each.
 
-    The file has the columns of the data, an empty one for the label, and the reason. Fill the label
-    in, and give the file to bhpeft update. Texts that have been learnt are left out, and those that
-    are there twice come once.
+    The file has the columns of the data, an empty one for the label, and the reason. Fill in the
+    labels, and give the file to bhpeft update. Texts that have been learnt are left out, and copies
+    come once.
 
     Examples:
         bhpeft queue runs/reviews unlabelled.csv --n 20 --out queue.csv

@@ -23,11 +23,11 @@ def review(
     new_round: Annotated[
         Path | None,
         typer.Option(
-            help="The folder for the round that the page's update makes.",
+            help="The folder of the round that is learnt in the page.",
             show_default="RUN-reviewed",
         ),
     ] = None,
-    people: Annotated[int, typer.Option(help="How many are to label each text.", min=1)] = 1,
+    people: Annotated[int, typer.Option(help="How many people label each text.", min=1)] = 1,
     port: Annotated[
         int, typer.Option(help="The port on 127.0.0.1.", min=0, max=65535, show_default="any")
     ] = 0,
@@ -37,11 +37,11 @@ def review(
     """Label the texts that need a person, in a page on this machine.
 
     The most useful texts come first. One key labels a text, saves the label and shows the next
-    text. A label is on the disk before that; run the same command again to go on. The file has the
-    columns of the data, the label, who gave it and their notes: give it to bhpeft update, or press
-    Learn in the page, which learns the labels in the background and makes the queue anew.
+    text. To go on later, run the same command again. The file has the columns of the data, the
+    label, who gave it and their notes. Give it to bhpeft update; or press Learn in the page, which
+    learns the labels in the background and orders the texts anew.
 
-    The address that is printed holds a secret; whoever has it, on this machine, can label.
+    The address that is printed holds a secret; anybody who has it, on this machine, can label.
 
     Examples:
         bhpeft review runs/reviews new.csv --out labels.csv

@@ -38,14 +38,17 @@ def serve(
     ] = 8080,
     method: options.Method = None,
     max_requests: Annotated[
-        int, typer.Option(help="Requests at the same time; others get 429.", min=1)
+        int, typer.Option(help="Requests at the same time; further ones get 429.", min=1)
     ] = 512,
-    max_texts: Annotated[int, typer.Option(help="Texts of a request.", min=1)] = 64,
+    max_texts: Annotated[int, typer.Option(help="Texts in a request.", min=1)] = 64,
     max_tokens: Annotated[
         int,
-        typer.Option(help="Tokens that are predicted together, with padding.", min=1),
+        typer.Option(
+            help="Tokens in a request, and tokens that are predicted together, with padding.",
+            min=1,
+        ),
     ] = 16_384,
-    max_bytes: Annotated[int, typer.Option(help="Bytes of a request.", min=1)] = 2_000_000,
+    max_bytes: Annotated[int, typer.Option(help="Bytes in a request.", min=1)] = 2_000_000,
     max_seconds: Annotated[
         float, typer.Option(help="Seconds until a request is given up, with 429.", min=0.001)
     ] = 30.0,
@@ -54,8 +57,9 @@ def serve(
 ) -> None:
     """Answer texts over HTTP with a saved round.
 
-    POST /predict takes texts as Text Embeddings Inference does, and says with "details" all that
-    bhpeft predict says of a text. GET /health, /ready, /info and /metrics are for monitoring.
+    POST /predict takes texts as Text Embeddings Inference does; with "details" the answer has all
+    columns of bhpeft predict. POST /feedback takes labels. GET /health, /ready, /info and /metrics
+    are for monitoring.
 
     POST /admin/swap loads another round alongside and switches to it without losing requests;
     /admin/rollback switches back. They need a token, in the variable BHPEFT_ADMIN_TOKEN.

@@ -49,7 +49,7 @@ def stream(
     batch: Annotated[
         Any,
         typer.Option(
-            help="A batch is the rows of a day, week, month, quarter or year, or so many rows.",
+            help="A batch has the rows of a day, week, month, quarter or year, or this many rows.",
             metavar="PERIOD|ROWS",
             parser=_period_or_rows,
         ),
@@ -61,7 +61,7 @@ def stream(
     tests: Annotated[
         Any,
         typer.Option(
-            help="The share of each batch that is held out, and scored after every round.",
+            help="The share of each batch that is held out; after every round all are scored.",
             metavar="SHARE",
             parser=options.share,
         ),
@@ -73,8 +73,8 @@ def stream(
     promise: Annotated[
         str | None,
         typer.Option(
-            help="Labelled rows, in no batch, on which every round makes a promise, as `promise` "
-            "does. The next batch tells whether it holds.",
+            help="Labelled rows that are in no batch: every round makes a promise on them, as "
+            "`promise` does, and the next batch tests it.",
             metavar="DATA",
             show_default="no promise",
             callback=options.check_data,

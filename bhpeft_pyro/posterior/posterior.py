@@ -14,6 +14,7 @@ from ..base.checks import as_path
 from ..base.files import naming
 from ..base.fit_options import FitOptions
 from ..base.threads import fitting, with_gradients
+from ..data import Columns
 from ..decisions.queue import By, Queue, to_label
 from ..guides import GuideLike
 from ..guides.guide import prior_of
@@ -34,8 +35,8 @@ __all__ = ["Posterior"]
 class Posterior(Predictor):
     """A fitted guide with its model, its reports and the columns of its data.
 
-    These methods lead to later parts of the package (`streams`, `diagnostics`, `integrations`),
-    which they import when they are called; what it is and predicts is in `Predictor`.
+    Its forecasts are in `Predictor`. Methods that lead to later parts of the package (`streams`,
+    `diagnostics`, `integrations`) import them when they are called.
 
     Attributes:
         model: the model, with the prior that the guide was fitted under.
@@ -54,21 +55,29 @@ class Posterior(Predictor):
 
     @staticmethod
     def of(
-        model: Model, guide: nn.Module | Callable[..., Any], *args: Any, **how: Any
+        model: Model,
+        guide: nn.Module | Callable[..., Any],
+        data: object | None = None,
+        columns: Columns = Columns(),
     ) -> Posterior:
         """A posterior of a guide that `fit` has not trained; see `posterior.from_pyro.of`."""
         from .from_pyro import of
 
-        return of(model, guide, *args, **how)
+        return of(model, guide, data, columns)
 
     @staticmethod
     def from_draws(
-        model: Model, draws: Mapping[str, Tensor] | MCMC, *args: Any, **how: Any
+        model: Model,
+        draws: Mapping[str, Tensor] | MCMC,
+        data: object | None = None,
+        columns: Columns = Columns(),
+        *,
+        statistics: Mapping[str, Tensor] | None = None,
     ) -> Posterior:
         """A posterior of draws of any sampler; see `posterior.from_pyro.from_draws`."""
         from .from_pyro import from_draws
 
-        return from_draws(model, draws, *args, **how)
+        return from_draws(model, draws, data, columns, statistics=statistics)
 
     def _repr_html_(self) -> str:
         from ..plots.html import posterior_html  # matplotlib is slow to import
@@ -208,11 +217,11 @@ class Posterior(Predictor):
         how = (validation, options, optimizer, callback, executor)
         return update(self, data, *how, guide, prior, keep, grow, again, distill, changes)
 
-    def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:
+    def assess(self, data: object, samples: int = 64, *, seed: int = 0) -> Drift:
         """How surprising new data are before they are learnt; see `streams.assess`."""
         from ..streams.drift import assess
 
-        return assess(self, data, samples, **options)
+        return assess(self, data, samples, seed=seed)
 
     def grow(self, labels: Sequence[str] | int) -> Posterior:
         """Add labels to the head; see `posterior.growth`."""

@@ -38,7 +38,7 @@ Part = int | Literal["student"]
 
 @dataclass(eq=False, repr=False)
 class Predictor:
-    """The state of a `Posterior`, which has its attributes, and its forecasts."""
+    """What a `Posterior` is, and predicts; its attributes are described there."""
 
     model: Model
     guide: Guide

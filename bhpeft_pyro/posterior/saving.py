@@ -59,11 +59,6 @@ def exists(folder: Path) -> bool:
     return (folder / FILE).exists()
 
 
-def is_unfinished(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a save leaves that was killed."""
-    return all(path.name.startswith(".") for path in folder.iterdir())
-
-
 def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True) -> Path:
     """Write a posterior into `folder`; see `Posterior.save`.
 

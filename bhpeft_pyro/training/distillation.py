@@ -97,7 +97,10 @@ def distil(
     weights = {name: start[name].detach().clone() for name in (site.name for site in model.sites)}
     leaves = [weights[name].requires_grad_() for name in trained]
     # The row of each text takes the place of its label.
-    texts, others = (CachedBatches(model, _numbered(part[0])) for part in (learnt, held_out))
+    texts, others = (
+        CachedBatches(model, replace(part, labels=torch.arange(len(part))))
+        for part, _ in (learnt, held_out)
+    )
     device, generator = model.network.device, torch.Generator().manual_seed(seed)
     targets, wanted = learnt[1].to(device), held_out[1].to(device)
     optimizer = torch.optim.Adam(leaves, lr=lr)
@@ -139,8 +142,3 @@ def distil(
             if divergences[-1] <= min(divergences):
                 best, best_epoch = copied(weights), epoch
     return Distilled(best, divergences, best_epoch)
-
-
-def _numbered(examples: Examples) -> Examples:
-    """The number of each example in place of its label."""
-    return replace(examples, labels=torch.arange(len(examples)))

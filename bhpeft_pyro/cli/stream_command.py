@@ -101,7 +101,7 @@ def stream(
     from ..data.sources import in_file
     from ..decisions.watching import in_words
     from ..posterior import saving
-    from ..streams.stream import encode_ahead
+    from ..streams.resume import encode_ahead
     from .saved import ROUNDS, check_folder, check_inputs, check_used
     from .tables import LabelledTable, doubting, say_labels
 

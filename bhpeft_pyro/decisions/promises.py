@@ -24,12 +24,12 @@ from .thresholds import ALL, by_error, by_share, rows_needed
 
 if TYPE_CHECKING:
     from ..model.model import Model
-    from ..posterior.posterior import Posterior
+    from ..posterior.predictor import Predictor
     from ..priors.prior_file import Plain, Tensors
 
 __all__ = ["Promise", "check_rows", "terms", "with_promise"]
 
-P = TypeVar("P", bound="Posterior")
+P = TypeVar("P", bound="Predictor")
 
 _ANSWERS = {  # by the kind of labels, when an answer is wrong, and what texts are ordered by
     "class": (
@@ -257,7 +257,7 @@ def with_promise(
     return posterior.replace(promised=promised)
 
 
-def _unused(posterior: Posterior, examples: Examples) -> Examples:
+def _unused(posterior: Predictor, examples: Examples) -> Examples:
     """The rows that nothing was learnt from or chosen by, nor by a student.
 
     Raises:

@@ -24,9 +24,9 @@ from ..prediction.student import (
     predict_in_one_pass,
 )
 from ..training.distillation import distil, targets_of
-from .posterior import Posterior
+from .predictor import Predictor
 
-P = TypeVar("P", bound=Posterior)
+P = TypeVar("P", bound=Predictor)
 
 
 def distill(
@@ -131,7 +131,7 @@ def _with_learnt_outputs(posterior: P, texts: Examples) -> P:
     return posterior.with_guides(guides)
 
 
-def _start(posterior: Posterior) -> dict[str, Tensor]:
+def _start(posterior: Predictor) -> dict[str, Tensor]:
     """The central values of the component with the lowest held-out NLL, or of the first."""
     nlls = [part.report.component_nll or math.inf for part in posterior.components]
     return posterior.weights(nlls.index(min(nlls)))

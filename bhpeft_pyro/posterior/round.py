@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -234,8 +233,8 @@ def run_all(
         one = rounds[number]
         if len(rounds) > 1:
             whole.name(f"component {number + 1} of {len(rounds)}")
-        if one.callback is not None:
-            one = replace(one, callback=partial(_tell, one.callback, number))
+        if (callback := one.callback) is not None:
+            one = replace(one, callback=lambda step: callback({"component": number, **step}))
         return one.run()
 
     away = 0 if executor is None else len(rounds)
@@ -264,7 +263,3 @@ def run_all(
         posterior = joined(fitted, first.held_out, first.options, labels, lineage, unlabelled)
     posterior = posterior.replace(novelty=novelty)
     return posterior.with_report(id=gathered(posterior.report.id)[0])  # each rank made its own
-
-
-def _tell(callback: Callback, component: int, record: dict[str, float]) -> None:
-    callback({"component": component, **record})

@@ -50,21 +50,13 @@ from .posterior import Posterior
 FORMAT = 3
 FILE = "posterior.safetensors"
 
-EARLIER = "posterior.json"
-"""The file of formats 1 and 2, whose tensors are in a second one."""
-_EARLIER_TENSORS = re.compile(r"posterior-[0-9a-f]{16}\.safetensors")
 _LARGEST = 100_000_000  # bytes of a header; the safetensors library reads no larger one
 _DEEPEST = 40  # levels of the plain part; a posterior has about ten
 
 
 def exists(folder: Path) -> bool:
-    """Whether a folder holds a posterior, of this format or an earlier one."""
-    return (folder / FILE).exists() or (folder / EARLIER).exists()
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a save leaves that was killed."""
-    return all(path.name.startswith(".") for path in folder.iterdir())
+    """Whether a folder holds a posterior."""
+    return (folder / FILE).exists()
 
 
 def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True) -> Path:
@@ -92,9 +84,6 @@ def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True
         _check_free(folder, overwrite)  # another process may have been faster
         with writing(folder / FILE) as file:
             file.writelines(parts)
-        for path in folder.iterdir():
-            if path.name == EARLIER or _EARLIER_TENSORS.fullmatch(path.name):
-                path.unlink()
     return folder
 
 
@@ -180,7 +169,7 @@ def _read(path: Path, all_of_it: bool = False) -> tuple[Plain, str, bytes]:
         plain = json.loads(metadata["posterior"]) if whole else {}
         digest = str(metadata["tensors"])
     except (FileNotFoundError, NotADirectoryError):
-        raise _nothing_in(path.parent) from None
+        raise SaveError(f"path: no saved posterior in {path.parent}") from None
     except SaveError:
         raise
     except OSError as error:
@@ -196,16 +185,6 @@ def _read(path: Path, all_of_it: bool = False) -> tuple[Plain, str, bytes]:
     if (written := plain.get("format")) != FORMAT:
         raise SaveError(f"path: {path} has format {written!r}, expected {FORMAT}{_writer(plain)}")
     return plain, digest, data
-
-
-def _nothing_in(folder: Path) -> SaveError:
-    if not (folder / EARLIER).exists():
-        return SaveError(f"path: no saved posterior in {folder}")
-    return SaveError(
-        f"path: {folder} holds a posterior of an earlier version, in two files ({EARLIER} and its "
-        f"tensors); bhpeft_pyro {__version__} reads {FILE} alone. Fit it again and save it, with "
-        "overwrite=True or elsewhere; or go on with the version that wrote it"
-    )
 
 
 def _writer(plain: Plain) -> str:

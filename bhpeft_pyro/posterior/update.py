@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..base.checks import boolean
+from ..base.checks import boolean, check
 from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
 from ..base.threads import seeded
@@ -44,9 +44,8 @@ _CHECKED = 256  # examples whose labels or answers are compared with what is pre
 def update(
     posterior: Posterior,
     data: object,
-    *,
     validation: object | None,
-    options: FitOptions,
+    options: FitOptions | None,
     optimizer: OptimizerFactory | None,
     callback: Callback | None,
     executor: Executor | None,
@@ -56,8 +55,13 @@ def update(
     grow: bool,
     again: bool,
     distill: object | None,
+    changes: Mapping[str, Any],
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
+    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
+    if options is None and validation is None:  # the last round's patience had rows of its own
+        changes = {"patience": None, **changes}
+    options = (options or posterior.report.options).change(**changes)
     grow, again = boolean("grow", grow), boolean("again", again)
     check_arguments(options, validation, optimizer, callback, executor)
     keep = KEEP("keep", keep)

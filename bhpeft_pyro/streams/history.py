@@ -215,7 +215,9 @@ class History:
         """
         with self.writing():
             for folder in self.folder.iterdir() if is_main() else ():
-                if _ID.fullmatch(folder.name) and folder.is_dir() and saving.is_unfinished(folder):
+                if not (_ID.fullmatch(folder.name) and folder.is_dir()):
+                    continue
+                if all(path.name.startswith(".") for path in folder.iterdir()):  # of a killed save
                     refuse_link(folder)
                     shutil.rmtree(folder)
 

@@ -4,13 +4,15 @@ with."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from ..base.checks import check
 from ..base.fit_options import FitOptions
-from ..data import Columns, Examples
+from ..data import Columns, Examples, encode
+from ..data.encoding import CutWarning
 from ..decisions.promises import check_rows, terms
 from ..errors import ConfigError, DataError
 from ..model.likelihoods import Likelihood
@@ -23,22 +25,50 @@ from .history import History
 _READING = ("text", "pair", "label", "question", "choices", "answer", "max_length")
 
 
-def check_promise(
-    model: Model, promise: Mapping[str, Any], read: Callable[[object], Examples]
-) -> None:
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """In errors about data, say which they are."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error
+
+
+def encode_ahead(model: Model, data: object, columns: Columns) -> Examples:
+    """Examples of batches or tests still to come, whatever their classes are: which ones the model
+    will have by then is not known yet."""
+    return encode(
+        data,
+        model.network.tokenizer,
+        kind=model.likelihood.kind,
+        each_word=model.network.head.each_word,
+        columns=model.limited(columns, data),
+        labelled=False,
+    )
+
+
+def check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> None:
+    """Check the tests before anything is learnt."""
+    for name, data in tests.items():
+        with about(f"tests: {name!r}"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=CutWarning)  # given when they are used
+            examples = encode_ahead(model, data, replace(columns, label_names=None))
+            if examples.labels is None:
+                raise DataError("labels are missing")
+
+
+def check_promise(model: Model, promise: Mapping[str, Any], columns: Columns) -> None:
     """Refuse arguments of `Posterior.promise` that cannot work, before anything is learnt."""
     check(promise, Mapping, "promise", "a mapping of arguments, or None")
     if "calibration" not in promise:
         raise ConfigError(f"promise: got {[*promise]}; expected 'calibration', labelled rows, too")
     asked = {name: promise[name] for name in promise if name not in ("calibration", "method")}
     how = terms(model, **asked)
-    try:
-        rows = read(promise["calibration"])
+    with about("promise"):
+        rows = encode_ahead(model, promise["calibration"], replace(columns, label_names=None))
         if rows.labels is None:
             raise DataError("calibration: labels are missing")
         check_rows(len(rows), *how)
-    except DataError as error:
-        raise DataError(f"promise: {error}") from error
 
 
 def last_round(history: History, model: Model) -> Posterior | None:

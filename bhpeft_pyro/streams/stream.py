@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,9 +14,9 @@ from ..base.fit_options import FitOptions
 from ..base.names import Method
 from ..base.progress import bars, work
 from ..base.threads import seeded
-from ..data import Columns, Examples, encode
+from ..data import Columns, Examples
 from ..data.copies import shared
-from ..data.encoding import CutWarning, cut_once
+from ..data.encoding import cut_once
 from ..decisions.watching import watched
 from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
@@ -34,7 +32,14 @@ from ..prediction.predict import predict
 from .drift import assess
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
-from .resume import check_promise, check_same_batch, check_same_stream, last_round
+from .resume import (
+    about,
+    check_promise,
+    check_same_batch,
+    check_same_stream,
+    check_tests,
+    last_round,
+)
 
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
@@ -113,7 +118,7 @@ def stream(
     grow, again = boolean("grow", grow), boolean("again", again)
     chosen = (options or FitOptions()).change(**{"progress": progress, **changes})
     tests = _named(tests)
-    _check_tests(model, tests, columns)
+    check_tests(model, tests, columns)
     with seeded(chosen.seed):
         made = autoguide(guide, model, components=1)
     made.options()  # raises if the guide could not be saved after the round
@@ -124,8 +129,7 @@ def stream(
         forget(keep, prior, model.prior, model.sites)
     texts = None if distill is None else texts_for(model, distill, columns, chosen.seed)
     if promise is not None:
-        unnamed = replace(columns, label_names=None)
-        check_promise(model, promise, lambda rows: encode_ahead(model, rows, unnamed))
+        check_promise(model, promise, columns)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         how: Any = {"options": chosen, "executor": executor}
@@ -223,7 +227,7 @@ def prequential(
             metrics: dict[str, float] = {}
             first = posterior is None
             if posterior is not None:
-                with _naming("batches", name):
+                with about(f"batches: {name!r}"):
                     posterior = with_outputs_for(posterior, data, grow)
                     examples = posterior.encode(data)
                 with work(share=0):
@@ -291,20 +295,11 @@ def _named(tests: Mapping[str, object] | None) -> dict[str, object]:
     return {str(name): _reusable(data) for name, data in (tests or {}).items()}
 
 
-@contextmanager
-def _naming(argument: str, name: str) -> Iterator[None]:
-    """In errors about data, say which they are."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{argument}: {name!r}: {error}") from error
-
-
 def _encoded(posterior: Posterior, tests: Mapping[str, object]) -> dict[str, Examples]:
     """The tests whose labels the posterior knows; others are learnt in a later round."""
     testable = {}
     for test, rows in tests.items():
-        with _naming("tests", test):
+        with about(f"tests: {test!r}"):
             if not unknown_labels(posterior, rows):
                 testable[test] = posterior.encode(rows)
     return testable
@@ -313,29 +308,6 @@ def _encoded(posterior: Posterior, tests: Mapping[str, object]) -> dict[str, Exa
 def _reusable(data: object) -> object:
     """Data that can be read more than once."""
     return list(data) if isinstance(data, Iterator) else data
-
-
-def encode_ahead(model: Model, data: object, columns: Columns) -> Examples:
-    """Examples of batches or tests still to come, whatever their classes are: which ones the model
-    will have by then is not known yet."""
-    return encode(
-        data,
-        model.network.tokenizer,
-        kind=model.likelihood.kind,
-        each_word=model.network.head.each_word,
-        columns=model.limited(columns, data),
-        labelled=False,
-    )
-
-
-def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> None:
-    """Check the tests before anything is learnt."""
-    for name, data in tests.items():
-        with _naming("tests", name), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=CutWarning)  # given when they are used
-            examples = encode_ahead(model, data, replace(columns, label_names=None))
-            if examples.labels is None:
-                raise DataError("labels are missing")
 
 
 def _scores(

@@ -28,6 +28,7 @@ from ..model.cached_batches import BATCH, CachedBatches
 from ..model.model import Model
 from ..prediction.draws import by_batch
 from ..prediction.predict import AnyForecast
+from .early_stopping import copied
 
 _WARM_UP = 10  # steps, in which the learning rate rises
 _DIVERGED = "distill: the network's outputs are not finite any more; expected a smaller lr"
@@ -96,7 +97,10 @@ def distil(
     weights = {name: start[name].detach().clone() for name in (site.name for site in model.sites)}
     leaves = [weights[name].requires_grad_() for name in trained]
     # The row of each text takes the place of its label.
-    texts, others = (CachedBatches(model, _numbered(part[0])) for part in (learnt, held_out))
+    texts, others = (
+        CachedBatches(model, replace(part, labels=torch.arange(len(part))))
+        for part, _ in (learnt, held_out)
+    )
     device, generator = model.network.device, torch.Generator().manual_seed(seed)
     targets, wanted = learnt[1].to(device), held_out[1].to(device)
     optimizer = torch.optim.Adam(leaves, lr=lr)
@@ -121,7 +125,7 @@ def distil(
         (values,) = by_batch(model, others, lambda batch: [losses(batch, wanted)[None]], size=size)
         return values.double().mean().item()
 
-    divergences, best, best_epoch = [evaluated()], _copied(weights), 0
+    divergences, best, best_epoch = [evaluated()], copied(weights), 0
     with seeded(seed), work("distilling", steps) as bar:
         for epoch in range(1, epochs + 1):
             for batch in texts.training(batch_size, 1, generator):
@@ -136,14 +140,5 @@ def distil(
                 bar.next(f"divergence {divergences[-1]:.4f}")
             divergences.append(evaluated())
             if divergences[-1] <= min(divergences):
-                best, best_epoch = _copied(weights), epoch
+                best, best_epoch = copied(weights), epoch
     return Distilled(best, divergences, best_epoch)
-
-
-def _numbered(examples: Examples) -> Examples:
-    """The number of each example in place of its label."""
-    return replace(examples, labels=torch.arange(len(examples)))
-
-
-def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in weights.items()}

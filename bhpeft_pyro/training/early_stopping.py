@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -71,7 +72,7 @@ class EarlyStopping:
             or nll < best.rows.mean().item()
             or (last and not _surely_worse(rows, best.rows))
         ):
-            self.best = _Best(step, rows, copied(self.guide))
+            self.best = _Best(step, rows, copied(self.guide.state_dict()))
             return False
         return step - best.step >= self.patience * self.every
 
@@ -83,9 +84,9 @@ class EarlyStopping:
         return self.best.step
 
 
-def copied(guide: Guide) -> dict[str, Tensor]:
-    """A copy of the state of a guide."""
-    return {name: value.detach().clone() for name, value in guide.state_dict().items()}
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of the state of a guide, or of weights."""
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def _surely_worse(rows: Tensor, best: Tensor) -> bool:

@@ -241,7 +241,7 @@ class _Run:
             self.batches = chain([batch], self.batches)  # it is trained on later
             self.loss(batch.to(device))
         same(self.guide)
-        self.good = copied(self.guide)
+        self.good = copied(self.guide.state_dict())
 
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if it was skipped: the loss or gradient was not finite."""
@@ -271,7 +271,7 @@ class _Run:
         if not (math.isfinite(loss) and torch.isfinite(norm)):
             return None
         if step % 10 == 1:
-            self.good = copied(self.guide)
+            self.good = copied(self.guide.state_dict())
         self.slopes.append((step, self.guide.scale_slopes()))
         lr = steppers[0].param_groups[0]["lr"]
         # Where held-out rows choose the state, the loss of the training rows is no measure.

@@ -33,9 +33,9 @@ def new_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
-    """What training did: the fields of a `FitReport` of these names."""
+    """What training did: the part of a `FitReport` that the loop knows."""
 
     steps: int = 0
     skipped: int = 0
@@ -49,7 +49,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class FitReport:
+class FitReport(Training):
     """The report of one round.
 
     Attributes:
@@ -115,17 +115,8 @@ class FitReport:
     options: FitOptions
     temperature: float = 1.0
     point: bool = False
-    steps: int = 0
-    skipped: int = 0
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    kl: dict[str, float] = field(default_factory=dict)
     marginal_kl: dict[str, float] = field(default_factory=dict)
-    scales: dict[str, float] = field(default_factory=dict)
-    points: list[str] = field(default_factory=list)
-    unsettled: list[str] = field(default_factory=list)
-    falling: bool = False
-    best_step: int | None = None
     id: str = field(default_factory=new_id)
     parent: str | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

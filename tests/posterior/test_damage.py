@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, SaveError
 from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.posterior.saving import FILE, digest_of
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 from bhpeft_pyro.training.report import FitReport
 
 Damage = Callable[[Path], Any]
@@ -102,10 +101,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a deep header": (header(DEEP[500]), "not a saved posterior"),
     "a header too deep to be read": (header(DEEP[100_000]), "not a saved posterior"),
     "gone": (instead(lambda path: None), "no saved posterior"),
-    "of an earlier version": (
-        instead(lambda path: path.with_name("posterior.json").write_text("{}")),
-        "of an earlier version, in two files .* Fit it again",
-    ),
     # What is no regular file: a FIFO waited for a writer; a device never ended.
     "a FIFO": (instead(os.mkfifo), "is not a regular file"),
     "a device": (instead(lambda path: path.symlink_to("/dev/zero")), "is not a regular file"),
@@ -246,22 +241,6 @@ def test_damaged_backbones_end_the_program_in_a_line(tmp_path: Path) -> None:
     assert "the weights of" in error(*fit, folder / "cut.gguf")
     _set(num_attention_heads=0)(folder)
     assert "are damaged" in error(*fit, folder)
-
-
-def test_code_beside_a_tokenizer_is_never_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """transformers asked on the terminal whether to run it, and ran it on "y"."""
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\n")
-    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    backbone = tiny_backbone()
-    backbone.config._name_or_path = str(tmp_path)
-    network = bh.RandomPEFT(backbone, (), bh.Head(2))
-    with suppress(Exception):  # there is no tokenizer in the folder
-        _ = network.tokenizer
-    assert not (tmp_path / "was-run").exists()
 
 
 def test_a_report_says_which_field_is_of_another_type() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pyro.distributions as dist
@@ -200,7 +201,7 @@ def test_an_interrupt_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("bhpeft_pyro.training.distillation._copied", interrupted)
+        patched.setattr("bhpeft_pyro.training.distillation.copied", interrupted)
         with pytest.raises(KeyboardInterrupt):
             posterior.distill(unlabelled("class", 260), epochs=1, progress=True)
     after = posterior.predict(TEXTS)
@@ -240,25 +241,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_student().save(tmp_path_factory.mktemp("students") / "run")
 
 
-def copied(saved: Path, folder: Path) -> Path:
-    folder.mkdir()
-    (folder / FILE).write_bytes((saved / FILE).read_bytes())
-    return folder
-
-
 @pytest.mark.parametrize(
     "part", ["student.weights.head.bias", "student.uncertainty.points", "0.guide.learnt_points"]
 )
 def test_tensors_that_are_damaged(part: str, saved: Path, tmp_path: Path) -> None:
-    folder = copied(saved, tmp_path / "short")
+    folder = copytree(saved, tmp_path / "short")
     retensor(folder, lambda name: name == part, lambda value: value[:1].clone())
     with pytest.raises(SaveError, match="has shape"):
         load(folder)
-    folder = copied(saved, tmp_path / "infinite")
+    folder = copytree(saved, tmp_path / "infinite")
     retensor(folder, lambda name: name == part, lambda value: value * math.nan)
     with pytest.raises(SaveError, match=f"{part}' is not finite"):
         load(folder)
-    folder = copied(saved, tmp_path / "without")
+    folder = copytree(saved, tmp_path / "without")
     plain, tensors = read(folder)
     del tensors[part]
     (folder / FILE).write_bytes(b"".join(packed(plain, tensors)))
@@ -267,7 +262,7 @@ def test_tensors_that_are_damaged(part: str, saved: Path, tmp_path: Path) -> Non
 
 
 def test_a_file_from_before_there_were_students(saved: Path, tmp_path: Path) -> None:
-    folder = copied(saved, tmp_path / "old")
+    folder = copytree(saved, tmp_path / "old")
     rewrite(folder, lambda plain: plain.pop("student"))
     plain, tensors = read(folder)
     kept = {k: v for k, v in tensors.items() if "student" not in k and "learnt_" not in k}

@@ -6,10 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import pytest
-import torch
+from guide_functions import around
 from saves import load
 
 import bhpeft_pyro as bh
@@ -92,13 +90,7 @@ def test_without_texts_nothing_is_compared(forget: dict[str, Any]) -> None:
 
 def test_a_guide_without_central_values_compares_nothing() -> None:
     model = tiny_model(())
-
-    def guide(batch: object) -> None:
-        for site in model.sites:
-            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
-            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
-
-    first = bh.fit(model, guide, table(), **{**QUICK, "max_steps": 2})
+    first = bh.fit(model, around(model), table(), **{**QUICK, "max_steps": 2})
     second = first.update(table(1), prior=tiny_model(()).prior)
     assert first.novelty is not None and len(first.novelty.texts) == 60
     assert (second.report.compared, second.report.changed) == (0, 0)

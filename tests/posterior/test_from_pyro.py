@@ -12,23 +12,22 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import dense, hierarchical, independent
+from exact import dense, hierarchical
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, autoguide
+from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError, GuideError, PriorError
-from bhpeft_pyro.guides import DrawsGuide, MixtureGuide, NormalGuide, PyroGuide
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError
+from bhpeft_pyro.guides import DrawsGuide, NormalGuide, PyroGuide
 from bhpeft_pyro.guides.guide import prior_of
 from bhpeft_pyro.integrations import arviz as export
 from bhpeft_pyro.model.likelihoods import Function
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import (
-    tiny_backbone,
     tiny_batch,
     tiny_examples,
     tiny_model,
-    tiny_tokenizer,
 )
 
 QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
@@ -64,7 +63,7 @@ def test_draws_of_nuts_predict_as_their_mean_over_draws(tmp_path: Path) -> None:
     found = posterior.predict(data, samples=4000).probabilities
     torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
     posterior.save(tmp_path / "p")
-    again = bh.Posterior.load(tmp_path / "p", tiny_backbone(), tokenizer=tiny_tokenizer())
+    again = load(tmp_path / "p")
     assert torch.equal(again.predict(data).probabilities, posterior.predict(data).probabilities)
     with pytest.raises(DataError, match="learnt 12 of these"):
         posterior.update(data, guide="normal", **QUICK)
@@ -204,7 +203,7 @@ def test_a_guide_that_pyro_trained_is_saved_and_updated(family: Any, tmp_path: P
     for name, value in guide.median().items():
         assert torch.equal(posterior.guide.means()[name], value)
     posterior.save(tmp_path / "p")
-    again = bh.Posterior.load(tmp_path / "p", tiny_backbone(), tokenizer=tiny_tokenizer())
+    again = load(tmp_path / "p")
     assert again.evaluate(data) == posterior.evaluate(data)
     assert len(posterior.update(tiny_examples(9, seed=5), **QUICK).lineage) == 2
 
@@ -259,18 +258,6 @@ def test_draws_under_the_prior_of_a_joint_posterior() -> None:
     assert posterior.update(tiny_examples(9, seed=4), guide="normal", **QUICK).report.steps == 3
 
 
-def test_a_prior_with_parameters_is_refused() -> None:
-    """Its trained values are in Pyro's store, which a posterior does not read."""
-
-    def prior(sites: Any) -> Any:
-        return independent(sites, pyro.param("tau", torch.tensor(0.5)))
-
-    model = tiny_model(())
-    guide = NormalGuide(model)
-    with pytest.raises(PriorError, match="the parameters 'tau' would not be trained"):
-        bh.Posterior.of(model.with_prior(prior), guide)
-
-
 def test_pyro_s_laplace_approximation_is_saved_and_updated(tmp_path: Path) -> None:
     """Its covariance has no unconstrained parameters, as that of a trained guide has."""
     model = tiny_model(())
@@ -286,16 +273,6 @@ def test_pyro_s_laplace_approximation_is_saved_and_updated(tmp_path: Path) -> No
         rows = dense(joint.normal.covariance).float()
         torch.testing.assert_close(rows, covariance, rtol=1e-3, atol=1e-4)
     assert posterior.update(tiny_examples(9, seed=4), **QUICK).report.steps == 3
-
-
-def test_a_mixture_of_guides_becomes_a_mixture_of_posteriors(tmp_path: Path) -> None:
-    model = tiny_model(())
-    guide = MixtureGuide([NormalGuide(model), NormalGuide(model)])
-    posterior = bh.Posterior.of(model, guide, tiny_examples())
-    assert len(posterior.components) == 2
-    later = posterior.update(tiny_examples(9, seed=4), **QUICK)
-    assert len(later.components) == 2
-    assert posterior.save(tmp_path / "saved").exists()
 
 
 def test_further_columns_are_read_in_rounds_too() -> None:

@@ -110,16 +110,6 @@ def test_files_are_checked_before_a_backbone_is_loaded(tiny: Path, tmp_path: Pat
         bh.Posterior.load(tmp_path, "no/such-model")
 
 
-def test_another_checkpoint_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    backbone_in(tmp_path / "tiny")
-    saved(tmp_path / "run", *load_backbone(str(tmp_path / "tiny"), "cpu"))
-    other = tiny_backbone()
-    torch.nn.init.ones_(other.encoder.layer[0].output.dense.weight)
-    other.save_pretrained(tmp_path / "tiny")
-    with pytest.raises(SaveError, match=r"backbone: .*weights differ"):
-        bh.Posterior.load(tmp_path / "run", device="cpu")
-
-
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     """Its tokens would be other words, without an error anywhere."""
     posterior = saved(tmp_path, tiny_backbone(), tiny_tokenizer())
@@ -145,12 +135,20 @@ def test_a_relative_folder_is_found_from_elsewhere(
     assert shared_name(loaded.model.network.backbone) is None
 
 
-def test_code_beside_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+def test_code_beside_a_checkpoint_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a tokenizer, transformers asked on the terminal whether to run it, and did on "y"."""
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\n")
     config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
     with pytest.raises(ArchitectureError, match="backbone"):
         load_backbone(str(tmp_path), "cpu")
+    backbone = tiny_backbone()
+    backbone.config._name_or_path = str(tmp_path)
+    with pytest.raises(ConfigError, match="tokenizer: none can be loaded"):
+        _ = bh.RandomPEFT(backbone, (), bh.Head(2)).tokenizer
     assert not (tmp_path / "was-run").exists()
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from components import FIRST, SECOND, TEXTS, fit, probabilities, same
 from exact import KnownNoise, flat
+from guide_functions import around
 from onehot import FIT, assert_posterior, exact, model, network, words
 from torch.distributions import kl_divergence
 from torch.optim import Adam
@@ -172,21 +173,9 @@ def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
         assert 0.6 < (value / sd).std() < 1.5
 
 
-def at_random(of: bh.Model) -> Any:
-    """A guide function that draws where its parameters start."""
-
-    def guide(_batch: object) -> None:
-        for site in of.sites:
-            start = pyro.param(f"{site.name}.loc", torch.randn(site.shape))
-            pyro.sample(site.name, dist.Normal(start, 0.1).to_event(site.ndim))
-
-    return guide
-
-
 def test_the_seed_covers_what_a_function_draws_for_its_parameters() -> None:
     of = tiny_model(())
-    guide = at_random(of)
-    one, other = (fit(guide, 1, of, seed=3) for _ in range(2))
+    one, other = (fit(around(of, torch.randn), 1, of, seed=3) for _ in range(2))
     assert same(one, other)
 
 
@@ -195,7 +184,7 @@ def test_pyros_guides_and_functions_have_components_too() -> None:
     assert mixture.predict(TEXTS, 4).probabilities.isfinite().all()
     assert len(mixture.as_prior().parts) == len(mixture.guide.as_prior().parts) == 2
     of = tiny_model(())
-    guide = at_random(of)
+    guide = around(of, torch.randn)
     one, other = fit(guide, 2, of).components
     assert not same(one, other)
     with pytest.raises(GuideError, match="FunctionGuide does not say how"):

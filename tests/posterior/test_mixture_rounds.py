@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyro
 import pytest
 import torch
 from components import FIRST, SECOND, fit, probabilities, same
@@ -14,7 +13,7 @@ from onehot import FIT, assert_posterior, exactly, model, words
 from saves import load
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import DataError, PriorError, SaveError
+from bhpeft_pyro.errors import DataError, PriorError
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.posterior.round import of_component
@@ -127,12 +126,7 @@ def test_own_priors_come_back(tmp_path: Path) -> None:
 
     posterior = fit(of=tiny_model((), prior=wide))
     posterior.save(tmp_path / "a")
-    with pytest.raises(SaveError, match="wide"):
-        load(tmp_path / "a")
     loaded = load(tmp_path / "a", prior=wide)
     assert not isinstance(loaded.model.prior, MixturePrior)
     updated = (each.update(SECOND) for each in (posterior, loaded))
     assert torch.equal(*map(probabilities, updated))
-    AutoNormal = type("AutoNormal", (pyro.infer.autoguide.AutoNormal,), {})
-    with pytest.raises(SaveError, match="AutoNormal is not one of Pyro's own"):
-        fit(AutoNormal, 2).save(tmp_path / "b")

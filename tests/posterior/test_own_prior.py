@@ -9,11 +9,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from guide_functions import around
+from saves import load
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError, PriorError
 from bhpeft_pyro.guides.latent import latents
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 QUICK: dict[str, Any] = {"max_steps": 8, "progress": False}
 
@@ -51,9 +53,7 @@ def test_a_robust_mixture_is_the_next_prior(first: bh.Posterior, tmp_path: Path)
     history = bh.streams.History(tmp_path)
     for each in (first, second, third):
         history.add(each)
-    again = bh.Posterior.load(
-        tmp_path / second.report.id, tiny_backbone(), prior=prior, tokenizer=tiny_tokenizer()
-    )
+    again = load(tmp_path / second.report.id, prior=prior)
     assert again.evaluate(tiny_examples(9)) == second.evaluate(tiny_examples(9))
 
 
@@ -88,13 +88,7 @@ def test_another_family_under_a_prior_of_one_s_own(first: bh.Posterior, guide: A
 
 def test_a_guide_function_in_rounds() -> None:
     model = tiny_model(())
-
-    def guide(batch: object) -> None:
-        for site in model.sites:
-            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
-            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
-
-    first = bh.fit(model, guide, tiny_examples(24), **QUICK)
+    first = bh.fit(model, around(model), tiny_examples(24), **QUICK)
     with pytest.raises(GuideError, match=r"FunctionGuide does not say.*update\(\.\.\., prior="):
         first.update(tiny_examples(9, seed=3), **QUICK)
     prior = bh.Posterior.from_draws(model, first.sample(200)).as_prior()
@@ -266,9 +260,7 @@ def test_a_prior_may_sample_the_sites_in_another_order_than_the_one_before(
     one, other = (each.predict(["w5 w9", "w6"]).probabilities for each in found)
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     found[1].save(tmp_path)
-    again = bh.Posterior.load(
-        tmp_path, tiny_backbone(), prior=backwards, tokenizer=tiny_tokenizer()
-    )
+    again = load(tmp_path, prior=backwards)
     assert again.evaluate(tiny_examples(9)) == found[1].evaluate(tiny_examples(9))
     with pytest.raises(GuideError, match="sites in another order"):
         first.guide.set_prior(model.with_prior(_turned(first.as_prior())))

@@ -12,7 +12,6 @@ from onehot import FIT, assert_posterior, exact, exactly, model, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.distributions import Covariance, LowRankNormal
-from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.posterior.forgetting import forget
 from bhpeft_pyro.priors import JointPrior, as_prior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -92,11 +91,3 @@ def test_a_sharp_joint_posterior_keeps_its_mean_when_a_part_is_forgotten(ratio: 
     pull = precision @ loc.double() + 0.1 * torch.full((size,), 0.5).double()
     away = mixed.normal.mean.double() - torch.linalg.solve(precision + 0.1 * unit, pull)
     assert away @ precision @ away / 2 < 1e-3  # nats
-
-
-@pytest.mark.parametrize("keep", ["0.9", None])
-def test_shares_are_numbers(keep: Any) -> None:
-    posterior = bh.fit(model(), "normal", ROUNDS[0], max_steps=1, progress=False)
-    expected = "keep=.* must be a finite number of at least 0 and at most 1"
-    with pytest.raises(ConfigError, match=expected):
-        posterior.update(ROUNDS[1], keep=keep)

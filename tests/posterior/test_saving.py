@@ -103,22 +103,6 @@ def test_a_posterior_of_an_earlier_commit_loads_and_can_be_updated(
     assert torch.equal(again.predict(TEXTS, samples=0).probabilities, found)
 
 
-def test_a_folder_of_an_earlier_version_is_not_taken_for_an_empty_one(
-    tmp_path: Path, one: bh.Posterior
-) -> None:
-    old = tmp_path / "old"
-    old.mkdir()
-    (old / "posterior.json").write_text("{}")
-    with pytest.raises(SaveError, match="holds a posterior already"):
-        one.save(old)
-    with pytest.raises(SaveError, match="of an earlier version"):
-        _ = bh.streams.History(tmp_path).rounds
-    (old / "posterior-0123456789abcdef.safetensors").touch()
-    one.save(old, overwrite=True)
-    assert load(old).lineage == one.lineage
-    assert [path.name for path in old.iterdir()] == ["posterior.safetensors"]
-
-
 def test_a_header_is_no_larger_than_others_read(
     tmp_path: Path, one: bh.Posterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from counts import Counts
+from saves import load
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError
@@ -148,7 +149,7 @@ def test_a_pass_has_as_many_sentences_as_of_texts() -> None:
 
 def test_rounds_and_files(laplace: bh.Posterior, tmp_path: Path) -> None:
     folder = laplace.save(tmp_path / "run")
-    again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
+    again = load(folder)
     new = sentences(20, seed=3)
     expected = laplace.predict(new)
     found = again.predict(new)
@@ -173,7 +174,7 @@ def test_a_round_after_loading_is_judged_by_its_words(tmp_path: Path) -> None:
         **QUICK,
     )  # fmt: skip
     folder = posterior.save(tmp_path / "run")
-    again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
+    again = load(folder)
     newer = again.update(sentences(10, seed=4), **QUICK)
     drift = newer.assess(sentences(8, seed=5), 20)
     assert drift.nll is not None and drift.examples == len(drift.forecast)

@@ -33,6 +33,10 @@ from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
 WEEKS = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}
 TESTS = {name: tiny_examples(10, seed=50 + i) for i, name in enumerate(WEEKS)}
+GROWING = {
+    "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
+    "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
+}
 OPTIONS: dict[str, Any] = {
     "max_steps": 2,
     "lr": 0.3,
@@ -41,12 +45,11 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def run(folder: Path, batches: Any = WEEKS, **options: Any) -> bh.Posterior:
-    return bh.stream(tiny_model(()), batches, folder, **{**OPTIONS, **options})
-
-
-def weights(posterior: bh.Posterior) -> dict[str, torch.Tensor]:
-    return posterior.guide.state_dict()
+def run(
+    folder: Path, batches: Any = WEEKS, likelihood: Any = None, kinds: Any = (), **options: Any
+) -> bh.Posterior:
+    model = tiny_model(kinds, 2 if likelihood is None else 1, likelihood=likelihood)
+    return bh.stream(model, batches, folder, **{**OPTIONS, **options})
 
 
 def test_that_texts_were_cut_is_said_once(tmp_path: Path) -> None:
@@ -87,21 +90,15 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
 
 
 def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
-    weeks = {
-        "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
-        "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
-    }
-    options: dict[str, Any] = {"grow": True}
-    posterior = run(tmp_path, weeks, **options)
+    posterior = run(tmp_path, GROWING, grow=True)
     assert posterior.columns.label_names == ("no", "yes", "perhaps")
     first = tmp_path / "rounds" / posterior.lineage[0].id
     backbone = posterior.model.network.backbone
     before = bh.Posterior.load(first, backbone, tokenizer=tiny_tokenizer())
-    known = before.predict(weeks["b"]["text"][1::2], 40).label.tolist()  # the others are new
+    known = before.predict(GROWING["b"]["text"][1::2], 40).label.tolist()  # the others are new
     share = known.count(1) / 8
     assert share <= Record.of(posterior).rows[1]["accuracy"] <= share + 0.5
-    again = run(tmp_path, weeks, **options)
-    assert len(again.lineage) == 2
+    assert len(run(tmp_path, GROWING, grow=True).lineage) == 2
 
 
 def test_examples_may_be_from_before_new_labels(tmp_path: Path) -> None:
@@ -126,33 +123,25 @@ def test_examples_may_be_from_before_new_labels(tmp_path: Path) -> None:
 
 
 def test_a_test_that_does_not_fit_costs_no_round(tmp_path: Path) -> None:
-    rows = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
     wrong = {"a": {"text": ["w5"], "label": [7]}}
     with pytest.raises(DataError, match="tests: 'a': "):
-        run(tmp_path, {"a": rows}, tests=wrong)
+        run(tmp_path, {"a": GROWING["a"]}, tests=wrong)
     history = bh.streams.History(tmp_path / "rounds")
     assert len(history.rounds) == 1
-    assert run(tmp_path, {"a": rows}).report.id in history.rounds
+    assert run(tmp_path, {"a": GROWING["a"]}).report.id in history.rounds
 
 
 def test_an_interrupt_while_tests_are_scored_costs_no_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
     tests = {"a": {"text": ["w5 w7"], "label": ["no"]}}
     with monkeypatch.context() as patch:
         module = sys.modules["bhpeft_pyro.streams.stream"]  # the name is that of the function too
         patch.setattr(module, "_scores", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, {"a": rows}, tests=tests)
+            run(tmp_path, {"a": GROWING["a"]}, tests=tests)
     (id,) = bh.streams.History(tmp_path / "rounds").rounds
-    assert run(tmp_path, {"a": rows}, tests=tests).report.id == id
-
-
-def test_new_labels_that_are_numbers_come_without_a_gap(tmp_path: Path) -> None:
-    batches = {"a": tiny_examples(12), "b": {"text": ["w5", "w6"], "label": [0, 7]}}
-    with pytest.raises(DataError, match=r"batches: 'b': .*7"):
-        run(tmp_path, batches, grow=True)
+    assert run(tmp_path, {"a": GROWING["a"]}, tests=tests).report.id == id
 
 
 def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -193,12 +182,8 @@ def test_a_stream_beside_another_in_one_folder_is_refused_at_once(tmp_path: Path
 
 
 def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
-    weeks = {
-        "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
-        "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
-    }
-    tests = {name: {**rows, "text": ["w5 w7", "w6 w7"] * 4} for name, rows in weeks.items()}
-    posterior = run(tmp_path, weeks, tests=tests, grow=True)
+    tests = {name: {**rows, "text": ["w5 w7", "w6 w7"] * 4} for name, rows in GROWING.items()}
+    posterior = run(tmp_path, GROWING, tests=tests, grow=True)
     record = Record.of(posterior)
     assert record.tests == ["a", "b"]
     assert record.matrix.isnan().tolist() == [[False, True], [False, False]]
@@ -221,28 +206,41 @@ def test_a_stream_under_a_likelihood_of_one_s_own_continues(tmp_path: Path) -> N
     assert len(last.lineage) == 2 and type(last.model.likelihood) is Counts
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"tests": {"t": {"text": ["w5 w6"]}}}, DataError, "tests: 't': labels are missing"),
-        ({"tests": [{"text": ["w5 w6"]}]}, ConfigError, "tests: expected a mapping"),
-        ({"batches": None}, ConfigError, "batches: expected data by name"),
-        ({"batches": [[{"text": "w5", "label": 0}]]}, ConfigError, "number 1 is a list; expected"),
-        ({"batches": [WEEKS["week 0"]]}, ConfigError, "batches: number 1 is a Examples"),
-        (
-            {"tests": {"t": {"text": ["w5", " "], "label": [0, 1]}}},
-            DataError,
-            "tests: 't': .*row 1",
-        ),
-        ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': labels are missing"),
-        (
-            {"keep": {"head.bias": 0.5}, "guide": "laplace"},
-            PriorError,
-            "keep: this posterior is joint",
-        ),
-        ({"keep": {"tail.*": 0.5}}, ConfigError, "keep: 'tail"),
-    ],
-)
+class Own(AutoNormal):
+    """Of no library that could make it again."""
+
+
+class Varied(Counts):
+    """With a state that no file can hold."""
+
+    def __init__(self) -> None:
+        self.rates = torch.zeros(2)
+
+
+LACKS = "labels are missing"
+STARS = bh.likelihoods.OrderedLogistic(2)
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"tests": {"t": {"text": ["w5 w6"]}}}, DataError, f"tests: 't': {LACKS}"),
+    ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, f"'t': {LACKS}"),
+    ({"tests": {"t": {"text": ["w5", " "], "label": [0, 1]}}}, DataError, "tests: 't': .*row 1"),
+    ({"tests": [{"text": ["w5 w6"]}]}, ConfigError, "tests: expected a mapping"),
+    ({"batches": None}, ConfigError, "batches: expected data by name"),
+    ({"batches": [[{"text": "w5", "label": 0}]]}, ConfigError, "number 1 is a list; expected"),
+    ({"batches": [WEEKS["week 0"]]}, ConfigError, "batches: number 1 is a Examples"),
+    ({"keep": {"head.bias": 0.5}}, PriorError, "keep: this posterior is joint"),
+    ({"keep": {"tail.*": 0.5}}, ConfigError, "keep: 'tail"),
+    # What cannot be a prior, be saved, or grow.
+    ({"guide": "delta"}, GuideError, "a point estimate has no width"),
+    ({"guide": "iaf"}, GuideError, "cannot be a prior"),
+    ({"guide": Own}, GuideError, "Own is not one of Pyro's own"),
+    ({"likelihood": Varied()}, SaveError, "likelihood: Varied cannot be saved"),
+    ({"guide": "delta", "grow": True}, GuideError, r"grow: .* cannot get new rows of head"),
+    ({"guide": "AutoNormal", "grow": True}, GuideError, r"grow: .* cannot get new rows of head"),
+    ({"likelihood": STARS, "grow": True}, LikelihoodError, "OrderedLogistic"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
 def test_what_would_cost_a_round_is_refused_before_it_is_learnt(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -253,6 +251,7 @@ def test_what_would_cost_a_round_is_refused_before_it_is_learnt(
     monkeypatch.setitem(bh.streams.stream.__globals__, "fit", None)  # would be called
     with pytest.raises(error, match=message):
         run(tmp_path, **options)
+    assert not bh.streams.History(tmp_path / "rounds").rounds
 
 
 def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
@@ -261,59 +260,40 @@ def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
     assert len(scores) == len(WEEKS) and all(0 <= score <= 1 for score in scores)
 
 
-def test_a_guide_that_cannot_be_a_prior_is_refused_before_the_first_round(tmp_path: Path) -> None:
-    for guide, message in (
-        ("delta", "a point estimate has no width"),
-        ("iaf", "cannot be a prior"),
-    ):
-        with pytest.raises(GuideError, match=message):
-            run(tmp_path, guide=guide)
-    assert not any(tmp_path.iterdir())  # nothing was begun
-    run(tmp_path)  # the folder is as good as new
-
-
-def test_rounds_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
-    run(tmp_path)
-    other = tiny_model(bh.presets.lora(rank=2))
-    with pytest.raises(ConfigError, match=r"rounds with PEFT weights \(\), not \(LoRA"):
-        bh.stream(other, WEEKS, tmp_path, **OPTIONS)
-    ratings = tiny_model((), outputs=1, likelihood=bh.likelihoods.Normal())
-    with pytest.raises(ConfigError, match=r"rounds with a likelihood Categorical.*not Normal"):
-        bh.stream(ratings, WEEKS, tmp_path, **OPTIONS)
-
-
-def test_rounds_of_another_guide_are_not_gone_on_with(tmp_path: Path) -> None:
-    """Rather than leave the guide that is asked for out of account."""
-    first = {"week 0": WEEKS["week 0"]}
-    run(tmp_path, first, guide="normal")
-    with pytest.raises(ConfigError, match=r"holds rounds of NormalGuide, not LaplaceGuide"):
-        run(tmp_path, guide="laplace")
-    assert len(run(tmp_path, guide="normal").lineage) == 3
-    run(tmp_path / "pyro", first, guide="AutoNormal")
-    with pytest.raises(ConfigError, match=r"rounds of AutoNormal, not AutoMultivariateNormal"):
-        run(tmp_path / "pyro", guide="mvn")
-
-
-def test_rounds_of_other_arguments_are_not_gone_on_with(tmp_path: Path) -> None:
-    """Even if no batch is new."""
-    run(tmp_path)
-    others: list[tuple[dict[str, Any], str]] = [
-        ({"guide": "normal"}, "guide: .*LaplaceGuide, not NormalGuide"),
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kinds": bh.presets.lora(rank=2)}, r"rounds with PEFT weights \(\), not \(LoRA"),
+        (
+            {"likelihood": bh.likelihoods.Normal()},
+            "rounds with a likelihood Categorical.*not Normal",
+        ),
+        ({"guide": "normal"}, "guide: .*rounds of LaplaceGuide, not NormalGuide"),
         ({"components": 3}, "components: .*rounds of 2, not 3"),
-        (
-            {"columns": bh.Columns(label_names=("a", "b"))},
-            "rounds with labels None, not ..a., .b.",
-        ),
-        ({"columns": bh.Columns(text="body")}, "rounds read with text='text', not text='body'"),
-        (
-            {"columns": bh.Columns(max_length=9)},
-            "rounds read with max_length=None, not max_l.*=9",
-        ),
-    ]
-    for options, message in others:
-        with pytest.raises(ConfigError, match=message):
-            run(tmp_path, **options)
-    run(tmp_path, components=None)
+        ({"columns": Columns(label_names=("a", "b"))}, "with labels None, not ..a., .b."),
+        ({"columns": Columns(text="body")}, "rounds read with text='text', not text='body'"),
+        ({"columns": Columns(max_length=9)}, "read with max_length=None, not max_l.*=9"),
+    ],
+)
+def test_rounds_of_other_arguments_are_not_gone_on_with(
+    finished: Path, options: dict[str, Any], message: str
+) -> None:
+    """Even if no batch is new."""
+    with pytest.raises(ConfigError, match=message):
+        run(finished, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    run(folder)
+    return folder
+
+
+def test_rounds_of_another_guide_of_pyro_are_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path, {"week 0": WEEKS["week 0"]}, guide="AutoNormal")
+    with pytest.raises(ConfigError, match=r"rounds of AutoNormal, not AutoMultivariateNormal"):
+        run(tmp_path, guide="mvn")
 
 
 def test_rounds_that_are_learnt_otherwise_than_the_last_are_noted(tmp_path: Path) -> None:
@@ -334,7 +314,7 @@ def test_names_may_be_numbers_or_dates(tmp_path: Path) -> None:
     batches, tests = (dict(enumerate(data.values())) for data in (WEEKS, TESTS))
     record = Record.of(run(tmp_path, batches, tests=tests))
     assert [row["batch"] for row in record.rows] == record.tests == ["0", "1", "2"]
-    assert len(run(tmp_path, batches).lineage) == 3
+    assert len(run(tmp_path, batches, components=None).lineage) == 3
 
 
 def test_batches_may_be_read_but_once(tmp_path: Path) -> None:
@@ -368,38 +348,17 @@ def test_stars_are_tested_and_gone_on_with_whatever_their_scale_is_made_of(tmp_p
         assert len(last.lineage) == 2
 
 
-class Own(AutoNormal):
-    """Of no library that could make it again."""
-
-
-def test_what_cannot_be_saved_or_grown_is_refused_before_it_is_fitted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(bh.streams.stream.__globals__, "fit", None)  # would be called
-    with pytest.raises(GuideError, match="Own is not one of Pyro's own"):
-        run(tmp_path, guide=Own)
-    for guide in ("delta", "AutoNormal"):
-        with pytest.raises(GuideError, match=r"grow: .* cannot get new rows of head"):
-            run(tmp_path, guide=guide, grow=True)
-    stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
-    with pytest.raises(LikelihoodError, match="OrderedLogistic"):
-        bh.stream(stars, WEEKS, tmp_path, grow=True, progress=False)
-    likelihood = Counts()
-    likelihood.rates = torch.zeros(2)
-    model = tiny_model((), outputs=1, likelihood=likelihood)
-    with pytest.raises(SaveError, match="likelihood: Counts cannot be saved"):
-        bh.stream(model, {"monday": COUNTS}, tmp_path, progress=False)
-
-
 def test_what_is_wrong_with_a_batch_is_said_with_its_name(tmp_path: Path) -> None:
-    good = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
     for label, message in (
         (None, "column 'label', row 1: the label is missing"),
         ("perhaps", r"'perhaps' is not among .*grow=True"),
     ):
         bad = {"text": ["w7", "w8"], "label": ["no", label]}
         with pytest.raises(DataError, match=f"batches: 'b': .*{message}"):
-            run(tmp_path / str(label), {"a": good, "b": bad})
+            run(tmp_path / str(label), {"a": GROWING["a"], "b": bad})
+    gap = {"a": tiny_examples(12), "b": {"text": ["w5", "w6"], "label": [0, 7]}}
+    with pytest.raises(DataError, match=r"batches: 'b': .*7"):
+        run(tmp_path / "gap", gap, grow=True)
 
 
 def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) -> None:

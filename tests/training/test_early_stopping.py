@@ -147,14 +147,19 @@ def test_a_point_that_the_prior_pulls_has_its_last_state() -> None:
     assert [fit.report.temperature for fit in fits] == [0.0, 1.0, 0.0]
 
 
+def noisy(learnt: int, held_out: int) -> list[dict[str, Any]]:
+    """Ratings that are nothing but noise: rows to learn, and others."""
+    count = learnt + held_out
+    texts = [f"w{5 + i % 40} w{7 + i % 30}" for i in range(count)]
+    labels = (2 * torch.randn(count, generator=torch.Generator().manual_seed(0))).tolist()
+    parts = slice(learnt), slice(learnt, count)
+    return [{"text": texts[part], "label": labels[part]} for part in parts]
+
+
 @pytest.mark.parametrize("kind", [Normal, HeteroscedasticNormal])
 def test_a_point_of_ratings_has_the_noise_of_held_out_rows(kind: Any) -> None:
     """What it has learnt by heart leaves none in the training rows."""
-    texts = [f"w{5 + i % 40} w{7 + i % 30}" for i in range(40)]
-    labels = (2 * torch.randn(40, generator=torch.Generator().manual_seed(0))).tolist()
-    data, rows = (
-        {"text": texts[part], "label": labels[part]} for part in (slice(30), slice(30, 40))
-    )
+    data, rows = noisy(30, 10)
     model = tiny_model((), kind.outputs, likelihood=kind(spread=2.0), aligned=True)
     options: dict[str, Any] = {"max_steps": 40, "lr": 0.1, "progress": False}
     posterior = bh.fit(model, "delta", data, validation=rows, **options)
@@ -281,11 +286,7 @@ def test_with_few_held_out_rows_a_fit_is_brief_and_keeps_its_end(
 
 
 def test_a_brief_fit_of_ratings_has_the_noise_of_held_out_rows() -> None:
-    texts = [f"w{5 + i % 40} w{7 + i % 30}" for i in range(80)]
-    labels = (2 * torch.randn(80, generator=torch.Generator().manual_seed(0))).tolist()
-    data, rows = (
-        {"text": texts[part], "label": labels[part]} for part in (slice(48), slice(48, 80))
-    )
+    data, rows = noisy(48, 32)
     model = tiny_model(outputs=1, likelihood=Normal(spread=2.0), aligned=True)
     posterior = bh.fit(model, "delta", data, validation=rows, lr=0.1, progress=False)
     assert (posterior.report.steps, posterior.report.best_step) == (20, None)

@@ -11,13 +11,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import Designed
+from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.fisher import all_outcomes
 from bhpeft_pyro.model.likelihoods import Function, MultiLabel, StudentT
-from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_model
 
 NAMES = ("art", "money", "sport")
 QUICK: dict[str, Any] = {"max_steps": 6, "progress": False}
@@ -54,7 +55,7 @@ def seen(outputs: Tensor, extra: Any) -> Any:
 
 def loaded(posterior: bh.Posterior, folder: Path, **code: Any) -> bh.Posterior:
     """The saved posterior, with the features of `model`."""
-    again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer(), **code)
+    again = load(folder, **code)
     return again.replace(
         model=bh.Model(posterior.model.network, again.model.prior, again.model.likelihood)
     )

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from guide_functions import around
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
@@ -21,7 +22,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError, LikelihoodError, PriorError
-from bhpeft_pyro.guides import latent
+from bhpeft_pyro.guides import NormalGuide, latent
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 from bhpeft_pyro.training.elbo import ELBO
@@ -89,9 +90,7 @@ def test_a_plate_where_the_draws_are_is_refused_under_a_guide_that_does_not_ask(
 
     def guide(batch: object) -> None:
         pyro.sample("scale", dist.Delta(pyro.param("q", torch.ones(2, 1)), event_dim=2))
-        for site in model.sites:
-            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
-            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+        around(model)(batch)
 
     with pytest.raises(PriorError, match=r'"layers" and "draws", collide.*Expected no plates'):
         bh.fit(model, guide, tiny_examples(), **QUICK)
@@ -145,9 +144,7 @@ def test_an_easy_guide_in_a_function() -> None:
 
     class Easy(EasyGuide):
         def guide(self, batch: object) -> None:
-            for site in model.sites:
-                loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
-                pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+            around(model)(batch)
 
     easy = Easy(model)
     posterior = bh.fit(model, lambda batch: easy(batch), tiny_examples(), **QUICK)
@@ -250,8 +247,11 @@ def test_a_prior_may_not_have_parameters_that_nobody_trains() -> None:
         bh.fit(tiny_model((), prior=own), "normal", tiny_examples(), max_steps=1, progress=False)
     own.eval().requires_grad_(False)
     bh.fit(tiny_model((), prior=own), "normal", tiny_examples(), max_steps=1, progress=False)
-    with pytest.raises(PriorError, match=r"'sd.head.weight', 'sd.head.bias' would not be trained"):
-        bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), **QUICK)
+    model, refused = tiny_model((), prior=prior), "'sd.head.weight', 'sd.head.bias' would not be tr"
+    with pytest.raises(PriorError, match=refused):
+        bh.fit(model, "normal", tiny_examples(), **QUICK)
+    with pytest.raises(PriorError, match=refused):  # their trained values are in Pyro's store
+        bh.Posterior.of(model, NormalGuide(tiny_model(())))
 
 
 def test_a_guide_that_cannot_be_reparameterised_is_refused() -> None:

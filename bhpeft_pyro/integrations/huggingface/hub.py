@@ -18,7 +18,7 @@ from ...base.files import write
 from ...errors import SaveError
 from ...model.backbone import shared_name
 from ...posterior.posterior import Posterior
-from ...posterior.saving import EARLIER, FILE
+from ...posterior.saving import FILE
 
 _BASES = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
@@ -153,7 +153,7 @@ def from_pretrained(
                 str(name),
                 revision=revision,
                 token=token,
-                allow_patterns=[FILE, EARLIER],
+                allow_patterns=[FILE],
                 library_name="bhpeft_pyro",
                 library_version=__version__,
             )

@@ -19,7 +19,8 @@ from ...errors import ConfigError, SaveError
 from ...guides.guide import check_not_linear
 from ...model.head import final_layer, set_final_layer
 from ...model.network import RandomPEFT
-from ...posterior.posterior import Part, Posterior
+from ...posterior.posterior import Posterior
+from ...posterior.predictor import Part
 from .reading import CONFIG, Change, check_targets, library
 
 _TENSORS = "adapter_model.safetensors"

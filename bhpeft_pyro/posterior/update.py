@@ -39,6 +39,7 @@ from .posterior import Posterior
 from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
 
 _CHECKED = 256  # examples whose labels or answers are compared with what is predicted
+_REPEATED = 0.1  # share of rows; a few short texts, such as "ok", come again by chance
 
 
 def update(
@@ -84,6 +85,7 @@ def update(
         check_held_out(posterior, examples, held_out)
         if not again:
             refuse_known(posterior, examples)
+            _warn_of_known(posterior, examples)
         if own_prior is not None:
             vectorised = options.particles > 1 and not posterior.guide.point
             check_prior(own_prior, posterior.model.sites, vectorised)
@@ -283,6 +285,19 @@ def refuse_known(posterior: Posterior, examples: Examples) -> None:
     """Raise a DataError if a round has learnt these examples."""
     why = " already, and they would count twice; again=True learns them again"
     _refuse(posterior, examples, "data", why)
+
+
+def _warn_of_known(posterior: Posterior, examples: Examples) -> None:
+    """Say how many of the rows have the text of a row of an earlier round, if they are many."""
+    hashes, known = examples.row_hashes, posterior.learnt_rows
+    repeated = 0 if known is None else int(torch.isin(hashes, known).sum())
+    if repeated > _REPEATED * len(hashes):
+        warnings.warn(
+            f"data: {repeated} of {len(hashes)} rows have the text of a row that an earlier round "
+            "has learnt or held out (case and spaces aside). What was learnt would count twice: "
+            "give only the new rows; again=True learns all of them without this warning",
+            stacklevel=2,
+        )
 
 
 def check_held_out(posterior: Posterior, examples: Examples, held_out: Examples | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 from unittest.mock import Mock
 
@@ -96,6 +97,20 @@ def test_rounds_and_options_are_handed_on() -> None:
     again = bh.FitOptions(max_steps=2, progress=False)
     fresh = second.update(FIRST, options=again, again=True)
     assert fresh.report.temperature == 1.0
+
+
+def test_rows_that_come_again_in_part_are_counted() -> None:
+    """An export of all data so far, in place of the new rows; and a text that comes twice."""
+    first, new = fit(), SECOND.subset(range(8))
+    known = FIRST.row_hashes.tolist()
+    assert not {*known} & {*new.row_hashes.tolist()}
+    both = new.concat(FIRST.subset(range(3)))
+    with pytest.warns(UserWarning, match=r"^data: 3 of 11 rows have the text of a row that an ear"):
+        first.update(both, max_steps=1)
+    with warnings.catch_warnings(action="error"):
+        first.update(both, max_steps=1, again=True)
+        first.update(new.concat(SECOND.subset(range(8, 11)), FIRST.subset([0])), max_steps=1)
+        first.replace(learnt_rows=None).update(both, max_steps=1)
 
 
 def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:

@@ -59,6 +59,11 @@ def _check_run(run: Path) -> Path:
     return run
 
 
+def share_option(help: str, show_default: str | bool = True) -> Any:
+    """An option for a share."""
+    return typer.Option(help=help, metavar="SHARE", parser=share, show_default=show_default)
+
+
 def held_out(help: str, **how: Any) -> Any:
     """An option for rows that are held out: a share of the data, or a file."""
     return typer.Option(
@@ -122,6 +127,9 @@ _FIT = "How to fit"
 Data = Annotated[str, typer.Argument(help=_DATA, show_default=False, callback=check_data)]
 Run = Annotated[Path, typer.Argument(help=_RUN, show_default=False, callback=_check_run)]
 Out = Annotated[Path, typer.Option(help=_OUT, show_default=False)]
+OtherOut = Annotated[
+    Path | None, typer.Option(help="Another folder to save in.", show_default="RUN itself")
+]
 OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")]
 Config = Annotated[
@@ -198,15 +206,7 @@ Distill = Annotated[
         callback=check_data,
     ),
 ]
-Error = Annotated[
-    Any,
-    typer.Option(
-        help="The largest share of wrong answers that is promised.",
-        metavar="SHARE",
-        parser=share,
-        show_default="5%",
-    ),
-]
+Error = Annotated[Any, share_option("The largest share of wrong answers that is promised.", "5%")]
 Tolerance = Annotated[
     float | None,
     typer.Option(help="For ratings: an answer is right up to this distance.", show_default="none"),

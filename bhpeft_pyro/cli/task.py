@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..base import names
 from ..base.checks import few
 from ..data import Columns, Kind
+from ..data.cells import is_number
 from ..data.columns import as_words, labelled_words, naming_words, read_cells, wrong
 from ..data.doubts import warn_of_classes
 from ..data.labels import (
     check_types,
     in_one_form,
-    is_number,
     name_of,
     read_labels,
     read_ratings,

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
-from program import write_csv
+from program import write_csv, write_lines
 from toy_tokenizers import bert_like
 
 from bhpeft_pyro.data import Columns, Examples, encode, sources
@@ -52,11 +52,6 @@ def rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def in_every_form(columns: dict[str, list[Any]], folder: Path) -> list[Any]:
     rows, table = rows_of(columns), Dataset.from_dict(columns)
     return [
@@ -69,8 +64,8 @@ def in_every_form(columns: dict[str, list[Any]], folder: Path) -> list[Any]:
         table.to_iterable_dataset().with_format("torch"),
         table.to_iterable_dataset().map(lambda row: row),  # which does not know its columns
         pd.DataFrame(columns, index=[f"row {i}" for i in range(len(rows))]),
-        str(write_jsonl(folder / "rows.jsonl", rows)),
-        write_jsonl(folder / "rows.json", rows),
+        str(write_lines(folder / "rows.jsonl", rows)),
+        write_lines(folder / "rows.json", rows),
     ]
 
 

@@ -54,7 +54,7 @@ def check_data(given: Any) -> Any:
 
 
 def _check_run(run: Path) -> Path:
-    if not run.exists():
+    if not run.is_dir():
         raise ConfigError(f"run: there is no folder {run}")
     return run
 

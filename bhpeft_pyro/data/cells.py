@@ -121,9 +121,9 @@ def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
         if any("\0" in name for name in header):
             raise DataError("the header has a NUL character; expected a text file in UTF-8")
         check_once([meant(name) for name in header if name])
-        table = pd.read_csv(path, na_values="", chunksize=size, **how)
-        for part in _without_end([table] if size is None else table):
-            yield part.rename(columns=meant).map(meant, na_action="ignore")
+        with pd.read_csv(path, na_values="", chunksize=size, iterator=True, **how) as tables:
+            for part in _without_end(tables):
+                yield part.rename(columns=meant).map(meant, na_action="ignore")
     except pd.errors.EmptyDataError as error:
         empty = "the first line is empty; expected the names of the columns"
         raise DataError(empty if path.stat().st_size else "the file is empty") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,6 +297,16 @@ def test_parts_are_the_file(name: str, size: int, tmp_path: Path) -> None:
     assert [len(part["text"]) for part in found] == sizes
     joined = {column: [cell for part in found for cell in part[column]] for column in columns}
     assert joined == columns == load(path, ("text",))[:]
+
+
+def test_a_file_is_closed_where_reading_ends_early(tmp_path: Path) -> None:
+    rows = parts(write_csv(tmp_path / "rows.csv", text=TEXTS), None, 1)
+    next(rows)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        rows.close()  # type: ignore[attr-defined]
+        gc.collect()
+    assert not [str(each.message) for each in found]
 
 
 def test_a_bad_line_is_refused_when_it_is_reached(tmp_path: Path) -> None:

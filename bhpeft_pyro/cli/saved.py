@@ -72,6 +72,7 @@ def check_file(out: Path, *suffixes: str, data: str | None = None, overwrite: bo
         raise ConfigError(f"--out: {out} should end in {' or '.join(suffixes)}")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
+    check_folder(out.parent)
     if out.is_dir():
         raise ConfigError(f"--out: {out} is a folder; expected a file, or the name of a new one")
     check_inputs(out.parent, [out.name], data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,10 +21,7 @@ def distill(
         int, typer.Option(help="Seed of the order of the texts and of the choice of held-out ones.")
     ] = 0,
     text_column: options.TextColumn = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Another folder to save both in.", show_default="RUN itself"),
-    ] = None,
+    out: options.OtherOut = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
@@ -42,11 +38,11 @@ def distill(
     """
     from ..data.sources import in_file
     from ..errors import DataError
-    from .saved import check_folder, check_out, folder_of, open_run, reading, save_with_student
+    from .saved import checked_out, folder_of, open_run, reading, save_with_student
     from .tables import rows_for
 
     folder = folder_of(run)
-    check_out(out, overwrite) if out else check_folder(folder)
+    out = checked_out(out, folder, overwrite)
     posterior = open_run(folder, backbone, device)
     reader = reading(posterior, text_column)
     rows = rows_for(reader, data, labelled=False)
@@ -58,4 +54,4 @@ def distill(
             texts = reader.model.encode_texts(rows, reader.columns)
         say(f"note: labels are not read: {error}")
     how = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
-    save_with_student(posterior, texts, out or folder, **how)
+    save_with_student(posterior, texts, out, **how)

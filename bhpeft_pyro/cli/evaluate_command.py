@@ -30,11 +30,10 @@ def evaluate(
     """
     from ..forecast import metrics
     from ..forecast.base import cost_in_words
-    from .saved import check_method, check_samples, guide_of, open_run
+    from .saved import check_method, open_run
     from .tables import labelled_examples
 
     posterior = open_run(run, backbone, device)
-    check_samples(samples, guide_of(posterior), posterior.model.likelihood)
     check_method(posterior, method, samples)
     examples = labelled_examples(posterior, data)
     known = posterior.replace(novelty=None)  # which no metric is about
@@ -70,12 +69,12 @@ def report(
     """
     from ..base.files import write
     from ..plots.html import posterior_page
-    from .saved import check_file, check_samples, guide_of, open_run
+    from .saved import check_file, check_method, open_run
     from .tables import labelled_examples
 
     check_file(out, ".html")
     posterior = open_run(run, backbone, device)
-    check_samples(samples, guide_of(posterior), posterior.model.likelihood, data is not None)
+    check_method(posterior, None, samples, data is not None)
     forecast, heading = None, ""
     if data is not None:
         examples = labelled_examples(posterior, data)

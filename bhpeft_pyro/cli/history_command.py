@@ -11,10 +11,11 @@ from ..errors import ConfigError, SaveError
 from . import options
 from .screen import print_json, say, table
 
-_COLUMNS = ("id", "name", "examples", "temperature", "keep", "negative_elbo")
-_MORE = ("parent", "data", "projection", "metrics")
+_FACTS = (
+    *("id", "name", "examples", "temperature", "keep", "negative_elbo"),
+    *("parent", "data", "projection", "metrics"),
+)
 _SHOWN = ("id", "parent", "name", "examples", "keep")
-_HELD_OUT = "held_out/nll"
 
 
 def history(
@@ -64,7 +65,7 @@ def history(
     if as_json:
         facts = [
             {
-                **{name: getattr(report, name) for name in (*_COLUMNS, *_MORE)},
+                **{name: getattr(report, name) for name in _FACTS},
                 "folder": str(folders[report.id]) if report.id in folders else None,
                 "feedback": tally.plain if (tally := labels.get(report.id)) else None,
             }
@@ -78,7 +79,7 @@ def history(
     if any(value is not None for value in broken):
         words = {None: None, 0.0: "holds", 1.0: "broken"}
         columns["promise"] = [words[value] for value in broken]
-    columns["held-out NLL"] = [report.metrics.get(_HELD_OUT) for report in rounds]
+    columns["held-out NLL"] = [report.metrics.get("held_out/nll") for report in rounds]
     if not single and any(path.name != id for id, path in folders.items()):
         columns["folder"] = [folders[report.id].name for report in rounds]
     table("Rounds", [*columns], [*zip(*columns.values(), strict=True)])

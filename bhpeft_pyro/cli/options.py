@@ -54,9 +54,14 @@ def check_data(given: Any) -> Any:
 
 
 def _check_run(run: Path) -> Path:
-    if not run.exists():
+    if not run.is_dir():
         raise ConfigError(f"run: there is no folder {run}")
     return run
+
+
+def share_option(help: str, show_default: str | bool = True) -> Any:
+    """An option for a share."""
+    return typer.Option(help=help, metavar="SHARE", parser=share, show_default=show_default)
 
 
 def held_out(help: str, **how: Any) -> Any:
@@ -122,6 +127,9 @@ _FIT = "How to fit"
 Data = Annotated[str, typer.Argument(help=_DATA, show_default=False, callback=check_data)]
 Run = Annotated[Path, typer.Argument(help=_RUN, show_default=False, callback=_check_run)]
 Out = Annotated[Path, typer.Option(help=_OUT, show_default=False)]
+OtherOut = Annotated[
+    Path | None, typer.Option(help="Another folder to save in.", show_default="RUN itself")
+]
 OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")]
 Config = Annotated[
@@ -198,15 +206,7 @@ Distill = Annotated[
         callback=check_data,
     ),
 ]
-Error = Annotated[
-    Any,
-    typer.Option(
-        help="The largest share of wrong answers to promise.",
-        metavar="SHARE",
-        parser=share,
-        show_default="5%",
-    ),
-]
+Error = Annotated[Any, share_option("The largest share of wrong answers to promise.", "5%")]
 Tolerance = Annotated[
     float | None,
     typer.Option(

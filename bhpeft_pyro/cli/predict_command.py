@@ -18,6 +18,7 @@ from .predicted_rows import Kept
 from .screen import say, table
 
 if TYPE_CHECKING:
+    from ..base.progress import Work
     from ..posterior.posterior import Posterior
     from ..prediction.predict import AnyForecast
 
@@ -33,12 +34,7 @@ def predict(
     config: options.Config = None,
     flag: Annotated[
         Any,
-        typer.Option(
-            help="Flag this share of the rows, the least certain.",
-            metavar="SHARE",
-            parser=options.share,
-            show_default="10%",
-        ),
+        options.share_option("Flag this share of the rows, the least certain.", "10%"),
     ] = None,
     by: Annotated[
         Literal["total", "epistemic", "aleatoric", "variance", "confidence", "novelty"],
@@ -49,12 +45,10 @@ def predict(
     ] = "total",
     max_false_alarms: Annotated[
         Any,
-        typer.Option(
-            help="Flag the rows unlike what was learnt instead. Of rows like the learnt ones, at "
-            "most this share is flagged, on average.",
-            metavar="SHARE",
-            parser=options.share,
-            show_default="none",
+        options.share_option(
+            "Flag the rows unlike what was learnt instead. Of rows like the learnt ones, at most "
+            "this share is flagged, on average.",
+            "none",
         ),
     ] = None,
     out: Annotated[
@@ -78,12 +72,10 @@ def predict(
     samples: options.Samples = None,
     coverage: Annotated[
         Any,
-        typer.Option(
-            help="After bhpeft promise: add sets of classes, or intervals of ratings, that contain "
-            "the label for this share of texts.",
-            metavar="SHARE",
-            parser=options.share,
-            show_default="none",
+        options.share_option(
+            "After bhpeft promise: add sets of classes, or intervals of ratings, that contain the "
+            "label for this share of texts.",
+            "none",
         ),
     ] = None,
     draw_seed: options.DrawSeed = 0,
@@ -119,15 +111,7 @@ def predict(
     from ..data.sources import in_file, places
     from ..forecast.base import cost_in_words, share_of
     from ..prediction.predict import PART
-    from .saved import (
-        check_file,
-        check_method,
-        check_novelty,
-        check_samples,
-        guide_of,
-        open_run,
-        reading,
-    )
+    from .saved import check_file, check_method, check_novelty, guide_of, open_run, reading
 
     for name, share in (("--flag", flag), ("--max-false-alarms", max_false_alarms)):
         if share == 0:
@@ -147,10 +131,9 @@ def predict(
         coverage = INSIDE("coverage", coverage)
         if posterior.promised is None:
             raise ConfigError("--coverage: it needs calibration rows; bhpeft promise first")
-    family, single = guide_of(posterior), len(posterior.components) == 1
-    check_samples(samples, family, posterior.model.likelihood)
     check_method(posterior, method, samples)
-    if single and family == "delta" and by in ("epistemic", "variance"):
+    single = len(posterior.components) == 1
+    if single and guide_of(posterior) == "delta" and by in ("epistemic", "variance"):
         raise ConfigError(f"--by: got {by!r}, of which a point estimate has none; expected total")
     if by == "novelty":
         check_novelty(posterior, max_false_alarms)
@@ -161,15 +144,8 @@ def predict(
     how = {"method": method, "samples": samples, "seed": draw_seed}
     with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
         kept = Kept(file, posterior.model.network.head.each_word)
-        bad: dict[int, str] = {}
         with _advising(skip_bad), in_file(data), work(parts=-(-total // PART)) as whole:
-
-            def done(forecast: AnyForecast | None) -> None:
-                kept.count(forecast)
-                whole.next()
-
-            for row in _predicted(posterior, data, by, coverage, skip_bad, how, bad, done):
-                kept.add(*row)
+            bad = _predict(posterior, data, kept, whole, by, coverage, skip_bad, how)
         if bad:
             why = next(iter(bad.values())).removesuffix(FILL_IN)
             error = DataError.of_rows("", [*bad], why)
@@ -268,20 +244,18 @@ def _of_good_rows(
     return None, [], bad
 
 
-def _predicted(
+def _predict(
     posterior: Posterior,
     data: str,
+    kept: Kept,
+    whole: Work,
     by: str,
     coverage: float | None,
     skip_bad: bool,
     how: dict[str, Any],
-    bad: dict[int, str],
-    done: Callable[[AnyForecast | None], object],
-) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[float], list[str]]]:
-    """Of each row its cells as they are in the file; the columns that are predicted; and how
-    uncertain each of its examples is, with their texts. The last three are empty for the rows that
-    cannot be predicted, which are added to `bad`, with what is wrong. `done` is called with
-    the forecast of each part of the file, None if no row of it can be predicted."""
+) -> dict[int, str]:
+    """Predict a file part by part, each of which is a part of the `whole` work, and keep all rows.
+    Of those that cannot be predicted, what is wrong, by their numbers."""
     from ..data import CutWarning
     from ..data.sources import parts
     from ..decisions.sets import covering
@@ -289,6 +263,7 @@ def _predicted(
 
     model, columns, first = posterior.model, posterior.columns, 0
     read = columns.inputs(model.likelihood.kind)
+    bad: dict[int, str] = {}
 
     def predict(some: dict[str, list[Any]]) -> AnyForecast:
         return posterior.predict(model.encode_texts(some, columns), **how)
@@ -305,6 +280,7 @@ def _predicted(
         bad |= {first + row: refused[row] for row in sorted(refused)}
         predicted: dict[int, Any] = {}
         if forecast is not None:
+            kept.count(forecast)
             summary = forecast.summary()
             if coverage is not None:
                 with warnings.catch_warnings():
@@ -318,9 +294,10 @@ def _predicted(
             for row, *values, scores, words in zip(rows, *summary.values(), *every, strict=True):
                 predicted[row] = dict(zip(summary, values, strict=True)), scores, words
         for row, cells in enumerate(zip(*given.values(), strict=True)):
-            yield dict(zip(given, cells, strict=True)), *predicted.get(row, ({}, [], []))
+            kept.add(dict(zip(given, cells, strict=True)), *predicted.get(row, ({}, [], [])))
         first += len(next(iter(given.values())))
-        done(forecast)
+        whole.next()
+    return bad
 
 
 def _beside(data: str) -> Path:

@@ -22,15 +22,14 @@ class Kept:
         self.method, self.passes, self.examples = "", 0.0, 0
         self.answered: int | None = None  # under a promise
 
-    def count(self, forecast: AnyForecast | None) -> None:
+    def count(self, forecast: AnyForecast) -> None:
         """Of a part of the rows, how it was predicted, the passes that it took, and how many are
         answered."""
-        if forecast is not None:
-            self.method = forecast.method
-            self.passes += len(forecast) * (forecast.passes or 0.0)
-            self.examples += len(forecast)
-            if forecast.answered is not None:
-                self.answered = (self.answered or 0) + int(forecast.answered.sum())
+        self.method = forecast.method
+        self.passes += len(forecast) * (forecast.passes or 0.0)
+        self.examples += len(forecast)
+        if forecast.answered is not None:
+            self.answered = (self.answered or 0) + int(forecast.answered.sum())
 
     def add(
         self, row: dict[str, Any], predicted: dict[str, Any], scores: list[float], texts: list[str]

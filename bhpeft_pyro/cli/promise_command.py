@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,29 +17,22 @@ def promise(
     error: options.Error = None,
     confidence: Annotated[
         Any,
-        typer.Option(
-            help="The probability that the promise is kept, over random draws of the rows.",
-            metavar="SHARE",
-            parser=options.share,
+        options.share_option(
+            "The probability that the promise is kept, over random draws of the rows."
         ),
     ] = "90%",
     tolerance: options.Tolerance = None,
     max_share_to_people: Annotated[
         Any,
-        typer.Option(
-            help="Leave at most this share of texts to people, instead of --error: the error that "
-            "can be promised then follows.",
-            metavar="SHARE",
-            parser=options.share,
-            show_default="none",
+        options.share_option(
+            "Leave at most this share of texts to people, instead of --error: the error that can "
+            "be promised then follows.",
+            "none",
         ),
     ] = None,
     method: options.Method = None,
     text_column: options.TextColumn = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Another folder to save it in.", show_default="RUN itself"),
-    ] = None,
+    out: options.OtherOut = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
@@ -58,11 +50,11 @@ def promise(
         bhpeft promise runs/ratings calibration.csv --tolerance 0.5 --error 10%
         bhpeft promise runs/reviews calibration.csv --max-share-to-people 20%
     """
-    from .saved import check_folder, check_method, check_out, folder_of, open_run, reading
+    from .saved import check_method, checked_out, folder_of, open_run, reading
     from .tables import labelled_examples
 
     folder = folder_of(run)
-    check_out(out, overwrite) if out else check_folder(folder)
+    out = checked_out(out, folder, overwrite)
     posterior = open_run(folder, backbone, device)
     check_method(posterior, method, None)
     examples = labelled_examples(reading(posterior, text_column), data)
@@ -74,6 +66,6 @@ def promise(
         max_share_to_people=max_share_to_people,
         method=method,
     )
-    posterior.save(out or folder, overwrite=True)
+    posterior.save(out, overwrite=True)
     typer.echo(str(posterior.promised))
-    say(f"saved in {out or folder}; next: bhpeft predict {out or folder} NEW_ROWS")
+    say(f"saved in {out}; next: bhpeft predict {out} NEW_ROWS")

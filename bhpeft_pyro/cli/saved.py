@@ -47,6 +47,16 @@ def check_folder(out: Path) -> None:
         raise ConfigError(f"--out: there is no permission to write into {there}")
 
 
+def checked_out(out: Path | None, folder: Path, overwrite: bool) -> Path:
+    """Where a posterior that is saved in a folder goes when more is saved with it: --out, or there
+    again."""
+    if out is None:
+        check_folder(folder)
+        return folder
+    check_out(out, overwrite)
+    return out
+
+
 def check_inputs(out: Path, names: Sequence[str], *inputs: object) -> None:
     """Refuse a folder in which a file of one of the names would replace a file that is read."""
     read = {Path(given).resolve() for given in inputs if isinstance(given, str)}
@@ -62,6 +72,7 @@ def check_file(out: Path, *suffixes: str, data: str | None = None, overwrite: bo
         raise ConfigError(f"--out: {out} should end in {' or '.join(suffixes)}")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
+    check_folder(out.parent)
     if out.is_dir():
         raise ConfigError(f"--out: {out} is a folder; expected a file, or the name of a new one")
     check_inputs(out.parent, [out.name], data)
@@ -81,9 +92,7 @@ def check_used(fitting: Fitting, guide: str, selects: bool) -> None:
         )
 
 
-def check_samples(
-    samples: int | None, guide: str, likelihood: Likelihood, predicts: bool = True
-) -> None:
+def check_samples(samples: int | None, guide: str, likelihood: Likelihood, predicts: bool) -> None:
     """Refuse a number of draws where nothing is drawn."""
     if samples is None:
         return
@@ -96,8 +105,11 @@ def check_samples(
         raise ConfigError(f"--samples: {why}, so nothing is drawn; leave it out")
 
 
-def check_method(posterior: Posterior, method: Method | None, samples: int | None) -> None:
+def check_method(
+    posterior: Posterior, method: Method | None, samples: int | None, predicts: bool = True
+) -> None:
     """Refuse a way to predict that a posterior does not have, before rows are read."""
+    check_samples(samples, guide_of(posterior), posterior.model.likelihood, predicts)
     if method == "student":
         if samples is not None:
             raise ConfigError("--method: a student draws nothing; leave out --samples, or --method")

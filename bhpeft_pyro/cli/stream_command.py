@@ -60,10 +60,8 @@ def stream(
     components: options.Components = None,
     tests: Annotated[
         Any,
-        typer.Option(
-            help="The share of each batch that is held out; after every round all are scored.",
-            metavar="SHARE",
-            parser=options.share,
+        options.share_option(
+            "The share of each batch that is held out; after every round all are scored."
         ),
     ] = "0",
     keep: options.Keep = 1.0,

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..base import names
 from ..base.checks import few
 from ..data import Columns, Kind
+from ..data.cells import is_number
 from ..data.columns import as_words, labelled_words, naming_words, read_cells, wrong
 from ..data.doubts import warn_of_classes
 from ..data.labels import (
     check_types,
     in_one_form,
-    is_number,
     name_of,
     read_labels,
     read_ratings,
@@ -33,7 +33,6 @@ _RATINGS = ("rating", "stars", "score")
 _LABELS = ("label", "labels", *_RATINGS)
 _TAGS = ("tags", "ner_tags")
 _LEVELS = 11  # 0 to 10: of more whole numbers the ends may not be those of the scale
-_PLAIN = Reading()
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,11 @@ class Task:
         return tasks.ratings(backbone, *self.scale, **how)
 
 
-def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
+def infer(table: Dataset, reading: Reading) -> Task:
     """The task of a table, from its columns and labels where it is not given.
 
-    >>> print(infer(Dataset.from_dict({"review": ["good", "bad"], "stars": [5, 1]})))
+    >>> table = Dataset.from_dict({"review": ["good", "bad"], "stars": [5, 1]})
+    >>> print(infer(table, Reading()))
     ratings: 'stars' from 'review', between 1 and 5
     """
     there = table.column_names

@@ -173,6 +173,11 @@ def in_rows(spans: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.cat([places.unsqueeze(1), spans[:, 1:]], 1)
 
 
+def random_order(count: int, seed: int = 0) -> Tensor:
+    """The numbers 0 to `count` - 1 in a random order, which is the same for the same seed."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
 _MAX_POOL = 50  # batches per pool; a wider pool saves hardly any more padding
 
 

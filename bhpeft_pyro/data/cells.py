@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -39,7 +41,7 @@ def safe(value: object) -> object:
     >>> safe("=1+1"), safe("-1.5"), safe("'tis"), safe("'=1")
     ("'=1+1", '-1.5', "'tis", "''=1")
     """
-    if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value):
+    if isinstance(value, str) and _FORMULA.match(value) and not is_number(value):
         return f"'{value}"
     return value
 
@@ -53,12 +55,12 @@ def meant(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def _is_number(text: str) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a cell is a finite number, or a str that reads as one."""
     try:
-        float(text)
-    except ValueError:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
         return False
-    return True
 
 
 def columns_of(
@@ -119,9 +121,9 @@ def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
         if any("\0" in name for name in header):
             raise DataError("the header has a NUL character; expected a text file in UTF-8")
         check_once([meant(name) for name in header if name])
-        table = pd.read_csv(path, na_values="", chunksize=size, **how)
-        for part in _without_end([table] if size is None else table):
-            yield part.rename(columns=meant).map(meant, na_action="ignore")
+        with pd.read_csv(path, na_values="", chunksize=size, iterator=True, **how) as tables:
+            for part in _without_end(tables):
+                yield part.rename(columns=meant).map(meant, na_action="ignore")
     except pd.errors.EmptyDataError as error:
         empty = "the first line is empty; expected the names of the columns"
         raise DataError(empty if path.stat().st_size else "the file is empty") from error
@@ -184,6 +186,9 @@ def expect(rows: Sequence[Any], types: type | tuple[type, ...], what: str) -> li
     return [*rows]
 
 
+_json = partial(json.dumps, default=str)  # dates, which a data set of the hub may have
+
+
 def write_rows(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
     """Write a CSV file, or JSON lines."""
     with writing(out) as file:
@@ -196,9 +201,9 @@ def write_rows(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str
             writer = csv.DictWriter(lines, [*names], lineterminator="\r\n")
             writer.writerow({name: safe(name) for name in names})
             for record in records:
-                nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, list | dict)}
+                nested = {k: _json(v) for k, v in record.items() if isinstance(v, list | dict)}
                 writer.writerow({k: safe(v) for k, v in (record | nested).items()})
         else:
             for record in records:
-                text.write(json.dumps(record, ensure_ascii=False) + "\n")
+                text.write(_json(record, ensure_ascii=False) + "\n")
         text.detach()  # which writes what is left, and leaves the file open

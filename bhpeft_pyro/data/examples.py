@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..base.checks import shown
 from ..errors import DataError
-from .batch import Batch, in_order, in_rows, shuffled, within
+from .batch import Batch, in_order, in_rows, random_order, shuffled, within
 from .columns import Kind
 from .copies import apart, fingerprint_of
 from .tokens import Tokens, cat
@@ -143,7 +143,7 @@ class Examples:
             count = 0 if few else min(len(rows) // 5, _HELD_OUT)
         else:
             count = round(share * len(rows))
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        order = random_order(len(rows), seed)
         rest, held_out = apart(order, self.row_hashes, count)
         if not (len(rest) and len(held_out)):
             return self, None

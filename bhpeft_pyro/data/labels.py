@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..base.checks import shown
 from ..errors import DataError
+from .cells import is_number
 from .columns import CellError, as_list, naming_entries, read_cells, wrong
 from .doubts import warn_of_classes
 
@@ -31,14 +32,6 @@ def unlabelled(values: Sequence[Any], column: str, placeholder: bool) -> bool:
             stacklevel=4,
         )
     return bool(missing) or (placeholder and all(value == -1 for value in values))
-
-
-def is_number(value: Any) -> bool:
-    """Whether a cell is a finite number, or a str that reads as one."""
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
 
 
 def check_types(

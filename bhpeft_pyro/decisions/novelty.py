@@ -28,7 +28,7 @@ from ..base.distributed import map_over_ranks
 from ..base.progress import tracked
 from ..base.threads import without_autocast
 from ..data import Examples
-from ..data.batch import in_order, within
+from ..data.batch import in_order, random_order, within
 from ..errors import DataError
 from ..model.cached_batches import MAX_ROWS, most_tokens
 from ..model.head import check_features
@@ -95,8 +95,7 @@ class Novelty:
         rows = examples.rows.unique()
         times = max(1.0, len(rows) / MOST)  # as many are there as are read
         if times > 1:
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-            examples = examples.of_rows(rows[order[:MOST]])
+            examples = examples.of_rows(rows[random_order(len(rows))[:MOST]])
         texts = _texts_of(examples) if keep_texts else ()
         middle, last = states_of(model.network, examples)
         return cls(middle, last, times * len(last), texts)._sample(MOST)._distinct()
@@ -177,7 +176,7 @@ class Novelty:
         if size >= len(self.last):
             return self
         seed = round(self.count)  # another one in every round
-        order = torch.randperm(len(self.last), generator=torch.Generator().manual_seed(seed))
+        order = random_order(len(self.last), seed)
         return self._subset(order[:size].sort().values)
 
     def _subset(self, rows: Tensor) -> Novelty:

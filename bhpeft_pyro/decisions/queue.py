@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from ..base.checks import COUNT, SEED, one_of, optional_library
 from ..data import Columns, Examples
+from ..data.batch import random_order
 from ..errors import ConfigError, DataError, GuideError
 from ..model.model import Model
 from .novelty import Novelty, states_of
@@ -150,8 +151,7 @@ def _queue(
         )
     count, rest = min(n, len(rows)), examples.subset(rows)
     if by == "random":
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(rows), generator=generator)[:count]
+        chosen = random_order(len(rows), seed)[:count]
         reasons = ["drawn at random"] * count
     elif by == "typical":
         known = None if posterior is None else posterior.novelty
@@ -214,8 +214,7 @@ def _informative(
     A random part of the pool stands for it: labels of the texts of the highest uncertainty alone
     say much about odd texts, and are worse than random ones where there are few.
     """
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    among = order[: max(CANDIDATES, 4 * n)]
+    among = random_order(len(examples), seed)[: max(CANDIDATES, 4 * n)]
     some, kind = examples.subset(among), posterior.model.likelihood.kind
     # All texts see the same draws, so that texts whose labels say the same are known as such.
     known = posterior.replace(novelty=None)

@@ -26,12 +26,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from scipy.special import betaln
 from scipy.stats import beta
 from torch import Tensor
 
 from ..base.checks import INSIDE, check, optional_library
+from ..data.batch import random_order
 from ..errors import ConfigError
 from ..forecast.base import Forecast
 from .promises import Promise, in_percent
@@ -223,8 +223,8 @@ def _text_evidence(calibration: Tensor, values: Sequence[float]) -> float:
     """The largest value of a martingale that bets on p-values of texts among the calibration rows
     and the texts before them."""
     martingales = _crepes()
-    order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(0))
-    scores = -np.concatenate([calibration[order].numpy(), values])
+    shuffled = calibration[random_order(len(calibration))]
+    scores = -np.concatenate([shuffled.numpy(), values])
     p = martingales.semi_online_p_values(scores, seed=0)[len(calibration) :]
     return float(martingales.SimpleJumper().apply(p).max())
 

@@ -51,11 +51,7 @@ def labelling_config(pool: Pool) -> str:
     ]
     to = f'name="{_LABEL}" toName="{_TEXT}"'
     if pool.kind == "rating":
-        ends = (
-            ""
-            if not pool.limited or not pool.scale
-            else ' min="{:g}" max="{:g}"'.format(*pool.scale)
-        )
+        ends = ' min="{:g}" max="{:g}"'.format(*pool.scale) if pool.limited and pool.scale else ""
         control = f'<Number {to}{ends} step="any"/>'
     elif pool.kind == "choice":
         control = f'<Choices {to} choice="single" value="$choices"/>'
@@ -90,17 +86,10 @@ def to_tasks(pool: Pool) -> list[dict[str, Any]]:
             "value": {kind: value},
             "score": score,
         }
-        data = {
-            **dict(zip(_names(item), item.texts, strict=True)),
-            **(
-                {"choices": [{"value": name} for name in item.options]}
-                if pool.kind == "choice"
-                else {}
-            ),
-            "key": key,
-            "reason": item.reason,
-            **item.uncertainty,
-        }
+        data: dict[str, Any] = dict(zip(_names(item), item.texts, strict=True))
+        if pool.kind == "choice":
+            data["choices"] = [{"value": name} for name in item.options]
+        data |= {"key": key, "reason": item.reason, **item.uncertainty}
         prediction = {"model_version": pool.round, "score": score, "result": [result]}
         tasks.append({"data": data, "predictions": [prediction]})
     return tasks

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..base.threads import without_autocast
+from ..data.batch import random_order
 
 LEAST_TEXTS, MOST_TEXTS = 200, 400
 """From how many texts the covariance of outputs is learnt. From fewer it is worse than exact."""
@@ -84,7 +85,7 @@ class LogKernel:
         numbers are multiplied by a constant, so that left-out values are on average what is said of
         them: the exponential of a mean logarithm is too small (Duan 1983).
         """
-        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:_POINTS]
+        order = random_order(len(features))[:_POINTS]
         x, y = features[order].double(), values[order].double().clamp_min(_LEAST).log()
         center, scale = x.mean(0), torch.cat([_scale(x[:, :width]), _scale(x[:, width:])])
         points, mean = (x - center) / scale, y.mean(0)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
@@ -18,7 +17,7 @@ from ..base.fit_options import FitOptions
 from ..base.progress import bars, tracked, work
 from ..base.threads import fitting, seeded, with_gradients
 from ..data import Columns, Examples
-from ..data.batch import Batch
+from ..data.batch import Batch, random_order
 from ..data.copies import check_apart, warn_of_copies
 from ..decisions.novelty import Novelty
 from ..errors import ConfigError, DataError
@@ -160,7 +159,7 @@ def fit(
             )
         )
     texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
-    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
+    chosen = random_order(len(texts), options.seed)
     with visible(), named(unlabelled=None if texts is examples else texts):
         some = texts.subset(chosen[:_HEAD_TEXTS])
         parts = -(-len(some) // 32)

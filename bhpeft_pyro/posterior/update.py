@@ -17,6 +17,7 @@ from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
 from ..base.threads import seeded
 from ..data import Examples, LabelWarning
+from ..data.batch import random_order
 from ..data.copies import check_apart
 from ..data.doubts import swapped, turned
 from ..data.encoding import CutWarning
@@ -127,7 +128,7 @@ def _kept_texts(posterior: Posterior, new: Examples) -> Examples | None:
     alone = columns.inputs(new.kind) == (columns.text,) and not new.extra and new.words is None
     if not (texts and alone):
         return None
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[:_CHECKED]
+    order = random_order(len(texts))[:_CHECKED]
     some = {columns.text: [texts[i] for i in order.tolist()]}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=CutWarning)  # given when they were learnt
@@ -151,8 +152,7 @@ def _compared(before: Posterior, after: Posterior, texts: Examples) -> Posterior
 def _contradiction(posterior: Posterior, examples: Examples) -> str | None:
     """How the labels of examples, or of some if they are many, contradict what the posterior
     predicts for them at its central values; None if they do not, or it has none."""
-    generator = torch.Generator().manual_seed(0)
-    some = examples.subset(torch.randperm(len(examples), generator=generator)[:_CHECKED])
+    some = examples.subset(random_order(len(examples))[:_CHECKED])
     doubt = None
     with suppress(GuideError):
         forecast: Any = posterior.replace(novelty=None).predict(some, samples=0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import re
 from unittest.mock import Mock
 
 from program import ONE, bhpeft, error, usage_error, write_csv
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.cli import saved
 from bhpeft_pyro.errors import FitError
 
 
@@ -31,6 +31,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         (("fit", sheet, "--out", out), 'save it as "CSV UTF-8"'),
         (("fit", tmp_path / "no.xlsx", "--out", out), "no.xlsx: no such file"),
         (("evaluate", tmp_path / "none", train), "there is no folder .*none"),
+        (("promise", train, train), "run: there is no folder .*train.csv"),
         ((*fit, "--validation", "no.csv"), "no.csv: no such file"),
         ((*fit, "--batch-size", 6), "--batch-size 6 must be a multiple of 4, as each .* a batch$"),
         ((*fit, "--label-column", "no"), "--label-column"),
@@ -63,11 +64,13 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     assert not out.exists() and not (tmp_path / "y.csv").exists()
 
 
-def test_a_folder_that_cannot_be_written_into_is_refused_before_the_fit(
+def test_a_folder_that_cannot_be_written_into_is_refused_before_any_work(
     folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(saved.os, "access", lambda *_: False)
-    assert "no permission" in error("fit", folder / "train.csv", "--out", tmp_path / "a" / "b")
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    page = ("report", folder / "run", "--out", tmp_path / "page.html")
+    for command in (("fit", folder / "train.csv", "--out", tmp_path / "a" / "b"), page):
+        assert "no permission" in error(*command)
 
 
 def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):

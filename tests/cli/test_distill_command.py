@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import shutil
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -20,12 +18,6 @@ from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_examples
 
 QUICK = ("--epochs", 1, "--device", "cpu")
-
-
-@pytest.fixture
-def copied(run: Path, tmp_path: Path) -> Path:
-    """The run in a folder that a test may write into."""
-    return Path(shutil.copytree(run, tmp_path / "run"))
 
 
 def test_the_student_is_saved_in_the_run_which_is_otherwise_as_it_was(

@@ -132,8 +132,8 @@ def test_the_cells_of_a_file_are_written_as_they_were(folder, tmp_path):
 
 def test_no_cell_is_a_formula_and_a_file_comes_back_as_it_was(folder, tmp_path):
     """A spreadsheet would run `=HYPERLINK(...)`; the next command reads what was meant."""
-    rows = ["=w5 w9", "+w6", "-w7 w8", "@w33 w5", "\tw5", "'w5"]
-    prices = ["-1.5", "+2", "-3", "-4", "5", "6"]
+    rows = ["=w5 w9", "+w6", "-w7 w8", "@w33 w5", "\tw5", "-inf", "'w5"]
+    prices = ["-1.5", "+2", "-3", "-4", "5", "6", "7"]
     write_csv(tmp_path / "new.csv", **{"text": rows, "=price": prices})
     bhpeft("predict", folder / "run", tmp_path / "new.csv", "--out", tmp_path / "out.csv")
     found = read_csv(tmp_path / "out.csv")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.cli.promise_command import promise
 
 HALF = ("--max-share-to-people", "50%")
-
-
-@pytest.fixture
-def copied(run: Path, tmp_path: Path) -> Path:
-    """The run in a folder that a test may write into."""
-    return Path(shutil.copytree(run, tmp_path / "run"))
 
 
 @pytest.fixture

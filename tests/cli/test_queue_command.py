@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import json
+from datetime import date
 from pathlib import Path
 
 import pytest
-from program import NAMES, TEXTS, bhpeft, error, loaded, write_csv, write_lines
+from datasets import Dataset
+from program import (
+    NAMES,
+    TEXTS,
+    bhpeft,
+    error,
+    loaded,
+    read_csv,
+    read_lines,
+    write_csv,
+    write_lines,
+)
+
+from bhpeft_pyro.data import sources
 
 CPU = ("--device", "cpu")
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -31,10 +38,10 @@ def test_from_a_queue_to_the_next_round(run, folder, pool, tmp_path):
     said = bhpeft("queue", run, pool, "--n", 4, "--out", out, *CPU).stderr
     assert "4 of 33 texts, by information; left out: 3 learnt, 1 copies" in said
     assert f"bhpeft update {run} {out} --out RUN" in said
-    rows = rows_of(out)
+    rows = read_csv(out)
     assert list(rows[0]) == ["id", "text", "label", "reason"]
     posterior = loaded(run, folder)
-    given = [row["text"] for row in rows_of(pool)]
+    given = [row["text"] for row in read_csv(pool)]
     queue = posterior.queue(given, 4)
     assert [(row["text"], row["reason"]) for row in rows] == [
         (given[i], reason) for i, reason in zip(queue.rows.tolist(), queue.reasons, strict=True)
@@ -51,13 +58,13 @@ def test_from_a_queue_to_the_next_round(run, folder, pool, tmp_path):
 
 def test_before_the_first_fit(folder, pool, tmp_path):
     out = tmp_path / "first.jsonl"
-    write_lines(tmp_path / "pool.jsonl", ({"body": row["text"]} for row in rows_of(pool)))
+    write_lines(tmp_path / "pool.jsonl", ({"body": row["text"]} for row in read_csv(pool)))
     start = ("queue", folder / "tiny", tmp_path / "pool.jsonl", "--out", out, *CPU)
     assert "column 'text' is missing" in error(*start)
     said = bhpeft(*start, "--text-column", "body", "--n", 3).stderr
     assert "3 of 33 texts, by typical; left out: 0 learnt, 1 copies" in said
     assert f"bhpeft fit {out} --backbone {folder / 'tiny'}" in said
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = read_lines(out)
     assert [*rows[0]] == ["body", "label", "reason"]
     assert "typical of" in rows[0]["reason"]
     assert "exists already" in error(*start, "--text-column", "body")
@@ -66,15 +73,26 @@ def test_before_the_first_fit(folder, pool, tmp_path):
 
 
 def test_the_columns_of_the_data_stay_and_the_label_is_empty(run, pool, tmp_path):
-    texts, out = [row["text"] for row in rows_of(pool)], tmp_path / "queue.csv"
+    texts, out = [row["text"] for row in read_csv(pool)], tmp_path / "queue.csv"
     given = {"reason": texts, "label": ["old"] * len(texts), "queue_reason": range(len(texts))}
     data = write_csv(tmp_path / "data.csv", **given)
     bhpeft("queue", run, data, "--text-column", "reason", "--n", 2, "--out", out, *CPU)
-    found = rows_of(out)
+    found = read_csv(out)
     assert [*found[0]] == ["reason", "label", "queue_reason", "queue_queue_reason"]
     for row in found:
         assert row["reason"] == texts[int(row["queue_reason"])] and row["label"] == ""
         assert row["queue_queue_reason"]
+
+
+def test_dates_of_a_data_set_of_the_hub_are_written(run, tmp_path, monkeypatch):
+    days = [date(2024, 3, 1 + i) for i in range(3)]
+    columns = {"text": ["w30 w31", "w32 w33", "w34 w35"], "day": days, "days": [days] * 3}
+    monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: Dataset.from_dict(columns))
+    for name, read in (("queue.csv", read_csv), ("queue.jsonl", read_lines)):
+        bhpeft("queue", run, "owner/name", "--out", tmp_path / name, *CPU)
+        found = read(tmp_path / name)
+        assert sorted(row["day"] for row in found) == [str(day) for day in days]
+        assert all("2024-03-02" in row["days"] for row in found)
 
 
 def test_what_is_refused(run, folder, pool, tmp_path):

@@ -29,7 +29,7 @@ from bhpeft_pyro.testing import tiny_backbone
     ],
 )
 def test_the_task_is_that_of_columns_and_labels(columns, task):
-    assert infer(Dataset.from_dict(columns)).name == task
+    assert infer(Dataset.from_dict(columns), Reading()).name == task
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_the_task_is_that_of_columns_and_labels(columns, task):
 def test_scales_of_few_whole_numbers_have_ends(ratings, levels):
     """Where the least and the greatest of many numbers are, chance decides."""
     table = Dataset.from_dict({"text": ["w5"] * len(ratings), "stars": ratings})
-    task = infer(table)
+    task = infer(table, Reading())
     assert task.levels == levels
     likelihood = task.model(tiny_backbone(), None, ()).likelihood
     ends = (min(ratings), max(ratings)) if levels else (None, None)
@@ -69,7 +69,7 @@ def test_what_is_not_clear_is_asked():
         (table(text=two, rating=[2, 2]), "all 2 ratings are 2"),
     ):
         with pytest.raises(DataError, match=message):
-            infer(columns)
+            infer(columns, Reading())
     with pytest.raises(DataError, match="row 0: 'a' is not a number"):
         infer(table(text=two, label=two), Reading(task="ratings"))
     with pytest.raises(DataError, match="'answer'"):
@@ -90,7 +90,7 @@ def test_a_cell_that_is_no_number_makes_no_classes_of_ratings(folder, tmp_path, 
     fit = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run")
     for more in ((), ("--task", "ratings")):
         assert re.search(rf"'rating', row 21: '?{cell}'?\b", error(*fit, *more))
-    assert infer(Dataset.from_dict({"text": TEXTS, "rating": NAMES})).name == "classes"
+    assert infer(Dataset.from_dict({"text": TEXTS, "rating": NAMES}), Reading()).name == "classes"
     commas = [star.replace(".", ",") for star in stars[:19]]
     data = write_csv(tmp_path / "films.csv", text=TEXTS[:19], rating=commas)
     assert "'rating', row 2: '1,0000' is not a number" in error(*fit)
@@ -99,12 +99,12 @@ def test_a_cell_that_is_no_number_makes_no_classes_of_ratings(folder, tmp_path, 
 def test_columns_and_classes_that_are_mixed_up_are_named():
     rows = {"text": TEXTS, "label": [*NAMES[:-1], f" {NAMES[0].upper()}"]}
     with pytest.warns(UserWarning, match=rf"' {NAMES[0].upper()}' .* are two classes"):
-        infer(Dataset.from_dict(rows))
+        infer(Dataset.from_dict(rows), Reading())
     with pytest.raises(DataError, match="'text' cannot be the text and the label"):
         infer(Dataset.from_dict(rows), Reading(label_column="text"))
     for mark, called in ((";", "semicolons"), ("\t", "tabs")):
         with pytest.raises(DataError, match=f"the cells have {called} between them"):
-            infer(Dataset.from_dict({f"text{mark}label": [f"w5{mark}good"]}))
+            infer(Dataset.from_dict({f"text{mark}label": [f"w5{mark}good"]}), Reading())
 
 
 def test_numbers_that_do_not_count_from_zero_are_names():
@@ -113,7 +113,7 @@ def test_numbers_that_do_not_count_from_zero_are_names():
     assert task.columns.label_names == ("2", "10") and task.classes == 2
     features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y", "z"])})
     hub = Dataset.from_dict({"text": ["a", "b"], "label": [2, 0]}, features=features)
-    assert infer(hub).columns.label_names == ("x", "y", "z")
+    assert infer(hub, Reading()).columns.label_names == ("x", "y", "z")
 
 
 def test_lists_are_several_labels_or_tags(labels: Path, words: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_lists_are_several_labels_or_tags(labels: Path, words: Path, tmp_path: P
         write_csv(tmp_path / "in.csv", **{name: [*column] for name, column in cells.items()})
         assert infer(load(tmp_path / "in.csv"), Reading()).name == "words"
     rows = {"text": ["w5", "w6"], "tokens": [["w5"], ["w6"]], "label": ["a", "b"]}
-    assert infer(Dataset.from_dict(rows)).name == "classes"
+    assert infer(Dataset.from_dict(rows), Reading()).name == "classes"
 
 
 def test_a_class_in_brackets_is_no_list(tmp_path: Path) -> None:

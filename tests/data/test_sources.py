@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
-from program import write_csv
+from program import write_csv, write_lines
 from toy_tokenizers import bert_like
 
 from bhpeft_pyro.data import Columns, Examples, encode, sources
@@ -52,11 +54,6 @@ def rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def in_every_form(columns: dict[str, list[Any]], folder: Path) -> list[Any]:
     rows, table = rows_of(columns), Dataset.from_dict(columns)
     return [
@@ -69,8 +66,8 @@ def in_every_form(columns: dict[str, list[Any]], folder: Path) -> list[Any]:
         table.to_iterable_dataset().with_format("torch"),
         table.to_iterable_dataset().map(lambda row: row),  # which does not know its columns
         pd.DataFrame(columns, index=[f"row {i}" for i in range(len(rows))]),
-        str(write_jsonl(folder / "rows.jsonl", rows)),
-        write_jsonl(folder / "rows.json", rows),
+        str(write_lines(folder / "rows.jsonl", rows)),
+        write_lines(folder / "rows.json", rows),
     ]
 
 
@@ -300,6 +297,16 @@ def test_parts_are_the_file(name: str, size: int, tmp_path: Path) -> None:
     assert [len(part["text"]) for part in found] == sizes
     joined = {column: [cell for part in found for cell in part[column]] for column in columns}
     assert joined == columns == load(path, ("text",))[:]
+
+
+def test_a_file_is_closed_where_reading_ends_early(tmp_path: Path) -> None:
+    rows = parts(write_csv(tmp_path / "rows.csv", text=TEXTS), None, 1)
+    next(rows)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        rows.close()  # type: ignore[attr-defined]
+        gc.collect()
+    assert not [str(each.message) for each in found]
 
 
 def test_a_bad_line_is_refused_when_it_is_reached(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
 def test_a_posterior_comes_back_from_the_hub(posterior: bh.Posterior, repositories: Path) -> None:
     assert posterior.push_to_hub("me/reviews") == "me/reviews: Upload posterior"
     later = posterior.update({"text": TEXTS, "label": ["c", "c"]}, max_steps=1, progress=False)

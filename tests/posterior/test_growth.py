@@ -21,6 +21,9 @@ from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import JointPrior, unpack
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
+# Some rounds learn texts again.
+pytestmark = pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
+
 OLD = {"text": ["w5 w20", "w6 w21", "w5 w22", "w6 w23"] * 4, "label": ["calm", "angry"] * 8}
 NEW = {"text": ["w7 w20", "w7 w21", "w7", "w5 w30"] * 4, "label": (["sad"] * 3 + ["calm"]) * 4}
 QUICK: dict[str, Any] = {"max_steps": 8, "lr": 0.3, "progress": False}

@@ -61,6 +61,7 @@ def test_data_that_were_split_are_not_learnt_twice() -> None:
     posterior.update(SECOND, again=True)
 
 
+@pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
 def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     exactly(monkeypatch)
     rounds = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3))]

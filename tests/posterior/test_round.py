@@ -16,6 +16,9 @@ from bhpeft_pyro.posterior.forgetting import forget
 from bhpeft_pyro.priors import JointPrior, as_prior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
+# Texts of one word each come again in other rounds.
+pytestmark = pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
+
 ROUNDS = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3), (48, 4))]
 
 

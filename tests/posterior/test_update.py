@@ -324,6 +324,7 @@ def test_both_parts_of_a_mixture_end_between() -> None:
         torch.testing.assert_close(ends[1], ends[0] + share * (ends[2] - ends[0]))
 
 
+@pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
 def test_a_new_label_takes_the_whole_step() -> None:
     """It has no earlier weights to be averaged with."""
     texts = [f"w{5 + i % 3} w{10 + i % 7} w{20 + i % 5}" for i in range(60)]

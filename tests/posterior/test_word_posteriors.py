@@ -21,6 +21,7 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.* repeat another's text"),
     pytest.mark.filterwarnings("ignore:batches. .* has the texts of"),
+    pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt"),
 ]
 
 NAMES = ("O", "B-PER", "I-PER")

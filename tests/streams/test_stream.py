@@ -37,6 +37,7 @@ GROWING = {
     "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
     "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
 }
+AGAIN = pytest.mark.filterwarnings("ignore:.*data. .* that an earlier round has learnt")
 OPTIONS: dict[str, Any] = {
     "max_steps": 2,
     "lr": 0.3,
@@ -89,6 +90,7 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
     assert record.transfer() == transfer(record.matrix, untrained)
 
 
+@AGAIN
 def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
     posterior = run(tmp_path, GROWING, grow=True)
     assert posterior.columns.label_names == ("no", "yes", "perhaps")
@@ -181,6 +183,7 @@ def test_a_stream_beside_another_in_one_folder_is_refused_at_once(tmp_path: Path
     ]
 
 
+@AGAIN
 def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
     tests = {name: {**rows, "text": ["w5 w7", "w6 w7"] * 4} for name, rows in GROWING.items()}
     posterior = run(tmp_path, GROWING, tests=tests, grow=True)
@@ -329,6 +332,7 @@ def test_batches_may_be_read_but_once(tmp_path: Path) -> None:
     assert once.report.data == run(tmp_path / "kept", weeks).report.data
 
 
+@AGAIN
 def test_stars_are_tested_and_gone_on_with_whatever_their_scale_is_made_of(tmp_path: Path) -> None:
     """NumPy's numbers are neither plain data nor written alike."""
     ordered = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(np.int64(3)))

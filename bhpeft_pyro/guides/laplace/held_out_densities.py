@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...base.threads import seeded
 from ...data import Examples
+from ...data.batch import random_order
 from ...model.likelihoods.normal import LEAST_NOISE
 from ...model.linearized import LinearOutputs, symmetric_noise
 from ...model.model import Model
@@ -43,8 +44,7 @@ def candidates_of(
     taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
     shown = held_out
     if len(held_out) > _HELD_OUT:
-        order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
-        shown = held_out.subset(order[:_HELD_OUT])
+        shown = held_out.subset(random_order(len(held_out))[:_HELD_OUT])
     precision = guide.prior_precision
     root = torch.cat([curvature.root, precision.root()], 1)
     # The inverse of d + R R' by Woodbury's identity: a small matrix for each tau.

@@ -25,6 +25,7 @@ from ...base.fit_options import FitOptions
 from ...base.progress import work
 from ...base.threads import seeded
 from ...data import Examples
+from ...data.batch import random_order
 from ...model.amortized import LEAST_TEXTS, MOST_TEXTS
 from ...model.linearized import learnt_covariance, symmetric_noise
 from ...model.model import Model
@@ -186,8 +187,8 @@ class LaplaceStrategy(Strategy):
             return
         if texts.kind == "choice" and not model.likelihood.softmax:  # more than scores may vary
             return
-        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
-        some, outputs, covariances = texts.subset(order[:MOST_TEXTS]), [], []
+        some = texts.subset(random_order(len(texts))[:MOST_TEXTS])
+        outputs, covariances = [], []
         for _, linear, derivatives in jacobians(model, guide.means(), some):
             outputs.append(linear)
             covariances.append(guide.covariance.projected(derivatives))
@@ -249,7 +250,7 @@ def around_point(model: Model, point: Guide) -> LaplaceGuide:
 def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:
     """Random examples for the prior's scales and the expected NLL; with the others, if there are
     more, for the curvature."""
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    order = random_order(len(examples), seed)
     first, *more = (examples.subset(part) for part in order[:_EXAMPLES].split(_SCALED))
     return first, more
 

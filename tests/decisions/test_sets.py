@@ -12,6 +12,7 @@ import pytest
 import torch
 from students import fitted, fresh, promise_on
 
+from bhpeft_pyro.decisions.promises import Promise
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
 
@@ -28,13 +29,16 @@ def classes(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return logits.softmax(1), labels
 
 
+def promise_for(p: torch.Tensor, labels: torch.Tensor) -> Promise:
+    chosen = p.double().gather(1, labels[:, None])[:, 0]
+    return promise_on("class", miss=1 - chosen, label=labels)
+
+
 def test_each_class_is_covered() -> None:
     """Over many calibration sets, within binomial error; all together the second is not."""
     covered, counts, sizes = torch.zeros(3), torch.zeros(3), []
     for seed in range(40):
-        p, labels = classes(300, 2 * seed)
-        chosen = p.double().gather(1, labels[:, None])[:, 0]
-        made = promise_on("class", miss=1 - chosen, label=labels)
+        made = promise_for(*classes(300, 2 * seed))
         new, truth = classes(300, 2 * seed + 1)
         forecast = ClassForecast.from_draws(new[None])
         sets = [{*one} for one in replace(forecast, promised=made).sets(LEVEL)]
@@ -52,10 +56,8 @@ def test_sets_are_those_of_the_definition() -> None:
     p, labels = classes(200, 0)
     chosen = p.double().gather(1, labels[:, None])[:, 0]
     new, _ = classes(50, 1)
-    forecast = replace(
-        ClassForecast.from_draws(new[None], label_names=["a", "b", "c"]),
-        promised=promise_on("class", miss=1 - chosen, label=labels),
-    )
+    forecast = ClassForecast.from_draws(new[None], label_names=["a", "b", "c"])
+    forecast = replace(forecast, promised=promise_for(p, labels))
     expected = []
     for row in new.double():
         names = []
@@ -75,11 +77,8 @@ def test_sets_are_those_of_the_definition() -> None:
 def test_a_class_without_calibration_rows_is_in_every_set_and_said() -> None:
     p, labels = classes(200, 0)
     kept = labels != 1
-    chosen = p.double().gather(1, labels[:, None])[kept, 0]
-    made = promise_on("class", miss=1 - chosen, label=labels[kept])
-    forecast = replace(
-        ClassForecast.from_draws(p[None], label_names=["a", "b", "c"]), promised=made
-    )
+    forecast = ClassForecast.from_draws(p[None], label_names=["a", "b", "c"])
+    forecast = replace(forecast, promised=promise_for(p[kept], labels[kept]))
     with pytest.warns(
         UserWarning, match=r"level=0.8: 'b' \(0\) have fewer than 4 calibration rows"
     ):

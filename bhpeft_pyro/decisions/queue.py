@@ -73,11 +73,6 @@ class Queue:
         return "\n".join(lines)
 
 
-def to_label(posterior: Posterior, texts: object, n: int, by: By, seed: int) -> Queue:
-    """See `Posterior.queue`."""
-    return _queue(posterior.model, posterior, texts, posterior.columns, n, by, seed)
-
-
 def first_to_label(
     model: Model,
     texts: object,
@@ -108,10 +103,10 @@ def first_to_label(
     >>> len(queue), queue.reasons[0].startswith("typical of")
     (3, True)
     """
-    return _queue(model, None, texts, columns, n, by, seed)
+    return to_label(model, None, texts, columns, n, by, seed)
 
 
-def _queue(
+def to_label(
     model: Model,
     posterior: Posterior | None,
     texts: object,
@@ -120,6 +115,7 @@ def _queue(
     by: By,
     seed: int,
 ) -> Queue:
+    """See `Posterior.queue`, and `first_to_label` where there is no posterior."""
     COUNT("n", n)
     SEED("seed", seed)
     one_of(*get_args(By))("by", by)

@@ -33,6 +33,11 @@ def hashes_of(rows: Iterable[Sequence[str]]) -> Tensor:
     return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
 
 
+def among(hashes: Tensor, known: Tensor | None) -> Tensor:
+    """(R,) bool, which hashes are among those that are known; none if it is not known which."""
+    return torch.isin(hashes, hashes[:0] if known is None else known)
+
+
 def apart(order: Tensor, hashes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Rows in random order in two parts without copies of each other, of which the second has
     `count` rows, or somewhat fewer where copies leave no other way.

@@ -262,10 +262,10 @@ class _Mahalanobis(NamedTuple):
         shrinkage = max(float(ledoit_wolf_shrinkage(states.numpy())), _TINY)
         size = covariance.trace().clamp_min(_TINY) / width
         ball = shrinkage * size * torch.eye(width, dtype=states.dtype)
-        precision = torch.cholesky_inverse(_root((1 - shrinkage) * covariance + ball))
+        precision = _inverse((1 - shrinkage) * covariance + ball)
         # Without row i the scatter is that of all less n/(n-1) d d': Sherman and Morrison.
         factor = (1 - shrinkage) * count / (count - 1)
-        inverse = torch.cholesky_inverse(_root(factor * covariance + ball))
+        inverse = _inverse(factor * covariance + ball)
         along = ((away @ inverse) * away).sum(1)
         left_out = (count / (count - 1)) ** 2 * along / (1 - factor / (count - 1) * along)
         return cls(mean, precision, left_out)
@@ -294,7 +294,7 @@ class _Process(NamedTuple):
         pairs = torch.ones(count, count, dtype=torch.bool).triu(1)
         length = squares[pairs].median().clamp_min(_TINY)
         kernel = (-squares / length).exp() + _NOISE * torch.eye(count, dtype=states.dtype)
-        inverse = torch.cholesky_inverse(_root(kernel))
+        inverse = _inverse(kernel)
         return cls(points, inverse, length, 1 / inverse.diagonal() - _NOISE)
 
     def __call__(self, states: Tensor) -> Tensor:
@@ -304,9 +304,8 @@ class _Process(NamedTuple):
         return 1 - ((near @ self.inverse) * near).sum(1)
 
 
-def _root(matrix: Tensor) -> Tensor:
-    root: Tensor = torch.linalg.cholesky(matrix)
-    return root
+def _inverse(matrix: Tensor) -> Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
 
 def _texts_of(examples: Examples) -> tuple[str, ...]:
@@ -341,11 +340,6 @@ def states_of(
     middle, last = (torch.cat(states)[order.argsort()] for states in zip(*parts, strict=True))
     if counts is None:
         return middle, last
-    owner = torch.arange(len(counts)).repeat_interleave(counts)
-    return _means(middle, owner, counts), _means(last, owner, counts)
-
-
-def _means(states: Tensor, owner: Tensor, counts: Tensor) -> Tensor:
-    """(N, D) the means of the (R, D) states that each of N texts owns, so many of them."""
-    sums = states.new_zeros(len(counts), states.shape[1]).index_add(0, owner, states)
-    return sums / counts.unsqueeze(1)
+    of_choices = (part.split(counts.tolist()) for part in (middle, last))
+    middle, last = (torch.stack([one.mean(0) for one in each]) for each in of_choices)
+    return middle, last

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..base.checks import INSIDE, MAYBE_POSITIVE, Number, check_types
 from ..base.names import Method
 from ..data import Examples
+from ..data.copies import among
 from ..errors import ConfigError, DataError
 from ..forecast.base import Forecast
 from .thresholds import ALL, by_error, by_share, rows_needed
@@ -113,6 +114,12 @@ class Promise:
         if self.threshold is None:
             return torch.zeros(len(forecast), dtype=torch.bool)
         return forecast.chance_right(self.tolerance) > self.threshold
+
+    def counts(self, forecast: Forecast) -> tuple[int, int]:
+        """How many texts of a forecast with labels are answered, and how many of these wrongly."""
+        answered = self.answers(forecast)
+        wrong = forecast.wrong(self.tolerance) & answered
+        return int(answered.sum()), int(wrong.sum())
 
     def on(self, forecast: Any, round: str) -> Any:
         """The forecast with this promise, if it was made in the way that the promise is for.
@@ -229,8 +236,7 @@ def with_promise(
     error, confidence = terms(posterior.model, error, confidence, tolerance, max_share_to_people)
     kind = posterior.model.likelihood.kind
     posterior = posterior.replace(promised=None)
-    examples = posterior.encode(calibration)
-    examples = _unused(posterior, examples)
+    examples = _unused(posterior, posterior.encode(calibration))
     check_rows(len(examples), error, confidence)
     forecast: Any = posterior.predict(examples, method=method)
     chance, wrong = forecast.chance_right(tolerance), forecast.wrong(tolerance)
@@ -272,10 +278,7 @@ def _unused(posterior: Predictor, examples: Examples) -> Examples:
             "if these are among them",
             stacklevel=2,
         )
-    used = torch.zeros_like(examples.row_hashes, dtype=torch.bool)
-    for hashes in known:
-        if hashes is not None:
-            used |= torch.isin(examples.row_hashes, hashes)
+    used = torch.stack([among(examples.row_hashes, hashes) for hashes in known]).any(0)
     if not used.any():
         return examples
     why = (

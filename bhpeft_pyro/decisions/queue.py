@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from ..base.checks import COUNT, SEED, one_of, optional_library
 from ..data import Columns, Examples
 from ..data.batch import random_order
+from ..data.copies import among
 from ..errors import ConfigError, DataError, GuideError
 from ..model.model import Model
 from .novelty import Novelty, states_of
@@ -73,19 +74,6 @@ class Queue:
         return "\n".join(lines)
 
 
-def to_label(posterior: Posterior, texts: object, n: int, by: By, seed: int) -> Queue:
-    """See `Posterior.queue`."""
-    _check(posterior.model, n, by, seed)
-    guide, *others = (part.guide for part in posterior.components)
-    if by == "information" and not others and guide.point and not guide.linear:
-        raise GuideError(
-            "by='information': a single point estimate does not know what it does not know; "
-            "expected by='typical' or by='random', or a posterior with a width"
-        )
-    examples = posterior.model.encode_texts(texts, posterior.columns)
-    return _queue(examples, posterior.learnt_rows, n, by, seed, posterior.model, posterior)
-
-
 def first_to_label(
     model: Model,
     texts: object,
@@ -116,13 +104,19 @@ def first_to_label(
     >>> len(queue), queue.reasons[0].startswith("typical of")
     (3, True)
     """
-    _check(model, n, by, seed)
-    if by == "information":
-        raise ConfigError("by='information' needs a posterior; expected 'typical' or 'random'")
-    return _queue(model.encode_texts(texts, columns), None, n, by, seed, model, None)
+    return to_label(model, None, texts, columns, n, by, seed)
 
 
-def _check(model: Model, n: int, by: str, seed: int) -> None:
+def to_label(
+    model: Model,
+    posterior: Posterior | None,
+    texts: object,
+    columns: Columns,
+    n: int,
+    by: By,
+    seed: int,
+) -> Queue:
+    """See `Posterior.queue`, and `first_to_label` where there is no posterior."""
     COUNT("n", n)
     SEED("seed", seed)
     one_of(*get_args(By))("by", by)
@@ -133,18 +127,17 @@ def _check(model: Model, n: int, by: str, seed: int) -> None:
         )
     if by == "typical":
         _activeml()  # before the texts are read
-
-
-def _queue(
-    examples: Examples,
-    learnt: Tensor | None,
-    n: int,
-    by: By,
-    seed: int,
-    model: Model,
-    posterior: Posterior | None,
-) -> Queue:
-    rows, left_out = _different(examples, learnt)
+    if by == "information":
+        if posterior is None:
+            raise ConfigError("by='information' needs a posterior; expected 'typical' or 'random'")
+        guide, *others = (part.guide for part in posterior.components)
+        if not others and guide.point and not guide.linear:
+            raise GuideError(
+                "by='information': a single point estimate does not know what it does not know; "
+                "expected by='typical' or by='random', or a posterior with a width"
+            )
+    examples = model.encode_texts(texts, columns)
+    rows, left_out = _different(examples, None if posterior is None else posterior.learnt_rows)
     if not len(rows):
         raise DataError(
             f"texts: all of the {len(examples)} have been learnt; expected some that have no label"
@@ -159,18 +152,16 @@ def _queue(
     else:
         assert posterior is not None
         chosen, reasons = _informative(posterior, rest, count, seed)
-    texts = tuple(rest.texts[i] for i in chosen.tolist())
+    chosen_texts = tuple(rest.texts[i] for i in chosen.tolist())
     copies = len(examples) - len(rows) - left_out
-    return Queue(rows[chosen], texts, tuple(reasons), by, left_out, copies)
+    return Queue(rows[chosen], chosen_texts, tuple(reasons), by, left_out, copies)
 
 
 def _different(examples: Examples, learnt: Tensor | None) -> tuple[Tensor, int]:
     """The places of the texts that have not been learnt, of copies the first; and how many have
     been."""
     hashes = examples.row_hashes
-    known = torch.zeros(len(hashes), dtype=torch.bool)
-    if learnt is not None:
-        known = torch.isin(hashes, learnt)
+    known = among(hashes, learnt)
     first = {value: i for i, value in reversed([*enumerate(hashes.tolist())])}
     places = torch.tensor(sorted(first.values()))
     return places[~known[places]], int(known.sum())

@@ -39,9 +39,10 @@ from .promises import Promise, in_percent
 if TYPE_CHECKING:
     from ..training.report import FitReport
 
-__all__ = ["Watch", "error_evidence", "in_words", "watched"]
+__all__ = ["LEVEL", "Watch", "error_evidence", "in_words", "watched"]
 
-_LEVEL = 0.05  # of a false alarm, ever
+LEVEL = 0.05
+"""The largest probability of a false alarm, ever."""
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Watch:
     """
 
     promise: Promise
-    level: float = _LEVEL
+    level: float = LEVEL
     answered: int = 0
     wrong: int = 0
     texts: int = 0
@@ -94,9 +95,7 @@ class Watch:
                 f"posterior of round {self.promise.round}, by {self.promise.method}"
             )
         if forecast.labels is not None:
-            answered = self.promise.answers(forecast)
-            wrong = forecast.wrong(self.promise.tolerance) & answered
-            self.count(int(answered.sum()), int(wrong.sum()))
+            self.count(*self.promise.counts(forecast))
         seen = {"chance": forecast.chance_right(self.promise.tolerance).tolist()}
         if forecast.novelty is not None:
             seen["novelty"] = forecast.novelty.tolist()
@@ -191,8 +190,7 @@ def watched(forecast: Forecast, lineage: Sequence[FitReport]) -> dict[str, float
     promised = forecast.promised
     if promised is None or forecast.labels is None:
         return {}
-    answered = promised.answers(forecast)
-    counts = [int(answered.sum()), int((forecast.wrong(promised.tolerance) & answered).sum())]
+    counts = [*promised.counts(forecast)]
     noted = {"promise/answered": float(counts[0]), "promise/wrong": float(counts[1])}
     for report in reversed(lineage):
         before = report.metrics
@@ -202,7 +200,7 @@ def watched(forecast: Forecast, lineage: Sequence[FitReport]) -> dict[str, float
             break
         counts = [n + int(before[k]) for n, k in zip(counts, noted, strict=True)]
     evidence = error_evidence(counts[0], counts[1], promised.error)
-    broken = float(evidence >= 1 / _LEVEL)
+    broken = float(evidence >= 1 / LEVEL)
     noted |= {"promise/error": promised.error, "promise/evidence": evidence}
     return noted | {"promise/broken": broken}
 

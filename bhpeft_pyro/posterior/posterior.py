@@ -109,7 +109,7 @@ class Posterior(Predictor):
         >>> posterior.queue(tiny_examples(60, seed=1), 2).rows.shape
         torch.Size([2])
         """
-        return to_label(self, texts, n, by, seed)
+        return to_label(self.model, self, texts, self.columns, n, by, seed)
 
     def to_arviz(
         self,

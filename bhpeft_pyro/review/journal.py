@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -181,14 +182,11 @@ def agreed(decisions: list[Decision], kind: str) -> Any:
     labels = [one.label for one in decisions if one.action == "label"]
     if kind == "rating":
         return sum(labels) / len(labels) if labels else None
-    votes = [one.label for one in decisions if one.action in ("label", "none")]
-    counts: dict[str, int] = {}
-    for vote in votes:
-        counts[json.dumps(vote)] = counts.get(json.dumps(vote), 0) + 1
-    ranked = sorted(counts, key=lambda vote: -counts[vote])
-    if not ranked or (len(ranked) > 1 and counts[ranked[0]] == counts[ranked[1]]):
+    votes = Counter(json.dumps(one.label) for one in decisions if one.action in ("label", "none"))
+    ranked = votes.most_common(2)
+    if not ranked or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
         return None
-    return json.loads(ranked[0])
+    return json.loads(ranked[0][0])
 
 
 def _decision(line: bytes) -> Decision | None:

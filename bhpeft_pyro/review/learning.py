@@ -112,10 +112,10 @@ class Learning:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def wait(self, seconds: float | None = None) -> State:
-        """The state once the update has ended, or so many seconds have passed."""
+    def wait(self) -> State:
+        """The state once the update has ended."""
         if self._thread is not None:
-            self._thread.join(seconds)
+            self._thread.join()
         return self.state
 
     def _follow(self) -> None:

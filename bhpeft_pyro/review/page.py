@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import string
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def application(session: Session, learning: Learning, token: str = "", title: st
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
     from starlette.routing import Mount, Route
@@ -190,7 +191,7 @@ def application(session: Session, learning: Learning, token: str = "", title: st
     app = Starlette(
         routes=[Mount(f"/{token}", routes=routes)],
         middleware=[
-            Middleware(_Guarded),
+            Middleware(BaseHTTPMiddleware, dispatch=_guarded),
             Middleware(TrustedHostMiddleware, allowed_hosts=[*_HOSTS]),
         ],
         exception_handlers={BHPEFTError: failed},
@@ -199,20 +200,11 @@ def application(session: Session, learning: Learning, token: str = "", title: st
     return app
 
 
-class _Guarded:
+async def _guarded(request: Any, following: Callable[[Any], Awaitable[Any]]) -> Any:
     """Headers for every answer."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self.app = app
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        async def told(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-                message["headers"] = [*message.get("headers", ()), *extra]
-            await send(message)
-
-        await self.app(scope, receive, told)
+    answer = await following(request)
+    answer.headers.update(_HEADERS)
+    return answer
 
 
 def _name(who: str) -> str:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..base.progress import work
 from ..data import Examples
 from ..data.columns import as_choices
+from ..data.copies import among
 from ..data.sources import in_file, load, parts
 from ..errors import ConfigError, DataError, GuideError
 from ..forecast.base import digits
@@ -134,9 +134,7 @@ class Pool:
             forecast: Any = posterior.predict(examples)
             whole.next()
             hashes, answered = examples.row_hashes, forecast.answered
-            asked = torch.ones(len(hashes), dtype=torch.bool)
-            if posterior.learnt_rows is not None:
-                asked &= ~torch.isin(hashes, posterior.learnt_rows)
+            asked = ~among(hashes, posterior.learnt_rows)
             count = None if answered is None else int((asked & answered).sum())
             if answered is not None:
                 asked &= ~answered

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import accumulate
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Thread
 
 import torch
@@ -194,36 +194,30 @@ class Engine:
 
     def _work(self) -> None:
         while (first := self._queue.get()) is not None:
-            asked, ends = self._with_more(first)
+            asked = self._with_more(first)
             try:
                 self._answer(asked)
             except Exception as error:  # a bug; it must not end the thread
                 for one in asked:
                     if not one.future.done():
                         self._failed([one], error, 424)
-            if ends:
-                break
 
-    def _with_more(self, first: _Asked) -> tuple[list[_Asked], bool]:
-        """The first of the queue, what else waits, and whether the end was among that."""
+    def _with_more(self, first: _Asked) -> list[_Asked]:
+        """The first of the queue, and what else waits."""
         asked, texts = [first], first.count
-        while texts < _TOGETHER:
-            try:
-                more = self._queue.get_nowait()
-            except Empty:
-                break
+        while texts < _TOGETHER and not self._queue.empty():
+            more = self._queue.get()
             if more is None:
-                return asked, True
+                self._queue.put(None)  # the end, once these are answered
+                break
             asked.append(more)
             texts += more.count
-        return asked, False
+        return asked
 
     def _answer(self, asked: list[_Asked]) -> None:
         """Answer requests with the round of this moment."""
         served = self.served
         asked = [one for one in asked if not one.future.cancelled()]
-        if not asked:
-            return
         try:
             asked = [one for one in asked if not (one.whole and _too_long(one, served))]
             if not asked:

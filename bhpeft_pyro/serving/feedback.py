@@ -22,12 +22,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..base.checks import shown
 from ..base.files import append, appended
+from ..data.copies import among
 from ..decisions.promises import Promise
-from ..decisions.watching import Watch, error_evidence
+from ..decisions.watching import LEVEL, Watch, error_evidence
 from ..errors import DataError, SaveError
 from .engine import Refused
 from .loading import Served, Table
@@ -38,7 +37,7 @@ __all__ = ["FILE", "Feedback", "Labels", "Seen", "Tally", "read"]
 
 FILE = "feedback.jsonl"
 _ENTRY = "feedback"
-_ALARM = 40.0  # an e-value: 2 / 5%, half of which is for labels, as `Watch` has it
+_ALARM = 2 / LEVEL  # an e-value; half of the level is for labels, as `Watch` has it
 
 
 @dataclass
@@ -120,7 +119,7 @@ def read(payload: Any, served: Served) -> Labels:
         raise Refused(422, f"got {shown(payload)}; expected an object with a text and its label")
     columns = columns_of(payload.get("rows", [payload]), served)
     table = table_of(columns, served)
-    target = served.posterior.columns.target(served.posterior.model.likelihood.kind)
+    target = served.posterior.columns.target(served.kind)
     labels = columns.get(target)
     if not isinstance(labels, list) or any(label is None for label in labels):
         raise Refused(422, f"column {target!r}: got {shown(labels)}; expected a label for each row")
@@ -193,20 +192,16 @@ class Feedback:
             if watch is None:
                 return Seen(tally, None, None)
             now = _which(watch.promise)
-            _watch(watch, [one for one in entries if one["counts"] and one["promise"] == now])
+            counted = [one for one in entries if one["counts"] and one["promise"] == now]
+            for entry in counted:
+                if entry["answered"]:
+                    watch.count(1, int(entry["wrong"]))
+            if counted:
+                values = {name: [one[name] for one in counted] for name in ("chance", "novelty")}
+                if None in values["novelty"]:
+                    del values["novelty"]
+                watch.compare(values)
             return Seen(tally, str(watch), watch.holds)
-
-
-def _watch(watch: Watch, entries: Sequence[Mapping[str, Any]]) -> None:
-    for entry in entries:
-        if entry["answered"]:
-            watch.count(1, int(entry["wrong"]))
-    values = {"chance": [entry["chance"] for entry in entries]}
-    novelty = [entry["novelty"] for entry in entries]
-    if entries and None not in novelty:
-        values["novelty"] = novelty
-    if entries:
-        watch.compare(values)
 
 
 def _which(promise: Promise | None) -> str | None:
@@ -234,8 +229,7 @@ def _judged(served: Served, labels: Labels, tokens: int) -> list[dict[str, Any]]
     judged = served.kind != "rating" or promised is not None
     wrong = forecast.by_row(forecast.wrong(tolerance))
     nothing: list[Any] = [None] * len(wrong)
-    known = () if posterior.learnt_rows is None else posterior.learnt_rows
-    learnt = torch.isin(examples.row_hashes, torch.as_tensor(known)).tolist()
+    learnt = among(examples.row_hashes, posterior.learnt_rows).tolist()
     about = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "round": served.id,

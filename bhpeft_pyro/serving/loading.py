@@ -12,6 +12,7 @@ from ..base.names import Method
 from ..base.progress import made_by
 from ..base.threads import sampling
 from ..data import Examples
+from ..data.columns import Kind
 from ..errors import ConfigError, SaveError
 from ..posterior import Posterior, saving
 from ..prediction.predict import way
@@ -47,7 +48,7 @@ class Served:
         return self.posterior.report.id
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """Of what it predicts, "class", "labels", "rating" or "choice"."""
         return self.posterior.model.likelihood.kind
 
@@ -59,7 +60,7 @@ class Served:
     @property
     def texts(self) -> tuple[str, ...]:
         """The columns that hold text, in reading order."""
-        return self.posterior.columns.inputs(self.posterior.model.likelihood.kind)
+        return self.posterior.columns.inputs(self.kind)
 
     @property
     def numbers(self) -> tuple[str, ...]:

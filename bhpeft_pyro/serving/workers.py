@@ -70,10 +70,11 @@ def _forget_killed() -> None:
 def _limits(given: dict[str, str]) -> Limits:
     values: dict[str, Any] = {}
     for field in fields(Limits):
-        text, default = given.get(f"max_{field.name}"), field.default
-        kind = float if isinstance(default, float) else int
+        if (text := given.get(f"max_{field.name}")) is None:
+            continue
+        kind: Any = type(field.default)
         try:
-            values[field.name] = default if text is None else kind(text)
+            values[field.name] = kind(text)
         except ValueError:
             name = f"BHPEFT_MAX_{field.name.upper()}"
             raise ConfigError(f"{name}={text!r}; expected a number") from None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from saves import load, rewrite
-from students import fitted, table, unlabelled, with_student
+from students import fitted, fresh, table, unlabelled, with_student
 
 from bhpeft_pyro.decisions.promises import Promise
 from bhpeft_pyro.errors import ConfigError, DataError, SaveError
@@ -42,15 +42,6 @@ def test_the_chance_that_an_answer_is_right_is_that_of_draws() -> None:
 # A posterior's
 
 
-def fresh(kind: str, count: int, seed: int) -> dict[str, list[Any]]:
-    """Rows without a text that any of the posteriors or students here has learnt."""
-    rows = table(kind, count, seed)
-    texts, *_ = rows
-    seen = {*table(kind)[texts], *unlabelled(kind)[texts]}
-    left = [i for i, text in enumerate(rows[texts]) if text not in seen]
-    return {name: [cells[i] for i in left] for name, cells in rows.items()}
-
-
 def promised(kind: str, posterior: Any = None, **how: Any) -> Any:
     """A posterior that leaves at most half of the texts to people."""
     how = {"max_share_to_people": 0.5, "tolerance": 0.4 if kind == "rating" else None} | how
@@ -81,12 +72,7 @@ def test_it_is_for_one_way_to_predict() -> None:
     posterior = promised("class")
     assert posterior.promised.method == "components"
     assert posterior.predict(texts, method="components").answered is not None
-    for other in (
-        {"method": "exact"},
-        {"samples": 50},
-        {"seed": 1},
-        {"bf16": True},
-    ):
+    for other in ({"method": "exact"}, {"samples": 50}, {"seed": 1}, {"bf16": True}):
         assert posterior.predict(texts, **other).answered is None
     exact = promised("class", method="exact")
     assert exact.predict(texts).answered is None
@@ -100,12 +86,11 @@ def test_a_student_has_its_own() -> None:
     assert student.predict(["w5 w9"], method="components").answered is None
     learnt, new = table("class", 220, seed=3), fresh("class", 40, 9)
     both = {name: learnt[name] + new[name] for name in new}
-    with pytest.warns(UserWarning, match="rows have the text of a row that was learnt"):
-        half = with_student().promise(both, max_share_to_people=0.5)
-    assert half.promised.rows == len(new["text"])  # the student has learnt the other texts
-    with pytest.warns(UserWarning, match="rows have the text of a row that was learnt"):
-        half = with_student().promise(both, max_share_to_people=0.5, method="components")
-    assert half.promised.rows == len(new["text"])  # and components their covariances from them
+    # The student has learnt the other texts, and components their covariances from them.
+    for method in (None, "components"):
+        with pytest.warns(UserWarning, match="rows have the text of a row that was learnt"):
+            half = with_student().promise(both, max_share_to_people=0.5, method=method)
+        assert half.promised.rows == len(new["text"])
     assert half.distill(unlabelled("class"), epochs=1, progress=False).promised is None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from students import fitted, table, unlabelled
+from students import fitted, fresh, promise_on
 
 from bhpeft_pyro.decisions.promises import Promise
 from bhpeft_pyro.errors import ConfigError, DataError
@@ -17,20 +18,6 @@ from bhpeft_pyro.forecast import ClassForecast, RatingForecast
 
 pytest.importorskip("crepes")
 LEVEL = 0.8
-
-
-def promise(kind: str, rows: int, **calibration: torch.Tensor) -> Promise:
-    return Promise(
-        kind=kind,
-        error=0.1,
-        confidence=0.9,
-        rows=rows,
-        answered=0,
-        wrong=0,
-        method="",
-        round="",
-        calibration=calibration,
-    )
 
 
 def classes(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,16 +29,19 @@ def classes(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return logits.softmax(1), labels
 
 
+def promise_for(p: torch.Tensor, labels: torch.Tensor) -> Promise:
+    chosen = p.double().gather(1, labels[:, None])[:, 0]
+    return promise_on("class", miss=1 - chosen, label=labels)
+
+
 def test_each_class_is_covered() -> None:
     """Over many calibration sets, within binomial error; all together the second is not."""
     covered, counts, sizes = torch.zeros(3), torch.zeros(3), []
     for seed in range(40):
-        p, labels = classes(300, 2 * seed)
-        chosen = p.double().gather(1, labels[:, None])[:, 0]
-        made = promise("class", 300, miss=1 - chosen, label=labels)
+        made = promise_for(*classes(300, 2 * seed))
         new, truth = classes(300, 2 * seed + 1)
         forecast = ClassForecast.from_draws(new[None])
-        sets = [{*one} for one in ClassForecast.sets(_with(forecast, made), LEVEL)]
+        sets = [{*one} for one in replace(forecast, promised=made).sets(LEVEL)]
         for label, one in zip(truth.tolist(), sets, strict=True):
             covered[label] += label in one
             counts[label] += 1
@@ -62,20 +52,12 @@ def test_each_class_is_covered() -> None:
     assert 1 < np.mean(sizes) < 2.5
 
 
-def _with(forecast: Any, made: Promise) -> Any:
-    from dataclasses import replace
-
-    return replace(forecast, promised=made)
-
-
 def test_sets_are_those_of_the_definition() -> None:
     p, labels = classes(200, 0)
     chosen = p.double().gather(1, labels[:, None])[:, 0]
     new, _ = classes(50, 1)
-    forecast = _with(
-        ClassForecast.from_draws(new[None], label_names=["a", "b", "c"]),
-        promise("class", 200, miss=1 - chosen, label=labels),
-    )
+    forecast = ClassForecast.from_draws(new[None], label_names=["a", "b", "c"])
+    forecast = replace(forecast, promised=promise_for(p, labels))
     expected = []
     for row in new.double():
         names = []
@@ -95,9 +77,8 @@ def test_sets_are_those_of_the_definition() -> None:
 def test_a_class_without_calibration_rows_is_in_every_set_and_said() -> None:
     p, labels = classes(200, 0)
     kept = labels != 1
-    chosen = p.double().gather(1, labels[:, None])[kept, 0]
-    made = promise("class", int(kept.sum()), miss=1 - chosen, label=labels[kept])
-    forecast = _with(ClassForecast.from_draws(p[None], label_names=["a", "b", "c"]), made)
+    forecast = ClassForecast.from_draws(p[None], label_names=["a", "b", "c"])
+    forecast = replace(forecast, promised=promise_for(p[kept], labels[kept]))
     with pytest.warns(
         UserWarning, match=r"level=0.8: 'b' \(0\) have fewer than 4 calibration rows"
     ):
@@ -108,9 +89,9 @@ def test_a_class_without_calibration_rows_is_in_every_set_and_said() -> None:
 @pytest.mark.parametrize(("rows", "warns"), [(8, True), (9, False), (10, False)])
 def test_nine_rows_of_a_class_can_leave_it_out(rows: int, warns: bool) -> None:
     labels = torch.tensor([0] * 50 + [1] * rows)
-    made = promise("class", len(labels), miss=torch.linspace(0.1, 0.4, len(labels)), label=labels)
+    made = promise_on("class", miss=torch.linspace(0.1, 0.4, len(labels)), label=labels)
     sure = torch.tensor([[[0.99, 0.01]]]).double()
-    forecast = _with(ClassForecast.from_draws(sure, label_names=["a", "b"]), made)
+    forecast = replace(ClassForecast.from_draws(sure, label_names=["a", "b"]), promised=made)
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         assert forecast.sets(0.9) == [["a", "b"] if warns else ["a"]]
@@ -122,8 +103,8 @@ def test_choices_that_do_not_exist_are_in_no_set() -> None:
     p = torch.tensor([[[0.6, 0.4, 0.0], [0.2, 0.3, 0.5]]])
     forecast = ClassForecast.from_draws(p, choices=choices)
     miss = torch.ones(30).double()  # so that all are in it
-    made = promise("choice", 30, miss=miss, label=torch.zeros(30, dtype=torch.long))
-    assert _with(forecast, made).sets() == [[0, 1], [0, 1, 2]]
+    made = promise_on("choice", miss=miss, label=torch.zeros(30, dtype=torch.long))
+    assert replace(forecast, promised=made).sets() == [[0, 1], [0, 1, 2]]
 
 
 def test_intervals_cover_and_are_wide_where_the_forecast_is_uncertain() -> None:
@@ -132,9 +113,9 @@ def test_intervals_cover_and_are_wide_where_the_forecast_is_uncertain() -> None:
         generator = torch.Generator().manual_seed(seed)
         sds = torch.rand(400, generator=generator) + 0.1
         labels = 2 * sds * torch.randn(400, generator=generator)  # of twice the sd that is said
-        made = promise("rating", 200, residual=labels[:200].double(), sd=sds[:200].double())
+        made = promise_on("rating", residual=labels[:200].double(), sd=sds[:200].double())
         forecast = RatingForecast.from_draws(torch.zeros(1, 200), sds[None, 200:])
-        lower, upper = _with(forecast, made).intervals(LEVEL)
+        lower, upper = replace(forecast, promised=made).intervals(LEVEL)
         inside += int(((lower <= labels[200:]) & (labels[200:] <= upper)).sum())
         total += 200
         torch.testing.assert_close(
@@ -147,9 +128,9 @@ def test_intervals_cover_and_are_wide_where_the_forecast_is_uncertain() -> None:
 def test_an_interval_is_that_of_the_definition(rows: int) -> None:
     """The smallest multiple of the sd that ceil(level (n + 1)) residuals do not exceed."""
     residual = torch.randn(rows, dtype=torch.double)
-    made = promise("rating", rows, residual=residual, sd=torch.full((rows,), 0.5).double())
+    made = promise_on("rating", residual=residual, sd=torch.full((rows,), 0.5).double())
     forecast = RatingForecast.from_draws(torch.zeros(1, 1), torch.ones(1, 1), scale=(None, 1.0))
-    lower, upper = _with(forecast, made).intervals(0.9)
+    lower, upper = replace(forecast, promised=made).intervals(0.9)
     rank = round(0.9 * (rows + 1)) if rows != 10 else 10
     width = (residual.abs() / 0.5).sort().values[rank - 1]
     assert lower.item() == pytest.approx(-width.item()) and upper.item() <= 1.0
@@ -157,10 +138,7 @@ def test_an_interval_is_that_of_the_definition(rows: int) -> None:
 
 @pytest.mark.parametrize("kind", ["class", "choice", "rating"])
 def test_a_posterior_has_them_after_a_promise(kind: str) -> None:
-    texts, *_ = rows = table(kind, 200, 9)
-    seen = {*table(kind)[texts], *unlabelled(kind)[texts]}
-    left = [i for i, text in enumerate(rows[texts]) if text not in seen]
-    new = {name: [cells[i] for i in left] for name, cells in rows.items()}
+    new = fresh(kind, 200, 9)
     how = {"tolerance": 0.4} if kind == "rating" else {}
     posterior = fitted(kind).promise(new, max_share_to_people=0.5, **how)
     forecast: Any = posterior.predict(new)
@@ -184,11 +162,11 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     forecast: Any = RatingForecast.from_draws(torch.zeros(1, 1), torch.ones(1, 1))
     with pytest.raises(ConfigError, match="intervals: the forecast has no calibration rows"):
         forecast.intervals()
-    made = promise("rating", 8, residual=torch.ones(8), sd=torch.ones(8))
+    made = promise_on("rating", residual=torch.ones(8), sd=torch.ones(8))
     with pytest.raises(DataError, match=r"level=0\.9: 8 calibration rows; expected at least 9"):
-        _with(forecast, made).intervals()
+        replace(forecast, promised=made).intervals()
     with pytest.raises(ConfigError, match="level=1"):
-        _with(forecast, made).intervals(1)
+        replace(forecast, promised=made).intervals(1)
     monkeypatch.setitem(sys.modules, "crepes", None)
     with pytest.raises(ConfigError, match=r"need crepes: pip install 'bhpeft_pyro\[decisions\]'"):
-        _with(forecast, made).intervals(0.5)
+        replace(forecast, promised=made).intervals(0.5)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from students import QUICK, fitted, table
+from students import QUICK, fitted, promise_on, table
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.decisions.promises import Promise
@@ -76,34 +76,23 @@ def forecast_of(logit: np.ndarray, made: Promise, wrong: np.ndarray | None = Non
     return replace(forecast, promised=made)
 
 
-def promise_on(logit: np.ndarray) -> Promise:
+def promised(logit: np.ndarray) -> Promise:
     chance = torch.from_numpy(1 / (1 + np.exp(-logit)))
-    return Promise(
-        kind="class",
-        error=ERROR,
-        confidence=0.9,
-        threshold=0.8,
-        rows=len(logit),
-        answered=1,
-        wrong=0,
-        method="",
-        round="a",
-        calibration={"chance": chance},
-    )
+    return promise_on("class", error=ERROR, threshold=0.8, chance=chance)
 
 
 def test_texts_of_another_kind_are_noticed_without_labels() -> None:
     rng = np.random.default_rng(2)
     alarms = 0
     for _ in range(40):
-        made = promise_on(np.abs(rng.normal(2, 2, 300)))
+        made = promised(np.abs(rng.normal(2, 2, 300)))
         watch = Watch(made)
         for _ in range(4):
             watch.see(forecast_of(np.abs(rng.normal(2, 2, 100)), made))
         alarms += watch.texts_differ
         assert watch.texts == 400 and watch.answered == 0
     assert alarms <= 4  # 1 is allowed, with binomial error
-    made = promise_on(np.abs(rng.normal(2, 2, 300)))
+    made = promised(np.abs(rng.normal(2, 2, 300)))
     watch = Watch(made).see(forecast_of(np.abs(rng.normal(2, 2, 100)), made))
     assert watch.holds and "holds so far" in str(watch)
     watch.see(forecast_of(np.abs(rng.normal(0.7, 1, 200)), made))  # less certain
@@ -114,7 +103,7 @@ def test_texts_of_another_kind_are_noticed_without_labels() -> None:
 def test_labels_count_answered_texts_alone() -> None:
     rng = np.random.default_rng(3)
     logit = np.abs(rng.normal(2, 2, 400))
-    made = promise_on(logit)
+    made = promised(logit)
     unsure = logit < np.log(4)
     watch = Watch(made).see(forecast_of(logit, made, unsure))  # all wrong answers are withheld
     assert (watch.answered, watch.wrong) == (int((~unsure).sum()), 0) and watch.holds
@@ -125,7 +114,7 @@ def test_labels_count_answered_texts_alone() -> None:
 
 
 def test_what_it_cannot_watch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = promise_on(np.ones(50))
+    made = promised(np.ones(50))
     with pytest.raises(ConfigError, match="promise: expected posterior"):
         Watch(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="level=2"):
@@ -140,7 +129,7 @@ def test_what_it_cannot_watch_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_texts_unlike_the_learnt_ones_are_noticed_where_forecasts_stay_certain() -> None:
     rng = np.random.default_rng(4)
-    made = promise_on(np.abs(rng.normal(2, 2, 300)))
+    made = promised(np.abs(rng.normal(2, 2, 300)))
     uniform = torch.from_numpy(rng.random(300))
     made = replace(made, calibration={**made.calibration, "novelty": uniform})
 
@@ -199,16 +188,6 @@ def test_a_promise_that_cannot_be_made_is_refused_before_the_first_round(tmp_pat
         with pytest.raises(kind, match=message):
             bh.stream(tiny_model(()), {"one": rows_of(0)}, tmp_path, promise=promise, **QUICK)  # type: ignore[arg-type]
     assert not [*tmp_path.rglob("*.safetensors")]
-
-
-def test_a_posterior_is_watched() -> None:
-    rows = table("class", 200, 9)
-    with pytest.warns(UserWarning, match="left out"):
-        posterior = fitted("class").promise(rows, max_share_to_people=0.5)
-    watch = Watch(posterior.promised)  # type: ignore[arg-type]
-    for seed in (11, 12):
-        watch.see(posterior.predict(table("class", 100, seed)))
-    assert watch.holds and watch.texts == 200 and 50 < watch.answered < 200
 
 
 def test_nothing_exceeds_a_promise_of_all_wrong() -> None:

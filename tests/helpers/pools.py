@@ -1,10 +1,12 @@
-"""Pools of texts to label, without a posterior."""
+"""Pools of texts to label, without a posterior, and what shows them to people."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from bhpeft_pyro.review import Item, Pool
+from bhpeft_pyro.review import Item, Journal, Learning, Pool, Session, Where, application
 
 NAMES = ("billing", "delivery", "praise")
 
@@ -34,3 +36,22 @@ def pool(count: int = 5, kind: str = "class", **changes: Any) -> Pool:
         "number": 1,
     }
     return Pool(**facts | changes)
+
+
+def changed(of: Pool, key: str, **how: Any) -> Pool:
+    """The pool with one of its texts changed."""
+    return replace(of, items={**of.items, key: replace(of.items[key], **how)})
+
+
+def session_in(folder: Path, texts: Pool | None = None, **how: Any) -> Session:
+    """One that keeps what is decided in a folder."""
+    journal = Journal(folder / "labels.journal.jsonl")
+    return Session(texts or pool(), journal, folder / "labels.csv", **how)
+
+
+def page_in(folder: Path, *texts: Pool, **how: Any) -> tuple[Session, Learning, Any]:
+    """The session, the updates and the application of a page, whose secret is "secret"."""
+    session = session_in(folder, *texts, **how)
+    where = Where(folder / "run", folder / "next", "new.csv", session.out)
+    learning = Learning(where, session.take)
+    return session, learning, application(session, learning, "secret", "week-1")

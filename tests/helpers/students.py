@@ -6,8 +6,10 @@ from functools import cache
 from typing import Any
 
 from exact import random_texts
+from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.decisions.promises import Promise
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
@@ -49,6 +51,24 @@ def unlabelled(kind: str, count: int = 220, seed: int = 3) -> dict[str, list[Any
     """Other texts alone."""
     columns = table(kind, count, seed)
     return {name: columns[name] for name in columns if name not in ("label", "answer")}
+
+
+def fresh(kind: str, count: int, seed: int) -> dict[str, list[Any]]:
+    """Rows without a text that any of the posteriors or students here has learnt."""
+    rows = table(kind, count, seed)
+    texts, *_ = rows
+    seen = {*table(kind)[texts], *unlabelled(kind)[texts]}
+    left = [i for i, text in enumerate(rows[texts]) if text not in seen]
+    return {name: [cells[i] for i in left] for name, cells in rows.items()}
+
+
+def promise_on(kind: str, **how: Any) -> Promise:
+    """One that was set on calibration rows, which are tensors by name, by no posterior at all."""
+    calibration = {name: value for name, value in how.items() if isinstance(value, Tensor)}
+    facts: dict[str, Any] = {"error": 0.1, "confidence": 0.9, "answered": 1, "wrong": 0}
+    facts |= {"method": "", "round": "a", "rows": len(next(iter(calibration.values())))}
+    facts |= {name: value for name, value in how.items() if name not in calibration}
+    return Promise(kind=kind, calibration=calibration, **facts)
 
 
 @cache

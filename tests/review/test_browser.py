@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from browsers import chromium, press, shown
-from pools import pool
+from pools import changed, page_in, pool
+from services import listening
 
-from bhpeft_pyro.review import Journal, Learning, Session, State, Where, application
+from bhpeft_pyro.review import State
 
 pytestmark = pytest.mark.slow
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
 # Contrast of every text with what is behind it, by WCAG 2.2, 1.4.3: those below 4.5.
 FAINT = """() => {
@@ -50,40 +50,19 @@ NAMELESS = """() => [...document.querySelectorAll('a, button, input, textarea, s
   .map(e => e.outerHTML)"""
 
 
-class Served:
-    """The page, in a thread."""
-
-    def __init__(self, folder: Path, texts: Any, people: int = 1) -> None:
-        out = folder / "labels.csv"
-        self.session = Session(texts, Journal(folder / "labels.journal.jsonl"), out, people)
-        where = Where(folder / "run", folder / "next", "new.csv", out)
-        self.learning = Learning(where, self.session.take)
-        app = application(self.session, self.learning, "secret", "week-1")
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
-        self.thread.start()
-
-    def of(self, who: str) -> str:
-        return f"http://127.0.0.1:{self.socket.getsockname()[1]}/secret/by/{who}/"
-
-    def end(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(30)
-        self.socket.close()
-
-
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Any]:
-    made: list[Served] = []
+    """The page in a thread, what it shares with the test, and the address `of` a person."""
+    with ExitStack() as ends:
 
-    def begin(texts: Any, **how: Any) -> Served:
-        made.append(Served(tmp_path, texts, **how))
-        return made[-1]
+        def begin(texts: Any, **how: Any) -> SimpleNamespace:
+            session, learning, app = page_in(tmp_path, texts, **how)
+            address = ends.enter_context(listening(app))
+            return SimpleNamespace(
+                session=session, learning=learning, of=lambda who: f"{address}/secret/by/{who}/"
+            )
 
-    yield begin
-    for served in made:
-        served.end()
+        yield begin
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +124,8 @@ def test_a_second_press_does_not_decide_the_next_text(serve, tab):
     served = serve(pool(5))
     page = tab(served.of("Ana"))
     with page.expect_navigation():
-        page.evaluate("""() => { for (const _ of [1, 2, 3]) document.dispatchEvent(
-            new KeyboardEvent('keydown', {key: '1', bubbles: true})) }""".replace(
-            "document.dispatch", "document.body.dispatch"))  # fmt: skip
+        page.evaluate("""() => { for (const _ of [1, 2, 3]) document.body.dispatchEvent(
+            new KeyboardEvent('keydown', {key: '1', bubbles: true})) }""")
     assert shown(page) == "text 1" and len(served.session.recent("Ana")) == 1
     page.uncheck("#keys")
     page.keyboard.press("1")
@@ -172,10 +150,9 @@ def test_two_people_at_once(serve, tab):
 @pytest.mark.parametrize("width", [320, 1100])
 @pytest.mark.parametrize("kind", ["class", "labels", "rating", "choice"])
 def test_it_can_be_read_and_pressed_everywhere(serve, tab, kind, width, scheme):
-    texts = pool(4, kind)
     long = "שלום עולם. " + "a" * 400 + " word" * 600
-    item = replace(texts.items["t1"], texts=(long,), nearest="was learnt", queued="x")
-    served = serve(replace(texts, items={**texts.items, "t1": item}))
+    odd = {"texts": (long,), "nearest": "was learnt", "queued": "x"}
+    served = serve(changed(pool(4, kind), "t1", **odd))
     view = {"width": width, "height": 700}
     page = tab(served.of("Ana"), viewport=view, color_scheme=scheme)
     press(page, "1") if kind != "labels" else served.session.decide("Ana", "t0", "none", [], "")
@@ -239,7 +216,7 @@ def test_the_bar_of_an_update_moves_and_the_next_text_is_of_the_new_queue(serve,
     with page.expect_navigation():
         page.click("#update")
     page.wait_for_function("document.getElementById('bar').value === 0.25")
-    served.session.take(replace(pool(5), order=("t4", "t3"), number=2))
+    served.session.take(pool(5, order=("t4", "t3"), number=2))
     served.learning.state = State(False, 1.0, "Round 2 has learnt 1 label.", 1)
     page.wait_for_selector("text=The next text comes from the new queue.")
     press(page, "1")

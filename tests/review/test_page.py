@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from pools import pool
+from pools import changed, page_in, pool
 
 from bhpeft_pyro.errors import BusyError, WriteError
-from bhpeft_pyro.review import Journal, Learning, Session, Where, application
 from bhpeft_pyro.review.page import KEYS
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
 
-def client(folder: Path, texts: Any = None, **how: Any) -> TestClient:
-    out = folder / "labels.csv"
-    session = Session(texts or pool(), Journal(folder / "labels.journal.jsonl"), out, **how)
-    where = Where(folder / "run", folder / "next", "new.csv", out)
-    learning = Learning(where, session.take)
-    app = application(session, learning, "secret", "week-1")
+def client(folder: Path, *texts: Any, **how: Any) -> TestClient:
+    session, learning, app = page_in(folder, *texts, **how)
     made = TestClient(app, base_url="http://127.0.0.1/secret")
-    made.session = session  # type: ignore[attr-defined]
-    made.learning = learning  # type: ignore[attr-defined]
+    made.session, made.learning = session, learning  # type: ignore[attr-defined]
     return made
 
 
@@ -39,11 +32,8 @@ def test_a_label_by_a_form_alone_and_the_next_text(tmp_path):
     page = client(tmp_path)
     assert "text 0" in page.get("/by/Ana/").text
     after = page.post("/by/Ana/text/t0", data={"label": "2", "note": " late \x1b[1m"})
-    assert (
-        after.status_code == 200
-        and "text 1" in after.text
-        and "1 decided by you, 4 to go" in after.text
-    )
+    assert after.status_code == 200
+    assert "text 1" in after.text and "1 decided by you, 4 to go" in after.text
     (made,) = page.session.recent("Ana")
     assert (made.label, made.note, made.round) == ("praise", "late \\x1b[1m", "r1")
     again = page.post("/by/Ana/undo")
@@ -61,9 +51,8 @@ def test_labels_stand_by_probability_or_each_in_its_place(tmp_path):
 def test_many_labels_have_keys_that_nothing_else_has(tmp_path):
     assert len(KEYS) == len({*KEYS}) == 31 and not {*KEYS} & {*"sune?"}
     names = tuple(f"label {i}" for i in range(40))
-    texts = pool()
-    item = replace(texts.items["t0"], options=names, values=names, probabilities=(1 / 40,) * 40)
-    page = client(tmp_path, replace(texts, items={**texts.items, "t0": item})).get("/by/Ana/").text
+    texts = changed(pool(), "t0", options=names, values=names, probabilities=(1 / 40,) * 40)
+    page = client(tmp_path, texts).get("/by/Ana/").text
     assert page.count('class="option"') == 40 and page.count('data-key="z"') == 1
     keys = re.findall(r'data-key="(.)"', page)
     assert len(keys) == len({*keys})
@@ -90,11 +79,8 @@ def test_every_answer_has_the_strict_policy(tmp_path):
 
 def test_texts_names_and_notes_are_escaped_and_the_page_has_nothing_from_elsewhere(tmp_path):
     evil = "<script>alert(1)</script>\"'>"
-    texts = pool()
-    item = replace(
-        texts.items["t0"], texts=(evil, evil), options=(evil, "b", "c"), nearest=evil, reason=evil
-    )
-    page = client(tmp_path, replace(texts, items={**texts.items, "t0": item}))
+    odd = {"texts": (evil, evil), "options": (evil, "b", "c"), "nearest": evil, "reason": evil}
+    page = client(tmp_path, changed(pool(), "t0", **odd))
     page.post("/by/Ana/text/t0", data={"label": "0", "note": evil})
     page.session.decide("<b>Bo", "t0", "none", [], evil)
     shown = page.get("/by/Ana/text/t0").text
@@ -153,16 +139,14 @@ def test_ones_own_rating_stays_as_it_is_and_the_slider_has_steps_for_its_scale(t
     page.post("/by/Ana/text/t0", data={"action": "other", "other": "2.25"})
     own = page.get("/by/Ana/text/t0").text
     assert own.count('value="2.25"') == 2 and 'You said <b dir="auto">2.25<' in own
-    texts = pool(kind="rating", scale=(0.0, 1.0))
-    item = replace(texts.items["t1"], rating=(0.6543, 0.5, 0.8))
-    shown = client(tmp_path, replace(texts, items={**texts.items, "t1": item})).get("/by/Ana/").text
+    texts = changed(pool(kind="rating", scale=(0.0, 1.0)), "t1", rating=(0.6543, 0.5, 0.8))
+    shown = client(tmp_path, texts).get("/by/Ana/").text
     assert 'step="0.01" value="0.65"' in shown
 
 
 def test_labels_without_names_are_ticked_and_shown_by_number(tmp_path):
-    texts = pool(2, "labels")
-    item = replace(texts.items["t0"], options=("0", "1", "2"), values=(0, 1, 2))
-    page = client(tmp_path, replace(texts, items={**texts.items, "t0": item}))
+    texts = changed(pool(2, "labels"), "t0", options=("0", "1", "2"), values=(0, 1, 2))
+    page = client(tmp_path, texts)
     page.post("/by/Ana/text/t0", data={"label": ["1", "2"]})
     assert page.session.recent("Ana")[0].label == [0, 1, 1]
     own = page.get("/by/Ana/text/t0").text
@@ -218,7 +202,7 @@ def test_two_people_see_what_the_other_said_only_after_their_own_answer(tmp_path
 
 
 def test_what_the_promise_answers_is_counted(tmp_path):
-    page = client(tmp_path, replace(pool(), answered=7))
+    page = client(tmp_path, pool(answered=7))
     assert "5 to go; 7 more are answered under the promise" in page.get("/by/Ana/").text
 
 
@@ -231,18 +215,9 @@ def test_nothing_left(tmp_path):
 def test_malformed_requests_are_refused_without_a_failure_of_the_server(tmp_path, kind):
     page, random = client(tmp_path, pool(kind=kind)), Random(0)
     types = ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain")
-    words = [
-        "label=",
-        "9" * 5000,
-        "&",
-        "=",
-        "%ED%A0%80",
-        "%00",
-        "action=label",
-        "other=1e999",
-        "-1",
-    ]
-    words += ["--x\r\n", 'Content-Disposition: form-data; name="label"\r\n\r\n', "--x--", "\xff"]
+    words = ["label=", "9" * 5000, "&", "=", "%ED%A0%80", "%00", "action=label", "other=1e999"]
+    words += ["-1", "--x\r\n", "--x--", "\xff"]
+    words += ['Content-Disposition: form-data; name="label"\r\n\r\n']
     paths = ("/", "/by/Ana/", "/by/Ana/text/t0", "/by/%00/text/t0", "/by/../undo", "/by/é/order")
     for _ in range(300):
         body = "".join(random.choices(words, k=random.randrange(6))).encode("latin-1")

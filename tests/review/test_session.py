@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-from pools import pool
+from pools import pool, session_in
 
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError, WriteError
-from bhpeft_pyro.review import Journal, Pool, Session
+from bhpeft_pyro.review import Session
 from bhpeft_pyro.review import session as module
-
-
-def made(folder: Path, texts: Pool | None = None, **how: Any) -> Session:
-    journal = Journal(folder / "labels.journal.jsonl")
-    return Session(texts or pool(), journal, folder / "labels.csv", **how)
 
 
 def label(session: Session, who: str, count: int = 1, option: str = "0") -> list[str]:
@@ -32,7 +25,7 @@ def label(session: Session, who: str, count: int = 1, option: str = "0") -> list
 
 
 def test_texts_come_in_order_and_none_is_shown_to_two_people(tmp_path, monkeypatch):
-    session = made(tmp_path)
+    session = session_in(tmp_path)
     assert session.next_for("Ana") == session.next_for("Ana") == "t0"
     assert session.next_for("Bo") == "t1"
     assert label(session, "Ana", 2) == ["t0", "t2"]
@@ -43,8 +36,8 @@ def test_texts_come_in_order_and_none_is_shown_to_two_people(tmp_path, monkeypat
 
 
 def test_what_was_decided_is_not_asked_again_after_a_restart(tmp_path):
-    label(made(tmp_path), "Ana", 3)
-    again = made(tmp_path)
+    label(session_in(tmp_path), "Ana", 3)
+    again = session_in(tmp_path)
     assert again.labels == 3 and again.next_for("Ana") == again.next_for("Ana") == "t3"
 
 
@@ -53,26 +46,26 @@ def test_data_with_a_column_that_the_labels_add_are_refused(tmp_path, name):
     texts = pool(2)
     odd = replace(texts, records=tuple({**one, name: "x"} for one in texts.records))
     with pytest.raises(DataError, match=rf"column '{name}': labels have one .* rename it"):
-        made(tmp_path, odd)
+        session_in(tmp_path, odd)
     with pytest.raises(DataError, match="rename it"):
-        made(tmp_path, replace(texts, column=name))
-    session = made(tmp_path, texts)
+        session_in(tmp_path, replace(texts, column=name))
+    session = session_in(tmp_path, texts)
     with pytest.raises(DataError, match="rename it"):
         session.take(odd)
     assert session.pool is texts
 
 
 def test_a_journal_of_other_data_is_refused_and_the_table_stays(tmp_path):
-    label(made(tmp_path), "Ana", 3)
+    label(session_in(tmp_path), "Ana", 3)
     before = (tmp_path / "labels.csv").read_text()
     with pytest.raises(DataError, match=r"out: .*decisions about 1 texts that the data lack"):
-        made(tmp_path, pool(2))
+        session_in(tmp_path, pool(2))
     assert (tmp_path / "labels.csv").read_text() == before
-    assert made(tmp_path, pool(9)).labels == 3  # the data may grow
+    assert session_in(tmp_path, pool(9)).labels == 3  # the data may grow
 
 
 def test_a_decision_is_kept_though_the_table_cannot_be_written(tmp_path, monkeypatch):
-    session = made(tmp_path)
+    session = session_in(tmp_path)
 
     def full(*_: object) -> int:
         raise WriteError("path: cannot write labels.csv: No space left on device")
@@ -87,7 +80,7 @@ def test_a_decision_is_kept_though_the_table_cannot_be_written(tmp_path, monkeyp
 
 
 def test_skipped_texts_come_at_the_end_and_at_once_to_others(tmp_path):
-    session = made(tmp_path, pool(3))
+    session = session_in(tmp_path, pool(3))
     session.decide("Ana", "t0", "skip", [], "")
     assert session.next_for("Bo") == "t0"
     session.decide("Bo", "t0", "skip", [], "")
@@ -97,7 +90,7 @@ def test_skipped_texts_come_at_the_end_and_at_once_to_others(tmp_path):
 
 
 def test_undo_shows_the_text_again_and_takes_the_label_out_of_the_table(tmp_path):
-    session = made(tmp_path)
+    session = session_in(tmp_path)
     label(session, "Ana", 2)
     label(session, "Bo")
     assert session.undo("Ana") == "t1" and session.next_for("Ana") == "t1"
@@ -107,7 +100,7 @@ def test_undo_shows_the_text_again_and_takes_the_label_out_of_the_table(tmp_path
 
 
 def test_two_for_each_text_and_whether_they_agree(tmp_path):
-    session = made(tmp_path, pool(3), people=2)
+    session = session_in(tmp_path, pool(3), people=2)
     assert label(session, "Ana", 3) == [*label(session, "Bo", 2, "1"), "t2"]
     label(session, "Bo")
     found = session.agreement()
@@ -119,7 +112,7 @@ def test_two_for_each_text_and_whether_they_agree(tmp_path):
 
 
 def test_ratings_of_several_people(tmp_path):
-    session = made(tmp_path, pool(2, "rating"), people=2)
+    session = session_in(tmp_path, pool(2, "rating"), people=2)
     for who, rating in (("Ana", "2"), ("Bo", "3.5")):
         session.decide(who, "t0", "label", [rating], "")
     assert session.agreement().distance == 1.5
@@ -130,7 +123,7 @@ def test_ratings_of_several_people(tmp_path):
 
 
 def test_several_labels_are_kept_as_the_data_have_them(tmp_path):
-    session = made(tmp_path, pool(3, "labels"))
+    session = session_in(tmp_path, pool(3, "labels"))
     session.decide("Ana", "t0", "label", ["2", "0"], "")
     session.decide("Ana", "t1", "none", [], "")
     labels = load(tmp_path / "labels.csv", None)["label"]
@@ -138,7 +131,7 @@ def test_several_labels_are_kept_as_the_data_have_them(tmp_path):
 
 
 def test_progress(tmp_path):
-    session = made(tmp_path, pool(4))
+    session = session_in(tmp_path, pool(4))
     label(session, "Ana")
     session.decide("Ana", "t1", "skip", [], "")
     label(session, "Bo")
@@ -151,13 +144,13 @@ def test_progress(tmp_path):
 @pytest.mark.parametrize("given", [[], ["3"], ["-1"], ["x"], ["0", "9"]])
 def test_labels_that_are_not_shown_are_refused(tmp_path, given):
     with pytest.raises(DataError, match="one of those that are shown"):
-        made(tmp_path).decide("Ana", "t0", "label", given, "")
+        session_in(tmp_path).decide("Ana", "t0", "label", given, "")
 
 
 def test_a_new_queue_keeps_what_was_decided(tmp_path):
-    session = made(tmp_path)
+    session = session_in(tmp_path)
     label(session, "Ana", 2)
-    session.take(replace(pool(), order=("t4", "t3", "t2"), round="r2", number=2))
+    session.take(pool(order=("t4", "t3", "t2"), round="r2", number=2))
     assert session.next_for("Ana") == "t4" and session.labels == 2
     assert [one.key for one in session.recent("Ana")] == ["t1", "t0"]
     with pytest.raises(DataError, match="there is none with the key"):
@@ -165,7 +158,7 @@ def test_a_new_queue_keeps_what_was_decided(tmp_path):
 
 
 def test_reading_while_others_label(tmp_path):
-    session, failed = made(tmp_path, pool(400)), []
+    session, failed = session_in(tmp_path, pool(400)), []
 
     def work(who: str) -> None:
         try:

@@ -36,9 +36,7 @@ def test_several_labels_ratings_and_words() -> None:
     assert answer.said["prediction"] == ["x", "y"]
     (answer,) = answers_of(RatingForecast.from_draws(torch.tensor([[3.0]]), torch.tensor([[1.0]])))
     assert answer.scores == {} and "scores" not in answer.in_full("r")
-    assert (
-        answer.said["prediction"] == 3.0 and answer.said["lower_90"] < 3 < answer.said["upper_90"]
-    )
+    assert answer.said["lower_90"] < answer.said["prediction"] == 3.0 < answer.said["upper_90"]
     words = ClassForecast.from_draws(torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]]))
     first, second = answers_of(replace(words, rows=torch.tensor([0, 0, 1])))
     assert first.said["prediction"] == [0, 1] and second.said["prediction"] == [1]

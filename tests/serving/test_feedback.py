@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,22 @@ from bhpeft_pyro.testing import tiny_examples
 pytest.importorskip("crepes")
 TEXTS = [*tiny_examples(60, seed=21).texts]
 TRUE = ["bad", "good"] * 30
+FALSE = ["good", "bad"] * 30
 
 
 @pytest.fixture
-def copied(folder: Path, source: Any, tmp_path: Path, april: Any) -> Iterator[Any]:
+def copied(folder: Path, tmp_path: Path, april: Any) -> Any:
     """April, in a folder of its own."""
     shutil.copytree(folder / "runs", tmp_path / "runs")
-    yield replace(april, folder=tmp_path / "runs" / "april")
+    return replace(april, folder=tmp_path / "runs" / "april")
 
 
 def rows(texts: Any, labels: Any) -> list[dict[str, Any]]:
     return [{"text": t, "label": n} for t, n in zip(texts, labels, strict=True)]
+
+
+def take(feedback: Feedback, served: Any, texts: Any, labels: Any, **more: Any) -> Seen:
+    return feedback.take(served, read({"rows": rows(texts, labels), **more}, served))
 
 
 def lines(folder: Path) -> list[Any]:
@@ -42,13 +46,13 @@ def lines(folder: Path) -> list[Any]:
 def test_labels_are_kept_as_an_update_takes_them(copied, tmp_path) -> None:
     feedback = Feedback(copied, 16_384)
     feedback.take(copied, read({"text": "w5 w49", "label": "bad", "by": "Ana"}, copied))
-    given = {"rows": rows(TEXTS[:30], TRUE[:30])}
-    assert feedback.take(copied, read(given, copied)).tally.labels == 31
+    assert take(feedback, copied, TEXTS[:30], TRUE[:30]).tally.labels == 31
     kept = lines(copied.folder)
-    assert [{k: row[k] for k in ("text", "label")} for row in kept[1:]] == given["rows"]
+    given = rows(TEXTS[:30], TRUE[:30])
+    assert [{k: row[k] for k in ("text", "label")} for row in kept[1:]] == given
     entry = kept[0]["feedback"]
     assert entry["by"] == "Ana" and entry["round"] == copied.id and entry["promised"] == 0.4
-    forecast = copied.posterior.predict(given["rows"])
+    forecast = copied.posterior.predict(given)
     wrong = [row["feedback"]["wrong"] for row in kept[1:]]
     assert wrong == forecast.wrong().tolist()
     chance = [row["feedback"]["chance"] for row in kept[1:]]
@@ -61,8 +65,8 @@ def test_labels_are_kept_as_an_update_takes_them(copied, tmp_path) -> None:
 
 def test_a_new_start_and_another_process_read_what_is_there(copied) -> None:
     first, second = Feedback(copied, 16_384), Feedback(copied, 16_384)
-    first.take(copied, read({"rows": rows(TEXTS[:20], TRUE[:20])}, copied))
-    two = second.take(copied, read({"rows": rows(TEXTS[20:40], TRUE[20:40])}, copied))
+    take(first, copied, TEXTS[:20], TRUE[:20])
+    two = take(second, copied, TEXTS[20:40], TRUE[20:40])
     assert two == first.seen(copied) == Feedback(copied, 16_384).seen(copied)
     assert two.tally.labels == 40 and two.tally.answered > 0
     assert two.promise is not None and f"of {two.tally.answered} answers" in two.promise
@@ -79,9 +83,7 @@ def test_lines_that_somebody_else_has_written_are_left_out(copied) -> None:
 
 
 def test_wrong_answers_break_the_promise(copied) -> None:
-    feedback = Feedback(copied, 16_384)
-    turned = ["good" if label == "bad" else "bad" for label in TRUE]
-    seen = feedback.take(copied, read({"rows": rows(TEXTS, turned)}, copied))
+    seen = take(Feedback(copied, 16_384), copied, TEXTS, FALSE)
     tally = seen.tally
     assert tally.wrong > 0.8 * tally.answered > 0 and tally.evidence > 40
     assert seen.holds is False
@@ -91,14 +93,13 @@ def test_wrong_answers_break_the_promise(copied) -> None:
 
 def test_a_new_promise_of_the_same_round_begins_anew(copied) -> None:
     feedback = Feedback(copied, 16_384)
-    turned = ["good" if label == "bad" else "bad" for label in TRUE]
-    assert feedback.take(copied, read({"rows": rows(TEXTS, turned)}, copied)).holds is False
+    assert take(feedback, copied, TEXTS, FALSE).holds is False
     texts = tiny_examples(200, seed=33).texts
     posterior = copied.posterior.promise({"text": texts, "label": ["bad", "good"] * 100}, error=0.4)
     again = replace(copied, posterior=posterior)
     for seen in (feedback.seen(again), Feedback(again, 16_384).seen(again)):
         assert seen.holds and seen.tally.labels == 60
-    seen = feedback.take(again, read({"rows": rows(TEXTS[:30], TRUE[:30])}, again))
+    seen = take(feedback, again, TEXTS[:30], TRUE[:30])
     assert seen.holds and seen.tally.answered <= 30 and seen.tally.evidence < 40
     assert "more than was promised" not in str(Tally.of(copied.folder, copied.id))
 
@@ -113,10 +114,8 @@ def test_many_tokens_are_refused(copied) -> None:
 
 def test_texts_that_were_chosen_or_learnt_are_kept_and_not_counted(copied) -> None:
     feedback = Feedback(copied, 16_384)
-    chosen = {"rows": rows(TEXTS[:9], TRUE[:9]), "random": False}
-    learnt = {"rows": rows(tiny_examples(60, 1).texts[:8], TRUE[:8])}
-    feedback.take(copied, read(chosen, copied))
-    seen = feedback.take(copied, read(learnt, copied))
+    take(feedback, copied, TEXTS[:9], TRUE[:9], random=False)
+    seen = take(feedback, copied, tiny_examples(60, 1).texts[:8], TRUE[:8])
     assert (seen.tally.labels, seen.tally.answered) == (17, 0) and str(seen.tally) == "17 labels"
     assert seen.holds and seen.promise == Feedback(copied, 16_384).seen(copied).promise
     assert feedback._watch is not None and feedback._watch.texts == 0
@@ -124,7 +123,7 @@ def test_texts_that_were_chosen_or_learnt_are_kept_and_not_counted(copied) -> No
 
 def test_labels_of_an_earlier_round_in_the_same_folder_are_left_out(copied, may) -> None:
     feedback = Feedback(copied, 16_384)
-    feedback.take(copied, read({"rows": rows(TEXTS[:3], TRUE[:3])}, copied))
+    take(feedback, copied, TEXTS[:3], TRUE[:3])
     here = replace(may, folder=copied.folder)
     assert feedback.seen(here) == Seen(Tally(), None, None)
     assert Tally.of(copied.folder, may.id) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,11 @@ def test_every_kind(kind: str, tmp_path: Path) -> None:
     inputs = {name: rows[name] for name in served.texts}
     with TestClient(Service(Source(tmp_path), served, LIMITS).application) as client:
         predictions = client.post("/invocations", json={"inputs": inputs}).json()["predictions"]
+        assert {row["round"] for row in predictions} == {posterior.report.id}
         for name, values in expected.items():
-            got = [row[name] for row in predictions]
-            if isinstance(values[0], float):
-                assert got == pytest.approx(values, rel=1e-3, abs=1e-5)
-            elif isinstance(values[0], str | int | list):
-                assert got == values
+            numbers = isinstance(values[0], float)
+            close: Any = pytest.approx(values, rel=1e-3, abs=1e-5) if numbers else values
+            assert [row[name] for row in predictions] == close
         tensors = [
             {"name": name, "shape": [6], "datatype": "BYTES", "data": cells}
             for name, cells in inputs.items()
@@ -38,7 +38,16 @@ def test_every_kind(kind: str, tmp_path: Path) -> None:
         if kind != "choice":
             path = f"/v2/models/{tmp_path.name}/infer"
             outputs = client.post(path, json={"inputs": tensors}).json()["outputs"]
-            assert [each["name"] for each in outputs if each["name"] != "scores"] == [*expected]
+            data = {each["name"]: each["data"] for each in outputs}
+            if "scores" in data:
+                labels = outputs[-1]["parameters"]["labels"]
+                scores = [row["scores"][label] for row in predictions for label in labels]
+                assert data.pop("scores") == scores
+            assert data.keys() == expected.keys()
+            for name, values in data.items():
+                cells = [row[name] for row in predictions]
+                texts = isinstance(cells[0], list | dict)
+                assert values == ([json.dumps(cell) for cell in cells] if texts else cells)
             scored = client.post("/predict", json={"inputs": rows["text"]}).json()
             assert len(scored) == 6 and all({*each} == {"label", "score"} for each in scored[0])
         target = posterior.columns.target(kind)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bhpeft_pyro.serving.engine import Answered, Refused
+from bhpeft_pyro.serving.engine import Refused
 from bhpeft_pyro.serving.mlflow_api import read
 
 TABLE = {"text": ["w5", "w6"]}
@@ -48,15 +47,6 @@ def test_what_is_no_table_is_refused(april, payload) -> None:
     assert refused.value.status == 422
 
 
-def test_predictions_are_the_columns_of_the_program(april) -> None:
-    rows = april.answer(april.encode(TABLE))
-    written: Any = read({"inputs": TABLE}, april).write(Answered(rows, april))
-    assert [row["round"] for row in written["predictions"]] == [april.id] * 2
-    summary = april.posterior.predict(TABLE).summary()
-    for name, values in summary.items():
-        assert [row[name] for row in written["predictions"]] == values
-
-
 def test_choices_and_numbers(april) -> None:
     other: Any = SimpleNamespace(
         texts=("question", "choices"), numbers=("price",), kind="choice", each_word=False
@@ -66,4 +56,4 @@ def test_choices_and_numbers(april) -> None:
     assert table == {"question": ["w5"], "choices": [["w6", "w7"]], "price": [2.5]}
     with pytest.raises(Refused, match="expected columns question, choices"):
         read({"instances": ["w5"]}, other)
-    assert replace(april).numbers == ()
+    assert april.numbers == ()

@@ -44,18 +44,10 @@ def test_other_requests_are_refused(april, payload) -> None:
     assert refused.value.status == 422
 
 
-def answer(**said: Any) -> Answer:
-    return Answer(said, {"good": 0.75, "bad": 0.25})
-
-
 def test_outputs_have_their_types(april) -> None:
-    rows = [
-        answer(prediction="good", epistemic=0.5, answered=True, labels=["a"]),
-        Answer(
-            {"prediction": "bad", "epistemic": 0.1, "answered": False, "labels": []},
-            {"bad": 0.6, "good": 0.4},
-        ),
-    ]
+    good = {"prediction": "good", "epistemic": 0.5, "answered": True, "labels": ["a"]}
+    bad = {"prediction": "bad", "epistemic": 0.1, "answered": False, "labels": []}
+    rows = [Answer(good, {"good": 0.75, "bad": 0.25}), Answer(bad, {"bad": 0.6, "good": 0.4})]
     question = read("shop", {"inputs": [tensor()], "id": "7"}, april)
     written = question.write(Answered(rows, april))
     about = {name: written[name] for name in ("model_name", "model_version", "id")}

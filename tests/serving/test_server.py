@@ -75,23 +75,12 @@ def test_what_those_who_watch_ask_for(client, service, april) -> None:
     service.engine.start()
 
 
-def test_other_protocols_say_the_same(client, april) -> None:
-    scores = [answer["scores"] for answer in ask(client, inputs=["w5", "w6"], details=True).json()]
-    rows = client.post("/invocations", json={"instances": ["w5", "w6"]}).json()["predictions"]
-    assert [row["scores"] for row in rows] == scores
-    tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["w5", "w6"]}
-    response = client.post("/v2/models/runs/infer", json={"inputs": [tensor]})
-    outputs = {output["name"]: output for output in response.json()["outputs"]}
-    by_label = [dict(zip(["bad", "good"], outputs["scores"]["data"][i:], strict=False))
-                for i in (0, 2)]  # fmt: skip
-    assert by_label == scores
+def test_other_paths_and_methods(client) -> None:
     for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/runs", "/ping",
                  "/v2/models/runs/ready"):  # fmt: skip
         assert client.get(path).status_code == 200
     assert client.get("/v2/models/other").status_code == 404
 
-
-def test_other_paths_and_methods(client) -> None:
     for method, path, status in (("GET", "/", 404), ("GET", "/predict", 405)):
         response = client.request(method, path)
         assert response.status_code == status and response.json()["error"]
@@ -210,10 +199,8 @@ def test_a_client_that_has_gone_is_dropped(service, april) -> None:
         assert service.engine.waiting == 3
         predictions.go.set()
         running.join(20)
-        assert (
-            httpx.post(f"{address}/predict", json={"inputs": ["w8", "w9"]}, timeout=60).status_code
-            == 200
-        )
+        after = httpx.post(f"{address}/predict", json={"inputs": ["w8", "w9"]}, timeout=60)
+        assert after.status_code == 200
     assert seen == [1, 2]
 
 
@@ -236,8 +223,6 @@ def test_malformed_requests_are_the_clients_fault(client) -> None:
         codes.add(response.status_code)
         assert response.status_code in (200, 413, 422), response.text
         if response.status_code != 200:
-            assert {*response.json()} == {
-                "error",
-                "error_type",
-            } and "Traceback" not in response.text
+            assert {*response.json()} == {"error", "error_type"}
+            assert "Traceback" not in response.text
     assert 422 in codes and ask(client, inputs="w5").status_code == 200

@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 import uvicorn
+from forks import start, wait
 from services import PATHS, malformed, probabilities, until
 
 from bhpeft_pyro.serving.engine import Limits
@@ -76,21 +77,21 @@ def forked(service: Service, dies_at: int, told: bool) -> Iterator[httpx.Client]
     """A process of its own that serves, and kills itself as it writes a label: at one of the calls
     that put it on the disk, before it or after it."""
     opened = socket.create_server(("127.0.0.1", 0))
-    if (child := os.fork()) == 0:
-        fsync, calls = os.fsync, count(1)
+    fsync, calls = os.fsync, count(1)
 
-        def last(file: int) -> None:
-            dies = next(calls) == dies_at
-            if told or not dies:
-                fsync(file)
-            if dies:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def last(file: int) -> None:
+        dies = next(calls) == dies_at
+        if told or not dies:
+            fsync(file)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        with suppress(BaseException):
-            os.fsync = last
-            config = uvicorn.Config(service.application, log_level="critical")
-            uvicorn.Server(config).run(sockets=[opened])
-        os._exit(1)
+    def serve() -> None:
+        os.fsync = last
+        config = uvicorn.Config(service.application, log_level="critical")
+        uvicorn.Server(config).run(sockets=[opened])
+
+    child = start(serve)
     address = "http://{}:{}".format(*opened.getsockname())
     opened.close()  # so that nobody listens once the child is dead
     try:
@@ -100,7 +101,7 @@ def forked(service: Service, dies_at: int, told: bool) -> Iterator[httpx.Client]
     finally:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        wait(child)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

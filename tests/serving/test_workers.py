@@ -32,13 +32,8 @@ def test_settings_come_from_the_environment(april, monkeypatch) -> None:
 
 
 def test_settings_that_cannot_work(monkeypatch) -> None:
-    for name, value in (
-        ("MAX_TEXTS", "many"),
-        ("MAX_SECONDS", "x"),
-        ("METHOD", "best"),
-        ("DEVICE", "tpu"),
-        ("RUN", ""),
-    ):
+    wrong = {"MAX_TEXTS": "many", "MAX_SECONDS": "x", "METHOD": "best", "DEVICE": "tpu", "RUN": ""}
+    for name, value in wrong.items():
         with monkeypatch.context() as patch:
             patch.setenv(f"BHPEFT_{name}", value)
             with pytest.raises(ConfigError, match=f"BHPEFT_{name}"):

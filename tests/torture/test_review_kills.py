@@ -19,24 +19,17 @@ from pathlib import Path
 
 import pytest
 from forks import start, wait
-from pools import pool
+from pools import page_in, pool, session_in
 
 from bhpeft_pyro.data.sources import load
-from bhpeft_pyro.review import Journal, Learning, Session, Where, application
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 TEXTS = pool(3000)
 
 
-def session_in(folder: Path) -> Session:
-    return Session(TEXTS, Journal(folder / "labels.journal.jsonl"), folder / "labels.csv")
-
-
 def serve(folder: Path, listening: socket.socket) -> None:
-    session = session_in(folder)
-    where = Where(folder, folder, "", folder)
-    app = application(session, Learning(where, session.take), "secret")
+    *_, app = page_in(folder, TEXTS)
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run([listening])
 
 
@@ -82,7 +75,7 @@ def test_no_label_is_lost(tmp_path: Path, kills: int) -> None:
         assert timer is not None
         timer.join()
         assert wait(child) == -signal.SIGKILL
-        session = session_in(tmp_path)
+        session = session_in(tmp_path, TEXTS)
         kept = {one.key: one.label for who in ("Ana", "Bo") for one in session.recent(who, 10**6)}
         assert kept.items() >= confirmed.items(), f"lost by kill {number}"
         assert len(kept) <= len(confirmed) + unsure

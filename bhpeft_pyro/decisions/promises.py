@@ -145,8 +145,8 @@ class Promise:
             )
         lines += [
             f"an answer is wrong if {wrong}",
-            f"confidence {in_percent(self.confidence)}: so many of such promises are kept, over "
-            "random draws of calibration rows",
+            f"confidence {in_percent(self.confidence)}: of the promises that are made so, from "
+            "random calibration rows, this share is kept",
             f"it holds for texts like the {self.rows} calibration rows: of the same source, drawn "
             "in the same way. Nothing is promised of others, nor of a selection of these",
         ]

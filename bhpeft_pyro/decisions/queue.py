@@ -173,8 +173,8 @@ def _typical(
     """TypiClust on the centred unit states of the frozen transformer. Clusters in which a text has
     been learnt are left out."""
     generator = torch.Generator().manual_seed(seed)
-    among = torch.randperm(len(examples), generator=generator)[: max(_CLUSTERED, n)]
-    _, states = states_of(model.network, examples.subset(among))
+    some = torch.randperm(len(examples), generator=generator)[: max(_CLUSTERED, n)]
+    _, states = states_of(model.network, examples.subset(some))
     learnt = states[:0]
     if known is not None:
         learnt = known.last[torch.randperm(len(known.last), generator=generator)[:_COVERED]]
@@ -192,9 +192,9 @@ def _typical(
         reason = f"typical of {size} texts" if size > 1 else "like no other text"
         order.setdefault(place - len(learnt), reason)
     # Once there is no cluster left, any text is taken, and some come twice.
-    order |= {i: "like a text before" for i in range(len(among)) if i not in order}
+    order |= {i: "like a text before" for i in range(len(some)) if i not in order}
     chosen = [*order.items()][:n]
-    return among[torch.tensor([i for i, _ in chosen])], [reason for _, reason in chosen]
+    return some[torch.tensor([i for i, _ in chosen])], [reason for _, reason in chosen]
 
 
 def _informative(

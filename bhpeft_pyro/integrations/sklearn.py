@@ -1,4 +1,4 @@
-"""Estimators of scikit-learn for text; they need the extra `sklearn`.
+"""Estimators of scikit-learn for text.
 
 X is one text a row: a list, an array or a pandas Series of str, or one column of them. A fitted
 estimator may be copied and pickled: the pickle holds what `Posterior.save` writes, and the backbone

@@ -18,7 +18,7 @@ from ..base.progress import bars, work
 from ..base.threads import seeded
 from ..data import Examples, LabelWarning
 from ..data.batch import random_order
-from ..data.copies import check_apart
+from ..data.copies import among, check_apart
 from ..data.doubts import swapped, turned
 from ..data.encoding import CutWarning
 from ..data.sources import read
@@ -289,13 +289,12 @@ def refuse_known(posterior: Posterior, examples: Examples) -> None:
 
 def _warn_of_known(posterior: Posterior, examples: Examples) -> None:
     """Say how many of the rows have the text of a row of an earlier round, if they are many."""
-    hashes, known = examples.row_hashes, posterior.learnt_rows
-    repeated = 0 if known is None else int(torch.isin(hashes, known).sum())
-    if repeated > _REPEATED * len(hashes):
+    known = among(examples.row_hashes, posterior.learnt_rows)
+    if known.sum() > _REPEATED * len(known):
         warnings.warn(
-            f"data: {repeated} of {len(hashes)} rows have the text of a row that an earlier round "
-            "has learnt or held out (case and spaces aside). What was learnt would count twice: "
-            "give only the new rows; again=True learns all of them without this warning",
+            f"data: {known.sum()} of {len(known)} rows have the text of a row that an earlier "
+            "round has learnt or held out (case and spaces aside). What was learnt would count "
+            "twice: give only the new rows; again=True learns all of them without this warning",
             stacklevel=2,
         )
 

@@ -50,6 +50,32 @@ def _lines(text: str, title: str) -> dict[str, dict[str, str]]:
     return {line[names[0].strip()]: line for line in cells}
 
 
+def test_novelty_is_told_as_it_was_measured() -> None:
+    """The AUROC and the share that is flagged, in whole percents, of each kind."""
+    told = _lines((ROOT / "docs/decisions.md").read_text(), "Unlike what was learnt")
+    auroc, flagged = (
+        _lines(TABLES, f"Texts of other kinds, {what}")
+        for what in (
+            "AUROC of their novelty",
+            "share flagged where 5 % of false alarms are allowed",
+        )
+    )
+    assert told.keys() == auroc.keys() == flagged.keys()
+    for learnt, line in told.items():
+        alarms = float(line.pop("false alarms").rstrip("%"))
+        assert alarms / 100 == pytest.approx(_mean(flagged[learnt]["false alarms"]))
+        cells = {name: cell for name, cell in line.items() if cell and name != "learnt"}
+        assert cells.keys() == {name for name, cell in auroc[learnt].items() if "±" in cell}
+        for name, cell in cells.items():
+            score, share = cell.rstrip("%)").split(" (")
+            assert score == auroc[learnt][name].split()[0], (learnt, name)
+            assert abs(float(share) / 100 - _mean(flagged[learnt][name])) < 0.0051, (learnt, name)
+
+
+def _mean(cell: str) -> float:
+    return float(cell.split()[0])
+
+
 def test_the_circle_is_told_as_it_was_measured() -> None:
     """Each number of the table of the page, rounded to as many decimals as it is told with."""
     told = _lines((ROOT / "docs/decisions.md").read_text(), "The whole circle")

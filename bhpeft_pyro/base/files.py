@@ -197,10 +197,11 @@ def append(path: Path, line: bytes) -> None:
         new = not path.exists()
         with path.open("ab+") as file:
             end = file.tell()
-            file.seek(max(0, end - _LONGEST_LINE))
-            last = file.read()
-            if cut := len(last) - 1 - last.rfind(b"\n"):
-                file.truncate(end - cut)
+            file.seek(max(0, end - 1))
+            if file.read() not in (b"", b"\n"):
+                file.seek(max(0, end - _LONGEST_LINE))
+                last = file.read()
+                file.truncate(end - len(last) + last.rfind(b"\n") + 1)
             file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -81,8 +81,8 @@ class FitOptions:
         patience: with validation data, stop after this many evaluations without a lower NLL and
             return to the best state; None fits to the end and keeps the last. It does not apply
             where held-out rows choose the state of a point estimate (`temperature`).
-        eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
-            fit.
+        eval_every: steps between evaluations. None for once an epoch, or at the end of a shorter
+            fit; ten times where held-out rows choose the state of a point estimate.
         eval_samples: weight draws of an evaluation.
         bf16: autocast to bfloat16.
         keep_texts: keep the learnt texts with the posterior, up to 2,000 of all rounds, so that a

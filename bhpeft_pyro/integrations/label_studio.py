@@ -159,16 +159,15 @@ def _decision(key: str, annotation: Mapping[str, Any], pool: Pool) -> Decision:
     if annotation.get("was_cancelled"):
         action = "skip"
     elif pool.kind == "rating":
-        label = value.get("number", value.get("rating"))
+        number = value.get("number", value.get("rating"))
+        label = None if number is None else pool.rating(number)
     else:
         unknown = [name for name in value.get("choices", ()) if name not in item.options]
         if unknown:
             raise DataError(f"export: {unknown[0]!r} is not one of {item.options}")
         chosen = [item.options.index(name) for name in value.get("choices", ())]
-        if pool.kind == "labels":
-            label = item.together(chosen)
-        elif chosen:
-            label = item.values[chosen[0]]
+        if chosen or pool.kind == "labels":
+            label = pool.label(item, chosen)
     if action == "label" and label is None:
         action = "none"
     note = " ".join(results.get(_NOTE, {}).get("text", ()))

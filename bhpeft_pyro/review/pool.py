@@ -7,13 +7,14 @@ another process can make the next one.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..base.checks import Number
 from ..base.progress import work
 from ..data import Examples
 from ..data.columns import as_choices
@@ -103,6 +104,20 @@ class Pool:
     limited: bool
     round: str
     number: int
+
+    def label(self, item: Item, chosen: Sequence[int]) -> Any:
+        """The label that a person gives who chooses these options."""
+        return item.together(chosen) if self.kind == "labels" else item.values[chosen[0]]
+
+    def rating(self, number: object) -> float:
+        """The rating that a person gives, checked.
+
+        Raises:
+            DataError: it is no finite number, or beyond the scale.
+        """
+        low, high = self.scale if self.scale and self.limited else (None, None)
+        rating: float = Number(least=low, most=high)("rating", number, DataError)
+        return rating
 
     @staticmethod
     def of(posterior: Posterior, source: str | Path) -> Pool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.checks import COUNT, Number, one_of
+from ..base.checks import COUNT, one_of
 from ..errors import DataError, SaveError, WriteError
 from .journal import ABOUT, Decision, Journal
 from .pool import Item, Pool
@@ -165,17 +165,15 @@ class Session:
 
     def _label(self, item: Item, given: Sequence[str]) -> Any:
         if self.pool.kind == "rating":
-            low, high = self.pool.scale if self.pool.scale and self.pool.limited else (None, None)
             try:
                 number = float(given[0])
             except (ValueError, IndexError):
                 raise DataError("rating: expected a number, such as 3.5") from None
-            return Number(least=low, most=high)("rating", number, DataError)
+            return self.pool.rating(number)
         numbers = {str(number): number for number in range(len(item.options))}
         if not given or not {*given} <= numbers.keys():
             raise DataError("label: expected one of those that are shown")
-        chosen = [numbers[one] for one in given]
-        return item.together(chosen) if self.pool.kind == "labels" else item.values[chosen[0]]
+        return self.pool.label(item, [numbers[one] for one in given])
 
     def undo(self, who: str) -> str | None:
         """Take back a person's last decision; the text that it was about."""

@@ -90,6 +90,13 @@ def test_annotations_are_labels(kind, value, label):
     assert row["text"] == "text 0" and row["label"] == label and row["labelled_by"] == "1"
 
 
+@pytest.mark.parametrize("number", ["3", 7, float("nan")])
+def test_a_rating_is_a_number_of_the_scale(number):
+    beyond = replace(pool(kind="rating"), scale=(0.0, 5.0), limited=True)
+    with pytest.raises(DataError, match=r"rating=.* must be a finite number of at least 0 and"):
+        from_export(exported(annotation({"number": number})), beyond)
+
+
 def test_several_annotators_skips_and_notes(tmp_path):
     note = {"from_name": "note", "value": {"text": ["odd"]}}
     praise, billing = {"choices": ["praise"]}, {"choices": ["billing"]}

@@ -22,7 +22,7 @@ from bhpeft_pyro.guides.laplace import laplace_strategy
 from bhpeft_pyro.guides.laplace.laplace_strategy import LaplaceStrategy
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.training.report import Training
-from tools.experiments import protocols, stream
+from tools.experiments import protocols, stream, students
 from tools.experiments.arms import ARMS, AT_ONCE, Arm, Setup
 
 ROUNDS = {str(count): words(count, seed) for seed, count in enumerate((48, 32, 64))}
@@ -265,3 +265,17 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
     setup = Setup(model, ROUNDS, None)
     ratios = stream.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
     assert ratios == {"slow": 1.5, "fast": 0.5}
+
+
+def test_students_are_compared_with_their_posterior_after_every_round(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(students, "minilm", lambda: folder / "backbone")
+    sizes = {"rows": 20, "test": 6, "texts": 20, "components": 2}
+    students.students(folder, folder / "students", seeds=1, **sizes)
+    (file,) = (folder / "students").glob("*.json")
+    rounds = json.loads(file.read_text())["rounds"]
+    assert len(rounds) == 4 and all(0 <= one["same decision"] <= 1 for one in rounds)
+    assert all(one["of the student minus it"] != 0 for one in rounds)  # it is another forecast
+    table = students.table([json.loads(file.read_text())]).markdown()
+    assert [f"| {number} | 1 |" in table for number in range(1, 6)] == [True] * 4 + [False]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,61 +20,57 @@ from bhpeft_pyro import __version__
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import Examples
 from bhpeft_pyro.data.assets import minilm
-from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
 
-from .arms import GUIDE
+from .arms import updating
 from .protocols import PROTOCOLS
 from .results import check_setting, commit, complete, file_of, load
 from .stream import Encoded, setup
 from .tables import OVER_SEEDS, Table, distinct
 
-__all__ = ["rounds", "students", "table"]
-
-_PROTOCOL = "orders"
+__all__ = ["distance", "students", "table"]
 
 
 def students(
     data: Annotated[Path, typer.Option(help="Folder with the JSON lines files.")],
     out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("runs/students"),
-    seed: Annotated[list[int] | None, typer.Option(help="An order; again for more.")] = None,
+    seeds: Annotated[int, typer.Option(help="Orders 0 to SEEDS - 1.", min=1)] = 1,
     rows: Annotated[int, typer.Option(help="Rows of each domain that are learnt.")] = 100,
     test: Annotated[int, typer.Option(help="Rows of each test.")] = 100,
     texts: Annotated[int, typer.Option(help="Unlabelled texts of each domain.")] = 125,
     components: Annotated[int, typer.Option(help="Of the posterior.")] = 5,
 ) -> None:
     """Run the orders, and print how far the students are from their posteriors."""
-    seeds = seed or [0]
     setting = {"rows": rows, "test": test, "texts": texts, "components": components}
-    for one in seeds:
-        if (path := file_of(out, (one,))).exists():
+    runs = [(seed,) for seed in range(seeds)]
+    for run in runs:
+        if (path := file_of(out, run)).exists():
             check_setting(path, json.loads(path.read_text()), setting)
     code, backbone = commit(), minilm()
 
-    def result(one: int) -> dict[str, Any]:
-        stream = Encoded(PROTOCOLS[_PROTOCOL].read(data, one, rows, test + texts), backbone)
-        facts = {"seed": one, "version": __version__, "commit": code}
-        common = setup(stream, backbone, "bh_peft", one)
-        model, options = common.model(), common.options
-        first, *others = stream.batches.values()
-        parts = [each.subset(range(test, len(each))) for each in stream.tests.values()]
-        unlabelled = parts[0].concat(*parts[1:])
-        tests = [each.subset(range(test)) for each in stream.tests.values()]
-        posterior = fit(model, GUIDE, first, components=components, **options)
-        found = [rounds(posterior.distill(unlabelled, progress=False), tests[:1])]
-        for number, batch in enumerate(others, 2):
-            posterior = posterior.update(batch, **options)
-            student = posterior.distill(unlabelled, progress=False)
-            found.append(rounds(student, tests[:number]))
-        return {**facts, **setting, "rounds": found}
+    def result(seed: int) -> dict[str, Any]:
+        stream = Encoded(PROTOCOLS["orders"].read(data, seed, rows, test + texts), backbone)
+        learn = updating(components)(setup(stream, backbone, "bh_peft", seed))
+        apart = [
+            (part.subset(range(test)), part.subset(range(test, test + texts)))
+            for part in stream.tests.values()
+        ]
+        tests, unlabelled = ([*parts] for parts in zip(*apart, strict=True))
+        pool = unlabelled[0].concat(*unlabelled[1:])
+        posterior, rounds = None, []
+        for number, batch in enumerate(stream.batches.values(), 1):
+            posterior = learn(posterior, batch)
+            student = posterior.distill(pool, progress=False)
+            rounds.append(distance(student, tests[0].concat(*tests[1:number])))
+        facts = {"seed": seed, "version": __version__, "commit": code}
+        return {**facts, **setting, "rounds": rounds}
 
-    complete(out, [(one,) for one in seeds], result)
-    typer.echo(table(load(out, [(one,) for one in seeds])).markdown())
+    complete(out, runs, result)
+    typer.echo(table(load(out, runs)).markdown())
 
 
-def rounds(posterior: Posterior, tests: list[Examples]) -> dict[str, float]:
-    """How far the student of a posterior is from it, on all tests together."""
-    examples = tests[0].concat(*tests[1:])
+def distance(posterior: Posterior, examples: Examples) -> dict[str, float]:
+    """How far the student of a posterior is from it."""
     with warnings.catch_warnings(action="ignore"):
         exact: Any = posterior.predict(examples, method="exact")
         student: Any = posterior.predict(examples, method="student")
@@ -86,7 +83,7 @@ def rounds(posterior: Posterior, tests: list[Examples]) -> dict[str, float]:
     }
 
 
-def table(results: list[dict[str, Any]]) -> Table:
+def table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Means over the orders, by round."""
     records = [
         {"round": str(number), **values}

@@ -45,7 +45,7 @@ from tools.sentiment import sentiment, two_rounds
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"
-train, held_out, test, epochs, samples = (16, 8, 16, 1, 4) if small else (400, 100, 200, 8, 16)
+train, held_out, test, epochs, samples = (16, 8, 16, 1, 4) if small else (400, 100, 200, None, 16)
 
 # %% [markdown]
 # ## The data

@@ -106,10 +106,10 @@ def test_an_update_with_labels_swapped_warns_before_it_learns(guide: str) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error", LabelWarning)
         with pytest.raises(LabelWarning, match=r"9.% if 'bad' and 'good' were swapped"):
-            posterior.update({"text": TEXTS, "label": SWAPPED}, callback=steps.append)
+            posterior.update({"text": TEXTS, "label": SWAPPED}, again=True, callback=steps.append)
     assert steps == []
     with pytest.warns(LabelWarning):
-        posterior.update({"text": TEXTS, "label": SWAPPED}, max_steps=1)
+        posterior.update({"text": TEXTS, "label": SWAPPED}, **again)
 
 
 def test_new_classes_do_not_contradict_what_never_heard_of_them() -> None:
@@ -118,7 +118,7 @@ def test_new_classes_do_not_contradict_what_never_heard_of_them() -> None:
     posterior = bh.fit(tiny_model(()), "normal", old, max_steps=60, progress=False)
     new = {"text": TEXTS, "label": ["fine" if i % 2 else "poor" for i in range(24)]}
     for start in (posterior, posterior.grow(["fine", "poor"])):
-        grown = start.update(new, grow=True, max_steps=1)
+        grown = start.update(new, grow=True, again=True, max_steps=1)
         assert grown.columns.label_names == ("bad", "good", "fine", "poor")
 
 
@@ -129,8 +129,8 @@ def test_ratings_that_are_turned_round_are_said() -> None:
     model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(3.0, 1.0))
     posterior = bh.fit(model, "normal", rows(1.0, 5.0), max_steps=60, progress=False)
     with pytest.warns(LabelWarning, match=r"by -0\.\d\d: the scale may be turned"):
-        posterior.update(rows(5.0, 1.0), max_steps=1)
-    posterior.update(rows(2.0, 4.0), max_steps=1)
+        posterior.update(rows(5.0, 1.0), again=True, max_steps=1)
+    posterior.update(rows(2.0, 4.0), again=True, max_steps=1)
 
 
 @pytest.fixture(scope="module")

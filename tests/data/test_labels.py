@@ -93,7 +93,7 @@ def test_new_labels_are_found_by_what_they_are_called(stars: Posterior) -> None:
     new = hub(["a", "c", "b"], [1, 2] * 4)
     with pytest.raises(DataError, match="'c' is not among the labels"):
         known.update(new)
-    grown = known.update(new, grow=True)
+    grown = known.update(new, grow=True, again=True)
     assert grown.columns.label_names == ("a", "b", "c")
     examples = grown.encode(new)
     assert examples.labels is not None and examples.labels.tolist() == [2, 1] * 4

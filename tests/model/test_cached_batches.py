@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -150,7 +151,8 @@ def test_the_row_is_named(kinds: Any) -> None:
         bh.fit(model(kinds), "normal", BAD, **QUICK)
     posterior = bh.fit(model(kinds), "normal", GOOD, **QUICK)
     before = posterior.sample(3)
-    for act in (posterior.predict, posterior.evaluate, posterior.assess, posterior.update):
+    update = partial(posterior.update, again=True)
+    for act in (posterior.predict, posterior.evaluate, posterior.assess, update):
         with pytest.raises(DataError, match=named):
             act(BAD)
     with pytest.raises(DataError, match=named.replace("data,", "validation,")):

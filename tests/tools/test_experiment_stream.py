@@ -39,6 +39,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("exactly")
+@pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
 @pytest.mark.parametrize("arm", ["posterior as prior", "all data so far"])
 def test_what_an_arm_has_learnt_is_known_in_closed_form(arm: str) -> None:
     learn = ARMS[arm](Setup(model, ROUNDS, None))

@@ -85,7 +85,7 @@ class Round:
                     self.held_out,
                     self.options,
                     self.temperature,
-                    self._share if self.lineage else None,
+                    self.earlier if self.lineage else None,
                     self.optimizer,
                     self.callback,
                 )
@@ -95,13 +95,6 @@ class Round:
             raise
         same(self.guide, trained=True)
         return fitted
-
-    @property
-    def _share(self) -> float:
-        """The weight of the new point estimate in its mean with the last one: a half, or more if
-        there are more rows than before."""
-        rows = len(self.data)
-        return rows / (rows + min(self.earlier, rows))
 
     def with_width(self, fields: Mapping[str, Any], started: float) -> Fitted:
         """The posterior once the guide is trained.

@@ -5,6 +5,7 @@ Training rows that a network has memorised say nothing about the noise; held-out
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +37,47 @@ def settle_noise(
     if learnt:
         noise = noise.maximum(model.likelihood.log_noise(guide.means()).to(noise))
     guide.move(model.likelihood.with_log_noise(noise.float()))
+
+
+@dataclass(frozen=True)
+class LaterNoise:
+    """The noise scale of ratings in a later round.
+
+    Attributes:
+        last: the logarithm of the noise scale that earlier rounds have found, ().
+        before: of the one that suits the rows of this round before they are learnt.
+    """
+
+    last: Tensor
+    before: Tensor
+
+    @staticmethod
+    def of(model: Model, guide: Guide, examples: CachedBatches, bf16: bool) -> LaterNoise:
+        """Before the round."""
+        _, before = noise_of(model, guide, examples, bf16)
+        return LaterNoise(model.likelihood.log_noise(guide.means()).detach().clone(), before)
+
+    def pool(
+        self,
+        model: Model,
+        guide: Guide,
+        examples: CachedBatches,
+        held_out: CachedBatches | None,
+        bf16: bool,
+        share: float,
+    ) -> None:
+        """After the round: set the noise variance to the mean over the rows of all rounds.
+
+        That of this round is measured on held-out rows. Without these, the errors of its rows are
+        too large before they are learnt, and too small afterwards: their geometric mean is taken.
+
+        Args:
+            share: of the rows of all rounds, those of this one.
+        """
+        _, after = noise_of(model, guide, examples if held_out is None else held_out, bf16)
+        here = 2 * after if held_out is not None else self.before + after  # log of the variance
+        pooled = share * here.exp() + (1 - share) * (2 * self.last.to(here)).exp()
+        guide.move(model.likelihood.with_log_noise(pooled.log().div(2).float()))
 
 
 def noise_of(

@@ -32,7 +32,7 @@ from ..prediction.predict import predict
 from .convergence import Descent, at_the_end, culprit, unsettled
 from .early_stopping import FEWEST, EarlyStopping, copied
 from .elbo import ELBO
-from .estimated_noise import has_noise, noise_of, settle_noise
+from .estimated_noise import LaterNoise, has_noise, noise_of, settle_noise
 from .report import Training
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -51,7 +51,7 @@ def optimise(
     validation: Examples | None,
     options: FitOptions,
     temperature: float = 1.0,
-    share: float | None = None,
+    earlier: float | None = None,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
 ) -> Training:
@@ -65,8 +65,8 @@ def optimise(
             otherwise they stop the fit early if `options.patience` is set.
         options: how to fit.
         temperature: the weight of the KL, given or by default.
-        share: of its step from the last point estimate, what a later round of default length keeps;
-            None if the prior is no earlier posterior.
+        earlier: how many rows earlier rounds have learnt, as far as they are kept; None in a first
+            round.
         optimizer, callback: as for `fit`.
 
     Raises:
@@ -74,7 +74,7 @@ def optimise(
             its last good state, and the error's `training` is what was done.
     """
     feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
-    how = (options, temperature, share, optimizer, callback)
+    how = (options, temperature, earlier, optimizer, callback)
     run = _Run(model, guide, feed, validation, *how)
     try:
         return run.run()
@@ -94,12 +94,12 @@ class _Run:
         validation: Examples | None,
         options: FitOptions,
         temperature: float,
-        share: float | None,
+        earlier: float | None,
         optimizer: OptimizerFactory | None,
         callback: Callback | None,
     ) -> None:
-        self.guide, self.share = guide, share
-        later = share is not None
+        self.guide, self.earlier = guide, earlier
+        later = earlier is not None
         self.options = options = options.change(batch_size=options.batch_size * feed.per_text)
         self.model, weight, self.least = guide.strategy.objective(model, temperature, later)
         self.point, self.temperature = guide.point, temperature
@@ -129,6 +129,7 @@ class _Run:
         self.descent = Descent(self.steps)
 
     def run(self) -> Training:
+        bf16 = self.options.bf16
         with (
             seeded(self.options.seed),
             pyro.get_param_store().scope(),
@@ -137,17 +138,24 @@ class _Run:
             work("training", self.steps) as bar,
         ):
             self._prepare()
+            noise = None
+            if self.earlier is not None and self.ends_early and has_noise(self.guide, self.model):
+                noise = LaterNoise.of(self.model, self.guide, self.feed, bf16)
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
             self._train(bar)
             best_step = self.stopping.restore()
-            if self.ends_early and self.share is not None:
-                self.guide.strategy.average(self.share)
-            if has_noise(self.guide, self.model):
-                bf16 = self.options.bf16
+            if self.ends_early and self.earlier is not None:
+                rows = len(self.feed.examples)
+                # Half of the step from the last point estimate, or more with more rows than before.
+                self.guide.strategy.average(rows / (rows + min(self.earlier, rows)))
+                if noise is not None:
+                    share = rows / (rows + self.earlier)
+                    noise.pool(self.model, self.guide, self.feed, self.validation, bf16, share)
+            elif has_noise(self.guide, self.model):
                 if self.settles and self.validation is not None:
                     settle_noise(self.model, self.guide, self.validation, bf16)
-                elif self.validation is None and self.share is None:  # a few rows and steps
+                elif self.validation is None and self.earlier is None:  # a few rows and steps
                     settle_noise(self.model, self.guide, self.feed, bf16, learnt=True)
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))

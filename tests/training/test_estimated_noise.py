@@ -1,0 +1,61 @@
+"""The noise scale of ratings in later rounds, from errors before and after a round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.data import Examples, encode
+from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
+
+
+def ratings(count: int, seed: int, sd: float) -> Examples:
+    """Texts whose ratings are as noisy as this sd."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(5, 45, (count, 3), generator=generator).tolist()
+    labels = [0.05 * row[0] + sd * torch.randn((), generator=generator).item() for row in words]
+    rows = {"text": [" ".join(f"w{word}" for word in row) for row in words], "label": labels}
+    return encode(rows, tiny_tokenizer(), kind="rating")
+
+
+def variance(posterior: bh.Posterior, examples: Examples) -> float:
+    """The mean squared error of the mean ratings."""
+    forecast: Any = posterior.predict(examples, samples=0)
+    return float((forecast.mean - forecast.observed()).square().mean())
+
+
+def noise(posterior: bh.Posterior) -> float:
+    """The variance of the noise."""
+    scale = posterior.guide.means()["noise.log_scale"].exp()
+    return float((scale * posterior.model.likelihood.unit).square())
+
+
+@pytest.mark.parametrize("kinds", [(), bh.presets.lora(rank=2)], ids=["head", "lora"])
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_the_noise_of_rounds_is_pooled_by_their_rows(
+    kinds: Any, held_out: bool, keep: float
+) -> None:
+    model = tiny_model(kinds, 1, likelihood=bh.likelihoods.Normal(1.0, 2.0))
+    how: dict[str, Any] = {"components": 1, "progress": False}
+    first = bh.fit(model, "laplace", ratings(60, 0, 0.3), **how)
+    new, others = ratings(40, 1, 2.0), ratings(30, 2, 2.0)
+    second = first.update(new, validation=others if held_out else None, keep=keep, progress=False)
+    if held_out:
+        here = variance(second, others)
+    else:
+        here = (variance(first, new) * variance(second, new)) ** 0.5
+    rows, before = len(new), keep * first.report.examples
+    expected = (rows * here + before * noise(first)) / (rows + before)
+    assert noise(second) == pytest.approx(expected, rel=1e-3)
+    assert noise(second) > 2 * noise(first)  # the new ratings are noisier
+
+
+def test_a_round_of_given_length_keeps_the_noise_that_it_was_trained_to() -> None:
+    model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(1.0, 2.0))
+    first = bh.fit(model, "laplace", ratings(60, 0, 0.3), components=1, progress=False)
+    short = first.update(ratings(40, 1, 2.0), max_steps=1)
+    assert noise(short) == pytest.approx(noise(first), rel=0.05)

@@ -154,7 +154,7 @@ right = plots.epistemic_aleatoric(forecast, ax=right)
 # Compare both rows on both kinds of text: what was gained on tweets, and what was lost on films?
 
 # %%
-updated = posterior.update(tweets.train, validation=tweets.validation)
+updated = posterior.update(tweets.train)
 print(f"{'':10}{'films: acc.':>12}{'NLL':>8}{'tweets: acc.':>16}{'NLL':>8}")
 for name, each in (("before", posterior), ("after", updated)):
     films, other = (each.evaluate(data.test) for data in (movies, tweets))
@@ -162,11 +162,11 @@ for name, each in (("before", posterior), ("after", updated)):
     print(f"{other['accuracy']:16.3f}{other['nll']:8.3f}")
 
 # %% [markdown]
-# On tweets the update gains much in accuracy and NLL. On films the accuracy stays about the same,
-# but the NLL rises: the probabilities there have become worse, though the predicted classes have
-# not. Only tweets were held out in this round, so the width and the scale of the logits were chosen
-# for tweets alone. If films still matter, measure on them too before you put an update to use; the
-# notebook on updating under drift shows how to keep less of a round, and how to go back.
+# On tweets the update gains much in accuracy and NLL. On films the NLL stays the same, and the
+# accuracy of 200 sentences does so within its standard error of 0.03. With `validation=` the width
+# and the scale of the logits would be chosen again, for tweets alone. If films still matter,
+# measure on them too before you put an update to use; the notebook on updating under drift shows
+# how to keep less of earlier rounds, and how to go back.
 #
 # ## ArviZ
 #

@@ -162,8 +162,8 @@ for keep in (1.0, 0.5, 0.0):
 
 # %%
 earlier = history.load(second_id, backbone)
-branch = earlier.update(last_tweets)
-history.add(branch, name="tweets put right")
+branch = earlier.update(last_tweets).with_report(name="tweets put right")
+history.add(branch)
 show("tweets put right", branch)
 
 # %%

@@ -91,8 +91,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
         for number, values in enumerate(result["rounds"], 1)
     ]
     note = (
-        f"{len(results)} orders of the domains, {distinct(results, 'rows')} rows a round; students "
-        f"of {distinct(results, 'texts')} texts of each domain. {OVER_SEEDS} Commits "
+        f"Domains in {len(results)} of their orders, {distinct(results, 'rows')} rows a round; "
+        f"students of {distinct(results, 'texts')} texts of each domain. {OVER_SEEDS} Commits "
         f"{distinct(results, 'commit')}."
     )
     return Table.over_seeds("Rounds: students", ["round"], records, note)

@@ -140,18 +140,18 @@ class _Run:
             self._prepare()
             noise = None
             if self.earlier is not None and self.ends_early and has_noise(self.guide, self.model):
-                noise = LaterNoise.of(self.model, self.guide, self.feed, bf16)
+                rows = self.feed, self.validation
+                noise = LaterNoise.of(self.model, self.guide, *rows, bf16)
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
             self._train(bar)
             best_step = self.stopping.restore()
             if self.ends_early and self.earlier is not None:
-                rows = len(self.feed.examples)
+                size = len(self.feed.examples)
                 # Half of the step from the last point estimate, or more with more rows than before.
-                self.guide.strategy.average(rows / (rows + min(self.earlier, rows)))
+                self.guide.strategy.average(size / (size + min(self.earlier, size)))
                 if noise is not None:
-                    share = rows / (rows + self.earlier)
-                    noise.pool(self.model, self.guide, self.feed, self.validation, bf16, share)
+                    noise.pool(self.model, self.guide, bf16, size / (size + self.earlier))
             elif has_noise(self.guide, self.model):
                 if self.settles and self.validation is not None:
                     settle_noise(self.model, self.guide, self.validation, bf16)

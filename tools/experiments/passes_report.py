@@ -10,6 +10,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from bhpeft_pyro.forecast import RatingForecast
+from bhpeft_pyro.prediction.predict import AnyForecast
 
 from .catalogue import EXPERIMENTS
 from .differences import DIFFERENCES, difference
@@ -19,7 +20,7 @@ from .report import stored_runs
 from .scores import passes
 from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
 
-__all__ = ["lengths", "tables"]
+__all__ = ["lengths", "likeness", "tables"]
 
 _TUNED, _ENSEMBLE = "hybrid, deterministic + scaling", "hybrid, ensemble + scaling"
 _EXACT = "hybrid, Bayesian"
@@ -49,7 +50,7 @@ def tables(folder: Path, tasks: dict[str, str], rows: int = 400) -> Iterator[Tab
                 (score,) = passes(outcome)
                 record: dict[str, Any] = {"method": called, **score.values}
                 if seed in exact and name != _EXACT:
-                    record |= _likeness(outcome, exact[seed])
+                    record |= likeness(outcome.forecasts["test"], exact[seed].forecasts["test"])
                 records.append(record)
             if name != _EXACT and outcomes:
                 ours = {seed: run.forecasts["test"].nlls() for seed, run in outcomes.items()}
@@ -105,9 +106,8 @@ def _steps(outcome: Outcome) -> int:
     return sum(component["steps"] for component in outcome.facts["components"])
 
 
-def _likeness(ours: Outcome, exact: Outcome) -> dict[str, float]:
-    """How like the exact forecast of the same rows another one is."""
-    one, other = ours.forecasts["test"], exact.forecasts["test"]
+def likeness(one: AnyForecast, other: AnyForecast) -> dict[str, float]:
+    """How like the exact forecast of the same rows, the `other`, one is."""
     values: dict[str, float] = {}
     if not isinstance(one, RatingForecast) and not isinstance(other, RatingForecast):
         values["same decision"] = (one.label == other.label).double().mean().item()

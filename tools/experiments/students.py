@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from scipy.stats import spearmanr
 
 from bhpeft_pyro import __version__
 from bhpeft_pyro.cli.app import quietly, spoken_errors
@@ -23,6 +22,7 @@ from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.posterior.posterior import Posterior
 
 from .arms import updating
+from .passes_report import likeness
 from .protocols import PROTOCOLS
 from .results import check_setting, commit, complete, file_of, load
 from .stream import Encoded, setup
@@ -74,12 +74,10 @@ def distance(posterior: Posterior, examples: Examples) -> dict[str, float]:
     with warnings.catch_warnings(action="ignore"):
         exact: Any = posterior.predict(examples, method="exact")
         student: Any = posterior.predict(examples, method="student")
-    rank = spearmanr(student.epistemic, exact.epistemic).statistic
     return {
         "nll of the components": exact.nlls().mean().item(),
         "of the student minus it": (student.nlls() - exact.nlls()).mean().item(),
-        "same decision": (student.label == exact.label).double().mean().item(),
-        "epistemic, rank correlation": float(rank),
+        **likeness(student, exact),
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bhpeft_pyro.data import Examples
+from bhpeft_pyro.data.batch import random_order
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
@@ -46,7 +48,8 @@ Arm = Callable[[Setup], Learner]
 """One way to learn: makes the learner for `streams.prequential`."""
 
 AT_ONCE = "all data at once"
-"""The arm that has learnt everything before the first round: only its last scores mean anything."""
+"""What the names of the arms begin with that have learnt everything before the first round: only
+their last scores mean anything."""
 OURS = "posterior as prior"
 """What the names of the arms begin with whose cost is measured."""
 
@@ -72,11 +75,13 @@ def updating(components: int = 1) -> Arm:
     return learner
 
 
-def fine_tuning(lr: float | None = None) -> Arm:
+def fine_tuning(lr: float | None = None, replay: float = 0.0) -> Arm:
     """Ordinary fine-tuning, in every round from where the last one ended.
 
     Args:
         lr: its learning rate; by default that of the other arms.
+        replay: the share of the rows of every earlier batch that it learns again, with their
+            labels.
     """
 
     def learner(setup: Setup) -> Learner:
@@ -85,26 +90,42 @@ def fine_tuning(lr: float | None = None) -> Arm:
             options = {"lr": lr, **setup.options}
             if last is None:
                 return fit(setup.model(), "delta", data, **options)
-            return _after(last, fit(last.model, copy.deepcopy(last.guide), data, **options), data)
+            rows = data
+            if replay:
+                earlier = list(setup.batches.values())[: len(last.lineage)]
+                rows = data.concat(*(_some(batch, replay, setup.seed) for batch in earlier))
+            return _after(last, fit(last.model, copy.deepcopy(last.guide), rows, **options), data)
 
         return learn
 
     return learner
 
 
-def _at_once(setup: Setup) -> Learner:
-    """One fit to all batches, before the first round."""
+def _some(batch: Examples, share: float, seed: int) -> Examples:
+    """Random rows of a batch, the same in every round."""
+    return batch.subset(random_order(len(batch), seed)[: math.ceil(share * len(batch))])
 
-    def learn(last: Posterior | None, data: object) -> Posterior:
-        assert isinstance(data, Examples)
-        if last is not None:
-            return _after(last, last, data)
-        first, *others = setup.batches.values()
-        options = {**setup.options, "unlabelled": setup.unlabelled, "components": 1}
-        learnt = fit(setup.model(), GUIDE, first.concat(*others), **options)
-        return learnt.with_report(data=first.fingerprint, examples=len(first))
 
-    return learn
+def at_once(components: int = 1) -> Arm:
+    """One fit to all batches, before the first round.
+
+    Args:
+        components: of the posterior.
+    """
+
+    def learner(setup: Setup) -> Learner:
+        def learn(last: Posterior | None, data: object) -> Posterior:
+            assert isinstance(data, Examples)
+            if last is not None:
+                return _after(last, last, data)
+            first, *others = setup.batches.values()
+            options = {**setup.options, "unlabelled": setup.unlabelled, "components": components}
+            learnt = fit(setup.model(), GUIDE, first.concat(*others), **options)
+            return learnt.with_report(data=first.fingerprint, examples=len(first))
+
+        return learn
+
+    return learner
 
 
 def _cumulative(setup: Setup) -> Learner:
@@ -134,6 +155,8 @@ ARMS: dict[str, Arm] = {
     f"{OURS}, 5 components": updating(components=5),
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
+    "deterministic sequential, replay 0.05": fine_tuning(replay=0.05),
     "all data so far": _cumulative,
-    AT_ONCE: _at_once,
+    AT_ONCE: at_once(),
+    f"{AT_ONCE}, 5 components": at_once(components=5),
 }

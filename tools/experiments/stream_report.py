@@ -87,7 +87,7 @@ def summary(result: Result) -> dict[str, float]:
         numbers["nll at the end"] = mean(record.rows[-1][TEST_NLL + name] for name in record.tests)
         numbers["forgetting"] = transfer["forgetting"]
         numbers["backward transfer"] = transfer["backward_transfer"]
-    if result["arm"] == AT_ONCE:  # whose first round has learnt everything
+    if result["arm"].startswith(AT_ONCE):  # whose first round has learnt everything
         numbers = {name: v if "at the end" in name else nan for name, v in numbers.items()}
     return numbers
 
@@ -104,7 +104,8 @@ def average(results: Sequence[Result]) -> Record:
 def matrices(results: Sequence[Result]) -> Figure:
     """R[i][j] of each arm, the mean over seeds: accuracy on test j after round i. Batches come in
     another order for each seed; their names are the numbers of their rounds."""
-    records = _records([_numbered(result) for result in results if result["arm"] != AT_ONCE])
+    in_turn = [result for result in results if not result["arm"].startswith(AT_ONCE)]
+    records = _records([_numbered(result) for result in in_turn])
     columns = min(len(records), 2 if len(records) == 4 else 3)
     rows = -(-len(records) // columns)
     figure = plt.figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")

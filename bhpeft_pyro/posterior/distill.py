@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..base.checks import COUNT, POSITIVE, SEED, boolean
 from ..base.fit_options import FitOptions
+from ..base.names import Method
 from ..base.progress import bars, tracked, work
 from ..data import Columns, Examples
 from ..errors import DataError, FitError
@@ -22,6 +23,7 @@ from ..prediction.student import (
     StudentReport,
     learnt_uncertainty,
     predict_in_one_pass,
+    uncertainty_of,
 )
 from ..training.distillation import distil, targets_of
 from .predictor import Predictor
@@ -47,21 +49,23 @@ def distill(
         learnt, held_out = _parted(examples, seed, "texts")
         whole.name("predictions of the posterior")
         posterior = _with_learnt_outputs(posterior.replace(student=None, promised=None), learnt)
-        alone = posterior.replace(novelty=None)
-        forecasts = [alone.predict(part) for part in (learnt, held_out)]
+        alone, method = posterior.replace(novelty=None), _teaching(posterior)
+        forecasts = [alone.predict(part, method=method) for part in (learnt, held_out)]
         targets = [targets_of(forecast, examples.kind) for forecast in forecasts]
+        numbers = uncertainty_of(forecasts[0], examples.kind)
         whole.next()
         made = distil(
             model,
             start,
             (learnt, targets[0]),
             (held_out, targets[1]),
+            numbers,
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
             seed=seed,
         )
-        uncertainty = learnt_uncertainty(model, made.weights, learnt, forecasts[0])
+        uncertainty = learnt_uncertainty(model, made.weights, learnt, numbers)
         forecast = predict_in_one_pass(model, made.weights, uncertainty, held_out)
         report = StudentReport(
             round=posterior.report.id,
@@ -129,6 +133,16 @@ def _with_learnt_outputs(posterior: P, texts: Examples) -> P:
             guide.strategy.learn_outputs(posterior.model, texts)
         guides.append(guide)
     return posterior.with_guides(guides)
+
+
+def _teaching(posterior: Predictor) -> Method | None:
+    """How a posterior predicts what its student is to learn: exactly where that takes one backward
+    pass a text, as for ratings, where learnt covariances lose most."""
+    model, parts = posterior.model, posterior.guide.components
+    free = model.network.outputs - model.likelihood.softmax
+    one = free == 1 and model.likelihood.kind != "choice" and model.network.kinds
+    exact = all(part.linear and part.covariance is not None for part in parts)
+    return "exact" if one and exact else None
 
 
 def _start(posterior: Predictor) -> dict[str, Tensor]:

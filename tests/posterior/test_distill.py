@@ -67,6 +67,21 @@ def test_it_comes_nearer_than_a_component_is(guide: str) -> None:
     assert report.nll is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "guide", "enough", "passes"),
+    [
+        ("rating", "laplace", True, 4),  # exactly: of each component one pass, and one back
+        ("rating", "laplace", False, 4),
+        ("class", "laplace", True, 2),
+        ("choice", "laplace", True, 2),
+        ("rating", "delta", True, 2),
+    ],
+)
+def test_what_teaches_it(kind: str, guide: str, enough: bool, passes: int) -> None:
+    student = with_student(kind, guide, enough).student
+    assert student is not None and student.report.passes == passes
+
+
 def test_labels_are_scored_and_not_learnt() -> None:
     posterior = fitted("class")
     known, wrong = table("class", 80, seed=3), table("class", 80, seed=3)

@@ -29,7 +29,7 @@ _SEPARATORS = ";|,"
 
 class LabelWarning(UserWarning):
     """Labels may not mean what they should: a class is there once, is called nearly like another or
-    looks like several, or the labels of a round contradict the posterior.
+    looks like several, or the labels of a round contradict the posterior, or all of them are new.
 
     An error instead: `warnings.simplefilter("error", bh.data.LabelWarning)`.
     """

@@ -151,7 +151,8 @@ def _compared(before: Posterior, after: Posterior, texts: Examples) -> Posterior
 
 def _contradiction(posterior: Posterior, examples: Examples) -> str | None:
     """How the labels of examples, or of some if they are many, contradict what the posterior
-    predicts for them at its central values; None if they do not, or it has none."""
+    predicts for them at its central values, or that all of them are new; None if they do not, or it
+    has none."""
     some = examples.subset(random_order(len(examples))[:_CHECKED])
     doubt = None
     with suppress(GuideError):
@@ -168,6 +169,11 @@ def _contradiction(posterior: Posterior, examples: Examples) -> str | None:
             if head is not None and len(head) == len(learnt):
                 learnt = head.cpu().any(1)
             there = learnt[labels]
+            if not there.any():
+                return (
+                    "data: all rows have labels that are new, so that every text would be taken "
+                    "for one of these; expected rows with earlier labels too"
+                )
             predicted = scores[there].masked_fill(~learnt, -1).argmax(1)
             names = forecast.label_names or [*map(str, range(len(learnt)))]
             doubt = swapped(predicted, labels[there], names)

@@ -72,7 +72,11 @@ def test_an_update_without_rows_to_look_at_does_not_inherit_patience(folder, tmp
 def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     quick = ("--max-steps", 3, "--validation", 0, "--overwrite", "--out", tmp_path / "next")
     texts = [f"w{9 + i} w40" for i in range(8)]
-    new = write_csv(tmp_path / "new.csv", text=texts, label=["strange"] * 8)
+    alone = write_csv(tmp_path / "alone.csv", text=texts, label=["strange"] * 8)
+    told = error("update", folder / "run", alone, *quick, "--grow")
+    assert "alone.csv: all rows have labels that are new" in told and "--yes" in told
+    old = loaded(folder / "run", folder).columns.label_names[0]
+    new = write_csv(tmp_path / "new.csv", text=texts, label=["strange"] * 7 + [old])
     assert "strange" in error("update", folder / "run", new, *quick)  # no such label yet
     shown = bhpeft("update", folder / "run", new, *quick, "--grow", "--keep", 0.5)
     assert "new classes: strange\n" in shown.stderr

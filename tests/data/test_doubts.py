@@ -116,10 +116,24 @@ def test_new_classes_do_not_contradict_what_never_heard_of_them() -> None:
     """They are predicted as old ones, each as another."""
     old = {"text": TEXTS, "label": NAMES}
     posterior = bh.fit(tiny_model(()), "normal", old, max_steps=60, progress=False)
-    new = {"text": TEXTS, "label": ["fine" if i % 2 else "poor" for i in range(24)]}
+    new = {"text": TEXTS, "label": [*NAMES[:2], *("poor", "fine") * 11]}
     for start in (posterior, posterior.grow(["fine", "poor"])):
         grown = start.update(new, grow=True, again=True, max_steps=1)
         assert grown.columns.label_names == ("bad", "good", "fine", "poor")
+
+
+def test_a_round_without_an_earlier_class_is_said_before_it_learns() -> None:
+    posterior = bh.fit(
+        tiny_model(()), "normal", {"text": TEXTS, "label": NAMES}, max_steps=5, progress=False
+    )
+    new = {"text": TEXTS, "label": ["fine"] * 24}
+    for start in (posterior, posterior.grow(["fine"])):
+        with pytest.warns(LabelWarning, match="all rows have labels that are new"):
+            start.update(new, grow=True, again=True, max_steps=1)
+    # Once it has been learnt, a round of it alone is one of many weeks.
+    with pytest.warns(LabelWarning):
+        third = posterior.update(new, grow=True, again=True, max_steps=5)
+    third.update(new, again=True, max_steps=1)
 
 
 def test_ratings_that_are_turned_round_are_said() -> None:

@@ -45,7 +45,7 @@ def test_a_round_counts_the_answers_that_it_changed(tmp_path: Path) -> None:
 
 def test_new_labels_are_no_answer_before_they_are_learnt() -> None:
     first = fit(table())
-    new = {"text": [f"w7 w{10 + i}" for i in range(30)], "label": [2] * 30}
+    new = {"text": [f"w7 w{10 + i}" for i in range(30)], "label": ["new"] * 28 + ["True"] * 2}
     grown = first.update(new, grow=True, max_steps=60)
     before, after = (p.predict(table()["text"], samples=0).label for p in (first, grown))  # type: ignore[union-attr]
     assert grown.report.compared == 60

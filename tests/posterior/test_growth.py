@@ -191,7 +191,7 @@ def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> N
     assert unknown_labels(numbered, tiny_examples()) == 0
     with pytest.raises(DataError, match=r"label 2 is not among the labels 0 to 1.*grow=True"):
         numbered.update({"text": ["w5", "w6"], "label": [0, 2]})
-    assert numbered.update({"text": ["w5", "w6"], "label": [3, 2]}, grow=True).predict(
+    assert numbered.update({"text": ["w5", "w6", "w7"], "label": [3, 2, 0]}, grow=True).predict(
         ["w5"], samples=2
     ).probabilities.shape == (1, 4)
 
@@ -215,7 +215,7 @@ def test_levels_and_numbers_as_text_are_counted_as_they_are_read() -> None:
 
 
 def test_data_that_can_be_read_but_once_are_learnt(head: bh.Posterior) -> None:
-    rows = [{"text": f"w{i}", "label": "sad"} for i in range(20, 26)]
+    rows = [{"text": f"w{i}", "label": ("sad", "calm")[i % 2]} for i in range(20, 26)]
     grown = head.update(iter(rows), grow=True)
     assert grown.report.examples == 6 and "sad" in grown.columns.label_names  # type: ignore[operator]
 

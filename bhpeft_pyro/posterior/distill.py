@@ -53,13 +53,15 @@ def distill(
         forecasts = [alone.predict(part, method=method) for part in (learnt, held_out)]
         targets = [targets_of(forecast, examples.kind) for forecast in forecasts]
         numbers = uncertainty_of(forecasts[0], examples.kind)
+        # A mean rating does not say how uncertain it is, as probabilities do.
+        beside = numbers if examples.kind == "rating" else None
         whole.next()
         made = distil(
             model,
             start,
             (learnt, targets[0]),
             (held_out, targets[1]),
-            numbers,
+            beside,
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,

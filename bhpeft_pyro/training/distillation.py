@@ -1,8 +1,8 @@
 """Distillation: one network is trained to predict what many predict together.
 
 The targets are the mixture's probabilities, or the mean and variance of ratings, of texts without
-labels (Hinton, Vinyals and Dean 2015; Bucila, Caruana and Niculescu-Mizil 2006). The features also
-learn how uncertain the mixture is of a text, which is later read off them.
+labels (Hinton, Vinyals and Dean 2015; Bucila, Caruana and Niculescu-Mizil 2006). Beside ratings the
+features learn how uncertain the mixture is of a text, which is later read off them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def distil(
     start: Mapping[str, Tensor],
     learnt: tuple[Examples, Tensor],
     held_out: tuple[Examples, Tensor],
-    uncertainty: Tensor,
+    uncertainty: Tensor | None,
     *,
     epochs: int,
     batch_size: int,
@@ -94,8 +94,8 @@ def distil(
         start: initial values, in each site's shape.
         learnt: texts and their targets.
         held_out: others, which choose the epoch whose weights are kept.
-        uncertainty: (N, K) positive numbers for the texts that are learnt. A linear function of the
-            features learns their logarithms, and is dropped.
+        uncertainty: (N, K) positive numbers for the texts that are learnt, if the features are to
+            learn them too: a linear function of these learns the logarithms, and is dropped.
         epochs, batch_size, lr, seed: as for a fit.
 
     Raises:
@@ -111,7 +111,8 @@ def distil(
     )
     device, generator = model.network.device, torch.Generator().manual_seed(seed)
     targets, wanted = learnt[1].to(device), held_out[1].to(device)
-    logs = _standardised(uncertainty.to(device))
+    logs = torch.zeros(len(targets), 0) if uncertainty is None else _standardised(uncertainty)
+    logs = logs.to(device)
     width = start["head.weight"].shape[-1]
     readout = torch.zeros(width + 1, logs.shape[1], device=device, requires_grad=True)
     optimizer = torch.optim.Adam(leaves, lr=lr)

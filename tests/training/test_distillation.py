@@ -65,10 +65,10 @@ def distilled(kind: str, **changes: Any) -> tuple[dict[str, Tensor], Distilled]:
         (part, targets_of(forecast, examples.kind))
         for part, forecast in zip(parts, forecasts, strict=True)
     ]
-    numbers = uncertainty_of(forecasts[0], examples.kind)
-    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "lr": 3e-3, "seed": 0, **changes}
+    numbers = uncertainty_of(forecasts[0], "rating") if "rating" in kind else None
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "lr": 1e-2, "seed": 0, **changes}
     start = posterior.weights(0)
-    return start, distil(posterior.model, start, *wanted, numbers, **options)
+    return start, distil(posterior.model, start, wanted[0], wanted[1], numbers, **options)
 
 
 @pytest.mark.parametrize("kind", ["class", "stars", "labels", "noisy rating", "choice"])

@@ -104,7 +104,7 @@ def update(
                 )
                 rounds.append(replace(one, optimizer=optimizer, callback=callback))
             with work(share=0):
-                doubt = _contradiction(posterior, examples)
+                doubt = _doubt(posterior, examples)
             if doubt is not None:
                 warnings.warn(LabelWarning(doubt), stacklevel=2)
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
@@ -149,10 +149,10 @@ def _compared(before: Posterior, after: Posterior, texts: Examples) -> Posterior
     return after
 
 
-def _contradiction(posterior: Posterior, examples: Examples) -> str | None:
-    """How the labels of examples, or of some if they are many, contradict what the posterior
-    predicts for them at its central values, or that all of them are new; None if they do not, or it
-    has none."""
+def _doubt(posterior: Posterior, examples: Examples) -> str | None:
+    """Why the labels of examples, or of some if they are many, may be mistaken: all are new, or
+    they contradict what the posterior predicts at its central values. None without such a reason,
+    or without central values."""
     some = examples.subset(random_order(len(examples))[:_CHECKED])
     doubt = None
     with suppress(GuideError):

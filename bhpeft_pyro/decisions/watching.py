@@ -14,24 +14,24 @@ labelled answers, where MAPIE's `RiskMonitoring`, whose bound is for any bounded
 
 **Texts without labels.** How certain the forecast is of a text, and how unlike what was learnt it
 is, are ranked among those of the calibration rows and of the texts before it. These p-values are
-uniform and independent as long as all come from one source. A conformal test martingale of crepes
-(Vovk et al. 2005, the simple jumper) bets that they are not.
+uniform and independent as long as all come from one source. A conformal test martingale (Vovk et
+al. 2005, the simple jumper) bets that they are not. It is that of crepes, which would rank all
+texts again for each that comes.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from scipy.special import betaln
 from scipy.stats import beta
-from torch import Tensor
 
-from ..base.checks import INSIDE, check, optional_library
-from ..data.batch import random_order
+from ..base.checks import INSIDE, check
 from ..errors import ConfigError
 from ..forecast.base import Forecast
 from .promises import Promise, in_percent
@@ -43,6 +43,10 @@ __all__ = ["LEVEL", "Watch", "error_evidence", "in_words", "watched"]
 
 LEVEL = 0.05
 """The largest probability of a false alarm, ever."""
+
+_BETS = np.array([-1, -0.5, 0, 0.5, 1])  # that p-values are small, or large, or neither
+_JUMPS = 0.01  # of the stakes, from one bet to all
+_MOST = 1e100  # evidence, long after the alarm, so that it stays finite
 
 
 @dataclass
@@ -71,8 +75,8 @@ class Watch:
     answered: int = 0
     wrong: int = 0
     texts: int = 0
-    _values: dict[str, list[float]] = field(default_factory=dict, repr=False)
     _largest: dict[str, float] = field(default_factory=dict, repr=False)
+    _of_texts: dict[str, _Martingale] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check(self.promise, Promise, "promise", "posterior.promised")
@@ -86,8 +90,7 @@ class Watch:
                 it has labels, they count: give a text once, with its label or without.
 
         Raises:
-            ConfigError: it is not under this promise; or crepes is missing
-                (`pip install 'bhpeft_pyro[decisions]'`).
+            ConfigError: it is not under this promise.
         """
         if str(forecast.promised) != str(self.promise):
             raise ConfigError(
@@ -112,16 +115,11 @@ class Watch:
 
     def compare(self, values: Mapping[str, Sequence[float]]) -> Self:
         """Take texts into account by the "chance" of being right and the "novelty" of each; what
-        `see` reads from their forecast.
-
-        Raises:
-            ConfigError: as for `see`.
-        """
+        `see` reads from their forecast."""
         for name in self.promise.calibration.keys() & values.keys():
-            so_far = self._values.setdefault(name, [])
-            so_far.extend(values[name])
-            evidence = _text_evidence(self.promise.calibration[name], so_far)
-            self._largest[name] = max(evidence, self.evidence(name))
+            if name not in self._of_texts:
+                self._of_texts[name] = _Martingale(self.promise.calibration[name].tolist())
+            self._largest[name] = max(self._of_texts[name].see(values[name]), self.evidence(name))
         self.texts += len(values["chance"])
         return self
 
@@ -138,8 +136,8 @@ class Watch:
     @property
     def texts_differ(self) -> bool:
         """Whether texts are no longer like the calibration rows."""
-        of_texts = max(len(self._values), 1)
-        return any(self.evidence(name) >= 2 * of_texts / self.level for name in self._values)
+        of_texts = max(len(self._of_texts), 1)
+        return any(self.evidence(name) >= 2 * of_texts / self.level for name in self._of_texts)
 
     @property
     def holds(self) -> bool:
@@ -217,16 +215,28 @@ def in_words(metrics: Mapping[str, float]) -> str | None:
     return f"{'no longer holds' if metrics['promise/broken'] else 'holds'}, {counts}"
 
 
-def _text_evidence(calibration: Tensor, values: Sequence[float]) -> float:
-    """The largest value of a martingale that bets on p-values of texts among the calibration rows
-    and the texts before them."""
-    martingales = _crepes()
-    shuffled = calibration[random_order(len(calibration))]
-    scores = -np.concatenate([shuffled.numpy(), values])
-    p = martingales.semi_online_p_values(scores, seed=0)[len(calibration) :]
-    return float(martingales.SimpleJumper().apply(p).max())
+class _Martingale:
+    """The simple jumper, betting on p-values of values among those before them.
 
+    Args:
+        calibration: the values that come before all others.
+    """
 
-def _crepes() -> Any:
-    why = "watching texts needs crepes: pip install 'bhpeft_pyro[decisions]'"
-    return optional_library("crepes.martingales", why)
+    def __init__(self, calibration: Sequence[float]) -> None:
+        self._before = sorted(calibration)
+        self._random = np.random.default_rng(0)
+        self._stakes = np.full(len(_BETS), 1 / len(_BETS))
+
+    def see(self, values: Sequence[float]) -> float:
+        """The largest sum of the stakes while these values come."""
+        largest = 0.0
+        for value in values:
+            below, up_to = bisect_left(self._before, value), bisect_right(self._before, value)
+            rank = below + self._random.random() * (1 + up_to - below)
+            p = rank / (len(self._before) + 1)
+            self._before.insert(up_to, value)
+            stakes = self._stakes * (1 + _BETS * (p - 0.5))
+            total = min(float(stakes.sum()), _MOST)
+            self._stakes = (1 - _JUMPS) * stakes.clip(max=_MOST) + _JUMPS * total / len(_BETS)
+            largest = max(largest, total)
+        return largest

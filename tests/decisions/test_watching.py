@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.streams import Record
 from bhpeft_pyro.testing import tiny_model
 
-pytest.importorskip("crepes")
 ERROR = 0.05
 
 
@@ -113,7 +111,25 @@ def test_labels_count_answered_texts_alone() -> None:
     assert "no longer holds" in said and "more than was promised" in said and "100%" in said
 
 
-def test_what_it_cannot_watch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_evidence_of_texts_is_that_of_crepes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they come at once or one by one; some are tied."""
+    martingales = pytest.importorskip("crepes.martingales")
+    rng = np.random.default_rng(5)
+    before, after = rng.normal(size=80).round(1), rng.normal(0.5, 1, 120).round(1)
+    drawn = np.random.default_rng(0).random(120)
+    monkeypatch.setattr(np.random, "rand", lambda n: np.concatenate([np.zeros(80), drawn]))
+    p = martingales.semi_online_p_values(-np.concatenate([before, after]))[80:]
+    path = martingales.SimpleJumper().apply(p)
+    made = promise_on("class", error=ERROR, threshold=0.8, chance=torch.from_numpy(before))
+    watch = Watch(made)
+    for value, expected in zip(after.tolist(), np.maximum.accumulate(path), strict=True):
+        watch.compare({"chance": [value]})
+        assert watch.evidence("chance") == pytest.approx(max(expected, 1.0))
+    at_once = Watch(made).compare({"chance": after.tolist()})
+    assert at_once.evidence("chance") == pytest.approx(max(path.max(), 1.0)) and path.max() > 2
+
+
+def test_what_it_cannot_watch_is_refused() -> None:
     made = promised(np.ones(50))
     with pytest.raises(ConfigError, match="promise: expected posterior"):
         Watch(None)  # type: ignore[arg-type]
@@ -122,9 +138,6 @@ def test_what_it_cannot_watch_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     for other in (None, replace(made, round="b")):
         with pytest.raises(ConfigError, match="not under the promise that is watched"):
             Watch(made).see(forecast_of(np.ones(3), other))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "crepes.martingales", None)
-    with pytest.raises(ConfigError, match="watching texts needs crepes"):
-        Watch(made).see(forecast_of(np.ones(3), made))
 
 
 def test_texts_unlike_the_learnt_ones_are_noticed_where_forecasts_stay_certain() -> None:
@@ -226,7 +239,7 @@ def test_a_round_whose_promise_cannot_be_made_is_saved_without_one(tmp_path: Pat
     """Its calibration rows have a label that comes later."""
     calibration = rows_of(9, 120)
     calibration["label"] = [*calibration["label"][:-1], 2]
-    batches = {"one": rows_of(0), "two": {"text": ["w30 w31"] * 9, "label": [2] * 9}}
+    batches = {"one": rows_of(0), "two": {"text": ["w30 w31"] * 9, "label": [2] * 8 + [0]}}
     how: dict[str, Any] = QUICK | {"guide": "normal", "grow": True, "max_steps": 3}
     promise = {"calibration": calibration, "error": 0.4}
     with pytest.warns(UserWarning, match="promise: .*; this round has none"):

@@ -23,7 +23,6 @@ from ..prediction.student import (
     StudentReport,
     learnt_uncertainty,
     predict_in_one_pass,
-    uncertainty_of,
 )
 from ..training.distillation import distil, targets_of
 from .predictor import Predictor
@@ -52,22 +51,18 @@ def distill(
         alone, method = posterior.replace(novelty=None), _teaching(posterior)
         forecasts = [alone.predict(part, method=method) for part in (learnt, held_out)]
         targets = [targets_of(forecast, examples.kind) for forecast in forecasts]
-        numbers = uncertainty_of(forecasts[0], examples.kind)
-        # A mean rating does not say how uncertain it is, as probabilities do.
-        beside = numbers if examples.kind == "rating" else None
         whole.next()
         made = distil(
             model,
             start,
             (learnt, targets[0]),
             (held_out, targets[1]),
-            beside,
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
             seed=seed,
         )
-        uncertainty = learnt_uncertainty(model, made.weights, learnt, numbers)
+        uncertainty = learnt_uncertainty(model, made.weights, learnt, forecasts[0])
         forecast = predict_in_one_pass(model, made.weights, uncertainty, held_out)
         report = StudentReport(
             round=posterior.report.id,

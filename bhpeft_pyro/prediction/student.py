@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..base.checks import COUNT, boolean
@@ -161,22 +160,19 @@ class Student:
         return cls(weights, LogKernel.of_tensors(on_cpu), StudentReport(**plain), rows)
 
 
-def uncertainty_of(forecast: Any, kind: str) -> Tensor:
-    """How uncertain a forecast of N texts is, in the numbers that a student has for it: (N, 2)
-    aleatoric and epistemic variances of ratings, or (N, 1) precisions of a Dirichlet."""
-    if kind == "rating":
-        return torch.stack([forecast.aleatoric, forecast.epistemic], 1)
-    pairs = forecast.probabilities
-    if kind == "labels":
-        pairs = torch.stack([1 - pairs, pairs], -1)
-    return precision_for(pairs, forecast.epistemic).unsqueeze(1)
-
-
 def learnt_uncertainty(
-    model: Model, weights: Mapping[str, Tensor], texts: Examples, numbers: Tensor
+    model: Model, weights: Mapping[str, Tensor], texts: Examples, forecast: Any
 ) -> LogKernel:
-    """How uncertain the network is under some weights, learnt from (N, K) numbers for N texts."""
+    """How uncertain the network is under some weights, learnt from a posterior's forecast of some
+    texts."""
     _, of_texts = _passed(model, weights, texts)
+    if texts.kind == "rating":
+        numbers = torch.stack([forecast.aleatoric, forecast.epistemic], 1)
+    else:
+        pairs = forecast.probabilities
+        if texts.kind == "labels":
+            pairs = torch.stack([1 - pairs, pairs], -1)
+        numbers = precision_for(pairs, forecast.epistemic).unsqueeze(1)
     outputs = OF_CHOICES if texts.kind == "choice" else model.network.outputs
     return LogKernel.fitted(of_texts, numbers, of_texts.shape[1] - outputs)
 
@@ -212,16 +208,6 @@ def predict_in_one_pass(
     return replace(joined, rows=rows, method="student", passes=1)
 
 
-def labels_and_pass(
-    model: Model, weights: Mapping[str, Tensor], batch: Batch
-) -> tuple[TorchDistribution, Tensor]:
-    """The distribution of the labels of a batch under some weights, and the pass that it took, as
-    `amortized.of_pass` has it."""
-    outputs, features = model.network.read(weights, batch)
-    labels = model.likelihood.checked(Outputs(outputs, weights, batch.choices, batch.extra))
-    return labels, of_pass(features, outputs, batch.choices)
-
-
 def _passed(
     model: Model,
     weights: Mapping[str, Tensor],
@@ -234,12 +220,13 @@ def _passed(
     weights = {name: value.to(model.network.device) for name, value in weights.items()}
 
     def run(batch: Batch) -> Sequence[Tensor]:
-        labels, of_texts = labels_and_pass(model, weights, batch)
+        outputs, features = model.network.read(weights, batch)
+        labels = model.likelihood.checked(Outputs(outputs, weights, batch.choices, batch.extra))
         if examples.kind == "rating":
             values = labels.mean.float()
         else:
             (values,) = probabilities_of(labels, None)
-        return values[None], of_texts[None]
+        return values[None], of_pass(features, outputs, batch.choices)[None]
 
     batches = CachedBatches(model, examples)
     texts = max(1, min(BATCH, max_rows // examples.width))

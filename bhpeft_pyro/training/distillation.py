@@ -1,8 +1,7 @@
 """Distillation: one network is trained to predict what many predict together.
 
 The targets are the mixture's probabilities, or the mean and variance of ratings, of texts without
-labels (Hinton, Vinyals and Dean 2015; Bucila, Caruana and Niculescu-Mizil 2006). Beside ratings the
-features learn how uncertain the mixture is of a text, which is later read off them.
+labels (Hinton, Vinyals and Dean 2015; Bucila, Caruana and Niculescu-Mizil 2006).
 """
 
 from __future__ import annotations
@@ -29,13 +28,9 @@ from ..model.cached_batches import BATCH, CachedBatches
 from ..model.model import Model
 from ..prediction.draws import by_batch
 from ..prediction.predict import AnyForecast
-from ..prediction.student import labels_and_pass
 from .early_stopping import copied
 
 _WARM_UP = 10  # steps, in which the learning rate rises
-_SHARE = 0.1  # of the squared error of the uncertainty, whose logarithm has a variance of 1
-_FASTER = 10.0  # than the network learns what is read off its features
-_LEAST, _CONSTANT = 1e-20, 1e-4  # of a number; an sd of logarithms that is rounding error
 _DIVERGED = "distill: the network's outputs are not finite any more; expected a smaller lr"
 
 
@@ -80,7 +75,6 @@ def distil(
     start: Mapping[str, Tensor],
     learnt: tuple[Examples, Tensor],
     held_out: tuple[Examples, Tensor],
-    uncertainty: Tensor | None,
     *,
     epochs: int,
     batch_size: int,
@@ -94,8 +88,6 @@ def distil(
         start: initial values, in each site's shape.
         learnt: texts and their targets.
         held_out: others, which choose the epoch whose weights are kept.
-        uncertainty: (N, K) positive numbers for the texts that are learnt, if the features are to
-            learn them too: a linear function of these learns the logarithms, and is dropped.
         epochs, batch_size, lr, seed: as for a fit.
 
     Raises:
@@ -111,12 +103,7 @@ def distil(
     )
     device, generator = model.network.device, torch.Generator().manual_seed(seed)
     targets, wanted = learnt[1].to(device), held_out[1].to(device)
-    logs = torch.zeros(len(targets), 0) if uncertainty is None else _standardised(uncertainty)
-    logs = logs.to(device)
-    width = start["head.weight"].shape[-1]
-    readout = torch.zeros(width + 1, logs.shape[1], device=device, requires_grad=True)
     optimizer = torch.optim.Adam(leaves, lr=lr)
-    optimizer.add_param_group({"params": [readout], "lr": _FASTER * lr})
     steps = epochs * -(-len(learnt[0]) // batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -125,19 +112,17 @@ def distil(
         ),
     )
 
-    def losses(batch: Batch, of: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(batch: Batch, of: Tensor) -> Tensor:
         assert batch.labels is not None
         try:
-            predicted, of_texts = labels_and_pass(model, weights, batch)
+            predicted = model.predictive(weights, batch)
         except ValueError as error:  # distributions take no NaN
             raise FitError(f"{_DIVERGED} ({error!s:.300})") from error
-        return divergence(predicted, of[batch.labels.flatten()]), of_texts[:, :width]
+        return divergence(predicted, of[batch.labels.flatten()])
 
     def evaluated() -> float:
         size = BATCH * others.per_text
-        (values,) = by_batch(
-            model, others, lambda batch: [losses(batch, wanted)[0][None]], size=size
-        )
+        (values,) = by_batch(model, others, lambda batch: [losses(batch, wanted)[None]], size=size)
         return values.double().mean().item()
 
     divergences, best, best_epoch = [evaluated()], copied(weights), 0
@@ -146,11 +131,7 @@ def distil(
             for batch in texts.training(batch_size, 1, generator):
                 give_way()
                 optimizer.zero_grad()
-                batch = batch.to(device)
-                values, features = losses(batch, targets)
-                assert batch.labels is not None
-                away = features @ readout[:-1] + readout[-1] - logs[batch.labels.flatten()]
-                value = (values + _SHARE * away.square().sum(1)).mean()
+                value = losses(batch.to(device), targets).mean()
                 if not value.isfinite():
                     raise FitError(_DIVERGED)
                 value.backward()
@@ -161,10 +142,3 @@ def distil(
             if divergences[-1] <= min(divergences):
                 best, best_epoch = copied(weights), epoch
     return Distilled(best, divergences, best_epoch)
-
-
-def _standardised(numbers: Tensor) -> Tensor:
-    """The logarithms of (N, K) positive numbers, with mean 0 and variance 1 over N texts; 0 where
-    they are the same for all texts."""
-    logs = numbers.double().clamp_min(_LEAST).log()
-    return ((logs - logs.mean(0)) / logs.std(0, correction=0).clamp_min(_CONSTANT)).float()

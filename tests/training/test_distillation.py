@@ -14,7 +14,6 @@ from torch.distributions import kl_divergence
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import FitError
-from bhpeft_pyro.prediction.student import labels_and_pass, uncertainty_of
 from bhpeft_pyro.training.distillation import Distilled, distil, divergence, targets_of
 
 
@@ -60,15 +59,10 @@ def distilled(kind: str, **changes: Any) -> tuple[dict[str, Tensor], Distilled]:
     posterior = fitted(kind)
     examples = posterior.encode(unlabelled(kind, 80), labelled=False)
     parts = [examples.subset(range(60)), examples.subset(range(60, 80))]
-    forecasts = [posterior.predict(part) for part in parts]
-    wanted = [
-        (part, targets_of(forecast, examples.kind))
-        for part, forecast in zip(parts, forecasts, strict=True)
-    ]
-    numbers = uncertainty_of(forecasts[0], "rating") if "rating" in kind else None
+    wanted = [(part, targets_of(posterior.predict(part), examples.kind)) for part in parts]
     options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "lr": 1e-2, "seed": 0, **changes}
     start = posterior.weights(0)
-    return start, distil(posterior.model, start, wanted[0], wanted[1], numbers, **options)
+    return start, distil(posterior.model, start, wanted[0], wanted[1], **options)
 
 
 @pytest.mark.parametrize("kind", ["class", "stars", "labels", "noisy rating", "choice"])
@@ -85,45 +79,6 @@ def test_all_weights_of_the_network_learn_and_the_likelihood_s_stay(kind: str) -
     assert made.best_epoch > 0
     assert made.divergences[made.best_epoch] == min(made.divergences) < made.divergences[0]
     assert len(made.divergences) == 3
-
-
-@pytest.mark.parametrize("kind", ["class", "rating", "choice"])
-def test_features_learn_the_uncertainty(kind: str) -> None:
-    """One that no output has anything to do with: whether a text has the word w5."""
-    posterior = fitted(kind)
-    texts = unlabelled(kind, 80)
-    examples = posterior.encode(texts, labelled=False)
-    column = texts["question" if kind == "choice" else "text"]
-    there = torch.tensor([["w5" in text.split()] for text in column]).double()
-    start, targets = posterior.weights(0), targets_of(posterior.predict(examples), examples.kind)
-    explained = []
-    for numbers in (torch.ones(80, 1), 1 + there):
-        both = (examples, targets)
-        made = distil(
-            posterior.model, start, both, both, numbers, epochs=15, batch_size=16, lr=0.02, seed=0
-        )
-        with torch.no_grad():
-            batch = next(iter(examples.batches(80)))
-            _, of_texts = labels_and_pass(posterior.model, made.weights, batch)
-        features = of_texts[:, : start["head.weight"].shape[1]].double()
-        design = torch.cat([features, torch.ones(80, 1)], 1)
-        fit = design @ torch.linalg.lstsq(design, there).solution
-        explained.append(1 - (there - fit).var().item() / there.var().item())
-    assert explained[1] > explained[0] + 0.1
-
-
-def test_an_uncertainty_that_is_the_same_for_all_texts_is_learnt_by_none() -> None:
-    """It has no part in the weights, however large it is."""
-    posterior = fitted("class")
-    examples = posterior.encode(unlabelled("class", 80), labelled=False)
-    both = (examples, targets_of(posterior.predict(examples), "class"))
-    how: dict[str, Any] = {"epochs": 1, "batch_size": 16, "lr": 1e-2, "seed": 0}
-    start = posterior.weights(0)
-    one, other = (
-        distil(posterior.model, start, both, both, torch.full((80, 1), size), **how)
-        for size in (1e-9, 1e9)
-    )
-    assert one.divergences == other.divergences
 
 
 def test_what_only_gets_worse_is_the_start() -> None:

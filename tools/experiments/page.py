@@ -23,7 +23,7 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
-from . import circle, decisions, passes_report, stream_report, students
+from . import circle, decisions, new_labels, passes_report, stream_report, students
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
@@ -339,6 +339,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
             for table in stream_report.tables(_rounds(folder, protocol), title)
         ),
         stream_report.costs(costs["cost"]),
+        new_labels.table(load(folder / "new-labels", product(range(5), new_labels.ARMS))),
         students.table(load(folder / "students", [(seed,) for seed in range(5)])),
         circle.table(load(folder / "circle", product(range(5), circle.ARMS))),
     ]

@@ -18,6 +18,7 @@ from ..base.progress import bars, tracked, work
 from ..data import Columns, Examples
 from ..errors import DataError, FitError
 from ..model.model import Model
+from ..prediction.predict import closed_ways
 from ..prediction.student import (
     Student,
     StudentReport,
@@ -135,11 +136,10 @@ def _with_learnt_outputs(posterior: P, texts: Examples) -> P:
 def _teaching(posterior: Predictor) -> Method | None:
     """How a posterior predicts what its student is to learn: exactly where that takes one backward
     pass a text, as for ratings, where learnt covariances lose most."""
-    model, parts = posterior.model, posterior.guide.components
+    model = posterior.model
     free = model.network.outputs - model.likelihood.softmax
-    one = free == 1 and model.likelihood.kind != "choice" and model.network.kinds
-    exact = all(part.linear and part.covariance is not None for part in parts)
-    return "exact" if one and exact else None
+    one = free == 1 and model.likelihood.kind != "choice"
+    return "exact" if one and "exact" in closed_ways(model, posterior.guide) else None
 
 
 def _start(posterior: Predictor) -> dict[str, Tensor]:

@@ -134,13 +134,9 @@ def in_parts(
 def way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
     """How to predict: by "draws" of the weights, where they are asked for or nothing else is there,
     or else by the method given or the cheapest one."""
-    parts = guide.components
-    closed = all(part.linear and part.covariance is not None for part in parts)
-    # A head alone is linear itself: backward passes through the transformer are not needed.
-    learnt = all(part.output_covariance is not None for part in parts) and model.network.kinds
-    there = [name for name, has in (("components", learnt), ("exact", closed)) if has]
+    there = closed_ways(model, guide)
     if method is None:
-        return "draws" if drawn or not closed else there[0]
+        return "draws" if drawn or not there else there[0]
     if drawn or method not in there:
         expected = ", ".join(map(repr, there)) or "None"
         raise ConfigError(
@@ -148,6 +144,16 @@ def way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
             "keep_samples nor samples=0, which take the network itself"
         )
     return method
+
+
+def closed_ways(model: Model, guide: Guide) -> list[Method]:
+    """The methods that need no draws of the weights, the cheapest first; none of most guides."""
+    parts = guide.components
+    closed = all(part.linear and part.covariance is not None for part in parts)
+    # A head alone is linear itself: backward passes through the transformer are not needed.
+    learnt = all(part.output_covariance is not None for part in parts) and model.network.kinds
+    methods: dict[Method, bool] = {"components": bool(learnt), "exact": closed}
+    return [method for method, has in methods.items() if has]
 
 
 def _passes(model: Model, guide: Guide, how: str, count: int, width: float) -> float:

@@ -71,7 +71,7 @@ def serve(
     from ..base.checks import optional_library
 
     why = "bhpeft serve needs what the extra serve installs: pip install 'bhpeft_pyro[serve]'"
-    for library in ("starlette", "prometheus_client", "crepes"):
+    for library in ("starlette", "prometheus_client"):
         optional_library(library, why)
     uvicorn = optional_library("uvicorn", why)
     from ..data.encoding import CutWarning

@@ -18,7 +18,6 @@ from bhpeft_pyro.serving.feedback import FILE, Feedback, Seen, Tally, read
 from bhpeft_pyro.serving.server import Service
 from bhpeft_pyro.testing import tiny_examples
 
-pytest.importorskip("crepes")
 TEXTS = [*tiny_examples(60, seed=21).texts]
 TRUE = ["bad", "good"] * 30
 FALSE = ["good", "bad"] * 30

@@ -75,8 +75,8 @@ class Watch:
     answered: int = 0
     wrong: int = 0
     texts: int = 0
-    _largest: dict[str, float] = field(default_factory=dict, repr=False)
-    _of_texts: dict[str, _Martingale] = field(default_factory=dict, repr=False)
+    _largest: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    _of_texts: dict[str, _Martingale] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check(self.promise, Promise, "promise", "posterior.promised")

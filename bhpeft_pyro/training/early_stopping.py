@@ -35,15 +35,25 @@ class EarlyStopping:
         options: of the fit; with `patience` evaluations without a better state it stops.
         steps: of the whole fit.
         per_epoch: steps in an epoch.
-        selects: whether held-out rows choose the state of a point estimate. Then the fit stops
-            after three evaluations without a better state. If it comes to its end, the last state
-            is kept unless an earlier one is surely better.
+        selects: whether held-out rows choose the state of a point estimate. If the fit comes to
+            its end, the last state is kept unless an earlier one is surely better.
+        ratings: whether these are ratings. Otherwise a fit that selects stops after three
+            evaluations without a better state: probabilities of later states are too certain,
+            while the noise scale of ratings suits the held-out rows at any state.
     """
 
     def __init__(
-        self, guide: Guide, options: FitOptions, steps: int, per_epoch: int, selects: bool
+        self,
+        guide: Guide,
+        options: FitOptions,
+        steps: int,
+        per_epoch: int,
+        selects: bool,
+        ratings: bool,
     ) -> None:
-        self.guide, self.patience = guide, _PATIENCE if selects else options.patience
+        self.guide, self.patience = guide, options.patience
+        if selects:
+            self.patience = steps if ratings else _PATIENCE
         self.steps, self.selects = steps, selects
         default = max(1, steps // _CHECKS) if selects else min(per_epoch, steps)
         self.every = options.eval_every or default

@@ -120,7 +120,8 @@ class _Run:
         # Such a fit is short on purpose: its loss still falls.
         self.ends_early = brief and options.epochs is None and options.max_steps is None
         self.selects = self.settles and not self.ends_early
-        self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects)
+        ratings = model.likelihood.kind == "rating"
+        self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects, ratings)
         self.elbo = ELBO(self.particles, weight)
         self.loss: ELBOModule = self.elbo(self.model, guide)
         self.optimizer, self.callback = optimizer, callback

@@ -112,6 +112,26 @@ def test_a_point_stops_after_three_looks_without_a_better_state(
         assert torch.equal(value, states[4][name]), name
 
 
+def test_ratings_go_on_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last state is kept, or an earlier one that is surely better."""
+    texts = [f"w{5 + i} w{30 - i}" for i in range(8)]
+    data = {"text": texts, "label": [float(i % 4) for i in range(8)]}
+    options: dict[str, Any] = {"max_steps": 8, "eval_every": 1, "progress": False}
+    unclear, worse = [0.2, 0.8, 0.2, 1.2], [0.6] * 4
+    for last, kept in ((unclear, 8), (worse, 2)):
+        states = looks(monkeypatch, [0.9] * 4, BEST, *[worse] * 5, last)
+        model = tiny_model((), 1, likelihood=Normal())
+        posterior = bh.fit(model, "delta", data, validation=tiny_rated(), **options)
+        assert (posterior.report.best_step, posterior.report.steps) == (kept, 8)
+        for name, value in posterior.guide.named_parameters():
+            if "noise" not in name:
+                assert torch.equal(value, states[kept - 1][name]), name
+
+
+def tiny_rated() -> dict[str, list[Any]]:
+    return {"text": ["w40 w41", "w42 w43", "w44 w45", "w46 w47"], "label": [0.0, 1.0, 2.0, 3.0]}
+
+
 def test_a_point_has_ten_looks_and_one_at_its_last_state() -> None:
     rows = tiny_examples(8, seed=1)
 

@@ -169,7 +169,7 @@ def _doubt(posterior: Posterior, examples: Examples) -> str | None:
             if head is not None and len(head) == len(learnt):
                 learnt = head.cpu().any(1)
             there = learnt[labels]
-            if not there.any():
+            if learnt.any() and not there.any():
                 return (
                     "data: all rows have labels that are new, so that every text would be taken "
                     "for one of these; expected rows with earlier labels too"

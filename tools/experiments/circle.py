@@ -39,7 +39,7 @@ from bhpeft_pyro.posterior.posterior import Posterior
 from .arms import GUIDE
 from .methods import upper_hybrid
 from .protocols import PROTOCOLS
-from .results import check_names, check_setting, commit, complete, load
+from .results import check_names, check_settings, commit, complete, load
 from .stream import Encoded
 from .tables import OVER_SEEDS, Table, distinct
 
@@ -86,8 +86,7 @@ def circle(
     rule = {"budget": budget, "drawn": drawn, "weeks": weeks, "error": error}
     setting = {"rows": rows, **rule}
     runs = list(product(range(seeds), arms))
-    for there in load(out, runs):
-        check_setting(out, there, setting)
+    check_settings(out, runs, setting)
     code, backbone = commit(), minilm()
 
     @cache

@@ -37,7 +37,7 @@ from .budgets import BUDGETS
 from .job import Load, load_frozen
 from .labels_report import RANDOM, tables
 from .methods import PEFT
-from .results import check_names, check_setting, commit, complete, file_of, load
+from .results import check_names, check_settings, commit, complete, file_of, load
 from .tables import publish
 from .tasks import Split, Task, split
 
@@ -217,9 +217,7 @@ def labels(
         for name, seed, called, size in product(tasks, range(seeds), arms, sizes)
         if ARMS[called].rates or chosen.tasks[name].likelihood().kind != "rating"
     ]
-    for one in runs:
-        if (path := file_of(out, one)).exists():
-            check_setting(path, json.loads(path.read_text()), setting)
+    check_settings(out, runs, setting)
     code = commit()  # files may change while it runs
     load_one = partial(load_frozen, where, str(device_named(device)))
 

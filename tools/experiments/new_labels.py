@@ -8,7 +8,6 @@ each run; the table is made from the files alone.
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -25,8 +24,8 @@ from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import LabelWarning
 from bhpeft_pyro.data.assets import minilm
 
-from .arms import GUIDE
-from .results import check_setting, commit, complete, file_of, load
+from .arms import AT_ONCE, GUIDE
+from .results import check_settings, commit, complete, load
 from .tables import OVER_SEEDS, Table, distinct
 from .tasks import once, read
 
@@ -34,9 +33,9 @@ __all__ = ["ARMS", "new_labels", "table"]
 
 Rows = dict[str, list[str]]
 
-_ALONE, _AT_ONCE = "posterior, rows of the new topic alone", "all data at once"
+_ALONE = "posterior, rows of the new topic alone"
 _TUNING = "fine-tuning, with rows of earlier topics"
-ARMS = ("posterior, with rows of earlier topics", _ALONE, _TUNING, _AT_ONCE)
+ARMS = ("posterior, with rows of earlier topics", _ALONE, _TUNING, AT_ONCE)
 _FIRST = 2  # topics of the first round
 
 
@@ -51,9 +50,7 @@ def new_labels(
     """Run all arms, and print what they reach."""
     setting = {"rows": rows, "again": again, "test": test}
     runs = list(product(range(seeds), ARMS))
-    for run in runs:
-        if (path := file_of(out, run)).exists():
-            check_setting(path, json.loads(path.read_text()), setting)
+    check_settings(out, runs, setting)
     code, backbone = commit(), minilm()
 
     def model(seed: int, topics: int) -> bh.Model:
@@ -64,7 +61,7 @@ def new_labels(
         count = 0 if arm == _ALONE else again
         rounds, tests = _stream(data, seed, rows, count, test)
         how: dict[str, Any] = {"seed": seed, "progress": False}
-        if arm == _AT_ONCE:
+        if arm == AT_ONCE:
             whole = [row for part in rounds for row in zip(*part.values(), strict=True)]
             topics = len({topic for _, topic in whole})
             posterior = bh.fit(model(seed, topics), GUIDE, _columns(whole), components=1, **how)

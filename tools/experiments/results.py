@@ -18,7 +18,16 @@ from bhpeft_pyro import __version__
 from bhpeft_pyro.base.files import write
 from bhpeft_pyro.errors import ConfigError
 
-__all__ = ["Run", "check_names", "check_setting", "commit", "complete", "file_of", "load"]
+__all__ = [
+    "Run",
+    "check_names",
+    "check_setting",
+    "check_settings",
+    "commit",
+    "complete",
+    "file_of",
+    "load",
+]
 
 Run = tuple[object, ...]
 
@@ -92,6 +101,13 @@ def check_setting(path: Path, facts: Mapping[str, Any], expected: Mapping[str, A
                 f"--out: {path} was run with {name} {facts.get(name)}, not {value}; take another "
                 "folder"
             )
+
+
+def check_settings(out: Path, runs: Iterable[Run], expected: Mapping[str, Any]) -> None:
+    """`check_setting` of all result files of some runs that are there."""
+    for run in runs:
+        if (path := file_of(out, run)).exists():
+            check_setting(path, json.loads(path.read_text()), expected)
 
 
 def load(out: Path, runs: Iterable[Run]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ files alone.
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -38,7 +37,7 @@ from . import stream_report
 from .arms import ARMS, GUIDE, OURS, Arm, Setup
 from .machine import clock, in_turn, over
 from .protocols import PROTOCOLS, Stream
-from .results import Run, check_names, check_setting, commit, complete, file_of, load
+from .results import Run, check_names, check_settings, commit, complete, file_of, load
 
 __all__ = ["Encoded", "cost", "run", "setup", "stream"]
 
@@ -72,9 +71,7 @@ def stream(
     runs = list(product([protocol], range(seeds), arms))
     backbone = minilm()
     setting["backbone"] = backbone.parent.name
-    for one in (*runs, (protocol, "cost")):
-        if (path := file_of(out, one)).exists():
-            check_setting(path, json.loads(path.read_text()), setting)
+    check_settings(out, [*runs, (protocol, "cost")], setting)
     code = commit()  # files may change while it runs
 
     def encoded(seed: int) -> Encoded:

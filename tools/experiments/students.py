@@ -7,7 +7,6 @@ learnt so far. One result file for each seed; tables are made from the files alo
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from bhpeft_pyro.posterior.posterior import Posterior
 from .arms import updating
 from .passes_report import likeness
 from .protocols import PROTOCOLS
-from .results import check_setting, commit, complete, file_of, load
+from .results import check_settings, commit, complete, load
 from .stream import Encoded, setup
 from .tables import OVER_SEEDS, Table, distinct
 
@@ -43,9 +42,7 @@ def students(
     """Run the orders, and print how far the students are from their posteriors."""
     setting = {"rows": rows, "test": test, "texts": texts, "components": components}
     runs = [(seed,) for seed in range(seeds)]
-    for run in runs:
-        if (path := file_of(out, run)).exists():
-            check_setting(path, json.loads(path.read_text()), setting)
+    check_settings(out, runs, setting)
     code, backbone = commit(), minilm()
 
     def result(seed: int) -> dict[str, Any]:

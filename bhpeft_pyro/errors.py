@@ -1,4 +1,5 @@
-"""One exception tree: every error this package raises on purpose is a `BHPEFTError`."""
+"""One exception tree: every error this package raises on purpose is a `BHPEFTError`, and every
+warning that it gives a `BHPEFTWarning`."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArchitectureError",
     "BHPEFTError",
+    "BHPEFTWarning",
     "BusyError",
     "ConfigError",
     "DataError",
@@ -43,6 +45,10 @@ class BHPEFTError(Exception):
         text = super().__str__()
         half = _LONGEST // 2
         return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+class BHPEFTWarning(UserWarning):
+    """The root of the warnings; filter it to hide or to raise all of the package's own."""
 
 
 # In messages of allocators: PyTorch's, oneDNN's and that of C++.

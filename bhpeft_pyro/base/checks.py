@@ -21,6 +21,7 @@ import os
 import re
 import reprlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +30,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..errors import BHPEFTError, ConfigError, DataError
+from ..errors import BHPEFTError, BHPEFTWarning, ConfigError, DataError
 
 Rule = Callable[..., Any]
 
@@ -288,14 +289,13 @@ def _fits(value: Any, hint: Any) -> bool:
     return all(_fits(entry, of[0]) for entry in value)
 
 
-def to_caller() -> int:
-    """The `stacklevel` of the code that called Pyro, for a warning of the function that asks: one
-    that points at a line of that code is shown once, however many draws there are."""
-    frame, level = sys._getframe(1), 1
-    within = ("bhpeft_pyro", "pyro", "torch")
+def warn(message: str | BHPEFTWarning) -> None:
+    """Give a warning at the line that called this package: one of the same line is shown once."""
+    frame, level = sys._getframe(1), 2
+    within = ("bhpeft_pyro", "contextlib", "pyro", "torch")
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in within:
         frame, level = frame.f_back, level + 1
-    return level
+    warnings.warn(message, BHPEFTWarning, stacklevel=level)
 
 
 def optional_library(name: str, why: str) -> Any:

@@ -49,15 +49,16 @@ class FitOptions:
 
     Attributes:
         epochs: passes over the data, unless `max_steps` is given. None means 15. For a point
-            estimate ("laplace", "delta") it means 5 in later rounds, as more of them move it away
-            from what earlier rounds have learnt, and where fewer than 50 held-out rows would
-            choose its state, unless only a head is trained; but at least 20 steps. Such a later
-            round ends half way between the last point estimate and where training ends, or further
-            if it has more rows than all before it; that of a head alone where training ends.
+            estimate ("laplace", "delta") it means 5 (at least 20 steps) in later rounds, because
+            longer training forgets earlier rounds. It also means 5 in a first fit with fewer than
+            50 held-out rows, unless only a head is trained. Such a later round ends half way
+            between the last point estimate and where training ends, or further if it has more rows
+            than all before it; that of a head alone where training ends.
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.
-        particles: weight draws per forward pass (a point estimate always uses 1).
+        particles: weight draws per forward pass; they divide `batch_size`. A point estimate always
+            uses 1.
         accumulate: forward passes per optimiser step.
         lr: learning rate. None takes the default of the family: for "normal", natural-gradient
             steps (`NaturalGradient`) of B / N, at most 0.1; for point estimates ("laplace",
@@ -67,12 +68,12 @@ class FitOptions:
         temperature: weight of the KL: 1 for the posterior, 0 for maximum likelihood. For point
             estimates ("laplace", "delta") it is the weight of the log prior density; in later
             rounds of "laplace", of the first prior in it, as the information of earlier data always
-            has the weight 1. None means 1, except for point estimates: with held-out rows it is 0
-            in `fit`, and these rows choose the step whose state is kept, unless there are fewer
-            than 50 and no `epochs` or `max_steps` are given: they are evaluated ten times; after
-            three times without a better state the fit stops, and at its end the last state is kept
-            unless an earlier one is better by more than two standard errors. In later rounds of
-            "laplace" it is 0 too, if there are 50 rows or more and the prior is the last posterior
+            has the weight 1. None means 1, except for point estimates with held-out rows, where
+            it is 0 in `fit`. With 50 such rows or more (or if `epochs` or `max_steps` is given)
+            they are evaluated ten times. The fit stops after three evaluations without a better
+            state; fits of ratings always run to the end. The last state is kept unless an earlier
+            one is better by more than two standard errors. In later rounds of "laplace" the
+            temperature is 0 too, if there are 50 rows or more and the prior is the last posterior
             under a known first prior.
         tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-5 to
             1e5. None takes the value with the highest density of held-out rows; without such rows
@@ -93,11 +94,10 @@ class FitOptions:
     Raises:
         ConfigError: a value is of the wrong type or outside its range.
 
-    >>> FitOptions(particles=3, batch_size=8)
+    >>> FitOptions(particles=0)
     Traceback (most recent call last):
         ...
-    bhpeft_pyro.errors.ConfigError: batch_size=8 must be a multiple of 3, as each weight draw \
-gets an equal share of a batch; in Python, `particles` sets their number
+    bhpeft_pyro.errors.ConfigError: particles=0 must be an integer of at least 1
     """
 
     epochs: int | None = None
@@ -119,22 +119,20 @@ gets an equal share of a batch; in Python, `particles` sets their number
 
     def __post_init__(self) -> None:
         check_fields(self, _RULES)
-        if self.batch_size % self.particles:
-            raise ConfigError(
-                f"batch_size={self.batch_size} must be a multiple of {self.particles}, as each "
-                "weight draw gets an equal share of a batch; in Python, `particles` sets their "
-                "number"
-            )
 
     def change(self, **changes: Any) -> FitOptions:
-        """These options with some changed. `epochs` without `max_steps` resets `max_steps`.
+        """These options with some changed. `epochs` resets `max_steps`.
 
         Raises:
-            ConfigError: a value outside its range.
+            ConfigError: a value outside its range, or both of these.
         """
         if "epochs" in changes:
             changes = {"max_steps": None, **changes}
-        return replace(self, **changes)
+        made = replace(self, **changes)
+        if {"epochs", "max_steps"} <= changes.keys() and made.epochs and made.max_steps:
+            both = f"epochs={made.epochs}, max_steps={made.max_steps}"
+            raise ConfigError(f"{both}: each says how long the fit is; leave one out")
+        return made
 
     def steps(self, per_epoch: int, brief: bool = False) -> int:
         """Optimiser steps of a fit with so many in an epoch. A brief one has by default 5 epochs,

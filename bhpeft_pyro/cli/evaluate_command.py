@@ -18,6 +18,7 @@ def evaluate(
     method: options.Method = None,
     samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
+    text_column: options.TextColumn = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -30,12 +31,12 @@ def evaluate(
     """
     from ..forecast import metrics
     from ..forecast.base import cost_in_words
-    from .saved import check_method, open_run
+    from .saved import check_method, open_run, reading
     from .tables import labelled_examples
 
     posterior = open_run(run, backbone, device)
     check_method(posterior, method, samples)
-    examples = labelled_examples(posterior, data)
+    examples = labelled_examples(reading(posterior, text_column), data)
     known = posterior.replace(novelty=None)  # which no metric is about
     forecast = known.predict(examples, samples, method=method, seed=draw_seed)
     scores = metrics.evaluate(forecast)

@@ -8,20 +8,14 @@ from .screen import say
 
 def fit(
     data: options.Data,
-    out: options.Out,
+    saving: options.Saving,
     reading: options.Reading,
     fitting: options.Stopping,
     config: options.Config = None,
     preset: options.Preset = "bh_peft",
     guide: options.Guide = "laplace",
     components: options.Components = None,
-    validation: options.Validation = None,
-    samples: options.Samples = None,
-    distill: options.Distill = None,
-    yes: options.Yes = False,
     device: options.Device = "auto",
-    overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
 ) -> None:
     """Fit a posterior to labelled text, and save it.
 
@@ -42,16 +36,18 @@ def fit(
     from .tables import LabelledTable
 
     how = FitOptions().change(**fitting.given)
-    check_out(out, overwrite)
-    check_used(fitting, guide, bool(validation))  # it may be known before the rows are read
-    table = LabelledTable(data, reading, yes)
+    check_out(saving.out, saving.overwrite)
+    check_used(fitting, guide, bool(saving.validation))  # it may be known before the rows are read
+    table = LabelledTable(data, reading, saving.yes)
     model = table.task.model(*table.backbone(device), getattr(presets, preset)())
     examples = table.encode(model)
     columns = table.task.columns
-    texts = None if distill is None else texts_for(model, distill, columns, how.seed)
-    train, held_out = table.split(model, examples, validation, how.seed)
+    texts = None
+    if saving.distill is not None:
+        texts = texts_for(model, saving.distill, columns, how.seed)
+    train, held_out = table.split(model, examples, saving.validation, how.seed)
     check_used(fitting, guide, held_out is not None)
-    check_samples(samples, guide, model.likelihood, held_out is not None)
+    check_samples(saving.samples, guide, model.likelihood, held_out is not None)
     # Other fits do not depend on these rows: it is enough to evaluate them at the end.
     used = held_out if how.patience or guide in options.POINTS else None
     if used is None and held_out is not None:
@@ -67,14 +63,4 @@ def fit(
         components=components,
         columns=columns,
     )
-    finish(
-        posterior,
-        out,
-        data,
-        examples,
-        held_out,
-        samples,
-        overwrite=overwrite,
-        as_json=as_json,
-        texts=texts,
-    )
+    finish(posterior, saving, data, examples, held_out, texts)

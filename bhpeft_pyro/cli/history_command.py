@@ -48,9 +48,9 @@ def history(
     """
     from ..posterior import saving
     from ..serving.feedback import Tally
-    from .saved import rounds_of
+    from ..streams import History
 
-    history = rounds_of(folder)
+    history = History.of(folder)
     single = saving.exists(folder)
     if keep is not None:
         if single:

@@ -255,6 +255,19 @@ class Reading:
         return [column for column in inputs if column and column != self.label_column]
 
 
+@dataclass(frozen=True)
+class Saving:
+    """Where a posterior goes that a command has fitted, and what is shown and made of it."""
+
+    out: Out
+    validation: Validation = None
+    samples: Samples = None
+    distill: Distill = None
+    yes: Yes = False
+    overwrite: Overwrite = False
+    as_json: Json = False
+
+
 def _fitting(name: str, help: str, *flags: str) -> Any:
     default = getattr(FitOptions(), name)
     shown = "" if default is None or isinstance(default, bool) else f" ({default:g})"

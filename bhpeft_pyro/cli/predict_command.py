@@ -109,6 +109,7 @@ def predict(
     from ..data.cells import write_rows
     from ..data.columns import FILL_IN
     from ..data.sources import in_file, places
+    from ..decisions.sets import check_coverage
     from ..forecast.base import cost_in_words, share_of
     from ..prediction.predict import PART
     from .saved import check_file, check_method, check_novelty, guide_of, open_run, reading
@@ -131,6 +132,10 @@ def predict(
         coverage = INSIDE("coverage", coverage)
         if posterior.promised is None:
             raise ConfigError("--coverage: it needs calibration rows; bhpeft promise first")
+        if samples is not None or draw_seed or method not in (None, posterior.promised.method):
+            way = f"by {posterior.promised.method}, without --samples and --seed"
+            raise ConfigError(f"--coverage: the promise is for predictions {way}; leave these out")
+        check_coverage(posterior.promised, coverage)
     check_method(posterior, method, samples)
     single = len(posterior.components) == 1
     if single and guide_of(posterior) == "delta" and by in ("epistemic", "variance"):

@@ -76,6 +76,8 @@ def queue(
             chosen = posterior.queue(rows, n, by=by or "information", seed=seed)
         label = posterior.columns.target(posterior.model.likelihood.kind)
         following = f"bhpeft update {run} {out} --out RUN"
+    if text_column is not None:
+        following += f" --text-column {text_column}"
     reasons = dict(zip(chosen.rows.tolist(), chosen.reasons, strict=True))
     picked: dict[int, dict[str, Any]] = {}
     names, first = dict[str, None](), 0

@@ -50,37 +50,37 @@ def review(
     from ..base.checks import optional_library
     from ..review import Journal, Learning, Pool, Session, Where, application
     from ..review.page import WHY
-    from .saved import check_file, folder_of, open_run
+    from .saved import check_file, check_out, folder_of, open_run
 
     uvicorn = optional_library("uvicorn", WHY)
     check_file(out, ".csv", data=data)
+    new_round = new_round or _beside(run)
+    check_out(new_round, overwrite=True)
     journal = Journal(out.with_suffix(".journal.jsonl"))
     if out.exists() and not journal.path.exists():
         raise ConfigError(
             f"--out: {out} exists, without the journal {journal.path.name} beside it; expected "
             "another file"
         )
-    where = Where(
-        folder_of(run), new_round or _beside(run), data, out, backbone=backbone, device=device
-    )
+    where = Where(folder_of(run), new_round, data, out, backbone=backbone, device=device)
     learnt = 0
     if newer := where.newer():
         learnt = newer.examples
         say(f"going on with the round in {where.out}, which has learnt {learnt} labels")
-    pool = Pool.of(open_run(where.out if newer else run, backbone, device), data)
-    session = Session(pool, journal, out, people)
-    app = application(session, Learning(where, session.take, learnt), title=run.resolve().name)
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind(("127.0.0.1", port))
-            listening.listen()  # who opens the address at once waits
         except OSError as error:
             raise ConfigError(f"--port: {port} cannot be used: {error.strerror}") from error
+        pool = Pool.of(open_run(where.out if newer else run, backbone, device), data)
+        session = Session(pool, journal, out, people)
+        app = application(session, Learning(where, session.take, learnt), title=run.resolve().name)
+        listening.listen()  # who opens the address at once waits
         host = f"http://127.0.0.1:{listening.getsockname()[1]}/{app.state.token}/"
         say(
             f"{len(session.pool.order)} of {len(session.pool.items)} texts to label; labels go to "
-            f"{out}, of which there are {session.labels}"
+            f"{out}, which holds {session.labels} so far"
         )
         say(f"open {host}by/{_user()}/ to label, or {host} for another person; Ctrl-C ends")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
@@ -91,7 +91,11 @@ def review(
 
 
 def _beside(run: Path) -> Path:
+    from .saved import ROUNDS
+
     run = run.resolve()  # "." and ".." have no name
+    if ROUNDS in (run.name, run.parent.name):  # beside the stream, which has rounds of its own
+        run = run.parent if run.name == ROUNDS else run.parent.parent
     return run.with_name(f"{run.name}-reviewed")
 
 

@@ -19,11 +19,10 @@ from ..model.likelihoods import Likelihood
 from ..posterior import Posterior, saving
 from ..prediction.predict import way
 from ..streams import History
+from ..streams.history import ROUNDS
 from ..training.report_text import described
-from .options import POINTS, Fitting
+from .options import POINTS, Fitting, Saving
 from .screen import print_json, say, show_metrics
-
-ROUNDS = "rounds"  # in the folder of a stream
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -138,17 +137,11 @@ def guide_of(posterior: Posterior) -> str:
     return next((name for name, made in GUIDES.items() if type(guide) is made), guide.title())
 
 
-def rounds_of(folder: Path) -> History:
-    """The rounds in a folder, or in the folder of a stream."""
-    inner = folder / ROUNDS
-    return History(inner if inner.is_dir() else folder)
-
-
 def folder_of(run: Path) -> Path:
     """Where a posterior is saved: the folder itself, or that of a stream's last round."""
     if saving.exists(run) or not (run.name == ROUNDS or (run / ROUNDS).is_dir()):
         return run
-    history = rounds_of(run)
+    history = History.of(run)
     leaves = history.leaves
     if len(leaves) > 1:
         raise ConfigError(
@@ -182,15 +175,11 @@ def save_with_student(posterior: Posterior, texts: Examples, out: Path, **how: A
 
 def finish(
     posterior: Posterior,
-    out: Path,
+    how: Saving,
     data: str,
     examples: Examples,
     held_out: Examples | None,
-    samples: int | None,
-    *,
-    overwrite: bool,
-    as_json: bool,
-    texts: Examples | None = None,
+    texts: Examples | None,
     before: Posterior | None = None,
 ) -> None:
     """Save a posterior, and print its metrics on held-out rows, beside those of the one before.
@@ -198,15 +187,15 @@ def finish(
     `data` and `examples` are all rows that were given, whether learnt or held out. Once it is
     saved, it is distilled on `texts`, if there are any.
     """
-    whole = examples.fingerprint
+    out, whole = how.out, examples.fingerprint
     posterior = posterior.with_report(name=Path(data).name, data_with_held_out=whole)
-    posterior.save(out, overwrite)
+    posterior.save(out, how.overwrite)
     shown = {"held_out": posterior} if before is None else {"before": before, "after": posterior}
     scores = {}
     if held_out is not None and examples.labels is not None:
         # All components, also of a posterior that has a student.
         forecasts = {
-            name: each.replace(student=None, novelty=None).predict(held_out, samples)
+            name: each.replace(student=None, novelty=None).predict(held_out, how.samples)
             for name, each in shown.items()
         }
         scores = {name: evaluate(forecast) for name, forecast in forecasts.items()}
@@ -226,7 +215,7 @@ def finish(
     say(f"{described(report)}\nsaved in {out}")
     if kept := posterior.facts.get("texts"):
         say(f"texts: {kept}")
-    if as_json:
+    if how.as_json:
         facts = ("examples", "steps", "negative_elbo", "temperature", "unsettled")
         of_report = {name: getattr(report, name) for name in facts}
         print_json({"round": len(posterior.lineage), **of_report, **scores})

@@ -13,11 +13,12 @@ from typing import Any
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from ..base.checks import harmless
+from ..errors import BHPEFTWarning
 
 Flags = Mapping[str, tuple[str, str]]
 """By the name of an argument its option, and the option that turns it off (or "")."""
@@ -27,11 +28,12 @@ _QUOTED = r"(?<!\w)(?:'[^']*'|\"[^\"]*\")"  # a text of the user's, or a name
 # Advice that only Python offers, up to the next piece of the message.
 _IN_PYTHON = r"; in Python,.*?(?=; | \(and \d|$)"
 # What a program's user knows by the names of its options, though other arguments stand for it.
-_COLUMNS: Flags = {
+_ALIASES: Flags = {
     "text": ("--text-column", ""),
     "pair": ("--pair-column", ""),
     "label": ("--label-column", ""),
     "answer": ("--label-column", ""),
+    "level": ("--coverage", ""),
     "source": ("", ""),
 }
 
@@ -45,7 +47,7 @@ def in_options(text: str, flags: Flags) -> str:
     >>> in_options("bf16: of 'patience=3' nothing is left; expected bf16=False", flags)
     "--bf16: of 'patience=3' nothing is left; expected --no-bf16"
     """
-    flags = {**_COLUMNS, **flags}
+    flags = {**_ALIASES, **flags}
     text = re.sub(_IN_PYTHON, "", text).removeprefix("columns: ")
     names = "|".join(map(re.escape, flags))
 
@@ -73,7 +75,7 @@ def spoken_warnings(translated: Callable[[str], str]) -> Iterator[None]:
     """Print this package's warnings as lines, `translated`, and leave out those of others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", category=UserWarning, module=r"bhpeft_pyro\.")
+        warnings.filterwarnings("always", category=BHPEFTWarning)
         warnings.showwarning = lambda message, *_args, **_more: say(
             f"note: {translated(str(message))}"
         )
@@ -91,14 +93,21 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         title=Text(harmless(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold"
     )
     grid.collapse_padding, grid.pad_edge = True, False  # so that more fits on 80 columns
+    console, texts, widths = Console(), [], []
+    for i in range(len(columns)):
+        texts.append(any(isinstance(row[i], str) for row in rows))
+        widths.append(max((len(_cell(row[i])) for row in rows), default=0))
+    whole = [i for i in range(len(columns)) if i == 0 or not texts[i]]
+    wide = sum(2 + max(widths[i], len(columns[i])) for i in whole) > console.width
     for i, column in enumerate(columns):
-        text = any(isinstance(row[i], str) for row in rows)
-        grid.add_column(
-            Text(harmless(column)), justify="left" if text else "right", no_wrap=i == 0 or not text
-        )
+        # A number that is cut would be another number: headings are broken instead.
+        width = widths[i] if wide and i in whole else None
+        justify: JustifyMethod = "left" if texts[i] else "right"
+        heading = Text(harmless(column), overflow="fold")
+        grid.add_column(heading, justify=justify, width=width, no_wrap=not wide and i in whole)
     for row in rows:
         grid.add_row(*(Text(_cell(value), no_wrap=True, overflow="ellipsis") for value in row))
-    Console().print(grid, highlight=False)
+    console.print(grid, highlight=False)
 
 
 def show_metrics(title: str, columns: Mapping[str, Mapping[str, float]]) -> None:

@@ -14,7 +14,7 @@ from .screen import say
 def update(
     run: options.Run,
     data: options.Data,
-    out: options.Out,
+    saving: options.Saving,
     fitting: options.Stopping,
     config: options.Config = None,
     guide: Annotated[
@@ -28,14 +28,9 @@ def update(
     keep: options.Keep = 1.0,
     grow: options.Grow = False,
     again: options.Again = False,
-    yes: options.Yes = False,
-    validation: options.Validation = None,
-    samples: options.Samples = None,
-    distill: options.Distill = None,
+    text_column: options.TextColumn = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
-    overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
 ) -> None:
     """Learn new data, with a saved posterior as the prior; that posterior stays unchanged.
 
@@ -50,16 +45,17 @@ def update(
     from ..posterior.distill import texts_for
     from ..posterior.growth import with_outputs_for
     from ..posterior.update import check_held_out, refuse_known
-    from .saved import check_out, check_samples, check_used, finish, guide_of, open_run
+    from .saved import check_out, check_samples, check_used, finish, guide_of, open_run, reading
     from .tables import doubting, labelled_examples, rows_for, say_labels, split
 
-    check_out(out, overwrite)
-    before = open_run(run, backbone, device)
+    check_out(saving.out, saving.overwrite)
+    opened = open_run(run, backbone, device)
+    before = reading(opened, text_column)
     family = guide or guide_of(before)
     check_used(fitting, family, selects=False)
     how = before.report.options.change(progress=True, **fitting.given)
     table = rows_for(before, data, labelled=True)
-    with in_file(data), doubting(yes, data):
+    with in_file(data), doubting(saving.yes, data):
         start = with_outputs_for(before, table, grow)
     if start is not before:
         old, new = (made.columns.label_names or () for made in (before, start))
@@ -68,13 +64,15 @@ def update(
     with in_file(data):  # before rows are held out, so that errors count rows as the file does
         examples = start.encode(table)
     say_labels(examples)
-    texts = None if distill is None else texts_for(start.model, distill, start.columns, how.seed)
+    texts = None
+    if saving.distill is not None:
+        texts = texts_for(start.model, saving.distill, start.columns, how.seed)
     if not again:
         refuse_known(before, examples)
     train, held_out = split(
-        examples, validation, how.seed, lambda file: labelled_examples(start, file)
+        examples, saving.validation, how.seed, lambda file: labelled_examples(start, file)
     )
-    check_samples(samples, family, start.model.likelihood, held_out is not None)
+    check_samples(saving.samples, family, start.model.likelihood, held_out is not None)
     if held_out is None:  # the last round may have had some
         how = how.change(patience=fitting.patience)
     point = before.guide.point if guide is None else guide in options.POINTS
@@ -82,20 +80,12 @@ def update(
     if used is None:
         check_held_out(start, train, held_out)
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} {train.unit}")
-    with doubting(yes, data):
+    with doubting(saving.yes, data):
         after = start.update(
             train, validation=used, options=how, guide=guide, keep=keep, again=again
         )
-    finish(
-        after,
-        out,
-        data,
-        examples,
-        held_out,
-        samples,
-        overwrite=overwrite,
-        as_json=as_json,
-        texts=texts,
-        # The round before gives new labels no probability.
-        before=before if start is before else None,
-    )
+    if text_column is not None:  # a name in this table alone
+        after = reading(after, opened.columns.text)
+    # The round before gives new labels no probability.
+    known = before if start is before else None
+    finish(after, saving, data, examples, held_out, texts, known)

@@ -58,7 +58,7 @@ def meant(cell: str) -> str:
 def is_number(value: Any) -> bool:
     """Whether a cell is a finite number, or a str that reads as one."""
     try:
-        return math.isfinite(float(value))
+        return math.isfinite(float(value)) and "_" not in f"{value}"  # which Python alone allows
     except (TypeError, ValueError):
         return False
 

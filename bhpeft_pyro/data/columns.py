@@ -33,8 +33,9 @@ class Columns:
             them, one for each word, where words are labelled.
         question: the column of the question (kind "choice").
         choices: that of 2 to 8 answers: a list of str, or `{"text": [...], "label": [...]}`.
-        answer: that of the right choice: its entry in `label`, or without `label` its text; or its
-            index, unless the entries are numbers.
+        answer: the column of the right choice, given by its entry in `label` (without `label`, by
+            its text) or by its index from 0. If the entries of `label` are numbers, a number is an
+            entry and not an index; so is a number in a CSV file that is the text of a choice.
         max_length: longer texts are cut to this number of tokens; by default to the tokenizer's
             limit, and in `fit` also to the backbone's.
         label_names: the classes in the order of their indices; by default those of the data.

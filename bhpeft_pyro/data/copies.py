@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import warn
 from ..errors import DataError
 from .tokens import CHUNK
 
@@ -61,11 +61,10 @@ def apart(order: Tensor, hashes: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def warn_of_copies(examples: Examples) -> None:
     """Say how many rows of data of which some are held out are copies."""
     if examples.copies:
-        warnings.warn(
+        warn(
             f"{examples.copies} of {len(examples.row_hashes)} rows repeat another's text (case and "
             "spaces aside); such rows are held out together or not at all, and each still counts "
-            "as an observation",
-            stacklevel=2,
+            "as an observation"
         )
 
 
@@ -83,10 +82,9 @@ def check_apart(data: Examples, held_out: Examples, name: str) -> None:
             "spaces aside); expected rows that are not learnt"
         )
     if copies:
-        warnings.warn(
+        warn(
             f"{name}: {copies} of {rows} rows have the text of a row that is learnt (case and "
-            "spaces aside), so scores on them are too good; leave them out",
-            stacklevel=2,
+            "spaces aside), so scores on them are too good; leave them out"
         )
 
 

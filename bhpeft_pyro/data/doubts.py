@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -16,7 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom, norm
 from torch import Tensor
 
-from ..base.checks import few
+from ..base.checks import few, warn
+from ..errors import BHPEFTWarning
 
 if TYPE_CHECKING:
     from .examples import Examples
@@ -27,7 +27,7 @@ _SURE = math.log(0.001)  # of a p-value
 _SEPARATORS = ";|,"
 
 
-class LabelWarning(UserWarning):
+class LabelWarning(BHPEFTWarning):
     """Labels may not mean what they should: a class is there once, is called nearly like another or
     looks like several, or the labels of a round contradict the posterior, or all of them are new.
 
@@ -94,7 +94,7 @@ def warn_of_classes(column: str, labels: Sequence[str], old: Sequence[str] = ())
     kinds = [joined, alike, alone if len(labels) >= _FEW else []]
     if any(kinds):
         listed = (few(some, _SHOWN, "; ", "; and {} more of this kind") for some in kinds if some)
-        warnings.warn(LabelWarning(f"column {column!r}: {'; '.join(listed)}"), stacklevel=3)
+        warn(LabelWarning(f"column {column!r}: {'; '.join(listed)}"))
 
 
 def _parted(names: Sequence[str]) -> dict[str, list[str]]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..base.checks import Number, check, one_of, shown
+from ..base.checks import Number, check, one_of, shown, warn
 from ..base.threads import sampling
-from ..errors import ConfigError, DataError
+from ..errors import BHPEFTWarning, ConfigError, DataError
 from .columns import (
     Columns,
     Kind,
@@ -34,7 +34,7 @@ from .sources import in_file, read
 from .tokens import joins_pairs, tokenise, tokenise_words
 
 
-class CutWarning(UserWarning):
+class CutWarning(BHPEFTWarning):
     """Texts were too long and have been cut.
 
     Attributes:
@@ -181,7 +181,7 @@ def encode(
                 problem = f"the tokenizer finds no token in {shown(texts[empty[0]])}"
                 raise wrong(text, empty, problem)
             if cut:
-                warnings.warn(CutWarning(len(owner[cut].unique()), len(texts), limit), stacklevel=2)
+                warn(CutWarning(len(owner[cut].unique()), len(texts), limit))
     return Examples(
         kind=kind,
         tokens=tokens,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from datasets import ClassLabel
 from torch import Tensor
 
-from ..base.checks import shown
+from ..base.checks import shown, warn
 from ..errors import DataError
 from .cells import is_number
 from .columns import CellError, as_list, naming_entries, read_cells, wrong
@@ -23,15 +22,15 @@ from .doubts import warn_of_classes
 
 
 def unlabelled(values: Sequence[Any], column: str, placeholder: bool) -> bool:
-    """Whether a label is missing, or all are -1, the placeholder for classes in test splits of the
-    hub. Warns if there are others, which are then not used."""
-    missing = sum(value is None or value == "" or value != value for value in values)
+    """Whether a label is missing, or is -1, the placeholder for classes in test splits of the hub.
+    Warns if there are others, which are then not used."""
+    missing = sum(
+        value is None or value == "" or value != value or (placeholder and value == -1)
+        for value in values
+    )
     if 0 < missing < len(values):
-        warnings.warn(
-            f"column {column!r}: {missing} of {len(values)} labels are missing, so none is used",
-            stacklevel=4,
-        )
-    return bool(missing) or (placeholder and all(value == -1 for value in values))
+        warn(f"column {column!r}: {missing} of {len(values)} labels are missing, so none is used")
+    return bool(missing)
 
 
 def check_types(
@@ -64,8 +63,9 @@ def read_ratings(values: Sequence[Any], column: str, what: str = "rating") -> Te
         if isinstance(value, str) and not is_number(value):
             raise CellError(f"{shown(value)} is not a number; expected a {what}, as 3.5")
 
-    # First, because one such cell makes a reader turn all the others into str.
+    # One cell in another form, such as " 3.5", makes a reader turn all the others into str.
     read_cells(values, column, check_number)
+    values = [float(value) if isinstance(value, str) else value for value in values]
     missing = "label" if what == "rating" else what
     check_types(values, column, (float, int), "a real number", bool, missing)
     ratings = torch.tensor(values, dtype=torch.float32)
@@ -82,13 +82,16 @@ def read_answers(
     choices: Sequence[tuple[Sequence[str], Sequence[Any] | None]],
 ) -> Tensor:
     """(N,) int64 indices of the right choices, of which there are the texts and the names."""
+    values = [_whole(value) for value in values]
     check_types(values, column, (int, str), "an index, or the text or name of a choice", bool)
 
     def read(row: tuple[Any, tuple[Sequence[str], Sequence[Any] | None]]) -> int:
         value, (texts, names) = row
+        options = [*map(str, texts if names is None else names)]
+        if isinstance(value, str) and value not in options and re.fullmatch(r"-?\d+", value):
+            value = int(value)  # a CSV file has text alone
         # A reader may have made 1 of "1", the name of a choice.
         if isinstance(value, str) or any(map(is_number, names or ())):
-            options = [*map(str, texts if names is None else names)]
             if (count := options.count(str(value))) != 1:
                 what = f"{value!r} matches {count} of the choices {options}"
                 raise CellError(f"{what}; expected exactly one")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from array import array
 from collections import Counter
 from collections.abc import (
@@ -34,7 +33,7 @@ from datasets import (
 )
 from datasets.table import InMemoryTable
 
-from ..base.checks import data_file, shallow, shown
+from ..base.checks import data_file, shallow, shown, warn
 from ..errors import DataError
 from .assets import hub_or_cache
 from .cells import by_column, check_once, columns_of, expect, values_of
@@ -60,7 +59,9 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
         name = type(source).__name__
         raise DataError(f"source is a {name}; pass one of its splits: {splits}")
     if isinstance(source, (str, Path)):
-        source = _loaded(source, columns.inputs(kind))
+        # An answer that looks like a number may be the text of a choice.
+        texts = (*columns.inputs(kind), *((target,) if kind == "choice" else ()))
+        source = _loaded(source, texts)
     elif isinstance(source, IterableDataset):
         stream: Any = source.with_format(None)
         names = stream.column_names or ()  # it may not know them
@@ -247,7 +248,7 @@ def _from_lists(
     for why in failed:
         if why.rows:
             why = why.placed(*places(file))
-        warnings.warn(f"{why}; this column is left out", stacklevel=2)
+        warn(f"{why}; this column is left out")
     return tables[0] if len(tables) == 1 else concatenate_datasets(tables, axis=1)
 
 

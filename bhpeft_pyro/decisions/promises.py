@@ -7,7 +7,6 @@ nothing was learnt from or chosen by.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..base.checks import INSIDE, MAYBE_POSITIVE, Number, check_types
+from ..base.checks import INSIDE, MAYBE_POSITIVE, Number, check_types, warn
 from ..base.names import Method
 from ..data import Examples
 from ..data.copies import among
@@ -54,7 +53,7 @@ _ANSWERS = {  # by the kind of labels, when an answer is wrong, and what texts a
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Promise:
-    """That of the texts that are answered at most a share `error` is answered wrongly.
+    """A promise: of the answered texts, at most a share `error` is answered wrongly.
 
     Attributes:
         kind: of labels: "class", "choice", "labels" or "rating".
@@ -145,8 +144,8 @@ class Promise:
             )
         lines += [
             f"an answer is wrong if {wrong}",
-            f"confidence {in_percent(self.confidence)}: of the promises that are made so, from "
-            "random calibration rows, this share is kept",
+            f"confidence {in_percent(self.confidence)}: of promises made in this way from random "
+            "calibration rows, this share is kept",
             f"it holds for texts like the {self.rows} calibration rows: of the same source, drawn "
             "in the same way. Nothing is promised of others, nor of a selection of these",
         ]
@@ -218,8 +217,9 @@ def check_rows(count: int, error: float | None, confidence: float) -> None:
     fewest = rows_needed(error, confidence) if error else 1
     if count < fewest:
         raise DataError(
-            f"calibration: {count} rows; expected at least {fewest}, of which no answer is wrong, "
-            f"for an error of {error:g} with confidence {confidence:g}, and better some hundreds"
+            f"calibration: {count} rows; expected at least {fewest} for an error of {error:g} with "
+            f"confidence {confidence:g} (enough only if no answer is wrong), and better some "
+            "hundreds"
         )
 
 
@@ -273,10 +273,9 @@ def _unused(posterior: Predictor, examples: Examples) -> Examples:
     if posterior.student is not None:
         known.append(posterior.student.learnt_rows)
     if any(hashes is None for hashes in known):
-        warnings.warn(
+        warn(
             "calibration: which rows this posterior has learnt is not known; nothing is promised "
-            "if these are among them",
-            stacklevel=2,
+            "if these are among them"
         )
     used = torch.stack([among(examples.row_hashes, hashes) for hashes in known]).any(0)
     if not used.any():
@@ -287,7 +286,7 @@ def _unused(posterior: Predictor, examples: Examples) -> Examples:
     )
     if used.all():
         raise DataError(f"{why}; expected other rows")
-    warnings.warn(f"{why}; they are left out", stacklevel=2)
+    warn(f"{why}; they are left out")
     return examples.subset((~used).nonzero().flatten())
 
 

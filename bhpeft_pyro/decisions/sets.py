@@ -16,14 +16,13 @@ p-values are not smoothed, so that nothing is drawn at random.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import INSIDE, boolean, few, optional_library
+from ..base.checks import INSIDE, boolean, few, optional_library, warn
 from ..errors import ConfigError, DataError
 from ..forecast.base import digits
 
@@ -92,10 +91,7 @@ def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
     level = INSIDE("level", level)
     promised = _calibrated(forecast, "intervals", ("rating",))
     made: Any = forecast
-    if promised.rows < (fewest := _rows_needed(level)):
-        raise DataError(
-            f"level={level:g}: {promised.rows} calibration rows; expected at least {fewest}"
-        )
+    check_coverage(promised, level)
     residuals, sds = (promised.calibration[name].numpy() for name in ("residual", "sd"))
     conformal = _crepes().ConformalRegressor().fit(residuals, sigmas=sds)
     low, high = made.scale
@@ -108,6 +104,24 @@ def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
     )
     lower, upper = torch.from_numpy(ends).unbind(1)
     return lower, upper
+
+
+def check_coverage(promised: Promise, level: float) -> None:
+    """Raise an error unless there are sets or intervals of a level under a promise.
+
+    Raises:
+        ConfigError: it is of several labels a text, or crepes is missing.
+        DataError: there are too few calibration rows for intervals.
+    """
+    if promised.kind not in ("class", "choice", "rating"):
+        raise ConfigError(
+            f"level: got a promise of kind {promised.kind!r}; expected 'class', 'choice' or 'rating'"
+        )
+    if promised.kind == "rating" and promised.rows < (fewest := _rows_needed(level)):
+        raise DataError(
+            f"level={level:g}: {promised.rows} calibration rows; expected at least {fewest}"
+        )
+    _crepes()
 
 
 def covering(forecast: Forecast, level: float) -> dict[str, list[Any]]:
@@ -153,10 +167,9 @@ def _say_classes(labels: np.ndarray, level: float, names: Any) -> None:
     fewest = _rows_needed(level)
     rare = [f"{name!r} ({n})" for name, n in zip(names, counts, strict=True) if n < fewest]
     if rare:
-        warnings.warn(
+        warn(
             f"level={level:g}: {few(rare)} have fewer than {fewest} calibration rows, so they are "
-            "in every set",
-            stacklevel=4,
+            "in every set"
         )
 
 

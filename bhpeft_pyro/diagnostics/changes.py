@@ -51,8 +51,9 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     For a mixture `samples` is rounded up to equally many draws of each component, in their order.
     With `samples=0` they are those at the central weights of each component, (components,).
 
-    Draws of a linearised posterior are sized as its network uses them (`factors`). Where the data
-    say nothing they are as wide as the prior, so its central weights tell more about the layers.
+    Draws of a linearised posterior are sized as its network uses them (`factors`). In directions
+    about which the data say nothing, draws are as wide as the prior; so the central weights
+    (`samples=0`) say more about the layers.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model

@@ -34,8 +34,8 @@ class Forecast(ABC):
         texts: the N texts, or None.
         rows: None; or, where examples are words, (N,) the number of the sentence of each.
         method: how it was made, as `Posterior.predict` takes it; "draws" of the weights; "point".
-        passes: of the network for a text, forward and backward, on average, with the frozen one
-            that `novelty` takes; None if not known.
+        passes: mean number of passes of the network for each text, forward and backward, including
+            that of the frozen backbone for `novelty`; None if unknown.
         novelty: (N,) float64 p-values, small for texts unlike the learnt ones; None if unknown
             (`decisions.novelty`).
         nearest: for each text the learnt one that is most like it, if the posterior has kept texts
@@ -117,8 +117,8 @@ class Forecast(ABC):
 
     @abstractmethod
     def simplest(self, known: Tensor) -> tuple[str, Tensor]:
-        """The forecast that one makes without reading the texts, from labels that are `known`: in
-        words, and its (N,) `loss`."""
+        """A baseline that ignores the texts and uses only the labels `known`: its name, and its
+        (N,) `loss`."""
 
     @abstractmethod
     def to_dataset(self) -> Dataset:
@@ -160,8 +160,9 @@ class Forecast(ABC):
         return order[: share_of(fraction, len(self))]
 
     def unlike(self, max_false_alarms: float = 0.05, *, of_flagged: bool = False) -> Tensor:
-        """(N,) bool, which texts are unlike what was learnt: of texts like that, at most a share of
-        `max_false_alarms` is flagged; see `decisions.reasons`."""
+        """(N,) bool, which texts are unlike what was learnt; of the texts that resemble the learnt
+        ones, at most a share of `max_false_alarms` is flagged on average. See
+        `decisions.reasons`."""
         from ..decisions.reasons import unlike_learnt
 
         return unlike_learnt(self, max_false_alarms, of_flagged)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features
 from scipy.optimize import minimize_scalar
@@ -196,7 +197,8 @@ class ClassForecast(Forecast):
         if names is not None and not isinstance(labels, Tensor):
             plain = labels.tolist() if hasattr(labels, "tolist") else labels
             check(plain, Iterable, "labels", "a label for each example")
-            cells = by_name([*plain], None, names)
+            plain = [cell.item() if isinstance(cell, np.generic) else cell for cell in plain]
+            cells = by_name(plain, None, names)
             if unknown := [cell for cell in cells if isinstance(cell, str) and cell not in names]:
                 raise DataError(f"labels: {unknown[0]!r} is not one of {tuple(names)}")
             labels = [names.index(cell) if isinstance(cell, str) else cell for cell in cells]

@@ -82,7 +82,7 @@ def evaluate(forecast: Forecast, labels: Labels | None = None) -> dict[str, floa
 
 @dataclass(frozen=True, eq=False)
 class CalibrationBins:
-    """M equal bins of confidence, from above (m - 1)/M up to and with m/M.
+    """M equal bins of confidence, from (m - 1)/M, exclusive, to m/M, inclusive.
 
     Attributes:
         edges: (M + 1,) ends of the bins.

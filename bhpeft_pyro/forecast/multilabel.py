@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..base.checks import check, one_of, shown
+from ..data.labels import read_labels
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, Labels, as_labels, as_numbers, check_names, digits
 from .classes import ClassForecast
@@ -169,8 +170,16 @@ class LabelsForecast(Forecast):
             )
         return replace(self, threshold=given.float(), promised=None)
 
+    def with_labels(self, labels: Labels) -> LabelsForecast:
+        """This forecast with other observed labels: for each text a list of names, if the labels
+        have them, or K numbers 0 or 1."""
+        if self.label_names is not None and not isinstance(labels, Tensor):
+            cells: Any = labels.tolist() if hasattr(labels, "tolist") else labels
+            labels, *_ = read_labels([*cells], "labels", None, self.label_names, None, False)
+        return replace(self, labels=as_labels(labels))
+
     def best_threshold(self) -> Tensor:
-        """(K,) thresholds with the highest F1 of each label; for other texts than these.
+        """(K,) thresholds that maximise each label's F1 on these texts; use them on other texts.
 
         They lie midway between probabilities; for a label that no text has it is 1.
         """

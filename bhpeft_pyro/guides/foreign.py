@@ -30,8 +30,8 @@ from .latent import latents, normal_on
 
 
 class ForeignGuide(Guide):
-    """A guide that knows its draws and their density alone. It can be fitted and predicts, but is
-    no prior of a next round."""
+    """A guide of which only draws and their density are known. It can be fitted and used to
+    predict, but cannot become the next round's prior."""
 
     instead = "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
 
@@ -186,8 +186,8 @@ class DrawsGuide(Guide):
     """S joint draws of all latents, each with probability 1 / S. There is nothing to train.
 
     As a prior it is independent Normals with the means and sds of the draws, in unconstrained
-    coordinates: of all independent Normals the nearest in KL(q || p), but that variances are
-    divided by S - 1.
+    coordinates: the independent Normals nearest in KL(q || p), except that variances are divided
+    by S - 1.
 
     Args:
         model: the model whose latents were sampled.
@@ -234,7 +234,9 @@ class DrawsGuide(Guide):
         values = dict(draws)
         for latent in latents(model):
             if latent.sites and latent.name in values:  # all sites in one vector
-                values |= unpack(values.pop(latent.name), latent.sites)
+                joint = values.pop(latent.name)
+                _check_shape("draws", latent.name, joint, (*joint.shape[:1], latent.loc.numel()))
+                values |= unpack(joint, latent.sites)
         samples = max((len(value) for value in values.values() if value.dim()), default=0)
         guide = cls(model, samples, [*statistics])
         names, sites = guide._supports.keys(), {site.name for site in model.sites}

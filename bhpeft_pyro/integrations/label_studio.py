@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from ..base.checks import as_path, shown
+from ..base.checks import as_path, check, shown
 from ..errors import DataError
 from ..review.journal import Action, Decision
 from ..review.pool import Item, Pool
@@ -116,7 +116,8 @@ def from_export(export: str | Path | Iterable[Mapping[str, Any]], pool: Pool) ->
             raise DataError(
                 f"export={shown(str(export))} cannot be read as JSON: {error}"
             ) from error
-    decisions = []
+    check(tasks, (list, tuple), "export", "a list of tasks, as Label Studio exports")
+    decisions, unknown = [], 0
     for number, task in enumerate(tasks):
         try:
             key, annotations = task["data"]["key"], task["annotations"]
@@ -125,9 +126,12 @@ def from_export(export: str | Path | Iterable[Mapping[str, Any]], pool: Pool) ->
                 f"export: task {number} has no {error}; expected Label Studio's export as JSON, "
                 "not JSON-MIN, of tasks that to_tasks made"
             ) from error
-        for one in annotations:
-            if key in pool.items:
-                decisions.append(_decision(key, one, pool))
+        if key not in pool.items:
+            unknown += 1
+            continue
+        decisions += [_decision(key, one, pool) for one in annotations]
+    if unknown and unknown == len(tasks):
+        raise DataError(f"export: none of the {unknown} tasks is of a text of this pool's table")
     return decisions
 
 
@@ -149,7 +153,7 @@ def _prediction(item: Item, kind: str) -> tuple[Any, float]:
 
 
 def _decision(key: str, annotation: Mapping[str, Any], pool: Pool) -> Decision:
-    results = {one.get("from_name"): one.get("value", {}) for one in annotation.get("result", ())}
+    results = {one.get("from_name"): one.get("value", {}) for one in annotation.get("result") or ()}
     by = annotation.get("completed_by")
     who = by.get("email") or by.get("id") if isinstance(by, Mapping) else by
     value = results.get(_LABEL, {})
@@ -170,6 +174,7 @@ def _decision(key: str, annotation: Mapping[str, Any], pool: Pool) -> Decision:
             label = pool.label(item, chosen)
     if action == "label" and label is None:
         action = "none"
-    note = " ".join(results.get(_NOTE, {}).get("text", ()))
+    said = results.get(_NOTE, {}).get("text", ())
+    note = said if isinstance(said, str) else " ".join(said)
     at = str(annotation.get("updated_at") or annotation.get("created_at") or "")
-    return Decision(key, f"{who}", action, label, note, at, pool.round)
+    return Decision(key, "" if who is None else f"{who}", action, label, note, at, pool.round)

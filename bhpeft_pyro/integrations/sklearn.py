@@ -143,7 +143,8 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         guide: the approximate posterior, as `autoguide` takes it.
         components: the number of independent fits; by default 5 of "laplace" and 1 of other guides.
         epochs, lr: passes over the data, and learning rate; None takes the default of the guide.
-        random_state: seed of the fit; or a RandomState, or None for NumPy's own, which draws one.
+        random_state: an int, the seed of the fit; a RandomState from which the seed is drawn; or
+            None, to draw it from NumPy's global one.
 
     Attributes:
         classes_: (C,) the classes, sorted.
@@ -195,6 +196,8 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
 
     def _start(self, texts: list[str], y: np.ndarray, classes: Any) -> Self:
         classes = unique_labels(classes)
+        if not all(str(name).strip() for name in classes):
+            raise DataError("y: the name of a class is empty; expected one that can be read")
         if len(there := unique_labels(y)) < 2:
             raise DataError(f"y: the only class is {there[0]}; expected at least two classes")
         self._learn(texts, _named(y, classes), Categorical(), [*map(str, classes)])

@@ -15,7 +15,7 @@ from ..base.threads import without_autocast
 from ..data import Columns, Examples
 from ..data.batch import Batch, shuffled, within
 from ..data.tokens import Tokens
-from ..errors import BHPEFTError, DataError, FitError
+from ..errors import BHPEFTError, DataError, FitError, is_out_of_memory
 from .head import check_features
 from .model import Model, check_model
 from .network import RandomPEFT
@@ -203,6 +203,7 @@ def naming_rows(model: Model, **sources: Examples | None) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         # A refused argument says nothing about the texts, and a pass over all of them takes long.
-        if isinstance(error, DataError | FitError) or not isinstance(error, BHPEFTError):
+        refused = isinstance(error, BHPEFTError) and not isinstance(error, DataError | FitError)
+        if not (refused or is_out_of_memory(error.__cause__ or error)):
             check_all(model, **sources)
         raise

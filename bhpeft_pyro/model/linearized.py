@@ -124,12 +124,12 @@ def symmetric_noise(draws: int, size: int) -> Tensor:
 
 
 def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[LinearOutputs, Tensor]:
-    """The outputs of B examples and J, (B, E, D), their derivative by all weights in the order of
-    `at`, which has a tensor of its shape for each site.
+    """The outputs of B examples and J, (B, E, D), their derivative with respect to all weights, in
+    the order of `at`, which has a tensor of its shape for each site.
 
     It takes one forward pass, and one backward pass for each of the network's outputs. Under a
     softmax only differences between outputs matter. There the derivative is that of the centred
-    outputs (less their mean), which takes one backward pass less.
+    outputs (less their mean), which takes one backward pass fewer.
     """
     sites, count = model.network.sites, len(batch)
     # Every example is run under weights of its own, so one backward pass gives all their rows.
@@ -200,7 +200,7 @@ def learnt_covariance(
 
 
 def slopes(total: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients by each leaf, zero if it has no effect; the graph is kept."""
+    """Gradients with respect to each leaf, zero if it has no effect; the graph is kept."""
     return torch.autograd.grad(
         total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
     )

@@ -93,7 +93,7 @@ def rejection(
         area = ", ".join(f"{kind.upper()} {value:.3f}" for kind, value in areas.items())
         label = f"{name} ({area})"
         ax.plot((100 * fractions).numpy(), scores.numpy(), color=colour, marker=marker, label=label)
-    words = by if by in ("variance", "confidence") else f"{by} uncertainty"
+    words = by if by in ("variance", "confidence", "novelty") else f"{by} uncertainty"
     ax.set(xlabel=f"rejected by {words} (%)", ylabel=f"{qualities.pop()} of the examples kept")
     if isinstance(forecasts, Mapping):
         ax.legend()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
-from ..base.checks import COUNT, check, check_memory
+from ..base.checks import COUNT, check, check_memory, warn
 from ..base.fit_options import FitOptions
 from ..base.progress import bars, tracked, work
 from ..base.threads import fitting, seeded, with_gradients
@@ -60,15 +59,14 @@ def fit(
         model: the model. The head's axes and the coordinates of the PEFT sites, which the first fit
             estimates, stay with its network. Use a new network for each fold of a cross-validation.
         guide: what `autoguide` takes, a guide (fitted in place, from where it is if it has been
-            fitted before), or a function with `pyro.param`
-            statements.
+            fitted before), or a function with `pyro.param` statements.
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
             file, a mapping of lists.
-        validation: as `data`. Its NLL is reported, and stops the fit if `patience` is set. Point
-            estimates ("laplace", "delta") are stopped early on it if it has 50 rows or more, and it
-            chooses the width of "laplace", with the noise of ratings or the scale of classes'
-            outputs. Without it, a fifth of `data` is held out for this if there are at least 50
-            rows with different texts.
+        validation: as `data`. Its NLL is reported, and stops the fit if `patience` is set. If it
+            has 50 rows or more, it chooses the state of point estimates ("laplace", "delta") that
+            is kept, and stops their fits early, but not of ratings. It chooses the width of
+            "laplace", with the noise of ratings or the scale of classes' outputs. Without it, a
+            fifth of `data` is held out for this if there are at least 50 rows with different texts.
         unlabelled: as `data`, but without labels. They determine the head's axes and the
             coordinates of the PEFT sites, for this round and all later ones, unless an earlier fit
             of this network has. By default these come from `data`; if it is small, they are poor.
@@ -93,7 +91,8 @@ def fit(
         DataError: the data cannot be used; or every row of `validation` has a text of `data`.
         GuideError: the guide cannot be made, or was made for another model.
         LikelihoodError: the likelihood's distribution is not over one label per example.
-        FitError: the loss stayed non-finite, or a worker ended. Its `posterior` is a mixture of the
+        FitError: the loss stayed non-finite, or a worker ended, or anything else failed once a
+            component was fitted, such as too little memory. Its `posterior` is a mixture of the
             components that were fitted, or else the last good state.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -124,10 +123,9 @@ def fit(
     point, strategy = guides[0].point, guides[0].strategy
     inner = {site.name for site in model.sites if site.role == "input"}
     if count > 1 and strategy.centres_prior and inner and inner <= with_mean(model):
-        warnings.warn(
+        warn(
             f"components={count}: all start at the mean of the prior, so they will hardly differ; "
-            "expected components=1 under an earlier posterior",
-            stacklevel=2,
+            "expected components=1 under an earlier posterior"
         )
     if not model.network.aligned(head_only=point):  # what an earlier posterior uses stays
         model = Model(model.network.unused(), model.prior, model.likelihood)
@@ -171,7 +169,7 @@ def fit(
         with visible(), work("preparing", at_once=True, share=0), seeded(seed), named():
             rounds[number] = replace(one, model=_initialised(one, fewer))
             if number > 0 and not _starts_at_random(one):
-                scatter(model, one.guide, one.options)
+                scatter(model, one.guide)
     model.network.in_use = True
     with visible(), named():
         novelty = Novelty.of(model, whole, options.keep_texts)

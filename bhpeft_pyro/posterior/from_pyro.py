@@ -132,7 +132,7 @@ def from_draws(
     counts = {len(value) if value.dim() else 0 for value in values.values()}
     if len(counts) != 1:
         raise GuideError(f"draws: expected as many chains of each latent, got {sorted(counts)}")
-    (chains,), samples = counts, max(value.shape[1] for value in values.values())
+    (chains,), samples = counts, max(values[k].shape[1] for k in values.keys() & shapes.keys())
     for name, value in said.items():
         if value.shape != (chains, samples):
             raise GuideError(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..base.checks import COUNT, check_memory, shown, strings
+from ..base.checks import COUNT, check_memory, shown, strings, warn
 from ..data import Examples
 from ..data.columns import as_words, labelled_words, read_cells
 from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
@@ -168,7 +167,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     for one, other in look_alikes((*before, *new)):
         if other in new:
             what = f"labels: {other!r} becomes a new class beside {one!r}"
-            warnings.warn(LabelWarning(what), stacklevel=2)
+            warn(LabelWarning(what))
     return (*before, *new)
 
 

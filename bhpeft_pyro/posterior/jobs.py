@@ -59,13 +59,13 @@ def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
 
     Raises:
         ConfigError: something cannot be pickled, or the executor takes no jobs.
-        FitError: after the last result: the first FitError of a round, or that a worker ended.
+        FitError: after the last result: the first error of a round, or that a worker ended.
     """
     stay = [_not_copied(one) for one in rounds]
     # What all rounds have is sent once.
     shared = [same[0] for same in zip(*stay, strict=True) if all(x is same[0] for x in same)]
     futures: list[Future[bytes]] = []
-    failed: FitError | None = None
+    failed: Exception | None = None
     try:
         try:
             job = partial(_job, _pickled(shared))
@@ -82,10 +82,8 @@ def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
                 failed = failed or FitError(ended)
                 continue
             result = _unpickled(data, [*shared, *stay[number]])
-            if isinstance(result, FitError):
+            if isinstance(result, Exception):
                 failed = failed or result
-            elif isinstance(result, Exception):
-                raise result
             else:
                 yield result
     finally:

@@ -189,7 +189,8 @@ class Predictor:
             max_rows: the largest number of sequences in one pass of the transformer; bounds memory.
             seed: the same seed gives the same forecast.
             keep_samples: draw weights and keep the prediction of each draw, as `forecast.samples`:
-                `(S, N, C)` probabilities of classes or labels, or `(S, N)` means of ratings.
+                `(S, N, C)` probabilities of classes or labels; of ratings as `forecast.means`,
+                `(S, N)`.
             bf16: autocast to bfloat16.
 
         Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -16,7 +15,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..base.checks import check, derived
+from ..base.checks import check, derived, warn
 from ..base.distributed import Ranks, agree, gathered, same, world
 from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
@@ -69,6 +68,14 @@ class Round:
     earlier: float = 0.0
     optimizer: OptimizerFactory | None = None
     callback: Callback | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        size, particles = self.options.batch_size, self.options.particles
+        if size % particles and not self.guide.point:
+            raise ConfigError(
+                f"batch_size={size} must be a multiple of {particles}, as each weight draw gets an "
+                "equal share of a batch; in Python, `particles` sets their number"
+            )
 
     def run(self) -> Fitted:
         """Train the guide, and compute its width if that is not trained. A FitError carries the
@@ -209,6 +216,7 @@ def run_all(
     executor, and join them.
 
     A FitError carries the fitted components, or else the last good state of the one that failed.
+    Once there is a component, every error becomes a FitError.
 
     Args:
         rounds: one for each component, the first with the seed that was given.
@@ -217,10 +225,9 @@ def run_all(
         unlabelled: texts to learn the covariances of the outputs from.
         novelty: of the posterior, and of that of a FitError.
     """
-    first = rounds[0]
-    labels = first.data.labels
+    first, labels = rounds[0], rounds[0].data.labels
     if labels is not None and (off := first.model.likelihood.off_scale(labels)):
-        warnings.warn(f"data: {off}; expected ratings of that scale", stacklevel=2)
+        warn(f"data: {off}; expected ratings of that scale")
 
     def here(number: int) -> Fitted:
         one = rounds[number]
@@ -244,15 +251,25 @@ def run_all(
             for component in results:
                 fitted.append(component)
                 whole.next()
-        except FitError as error:
+            whole.name("mixture")
+            posterior = joined(fitted, first.held_out, first.options, labels, lineage, unlabelled)
+        except Exception as error:
+            if not (fitted or isinstance(error, FitError)):
+                raise
+            failed = (
+                error
+                if isinstance(error, FitError)
+                else FitError(
+                    f"the fit ended after {len(fitted)} of {len(rounds)} components: {error!r}"
+                )
+            )
             if fitted:
                 components = [component.posterior for component in fitted]
-                error.posterior = MixturePosterior.of_round(components, first.options, lineage)
-            if isinstance(error.posterior, Posterior):
-                error.posterior = error.posterior.replace(novelty=novelty)
-            raise
-        whole.name("mixture")
-        labels = first.data.labels
-        posterior = joined(fitted, first.held_out, first.options, labels, lineage, unlabelled)
+                failed.posterior = MixturePosterior.of_round(components, first.options, lineage)
+            if isinstance(failed.posterior, Posterior):
+                failed.posterior = failed.posterior.replace(novelty=novelty)
+            if failed is error:
+                raise
+            raise failed from error
     posterior = posterior.replace(novelty=novelty)
     return posterior.with_report(id=gathered(posterior.report.id)[0])  # each rank made its own

@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,7 +34,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
-from ..base.checks import shallow
+from ..base.checks import shallow, warn
 from ..base.distributed import is_main
 from ..base.files import alone_in, make_folder, size_of, writing
 from ..errors import BHPEFTError, SaveError, is_out_of_memory
@@ -279,10 +278,9 @@ def _lineage(folder: Path, plain: Plain) -> tuple[FitReport, ...]:
             others = sorted(beside.parent.glob("*"))
             beside = next((other for other in others if _holds(other, parent)), beside)
         if not exists(beside):
-            warnings.warn(
+            warn(
                 f"{folder}: the rounds before {reports[0].id} are not beside it, so the data that "
-                "they learnt is not known",
-                stacklevel=2,
+                "they learnt is not known"
             )
             break
         earlier = _reports(beside, read_plain(beside))

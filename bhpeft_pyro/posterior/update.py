@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..base.checks import boolean, check
+from ..base.checks import boolean, check, warn
 from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
 from ..base.threads import seeded
@@ -106,7 +106,7 @@ def update(
             with work(share=0):
                 doubt = _doubt(posterior, examples)
             if doubt is not None:
-                warnings.warn(LabelWarning(doubt), stacklevel=2)
+                warn(LabelWarning(doubt))
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
                 share = kept_of_all(keep, posterior.model.sites)
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
@@ -297,11 +297,10 @@ def _warn_of_known(posterior: Posterior, examples: Examples) -> None:
     """Say how many of the rows have the text of a row of an earlier round, if they are many."""
     known = among(examples.row_hashes, posterior.learnt_rows)
     if known.sum() > _REPEATED * len(known):
-        warnings.warn(
+        warn(
             f"data: {known.sum()} of {len(known)} rows have the text of a row that an earlier "
             "round has learnt or held out (case and spaces aside). What was learnt would count "
-            "twice: give only the new rows; again=True learns all of them without this warning",
-            stacklevel=2,
+            "twice: give only the new rows; again=True learns all of them without this warning"
         )
 
 

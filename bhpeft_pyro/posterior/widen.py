@@ -80,9 +80,7 @@ def _widened(
         | {"examples": len(examples), "data": examples.fingerprint},
         columns=part.columns,
         lineage=lineage,
+        first_prior=part.first_prior,
         learnt_rows=part.learnt_rows,
     )
-    fitted = one.with_width({"seconds": last.seconds}, time.monotonic())
-    if lineage:
-        fitted = fitted._replace(posterior=fitted.posterior.replace(first_prior=part.first_prior))
-    return fitted
+    return one.with_width({"seconds": last.seconds}, time.monotonic())

@@ -137,11 +137,12 @@ def way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
     there = closed_ways(model, guide)
     if method is None:
         return "draws" if drawn or not there else there[0]
-    if drawn or method not in there:
-        expected = ", ".join(map(repr, there)) or "None"
+    if method not in there:
+        has = f"{' and '.join(map(repr, there))} only" if there else "draws of the weights only"
+        raise ConfigError(f"method={method!r}: this posterior has {has}; leave it out")
+    if drawn:
         raise ConfigError(
-            f"method={method!r}: expected one that this posterior has ({expected}), and neither "
-            "keep_samples nor samples=0, which take the network itself"
+            f"method={method!r}: samples=0 and keep_samples take the network itself; leave one out"
         )
     return method
 

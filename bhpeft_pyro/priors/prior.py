@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 
 from ..base.names import sort_by_pattern
 from ..base.threads import alone, undisturbed
-from ..errors import PriorError
+from ..errors import PriorError, is_out_of_memory
 from ..peft.sites import Site
 from .function_space import FunctionSpaceNormal
 from .vectorised import for_all_draws, with_tensors
@@ -138,6 +138,8 @@ def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
         try:
             values = for_all_draws(prior, sites)
         except RuntimeError as error:  # torch's, of shapes
+            if is_out_of_memory(error):
+                raise
             done = tracer.trace.nodes
             where = next((f"at the site {s.name!r}" for s in sites if s.name not in done), "")
             raise PriorError(

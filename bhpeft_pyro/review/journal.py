@@ -21,14 +21,13 @@ from typing import Any, Literal, get_args
 from ..base.files import alone_in, append, appended
 from ..data.cells import write_rows
 from ..errors import DataError
-from .pool import Pool
+from .pool import ABOUT, Pool
 
 __all__ = ["Decision", "Journal", "agreed", "labelled"]
 
 Action = Literal["label", "none", "skip", "undo"]
 """A label; that none of the labels fits; later; and that the decision before is taken back."""
 
-ABOUT = ("labelled_by", "note")  # columns beside the label
 _when = attrgetter("at")
 
 

@@ -119,7 +119,7 @@ class Learning:
         return self.state
 
     def _follow(self) -> None:
-        ended = "The update ended without a word; its memory may have been too little."
+        ended = "The update stopped without a message; it may have run out of memory."
         try:
             context = multiprocessing.get_context("spawn")  # threads are running: no fork
             here, there = context.Pipe(duplex=False)

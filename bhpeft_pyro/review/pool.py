@@ -64,6 +64,10 @@ class Item:
         return [self.values[number] for number in sorted({*chosen})]
 
 
+ABOUT = ("labelled_by", "note")
+"""Columns of the table of labels, beside the label."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """All different texts of a table, and the order in which people are asked about them.
@@ -134,10 +138,10 @@ class Pool:
                 "with labels for texts"
             )
         table = load(source, columns.inputs(kind))
-        for name in columns.inputs(kind):
-            if name not in table.column_names:
-                there = ", ".join(table.column_names)
-                raise DataError(f"{source} has no column {name!r}; columns there: {there}")
+        for name in {columns.target(kind), *table.column_names}.intersection(ABOUT):
+            raise DataError(
+                f"column {name!r}: the table of labels has a column of this name; rename yours"
+            )
         with in_file(source):
             examples = posterior.model.encode_texts(table, columns)
         records = [

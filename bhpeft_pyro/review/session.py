@@ -11,7 +11,7 @@ from typing import Any
 
 from ..base.checks import COUNT, one_of
 from ..errors import DataError, SaveError, WriteError
-from .journal import ABOUT, Decision, Journal
+from .journal import Decision, Journal
 from .pool import Item, Pool
 
 __all__ = ["Agreement", "Progress", "Session"]
@@ -80,10 +80,8 @@ class Session:
         """Go on with another pool of the same texts: the queue of a new round.
 
         Raises:
-            DataError: the journal is of other texts, or a column cannot be kept.
+            DataError: the journal is of other texts.
         """
-        for name in {pool.column}.union(*pool.records).intersection(ABOUT):
-            raise DataError(f"column {name!r}: labels have one of that name; rename it in the data")
         if lost := sum(key not in pool.items for key in self.journal.texts):
             raise DataError(
                 f"out: {self.journal.path} has decisions about {lost} texts that the data lack, "

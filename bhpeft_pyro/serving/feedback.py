@@ -16,11 +16,11 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..base.checks import shown
 from ..base.files import append, appended
@@ -40,23 +40,30 @@ _ENTRY = "feedback"
 _ALARM = 2 / LEVEL  # an e-value; half of the level is for labels, as `Watch` has it
 
 
+class Answers(NamedTuple):
+    """Of labels that were drawn at random, what they say of answers under a promise.
+
+    Attributes:
+        answered, wrong: how many texts are answered, and how many of these wrongly.
+        evidence: that more are wrong than was promised, the largest e-value so far.
+    """
+
+    answered: int = 0
+    wrong: int = 0
+    evidence: float = 1.0
+
+
 @dataclass
 class Tally:
     """What the labels of a round say so far.
 
     Attributes:
         labels: how many there are.
-        answered, wrong: of those drawn at random, how many texts are answered under the last
-            promise that any of them is for, and how many of these wrongly.
-        evidence: that more are wrong than was promised, the largest e-value so far.
-        promise: which promise that is, by `_which`.
+        by_promise: by `_which`, the newest promise last.
     """
 
     labels: int = 0
-    answered: int = 0
-    wrong: int = 0
-    evidence: float = 1.0
-    promise: str | None = None
+    by_promise: dict[str | None, Answers] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path, round: str) -> Tally | None:
@@ -69,24 +76,30 @@ class Tally:
     def add(self, entry: Mapping[str, Any]) -> None:
         """Take the entry of a line into account."""
         self.labels += 1
-        if entry["promise"] != self.promise:  # a new one begins anew
-            self.promise, self.answered, self.wrong, self.evidence = entry["promise"], 0, 0, 1.0
+        answered, wrong, evidence = self.by_promise.get(entry["promise"], Answers())
         if entry["counts"] and entry["answered"]:
-            self.answered += 1
-            self.wrong += entry["wrong"]
-            evidence = error_evidence(self.answered, self.wrong, entry["promised"])
-            self.evidence = max(self.evidence, evidence)
+            answered, wrong = answered + 1, wrong + entry["wrong"]
+            evidence = max(evidence, error_evidence(answered, wrong, entry["promised"]))
+        # Of workers that change to a new promise one after the other, some still have the old one.
+        now = Answers(answered, wrong, evidence)
+        self.by_promise = {**self.by_promise, entry["promise"]: now}
+
+    @property
+    def newest(self) -> Answers:
+        """Under the newest promise."""
+        return next(reversed(self.by_promise.values()), Answers())
 
     @property
     def plain(self) -> dict[str, float]:
         """The numbers, by name."""
-        return {name: getattr(self, name) for name in ("labels", "answered", "wrong", "evidence")}
+        return {"labels": self.labels, **self.newest._asdict()}
 
     def __str__(self) -> str:
+        answered, wrong, evidence = self.newest
         text = f"{self.labels} label{'s' * (self.labels != 1)}"
-        if self.answered:
-            text += f", {self.wrong} of {self.answered} answers wrong"
-        return text + ", more than was promised" * (self.evidence >= _ALARM)
+        if answered:
+            text += f", {wrong} of {answered} answers wrong"
+        return text + ", more than was promised" * (evidence >= _ALARM)
 
 
 @dataclass(frozen=True)
@@ -166,17 +179,17 @@ class Feedback:
         Raises:
             Refused: a label cannot be read, they are too many, or the file cannot be written.
         """
-        with self._turn:
-            try:
-                entries = _judged(served, labels, self.tokens)
-                table = {**labels.table, _ENTRY: entries}
-                cells = zip(*table.values(), strict=True)
-                lines = (json.dumps(dict(zip(table, row, strict=True))) for row in cells)
+        try:
+            entries = _judged(served, labels, self.tokens)
+            table = {**labels.table, _ENTRY: entries}
+            cells = zip(*table.values(), strict=True)
+            lines = (json.dumps(dict(zip(table, row, strict=True))) for row in cells)
+            with self._turn:  # not while it predicts: `seen` would wait
                 append(served.folder / FILE, "\n".join(lines).encode())
-            except DataError as error:
-                raise Refused(422, str(error)) from error
-            except (SaveError, OSError) as error:
-                raise Refused(503, f"the labels cannot be kept: {error}") from error
+        except DataError as error:
+            raise Refused(422, str(error)) from error
+        except (SaveError, OSError) as error:
+            raise Refused(503, f"the labels cannot be kept: {error}") from error
         return self.seen(served)
 
     def seen(self, served: Served) -> Seen:

@@ -24,7 +24,6 @@ __all__ = ["Served", "Source"]
 Table = Mapping[str, Sequence[Any]]
 """Columns of cells, as `Posterior.predict` takes them."""
 
-_ROUNDS = "rounds"  # in the folder of a stream
 _LONG = 64  # words of the longer text of a warm-up, at most
 
 
@@ -145,8 +144,7 @@ class Source:
         if saving.exists(self.run):
             rounds = {saving.read_report(self.run).id: self.run}
         else:
-            inner = self.run / _ROUNDS
-            history = History(inner if inner.is_dir() else self.run)
+            history = History.of(self.run)
             reports, folders = history.rounds, history.folders
             rounds = {id: folders[id] for id in sorted(reports, key=lambda id: reports[id].created)}
         if not rounds:

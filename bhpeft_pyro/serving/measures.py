@@ -84,7 +84,7 @@ class Measures:
     def feedback(self, seen: Seen) -> None:
         """Note what labels say."""
         for what in ("labels", "answered", "wrong"):
-            self.labels.labels(what).set(getattr(seen.tally, what))
+            self.labels.labels(what).set(seen.tally.plain[what])
         self.holds.set(math.nan if seen.holds is None else float(seen.holds))
 
     def batch(self, batch: Batch) -> None:

@@ -167,8 +167,8 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     if 1 / (samples + 1) > _LEVEL:
         raise ConfigError(
-            f"samples={samples}: p-values are multiples of 1/{samples + 1}, and below {_LEVEL} is "
-            f"a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
+            f"samples={samples}: p-values are multiples of 1/{samples + 1}, and {_LEVEL} or less "
+            f"is a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
         )
     posterior = posterior.replace(student=None)  # which has no draws to compare with
     examples = posterior.encode(data, labelled=False)

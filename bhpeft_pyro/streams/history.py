@@ -23,6 +23,8 @@ from ..errors import BusyError, SaveError
 from ..posterior import Posterior, saving
 from ..training.report import FitReport
 
+ROUNDS = "rounds"
+"""The folder of the rounds in that of a stream."""
 _ID = re.compile(r"[0-9a-f]{12}")  # what `add` calls folders
 _ASIDE = "aside"
 _LOCK, _WRITER = ".lock", ".writer"
@@ -57,6 +59,12 @@ class History:
     def __init__(self, folder: str | Path) -> None:
         self.folder = as_path("folder", folder)
         self._lock = FileLock(self.folder / _LOCK)
+
+    @classmethod
+    def of(cls, run: Path) -> History:
+        """The rounds in a folder, or in the folder of a stream."""
+        inner = run / ROUNDS
+        return cls(inner if inner.is_dir() else run)
 
     @property
     def rounds(self) -> dict[str, FitReport]:

@@ -113,8 +113,10 @@ def transfer(scores: Tensor, untrained: Tensor) -> dict[str, float]:
     average_accuracy 0.75, backward_transfer -0.20, forward_transfer 0.10, forgetting 0.20
     """
     scores, untrained = scores.double(), untrained.double()
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.isnan().any():
-        raise DataError(f"scores must be a (T, T) matrix without gaps, got {tuple(scores.shape)}")
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
+        raise DataError(f"scores must be a (T, T) matrix, got {tuple(scores.shape)}")
+    if gaps := int(scores.isnan().sum()):
+        raise DataError(f"scores: {gaps} of {scores.numel()} are missing; expected all of them")
     if len(scores) < 2:
         raise DataError(f"scores of {len(scores)} round; expected 2 or more")
     if untrained.shape != scores.shape[:1]:

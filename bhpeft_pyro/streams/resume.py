@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..base.checks import check
+from ..base.checks import check, warn
 from ..base.fit_options import FitOptions
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning
@@ -129,7 +129,7 @@ def check_same_stream(
     noted = [f"{k}={now} (until now {was})" for k, (was, now) in changed.items() if now != was]
     if noted:
         folder = history.folder.parent
-        warnings.warn(f"{folder}: new rounds are learnt with {', '.join(noted)}", stacklevel=3)
+        warn(f"{folder}: new rounds are learnt with {', '.join(noted)}")
 
 
 def _check_same(history: History, argument: str, what: str, there: Any, given: Any) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, get_args
 
-from ..base.checks import as_path, boolean, check
+from ..base.checks import as_path, boolean, check, warn
 from ..base.distributed import agree
 from ..base.fit_options import FitOptions
 from ..base.names import Method
@@ -30,7 +29,7 @@ from ..posterior.posterior import Posterior
 from ..posterior.round_file import model_to_state
 from ..prediction.predict import predict
 from .drift import assess
-from .history import History
+from .history import ROUNDS, History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
 from .resume import (
     about,
@@ -144,7 +143,7 @@ def stream(
         try:
             return learnt.promise(**promise)
         except DataError as error:  # what was learnt counts more
-            warnings.warn(f"promise: {error}; this round has none", stacklevel=2)
+            warn(f"promise: {error}; this round has none")
             return learnt
 
     def check_same(history: History, last: Posterior) -> None:
@@ -197,7 +196,7 @@ def prequential(
     tests = _named(tests)
     check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
     folder = as_path("folder", folder)
-    history = History(folder / "rounds")
+    history = History(folder / ROUNDS)
     pairs: Iterable[Any] = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
     with (
@@ -222,37 +221,24 @@ def prequential(
             if count <= len(done):
                 assert posterior is not None
                 check_same_batch(posterior, count - 1, name, data)
+                if count == len(done) and not _is_scored(posterior, tests):  # it was interrupted
+                    place = history.folders[posterior.report.id]
+                    posterior = _scored(posterior, name, data, tests, samples)
+                    posterior.save(place, overwrite=True)
                 bar.next()
                 continue
             metrics: dict[str, float] = {}
-            first = posterior is None
             if posterior is not None:
                 with about(f"batches: {name!r}"):
                     posterior = with_outputs_for(posterior, data, grow)
                     examples = posterior.encode(data)
                 with work(share=0):
                     metrics = _before(posterior, examples, samples, drift)
-            posterior = learn(posterior, data)
+            posterior = _noted(learn(posterior, data), name, metrics)
             try:
-                tested = _encoded(posterior, tests)
-                with work(share=0):
-                    metrics |= _scores(posterior, tested, samples, first)
-            except BaseException:  # Ctrl-C too
-                history.add(_noted(posterior, name, metrics))  # what was learnt
-                raise
-            posterior = _noted(posterior, name, metrics)
-            if tested:
-                learnt = posterior.encode(data)
-                if copies := sum(shared(learnt, rows) for rows in tested.values()):
-                    warnings.warn(
-                        f"batches: {name!r} has the texts of {copies} test rows (case and spaces "
-                        "aside), whose scores are too good from now on",
-                        stacklevel=2,
-                    )
-                if name in tested:  # `update` is to refuse the whole batch, with these rows
-                    whole = learnt.concat(tested[name]).fingerprint
-                    posterior = posterior.with_report(data_with_held_out=whole)
-            history.add(posterior)
+                posterior = _scored(posterior, name, data, tests, samples)
+            finally:  # after Ctrl-C what was learnt, to be scored later
+                history.add(posterior)
             Record.of(posterior).save(folder)
             bar.next()
         if posterior is None:
@@ -270,6 +256,39 @@ def _noted(posterior: Posterior, name: str, metrics: dict[str, float]) -> Poster
     """The posterior with the name of its batch and more metrics beside those of the learner."""
     report = posterior.report
     return posterior.with_report(name=name or report.name, metrics=report.metrics | metrics)
+
+
+def _is_scored(posterior: Posterior, tests: Mapping[str, object]) -> bool:
+    """Whether the last round has scores, if there are tests whose labels it knows. (Tests that come
+    later are not for it.)"""
+    if any(name.startswith(TEST) for name in posterior.report.metrics):
+        return True
+    return all(unknown_labels(posterior, rows) for rows in tests.values())
+
+
+def _scored(
+    posterior: Posterior,
+    name: str,
+    data: object,
+    tests: Mapping[str, object],
+    samples: int | None,
+) -> Posterior:
+    """The posterior that has just learnt a batch, with its scores on tests in the report."""
+    tested = _encoded(posterior, tests)
+    with work(share=0):
+        scores = _scores(posterior, tested, samples, first=len(posterior.lineage) == 1)
+    if not tested:
+        return posterior
+    learnt = posterior.encode(data)
+    if copies := sum(shared(learnt, rows) for rows in tested.values()):
+        warn(
+            f"batches: {name!r} has the texts of {copies} test rows (case and spaces aside), whose "
+            "scores are too good from now on"
+        )
+    if name in tested:  # `update` is to refuse the whole batch, with these rows
+        whole = learnt.concat(tested[name]).fingerprint
+        posterior = posterior.with_report(data_with_held_out=whole)
+    return _noted(posterior, name, scores)
 
 
 def _before(

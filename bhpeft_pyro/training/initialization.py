@@ -7,8 +7,8 @@ the first steps diverge.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..base.checks import warn
 from ..base.distributed import same
 from ..base.fit_options import FitOptions
 from ..base.threads import give_way, seeded
 from ..data import Examples
 from ..data.batch import Batch
+from ..errors import GuideError
 from ..guides import Guide, latents
-from ..guides.latent import Latent, with_mean
+from ..guides.latent import with_mean
 from ..model.cached_batches import CachedBatches
 from ..model.fisher import diagonal, from_prior, scores
 from ..model.model import Model
@@ -50,10 +52,9 @@ def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) ->
     """
     coordinates = model.network.coordinates
     if wide := coordinates.wide:
-        warnings.warn(
+        warn(
             f"backbone: {', '.join(wide)} are wider than {coordinates.widest:,} and keep their own "
-            "coordinates, in which weights are more correlated than a mean-field guide can be",
-            stacklevel=2,
+            "coordinates, in which weights are more correlated than a mean-field guide can be"
         )
     if coordinates.fitted or not coordinates.outer:
         return
@@ -215,25 +216,24 @@ def centred(model: Model, guide: Guide) -> Model:
     return model if prior is None else model.with_prior(prior)
 
 
-def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
+def scatter(model: Model, guide: Guide) -> None:
     """Move a guide's initial means by a draw of the prior.
 
-    A head that `start` has fitted stays. If a model is linear in its weights and labels have no
-    noise, the point estimates that such initial values lead to without a penalty are distributed as
-    the posterior (Matthews et al. 2017).
+    What is not at its initial value any more stays: a head that `start` has fitted, and the weights
+    of an earlier fit. If a model is linear in its weights and labels have no noise, the point
+    estimates that such initial values lead to without a penalty are distributed as the posterior
+    (Matthews et al. 2017).
     """
-    fitted = model.network.kinds and may_start(guide, options)
-
-    def away(latent: Latent) -> Tensor:
-        return latent.scale * torch.randn_like(latent.loc)
-
-    guide.move(
-        {
-            latent.name: biject_to(latent.support)(latent.loc + away(latent))
-            for latent in latents(model)
-            if not (fitted and latent.name.startswith("head."))
-        }
-    )
+    means: Mapping[str, Tensor] = {}
+    with suppress(GuideError):  # a function, say, which has none and is not moved
+        means = guide.means()
+    moved = {}
+    for latent in latents(model):
+        away, to_support = latent.scale * torch.randn_like(latent.loc), biject_to(latent.support)
+        mean, start = means.get(latent.name), to_support(latent.loc)
+        if mean is None or torch.allclose(mean, start):
+            moved[latent.name] = to_support(latent.loc + away)
+    guide.move(moved)
 
 
 def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOptions) -> None:

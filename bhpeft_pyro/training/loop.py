@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -74,8 +75,8 @@ def optimise(
             its last good state, and the error's `training` is what was done.
     """
     feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
-    how = (options, temperature, earlier, optimizer, callback)
-    run = _Run(model, guide, feed, validation, *how)
+    held_out = None if validation is None else CachedBatches(model, validation)
+    run = _Run(model, guide, feed, held_out, options, temperature, earlier, optimizer, callback)
     try:
         return run.run()
     except FitError as error:
@@ -83,37 +84,37 @@ def optimise(
         raise
 
 
+@dataclass(eq=False)
 class _Run:
-    """The state of one fit."""
+    """The state of one fit. The first fields are the arguments of `optimise`."""
 
-    def __init__(
-        self,
-        model: Model,
-        guide: Guide,
-        feed: CachedBatches,
-        validation: Examples | None,
-        options: FitOptions,
-        temperature: float,
-        earlier: float | None,
-        optimizer: OptimizerFactory | None,
-        callback: Callback | None,
-    ) -> None:
-        self.guide, self.earlier = guide, earlier
-        later = earlier is not None
-        self.options = options = options.change(batch_size=options.batch_size * feed.per_text)
-        self.model, weight, self.least = guide.strategy.objective(model, temperature, later)
-        self.point, self.temperature = guide.point, temperature
+    model: Model
+    guide: Guide
+    feed: CachedBatches
+    validation: CachedBatches | None
+    options: FitOptions
+    temperature: float
+    earlier: float | None
+    optimizer: OptimizerFactory | None
+    callback: Callback | None
+
+    def __post_init__(self) -> None:
+        guide, feed, later = self.guide, self.feed, self.earlier is not None
+        size = self.options.batch_size * feed.per_text
+        self.options = options = self.options.change(batch_size=size)
+        model = self.model
+        self.model, weight, self.least = guide.strategy.objective(model, self.temperature, later)
+        self.point = guide.point
         self.done, self.skipped = 0, 0  # steps
         self.history: list[dict[str, float]] = []
         self.particles = 1 if self.point else options.particles
-        self.feed = feed
-        self.validation = None if validation is None else CachedBatches(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
-        free = self.point and options.temperature is None and temperature == 0 and not later
-        self.settles = free and validation is not None
-        few = free and validation is not None and len(validation) < FEWEST
+        held_out = 0 if self.validation is None else len(self.validation.examples)
+        free = self.point and options.temperature is None and self.temperature == 0 and not later
+        self.settles = free and held_out > 0
+        few = self.settles and held_out < FEWEST
         few = few and bool(self.model.network.kinds)  # a head alone does not overfit so soon
         brief = (later and self.point) or few
         self.steps = options.steps(per_epoch, brief)
@@ -124,7 +125,6 @@ class _Run:
         self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects, ratings)
         self.elbo = ELBO(self.particles, weight)
         self.loss: ELBOModule = self.elbo(self.model, guide)
-        self.optimizer, self.callback = optimizer, callback
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
         self.slopes: list[tuple[int, dict[str, Tensor]]] = []
         self.descent = Descent(self.steps)

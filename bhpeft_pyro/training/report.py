@@ -18,8 +18,6 @@ from .report_text import described, warnings_of
 _LAST = 50  # steps over which losses are averaged
 _OF_ALL = (  # fields that are the same in all components of a mixture
     "temperature",
-    "point",
-    "points",
     "keep",
     "own_prior",
     "held_out",
@@ -101,7 +99,8 @@ class FitReport(Training):
             predicted before and after this round, at most 256.
         changed: to how many of these the answer changed: another class, any label more or less, a
             mean rating that moved by more than its sd.
-        score: in words, how good the forecast of the held-out rows is, beside the simplest one.
+        score: in words, how good the forecast of the held-out rows is, beside the simplest one: of
+            mixtures of Laplace approximations, and of what the program fits.
         name: your name for the round.
         metrics: numbers that you want to keep with it.
         components: for a mixture, the report of each component. In the mixture's report, steps and
@@ -161,6 +160,9 @@ class FitReport(Training):
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
         projections = [part.projection for part in components if part.projection is not None]
+        logs = [
+            {name: math.log(scale) for name, scale in part.scales.items()} for part in components
+        ]
         return cls(
             first.examples,
             first.data,
@@ -171,15 +173,14 @@ class FitReport(Training):
             history=[_mean(entries) for _, entries in sorted(by_step.items())],
             kl=_mean([report.kl for report in components]),
             marginal_kl=_mean([report.marginal_kl for report in components]),
-            scales={
-                name: math.prod(part.scales[name] for part in components) ** (1 / len(components))
-                for name in first.scales
-            },
+            scales={name: math.exp(log) for name, log in _mean(logs).items()},
             unsettled=[*dict.fromkeys(name for part in components for name in part.unsettled)],
             falling=any(part.falling for part in components),
             parent=parent,
             projection=fmean(projections) if projections else None,
             components=list(components),
+            point=all(part.point for part in components),
+            points=[name for name in first.points if all(name in p.points for p in components)],
             **{name: getattr(first, name) for name in _OF_ALL},
             **fields,
         )

@@ -33,7 +33,10 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         (("evaluate", tmp_path / "none", train), "there is no folder .*none"),
         (("promise", train, train), "run: there is no folder .*train.csv"),
         ((*fit, "--validation", "no.csv"), "no.csv: no such file"),
-        ((*fit, "--batch-size", 6), "--batch-size 6 must be a multiple of 4, as each .* a batch$"),
+        (
+            (*fit, "--guide", "normal", "--batch-size", 6),
+            "--batch-size 6 must be a multiple of 4, as each .* a batch$",
+        ),
         ((*fit, "--label-column", "no"), "--label-column"),
         ((*fit, "--patience", 2, "--validation", 0), "needs validation"),
         (("fit", train, "--out", run), "--overwrite"),

@@ -23,7 +23,7 @@ def test_methods_are_compared_on_rows_that_none_has_learnt(folder, tmp_path):
     again = bhpeft(*command, "--json")
     assert "fitting" not in again.stderr
     assert json.loads(again.stdout)["test_rows"] == 4
-    assert "another choice of epochs" in error(*command, "--epochs", 2)
+    assert "another choice of max_steps" in error(*command, "--max-steps", 3)
     assert "--test: got 0; expected rows" in error(*command, "--test", "0")
 
 

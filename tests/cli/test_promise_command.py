@@ -58,6 +58,9 @@ def test_sets_are_added(copied, calibration, folder):
     sets = loaded(copied, folder).predict(str(new)).sets(0.8)
     assert [json.loads(row["set_80"]) for row in read_csv(out)] == sets
     assert "--coverage 1.0 must be" in error(*predict[:-3], "100%", "--overwrite")
+    for more in (("--samples", 5), ("--seed", 1), ("--method", "components")):
+        told = error(*predict, "--overwrite", *more)  # for which there is no promise
+        assert "--coverage: the promise is for predictions by" in told or "--method" in told
 
 
 def test_intervals_are_added(tmp_path, folder):
@@ -74,6 +77,8 @@ def test_intervals_are_added(tmp_path, folder):
     assert "no --tolerance: for kind 'rating'" in error("promise", run, more)
     said = bhpeft("promise", run, more, "--tolerance", 1, *HALF).stdout
     assert "more than 1 from the rating" in said
+    few = error("predict", run, folder / "new.csv", "--out", out, "--coverage", "99%")
+    assert "--coverage 0.99: 60 calibration rows; expected at least 99" in few
     bhpeft("predict", run, folder / "new.csv", "--out", out, "--coverage", "75%")
     ends = loaded(run, folder).predict(str(folder / "new.csv")).intervals(0.75)
     for name, values in zip(("from_75", "to_75"), ends, strict=True):

@@ -56,6 +56,19 @@ def test_from_a_queue_to_the_next_round(run, folder, pool, tmp_path):
     assert "25 of 33 texts, by information; left out: 7 learnt, 1 copies" in after.stderr
 
 
+def test_a_column_of_another_name_on_the_way_to_the_next_round(run, pool, tmp_path):
+    body = write_csv(tmp_path / "body.csv", body=[row["text"] for row in read_csv(pool)])
+    out, named = tmp_path / "queue.csv", ("--text-column", "body")
+    said = bhpeft("queue", run, body, "--n", 4, "--out", out, *named, *CPU).stderr
+    assert f"bhpeft update {run} {out} --out RUN --text-column body" in said
+    rows = read_csv(out)
+    write_csv(out, **{k: [row[k] for row in rows] for k in rows[0]} | {"label": NAMES[:4]})
+    quick = ("--out", tmp_path / "next", "--max-steps", 2, *CPU)
+    bhpeft("update", run, out, *named, *quick)
+    bhpeft("evaluate", tmp_path / "next", out, *named, *CPU)
+    assert "no column 'text'" in error("evaluate", tmp_path / "next", out, *CPU)
+
+
 def test_before_the_first_fit(folder, pool, tmp_path):
     out = tmp_path / "first.jsonl"
     write_lines(tmp_path / "pool.jsonl", ({"body": row["text"]} for row in read_csv(pool)))
@@ -63,7 +76,7 @@ def test_before_the_first_fit(folder, pool, tmp_path):
     assert "column 'text' is missing" in error(*start)
     said = bhpeft(*start, "--text-column", "body", "--n", 3).stderr
     assert "3 of 33 texts, by typical; left out: 0 learnt, 1 copies" in said
-    assert f"bhpeft fit {out} --backbone {folder / 'tiny'}" in said
+    assert f"bhpeft fit {out} --backbone {folder / 'tiny'} --out RUN --text-column body" in said
     rows = read_lines(out)
     assert [*rows[0]] == ["body", "label", "reason"]
     assert "typical of" in rows[0]["reason"]

@@ -84,7 +84,7 @@ def test_labels_survive_a_kill_and_are_taken_up_again(begin, run, pool, tmp_path
     assert [row["label"] for row in read_csv(out)] == ["good"] * 4
     out.unlink()  # it follows from the journal
     page = begin(run, pool, "--out", out)
-    assert "of which there are 4" in page.said
+    assert "which holds 4 so far" in page.said
     assert page.label() not in keys
     code, said = page.end(signal.SIGINT)
     assert code == 0 and f"5 labels in {out}; next: bhpeft update {run} {out}" in said
@@ -106,6 +106,8 @@ def test_the_new_round_is_beside_the_run_wherever_one_is(tmp_path, monkeypatch):
     for folder, given in (("", "run"), ("run", "."), ("run/inner", "..")):
         monkeypatch.chdir(tmp_path / folder)
         assert _beside(Path(given)) == tmp_path.resolve() / "run-reviewed"
+    for of_stream in ("weeks", "weeks/rounds", "weeks/rounds/0123456789ab"):
+        assert _beside(tmp_path / of_stream) == tmp_path.resolve() / "weeks-reviewed"
 
 
 def test_what_is_refused(begin, run, folder, pool, tmp_path, labels):
@@ -117,6 +119,10 @@ def test_what_is_refused(begin, run, folder, pool, tmp_path, labels):
     (tmp_path / "labels.csv").unlink()
     other = ("--new-round", labels / "run")
     assert "is no round of" in error("review", run, pool, *out, *other, *CPU)
+    (tmp_path / "weeks" / "rounds").mkdir(parents=True)
+    (tmp_path / "weeks" / "record.json").touch()
+    inside = ("--new-round", tmp_path / "weeks" / "rounds" / "next")
+    assert "is among the rounds of a stream" in error("review", run, pool, *out, *inside)
     taken = begin(run, pool, *out)
     port = re.search(r":(\d+)/", taken.address)
     assert port is not None

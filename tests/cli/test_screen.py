@@ -94,3 +94,11 @@ def test_a_log_gets_a_line_a_minute(
         "component 1 of 2, training: 45 %, 03:00, 03:40 left, loss 44",
     ]
     assert len(lines) == 7 and lines[4].startswith("component 2 of 2, training: 60 %")
+
+
+def test_numbers_are_whole_in_a_narrow_window(capsys: pytest.CaptureFixture[str]) -> None:
+    """A number that is cut, or a date, would be another one."""
+    names = ["batch", *(f"drift/epistemic {k}" for k in range(7))]
+    table("", names, [(f"2024-03-{day}", *[day / 7] * 7) for day in (11, 12)])
+    shown = capsys.readouterr().out
+    assert "2024-03-11" in shown and shown.count("1.571") == 7 and "…" not in shown

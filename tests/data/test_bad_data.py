@@ -125,7 +125,6 @@ CLASSES: list[Case] = [
     (labels(0, 1, 2), {"columns": AB}, "row 2: label 2; expected 0 to 1"),
     (labels(0, -2), {}, "row 1: label -2; expected 0 or more"),
     (labels(0, -1), {}, "row 1: label -1.*labelled=False"),
-    (labels(0, -1), {"labelled": False}, "row 1: label -1"),
     (labels(0, 1.5), {}, "row 1: 1.5 is a float; expected an integer or a str"),
     (labels("a", 1), {}, "column 'label', row 1: 1: a int, where other rows have a str"),
     (labels("a", "c"), {"columns": AB}, "row 1: 'c' is not one of"),

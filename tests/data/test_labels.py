@@ -223,3 +223,38 @@ def test_numbers_0_and_1_class_labels_and_csv_files(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "data.csv", text=THREE, label=map(json.dumps, CELLS))
     examples = encode(file, tiny_tokenizer(), kind="labels", columns=Columns(label_names=NAMES))
     assert matrix(examples) == MATRIX
+
+
+def test_some_labels_of_minus_1_are_missing_ones() -> None:
+    rows = {"text": ["w5", "w6"], "label": [0, -1]}
+    with pytest.warns(UserWarning, match="1 of 2 labels are missing, so none is used"):
+        assert encode(rows, tiny_tokenizer(), kind="class", labelled=False).labels is None
+
+
+@pytest.mark.parametrize("cell", [" 3.5", "3.50000000000000000", "+3.5"])
+def test_a_rating_in_another_form_is_a_number(cell: str, tmp_path: Path) -> None:
+    """It makes the reader of a CSV file keep the whole column as text."""
+    file = write_csv(tmp_path / "x.csv", text=["w5", "w6", "w7"], label=["1", "2", cell])
+    read = encode(file, tiny_tokenizer(), kind="rating").labels
+    assert read is not None and read.tolist() == [1.0, 2.0, 3.5]
+
+
+def test_only_the_cell_that_is_no_rating_is_named(tmp_path: Path) -> None:
+    for cell in ("much", "1_000"):
+        file = write_csv(tmp_path / "x.csv", text=["w5", "w6", "w7"], label=["1", cell, "3"])
+        with pytest.raises(DataError, match=f"row 3: '{cell}' is not a number") as error:
+            encode(file, tiny_tokenizer(), kind="rating")
+        assert error.value.rows == (1,)
+
+
+def test_an_answer_is_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
+    """Choices that are numbers: an answer of a CSV file is one of them before it is an index."""
+    quiz = {"question": ["w7", "w8"], "answer": ["2", "2"]}
+    choices = [["1", "2", "3"], ["w9", "w10", "w11"]]
+    csv = write_csv(tmp_path / "quiz.csv", **quiz, choices=map(json.dumps, choices))
+    read = encode(csv, tiny_tokenizer(), kind="choice").labels
+    given = encode({**quiz, "choices": choices}, tiny_tokenizer(), kind="choice").labels
+    gaps = {**quiz, "answer": [1.0, 2.0], "choices": choices}  # which pandas has made floats
+    floats = encode(gaps, tiny_tokenizer(), kind="choice").labels
+    for labels in (read, given, floats):
+        assert labels is not None and labels.tolist() == [1, 2]

@@ -367,3 +367,10 @@ def test_the_reason_is_the_largest_part_unless_the_text_is_novel() -> None:
     novel = replace(mixed, novelty=torch.tensor([0.05, 0.06, 0.01], dtype=torch.float64))
     wanted = ["unlike what was learnt", "noise in the label", "unlike what was learnt"]
     assert novel.reasons() == novel.summary()["reason"] == wanted
+
+
+def test_numpy_s_numbers_are_names_where_names_are_numbers() -> None:
+    forecast = ClassForecast.from_draws(torch.full((1, 2, 3), 1 / 3), label_names=["1", "2", "3"])
+    for given in ([1, 2], np.array([1, 2]), [np.int64(1), np.int64(2)]):
+        labels = forecast.with_labels(given).labels
+        assert labels is not None and labels.tolist() == [0, 1]

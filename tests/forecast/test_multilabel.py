@@ -130,3 +130,14 @@ def test_what_does_not_fit_together_is_refused() -> None:
             LabelsForecast.from_draws(p).with_threshold(threshold)
     with pytest.raises(ConfigError, match=r"measure.*epistemic"):
         LabelsForecast.from_draws(p).by_label("variance")  # type: ignore[arg-type]
+
+
+def test_observed_labels_may_be_names() -> None:
+    p, _ = some(count=2)
+    forecast = LabelsForecast.from_draws(p, label_names=NAMES)
+    for given in ([["sport"], []], [[0, 0, 1], [0, 0, 0]], torch.tensor([[0, 0, 1], [0, 0, 0]])):
+        labels = forecast.with_labels(given).labels
+        assert labels is not None and labels.tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert evaluate(forecast, [["sport"], []]) == evaluate(forecast, [[0, 0, 1], [0, 0, 0]])
+    with pytest.raises(DataError, match="row 0: 'chess' is not one of"):
+        forecast.with_labels([["chess"], []])

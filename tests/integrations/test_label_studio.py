@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from pools import pool
 
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.integrations.label_studio import from_export, labelling_config, to_tasks
 from bhpeft_pyro.review import Journal, labelled
 
@@ -133,9 +133,23 @@ def test_several_annotators_skips_and_notes(tmp_path):
     [
         ([{"text": "text 0", "label": "praise"}], "task 0 has no 'data'; expected Label Studio's"),
         (exported(annotation({"choices": ["other"]})), "'other' is not one of"),
+        (exported(annotation(None), key="of another table"), "none of the 1 tasks is of a text"),
         ("no.json", "cannot be read as JSON"),
     ],
 )
 def test_what_is_no_export_of_these_tasks_is_refused(export, problem):
     with pytest.raises(DataError, match=problem):
         from_export(export, pool())
+
+
+def test_an_export_is_a_list_of_tasks() -> None:
+    with pytest.raises(ConfigError, match="export: expected a list of tasks"):
+        from_export(exported(annotation(None))[0], pool())
+
+
+def test_an_annotation_without_a_result_or_an_author() -> None:
+    nobody = annotation(None, completed_by=None) | {"result": None, "completed_by": None}
+    said = annotation({"choices": ["praise"]})
+    said["result"].append({"from_name": "note", "value": {"text": "why not"}})
+    none, noted = from_export(exported(nobody, said), pool())
+    assert (none.action, none.who) == ("none", "") and noted.note == "why not"

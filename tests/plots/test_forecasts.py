@@ -136,3 +136,10 @@ def test_each_twentieth_of_the_p_values_has_its_share(ax):
     heights = [bar.get_height() for bar in ax.patches]
     assert [heights[0], heights[6], heights[10], heights[19]] == [3 / 8, 1 / 8, 2 / 8, 2 / 8]
     assert sum(heights) == 1 and ax.get_title() == "37.5% at up to 5 %"
+
+
+def test_novelty_is_called_no_uncertainty() -> None:
+    draws = torch.tensor([[[0.9, 0.1], [0.2, 0.8]]])
+    forecast = ClassForecast.from_draws(draws, labels=[0, 1])
+    forecast = replace(forecast, novelty=torch.tensor([0.2, 0.9]))
+    assert plots.rejection(forecast, by="novelty").get_xlabel() == "rejected by novelty (%)"

@@ -21,6 +21,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
 from bhpeft_pyro.guides import DrawsGuide, NormalGuide, PyroGuide
 from bhpeft_pyro.guides.guide import prior_of
+from bhpeft_pyro.guides.latent import latents
 from bhpeft_pyro.integrations import arviz as export
 from bhpeft_pyro.model.likelihoods import Function
 from bhpeft_pyro.priors import JointPrior
@@ -185,6 +186,28 @@ def test_wrong_draws_are_refused(change: Callable[[Any], object], message: str) 
     change(draws)
     with pytest.raises(GuideError, match=message):
         bh.Posterior.from_draws(model, draws)
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_joint_vector_of_another_length_is_refused(more: int) -> None:
+    """With a weight too many, the last would be left out in silence."""
+    model = tiny_model(())
+    first = bh.fit(model, "laplace", tiny_examples(60), components=1, **QUICK)
+    joint = model.with_prior(first.as_prior())
+    (latent,) = latents(joint)
+    length = latent.loc.numel()
+    draws = {latent.name: torch.randn(20, length + more)}
+    with pytest.raises(
+        GuideError, match=rf"shape \(20, {length + more}\), expected \(20, {length}"
+    ):
+        bh.Posterior.from_draws(joint, draws)
+
+
+def test_an_unknown_latent_of_chains_is_named() -> None:
+    model = tiny_model(())
+    draws = {name: value.unflatten(0, (2, -1)) for name, value in draws_of(model).items()}
+    with pytest.raises(GuideError, match="the unknown lp"):
+        bh.Posterior.from_draws(model, {**draws, "lp": torch.zeros(2)})
 
 
 @pytest.mark.parametrize(

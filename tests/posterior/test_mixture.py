@@ -22,7 +22,8 @@ from bhpeft_pyro.base.checks import derived
 from bhpeft_pyro.base.distributions import LowRankNormal
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
-from bhpeft_pyro.guides import DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
+from bhpeft_pyro.guides import DeltaGuide, DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
+from bhpeft_pyro.guides.laplace.curvature import Curvature
 from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.posterior import round as rounds
 from bhpeft_pyro.posterior.mixture import MixturePosterior
@@ -261,6 +262,48 @@ def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.Monke
     with pytest.raises(FitError) as error:
         fit(of=of)
     assert not isinstance(error.value.posterior, MixturePosterior)  # the last good state
+
+
+def test_too_little_memory_for_a_width_leaves_the_fitted_components(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compute, left = Curvature.of, iter(range(2))
+
+    def failing(*args: Any, **how: Any) -> Any:
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(*args, **how)
+
+    def passes(*_: Any, **__: Any) -> None:
+        pytest.fail("all texts went through the transformer")
+
+    monkeypatch.setattr(Curvature, "of", failing)
+    monkeypatch.setattr("bhpeft_pyro.model.cached_batches.check_all", passes)
+    with pytest.raises(FitError, match=r"ended after 2 of 3 components: .*out of memory") as error:
+        fit("laplace", max_steps=2)
+    kept: Any = error.value.posterior
+    assert len(kept.components) == 2 and kept.predict(["w5 w9"]).probabilities.isfinite().all()
+    with pytest.raises(torch.OutOfMemoryError):  # there is nothing to keep
+        fit("laplace", max_steps=2)
+
+
+def test_components_of_several_families_have_one_report() -> None:
+    of = tiny_model(())
+    for families in ((NormalGuide, DeltaGuide), (DeltaGuide, NormalGuide)):
+        guide = MixtureGuide([family(of) for family in families])
+        report = bh.fit(of, guide, FIRST, max_steps=3, progress=False).report
+        assert not report.point and report.points == [] and "head.weight" in report.scales
+
+
+def test_components_that_were_fitted_before_go_on_from_there() -> None:
+    of = tiny_model(())
+    guide = MixtureGuide([NormalGuide(of), NormalGuide(of)])
+    bh.fit(of, guide, FIRST, max_steps=40, progress=False)
+    before = [part.means()["head.weight"].clone() for part in guide.components]
+    assert not torch.allclose(*before, rtol=0.1)  # they have started apart
+    bh.fit(of, guide, FIRST, max_steps=1, lr=1e-7, progress=False)
+    for part, mean in zip(guide.components, before, strict=True):
+        torch.testing.assert_close(part.means()["head.weight"], mean, rtol=1e-4, atol=1e-6)
 
 
 # Predictions

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,7 +18,14 @@ from torch.optim import SGD
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import sbc
-from bhpeft_pyro.errors import DataError, FitError, GuideError, PriorError
+from bhpeft_pyro.errors import (
+    BHPEFTWarning,
+    ConfigError,
+    DataError,
+    FitError,
+    GuideError,
+    PriorError,
+)
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.model.likelihoods import Normal, OrderedLogistic
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -117,7 +126,28 @@ def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:
     """An inherited `max_steps` would win over them, in silence."""
     first = fit(max_steps=5, batch_size=8)
     assert first.update(SECOND, epochs=2).report.steps == 2 * -(-len(SECOND) // 8)
-    assert first.update(SECOND, epochs=2, max_steps=3).report.steps == 3
+    assert first.update(SECOND, max_steps=3).report.steps == 3
+    with pytest.raises(ConfigError, match="epochs=2, max_steps=3: each says how long the fit is"):
+        first.update(SECOND, epochs=2, max_steps=3)
+
+
+def test_a_warning_points_at_the_line_that_asked() -> None:
+    """A line inside the package would be shown once, for all fits of a notebook."""
+    first = fit()
+    with pytest.warns(BHPEFTWarning, match="an earlier round has learnt") as given:
+        first.update(SECOND.concat(FIRST.subset(range(4))), max_steps=1)
+    assert {Path(one.filename).name for one in given} == {Path(__file__).name}
+
+
+def test_a_point_estimate_takes_batches_of_any_size() -> None:
+    """It has one draw; others share a batch among theirs."""
+    quick: dict[str, Any] = {"max_steps": 3, "progress": False}
+    points = bh.fit(tiny_model(()), "delta", FIRST, **quick, batch_size=1)
+    assert points.report.steps == 3
+    later = partial(fit().update, SECOND, guide="normal")
+    for fitted in (partial(bh.fit, tiny_model(()), "normal", FIRST), later):
+        with pytest.raises(ConfigError, match="batch_size=6 must be a multiple of 4"):
+            fitted(**quick, batch_size=6)
 
 
 def test_the_way_text_is_read_is_handed_on() -> None:

@@ -122,7 +122,7 @@ def _broken(there: Any, where: Where) -> None:
 @pytest.mark.parametrize(
     ("learn", "words"),
     [
-        (_cut, "without a word; its memory may"),
+        (_cut, "without a message; it may have run out of memory"),
         (_ended, "The update failed: no space"),
         (_broken, "The update failed: AttributeError: "),
     ],

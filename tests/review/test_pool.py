@@ -80,8 +80,21 @@ def test_all_learnt(classes, tmp_path):
 
 
 def test_files_that_cannot_be_used(classes, tmp_path):
-    with pytest.raises(DataError, match="no column 'text'; columns there: body"):
+    with pytest.raises(DataError, match="column 'text' is missing; columns there: 'body'"):
         Pool.of(classes, write_csv(tmp_path / "new.csv", body=["w5"]))
+
+
+@pytest.mark.parametrize("name", ["note", "labelled_by"])
+def test_a_column_that_the_labels_add_is_refused_before_texts_are_predicted(
+    classes, tmp_path, name, monkeypatch
+):
+    monkeypatch.setattr(bh.Posterior, "predict", lambda *_, **__: pytest.fail("predicted"))
+    file = write_csv(tmp_path / "new.csv", text=["w5"], **{name: ["x"]})
+    with pytest.raises(DataError, match=rf"column '{name}': the table of labels has .* rename"):
+        Pool.of(classes, file)
+    label = classes.replace(columns=replace(classes.columns, label=name))
+    with pytest.raises(DataError, match="rename yours"):
+        Pool.of(label, write_csv(tmp_path / "other.csv", text=["w5"]))
 
 
 def test_a_point_estimate_asks_for_the_least_certain_first(tmp_path):

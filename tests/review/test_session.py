@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import pytest
 from pools import pool, session_in
@@ -39,20 +38,6 @@ def test_what_was_decided_is_not_asked_again_after_a_restart(tmp_path):
     label(session_in(tmp_path), "Ana", 3)
     again = session_in(tmp_path)
     assert again.labels == 3 and again.next_for("Ana") == again.next_for("Ana") == "t3"
-
-
-@pytest.mark.parametrize("name", ["note", "labelled_by"])
-def test_data_with_a_column_that_the_labels_add_are_refused(tmp_path, name):
-    texts = pool(2)
-    odd = replace(texts, records=tuple({**one, name: "x"} for one in texts.records))
-    with pytest.raises(DataError, match=rf"column '{name}': labels have one .* rename it"):
-        session_in(tmp_path, odd)
-    with pytest.raises(DataError, match="rename it"):
-        session_in(tmp_path, replace(texts, column=name))
-    session = session_in(tmp_path, texts)
-    with pytest.raises(DataError, match="rename it"):
-        session.take(odd)
-    assert session.pool is texts
 
 
 def test_a_journal_of_other_data_is_refused_and_the_table_stays(tmp_path):

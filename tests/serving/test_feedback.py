@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from program import bhpeft
 from services import LIMITS
 from starlette.testclient import TestClient
 
+from bhpeft_pyro.serving import feedback as module
 from bhpeft_pyro.serving.engine import Refused
 from bhpeft_pyro.serving.feedback import FILE, Feedback, Seen, Tally, read
 from bhpeft_pyro.serving.server import Service
@@ -67,8 +69,8 @@ def test_a_new_start_and_another_process_read_what_is_there(copied) -> None:
     take(first, copied, TEXTS[:20], TRUE[:20])
     two = take(second, copied, TEXTS[20:40], TRUE[20:40])
     assert two == first.seen(copied) == Feedback(copied, 16_384).seen(copied)
-    assert two.tally.labels == 40 and two.tally.answered > 0
-    assert two.promise is not None and f"of {two.tally.answered} answers" in two.promise
+    assert two.tally.labels == 40 and two.tally.newest.answered > 0
+    assert two.promise is not None and f"of {two.tally.newest.answered} answers" in two.promise
 
 
 def test_lines_that_somebody_else_has_written_are_left_out(copied) -> None:
@@ -84,7 +86,7 @@ def test_lines_that_somebody_else_has_written_are_left_out(copied) -> None:
 def test_wrong_answers_break_the_promise(copied) -> None:
     seen = take(Feedback(copied, 16_384), copied, TEXTS, FALSE)
     tally = seen.tally
-    assert tally.wrong > 0.8 * tally.answered > 0 and tally.evidence > 40
+    assert tally.newest.wrong > 0.8 * tally.newest.answered > 0 and tally.newest.evidence > 40
     assert seen.holds is False
     assert str(tally).endswith("answers wrong, more than was promised")
     assert str(Tally.of(copied.folder, copied.id)) == str(tally)
@@ -99,7 +101,7 @@ def test_a_new_promise_of_the_same_round_begins_anew(copied) -> None:
     for seen in (feedback.seen(again), Feedback(again, 16_384).seen(again)):
         assert seen.holds and seen.tally.labels == 60
     seen = take(feedback, again, TEXTS[:30], TRUE[:30])
-    assert seen.holds and seen.tally.answered <= 30 and seen.tally.evidence < 40
+    assert seen.holds and seen.tally.newest.answered <= 30 and seen.tally.newest.evidence < 40
     assert "more than was promised" not in str(Tally.of(copied.folder, copied.id))
 
 
@@ -115,7 +117,9 @@ def test_texts_that_were_chosen_or_learnt_are_kept_and_not_counted(copied) -> No
     feedback = Feedback(copied, 16_384)
     take(feedback, copied, TEXTS[:9], TRUE[:9], random=False)
     seen = take(feedback, copied, tiny_examples(60, 1).texts[:8], TRUE[:8])
-    assert (seen.tally.labels, seen.tally.answered) == (17, 0) and str(seen.tally) == "17 labels"
+    assert (seen.tally.labels, seen.tally.newest.answered) == (17, 0) and str(
+        seen.tally
+    ) == "17 labels"
     assert seen.holds and seen.promise == Feedback(copied, 16_384).seen(copied).promise
     assert feedback._watch is not None and feedback._watch.texts == 0
 
@@ -127,7 +131,7 @@ def test_labels_of_an_earlier_round_in_the_same_folder_are_left_out(copied, may)
     assert feedback.seen(here) == Seen(Tally(), None, None)
     assert Tally.of(copied.folder, may.id) is None
     tally = feedback.take(here, read({"text": "w5", "label": "bad"}, here)).tally
-    assert (tally.labels, tally.answered) == (1, 0)  # nothing is promised
+    assert (tally.labels, tally.newest.answered) == (1, 0)  # nothing is promised
     assert feedback.seen(copied).tally.labels == 3
 
 
@@ -167,3 +171,41 @@ def test_over_http(copied, source) -> None:
     assert f"{copied.id}: 12 labels, " in shown and "answers wrong" in shown
     facts = json.loads(bhpeft("history", copied.folder.parent, "--json").stdout)["rounds"]
     assert [fact["feedback"] and fact["feedback"]["labels"] for fact in facts] == [None, 12, None]
+
+
+def test_labels_under_two_promises_in_turn_are_counted_apart(copied) -> None:
+    """As workers write them that change to a new promise one after the other."""
+    texts = tiny_examples(200, seed=33).texts
+    posterior = copied.posterior.promise({"text": texts, "label": ["bad", "good"] * 100}, error=0.4)
+    again = replace(copied, posterior=posterior)
+    feedback = {here: Feedback(here, 16_384) for here in (copied, again)}
+    for k in range(0, 60, 10):
+        for here, each in feedback.items():
+            take(each, here, TEXTS[k : k + 10], FALSE[k : k + 10])
+    tally = Tally.of(copied.folder, copied.id)
+    assert tally is not None and tally.plain["labels"] == 120
+    alone = Feedback(again, 16_384).seen(again)
+    assert alone.holds is False and str(tally).endswith("more than was promised")
+
+
+def test_what_labels_say_is_read_while_others_are_predicted(copied, monkeypatch) -> None:
+    feedback, begun, may_end = Feedback(copied, 16_384), Event(), Event()
+
+    judged = module._judged
+
+    def slow(*given: Any) -> Any:
+        begun.set()
+        assert may_end.wait(20)
+        return judged(*given)
+
+    monkeypatch.setattr(module, "_judged", slow)
+    thread = Thread(target=take, args=(feedback, copied, TEXTS[:1], TRUE[:1]))
+    thread.start()
+    assert begun.wait(20)
+    seen = Thread(target=feedback.seen, args=(copied,))
+    seen.start()
+    seen.join(10)
+    waits = seen.is_alive()
+    may_end.set()
+    thread.join(20)
+    assert not waits

@@ -31,7 +31,9 @@ def test_by_hand() -> None:
 
 
 def test_bad_matrices() -> None:
-    for bad in (SCORES[:2], SCORES[0], SCORES * float("nan")):
+    with pytest.raises(DataError, match="9 of 9 are missing"):
+        transfer(SCORES * float("nan"), UNTRAINED)
+    for bad in (SCORES[:2], SCORES[0]):
         with pytest.raises(DataError, match=r"\(T, T\) matrix"):
             transfer(bad, UNTRAINED)
     with pytest.raises(DataError, match="expected 2 or more"):

@@ -143,7 +143,14 @@ def test_an_interrupt_while_tests_are_scored_costs_no_round(
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, {"a": GROWING["a"]}, tests=tests)
     (id,) = bh.streams.History(tmp_path / "rounds").rounds
-    assert run(tmp_path, {"a": GROWING["a"]}, tests=tests).report.id == id
+    posterior = run(tmp_path, {"a": GROWING["a"]}, tests=tests)
+    assert posterior.report.id == id
+    whole = run(tmp_path / "whole", {"a": GROWING["a"]}, tests=tests).report
+    for name in ("test/a", "test_nll/a", "untrained/a"):  # scored when it goes on
+        assert posterior.report.metrics[name] == whole.metrics[name]
+    assert posterior.report.data_with_held_out == whole.data_with_held_out
+    (saved,) = bh.streams.History(tmp_path / "rounds").rounds.values()
+    assert saved.metrics == posterior.report.metrics
 
 
 def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -190,7 +197,7 @@ def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
     record = Record.of(posterior)
     assert record.tests == ["a", "b"]
     assert record.matrix.isnan().tolist() == [[False, True], [False, False]]
-    with pytest.raises(DataError, match="without gaps"):
+    with pytest.raises(DataError, match="1 of 4 are missing"):
         record.transfer()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Self
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...base.checks import COUNT, to_caller
+from ...base.checks import COUNT, warn
 from ...base.distributions import Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
 from ...data.batch import Batch
@@ -175,11 +174,10 @@ class LaplaceGuide(Guide):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self.measured:
             if batch is not None and self.has_peft:  # which model follows, only the caller knows
-                warnings.warn(
+                warn(
                     "guide: these weights are draws for the network linearised around "
                     "guide.means(), and a model that is run under them (Predictive, SVI, "
-                    "Importance) predicts something else; expected posterior.predict(texts)",
-                    stacklevel=to_caller(),
+                    "Importance) predicts something else; expected posterior.predict(texts)"
                 )
             center = self.factors() * self.loc
             drawn: Any = LowRankNormal(center, self.covariance, validate_args=False)

@@ -275,8 +275,11 @@ def check_targets(network: RandomPEFT) -> None:
 
 
 def _likelihood(model: PreTrainedModel, outputs: int) -> Likelihood:
-    if getattr(model.config, "problem_type", None) == "multi_label_classification":
+    problem = getattr(model.config, "problem_type", None)
+    if problem == "multi_label_classification":
         return MultiLabel()
+    if problem == "regression" and outputs > 1:
+        raise _refused(f"a regression with {outputs} outputs", "a rating has one")
     return Categorical() if outputs > 1 else Normal(0.0, 1.0)
 
 

@@ -79,8 +79,8 @@ class Likelihood(ABC):
             noise scale of a point estimate, and that of `laplace` together with its width.
         unit: the size of an output of 1 in the labels' own unit.
         softmax: whether only differences between the outputs (of classes or choices) matter.
-            Derivatives by the weights then take one backward pass less, and held-out rows choose a
-            factor of the outputs of `laplace`, after its width.
+            Derivatives with respect to the weights then take one backward pass fewer, and held-out
+            rows choose a factor of the outputs of `laplace`, after its width.
         grows: whether new classes are new outputs, and nothing else (`Posterior.grow`).
         label_range: the ends of the scale of ratings; None for an end that is open.
         columns: further columns of numbers that it reads, such as an exposure or a rater.

@@ -117,7 +117,7 @@ _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."
 _VALIDATION = (
     "Rows to test on, which are not learnt: a share of the data, or a file. They also decide how "
-    "certain to be and, in a first fit to 250 rows or more, when to stop training. 0 shows no "
+    "certain to be and, in a first fit to 250 rows or more, which step to keep. 0 shows no "
     "metrics. `fit` still holds rows out for these decisions then; to learn all rows, add "
     "--temperature 1 --tau 1."
 )

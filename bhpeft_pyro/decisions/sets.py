@@ -115,7 +115,8 @@ def check_coverage(promised: Promise, level: float) -> None:
     """
     if promised.kind not in ("class", "choice", "rating"):
         raise ConfigError(
-            f"level: got a promise of kind {promised.kind!r}; expected 'class', 'choice' or 'rating'"
+            f"level: got a promise of kind {promised.kind!r}; expected 'class', 'choice' or "
+            "'rating'"
         )
     if promised.kind == "rating" and promised.rows < (fewest := _rows_needed(level)):
         raise DataError(

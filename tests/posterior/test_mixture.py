@@ -21,7 +21,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.base.checks import derived
 from bhpeft_pyro.base.distributions import LowRankNormal
 from bhpeft_pyro.diagnostics import psis
-from bhpeft_pyro.errors import ConfigError, FitError, GuideError
+from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import DeltaGuide, DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.guides.laplace.curvature import Curvature
 from bhpeft_pyro.peft import LoRA
@@ -148,7 +148,8 @@ def test_a_laplace_approximations_kl_is_to_the_prior_that_is_kept() -> None:
 def test_a_prior_mean_of_ones_own_on_an_input_side_stays() -> None:
     priors = {"lora.*.A": dist.Normal(5.0, 0.01), "*": dist.Normal(0.0, 0.1)}
     model = bh.Model(tiny_model().network, priors)
-    posterior = fit("laplace", 2, of=model, max_steps=1, lr=1e-9)
+    with pytest.warns(BHPEFTWarning, match="components=2: all start at the mean of the prior"):
+        posterior = fit("laplace", 2, of=model, max_steps=1, lr=1e-9)
     for each in posterior.components:
         means = each.guide.unpack(each.guide.prior.loc)
         assert (means["lora.query.A"] == 5).all() and (means["lora.query.B"] == 0).all()

@@ -483,9 +483,12 @@ def test_passes_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"method": "student", "samples": 3}, "method='student' takes one pass; .* samples=3"),
         ({"method": "student", "keep_samples": True}, "expected no keep_samples=True"),
-        ({"method": "exact", "samples": 0}, "method='exact': expected .* samples=0"),
-        ({"method": "components", "keep_samples": True}, "method='components': expected .* keep_s"),
-        ({"method": "draws"}, r"method='draws': expected one .* \('components', 'exact'\)"),
+        ({"method": "exact", "samples": 0}, "method='exact': samples=0 and keep_samples take"),
+        (
+            {"method": "components", "keep_samples": True},
+            "method='components': samples=0 and keep_samples take",
+        ),
+        ({"method": "draws"}, "method='draws': .* has 'components' and 'exact' only"),
     ],
 )
 def test_methods_that_do_not_go_together_with_others(options: Any, named: str) -> None:
@@ -495,11 +498,11 @@ def test_methods_that_do_not_go_together_with_others(options: Any, named: str) -
 
 def test_methods_that_are_not_there() -> None:
     for method in ("components", "exact"):
-        with pytest.raises(ConfigError, match=rf"method='{method}': expected one .* \(None\)"):
+        with pytest.raises(ConfigError, match=f"method='{method}': .* draws of the weights only"):
             fitted_students("class", "normal", False).predict(TEXTS, method=method)
     few = fitted_students("class", enough=False)
     assert few.predict(TEXTS).method == "exact"
-    with pytest.raises(ConfigError, match=r"method='components': .* \('exact'\)"):
+    with pytest.raises(ConfigError, match=r"method='components': .* 'exact' only"):
         few.predict(TEXTS, method="components")
     with pytest.raises(ConfigError, match="this posterior has no student"):
         few.predict(TEXTS, method="student")
@@ -547,5 +550,5 @@ def test_a_head_alone_is_exact_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(forecast.mean.double(), mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(forecast.epistemic.double(), variance, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(forecast.aleatoric, torch.full((len(TEXTS),), 0.25))
-    with pytest.raises(ConfigError, match=r"method='components': .* \('exact'\)"):
+    with pytest.raises(ConfigError, match=r"method='components': .* 'exact' only"):
         posterior.predict(TEXTS, method="components")

@@ -426,7 +426,7 @@ def test_ratings_of_another_scale_are_noted() -> None:
         model, "normal", {**texts, "label": [1.0, 5.0, 3.0]}, max_steps=1, progress=False
     )
     with pytest.warns(UserWarning, match=r"a rating of 90 is 87 spreads from .*Normal\(center=3"):
-        first.update({**texts, "label": [60.0, 90.0, 70.0]}, max_steps=1)
+        first.update({**texts, "label": [60.0, 90.0, 70.0]}, max_steps=1, again=True)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

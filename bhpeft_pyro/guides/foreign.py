@@ -18,7 +18,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 from torch.optim import Optimizer
 
-from ..base.checks import shown
+from ..base.checks import shown, warn
 from ..base.fit_options import FitOptions
 from ..base.threads import alone, sampling
 from ..data.batch import Batch
@@ -114,8 +114,11 @@ class FunctionGuide(ForeignGuide):
         ):
             try:
                 function(None)
-            except (AttributeError, TypeError) as error:
-                raise GuideError(f"guide: calling {shown(function)} with None: {error}") from error
+            except (AttributeError, TypeError, ValueError) as error:
+                raise GuideError(
+                    f"guide: calling {shown(function)} with None, as predictions do: {error} "
+                    "(bh.autoguide takes an autoguide's class, with options)"
+                ) from error
         for name, node in prune_subsample_sites(tracer.trace).iter_stochastic_nodes():
             if shape := tuple(cast(Any, node["fn"]).batch_shape):
                 raise GuideError(
@@ -124,6 +127,11 @@ class FunctionGuide(ForeignGuide):
                 )
         self._constraints = state["constraints"]
         self._names = list(state["params"])
+        if modules := {name.split("$$$")[0] for name in self._names if "$$$" in name}:
+            raise GuideError(
+                f"guide: the function registers the module {min(modules)!r}, of which it would "
+                "have no copy; pass a module that samples as the guide itself"
+            )
         # Copies, because the store holds the function's own initial tensors.
         copies = {key(name): value.detach().clone() for name, value in state["params"].items()}
         self.parameters_ = nn.ParameterDict(copies)
@@ -238,6 +246,8 @@ class DrawsGuide(Guide):
                 _check_shape("draws", latent.name, joint, (*joint.shape[:1], latent.loc.numel()))
                 values |= unpack(joint, latent.sites)
         samples = max((len(value) for value in values.values() if value.dim()), default=0)
+        if samples > 1 and all(bool((value == value[:1]).all()) for value in values.values()):
+            warn(f"draws: all {samples} are equal, so the sampler has not moved")
         guide = cls(model, samples, [*statistics])
         names, sites = guide._supports.keys(), {site.name for site in model.sites}
         missing, unknown = names - values.keys(), values.keys() - names - sites

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 from pyro.distributions import TorchDistribution
 from pyro.poutine.runtime import effectful
 from torch import Generator, Tensor, nn
@@ -266,6 +267,35 @@ def trained(guide: nn.Module) -> list[nn.Parameter]:
     if not parameters:
         raise GuideError("the guide has no parameters to fit")
     return parameters
+
+
+def check_no_others(value: Tensor, guide: nn.Module) -> None:
+    """Refuse trainable tensors behind a value that are no parameters of the guide: they would stay
+    as they are, in silence.
+
+    Raises:
+        GuideError: there are some.
+    """
+    own, seen = {id(parameter) for parameter in guide.parameters()}, set[Any]()
+    stored = {id(tensor) for tensor in pyro.get_param_store().get_state()["params"].values()}
+    others, nodes = dict[int, Tensor](), [value.grad_fn]
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf: Any = getattr(node, "variable", None)
+        # Inputs that require gradients, as checkpointing may need them, are other leaves.
+        if (isinstance(leaf, nn.Parameter) or id(leaf) in stored) and id(leaf) not in own:
+            others[id(leaf)] = leaf
+        nodes += [before for before, _ in node.next_functions]
+    if others:
+        shapes = ", ".join(str(tuple(other.shape)) for other in others.values())
+        raise GuideError(
+            f"guide, likelihood: trainable tensors of the shapes {shapes} are no parameters of the "
+            "guide, so they would not be trained. If a guide function calls a module, pass the "
+            "module itself; weights of a likelihood are its `sites` (docs/own-likelihood.md)"
+        )
 
 
 def adam_lr(options: FitOptions, point: bool = True) -> float:

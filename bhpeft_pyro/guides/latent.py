@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import LogNormal, Normal, TorchDistribution
+from pyro.distributions import Delta, LogNormal, Normal, TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -95,6 +95,11 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
             )
         if fn.support.is_discrete:
             raise PriorError(f"prior: the site {name!r} is discrete, expected a continuous one")
+        if isinstance(base_of(fn), Delta):
+            raise PriorError(
+                f"prior: the site {name!r} is a Delta, which has no density; to hold a site fixed, "
+                "condition the prior on it (pyro.poutine.condition)"
+            )
         value: Any = node["value"]
         loc = biject_to(fn.support).inv(value.to(device)).detach().clone()
         unit = sites[name].unit if name in sites else torch.ones(())

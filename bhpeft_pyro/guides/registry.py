@@ -7,6 +7,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
@@ -19,7 +20,7 @@ from ..errors import GuideError
 from ..model.model import Model
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide, check_separate
 from .foreign import ForeignGuide, FunctionGuide, ModuleGuide
-from .guide import Budget, Guide
+from .guide import Budget, Guide, check_no_others
 from .laplace.laplace_guide import LaplaceGuide
 from .latent import latents
 from .mean_field import DeltaGuide, NormalGuide
@@ -80,7 +81,7 @@ def autoguide(
     """
     if not isinstance(name, str | type | Mapping):
         raise GuideError(
-            f"autoguide: expected a guide's name or class, or a mapping, got {shown(name)}"
+            f"guide: expected a guide's name or class, or a mapping, got {shown(name)}"
         )
     if components is None:
         components = default_components(name)
@@ -186,9 +187,12 @@ def check_sampled(model: Model, guide: Guide) -> None:
     if not isinstance(guide, ForeignGuide | PyroGuide):
         return  # `check_made_for` has looked at it
     guide.set_prior(model)
-    with seeded(0), alone():
+    with seeded(0), alone(), torch.enable_grad():
         trace = prune_subsample_sites(poutine.trace(guide).get_trace(None))
     nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
+    if isinstance(guide, FunctionGuide):  # a posterior has a copy of its parameters alone
+        drawn = sum((node["value"].sum() for node in nodes.values()), torch.zeros(()))
+        check_no_others(drawn, guide)
     sampled = {
         name: tuple(node["value"].shape)
         for name, node in nodes.items()

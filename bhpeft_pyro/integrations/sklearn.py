@@ -19,7 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
 
 from .. import Columns, Head, Model, Posterior, RandomPEFT, fit, presets
-from ..base.checks import SEED, one_of
+from ..base.checks import SEED, check, one_of
 from ..base.names import Preset
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike
@@ -75,7 +75,8 @@ class _TextEstimator(BaseEstimator):
             self.posterior_: Posterior = self.posterior_.update(data, progress=False, **options)
             return self
         kinds = getattr(presets, one_of(*get_args(Preset))("preset", self.preset))()
-        backbone, tokenizer = load_backbone(self.backbone)
+        check(self.backbone, str | Path, "backbone", "a name or a folder, as `bhpeft fit` takes it")
+        backbone, tokenizer = load_backbone(str(self.backbone))
         network = RandomPEFT(backbone, kinds, Head(len(names) if names else 1), tokenizer)
         model = Model(network, likelihood=likelihood)
         options |= {"columns": Columns(label_names=names), "components": self.components}
@@ -190,6 +191,10 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         """(N, C) float64 probabilities, in the order of `classes_`."""
         probabilities = self._forecast(X).probabilities.double().numpy()
         return probabilities / probabilities.sum(1, keepdims=True)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """(N, C) float64 logarithms of `predict_proba`."""
+        return np.log(self.predict_proba(X))
 
     def _labels(self, y: np.ndarray) -> Any:
         return _named(y, self.classes_)

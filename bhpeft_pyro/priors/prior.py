@@ -142,10 +142,13 @@ def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
                 raise
             done = tracer.trace.nodes
             where = next((f"at the site {s.name!r}" for s in sites if s.name not in done), "")
-            raise PriorError(
-                f"prior: it fails {where or 'after its last site'}: {error}. Priors run under "
-                "torch.vmap, which cannot branch on a value (see docs/priors.md)"
-            ) from error
+            hint = ""
+            if "vmap" in str(error) or "data-dependent" in str(error):
+                hint = (
+                    ". Priors run under torch.vmap, which cannot branch on a value (docs/priors.md)"
+                )
+            where = where or "after its last site"
+            raise PriorError(f"prior: it fails {where}: {error}{hint}") from error
     if not isinstance(values, Mapping):
         raise PriorError(
             f"prior: it returns a {type(values).__name__}, expected a mapping from site names to "

@@ -87,7 +87,10 @@ class ELBO(TraceMeanField_ELBO):
             if site["is_observed"]:
                 nll = nll - site["log_prob_sum"]
             elif name not in guide_nodes:
-                raise GuideError(f"guide: the site {name!r} of the model is not sampled")
+                raise GuideError(
+                    f"guide: the site {name!r} of the model is not sampled (if it is the "
+                    "likelihood's, it has to be one of its `sites`; docs/own-likelihood.md)"
+                )
             else:
                 kl[name] = _kl(guide_nodes[name], site)
         for name, site in guide_nodes.items():

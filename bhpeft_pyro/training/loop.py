@@ -26,7 +26,7 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError, FitError
 from ..guides import Guide
-from ..guides.guide import trained
+from ..guides.guide import check_no_others, trained
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
@@ -263,6 +263,8 @@ class _Run:
             batch = next(self.batches).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
                 value = self.loss(batch) / options.accumulate
+            if step == 1:
+                check_no_others(value, self.guide)
             value.backward()
             if step == 1:
                 self.guide.check_trained()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pyro
@@ -66,8 +67,27 @@ def test_a_function_that_trains_nothing_is_refused() -> None:
         pyro.module("guide", module)
         return module(batch)
 
-    with pytest.raises(GuideError, match=r"does not depend on 'guide\$\$\$loc"):
-        bh.fit(model, registered, tiny_examples(8), max_steps=2, progress=False)
+    for use in (partial(bh.fit, data=tiny_examples(8), max_steps=2), bh.Posterior.of):
+        with pytest.raises(GuideError, match="the function registers the module 'guide'"):
+            use(model, registered)
+
+    shift = torch.nn.Linear(1, 2)
+
+    def called(batch: bh.data.Batch | None) -> None:
+        scale = pyro.param("scale", torch.tensor(0.1), constraint=dist.constraints.positive)
+        for site in model.sites:
+            loc = shift(torch.ones(1)).mean().expand(site.shape)
+            pyro.sample(site.name, dist.Normal(loc, scale).to_event(site.ndim))
+
+    called(None)  # its parameter is in Pyro's store, as after SVI
+    quick: dict[str, Any] = {"max_steps": 2, "progress": False}
+    for use in (partial(bh.fit, data=tiny_examples(8), **quick), bh.Posterior.of):
+        with pytest.raises(
+            GuideError, match=r"of the shapes .*\(2, 1\).* no parameters of the guide"
+        ):
+            use(model, called)
+    assert shift.weight.grad is None
+    pyro.clear_param_store()
 
     def half(batch: bh.data.Batch | None) -> None:
         pyro.param("unused", torch.zeros(2))

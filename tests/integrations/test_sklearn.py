@@ -102,6 +102,7 @@ def test_a_classifier_is_the_fit_of_the_package_under_the_names_of_the_classes(f
     data = {"text": TEXTS, "label": list(CLASSES)}
     posterior = bh.fit(model, "laplace", data, components=1, lr=0.02, progress=False)
     probabilities = classifier.predict_proba(TEXTS)
+    assert np.array_equal(classifier.predict_log_proba(TEXTS), np.log(probabilities))
     expected = posterior.predict(TEXTS).probabilities
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     assert np.abs(probabilities.sum(1) - 1).max() < 1e-12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from scipy import special, stats
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import DataError, LikelihoodError
+from bhpeft_pyro.errors import DataError, GuideError, LikelihoodError
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     Function,
@@ -473,3 +474,31 @@ def test_a_function_of_another_kind_than_ratings_says_which() -> None:
             bh.Model(network, likelihood=function)
     bh.Model(network, likelihood=Function(function, "labels"))
     bh.Model(network, likelihood=lambda outputs: dist.Poisson(outputs[..., 0].exp()))
+
+
+def test_what_a_likelihood_cannot_train_or_sample_is_refused() -> None:
+    """It would stay as it is, in silence."""
+    weight = torch.nn.Parameter(torch.tensor(0.0))
+
+    def own(outputs: Any) -> Any:
+        return dist.Normal(outputs[..., 0], weight.exp())
+
+    def stored(outputs: Any) -> Any:
+        return dist.Normal(outputs[..., 0], pyro.param("noise", torch.tensor(1.0)).abs())
+
+    def sampled(outputs: Any) -> Any:
+        return dist.Normal(outputs[..., 0], pyro.sample("noise", dist.HalfNormal(1.0)))
+
+    ratings = {"text": ["w5", "w6", "w7"], "label": [1.0, 2.0, 3.0]}
+    for likelihood, guide, message in (
+        (own, "normal", r"trainable tensors of the shapes \(\) are no parameters of the guide"),
+        (own, "laplace", r"trainable tensors of the shapes \(\) are no parameters of the guide"),
+        (stored, "normal", "weights of a likelihood are its `sites`"),
+        (sampled, "normal", "'noise' of the model is not sampled .if it is the likelihood's"),
+    ):
+        model = tiny_model((), 1, likelihood=likelihood)
+        with pytest.raises(GuideError, match=message), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found vars in model but not guide")
+            bh.fit(model, guide, ratings, max_steps=2, progress=False)
+    assert weight.grad is None
+    pyro.clear_param_store()

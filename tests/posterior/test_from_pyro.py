@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError, GuideError
+from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, DataError, GuideError
 from bhpeft_pyro.guides import DrawsGuide, NormalGuide, PyroGuide
 from bhpeft_pyro.guides.guide import prior_of
 from bhpeft_pyro.guides.latent import latents
@@ -55,9 +56,10 @@ def _store() -> Any:
 
 def test_draws_of_nuts_predict_as_their_mean_over_draws(tmp_path: Path) -> None:
     model, data = tiny_model(()), tiny_examples(12)
-    mcmc = MCMC(NUTS(model, max_tree_depth=3), num_samples=6, warmup_steps=3, disable_progbar=True)
+    mcmc = MCMC(NUTS(model, max_tree_depth=3), num_samples=6, warmup_steps=30, disable_progbar=True)
     mcmc.run(next(data.batches(12)))
     draws = mcmc.get_samples()
+    assert draws["head.bias"].std(0).min() > 0.1  # it has moved
     posterior = bh.Posterior.from_draws(model, draws, data)
     with torch.no_grad():
         exact = model.predictive(draws, next(data.batches(12))).probs.mean(0)
@@ -113,7 +115,9 @@ def test_an_mcmc_gives_its_chains_and_what_diverged(monkeypatch: pytest.MonkeyPa
         each.run(batch)
         energy = torch.arange(4.0 * each.num_chains).reshape(each.num_chains, 4)
         said = {"energy": energy[0] if each is alone else energy}
-        posterior = bh.Posterior.from_draws(model, each, tiny_examples(12), statistics=said)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "draws: all 4 are equal")  # of the one that diverged
+            posterior = bh.Posterior.from_draws(model, each, tiny_examples(12), statistics=said)
         assert len(posterior.components) == each.num_chains
         idata = posterior.to_arviz()
         assert torch.equal(torch.from_numpy(idata.sample_stats["energy"].values), energy.double())
@@ -355,3 +359,9 @@ def test_what_was_learnt_is_known_if_the_data_are_given() -> None:
     assert unknown.learnt_rows is None
     with pytest.warns(UserWarning, match="which rows this posterior has learnt is not known"):
         unknown.promise(tiny_examples(100, seed=5), error=0.5)
+
+
+def test_draws_that_are_all_equal_are_doubted() -> None:
+    model = tiny_model(())
+    with pytest.warns(BHPEFTWarning, match="draws: all 9 are equal"):
+        bh.Posterior.from_draws(model, {s.name: torch.ones(9, *s.shape) for s in model.sites})

@@ -160,7 +160,8 @@ def test_nuts_on_features_that_are_computed_once(monkeypatch: pytest.MonkeyPatch
     ]
     assert sums[0] == pytest.approx(sums[1], rel=1e-4)
     monkeypatch.setattr(model.network.backbone, "forward", None)  # any call would be an error
-    mcmc = MCMC(NUTS(model, max_tree_depth=2), num_samples=3, warmup_steps=2, disable_progbar=True)
+    kernel = NUTS(model, step_size=0.05, adapt_step_size=False, max_tree_depth=2)
+    mcmc = MCMC(kernel, num_samples=3, warmup_steps=2, disable_progbar=True)
     mcmc.run(batch)
     monkeypatch.undo()
     posterior = bh.Posterior.from_draws(model, mcmc.get_samples(), data)

@@ -38,7 +38,14 @@ def distill(
     """
     from ..data.sources import in_file
     from ..errors import DataError
-    from .saved import checked_out, folder_of, open_run, reading, save_with_student
+    from .saved import (
+        checked_out,
+        folder_of,
+        open_run,
+        reading,
+        save_with_student,
+        say_dropped,
+    )
     from .tables import rows_for
 
     folder = folder_of(run)
@@ -55,3 +62,4 @@ def distill(
         say(f"note: labels are not read: {error}")
     how = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     save_with_student(posterior, texts, out, **how)
+    say_dropped(posterior, out)

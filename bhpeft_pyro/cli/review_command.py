@@ -87,7 +87,8 @@ def review(
         # The server has a handler of its own, and repeats the signal when it has ended.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         server.run(sockets=[listening])
-    say(f"{session.labels} labels in {out}; next: bhpeft update {run} {out} --out RUN")
+    following = f" in {out}; next: bhpeft update {run} {out} --out RUN" if session.labels else ""
+    say(f"{session.labels} labels{following}")
 
 
 def _beside(run: Path) -> Path:

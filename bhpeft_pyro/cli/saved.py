@@ -165,6 +165,12 @@ def reading(posterior: Posterior, text_column: str | None) -> Posterior:
     return posterior.replace(columns=replace(posterior.columns, text=text_column))
 
 
+def say_dropped(before: Posterior, out: Path) -> None:
+    """Say that a promise of the posterior before does not hold for what is saved."""
+    if before.promised is not None:
+        say(f"note: there was a promise; bhpeft promise {out} LABELLED_ROWS makes one for this")
+
+
 def save_with_student(posterior: Posterior, texts: Examples, out: Path, **how: Any) -> None:
     """Distil a posterior, and save it with its student."""
     posterior = posterior.distill(texts, **how)

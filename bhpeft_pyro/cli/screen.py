@@ -99,8 +99,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         widths.append(max((len(_cell(row[i])) for row in rows), default=0))
     whole = [i for i in range(len(columns)) if i == 0 or not texts[i]]
     wide = sum(2 + max(widths[i], len(columns[i])) for i in whole) > console.width
+    if wide:  # a number that is cut would be another number: headings are broken instead
+        columns = [column.replace("/", "/ ") for column in columns]
+        words = [max(map(len, column.split()), default=0) for column in columns]
+        by_word = [max(pair) for pair in zip(widths, words, strict=True)]
+        if sum(2 + by_word[i] for i in whole) <= console.width:
+            widths = by_word
     for i, column in enumerate(columns):
-        # A number that is cut would be another number: headings are broken instead.
         width = widths[i] if wide and i in whole else None
         justify: JustifyMethod = "left" if texts[i] else "right"
         heading = Text(harmless(column), overflow="fold")

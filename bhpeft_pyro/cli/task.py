@@ -161,11 +161,6 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
         return given
     if len(likely) == 1:
         return likely[0]
-    if len(there) == 1 and (mark := next((sign for sign in ";\t" if sign in there[0]), None)):
-        signs = "semicolons" if mark == ";" else "tabs"
-        raise DataError(
-            f"one column, {there[0]!r}: the cells have {signs} between them; expected commas"
-        )
     if likely:
         problem = f"{few(likely)} may all be the {what}; name it with --{what}-column"
         raise DataError(f"{problem}, one of {few(there)}")

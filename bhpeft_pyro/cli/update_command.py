@@ -45,7 +45,16 @@ def update(
     from ..posterior.distill import texts_for
     from ..posterior.growth import with_outputs_for
     from ..posterior.update import check_held_out, refuse_known
-    from .saved import check_out, check_samples, check_used, finish, guide_of, open_run, reading
+    from .saved import (
+        check_out,
+        check_samples,
+        check_used,
+        finish,
+        guide_of,
+        open_run,
+        reading,
+        say_dropped,
+    )
     from .tables import doubting, labelled_examples, rows_for, say_labels, split
 
     check_out(saving.out, saving.overwrite)
@@ -89,3 +98,4 @@ def update(
     # The round before gives new labels no probability.
     known = before if start is before else None
     finish(after, saving, data, examples, held_out, texts, known)
+    say_dropped(opened, saving.out)

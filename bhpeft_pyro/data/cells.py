@@ -30,8 +30,8 @@ _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
 _INTEGER = r"-?(?:0|[1-9]\d{0,14})"
 _REAL = r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?"
 _CELLS = (
-    "expected commas between cells, not semicolons or tabs, and quotes around a cell with a comma "
-    "or a line break in it"
+    "expected commas between cells (or semicolons or tabs, also in the first line), and quotes "
+    "around a cell with such a sign or a line break in it"
 )
 
 
@@ -68,11 +68,11 @@ def columns_of(
 ) -> Iterator[dict[str, list[Any]]]:
     """The cells of each column of a file, `size` rows at a time; of all rows if it is None."""
     if path.suffix.lower() == ".csv":
-        for table in _frames(path, size):
+        for table, comma in _frames(path, size):
             if not isinstance(table.index, pd.RangeIndex):
                 raise DataError(f"rows have more cells than the header has names; {_CELLS}")
             yield {
-                name: values_of(column) if texts is None or name in texts else _typed(column)
+                name: values_of(column) if texts is None or name in texts else _typed(column, comma)
                 for name, column in table.items()
             }
         return
@@ -109,8 +109,9 @@ def _objects(path: Path) -> Iterator[object]:
             yield cells
 
 
-def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
-    """A CSV file with all cells as text."""
+def _frames(path: Path, size: int | None) -> Iterator[tuple[pd.DataFrame, bool]]:
+    """A CSV file with all cells as text, and whether its numbers have decimal commas: where these
+    are usual, spreadsheets put semicolons between cells."""
     # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
     # "None" and "null" are not missing values.
     how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
@@ -118,12 +119,17 @@ def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
     # pandas would give a column that comes twice another name.
     try:
         header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
+        for mark in ";\t":
+            if len(header) == 1 and mark in header[0]:
+                how["sep"] = mark
+                header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
         if any("\0" in name for name in header):
             raise DataError("the header has a NUL character; expected a text file in UTF-8")
         check_once([meant(name) for name in header if name])
         with pd.read_csv(path, na_values="", chunksize=size, iterator=True, **how) as tables:
             for part in _without_end(tables):
-                yield part.rename(columns=meant).map(meant, na_action="ignore")
+                cells = part.rename(columns=meant).map(meant, na_action="ignore")
+                yield cells, how.get("sep") == ";"
     except pd.errors.EmptyDataError as error:
         empty = "the first line is empty; expected the names of the columns"
         raise DataError(empty if path.stat().st_size else "the file is empty") from error
@@ -157,8 +163,10 @@ def check_once(names: Sequence[object]) -> None:
         raise DataError(f"column {shown(twice)} is there twice; expected different names")
 
 
-def _typed(column: pd.Series) -> list[Any]:
+def _typed(column: pd.Series, comma: bool) -> list[Any]:
     there = column.dropna()
+    if comma and len(there) and there.str.fullmatch(_REAL.replace(r"\.", ",")).all():
+        return [None if pd.isna(cell) else float(cell.replace(",", ".")) for cell in column]
     for pattern, number in ((_INTEGER, int), (_REAL, float)):
         if len(there) and there.str.fullmatch(pattern).all():
             return [None if pd.isna(cell) else number(cell) for cell in column]

@@ -61,7 +61,8 @@ def read_ratings(values: Sequence[Any], column: str, what: str = "rating") -> Te
 
     def check_number(value: Any) -> None:
         if isinstance(value, str) and not is_number(value):
-            raise CellError(f"{shown(value)} is not a number; expected a {what}, as 3.5")
+            comma = " and not 3,5" if is_number(value.replace(",", ".")) else ""
+            raise CellError(f"{shown(value)} is not a number; expected a {what}, as 3.5{comma}")
 
     # One cell in another form, such as " 3.5", makes a reader turn all the others into str.
     read_cells(values, column, check_number)

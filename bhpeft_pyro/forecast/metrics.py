@@ -243,8 +243,8 @@ class Score:
         error: its standard error.
         simplest: what the value is compared with, in words.
         other: the value of the simplest forecast.
-        clear: whether the forecast is better than that by more than two standard errors of the
-            difference on the same examples.
+        gain, gain_error: by how much the forecast is better than that, and the standard error of
+            this difference on the same examples.
         examples: how many, in words.
     """
 
@@ -253,7 +253,8 @@ class Score:
     error: float
     simplest: str
     other: float
-    clear: bool
+    gain: float
+    gain_error: float
     examples: str
 
     @classmethod
@@ -265,7 +266,7 @@ class Score:
         >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]]])
         >>> print(Score.of(ClassForecast.from_draws(draws, labels=[0, 1, 1, 0]), torch.ones(9)))
         accuracy 1.000 ± 0.000 on 4 held-out rows (always the most frequent class: 0.500); not \
-clearly better than that: label more rows, or try another backbone
+clearly better than that (by 0.500 ± 0.289): label more rows, or try another backbone
         """
         loss = forecast.loss(forecast.observed())
         simplest, other = forecast.simplest(known)
@@ -275,8 +276,12 @@ clearly better than that: label more rows, or try another backbone
         count = f"{len(forecast)} held-out {'rows' if forecast.rows is None else 'words'}"
         if forecast.higher_is_better:
             value, less = 1 - value, 1 - less
-        clear = gain > _CLEAR * error
-        return cls(forecast.quality, value, own_error, simplest, less, clear, count)
+        return cls(forecast.quality, value, own_error, simplest, less, gain, error, count)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the forecast is better by more than two standard errors of the difference."""
+        return self.gain > _CLEAR * self.gain_error
 
     def __str__(self) -> str:
         said = (
@@ -285,7 +290,9 @@ clearly better than that: label more rows, or try another backbone
         )
         if self.clear:
             return said
-        return f"{said}; not clearly better than that: label more rows, or try another backbone"
+        by = f"{self.gain:.3f} ± {self.gain_error:.3f}"
+        said = f"{said}; not clearly better than that (by {by})"
+        return f"{said}: label more rows, or try another backbone"
 
 
 def mean_and_error(values: Tensor, rows: Tensor | None = None) -> tuple[float, float]:

@@ -31,7 +31,7 @@ _SHOWN = {
     "hybrid, learnt covariance": "five components, learnt covariances",
 }
 
-_SHORTER = {"140 steps": "passes", "three evaluations without a better state": "stop"}
+_SHORTER = {"140 steps at most": "passes", "three evaluations without a better state": "stop"}
 
 
 def tables(folder: Path, tasks: dict[str, str], rows: int = 400) -> Iterator[Table]:

@@ -119,10 +119,9 @@ def _frames(path: Path, size: int | None) -> Iterator[tuple[pd.DataFrame, bool]]
     # pandas would give a column that comes twice another name.
     try:
         header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
-        for mark in ";\t":
-            if len(header) == 1 and mark in header[0]:
-                how["sep"] = mark
-                header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
+        if len(header) == 1 and (mark := next((m for m in ";\t" if m in header[0]), None)):
+            how["sep"] = mark
+            header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
         if any("\0" in name for name in header):
             raise DataError("the header has a NUL character; expected a text file in UTF-8")
         check_once([meant(name) for name in header if name])

@@ -245,6 +245,14 @@ def run_all(
     if executor is not None and away:
         results = chain(in_workers(executor, rounds[:away]), results)
     fitted: list[Fitted] = []
+
+    def so_far(last: object) -> object:
+        """The fitted components, or else the last good state of the one that failed."""
+        if fitted:
+            components = [component.posterior for component in fitted]
+            last = MixturePosterior.of_round(components, first.options, lineage)
+        return last.replace(novelty=novelty) if isinstance(last, Posterior) else last
+
     parts = parts_of(len(rounds))
     with bars(first.options.progress), work("fit", parts, at_once=True) as whole:
         try:
@@ -253,23 +261,15 @@ def run_all(
                 whole.next()
             whole.name("mixture")
             posterior = joined(fitted, first.held_out, first.options, labels, lineage, unlabelled)
-        except Exception as error:
-            if not (fitted or isinstance(error, FitError)):
+        except FitError as error:
+            error.posterior = so_far(error.posterior)
+            raise
+        except Exception as error:  # too little memory, say
+            if not fitted:
                 raise
-            failed = (
-                error
-                if isinstance(error, FitError)
-                else FitError(
-                    f"the fit ended after {len(fitted)} of {len(rounds)} components: {error!r}"
-                )
-            )
-            if fitted:
-                components = [component.posterior for component in fitted]
-                failed.posterior = MixturePosterior.of_round(components, first.options, lineage)
-            if isinstance(failed.posterior, Posterior):
-                failed.posterior = failed.posterior.replace(novelty=novelty)
-            if failed is error:
-                raise
+            done = f"{len(fitted)} of {len(rounds)} components"
+            failed = FitError(f"the fit ended after {done}: {error!r}")
+            failed.posterior = so_far(None)
             raise failed from error
     posterior = posterior.replace(novelty=novelty)
     return posterior.with_report(id=gathered(posterior.report.id)[0])  # each rank made its own

@@ -223,7 +223,9 @@ def check_identity(backbone: PreTrainedModel, saved: Mapping[str, Any]) -> None:
         if now is not None and now != was:
             raise _another(backbone, saved, f"its {name} was {was!r}, not {now!r} as in")
     if any(saved[k] != own[k] for k in ("fingerprint", "weights", "rows")):
-        raise _another(backbone, saved, "its weights differ from those of")
+        dtype = str(backbone.dtype).removeprefix("torch.")
+        how = "its weights differ from those of"
+        raise _another(backbone, saved, how, f", which is in {dtype} (its own may be another)")
 
 
 def fixed_outputs(network: RandomPEFT) -> list[list[float]]:
@@ -284,10 +286,12 @@ def check_outputs(
         )
 
 
-def _another(backbone: PreTrainedModel, saved: Mapping[str, Any], how: str) -> SaveError:
+def _another(
+    backbone: PreTrainedModel, saved: Mapping[str, Any], how: str, more: str = ""
+) -> SaveError:
     return SaveError(
         f"backbone: this posterior was fitted on another one ({saved['name'] or 'unnamed'!r}); "
-        f"{how} {backbone.config._name_or_path or 'the one given'!r}"
+        f"{how} {backbone.config._name_or_path or 'the one given'!r}{more}"
     )
 
 

@@ -184,9 +184,9 @@ def test_functions_that_make_no_optimizer_or_guide() -> None:
     for made, message in ((lambda _: 4, "optimizer: .*, got 4"), (object, "takes no arguments")):
         with pytest.raises(ConfigError, match=message):
             bh.fit(tiny_model(()), "normal", GOOD, optimizer=made, progress=False)  # type: ignore[arg-type]
-    with pytest.raises(GuideError, match=r"^guide: calling Head\(.* with None: .*missing"):
+    with pytest.raises(GuideError, match=r"^guide: calling Head\(.* with None, .*missing"):
         bh.fit(tiny_model(()), bh.Head(2), GOOD, progress=False)  # type: ignore[arg-type]
-    with pytest.raises(GuideError, match=r"^guide: calling .* with None: .*'size'"):
+    with pytest.raises(GuideError, match=r"^guide: calling .* with None, .*'size'"):
         bh.fit(tiny_model(()), lambda batch: batch.size, GOOD, progress=False)
     with pytest.raises(ConfigError, match=r"^components=1,000,.* expected at most \d"):
         bh.fit(tiny_model(()), "normal", GOOD, components=10**5000, progress=False)

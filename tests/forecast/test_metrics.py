@@ -323,7 +323,7 @@ def test_classes_are_beside_the_most_frequent_one():
     )
     chance = Score.of(forecast, torch.tensor([1, 0, 0]))
     assert chance.other == 1.0 and not chance.clear
-    assert "; not clearly better than that: " in str(chance)
+    assert "; not clearly better than that (by " in str(chance)
 
 
 def test_other_kinds_are_beside_their_simplest_forecast():

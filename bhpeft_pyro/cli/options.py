@@ -251,7 +251,7 @@ class Reading:
     @property
     def texts(self) -> list[str]:
         """Columns of a CSV file that are texts, even if all of them look like numbers."""
-        inputs = (self.text_column or "text", self.pair_column, "question")
+        inputs = (self.text_column or "text", self.pair_column, "question", "answer")
         return [column for column in inputs if column and column != self.label_column]
 
 

@@ -71,7 +71,7 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     """A table for a posterior, which has the columns that it was fitted to."""
     kind, columns = posterior.model.likelihood.kind, posterior.columns
     label = columns.target(kind)
-    table = load(source, columns.inputs(kind))
+    table = load(source, columns.texts(kind))
     for column in (*columns.inputs(kind), *((label,) if labelled else ())):
         if column not in table.column_names:
             raise DataError(

@@ -88,6 +88,11 @@ class Columns:
             return (self.question, self.choices)
         return (self.text,) if self.pair is None else (self.text, self.pair)
 
+    def texts(self, kind: Kind) -> tuple[str, ...]:
+        """The columns of a CSV file that stay text, whatever they look like: the inputs, and of
+        choices the answer, as "2" may be the text of one."""
+        return (*self.inputs(kind), *((self.answer,) if kind == "choice" else ()))
+
     def target(self, kind: Kind) -> str:
         """The column to predict."""
         return self.answer if kind == "choice" else self.label

@@ -59,9 +59,7 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
         name = type(source).__name__
         raise DataError(f"source is a {name}; pass one of its splits: {splits}")
     if isinstance(source, (str, Path)):
-        # An answer that looks like a number may be the text of a choice.
-        texts = (*columns.inputs(kind), *((target,) if kind == "choice" else ()))
-        source = _loaded(source, texts)
+        source = _loaded(source, columns.texts(kind))
     elif isinstance(source, IterableDataset):
         stream: Any = source.with_format(None)
         names = stream.column_names or ()  # it may not know them

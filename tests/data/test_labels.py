@@ -258,3 +258,5 @@ def test_an_answer_is_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
     floats = encode(gaps, tiny_tokenizer(), kind="choice").labels
     for labels in (read, given, floats):
         assert labels is not None and labels.tolist() == [1, 2]
+    for texts in (Reading().texts, Columns().texts("choice")):  # as `bhpeft` reads it
+        assert load(csv, texts)["answer"][:] == ["2", "2"]

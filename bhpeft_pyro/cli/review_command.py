@@ -95,8 +95,8 @@ def _beside(run: Path) -> Path:
     from .saved import ROUNDS
 
     run = run.resolve()  # "." and ".." have no name
-    if ROUNDS in (run.name, run.parent.name):  # beside the stream, which has rounds of its own
-        run = run.parent if run.name == ROUNDS else run.parent.parent
+    while ROUNDS in (run.name, run.parent.name):  # beside the stream, which has rounds of its own
+        run = run.parent
     return run.with_name(f"{run.name}-reviewed")
 
 

@@ -113,11 +113,7 @@ def check_coverage(promised: Promise, level: float) -> None:
         ConfigError: it is of several labels a text, or crepes is missing.
         DataError: there are too few calibration rows for intervals.
     """
-    if promised.kind not in ("class", "choice", "rating"):
-        raise ConfigError(
-            f"level: got a promise of kind {promised.kind!r}; expected 'class', 'choice' or "
-            "'rating'"
-        )
+    _check_kind("level", promised, ("class", "choice", "rating"))
     if promised.kind == "rating" and promised.rows < (fewest := _rows_needed(level)):
         raise DataError(
             f"level={level:g}: {promised.rows} calibration rows; expected at least {fewest}"
@@ -154,12 +150,16 @@ def _calibrated(forecast: Forecast, what: str, kinds: tuple[str, ...]) -> Promis
             f"{what}: the forecast has no calibration rows; expected one that was made after "
             "posterior.promise(calibration), in the way that this promise is for"
         )
-    if forecast.promised.kind not in kinds:
+    _check_kind(what, forecast.promised, kinds)
+    return forecast.promised
+
+
+def _check_kind(what: str, promised: Promise, kinds: tuple[str, ...]) -> None:
+    if promised.kind not in kinds:
         raise ConfigError(
-            f"{what}: got a forecast of kind {forecast.promised.kind!r}; expected "
+            f"{what}: got a forecast of kind {promised.kind!r}; expected "
             f"{' or '.join(map(repr, kinds))}"
         )
-    return forecast.promised
 
 
 def _say_classes(labels: np.ndarray, level: float, names: Any) -> None:

@@ -290,9 +290,10 @@ clearly better than that (by 0.500 ± 0.289): label more rows, or try another ba
         )
         if self.clear:
             return said
-        by = f"{self.gain:.3f} ± {self.gain_error:.3f}"
-        said = f"{said}; not clearly better than that (by {by})"
-        return f"{said}: label more rows, or try another backbone"
+        return (
+            f"{said}; not clearly better than that (by {self.gain:.3f} ± {self.gain_error:.3f}): "
+            "label more rows, or try another backbone"
+        )
 
 
 def mean_and_error(values: Tensor, rows: Tensor | None = None) -> tuple[float, float]:

@@ -176,7 +176,7 @@ class LabelsForecast(Forecast):
         if self.label_names is not None and not isinstance(labels, Tensor):
             cells: Any = labels.tolist() if hasattr(labels, "tolist") else labels
             labels, *_ = read_labels([*cells], "labels", None, self.label_names, None, False)
-        return replace(self, labels=as_labels(labels))
+        return super().with_labels(labels)
 
     def best_threshold(self) -> Tensor:
         """(K,) thresholds that maximise each label's F1 on these texts; use them on other texts.

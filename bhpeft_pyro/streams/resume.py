@@ -157,9 +157,13 @@ def check_same_batch(posterior: Posterior, number: int, name: str, data: object)
         same = False
     if not same:
         other = " with other data" if report.name == name else ""
-        before = posterior.lineage[number - 1].id if number else ""
-        hint = f"; `bhpeft history FOLDER --keep {before}` takes back what came after that round"
+        hint = ""
+        if number:
+            before = posterior.lineage[number - 1].id
+            hint = (
+                f"; `bhpeft history FOLDER --keep {before}` takes back what came after that round"
+            )
         raise ConfigError(
             f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
-            f"{number + 1} is {name!r}{other}{hint if before else ''}"
+            f"{number + 1} is {name!r}{other}{hint}"
         )

@@ -54,11 +54,12 @@ OURS = "posterior as prior"
 """What the names of the arms begin with whose cost is measured."""
 
 
-def updating(components: int = 1) -> Arm:
+def updating(components: int = 1, keep: float = 1.0) -> Arm:
     """`Posterior.update`.
 
     Args:
         components: of the posterior.
+        keep: of `update`; below 1 it forgets on purpose.
     """
 
     def learner(setup: Setup) -> Learner:
@@ -68,7 +69,7 @@ def updating(components: int = 1) -> Arm:
             if last is None:
                 options |= {"unlabelled": setup.unlabelled, "components": components}
                 return fit(setup.model(), GUIDE, data, **options)
-            return last.update(data, **options)
+            return last.update(data, keep=keep, **options)
 
         return learn
 
@@ -153,6 +154,7 @@ def _after(last: Posterior, new: Posterior, data: Examples) -> Posterior:
 ARMS: dict[str, Arm] = {
     OURS: updating(),
     f"{OURS}, 5 components": updating(components=5),
+    f"{OURS}, keep 0.9": updating(keep=0.9),
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
     "deterministic sequential, replay 0.05": fine_tuning(replay=0.05),

@@ -7,7 +7,7 @@ from typing import get_args
 import pandas
 from datasets import Dataset
 
-from ..base.checks import COUNT, check, one_of, string
+from ..base.checks import COUNT, check, one_of, string, warn
 from ..base.names import Period
 from ..data.columns import wrong
 from ..errors import DataError
@@ -22,7 +22,8 @@ _FORMATS: dict[Period, tuple[str, str]] = {  # pandas' frequency, and the name o
 
 
 def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, Dataset]:
-    """One batch for each day, week, month, quarter or year that has rows.
+    """One batch for each day, week, month, quarter or year that has rows. Warns if the last one is
+    not over yet: a stream that has learnt it cannot add the rows that are still to come.
 
     Args:
         table: rows in any order; within a batch they are in order of time.
@@ -44,6 +45,11 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
     times = _times(table, column)
     frequency, name = _FORMATS[every]
     starts = times.dt.to_period(frequency)
+    if (end := starts.max().end_time) > pandas.Timestamp.now("UTC").tz_localize(None):
+        warn(
+            f"{column}: the last {every} ends on {end:%Y-%m-%d} and is not over; once learnt, it "
+            "takes no more rows. Leave out its rows until then"
+        )
     names = (starts.dt.start_time.dt if every == "week" else starts.dt).strftime(name)
     groups = names.groupby(names).groups
     return {str(batch): table.select(rows.tolist()) for batch, rows in groups.items()}

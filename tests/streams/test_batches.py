@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas
 import pytest
 from datasets import Dataset
 
-from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, DataError
 from bhpeft_pyro.streams import by_count, by_period
 
 
@@ -44,3 +44,11 @@ def test_periods() -> None:
     for cut in (partial(by_period, frame, "day"), partial(by_count, frame, 1)):
         with pytest.raises(ConfigError, match="table: expected a"):
             cut()
+
+
+def test_a_period_that_is_not_over() -> None:
+    today = datetime.now(UTC)
+    before = Dataset.from_dict({"day": [f"{today - timedelta(days=8):%Y-%m-%d}"]})
+    by_period(before, "day", "week")  # is over on every day of the week
+    with pytest.warns(BHPEFTWarning, match=r"day: the last week ends on \d+-\d+-\d+ and is not"):
+        by_period(Dataset.from_dict({"day": [f"{today:%Y-%m-%d}"]}), "day", "week")

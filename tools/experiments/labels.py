@@ -47,6 +47,7 @@ SIZES = (20, 40, 80, 120, 160, 200, 250, 300, 400)
 """Labels bought, after each batch."""
 POOL = 2000
 """Texts whose labels can be bought."""
+_UNLABELLED = 400  # of them, which show along which axes texts differ
 _TASKS = {
     "small": ("news-agnews", "sst, stars", "sentiment-tweets"),
     "tiny": ("classes", "ratings", "choices"),
@@ -154,7 +155,7 @@ class Bought:
             "laplace",
             self.data.train.select(rows),
             columns=replace(self.task.columns, max_length=self.task.max_length),
-            unlabelled=self.texts,
+            unlabelled=self.texts.select(range(min(_UNLABELLED, len(self.data.train)))),
             components=self.components,
             max_steps=self.steps,
             seed=self.seed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -21,6 +21,8 @@ import torch
 import typer
 from datasets import Dataset
 from skactiveml.pool import batch_bald
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from bhpeft_pyro import __version__
 from bhpeft_pyro.cli.app import quietly, spoken_errors
@@ -117,6 +119,30 @@ ARMS: dict[str, Arm] = {
 """What is compared; the last two look at each text alone."""
 
 
+_READ: dict[bytes, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class _Remembering(Head):
+    """A head that never runs the frozen transformer twice on a text: for fits without PEFT weights,
+    whose features never change. One experiment has one transformer."""
+
+    def read(
+        self,
+        backbone: PreTrainedModel,
+        inputs: Mapping[str, Any],
+        mask: Tensor,
+        causal: bool,
+        spans: Tensor | None = None,
+    ) -> Tensor:
+        texts = zip(inputs["input_ids"], mask.bool(), strict=True)
+        keys = [ids[real].cpu().numpy().tobytes() for ids, real in texts]
+        if any(key not in _READ for key in keys):
+            features = super().read(backbone, inputs, mask, causal, spans)
+            _READ.update(zip(keys, features, strict=True))
+        return torch.stack([_READ[key] for key in keys])
+
+
 @dataclass(frozen=True)
 class Bought:
     """One arm's purchases for one task and seed.
@@ -161,6 +187,8 @@ class Bought:
             seed=self.seed,
             progress=False,
         )
+        # Novelty, which nothing here is about, would take a pass of its own.
+        posterior = posterior.replace(novelty=None)
         scores = posterior.evaluate(self.data.tests["test"])
         following = arm.then(posterior, self.texts, rows, n, self.seed) if n else []
         return {"rows": rows, "next": following, "scores": scores}
@@ -174,7 +202,8 @@ class Bought:
         """One that is not fitted."""
         torch.manual_seed(self.seed)
         backbone, tokenizer = self.load()
-        network = RandomPEFT(backbone, kinds, Head(self.task.outputs), tokenizer)
+        head = (Head if kinds else _Remembering)(self.task.outputs)
+        network = RandomPEFT(backbone, kinds, head, tokenizer)
         return Model(network, None, self.task.likelihood())
 
 

@@ -137,6 +137,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i, t in enumerate(texts(2, 9))
     )
     write("news-reuters-1987", news)
+    for number, source in enumerate(protocols.QUESTIONS.values()):
+        asked = (
+            {"question": t, "choices": ["w5", "w6", "w7"][: 2 + i % 2], "answer": i % 2}
+            for i, t in enumerate(texts(3, 11 + number))
+        )
+        write(source, asked)
     backbone_in(tmp_path / "backbone")
     monkeypatch.setattr(stream, "minilm", lambda: tmp_path / "backbone")
     return tmp_path
@@ -166,7 +172,10 @@ def test_protocols_share_no_text_and_come_in_their_order(folder: Path) -> None:
         assert [text.split()[0] for text in batch["text"]] == [f"w{5 + k}" for k in batch["label"]]
     assert read("orders", folder, seed=1).batches["nyt"]["text"] != there.batches["nyt"]["text"]
     rated = read("orders-ratings", folder)
-    assert rated.classes is None and {*rated.batches["nyt"]["label"]} == {-3.0, 2.5, 0.2}
+    assert rated.kind == "rating" and {*rated.batches["nyt"]["label"]} == {-3.0, 2.5, 0.2}
+    first, second = (read("questions", folder, seed=seed) for seed in (0, 1))
+    assert list(first.batches) == list(second.batches)[::-1] == ["OpenBookQA", "ARC"]
+    assert not {*first.batches["ARC"]["question"]} & {*first.tests["ARC"]["question"]}
     weeks = read("weekly", folder)
     assert [(name, len(batch)) for name, batch in weeks.batches.items()] == [
         *(("1987-02-23", 4), ("1987-03-02", 20), ("1987-03-09", 20)),
@@ -226,6 +235,7 @@ OURS, PLAIN = "posterior as prior", "deterministic sequential"
         ("rounds", list(ARMS), "lora"),
         ("orders", [OURS, PLAIN, AT_ONCE], "head_only"),
         ("orders-ratings", [OURS, AT_ONCE], "head_only"),
+        ("questions", [OURS, AT_ONCE], "head_only"),
         ("weekly", [OURS, PLAIN], "head_only"),
     ],
 )
@@ -247,7 +257,7 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
     for name in arms:  # whole, however narrow the terminal is
         assert any(line.startswith(f"| {name} ") for line in lines)
     assert "seconds / plain round" in shown
-    assert ("| forgetting |" in shown) == protocol.startswith("orders")
+    assert ("| forgetting |" in shown) == protocol.startswith(("orders", "questions"))
     score = "mse" if protocol == "orders-ratings" else "accuracy"
     assert (f"{score} at the end" in shown) == (protocol != "weekly")
     assert len(list((folder / "out").glob("*.json"))) == len(arms) + 1

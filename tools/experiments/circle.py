@@ -94,7 +94,7 @@ def circle(
         """What has learnt the first week, which all arms have in common, and the other weeks."""
         stream = Encoded(PROTOCOLS["weekly"].read(data, seed, rows, 0), backbone)
         torch.manual_seed(seed)
-        frozen, head = AutoModel.from_pretrained(backbone), Head(stream.classes or 1)
+        frozen, head = AutoModel.from_pretrained(backbone), Head(stream.classes)
         network = RandomPEFT(frozen, upper_hybrid(), head, stream.tokenizer)
         model, first = Model(network, likelihood=Categorical()), next(iter(stream.batches.values()))
         return fit(model, GUIDE, first, components=1, seed=seed, progress=False), stream.batches

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -25,6 +26,7 @@ from .tasks import once, read
 __all__ = ["PROTOCOLS", "Protocol", "Stream"]
 
 DOMAINS = ("tweets", "amazon", "movies", "nyt")
+QUESTIONS = {"OpenBookQA": "commonsense-openbookqa-train", "ARC": "commonsense-arc-easy-train"}
 _ORDERS = list(permutations(DOMAINS))
 _STEP = 7  # in the list of orders, from seed to seed, so that all domains soon come first
 _FIRST = 10  # rows of the first of `rounds`; each has twice as many as the one before
@@ -33,17 +35,20 @@ _UNLABELLED = 400  # texts besides, at most: ten are too few to tell along which
 
 @dataclass(frozen=True)
 class Stream:
-    """Data in their order, with columns text and label (a whole number, or a rating).
+    """Data in their order, with columns text and label (a whole number, or a rating); or question,
+    choices and answer.
 
     Attributes:
-        classes: how many there are; None of ratings.
+        kind: of the labels.
+        classes: how many there are; 1 of ratings and choices.
         batches: what is learnt, by name.
         tests: one for each batch, scored after every round; or none.
         final: scored after the last round; or none.
         unlabelled: texts that may be read before the first round; or none.
     """
 
-    classes: int | None
+    kind: Literal["class", "rating", "choice"]
+    classes: int
     batches: Mapping[str, Dataset]
     tests: Mapping[str, Dataset]
     final: Dataset | None = None
@@ -82,7 +87,7 @@ def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
     *parts, others = _parts(train, [*sizes, spare], seed)
     names = (str(size) for size in sizes)
     unlabelled = others.remove_columns("label") if spare else None
-    return Stream(2, dict(zip(names, parts, strict=True)), {}, final, unlabelled)
+    return Stream("class", 2, dict(zip(names, parts, strict=True)), {}, final, unlabelled)
 
 
 def _domains(folder: Path, seed: int, rows: int, test: int, rated: bool = False) -> Stream:
@@ -96,7 +101,15 @@ def _domains(folder: Path, seed: int, rows: int, test: int, rated: bool = False)
         else:
             table = _two_classes(folder, f"sentiment-{domain}", "rating", middle=0.0, margin=0.5)
         batches[domain], tests[domain] = _parts(table, [rows, test], seed)
-    return Stream(None if rated else 2, batches, tests)
+    return Stream("rating" if rated else "class", 1 if rated else 2, batches, tests)
+
+
+def _questions(folder: Path, seed: int, rows: int, test: int) -> Stream:
+    """The sources of questions, in another order for odd seeds."""
+    batches, tests = {}, {}
+    for name in sorted(QUESTIONS, reverse=seed % 2 == 0):
+        batches[name], tests[name] = _parts(read(folder, QUESTIONS[name]), [rows, test], seed)
+    return Stream("choice", 1, batches, tests)
 
 
 def _weekly(folder: Path, seed: int, rows: int, test: int) -> Stream:
@@ -109,13 +122,14 @@ def _weekly(folder: Path, seed: int, rows: int, test: int) -> Stream:
     for week, batch in by_period(table, "date", "week").items():
         chosen = torch.randperm(len(batch), generator=generator)[:rows]
         batches[week] = batch.select(chosen.sort().values.tolist())
-    return Stream(len(topics), batches, {})
+    return Stream("class", len(topics), batches, {})
 
 
 PROTOCOLS = {
     "rounds": Protocol(_rounds, rows=640, test=200),
     "orders": Protocol(_domains, rows=100, test=100),
     "orders-ratings": Protocol(partial(_domains, rated=True), rows=100, test=100),
+    "questions": Protocol(_questions, rows=200, test=200),
     "weekly": Protocol(_weekly, rows=100, test=0),
 }
 
@@ -130,9 +144,10 @@ def _two_classes(folder: Path, file: str, column: str, middle: float, margin: fl
 
 
 def _parts(table: Dataset, sizes: Sequence[int], seed: int) -> list[Dataset]:
-    """Random rows for each part, no text in two."""
+    """Random rows for each part, no text or question in two."""
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
-    table = once(table.select(order.tolist()), "text")
+    asked = "question" if "question" in table.column_names else "text"
+    table = once(table.select(order.tolist()), asked)
     if len(table) < sum(sizes):
         raise DataError(f"{sum(sizes)} rows are needed, there are {len(table)}")
     parts = torch.arange(sum(sizes)).split(list(sizes))

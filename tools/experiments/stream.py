@@ -1,16 +1,16 @@
 """Sequential updating on real text: `python -m tools.experiments.stream`.
 
-Rounds of doubling size, domains in turn, weeks of news: each batch is predicted first, then learnt,
-by the posterior as the prior and by what it is to be compared with. One result file for each run,
-written atomically; a run that was killed continues after its last round. Tables are made from the
-files alone.
+Rounds of doubling size, domains or sources of questions in turn, weeks of news: each batch is
+predicted first, then learnt, by the posterior as the prior and by what it is to be compared with.
+One result file for each run, written atomically; a run that was killed continues after its last
+round. Tables are made from the files alone.
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,7 +25,7 @@ from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
 from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.model.head import Head
-from bhpeft_pyro.model.likelihoods import Categorical, Normal
+from bhpeft_pyro.model.likelihoods import Categorical, Likelihood, MultipleChoice, Normal
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import presets
@@ -41,7 +41,13 @@ from .results import Run, check_names, check_settings, commit, complete, file_of
 
 __all__ = ["Encoded", "cost", "run", "setup", "stream"]
 
-_MAX_LENGTH = 32  # tokens; most sentences, and the headline of news
+# Tokens: most sentences, and the headline of news; questions with a choice, whole.
+_MAX_LENGTH = {"class": 32, "rating": 32, "choice": 64}
+_LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "class": Categorical,
+    "rating": partial(Normal, spread=2.0),
+    "choice": MultipleChoice,
+}
 _TIMED = 100  # rows, at most, of the round whose cost is measured
 
 
@@ -111,7 +117,7 @@ class Encoded:
     """A stream as one tokenizer sees it."""
 
     def __init__(self, stream: Stream, backbone: Path) -> None:
-        self.classes = stream.classes
+        self.kind, self.classes = stream.kind, stream.classes
         self.tokenizer = AutoTokenizer.from_pretrained(backbone)
         self.batches = {name: self._encode(table) for name, table in stream.batches.items()}
         self.tests = {name: self._encode(table) for name, table in stream.tests.items()}
@@ -126,9 +132,9 @@ class Encoded:
             return encode(
                 table,
                 self.tokenizer,
-                kind="class" if self.classes else "rating",
-                num_labels=self.classes,
-                columns=Columns(max_length=_MAX_LENGTH),
+                kind=self.kind,
+                num_labels=self.classes if self.kind == "class" else None,
+                columns=Columns(max_length=_MAX_LENGTH[self.kind]),
                 labelled=labelled,
             )
 
@@ -141,10 +147,10 @@ def setup(data: Encoded, backbone: Path, preset: str, seed: int) -> Setup:
         network = RandomPEFT(
             AutoModel.from_pretrained(backbone),
             tuple(getattr(presets, preset)()),
-            Head(data.classes or 1),
+            Head(data.classes),
             data.tokenizer,
         )
-        return Model(network, likelihood=Categorical() if data.classes else Normal(spread=2.0))
+        return Model(network, likelihood=_LIKELIHOODS[data.kind]())
 
     return Setup(model, data.batches, data.unlabelled, seed)
 

@@ -6,10 +6,13 @@ Nothing is imported by a name in a file, so a file cannot choose what runs.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SaveError
+
+_VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
 def path_of(thing: object) -> str:
@@ -44,11 +47,35 @@ def given_for(what: str, path: str, given: object) -> Any:
     return given
 
 
+def plain_attributes(thing: object) -> dict[str, Any]:
+    """The attributes of an object of the user's own that come back from JSON, as JSON has them.
+
+    >>> class Wide:
+    ...     def __init__(self):
+    ...         self.sds, self.made = (0.5, 1), object()
+    >>> plain_attributes(Wide())
+    {'sds': [0.5, 1]}
+    """
+    plain = {
+        key: value for key, value in getattr(thing, "__dict__", {}).items() if _is_plain(value)
+    }
+    attributes: dict[str, Any] = json.loads(json.dumps(plain))
+    return attributes
+
+
 def check_plain(what: str, make: Any, options: Mapping[str, Any], *given: object) -> None:
     """Refuse an object that could not be made again, by `make(*given, **options)`, from JSON."""
     name = getattr(make, "__qualname__", type(make).__qualname__)
     try:
-        inspect.signature(make).bind(*given, **options)
+        signature = inspect.signature(make)
+        bound = signature.bind(*given, **options).arguments
+        left = [
+            name
+            for name, argument in signature.parameters.items()
+            if name not in bound and argument.kind not in _VARIABLE
+        ]
+        if what == "guide" and isinstance(make, type) and left:  # a default may be another value
+            raise TypeError(f"missing a value for {', '.join(left)}")
     except (TypeError, ValueError) as error:
         expected = "an attribute of its name for each argument, as of a dataclass, and no others"
         if what == "guide":

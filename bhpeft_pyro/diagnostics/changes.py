@@ -24,7 +24,7 @@ from ..model.network import RandomPEFT
 from ..peft.sites import Role, Site
 from ..posterior.posterior import Posterior
 from ..prediction.draws import Draws, draw_parts
-from ..priors import earlier_posterior, unpack
+from ..priors import earlier_posterior, independent_normals, unpack
 from ..priors.structured import gated_layers
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes"]
@@ -291,39 +291,37 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
 
 def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
     """For each site the prior's mean and sd, then the posterior's, all of the site's shape."""
-    guide = posterior.guide
+    guide, model = posterior.guide, posterior.model
+    covered = latents(model)
+    for latent in covered:
+        if not latent.sites and not latent.is_site:
+            raise PriorError(
+                f"shifts: the prior also samples {latent.name!r}, on which its sites may depend; "
+                "expected independent Normals or an earlier posterior of such"
+            )
+    alone = [latent.name for latent in covered if not latent.sites]
+    before = independent_normals(model.prior, model.sites, alone, "shifts") if alone else {}
+    for latent in covered:
+        if latent.sites:  # of an earlier posterior
+            means = unpack(latent.prior.mean, latent.sites)
+            sds = unpack(latent.prior.stddev, latent.sites)
+            before |= {name: (means[name], sds[name]) for name in latent.sites}
     if guide.scales() or guide.point:
         means, sds = guide.strategy.prior_moments()
     else:
         try:
-            prior = prior_of(posterior.model, guide)
+            prior = prior_of(model, guide)
         except GuideError as error:
             raise GuideError(
                 f"shifts: the means and sds of {guide.title()} are not known; expected one of "
                 "bhpeft_pyro.guides"
             ) from error
-        alone, _ = earlier_posterior(prior, "shifts").independent()
-        bases: dict[str, Any] = {name: base_of(q) for name, q in alone.distributions.items()}
+        near, _ = earlier_posterior(prior, "shifts").independent()
+        bases: dict[str, Any] = {name: base_of(q) for name, q in near.distributions.items()}
         means, sds = ({k: getattr(b, part) for k, b in bases.items()} for part in ("loc", "scale"))
     moments = {}
-    for latent in latents(posterior.model):
-        prior, joint = latent.prior, latent.sites  # of an earlier posterior
-        if not joint and not latent.is_site:
-            raise PriorError(
-                f"shifts: the prior also samples {latent.name!r}, on which its sites may depend; "
-                "expected independent Normals or an earlier posterior of such"
-            )
-        if not joint and not isinstance(base_of(prior), Normal):
-            raise PriorError(
-                f"shifts: {latent.name!r} is {type(base_of(prior)).__name__} under the prior; "
-                "expected Normal"
-            )
-        before = [
-            unpack(flat, joint) if joint else {latent.name: flat}
-            for flat in (prior.mean, prior.stddev)
-        ]
-        for name in latent.names:
-            mean = means[name]
-            four = (*(flat[name] for flat in before), mean, sds.get(name, torch.zeros_like(mean)))
-            moments[name] = [t.detach().double().cpu() for t in four]
+    for name, two in before.items():
+        mean = means[name]
+        four = (*two, mean, sds.get(name, torch.zeros_like(mean)))
+        moments[name] = [t.detach().double().cpu() for t in four]
     return moments

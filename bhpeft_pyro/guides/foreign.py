@@ -25,6 +25,7 @@ from ..data.batch import Batch
 from ..errors import KEEP_TENSORS, ConfigError, GuideError
 from ..model.model import Model
 from ..priors import Prior, unpack
+from ..priors.vectorised import run_for_all_draws
 from .guide import Budget, Guide, key
 from .latent import latents, normal_on
 
@@ -165,17 +166,23 @@ class FunctionGuide(ForeignGuide):
             )
 
     def forward(self, batch: Batch | None = None) -> Any:
-        """Call the function with this module's parameters."""
+        """Call the function with this module's parameters. It is written for one draw, as a prior
+        is, and sees one, however many are made at once."""
+
+        def sample() -> dict[str, Tensor]:
+            self.function(batch)
+            return {}
+
         params = {name: self.parameters_[key(name)] for name in self._names}
         store = pyro.get_param_store()
         with store.scope({"params": params, "constraints": self._constraints}) as state:
-            result = self.function(batch)
+            values = run_for_all_draws(sample, "guide")
         if late := [name for name in state["params"] if name not in params]:
             raise GuideError(
                 f"guide: the function declares {', '.join(map(repr, late))} only if it gets data; "
                 "expected all parameters when it is called with None, as predictions call it"
             )
-        return result
+        return values
 
 
 def as_guide(guide: object) -> Guide:

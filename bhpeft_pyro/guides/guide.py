@@ -249,8 +249,9 @@ class Guide(nn.Module):
 
 
 def key(site: str) -> str:
-    """A site's name as the name of a torch parameter, which cannot contain dots."""
-    return site.replace(".", "/")
+    """A site's name as the name of a torch parameter, which cannot contain dots; another one for
+    each site."""
+    return site.replace("%", "%25").replace("/", "%2F").replace(".", "/")
 
 
 def _announce(name: str, parameter: nn.Parameter) -> None:

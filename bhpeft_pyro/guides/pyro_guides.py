@@ -108,8 +108,11 @@ class PyroGuide(Guide):
         again from its class."""
         if type(auto) not in PYROS.values():
             return None
+        structured = isinstance(auto, pyro_guides.AutoStructured)
+        names = ("conditionals", "dependencies") if structured else ("rank",)
+        options = {name: getattr(auto, name) for name in names if hasattr(auto, name)}
         try:
-            guide = cls(model, type(auto), **({"rank": auto.rank} if hasattr(auto, "rank") else {}))
+            guide = cls(model, type(auto), **options)
             if "scale_tril" in auto.state_dict():  # of `laplace_approximation`, not constrained
                 normal, new = auto.get_posterior(), cast(Any, guide.auto)
                 scale = normal.scale_tril.diagonal()
@@ -299,6 +302,8 @@ class PyroGuide(Guide):
                 parameters = d * (2 + (options.get("rank") or max(1, round(d**0.5))))
             case "AutoMultivariateNormal":
                 parameters = d * (2 + d)
+            case "AutoStructured" if isinstance(options.get("dependencies"), Mapping):
+                parameters = d  # at least: a fitted one says itself which matrices it has
             case "AutoStructured":  # a matrix within each latent and one between any two
                 within = sum(prod(shape) ** 2 for shape in shapes or [(d,)])
                 parameters = 2 * d + (d * d + within) // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from math import prod
@@ -168,13 +169,14 @@ def _preset(preset: str, names: Sequence[str], width: float | None = None) -> di
 
 
 def trained_by_pyro(guide: Guide, model: Model) -> Guide:
-    """A guide that Pyro has trained on this model: a function's parameters are taken from Pyro's
-    store, and an autoguide becomes one that can be saved, if it can be made again."""
+    """A copy of a guide that Pyro has trained on this model: a function's parameters are taken from
+    Pyro's store, and an autoguide becomes one that can be saved, if it can be made again."""
     if isinstance(guide, FunctionGuide):
         guide.load_store()
+        return guide
     if isinstance(guide, ModuleGuide) and isinstance(guide.module, AutoGuide):
-        return PyroGuide.of(model, guide.module) or guide
-    return guide
+        return PyroGuide.of(model, guide.module) or guide  # Pyro's flows cannot be copied
+    return guide if guide.draws_kept else copy.deepcopy(guide)
 
 
 def check_sampled(model: Model, guide: Guide) -> None:

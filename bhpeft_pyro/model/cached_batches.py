@@ -136,7 +136,8 @@ def whole_batch(model: Model, data: object, columns: Columns = Columns()) -> Bat
     features, so that a step of a sampler costs no more than the head.
 
     Args:
-        model: the model that is sampled; after a fit of it, its head has principal axes.
+        model: the model that is sampled; after a fit of it, its head has principal axes. A fit that
+            comes later uses a copy, so what is sampled stays valid.
         data, columns: as for `fit`, and so are the errors.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -145,6 +146,7 @@ def whole_batch(model: Model, data: object, columns: Columns = Columns()) -> Bat
     """
     check_model(model)
     examples = model.encode(data, columns)
+    model.network.in_use = True  # features mean what they do in its present axes
     ((_, batch),) = CachedBatches(model, examples).prediction(len(examples))
     return batch.to(model.network.device)
 

@@ -262,6 +262,7 @@ class Model(PyroModule):
         weights = checked(self.prior, self.sites)
         if batch is None:
             return weights
+        self.network.in_use = True  # by Pyro's own inference, too: a later fit has a copy
         return self.likelihood(self.outputs_under(weights, batch), batch)
 
 

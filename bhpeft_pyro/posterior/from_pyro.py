@@ -35,9 +35,10 @@ def of(
 
     Args:
         model: the model that the guide was trained on.
-        guide: any guide. A function's parameters are taken from Pyro's global store. One of
-            Pyro's autoguides becomes a `guides.PyroGuide`, with a copy of its parameters, so
-            that it can be saved and updated.
+        guide: any guide, of which the posterior has a copy. A function's parameters are taken
+            from Pyro's global store. One of Pyro's autoguides becomes a `guides.PyroGuide`, which
+            can be saved and updated; an AutoGaussian, and a flow with options of its own, stay
+            themselves, so train them no further.
         data: what it has learnt, for the report, the names of the classes, `novelty`, and so that
             an update does not learn them again.
         columns: how data are read.

@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..base.distributions import Covariance, LowRankNormal, base_of
+from ..base.distributions import Covariance, EqualMixture, LowRankNormal, base_of
 from ..errors import PriorError
 from ..peft.sites import Site
 from .prior import Prior, complete
@@ -118,10 +118,14 @@ class JointPrior:
         self.normal, self.shapes, self.name, self.open = normal, dict(shapes), name, open
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        return self.sample(sites, self.normal)
+
+    def sample(self, sites: Sequence[Site], whole: TorchDistribution) -> dict[str, Tensor]:
+        """Sample the latent from a distribution, for the sites."""
         for site in sites:
             _check_shape(site, self.shapes.get(site.name))
         infer: Any = {"sites": self.shapes}  # for guides
-        values = unpack(pyro.sample(self.name, self.normal, infer=infer), self.shapes)
+        values = unpack(pyro.sample(self.name, whole, infer=infer), self.shapes)
         return {
             name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
             for name, value in values.items()
@@ -185,10 +189,12 @@ class JointPrior:
 
 
 class MixturePrior:
-    """A mixture of posteriors with equal weights: a call samples from one of them, at random.
+    """A mixture of posteriors with equal weights.
 
-    No guide can be fitted under it, because its density is not known; `update` fits each component
-    under its own part.
+    If each is joint over all sites, as after `laplace`, there is one latent, with the density of
+    the mixture. Otherwise a call samples from one of them, at random, and log densities are those
+    of that one. No guide can be fitted under a mixture; `update` fits each component under its own
+    part.
 
     Args:
         parts: the posteriors of independent fits, as priors.
@@ -214,6 +220,9 @@ class MixturePrior:
         return f"a mixture of {len(self.parts)}, the first of them {self.parts[0]!r}"
 
     def __call__(self, sites: Sequence[Site]) -> Mapping[str, Tensor]:
+        joint = [part for part in self.parts if isinstance(part, JointPrior)]
+        if len(joint) == len(self.parts):
+            return joint[0].sample(sites, EqualMixture([part.normal for part in joint]))
         return for_all_draws(self.parts[int(torch.randint(len(self.parts), ()))], sites)
 
 

@@ -14,7 +14,7 @@ from torch.distributions import Normal, constraints
 from torch.distributions.constraints import Constraint
 
 from ..base.distributions import Constrained, Covariance, LowRankNormal, base_of
-from ..base.user_code import given_for, path_of
+from ..base.user_code import given_for, path_of, plain_attributes
 from ..errors import SaveError
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
 from .function_space import FunctionSpaceNormal
@@ -39,8 +39,8 @@ _SUPPORTS: dict[str, type[Constraint]] = {
 
 def to_state(prior: Any, part: str) -> tuple[Plain, Tensors]:
     """A prior as plain data, and tensors whose names start with `part`. A user's own prior is its
-    import path; None is one that is not known. Raises a SaveError if a latent is not Normal in
-    unconstrained coordinates."""
+    import path, with the plain attributes that it must have again; None is one that is not known.
+    Raises a SaveError if a latent is not Normal in unconstrained coordinates."""
     name, tensors = type(prior).__name__, Tensors()
     if prior is None:
         return {"kind": "unknown"}, {}
@@ -62,7 +62,7 @@ def to_state(prior: Any, part: str) -> tuple[Plain, Tensors]:
             tensors |= {f"{part}.{name}.loc": normal.loc, f"{part}.{name}.scale": normal.scale}
         structure = prior.structure and to_state(prior.structure, part)[0]
         return {"kind": "posterior", "latents": latents, "structure": structure}, tensors
-    return {"kind": "custom", "path": path_of(prior)}, {}
+    return {"kind": "custom", "path": path_of(prior), "options": plain_attributes(prior)}, {}
 
 
 def joined(states: Iterable[tuple[Plain, Tensors]]) -> tuple[list[Plain], Tensors]:
@@ -101,7 +101,15 @@ def from_state(plain: Plain, tensors: Tensors, part: str, given: PriorLike | Non
         structure = structure and from_state(structure, tensors, part, given)
         return PosteriorPrior(distributions, structure)
     if kind == "custom":
-        return given_for("prior", fields["path"], given if given is None else as_prior(given))
+        made = given_for("prior", fields["path"], given if given is None else as_prior(given))
+        options = plain_attributes(made)
+        for name, saved in fields.get("options", {}).items():  # earlier files have none
+            if (got := options.get(name)) != saved:
+                raise SaveError(
+                    f"prior: this posterior was saved with {name}={saved!r:.80} of the prior; got "
+                    f"{got!r:.80}"
+                )
+        return made
     if kind != "unknown":
         raise SaveError(f"path: the saved posterior uses an unknown kind of prior, {kind!r}")
     return None

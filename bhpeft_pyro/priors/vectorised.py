@@ -1,7 +1,8 @@
-"""Priors are written for one draw, and run here for all draws at once.
+"""Priors, and guide functions, are written for one draw, and run here for all draws at once.
 
-A guide gives every latent leading dims of draws, `(*P, *shape)`. `torch.vmap` hides them from the
-prior, which so sees one draw; the Pyro handlers around it (plates, replay, trace) see all of them.
+Predictions and fits give every latent leading dims of draws, `(*P, *shape)`. `torch.vmap` hides
+them from the prior, which so sees one draw; the Pyro handlers around it (plates, replay, trace) see
+all of them.
 """
 
 from __future__ import annotations
@@ -52,18 +53,25 @@ def for_all_draws(prior: Prior, sites: Sequence[Site]) -> Mapping[str, Tensor]:
     """
     if getattr(prior, "vectorised", False):
         return prior(sites)
+    return run_for_all_draws(partial(prior, sites), "prior")
+
+
+def run_for_all_draws(
+    sample: Callable[[], Mapping[str, Tensor]], what: str
+) -> Mapping[str, Tensor]:
+    """The same for a function without arguments that samples; `what` it is, for messages."""
     first = _First()
     try:
         with first:
-            return prior(sites)
+            return sample()
     except _LeadingDims as error:
         lead = error.dims
     valid = is_validation_enabled()
 
     def one(number: Tensor) -> Mapping[str, Tensor]:
         # Validation would branch on values, which vmap hides.
-        with _Rest(number, lead, first.sampled, valid), pyro.validation_enabled(False):
-            return prior(sites)
+        with _Rest(number, lead, first.sampled, valid, what), pyro.validation_enabled(False):
+            return sample()
 
     values = torch.vmap(one, randomness="different")(torch.arange(lead.numel()))
     return {name: value.unflatten(0, lead) for name, value in values.items()}
@@ -101,23 +109,29 @@ class _Rest(Messenger):
     """Shows one draw of each value to the prior inside, and all draws to the handlers around it.
 
     `number` is that of the draw, under vmap; `lead` is P, the dims of the draws; `sampled` has the
-    values so far; `valid` says whether distributions validate their arguments.
+    values so far; `valid` says whether distributions validate their arguments; `what` samples.
     """
 
     def __init__(
-        self, number: Tensor, lead: torch.Size, sampled: Mapping[str, Tensor], valid: bool
+        self,
+        number: Tensor,
+        lead: torch.Size,
+        sampled: Mapping[str, Tensor],
+        valid: bool,
+        what: str,
     ) -> None:
         super().__init__()
-        self.number, self.lead, self.sampled, self.valid = number, lead, sampled, valid
+        self.number, self.lead, self.sampled = number, lead, sampled
+        self.valid, self.what = valid, what
 
     def _pyro_sample(self, message: Any) -> None:
         if site_is_subsample(message):
             return
         if plates := ", ".join(repr(frame.name) for frame in message["cond_indep_stack"]):
             raise PriorError(
-                f"prior: the site {message['name']!r} is in the plate {plates}, whose dim would "
-                "collide with those of the draws. Expected no plates; declare dims as events with "
-                ".to_event()"
+                f"{self.what}: the site {message['name']!r} is in the plate {plates}, whose dim "
+                "would collide with those of the draws. Expected no plates; declare dims as events "
+                "with .to_event()"
             )
         tensors: list[Tensor] = []
 

@@ -43,14 +43,14 @@ from .results import check_names, check_settings, commit, complete, file_of, loa
 from .tables import publish
 from .tasks import Split, Task, split
 
-__all__ = ["ARMS", "Arm", "Bought", "labels"]
+__all__ = ["ARMS", "SIZES", "TASKS", "Arm", "Bought", "labels"]
 
 SIZES = (20, 40, 80, 120, 160, 200, 250, 300, 400)
 """Labels bought, after each batch."""
 POOL = 2000
 """Texts whose labels can be bought."""
 _UNLABELLED = 400  # of them, which show along which axes texts differ
-_TASKS = {
+TASKS = {
     "small": ("news-agnews", "sst, stars", "sentiment-tweets"),
     "tiny": ("classes", "ratings", "choices"),
 }
@@ -227,7 +227,7 @@ def labels(
 ) -> None:
     """Buy labels; with all results there, only tables are made."""
     chosen = BUDGETS[budget]
-    tasks, arms = task or list(_TASKS[budget]), arm or list(ARMS)
+    tasks, arms = task or list(TASKS[budget]), arm or list(ARMS)
     check_names("task", tasks, chosen.tasks)
     check_names("arm", arms, ARMS)
     check_names("peft", [peft], PEFT)

@@ -23,7 +23,16 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
-from . import circle, decisions, new_labels, passes_report, stream_report, students
+from . import (
+    circle,
+    decisions,
+    labels,
+    labels_report,
+    new_labels,
+    passes_report,
+    stream_report,
+    students,
+)
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
@@ -347,6 +356,12 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         new_labels.table(load(folder / "new-labels", product(range(5), new_labels.ARMS))),
         students.table(load(folder / "students", [(seed,) for seed in range(5)])),
         circle.table(load(folder / "circle", product(range(5), circle.ARMS))),
+        *labels_report.tables(
+            load(
+                folder / "labels",
+                product(labels.TASKS["small"], range(5), labels.ARMS, labels.SIZES),
+            )
+        ),
     ]
 
 

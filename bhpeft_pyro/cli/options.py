@@ -71,13 +71,23 @@ def held_out(help: str, **how: Any) -> Any:
     )
 
 
+class _Once(yaml.BaseLoader):
+    """Reads each option once: of two, YAML takes the last, without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"{twice[0]!r} is there twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make a file's entries the defaults of a command, parsed as on the command line."""
     if path is None:
         return None
     try:
         # All scalars as text: they are parsed as on the command line.
-        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _Once) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--config: {path} cannot be read as YAML: {reason}") from error

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
-from .screen import say
+from .screen import command, say
 
 
 def promise(
@@ -68,4 +68,4 @@ def promise(
     )
     posterior.save(out, overwrite=True)
     typer.echo(str(posterior.promised))
-    say(f"saved in {out}; next: bhpeft predict {out} NEW_ROWS")
+    say(f"saved in {out}; next: {command('predict', out)} NEW_ROWS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ import typer
 
 from ..errors import BHPEFTError, ConfigError
 from . import options
-from .screen import say, table
+from .screen import command, say, table
 
 if TYPE_CHECKING:
     from ..decisions.queue import By, Queue
@@ -68,16 +69,16 @@ def queue(
     if _is_backbone(run):
         chosen = _first(run, data, n, by or "typical", text_column, seed, device)
         label = Columns().label
-        following = f"bhpeft fit {out} --backbone {run} --out RUN"
+        following = command("fit", out, "--backbone", run, "--out", "RUN")
     else:
         posterior = reading(open_run(Path(run), backbone, device), text_column)
         rows = rows_for(posterior, data, labelled=False)
         with in_file(data):
             chosen = posterior.queue(rows, n, by=by or "information", seed=seed)
         label = posterior.columns.target(posterior.model.likelihood.kind)
-        following = f"bhpeft update {run} {out} --out RUN"
+        following = command("update", run, out, "--out", "RUN")
     if text_column is not None:
-        following += f" --text-column {text_column}"
+        following += f" --text-column {shlex.quote(text_column)}"
     reasons = dict(zip(chosen.rows.tolist(), chosen.reasons, strict=True))
     picked: dict[int, dict[str, Any]] = {}
     names, first = dict[str, None](), 0

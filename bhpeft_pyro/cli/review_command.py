@@ -12,7 +12,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options
-from .screen import say
+from .screen import command, say
 
 
 def review(
@@ -87,7 +87,9 @@ def review(
         # The server has a handler of its own, and repeats the signal when it has ended.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         server.run(sockets=[listening])
-    following = f" in {out}; next: bhpeft update {run} {out} --out RUN" if session.labels else ""
+    following = (
+        f" in {out}; next: {command('update', run, out, '--out', 'RUN')}" if session.labels else ""
+    )
     say(f"{session.labels} labels{following}")
 
 

@@ -22,7 +22,7 @@ from ..streams import History
 from ..streams.history import ROUNDS
 from ..training.report_text import described
 from .options import POINTS, Fitting, Saving
-from .screen import print_json, say, show_metrics
+from .screen import command, print_json, say, show_metrics
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -214,9 +214,9 @@ def finish(
         say(posterior.report.score)
         if before is not None:
             say(f"since the last round, on these rows: {compared(newest, forecasts['before'])}")
-        say(f"next: bhpeft predict {out} NEW_ROWS predicts, and flags the least certain rows")
+        say(f"next: {command('predict', out)} NEW_ROWS predicts, and flags the least certain rows")
     else:
-        say(f"next: bhpeft evaluate {out} LABELLED_ROWS tells how good it is")
+        say(f"next: {command('evaluate', out)} LABELLED_ROWS tells how good it is")
     report = posterior.report
     say(f"{described(report)}\nsaved in {out}")
     if kept := posterior.facts.get("texts"):

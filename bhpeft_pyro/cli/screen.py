@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,16 @@ from ..errors import BHPEFTWarning
 
 Flags = Mapping[str, tuple[str, str]]
 """By the name of an argument its option, and the option that turns it off (or "")."""
+
+
+def command(*words: object) -> str:
+    """A command of this program as it is typed, with quotes where they are needed.
+
+    >>> command("update", "runs/first week", "new.csv")
+    "bhpeft update 'runs/first week' new.csv"
+    """
+    return shlex.join(["bhpeft", *map(str, words)])
+
 
 _VALUE = r"('[^']*'|\"[^\"]*\"|\((?:\.\.\.)?\)|[^\s,;:()]+)"
 _QUOTED = r"(?<!\w)(?:'[^']*'|\"[^\"]*\")"  # a text of the user's, or a name

@@ -75,7 +75,7 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     for column in (*columns.inputs(kind), *((label,) if labelled else ())):
         if column not in table.column_names:
             raise DataError(
-                f"{source} has no column {column!r}, which this posterior was fitted to; "
+                f"{source} has no column {column!r}, which this posterior reads; "
                 f"columns there: {', '.join(table.column_names)}"
             )
     names = posterior.columns.label_names

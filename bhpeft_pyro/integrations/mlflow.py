@@ -21,7 +21,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.models import Model, infer_signature
 from mlflow.models.model import ModelInfo
 
-from ..base.checks import strings
+from ..base.checks import check, strings
 from ..errors import ConfigError, SaveError
 from ..model.backbone import shared_name
 from ..posterior.posterior import Posterior
@@ -168,6 +168,7 @@ def _written(
     posterior: Posterior, save_backbone: bool | None, options: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Arguments of MLflow's functions, `options` among them, while the files are there."""
+    check(posterior, Posterior, "posterior", "a bh.Posterior")
     network, report = posterior.model.network, posterior.report
     if save_backbone is None:
         save_backbone = shared_name(network.backbone) is None

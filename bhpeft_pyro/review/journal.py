@@ -161,6 +161,8 @@ def labelled(decisions: Iterable[Decision], pool: Pool) -> list[dict[str, Any]]:
         if item is None or label is None:
             continue
         given = [one for one in of_text.values() if one.action == "label"]
+        if pool.kind != "rating":  # of which the label is the mean
+            given = [one for one in given if one.label == label]
         notes = " / ".join(one.note for one in given if one.note)
         about = zip(ABOUT, (", ".join(one.who for one in given), notes), strict=True)
         rows.append({**pool.records[item.row], pool.column: label, **dict(about)})

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from ..base.checks import shown
 from ..base.files import append, appended
+from ..data import Examples
 from ..data.copies import among
 from ..decisions.promises import Promise
 from ..decisions.watching import LEVEL, Watch, error_evidence
@@ -131,6 +132,11 @@ def read(payload: Any, served: Served) -> Labels:
     if not isinstance(payload, dict):
         raise Refused(422, f"got {shown(payload)}; expected an object with a text and its label")
     columns = columns_of(payload.get("rows", [payload]), served)
+    for name in ("random", "by"):
+        if "rows" in payload and name in columns:
+            raise Refused(
+                422, f'{name}: it is in a row; expected it beside "rows", for all of them'
+            )
     table = table_of(columns, served)
     target = served.posterior.columns.target(served.kind)
     labels = columns.get(target)
@@ -180,8 +186,7 @@ class Feedback:
             Refused: a label cannot be read, they are too many, or the file cannot be written.
         """
         try:
-            entries = _judged(served, labels, self.tokens)
-            table = {**labels.table, _ENTRY: entries}
+            table = {**labels.table, **_judged(served, labels, self.tokens)}
             cells = zip(*table.values(), strict=True)
             lines = (json.dumps(dict(zip(table, row, strict=True))) for row in cells)
             with self._turn:  # not while it predicts: `seen` would wait
@@ -225,8 +230,9 @@ def _which(promise: Promise | None) -> str | None:
     return sha256(str(promise).encode() + rows).hexdigest()[:12]
 
 
-def _judged(served: Served, labels: Labels, tokens: int) -> list[dict[str, Any]]:
-    """The entry of each row: how the round's forecast stands to its label."""
+def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]:
+    """The label of each row, in the same form whatever the request called it, and the entry: how
+    the round's forecast stands to it."""
     posterior = served.posterior
     examples = posterior.encode(labels.table)
     if len(examples.row_hashes) != labels.count:
@@ -257,10 +263,23 @@ def _judged(served: Served, labels: Labels, tokens: int) -> list[dict[str, Any]]
         "novelty": nothing if forecast.novelty is None else forecast.by_row(forecast.novelty),
         "counts": [promised is not None and labels.random and not old for old in learnt],
     }
-    return [
-        about | dict(zip(columns, cells, strict=True))
-        for cells in zip(*columns.values(), strict=True)
-    ]
+    cells = zip(*columns.values(), strict=True)
+    entries = [about | dict(zip(columns, row, strict=True)) for row in cells]
+    target = posterior.columns.target(served.kind)
+    return {target: forecast.by_row(_called(examples)), _ENTRY: entries}
+
+
+def _called(examples: Examples) -> list[Any]:
+    """The label of each example: the names of classes, the number of a choice, a rating."""
+    assert examples.labels is not None
+    names = examples.label_names
+    if examples.kind == "labels":
+        rows = examples.labels.int().tolist()
+        if names is None:
+            return rows
+        return [[name for name, there in zip(names, row, strict=True) if there] for row in rows]
+    values = examples.labels.tolist()
+    return values if names is None or examples.kind != "class" else [names[i] for i in values]
 
 
 def _entries(lines: Sequence[bytes], round: str) -> list[dict[str, Any]]:

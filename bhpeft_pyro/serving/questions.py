@@ -40,7 +40,7 @@ def table_of(columns: Mapping[str, Any], served: Served) -> Table:
     for name in (*served.texts, *served.numbers):
         if name not in columns:
             there = ", ".join(map(repr, columns)) or "none"
-            raise Refused(422, f"column {name!r} is missing; columns there: {shown(there)}")
+            raise Refused(422, f"column {name!r} is missing; columns there: {there:.200}")
         cells = columns[name]
         if not isinstance(cells, list) or not cells:
             raise Refused(

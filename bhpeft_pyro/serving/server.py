@@ -257,6 +257,7 @@ class Service:
             "max_client_batch_size": limits.texts,
             "auto_truncate": True,
             "version": __version__,
+            "name": self.name,
             "round": served.id,
             "round_before": None if before is None else before.id,
             "kind": served.kind,
@@ -299,6 +300,10 @@ class Service:
         name = payload.get("round") if isinstance(payload, dict) else payload
         if not isinstance(name, str | None) or not isinstance(payload, dict):
             raise Refused(422, f"round: got {shown(name)}; expected the id or folder of a round")
+        if others := payload.keys() - {"round"}:
+            raise Refused(
+                422, f"got {', '.join(map(repr, sorted(others)))}; expected 'round' alone"
+            )
         async with self._exchange:
             try:
                 served = await asyncio.to_thread(self.source.load, name, self.engine.served)
@@ -314,12 +319,12 @@ class Service:
             return self._exchanged(self.engine.roll_back)
 
     def _exchanged(self, exchange: Callable[[], None]) -> Response:
-        before = self.engine.served.id
         exchange()
-        now = self.engine.served.id
+        now, before = self.engine.served.id, self.engine.before
+        other = None if before is None else before.id
         self.measures.exchanges.labels(now).inc()
-        _LOG.info("round %s answers in place of %s", now, before)
-        return JSONResponse({"round": now, "round_before": before})
+        _LOG.info("round %s answers in place of %s", now, other)
+        return JSONResponse({"round": now, "round_before": other})
 
     def _check_token(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")

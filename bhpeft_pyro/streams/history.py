@@ -262,16 +262,27 @@ class History:
         return ordered
 
     def _read(self) -> dict[str, tuple[Path, FitReport]]:
+        """By id its folder and report; of copies of a round, that which was written last, which may
+        have a student or a promise that the others lack."""
         rounds = dict[str, tuple[Path, FitReport]]()
         for folder in sorted(filter(saving.exists, self.folder.glob("*"))):
             report = saving.read_report(folder)
             if report.id in rounds:
-                raise SaveError(
-                    f"history: {rounds[report.id][0]} and {folder} hold the same round, "
-                    f"{report.id}; move one of them elsewhere"
-                )
+                other = rounds[report.id][0]
+                if report.id in (folder.name, other.name):  # in a stream's own folder
+                    raise SaveError(
+                        f"history: {other} and {folder} hold the same round, {report.id}; move one "
+                        "of them elsewhere"
+                    )
+                if _written(folder) < _written(other):
+                    continue
             rounds[report.id] = folder, report
         return rounds
 
     def __repr__(self) -> str:
         return f"History({str(self.folder)!r})"
+
+
+def _written(folder: Path) -> int:
+    """When the posterior in a folder was written, in nanoseconds."""
+    return (folder / saving.FILE).stat().st_mtime_ns

@@ -192,6 +192,18 @@ def test_a_round_that_is_there_twice_is_named(tmp_path: Path) -> None:
             read()
 
 
+def test_of_copies_with_names_of_their_own_the_one_written_last_counts(tmp_path: Path) -> None:
+    first = fit()
+    first.save(tmp_path / "monday")
+    student = first.distill(tiny_examples(60, seed=5), epochs=1, progress=False)
+    student.save(tmp_path / "fast")
+    history = bh.streams.History(tmp_path)
+    assert history.folders == {first.report.id: tmp_path / "fast"}
+    assert load(history, first.report.id).student is not None
+    os.utime(tmp_path / "monday" / "posterior.safetensors", ns=(2**62, 2**62))
+    assert load(history, first.report.id).student is None
+
+
 def test_one_branch_stays_and_the_others_are_moved_aside(tmp_path: Path) -> None:
     history, first = bh.streams.History(tmp_path), fit()
     left = first.update(DATA[1])

@@ -38,8 +38,8 @@ def to_peft(
 ) -> Path:
     """Write a posterior's weights as adapters of the `peft` library, classifier included.
 
-    `PeftModel.from_pretrained(backbone, folder)` gives the same logits, with a backbone of
-    `AutoModelForSequenceClassification.from_pretrained(..., num_labels=...)`.
+    `PeftModel.from_pretrained(backbone, folder)` gives the same logits, or mean ratings, with a
+    backbone of `AutoModelForSequenceClassification.from_pretrained(..., num_labels=...)`.
 
     The adapters appear together, when all are written. What was there stays until then.
 
@@ -89,6 +89,8 @@ def to_peft(
         chosen = {
             f"draw-{i}": {name: value[i] for name, value in drawn.items()} for i in range(count)
         }
+    likelihood = posterior.model.likelihood
+    chosen = {name: likelihood.exported(values) for name, values in chosen.items()}
     if not is_main():
         return folder
     there = folder.resolve()
@@ -137,8 +139,8 @@ def _mark(place: str, config: bytes) -> str:
 def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedModel:
     """A plain Hugging Face classifier with the posterior's central values merged into its weights.
 
-    It gives the same logits, knows the names of the classes (`id2label`), and can be saved by
-    `save_pretrained`; none of this package is needed to use it.
+    It gives the same logits, or mean ratings, knows the names of the classes (`id2label`), and can
+    be saved by `save_pretrained`; none of this package is needed to use it.
 
     Args:
         posterior: of LoRA alone, or of a head alone, with a `ClassifierHead`.
@@ -150,6 +152,7 @@ def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedMode
     """
     _check(posterior, "merge")
     network, values = posterior.model.network, posterior.weights(component)
+    values = posterior.model.likelihood.exported(values)
     model = network.attachment.bare_copy()
     for name, (down, up, scale) in _modules(network, values).items():
         module = model.get_submodule(name)

@@ -141,6 +141,15 @@ class Likelihood(ABC):
         assert self.noise_site is not None
         return {self.noise_site: log_noise}
 
+    def exported(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by site, among them a head's whose outputs mean what those of a Hugging Face
+        classifier do.
+
+        Raises:
+            LikelihoodError: the head has no bias, and needs one.
+        """
+        return dict(weights)
+
     def off_scale(self, labels: Tensor) -> str | None:
         """In words which of (N,) labels are so far from the likelihood's scale that they are learnt
         poorly; None if there are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -74,6 +75,21 @@ class Ratings(Likelihood):
     @property
     def label_range(self) -> Range:  # type: ignore[override]
         return self.low, self.high
+
+    def exported(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """With a head whose first output is the mean rating itself."""
+        weight, center = weights["head.weight"].clone(), self.center or 0.0
+        weight[..., 0, :] *= self.unit
+        if (bias := weights.get("head.bias")) is None:
+            if center:
+                raise LikelihoodError(
+                    f"likelihood: {self} adds {center:g} to each output, and this classifier's "
+                    "last layer has no bias; expected center=0"
+                )
+            return {**weights, "head.weight": weight}
+        bias = bias.clone()
+        bias[..., 0] = center + self.unit * bias[..., 0]
+        return {**weights, "head.weight": weight, "head.bias": bias}
 
     def off_scale(self, labels: Tensor) -> str | None:
         away = (labels - (self.center or 0.0)).abs() / self.unit

@@ -99,6 +99,7 @@ def stream(
     from ..data.sources import in_file
     from ..decisions.watching import in_words
     from ..posterior import saving
+    from ..streams.record import TEST
     from ..streams.resume import encode_ahead
     from .saved import ROUNDS, check_folder, check_inputs, check_used
     from .tables import LabelledTable, doubting, say_labels
@@ -124,7 +125,12 @@ def stream(
         task = _task_of_first(batches, reading, data)
     say(f"{len(batches)} batch{'es' * (len(batches) > 1)}" + f", {task}" * (task is not whole.task))
     model = task.model(*whole.backbone(device), getattr(presets, preset)())
-    if done := len(streams.History(out / ROUNDS).rounds):
+    rounds = streams.History(out / ROUNDS).rounds
+    if done := len(rounds):
+        tested_before = any(name.startswith(TEST) for r in rounds.values() for name in r.metrics)
+        if bool(tests) != tested_before and (done > 1 or tested_before):  # one may be interrupted
+            there = "tests" if tested_before else "no tests"
+            raise ConfigError(f"--tests: {out} holds rounds with {there}; expected it as before")
         none = "; none is new" if done == len(batches) else ""
         say(f"rounds that exist already: {done}{none}")
     with cut_once(), doubting(yes, data):

@@ -20,6 +20,7 @@ from ..model.amortized import OutputCovariance
 from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
 from ..priors.any_prior import with_structure
+from ..priors.vectorised import with_tensors
 from .strategy import Strategy
 
 NOISE_STEPS = 10.0
@@ -123,7 +124,7 @@ class Guide(nn.Module):
         raise self._undefined("means")
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        """The posterior of each latent, detached and copied.
+        """The posterior of each latent.
 
         Raises:
             GuideError: the posterior is a point estimate, or sites are correlated.
@@ -142,7 +143,9 @@ class Guide(nn.Module):
         Raises:
             GuideError: the posterior is a point estimate.
         """
-        return PosteriorPrior(self.distributions())
+        latents = self.distributions().items()
+        copied = {name: with_tensors(q, lambda x: x.detach().clone()) for name, q in latents}
+        return PosteriorPrior(copied)
 
     # What it says of itself
 

@@ -22,6 +22,8 @@ from ..errors import GuideError, PriorError
 from ..model.model import Model
 from ..priors import JOINT, JointPrior, checked, independent_normals
 
+_TAKEN = ("data", "label", "draw", "draws")  # sites and plates of the model and of predictions
+
 
 @dataclass(frozen=True, eq=False)
 class Latent:
@@ -93,6 +95,10 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
                 f"prior: the site {name!r} has batch shape {tuple(fn.batch_shape)}, expected (): "
                 "declare its dims as events with .to_event()"
             )
+        if name in _TAKEN:
+            raise PriorError(
+                f"prior: it samples {name!r}, which is a name of the model's own; expected another"
+            )
         if fn.support.is_discrete:
             raise PriorError(f"prior: the site {name!r} is discrete, expected a continuous one")
         if isinstance(base_of(fn), Delta):
@@ -101,7 +107,13 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
                 "condition the prior on it (pyro.poutine.condition)"
             )
         value: Any = node["value"]
-        loc = biject_to(fn.support).inv(value.to(device)).detach().clone()
+        try:
+            loc = biject_to(fn.support).inv(value.to(device)).detach().clone()
+        except NotImplementedError as error:
+            raise PriorError(
+                f"prior: the site {name!r} has the support {fn.support}, which no guide covers; "
+                "expected one that is a transform of the real numbers"
+            ) from error
         unit = sites[name].unit if name in sites else torch.ones(())
         unit = unit.to(loc).expand(loc.shape)
         scale = _prior_scale(fn, loc, unit)

@@ -207,13 +207,15 @@ def check_sampled(model: Model, guide: Guide) -> None:
 def check_made_for(model: Model, guide: Guide) -> None:
     """Compare the sites of a guide's central values with the model's.
 
-    Guides of Pyro, and guides without central values, are checked by the first step, which compares
-    traces.
+    Guides of Pyro, modules, and guides without central values are checked by the first step, which
+    compares traces.
 
     Raises:
         GuideError: a site is missing, unknown, or of another shape; or the prior is joint, and the
             guide samples each site on its own.
     """
+    if isinstance(guide, FunctionGuide):
+        check_sampled(model, guide)
     if isinstance(guide, ForeignGuide | PyroGuide):
         return
     covered = latents(model)

@@ -32,7 +32,7 @@ def widen(
     for part in posterior.components:
         if not part.guide.point:
             raise GuideError(
-                f"widen: {part.guide.title()} has a width already; expected a 'delta' guide"
+                f"widen: {part.guide.title()} cannot get a width; expected a 'delta' guide"
             )
     examples, novelty = posterior.encode(data), posterior.novelty
     every, first = examples, len(posterior.lineage) == 1

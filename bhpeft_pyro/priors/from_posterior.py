@@ -228,9 +228,10 @@ class MixturePrior:
 
 def _check_shape(site: Site, shape: tuple[int, ...] | None) -> None:
     if shape != site.shape:
+        there = "there is no such site" if shape is None else f"its shape is {shape}"
         raise PriorError(
             f"prior: this model's site {site.name!r} has shape {site.shape}; in the earlier "
-            f"posterior {f'its shape is {shape}' if shape else 'there is no such site'}"
+            f"posterior {there}"
         )
 
 

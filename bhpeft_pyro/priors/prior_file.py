@@ -9,6 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.constraints import ordered_vector
 from torch import Tensor
 from torch.distributions import Normal, constraints
 from torch.distributions.constraints import Constraint
@@ -34,6 +35,9 @@ _SUPPORTS: dict[str, type[Constraint]] = {
     "interval": constraints.interval,
     "half-open interval": constraints.half_open_interval,
     "simplex": type(constraints.simplex),
+    "Cholesky factor": type(constraints.lower_cholesky),
+    "Cholesky factor of correlations": type(constraints.corr_cholesky),
+    "ordered vector": type(ordered_vector),
 }
 
 

@@ -156,7 +156,8 @@ def check_same_batch(posterior: Posterior, number: int, name: str, data: object)
     except DataError:  # such as labels that it does not know
         same = False
     if not same:
-        other = " with other data" if report.name == name else ""
+        same_name = report.name == name
+        other = " with other data, or with another part held out for tests" * same_name
         hint = ""
         if number:
             before = posterior.lineage[number - 1].id

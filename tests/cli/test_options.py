@@ -56,6 +56,7 @@ def test_options_on_the_command_line_win_over_the_file(folder, tmp_path):
         ("a: [", "cannot be read as YAML"),
         ("epochs: {}", "epochs: expected a single value"),
         ("? [a]\n: b", "cannot be read as YAML"),
+        ("epochs: 2\nepochs: 3", "'epochs' is there twice"),
     ],
 )
 def test_a_bad_config_file_is_an_error(tmp_path, content, message):

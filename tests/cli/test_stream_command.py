@@ -152,6 +152,16 @@ def test_held_out_rows_make_the_matrix(folder: Path) -> None:
     assert found["backward_transfer"] == pytest.approx((matrix[1, 0] - matrix[0, 0]).item())
 
 
+def test_tests_are_as_before(folder: Path) -> None:
+    with_tests = arguments(folder, "--batch", 4, "--tests", "30%")
+    bhpeft(*with_tests)
+    found = error(*arguments(folder, "--batch", 4))
+    assert "--tests: " in found and "holds rounds with tests; expected it as before" in found
+    found = error(*arguments(folder, "--batch", 4, "--tests", "60%"))
+    assert "with other data, or with another part held out for tests" in found
+    bhpeft(*with_tests)
+
+
 def test_a_batch_that_was_partly_held_out_is_not_learnt_again(folder: Path) -> None:
     bhpeft(*arguments(folder, "--batch", 7, "--tests", "30%"))
     new = write_csv(folder / "last.csv", text=TEXTS[7:], label=NAMES[7:])

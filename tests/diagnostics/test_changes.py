@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -219,5 +220,29 @@ def test_what_has_no_closed_form_is_refused() -> None:
         model = tiny_model(FEW, prior=prior)
         with pytest.raises(PriorError, match=words):
             shifts(bh.Posterior(model, NormalGuide(model), (REPORT,)))
+
+    def chained(sites: Any) -> Any:
+        last, values = torch.tensor(0.0), {}
+        for site in sites:
+            normal = dist.Normal(last, 1.0).expand(site.shape).to_event()
+            values[site.name] = pyro.sample(site.name, normal)
+            last = values[site.name].mean()
+        return values
+
+    model = tiny_model(FEW, prior=chained)
+    with pytest.raises(PriorError, match="depends on what else the prior samples"):
+        shifts(bh.Posterior(model, NormalGuide(model), (REPORT,)))
+
+    def scaled(sites: Any) -> Any:
+        scale = pyro.sample("tau", dist.HalfNormal(1.0))
+        return {
+            s.name: pyro.sample(s.name, dist.Normal(0.0, scale).expand(s.shape).to_event())
+            for s in sites
+        }
+
+    quick: dict[str, Any] = {"max_steps": 1, "progress": False}
+    posterior = bh.fit(tiny_model((), prior=scaled), "AutoNormal", tiny_examples(), **quick)
+    with pytest.raises(PriorError, match="also samples 'tau'"):
+        shifts(posterior)
     with pytest.raises(GuideError, match="FunctionGuide"):
         shifts(bh.Posterior(tiny_model(FEW), FunctionGuide(lambda batch: None), (REPORT,)))

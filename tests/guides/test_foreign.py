@@ -97,3 +97,52 @@ def test_a_function_that_trains_nothing_is_refused() -> None:
 
     with pytest.raises(GuideError, match="does not depend on 'unused'"):
         bh.fit(model, half, tiny_examples(8), max_steps=2, progress=False)
+
+
+def test_a_function_sees_one_draw_where_many_are_made_at_once() -> None:
+    """Sums over a whole value would otherwise run over the draws."""
+
+    def dependent(batch: bh.data.Batch | None) -> None:
+        loc = pyro.param("b", torch.zeros(2))
+        bias = pyro.sample("head.bias", dist.Normal(loc, 1.0).to_event(1))
+        mean = pyro.param("w", torch.zeros(2, 16)) + bias.sum()
+        pyro.sample("head.weight", dist.Normal(mean, 0.1).to_event(2))
+
+    posterior = bh.fit(tiny_model(()), dependent, tiny_examples(), max_steps=2, progress=False)
+    drawn = posterior.sample(400)
+    sums, means = drawn["head.bias"].sum(-1).flatten(), drawn["head.weight"].flatten(1).mean(1)
+    # The weights' mean is the sum of the biases, plus noise of sd 0.1 / sqrt(32).
+    assert torch.corrcoef(torch.stack([sums, means]))[0, 1] > 0.999
+    shift = means - sums
+    assert (shift - shift.mean()).abs().max() < 0.1
+
+    def flat(batch: bh.data.Batch | None) -> None:
+        cholesky = dist.constraints.lower_cholesky
+        loc = pyro.param("m", torch.zeros(34))
+        scale = pyro.param("s", torch.eye(34), constraint=cholesky)
+        whole = dist.MultivariateNormal(loc, scale_tril=scale)
+        value = pyro.sample("whole", whole, infer={"is_auxiliary": True})
+        weight = value[:32].reshape(2, 16)
+        pyro.sample("head.weight", dist.Delta(weight, event_dim=2))
+        pyro.sample("head.bias", dist.Delta(value[32:], event_dim=1))
+
+    posterior = bh.fit(tiny_model(()), flat, tiny_examples(), max_steps=2, progress=False)
+    assert posterior.sample(20)["head.weight"].shape == (20, 2, 16)
+
+
+def test_names_that_differ_in_a_dot_or_a_slash_have_parameters_of_their_own() -> None:
+    def guide(batch: bh.data.Batch | None) -> None:
+        loc, scale = pyro.param("a.b", torch.zeros(2)), pyro.param("a/b", torch.ones(2))
+        pyro.param("a%2Fb", torch.ones(3))
+        pyro.sample("head.bias", dist.Normal(loc, scale).to_event(1))
+
+    assert len(dict(FunctionGuide(guide).named_parameters())) == 3
+
+
+def test_a_shape_that_is_not_the_sites_is_the_guides_fault() -> None:
+    def guide(batch: bh.data.Batch | None) -> None:
+        for name in ("head.weight", "head.bias"):
+            pyro.sample(name, dist.Normal(pyro.param(f"{name}.loc", torch.tensor(0.0)), 0.1))
+
+    with pytest.raises(GuideError, match=r"head\.weight"):
+        bh.fit(tiny_model(()), guide, tiny_examples(8), max_steps=2, progress=False)

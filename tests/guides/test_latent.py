@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from scaled_priors import with_extras, with_scales_named
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import NormalGuide, latents
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -35,3 +39,24 @@ def test_latents_leave_the_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     names = [latent.name for latent in found]
     assert sorted(names) == ["head.bias", "head.weight", "mix", "share", "tau"]
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution", "words"),
+    [
+        ("data", dist.Normal(0.0, 1.0), "'data', which is a name of the model's own"),
+        ("w", dist.ProjectedNormal(torch.ones(3)), "'w' has the support .*no guide covers"),
+    ],
+)
+def test_latents_that_no_guide_can_have_are_refused(
+    name: str, distribution: Any, words: str
+) -> None:
+    def prior(sites: Any) -> Any:
+        pyro.sample(name, distribution)
+        return {
+            s.name: pyro.sample(s.name, dist.Normal(0.0, 1.0).expand(s.shape).to_event())
+            for s in sites
+        }
+
+    with pytest.raises(PriorError, match=words):
+        bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), max_steps=1)

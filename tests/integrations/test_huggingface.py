@@ -19,7 +19,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.saved import open_run
 from bhpeft_pyro.data import Examples
-from bhpeft_pyro.errors import ArchitectureError, BHPEFTError, ConfigError, DataError, SaveError
+from bhpeft_pyro.errors import (
+    ArchitectureError,
+    BHPEFTError,
+    ConfigError,
+    DataError,
+    LikelihoodError,
+    SaveError,
+)
 from bhpeft_pyro.model.head import final_layer, set_final_layer
 from bhpeft_pyro.testing import (
     tiny_backbone,
@@ -334,6 +341,32 @@ def test_ratings_and_their_noise() -> None:
     assert posterior.report.noise == pytest.approx(away.square().mean().sqrt().item(), rel=0.01)
     later = bh.from_peft(model, tokenizer=tiny_tokenizer()).widen(data)
     assert later.report.noise == posterior.report.noise
+
+
+@pytest.mark.parametrize("likelihood", [bh.likelihoods.Normal(), bh.likelihoods.StudentT(2.0, 3.0)])
+def test_ratings_go_out_on_their_scale(likelihood: Any, tmp_path: Path) -> None:
+    rated = {"text": ["w5 w20", "w6 w21", "w5 w22", "w6 w9"] * 3, "label": [1.0, 4.0, 2.0, 5.0] * 3}
+    network = bh.RandomPEFT(
+        tiny_classifier(1), bh.presets.lora(rank=2), bh.ClassifierHead(1), tiny_tokenizer()
+    )
+    posterior = bh.fit(
+        bh.Model(network, likelihood=likelihood), "normal", rated, max_steps=3, progress=False
+    )
+    examples = posterior.encode(rated)
+    mean = posterior.predict(examples, samples=0).mean
+    close(logits(posterior.merge(), examples)[:, 0], mean)
+    posterior.to_peft(tmp_path / "adapter")
+    adapter = peft.PeftModel.from_pretrained(tiny_classifier(1), str(tmp_path / "adapter"))
+    close(logits(adapter, examples)[:, 0], mean)
+
+
+def test_a_rating_without_a_bias_has_no_centre() -> None:
+    weights = {"head.weight": torch.ones(1, 3)}
+    scaled = bh.likelihoods.Normal(0.0, 2.0).exported(weights)
+    assert torch.equal(scaled["head.weight"], torch.full((1, 3), 2.0))
+    assert torch.equal(weights["head.weight"], torch.ones(1, 3))
+    with pytest.raises(LikelihoodError, match="no bias; expected center=0"):
+        bh.likelihoods.Normal(1.0, 2.0).exported(weights)
 
 
 def test_a_full_classifier_gets_a_random_head(tmp_path: Path) -> None:

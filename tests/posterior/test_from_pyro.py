@@ -27,9 +27,11 @@ from bhpeft_pyro.integrations import arviz as export
 from bhpeft_pyro.model.likelihoods import Function
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import (
+    tiny_backbone,
     tiny_batch,
     tiny_examples,
     tiny_model,
+    tiny_tokenizer,
 )
 
 QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
@@ -365,3 +367,65 @@ def test_draws_that_are_all_equal_are_doubted() -> None:
     model = tiny_model(())
     with pytest.warns(BHPEFTWarning, match="draws: all 9 are equal"):
         bh.Posterior.from_draws(model, {s.name: torch.ones(9, *s.shape) for s in model.sites})
+
+
+def by_hand(model: bh.Model, guide: Any, steps: int = 3) -> None:
+    step = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step  # type: ignore[no-untyped-call]
+    for _ in range(steps):
+        step(tiny_batch())
+    pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("kind", ["AutoNormal", "AutoStructured", "normal", "module"])
+def test_a_posterior_has_a_copy_of_its_guide(kind: str) -> None:
+    model = tiny_model(())
+
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.locs = torch.nn.ParameterList([site.init() for site in model.sites])
+
+        def forward(self, batch: Any = None) -> None:
+            for site, loc in zip(model.sites, self.locs, strict=True):
+                pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+
+    if kind == "module":
+        guide: Any = Own()
+    else:
+        guide = NormalGuide(model) if kind == "normal" else getattr(autoguide, kind)(model)
+    if kind != "module":
+        by_hand(model, guide)
+    posterior = bh.Posterior.of(model, guide)
+    before = posterior.sample(4)
+    for parameter in guide.parameters():
+        parameter.data += 1.0
+    after = posterior.sample(4)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_an_autostructured_guide_is_saved_whatever_its_conditionals(tmp_path: Path) -> None:
+    model = tiny_model(())
+    guide = bh.autoguide("AutoStructured", model, conditionals="normal")
+    posterior = bh.fit(model, guide, tiny_examples(), **QUICK)
+    again = load(posterior.save(tmp_path / "run"))
+    assert torch.equal(again.sample(3)["head.bias"], posterior.sample(3)["head.bias"])
+
+
+def test_a_fit_between_sampling_and_its_posterior_changes_nothing() -> None:
+    """It has a network of its own, whose head has other axes."""
+    data = tiny_examples(24)
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2), tiny_tokenizer())
+    model = bh.Model(network)
+    bh.training.whole_batch(model, data)  # for a sampler, whose draws are these
+    draws = draws_of(model)
+    other = bh.fit(model, "normal", data, **QUICK)
+    assert other.model.network is not model.network and other.model.network.aligned()
+    assert not model.network.aligned()
+    features = model.network.features(tiny_batch())
+    assert torch.equal(
+        bh.Posterior.from_draws(model, draws).model.network.features(tiny_batch()), features
+    )
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2), tiny_tokenizer())
+    model = bh.Model(network)
+    by_hand(model, NormalGuide(model), steps=1)  # Pyro's own inference has used it
+    assert bh.fit(model, "normal", data, **QUICK).model.network is not network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def test_a_latent_that_cannot_be_described_is_refused_by_name(tmp_path: Path) ->
             torch.zeros(2), 1.0
         ),
         "of the earlier posterior is Laplace.*expected a Normal": dist.Laplace(torch.zeros(2), 1.0),
-        r"of the earlier posterior has the support CorrCholesky.*expected one of": Constrained(
-            dist.Normal(torch.zeros(3), 1.0).to_event(1), dist.constraints.corr_cholesky
+        r"of the earlier posterior has the support SoftplusPositive.*expected one of": Constrained(
+            dist.Normal(torch.zeros(2), 1.0).to_event(1), dist.constraints.softplus_positive
         ),
     }
     for message, latent in cases.items():
@@ -152,3 +153,45 @@ def test_a_latent_that_cannot_be_described_is_refused_by_name(tmp_path: Path) ->
         with pytest.raises(SaveError, match=rf"prior: .*'head.bias' {message}"):
             first.replace(model=model).save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@dataclass
+class Wide:
+    """A prior with an option."""
+
+    sd: float = 1.0
+
+    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        return {
+            s.name: pyro.sample(s.name, dist.Normal(0.0, self.sd).expand(s.shape).to_event())
+            for s in sites
+        }
+
+
+def test_a_prior_of_ones_own_must_have_its_options_again(tmp_path: Path) -> None:
+    fitted = bh.fit(tiny_model((), prior=Wide(0.05)), "normal", DATA, **QUICK)
+    again = reload(fitted, tmp_path / "run", Wide(0.05))
+    assert again.model.prior == Wide(0.05)
+    with pytest.raises(SaveError, match=r"prior: .* sd=0\.05 of the prior; got 1\.0"):
+        load(tmp_path / "run", prior=Wide())
+
+
+def chained(sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Cut-offs in order, and a Cholesky factor, that set the scales."""
+    factor = pyro.sample("factor", dist.LKJCholesky(3, 1.0))
+    ordered = dist.transforms.OrderedTransform()
+    cuts = pyro.sample(
+        "cuts",
+        dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [ordered]),
+    )
+    scale = 1 + factor[1, 0].abs() + (cuts[1] - cuts[0]).clamp_max(1.0)
+    return {
+        s.name: pyro.sample(s.name, dist.Normal(0.0, scale).expand(s.shape).to_event())
+        for s in sites
+    }
+
+
+def test_ordered_and_cholesky_latents_come_back(tmp_path: Path) -> None:
+    second = two_rounds(chained)
+    again = reload(second, tmp_path / "run", chained)
+    assert torch.equal(again.predict(["w5"]).probabilities, second.predict(["w5"]).probabilities)

@@ -146,6 +146,7 @@ def test_the_table_has_the_rows_of_the_data_with_labels_and_notes(path, tmp_path
     journal.add(Decision("t0", "Ana", "none"))
     journal.add(Decision("t1", "Ana", "skip"))
     journal.add(Decision("t3", "Bo", "label", "praise"))
+    journal.add(Decision("t3", "Cy", "label", "other"))  # who did not give it
     journal.add(Decision("gone", "Bo", "label", "praise"))
     assert journal.write_table(tmp_path / "labels.csv", pool()) == 1
     (row,) = load(tmp_path / "labels.csv", None)

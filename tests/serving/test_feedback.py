@@ -209,3 +209,19 @@ def test_what_labels_say_is_read_while_others_are_predicted(copied, monkeypatch)
     may_end.set()
     thread.join(20)
     assert not waits
+
+
+def test_labels_are_kept_in_one_form_whatever_they_are_called(copied, tmp_path) -> None:
+    feedback = Feedback(copied, 16_384)
+    for label in ("good", 1):  # a class by its name and by its number
+        feedback.take(copied, read({"text": f"w5 w{40 + len(str(label))}", "label": label}, copied))
+    assert [row["label"] for row in lines(copied.folder)] == ["good", "good"]
+    copied.posterior.encode(str(copied.folder / FILE))  # as an update reads it
+
+
+@pytest.mark.parametrize(("name", "value"), [("random", False), ("by", "Bo")])
+def test_what_is_said_of_all_rows_stands_beside_them(copied, name, value) -> None:
+    row = {"text": "w5 w9", "label": "good", name: value}
+    with pytest.raises(Refused, match=f'{name}: it is in a row; expected it beside "rows"'):
+        read({"rows": [row]}, copied)
+    assert getattr(read(row, copied), name) == value

@@ -103,7 +103,9 @@ def test_rounds_are_exchanged_with_the_token_alone(
     assert back.json() == {"round": april.id, "round_before": may.id}
     named = client.post("/admin/swap", headers=ADMIN, json={"round": "march"})
     assert named.json()["round_before"] == april.id
-    for wrong in ({"round": "june"}, {"round": 3}, "march", [], 0):
+    again = client.post("/admin/swap", headers=ADMIN, json={"round": "march"})
+    assert again.json() == named.json()  # it is no step to go back
+    for wrong in ({"round": "june"}, {"round": 3}, {"rond": "march"}, "march", [], 0):
         refused = client.post("/admin/swap", headers=ADMIN, json=wrong)
         assert refused.status_code == 422 and "round" in refused.json()["error"]
     assert ask(client, inputs="w5").headers["x-bhpeft-round"] == named.json()["round"]

@@ -67,7 +67,7 @@ class Coordinates(nn.Module):
         self.fitted: Tensor
         self.sites = tuple(map(_centred, sites))
         self._inner = tuple(site for site in sites if site.anchor is not None)
-        outer = [site for site in sites if site.role == "output" and site.dims[1] == "out"]
+        outer = [site for site in sites if site.role == "output" and site.dims[1:-1] == ("out",)]
         self._outer = tuple(site for site in outer if site.shape[1] <= self.widest)
         self.wide = tuple(site.name for site in outer if site.shape[1] > self.widest)
         for site in self._inner:

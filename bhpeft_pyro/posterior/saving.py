@@ -37,8 +37,8 @@ from .. import __version__
 from ..base.checks import shallow, warn
 from ..base.distributed import is_main
 from ..base.files import alone_in, make_folder, size_of, writing
-from ..errors import BHPEFTError, SaveError, is_out_of_memory
-from ..model.backbone import load_backbone
+from ..errors import BHPEFTError, ConfigError, SaveError, is_out_of_memory
+from ..model.backbone import device_named, load_backbone
 from ..model.head import ClassifierHead
 from ..priors import PriorLike
 from ..priors.prior_file import Plain
@@ -226,6 +226,12 @@ def load(
         raise SaveError(
             "backbone: expected the transformers model that this posterior was fitted on, or its "
             f"name, got {type(backbone).__name__}"
+        )
+    place = backbone.device if isinstance(backbone, PreTrainedModel) else None
+    if place is not None and device != "auto" and device_named(device).type != place.type:
+        raise ConfigError(
+            f"device: got {device!r}, and the backbone given is on {place.type!r}; expected "
+            "'auto', or a backbone that was moved"
         )
     plain, tensors = read(folder)
     lineage = _lineage(folder, plain)

@@ -50,6 +50,16 @@ def test_the_name_of_from_pretrained_is_enough(tiny: Path, tmp_path: Path, compo
     assert loaded.model.network.tokenizer.name_or_path == str(tiny)
 
 
+def test_a_device_is_for_a_backbone_that_is_loaded_here(tmp_path: Path) -> None:
+    posterior = saved(tmp_path / "run", tiny_backbone(), tiny_tokenizer())
+    backbone, how = posterior.model.network.backbone, {"tokenizer": tiny_tokenizer()}
+    loaded = bh.Posterior.load(tmp_path / "run", backbone, device="cpu", **how)
+    assert same(posterior, loaded)
+    for device, words in (("gpu", "device='gpu': expected one of"), ("meta", "is on 'cpu'")):
+        with pytest.raises(ConfigError, match=words):
+            bh.Posterior.load(tmp_path / "run", backbone, device=device, **how)
+
+
 def test_a_folder_that_was_moved_is_given_by_its_new_name(tmp_path: Path) -> None:
     old = backbone_in(tmp_path / "old")
     posterior = saved(tmp_path / "run", *load_backbone(str(old), "cpu"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger, block_messengers
 from pyro.poutine.runtime import apply_stack
@@ -181,6 +181,10 @@ class _Rest(Messenger):
             for tensor, apart in zip(tensors, varies, strict=True)
         ]
         base: Any = base_of(fn)
+        if isinstance(base, Delta):
+            point, density = (tensor.unflatten(0, self.lead) for tensor in every)
+            at = Delta(point, density, event_dim=base.event_dim)
+            return at.to_event(fn.event_dim - base.event_dim)
         if isinstance(base, (Normal, Laplace)) and every[0].shape[1:] == base.batch_shape:
             loc, scale = (tensor.unflatten(0, self.lead) for tensor in every)
             whole: Any = type(base)(loc, scale, validate_args=self.valid)

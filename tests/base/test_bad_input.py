@@ -155,7 +155,7 @@ def no_events(batch: object) -> None:
         (NormalGuide, GuideError, r"got the class NormalGuide; pass NormalGuide\(model\)"),
         (AutoNormal(tiny_model(())), ConfigError, "got an AutoNormal object.*pass AutoNormal, the"),
         (torch.nn.Identity(), GuideError, "'head.weight' of the model is not sampled"),
-        (invents, GuideError, "samples 'head.scale', which is not in the model"),
+        (invents, GuideError, "the model lacks head.scale; .*is_auxiliary"),
         (
             no_events,
             GuideError,

@@ -332,12 +332,18 @@ def test_a_guide_of_another_model_is_refused_before_it_predicts() -> None:
         pyro.sample("head.bias", dist.Normal(pyro.param("b", torch.zeros(2)), 1.0).to_event(1))
 
     for guide, message in (
-        (trained(other, autoguide.AutoNormal(other), steps=1), "the model lacks lora.query.A"),
-        (trained(other, autoguide.AutoDiagonalNormal(other), steps=1), "the model lacks lora"),
-        (function, "it lacks head.weight"),
+        (
+            trained(other, autoguide.AutoNormal(other), steps=1),
+            "made for another model: the model lacks lora.query.A",
+        ),
+        (
+            trained(other, autoguide.AutoDiagonalNormal(other), steps=1),
+            "made for another model: the model lacks lora",
+        ),
+        (function, "does not sample what the model does: it lacks head.weight"),
     ):
         function(None)  # its parameter is in the store
-        with pytest.raises(GuideError, match=f"made for another model: {message}"):
+        with pytest.raises(GuideError, match=message):
             bh.Posterior.of(model, guide)
     for wrong in ("AutoNormal", autoguide.AutoNormal):
         with pytest.raises(ConfigError, match="expected a guide that is trained on this model"):

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bhpeft_pyro import __version__
+from bhpeft_pyro.base.files import write
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import CutWarning
 from bhpeft_pyro.decisions.queue import first_to_label
@@ -43,14 +44,16 @@ from .results import check_names, check_settings, commit, complete, file_of, loa
 from .tables import publish
 from .tasks import Split, Task, split
 
-__all__ = ["ARMS", "SIZES", "TASKS", "Arm", "Bought", "labels"]
+__all__ = ["ARMS", "Arm", "Bought", "labels"]
 
 SIZES = (20, 40, 80, 120, 160, 200, 250, 300, 400)
 """Labels bought, after each batch."""
+_SCORES = "scores.jsonl"
+"""All results in one file, without the rows that were bought; tables need no more."""
 POOL = 2000
 """Texts whose labels can be bought."""
 _UNLABELLED = 400  # of them, which show along which axes texts differ
-TASKS = {
+_TASKS = {
     "small": ("news-agnews", "sst, stars", "sentiment-tweets"),
     "tiny": ("classes", "ratings", "choices"),
 }
@@ -227,7 +230,7 @@ def labels(
 ) -> None:
     """Buy labels; with all results there, only tables are made."""
     chosen = BUDGETS[budget]
-    tasks, arms = task or list(TASKS[budget]), arm or list(ARMS)
+    tasks, arms = task or list(_TASKS[budget]), arm or list(ARMS)
     check_names("task", tasks, chosen.tasks)
     check_names("arm", arms, ARMS)
     check_names("peft", [peft], PEFT)
@@ -271,7 +274,10 @@ def labels(
         warnings.filterwarnings("ignore", category=CutWarning)
         for size in sizes:  # each needs the one before, which another process may be at
             complete(out, [run for run in runs if run[-1] == size], result)
-    made = tables(load(out, runs))
+    results = load(out, runs)
+    scores = [{k: v for k, v in one.items() if k not in ("rows", "next")} for one in results]
+    write(out / _SCORES, "".join(f"{json.dumps(one)}\n" for one in scores).encode())
+    made = tables(results)
     publish(out / "tables", "How many labels does a queue save?", made)
     typer.echo("\n\n".join(table.markdown() for table in made))
 

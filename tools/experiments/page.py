@@ -23,16 +23,7 @@ from torch import Tensor
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
 
-from . import (
-    circle,
-    decisions,
-    labels,
-    labels_report,
-    new_labels,
-    passes_report,
-    stream_report,
-    students,
-)
+from . import circle, decisions, labels_report, new_labels, passes_report, stream_report, students
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
@@ -350,6 +341,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         *(
             table
             for protocol, title in STREAMS.items()
+            if _rounds(folder, protocol)
             for table in stream_report.tables(_rounds(folder, protocol), title)
         ),
         stream_report.costs(costs["cost"]),
@@ -357,10 +349,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         students.table(load(folder / "students", [(seed,) for seed in range(5)])),
         circle.table(load(folder / "circle", product(range(5), circle.ARMS))),
         *labels_report.tables(
-            load(
-                folder / "labels",
-                product(labels.TASKS["small"], range(5), labels.ARMS, labels.SIZES),
-            )
+            [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
         ),
     ]
 

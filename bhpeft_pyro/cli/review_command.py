@@ -87,10 +87,8 @@ def review(
         # The server has a handler of its own, and repeats the signal when it has ended.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         server.run(sockets=[listening])
-    following = (
-        f" in {out}; next: {command('update', run, out, '--out', 'RUN')}" if session.labels else ""
-    )
-    say(f"{session.labels} labels{following}")
+    following = f" in {out}; next: {command('update', run, out, '--out', 'RUN')}"
+    say(f"{session.labels} labels" + following * bool(session.labels))
 
 
 def _beside(run: Path) -> Path:

@@ -244,13 +244,12 @@ def _refuse_differences(
         "other shapes of": [n for n, shape in shapes.items() if given.get(n, shape) != shape],
     }
     if wrong := [f"{what} {', '.join(names)}" for what, names in differences.items() if names]:
-        what, expected = (
-            f"this {guide.title()} was made for another model",
-            "one made for this model",
-        )
         if isinstance(guide, FunctionGuide):
-            what = "the function does not sample what the model does"
-            expected = (
-                "a statement for each latent; auxiliary ones have infer={'is_auxiliary': True}"
+            raise GuideError(
+                f"guide: the function does not sample what the model does: {'; '.join(wrong)}; "
+                "expected each latent, and infer={'is_auxiliary': True} at all others"
             )
-        raise GuideError(f"guide: {what}: {'; '.join(wrong)}; expected {expected}")
+        raise GuideError(
+            f"guide: this {guide.title()} was made for another model: {'; '.join(wrong)}; "
+            "expected one made for the model that is fitted"
+        )

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +31,17 @@ def start(work: Callable[[], Any], result: Path | None = None) -> int:
         os._exit(code)
 
 
-def wait(child: int) -> int:
-    """The exit code of a child; minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def wait(child: int, seconds: float = 300.0) -> int:
+    """The exit code of a child; minus the signal that killed it. One that does not end is aborted:
+    now and then a lock that another thread held at the fork is never given back."""
+    end = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGABRT)
+        time.sleep(0.002)
 
 
 def in_a_child(work: Callable[[], Any], result: Path) -> Any:

@@ -32,8 +32,8 @@ def start(work: Callable[[], Any], result: Path | None = None) -> int:
 
 
 def wait(child: int, seconds: float = 300.0) -> int:
-    """The exit code of a child; minus the signal that killed it. One that does not end is aborted:
-    now and then a lock that another thread held at the fork is never given back."""
+    """The exit code of a child; minus the signal that killed it. One that does not end is aborted,
+    so that nobody waits for ever."""
     end = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)

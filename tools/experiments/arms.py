@@ -54,12 +54,12 @@ OURS = "posterior as prior"
 """What the names of the arms begin with whose cost is measured."""
 
 
-def updating(components: int = 1, keep: float = 1.0) -> Arm:
+def updating(components: int = 1, **how: Any) -> Arm:
     """`Posterior.update`.
 
     Args:
         components: of the posterior.
-        keep: of `update`; below 1 it forgets on purpose.
+        how: other arguments of `update` than the default ones.
     """
 
     def learner(setup: Setup) -> Learner:
@@ -69,7 +69,7 @@ def updating(components: int = 1, keep: float = 1.0) -> Arm:
             if last is None:
                 options |= {"unlabelled": setup.unlabelled, "components": components}
                 return fit(setup.model(), GUIDE, data, **options)
-            return last.update(data, keep=keep, **options)
+            return last.update(data, **how, **options)
 
         return learn
 
@@ -155,6 +155,7 @@ ARMS: dict[str, Arm] = {
     OURS: updating(),
     f"{OURS}, 5 components": updating(components=5),
     f"{OURS}, keep 0.9": updating(keep=0.9),
+    f"{OURS}, 5 epochs": updating(epochs=5),
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
     "deterministic sequential, replay 0.05": fine_tuning(replay=0.05),

@@ -168,7 +168,8 @@ def reading(posterior: Posterior, text_column: str | None) -> Posterior:
 def say_dropped(before: Posterior, out: Path) -> None:
     """Say that a promise of the posterior before does not hold for what is saved."""
     if before.promised is not None:
-        say(f"note: there was a promise; bhpeft promise {out} LABELLED_ROWS makes one for this")
+        how = command("promise", out)
+        say(f"note: there was a promise; {how} LABELLED_ROWS makes one for this")
 
 
 def save_with_student(posterior: Posterior, texts: Examples, out: Path, **how: Any) -> None:

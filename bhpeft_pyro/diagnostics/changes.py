@@ -16,7 +16,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ..base.checks import SAMPLES, SEED, check
 from ..base.distributions import base_of
-from ..errors import GuideError, PriorError
+from ..errors import GuideError
 from ..guides import latents
 from ..guides.guide import prior_of
 from ..model.model import Model
@@ -292,20 +292,16 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
 def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
     """For each site the prior's mean and sd, then the posterior's, all of the site's shape."""
     guide, model = posterior.guide, posterior.model
-    covered = latents(model)
-    for latent in covered:
-        if not latent.sites and not latent.is_site:
-            raise PriorError(
-                f"shifts: the prior also samples {latent.name!r}, on which its sites may depend; "
-                "expected independent Normals or an earlier posterior of such"
-            )
-    alone = [latent.name for latent in covered if not latent.sites]
-    before = independent_normals(model.prior, model.sites, alone, "shifts") if alone else {}
-    for latent in covered:
+    before, alone = dict[str, tuple[Tensor, Tensor]](), []
+    for latent in latents(model):
         if latent.sites:  # of an earlier posterior
             means = unpack(latent.prior.mean, latent.sites)
             sds = unpack(latent.prior.stddev, latent.sites)
             before |= {name: (means[name], sds[name]) for name in latent.sites}
+        else:
+            alone.append(latent.name)
+    if alone:
+        before |= independent_normals(model.prior, model.sites, alone, "shifts")
     if guide.scales() or guide.point:
         means, sds = guide.strategy.prior_moments()
     else:

@@ -170,8 +170,11 @@ class FunctionGuide(ForeignGuide):
         is, and sees one, however many are made at once."""
 
         def sample() -> dict[str, Tensor]:
-            self.function(batch)
-            return {}
+            values = self.function(batch)
+            named = isinstance(values, Mapping) and all(
+                isinstance(value, Tensor) for value in values.values()
+            )
+            return dict(values) if named else {}
 
         params = {name: self.parameters_[key(name)] for name in self._names}
         store = pyro.get_param_store()

@@ -169,8 +169,8 @@ class Session:
                 raise DataError("rating: expected a number, such as 3.5") from None
             return self.pool.rating(number)
         numbers = {str(number): number for number in range(len(item.options))}
-        one = self.pool.kind != "labels"
-        if not given or not {*given} <= numbers.keys() or (one and len(given) > 1):
+        several = self.pool.kind == "labels"
+        if not given or not {*given} <= numbers.keys() or (len(given) > 1 and not several):
             raise DataError("label: expected one of those that are shown")
         return self.pool.label(item, [numbers[one] for one in given])
 

@@ -146,3 +146,16 @@ def test_a_shape_that_is_not_the_sites_is_the_guides_fault() -> None:
 
     with pytest.raises(GuideError, match=r"head\.weight"):
         bh.fit(tiny_model(()), guide, tiny_examples(8), max_steps=2, progress=False)
+
+
+def test_what_a_function_returns_has_the_dims_of_the_draws() -> None:
+    def guide(batch: bh.data.Batch | None) -> dict[str, torch.Tensor]:
+        loc = pyro.param("b", torch.zeros(2))
+        return {"head.bias": pyro.sample("head.bias", dist.Normal(loc, 1.0).to_event(1))}
+
+    module = FunctionGuide(guide)
+    assert module(None)["head.bias"].shape == (2,)
+    with pyro.plate("many", 3, dim=-2), poutine.trace() as tracer:
+        values = module(None)
+    assert values["head.bias"].shape == (3, 1, 2)
+    assert torch.equal(values["head.bias"], tracer.trace.nodes["head.bias"]["value"])

@@ -48,11 +48,10 @@ __all__ = ["ARMS", "Arm", "Bought", "labels"]
 
 SIZES = (20, 40, 80, 120, 160, 200, 250, 300, 400)
 """Labels bought, after each batch."""
-_SCORES = "scores.jsonl"
-"""All results in one file, without the rows that were bought; tables need no more."""
 POOL = 2000
 """Texts whose labels can be bought."""
 _UNLABELLED = 400  # of them, which show along which axes texts differ
+_SCORES = "scores.jsonl"  # all results but the rows that were bought, which no table needs
 _TASKS = {
     "small": ("news-agnews", "sst, stars", "sentiment-tweets"),
     "tiny": ("classes", "ratings", "choices"),
@@ -128,20 +127,20 @@ _READ: dict[bytes, Tensor] = {}
 @dataclass(frozen=True)
 class _Remembering(Head):
     """A head that never runs the frozen transformer twice on a text: for fits without PEFT weights,
-    whose features never change. One experiment has one transformer."""
+    whose features never change."""
 
     def read(
         self,
         backbone: PreTrainedModel,
         inputs: Mapping[str, Any],
         mask: Tensor,
-        causal: bool,
-        spans: Tensor | None = None,
+        *more: Any,
+        **named: Any,
     ) -> Tensor:
         texts = zip(inputs["input_ids"], mask.bool(), strict=True)
         keys = [ids[real].cpu().numpy().tobytes() for ids, real in texts]
         if any(key not in _READ for key in keys):
-            features = super().read(backbone, inputs, mask, causal, spans)
+            features = super().read(backbone, inputs, mask, *more, **named)
             _READ.update(zip(keys, features, strict=True))
         return torch.stack([_READ[key] for key in keys])
 
@@ -251,6 +250,7 @@ def labels(
         if ARMS[called].rates or chosen.tasks[name].likelihood().kind != "rating"
     ]
     check_settings(out, runs, setting)
+    _READ.clear()  # of another transformer, perhaps
     code = commit()  # files may change while it runs
     load_one = partial(load_frozen, where, str(device_named(device)))
 

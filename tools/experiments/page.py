@@ -66,7 +66,6 @@ NOVELTY = tuple(
 STREAMS = {
     "orders": "Rounds: four domains in turn",
     "orders-ratings": "Rounds: four domains in turn, with ratings",
-    "questions": "Rounds: two sources of questions",
     "rounds": "Rounds of doubling size",
     "weekly": "Rounds: weekly news",
 }
@@ -341,7 +340,6 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         *(
             table
             for protocol, title in STREAMS.items()
-            if _rounds(folder, protocol)
             for table in stream_report.tables(_rounds(folder, protocol), title)
         ),
         stream_report.costs(costs["cost"]),

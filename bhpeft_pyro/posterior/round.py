@@ -26,7 +26,7 @@ from ..guides import Guide
 from ..model.model import Model
 from ..peft.sites import Sites
 from ..priors import Prior, independent_normals
-from ..training.loop import Callback, OptimizerFactory, optimise
+from ..training.loop import Callback, Earlier, OptimizerFactory, optimise
 from ..training.report import FitReport, Training
 from .jobs import in_workers
 from .mixture import Fitted, MixturePosterior, joined, parts_of
@@ -49,7 +49,7 @@ class Round:
         lineage: the reports of this component's earlier rounds; in the first round there are none.
         first_prior: in later rounds, the prior of the first one, if it is known.
         learnt_rows: what the last posterior has of this name.
-        earlier: how many rows earlier rounds have learnt, as far as they are kept.
+        earlier: what earlier rounds have learnt; None in the first round.
         optimizer, callback: as for `fit`.
     """
 
@@ -65,7 +65,7 @@ class Round:
     lineage: tuple[FitReport, ...] = ()
     first_prior: Prior | None = None
     learnt_rows: Tensor | None = None
-    earlier: float = 0.0
+    earlier: Earlier | None = None
     optimizer: OptimizerFactory | None = None
     callback: Callback | None = field(default=None, repr=False)
 
@@ -92,7 +92,7 @@ class Round:
                     self.held_out,
                     self.options,
                     self.temperature,
-                    self.earlier if self.lineage else None,
+                    self.earlier,
                     self.optimizer,
                     self.callback,
                 )

@@ -23,6 +23,7 @@ from ..data.doubts import swapped, turned
 from ..data.encoding import CutWarning
 from ..data.sources import read
 from ..decisions.novelty import Novelty
+from ..decisions.two_samples import separation
 from ..errors import ConfigError, DataError, GuideError
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import prior_of
@@ -31,7 +32,7 @@ from ..model.model import Model
 from ..priors import Prior, PriorLike, as_prior, earlier_posterior
 from ..priors.prior import check_prior
 from ..training.initialization import centred, own_start
-from ..training.loop import Callback, OptimizerFactory
+from ..training.loop import Callback, Earlier, OptimizerFactory
 from ..training.report import FitReport
 from .distill import texts_for, with_student
 from .forgetting import KEEP, forget, kept_of_all
@@ -91,6 +92,11 @@ def update(
             vectorised = options.particles > 1 and not posterior.guide.point
             check_prior(own_prior, posterior.model.sites, vectorised)
         with naming_rows(posterior.model, data=examples, validation=held_out):
+            shift = None
+            if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
+                new = Novelty.of(posterior.model, examples, options.keep_texts)
+                shift = separation(novelty, new)
+                novelty = novelty.merged(new, kept_of_all(keep, posterior.model.sites))
             rounds = []
             for number, last in enumerate(posterior.components):
                 one = _round(
@@ -101,16 +107,13 @@ def update(
                     family=guide,
                     own_prior=own_prior,
                     keep=keep,
+                    shift=shift,
                 )
                 rounds.append(replace(one, optimizer=optimizer, callback=callback))
             with work(share=0):
                 doubt = _doubt(posterior, examples)
             if doubt is not None:
                 warn(LabelWarning(doubt))
-            if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
-                share = kept_of_all(keep, posterior.model.sites)
-                new = Novelty.of(posterior.model, examples, options.keep_texts)
-                novelty = novelty.merged(new, share)
             reports = posterior.lineage if posterior.is_mixture else ()
             learnt = run_all(rounds, executor, reports, novelty=novelty)
         if earlier is not None:
@@ -189,6 +192,7 @@ def _round(
     family: GuideLike | None,
     own_prior: Prior | None,
     keep: float | dict[str, float],
+    shift: float | None,
 ) -> Round:
     """The next round of a component."""
     model, sites, start = last.model, last.model.sites, last.guide
@@ -211,9 +215,11 @@ def _round(
         "keep": keep,
         "projection": projection,
         "own_prior": own_prior is not None,
+        "shift": shift,
     }
     enough = not (examples.few or unclear)
-    before_it = sum(report.examples for report in last.lineage)
+    rows = sum(report.examples for report in last.lineage)
+    kept = 0.0 if own_prior is not None else kept_of_all(keep, sites) * rows
     return Round(
         model,
         guide,
@@ -226,7 +232,7 @@ def _round(
         lineage=last.lineage,
         first_prior=last.first_prior,
         learnt_rows=last.learnt_rows,
-        earlier=0.0 if own_prior is not None else kept_of_all(keep, sites) * before_it,
+        earlier=Earlier(kept) if shift is None else Earlier(kept, shift),
     )
 
 

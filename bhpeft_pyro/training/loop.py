@@ -8,7 +8,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -41,6 +41,24 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Callback = Callable[[dict[str, float]], object]
 """Gets a copy of each step's entry of `FitReport.history`."""
 
+
+class Earlier(NamedTuple):
+    """What earlier rounds have learnt.
+
+    Attributes:
+        rows: how many rows, as far as they are kept.
+        shift: the AUROC with which the round's texts can be told from theirs, from 0.5 to 1.
+    """
+
+    rows: float
+    shift: float = 1.0
+
+    def step(self, size: int) -> float:
+        """The share of its step that a round of so many rows keeps: half of it, more with more
+        rows than before, and all of it if its texts are of the kind of the earlier ones."""
+        return size / (size + (2 * self.shift - 1) * min(self.rows, size))
+
+
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
 
@@ -52,7 +70,7 @@ def optimise(
     validation: Examples | None,
     options: FitOptions,
     temperature: float = 1.0,
-    earlier: float | None = None,
+    earlier: Earlier | None = None,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
 ) -> Training:
@@ -66,8 +84,7 @@ def optimise(
             otherwise they stop the fit early if `options.patience` is set.
         options: how to fit.
         temperature: the weight of the KL, given or by default.
-        earlier: how many rows earlier rounds have learnt, as far as they are kept; None in a first
-            round.
+        earlier: what earlier rounds have learnt; None in a first round.
         optimizer, callback: as for `fit`.
 
     Raises:
@@ -94,7 +111,7 @@ class _Run:
     validation: CachedBatches | None
     options: FitOptions
     temperature: float
-    earlier: float | None
+    earlier: Earlier | None
     optimizer: OptimizerFactory | None
     callback: Callback | None
 
@@ -149,10 +166,9 @@ class _Run:
             best_step = self.stopping.restore()
             if self.ends_early and self.earlier is not None:
                 size = len(self.feed.examples)
-                # Half of the step from the last point estimate, or more with more rows than before.
-                self.guide.strategy.average(size / (size + min(self.earlier, size)))
+                self.guide.strategy.average(self.earlier.step(size))
                 if noise is not None:
-                    noise.pool(self.model, self.guide, bf16, size / (size + self.earlier))
+                    noise.pool(self.model, self.guide, bf16, size / (size + self.earlier.rows))
             elif has_noise(self.guide, self.model):
                 if self.settles and self.validation is not None:
                     settle_noise(self.model, self.guide, self.validation, bf16)

@@ -74,6 +74,11 @@ def described(report: FitReport) -> str:
             f"disagreement between components: {report.between:.0%} of the epistemic uncertainty "
             "of the held-out rows"
         )
+    if report.shift is not None:
+        lines.append(
+            f"texts told from those of earlier rounds with AUROC {report.shift:.2f} "
+            "(0.5: one kind, 1: another kind)"
+        )
     if report.compared:
         lines.append(
             f"{report.changed} of {report.compared} answers to kept texts of earlier rounds changed"

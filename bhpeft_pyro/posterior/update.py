@@ -92,10 +92,10 @@ def update(
             vectorised = options.particles > 1 and not posterior.guide.point
             check_prior(own_prior, posterior.model.sites, vectorised)
         with naming_rows(posterior.model, data=examples, validation=held_out):
-            shift = None
+            told = None
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
-                shift = separation(novelty, new)
+                told = separation(novelty, new)
                 novelty = novelty.merged(new, kept_of_all(keep, posterior.model.sites))
             rounds = []
             for number, last in enumerate(posterior.components):
@@ -107,7 +107,7 @@ def update(
                     family=guide,
                     own_prior=own_prior,
                     keep=keep,
-                    shift=shift,
+                    separated=told,
                 )
                 rounds.append(replace(one, optimizer=optimizer, callback=callback))
             with work(share=0):
@@ -192,7 +192,7 @@ def _round(
     family: GuideLike | None,
     own_prior: Prior | None,
     keep: float | dict[str, float],
-    shift: float | None,
+    separated: float | None,
 ) -> Round:
     """The next round of a component."""
     model, sites, start = last.model, last.model.sites, last.guide
@@ -215,7 +215,7 @@ def _round(
         "keep": keep,
         "projection": projection,
         "own_prior": own_prior is not None,
-        "shift": shift,
+        "separation": separated,
     }
     enough = not (examples.few or unclear)
     rows = sum(report.examples for report in last.lineage)
@@ -232,7 +232,7 @@ def _round(
         lineage=last.lineage,
         first_prior=last.first_prior,
         learnt_rows=last.learnt_rows,
-        earlier=Earlier(kept) if shift is None else Earlier(kept, shift),
+        earlier=Earlier(kept, separated),
     )
 
 

@@ -26,9 +26,10 @@ class Record:
     """One row per round.
 
     Attributes:
-        rows: round, batch, id, examples, steps, seconds, and the metrics of predicting the batch
-            before it was learnt (those of `metrics.evaluate`, and `drift/...`). The first round has
-            none of those, as there was no posterior yet. With tests also `test/NAME`, the score on
+        rows: round, batch, id, examples, steps, seconds, `separation` (see `FitReport`), and the
+            metrics of predicting the batch before it was learnt (those of `metrics.evaluate`, and
+            `drift/...`). The first round has none of the last two, as there was no posterior yet.
+            With tests also `test/NAME`, the score on
             each after the round, `test_nll/NAME`, and in the first row `untrained/NAME`, the score
             under the prior.
     """
@@ -43,6 +44,8 @@ class Record:
         for number, report in enumerate(posterior.lineage, 1):
             row = {"round": number, "batch": report.name, "id": report.id}
             row |= {name: getattr(report, name) for name in ("examples", "steps", "seconds")}
+            if report.separation is not None:
+                row["separation"] = report.separation
             rows.append(row | report.metrics)
         return cls(rows)
 

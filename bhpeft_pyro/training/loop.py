@@ -47,16 +47,18 @@ class Earlier(NamedTuple):
 
     Attributes:
         rows: how many rows, as far as they are kept.
-        shift: the AUROC with which the round's texts can be told from theirs, from 0.5 to 1.
+        separation: the AUROC with which the round's texts can be told from theirs, from 0.5 to 1;
+            None if it is not known.
     """
 
     rows: float
-    shift: float = 1.0
+    separation: float | None
 
     def step(self, size: int) -> float:
         """The share of its step that a round of so many rows keeps: half of it, more with more
         rows than before, and all of it if its texts are of the kind of the earlier ones."""
-        return size / (size + (2 * self.shift - 1) * min(self.rows, size))
+        unlike = 1.0 if self.separation is None else 2 * self.separation - 1
+        return size / (size + unlike * min(self.rows, size))
 
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops

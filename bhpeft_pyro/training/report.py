@@ -20,7 +20,7 @@ _OF_ALL = (  # fields that are the same in all components of a mixture
     "temperature",
     "keep",
     "own_prior",
-    "shift",
+    "separation",
     "held_out",
     "split",
     "data_with_held_out",
@@ -96,9 +96,9 @@ class FitReport(Training):
             network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.
         between: for a mixture, the share of the epistemic uncertainty of held-out rows that comes
             from disagreement between components, if the covariances of the outputs were learnt.
-        shift: of a later round, the AUROC with which its texts can be told from those of earlier
-            rounds: from 0.5, of one kind, to 1; None if it is not known, or with fewer than 19
-            texts (`decisions/two_samples.py`).
+        separation: of a later round, the AUROC with which its texts can be told from those of
+            earlier rounds: from 0.5, of one kind, to 1; None if it is not known, or with fewer than
+            19 texts (`decisions/two_samples.py`).
         compared: how many texts of earlier rounds, if they are kept (`FitOptions.keep_texts`), were
             predicted before and after this round, at most 256.
         changed: to how many of these the answer changed: another class, any label more or less, a
@@ -135,7 +135,7 @@ class FitReport(Training):
     component_nll: float | None = None
     expected_nll: float | None = None
     between: float | None = None
-    shift: float | None = None
+    separation: float | None = None
     compared: int = 0
     changed: int = 0
     score: str = ""

@@ -74,9 +74,9 @@ def described(report: FitReport) -> str:
             f"disagreement between components: {report.between:.0%} of the epistemic uncertainty "
             "of the held-out rows"
         )
-    if report.shift is not None:
+    if report.separation is not None:
         lines.append(
-            f"texts told from those of earlier rounds with AUROC {report.shift:.2f} "
+            f"texts told from those of earlier rounds with AUROC {report.separation:.2f} "
             "(0.5: one kind, 1: another kind)"
         )
     if report.compared:

@@ -305,19 +305,35 @@ def whole_step(posterior: bh.Posterior, data: Any, steps: int, **how: Any) -> to
     return new.guide.loc.detach()
 
 
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round has texts of another kind than those before it."""
+    monkeypatch.setattr("bhpeft_pyro.posterior.update.separation", lambda *_: 1.0)
+
+
 @pytest.mark.parametrize(
-    ("before", "rows", "keep", "share"),
+    ("shift", "before", "rows", "keep", "share"),
     [
-        (64, 64, 1.0, 0.5),
-        (128, 64, 1.0, 0.5),  # however much was learnt before
-        (64, 128, 1.0, 2 / 3),  # but more is learnt from more rows than before
-        (64, 64, 0.5, 2 / 3),
-        (64, 64, 0.0, 1.0),
+        (1.0, 64, 64, 1.0, 0.5),
+        (None, 64, 64, 1.0, 0.5),  # not known
+        (0.5, 64, 64, 1.0, 1.0),  # of one kind
+        (0.75, 64, 64, 1.0, 2 / 3),
+        (1.0, 128, 64, 1.0, 0.5),  # however much was learnt before
+        (0.75, 128, 64, 1.0, 2 / 3),
+        (1.0, 64, 128, 1.0, 2 / 3),  # but more is learnt from more rows than before
+        (1.0, 64, 64, 0.5, 2 / 3),
+        (1.0, 64, 64, 0.0, 1.0),
     ],
 )
 def test_a_later_round_ends_between_the_last_point_and_its_own(
-    before: int, rows: int, keep: float, share: float
+    monkeypatch: pytest.MonkeyPatch,
+    shift: float | None,
+    before: int,
+    rows: int,
+    keep: float,
+    share: float,
 ) -> None:
+    monkeypatch.setattr("bhpeft_pyro.posterior.update.separation", lambda *_: shift)
     options: dict[str, Any] = {"components": 1, "lr": 0.05, "progress": False}
     options |= {"temperature": 1.0, "tau": 1.0}  # no rows are held out
     first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(before), **options)
@@ -339,6 +355,7 @@ def test_a_head_alone_takes_the_whole_step() -> None:
     torch.testing.assert_close(second.guide.loc.detach(), reached)
 
 
+@pytest.mark.usefixtures("apart")
 def test_both_parts_of_a_mixture_end_between() -> None:
     options: dict[str, Any] = {"components": 2, "lr": 0.05, "progress": False}
     first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(64), **options)
@@ -354,6 +371,7 @@ def test_both_parts_of_a_mixture_end_between() -> None:
         torch.testing.assert_close(ends[1], ends[0] + share * (ends[2] - ends[0]))
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
 def test_a_new_label_takes_the_whole_step() -> None:
     """It has no earlier weights to be averaged with."""
@@ -372,3 +390,17 @@ def test_a_new_label_takes_the_whole_step() -> None:
     torch.testing.assert_close(ends[1][:2], ends[0] + share * (ends[2][:2] - ends[0]))
     biases = [one.guide.means()["head.bias"] for one in (second, whole)]
     torch.testing.assert_close(biases[0][2], biases[1][2])
+
+
+def test_the_report_says_how_unlike_earlier_texts_are() -> None:
+    first = fit(guide="laplace", components=2, max_steps=2)
+    assert first.report.separation is None
+    assert first.update(tiny_examples(40, seed=1)).report.separation is None  # 12 are too few
+    first = first.update(tiny_examples(60, seed=4))
+    other = [f"w{30 + i % 3} w{40 + i % 4} w{44 + i % 5}" for i in range(60)]
+    alike = first.update(tiny_examples(60, seed=5)).report
+    unlike = first.update({"text": other, "label": [i % 2 for i in range(60)]}).report
+    assert alike.separation is not None and alike.separation < 0.7
+    assert unlike.separation is not None and unlike.separation > 0.95
+    assert unlike.components[1].separation == unlike.separation
+    assert f"AUROC {unlike.separation:.2f}" in str(unlike)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..base.checks import MAYBE_COUNT, SAMPLES, SEED, check, derived
 from ..base.names import matching
+from ..base.threads import seeded
 from ..data import Columns, Examples
 from ..diagnostics.changes import Variable, variables
 from ..errors import ConfigError
@@ -27,7 +28,7 @@ from ..guides import Guide, PriorGuide, prior_like
 from ..model.cached_batches import CachedBatches
 from ..model.model import Model
 from ..posterior.posterior import Posterior
-from ..prediction.draws import draw_parts, private_rng
+from ..prediction.draws import draw_parts
 from ..prediction.predict import simulate
 from ..training.report import FitReport
 
@@ -318,7 +319,7 @@ def _predictions(
     outcomes = []
     for number, guide in enumerate(guides):
         of_guide = derived(seed, number)  # as the weights' draws have
-        with private_rng(of_guide):
+        with seeded(of_guide):
             outcomes.append(simulate(model, draw_parts(model, guide, samples, of_guide), batches))
     *chains, prior = outcomes
     groups = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -15,7 +14,6 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ..base.checks import COUNT, SEED, check_memory
 from ..base.distributed import map_over_ranks
@@ -40,51 +38,6 @@ Statistics = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 the wanted quantities: tensors (s, B, ...)."""
 # A number of draws, and a function from a batch to the distribution of its labels under them.
 _Pass = tuple[int, Callable[[Batch], TorchDistribution]]
-
-
-@contextmanager
-def private_rng(seed: int) -> Iterator[None]:
-    """`seeded`, whatever other threads do: the random state is global, and they draw from it too.
-
-    So torch's random functions get generators of this block's own. That costs a call of Python for
-    every operation, too much for a fit.
-    """
-    with seeded(seed), _OwnGenerators(seed):
-        yield
-
-
-# Those that distributions call. `randn_like` and its kind take no generator.
-_RANDOM = {
-    *(torch.normal, torch.randn, torch.rand, torch.randint, torch.randperm),
-    *(torch.bernoulli, torch.binomial, torch.multinomial, torch.poisson),
-    *(torch._standard_gamma, torch._sample_dirichlet),
-    *(Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.bernoulli_),
-}
-
-
-class _OwnGenerators(TorchFunctionMode):
-    """In this thread, random functions that are given no generator get one, one per device."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.seed = seed
-        self.generators: dict[torch.device, torch.Generator] = {}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _RANDOM and kwargs.get("generator") is None:
-            tensors = [value for value in args if isinstance(value, Tensor)]
-            device = tensors[0].device if tensors else kwargs.get("device")
-            kwargs = {**kwargs, "generator": self._of(device)}
-        return func(*args, **kwargs)
-
-    def _of(self, device: Any) -> torch.Generator:
-        device = torch.device(device or torch.get_default_device())
-        if device not in self.generators:
-            self.generators[device] = torch.Generator(device).manual_seed(self.seed)
-        return self.generators[device]
 
 
 def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, Tensor]:
@@ -174,7 +127,7 @@ def traces(guide: Guide, samples: int, seeds: torch.Generator) -> Iterator[pouti
         some = {k: values[start : start + TOGETHER].unsqueeze(-1) for k, values in fixed.items()}
         with (
             alone(),
-            private_rng(seed),
+            seeded(seed),
             poutine.trace() as tracer,
             poutine.condition(data=some),
             pyro.plate(PLATE, min(TOGETHER, samples - start), dim=-2),

@@ -17,6 +17,7 @@ from ..base.distributed import independent
 from ..base.distributions import base_of
 from ..base.names import Method
 from ..base.progress import work
+from ..base.threads import seeded
 from ..data import Examples
 from ..data.batch import Batch, in_order
 from ..data.columns import MAX_CHOICES
@@ -33,7 +34,7 @@ from ..model.linearized import (
     symmetric_noise,
 )
 from ..model.model import Model
-from .draws import TOGETHER, Draws, Statistics, by_batch, draw_parts, passes, private_rng, strata
+from .draws import TOGETHER, Draws, Statistics, by_batch, draw_parts, passes, strata
 
 PART = 1024
 """Examples that are predicted together: it bounds the memory that their draws take."""
@@ -203,7 +204,7 @@ def _runs(
                     drawn.next(parts=len(part[0]))
             values = [torch.cat(column) for column in zip(*parts, strict=True)]
         else:
-            with private_rng(derived(seed, number)):  # the same for every example and its batch
+            with seeded(derived(seed, number)):  # the same for every example and its batch
                 noise = symmetric_noise(share, of_likelihood + normals).to(model.network.device)
             read = partial(_read, model, component, how, noise, statistics)
             values = by_batch(model, batches, read, size=size, bf16=bf16)
@@ -283,7 +284,7 @@ def _statistics(model: Model, samples: int, seed: int, rows: int) -> Statistics:
         if isinstance(base, Normal):  # the moments are enough
             return mean, sd
         check_memory("data: rows", rows, _DRAWN * by_draw * max(samples, 1))
-        with private_rng(int(torch.randint(2**62, (), generator=seeds))):
+        with seeded(int(torch.randint(2**62, (), generator=seeds))):
             outcomes = distribution.sample(torch.Size((by_draw,))).movedim(0, -1).float()
         finite = (mean + sd).isfinite().all()
         if not finite and distribution.log_prob(outcomes[..., 0]).isfinite().all():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ..base.distributions import Covariance, base_of
 from ..errors import PriorError
@@ -140,15 +139,12 @@ class _Rest(Messenger):
             return tensor
 
         with_tensors([message["fn"], message["value"]], seen)
-        modes = _get_current_function_mode_stack()  # which do not reach into an autograd.Function
-        call = partial(self._sample, message, modes)
-        value = _Outside.apply(call, self.number, *tensors)
+        value = _Outside.apply(partial(self._sample, message), self.number, *tensors)
         message.update(value=value, done=True, stop=True)
 
     def _sample(
         self,
         message: Any,
-        modes: Sequence[TorchFunctionMode],
         tensors: Sequence[Tensor],
         varies: Sequence[bool],
     ) -> Tensor:
@@ -167,9 +163,7 @@ class _Rest(Messenger):
             if any(varies):
                 fn = self._together(fn, tensors, varies)
             outer: Any = {**message, "fn": fn, "value": observed}
-            with _only_around(self), pyro.validation_enabled(self.valid), ExitStack() as on:
-                for mode in modes:
-                    on.enter_context(mode)
+            with _only_around(self), pyro.validation_enabled(self.valid):
                 apply_stack(outer)
             value = outer["value"]
         return value.expand(self.lead + shape).reshape(self.lead.numel(), *shape)

@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..base.checks import COUNT, SEED, derived
+from ..base.threads import seeded
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..guides import Guide, MixtureGuide, PriorGuide
@@ -19,7 +20,7 @@ from ..model.cached_batches import CachedBatches
 from ..model.model import Model
 from ..posterior.forgetting import forget
 from ..posterior.posterior import Posterior
-from ..prediction.draws import draw_parts, passes, private_rng
+from ..prediction.draws import draw_parts, passes
 from ..prediction.predict import AnyForecast, predict, simulate
 
 Advice = Literal["keep", "update", "forget", "start anew"]
@@ -177,7 +178,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     alternatives: dict[float, float] = {}
     if examples.labels is not None:
         others = draw_parts(posterior.model, posterior.guide, samples, 2 * seed + 1)
-        with private_rng(seed):
+        with seeded(seed):
             labels, *_ = simulate(posterior.model, others, CachedBatches(posterior.model, examples))
         sets = torch.cat([examples.labels.unsqueeze(0), labels])
         if not forecast.exact:

@@ -286,28 +286,3 @@ def test_a_process_forked_in_the_middle_of_a_step_predicts_and_fits_as_ever(
         forked.set()
         assert len(fit.result().lineage) == 1
     assert code == 0
-
-
-@pytest.mark.parametrize("guide", ["normal", "laplace", "AutoMultivariateNormal"])
-def test_torch_code_of_others_in_another_thread_does_not_change_a_forecast(guide: str) -> None:
-    posterior = bh.fit(tiny_model(), guide, tiny_examples(), max_steps=3, progress=False)
-    new = tiny_examples(8, seed=5)
-
-    def found() -> list[Tensor]:
-        forecast = posterior.predict(TEXTS, 8, seed=7)
-        weights = posterior.sample(8, seed=7).values()
-        return [forecast.probabilities, *weights, torch.tensor(posterior.assess(new).nll.p)]  # type: ignore[union-attr]
-
-    expected, stop = found(), Event()
-
-    def foreign() -> None:
-        while not stop.is_set():
-            torch.randn(8)
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(foreign)
-        try:
-            for _ in range(3):
-                assert all(torch.equal(*pair) for pair in zip(found(), expected, strict=True))
-        finally:
-            stop.set()

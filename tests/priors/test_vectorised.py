@@ -14,10 +14,11 @@ from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.base.threads import seeded
 from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.prediction.draws import draw, private_rng
+from bhpeft_pyro.prediction.draws import draw
 from bhpeft_pyro.priors import MixturePrior
 from bhpeft_pyro.priors.vectorised import for_all_draws
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
@@ -148,8 +149,6 @@ def test_the_kl_of_weights_given_a_random_scale_stays_in_closed_form() -> None:
 
 
 def test_draws_are_those_of_a_prior_that_handles_the_dims_itself() -> None:
-    """With the generators that predictions draw by, too."""
-
     def vectorised(sites: Sites) -> Mapping[str, Tensor]:
         tau = pyro.sample("tau", dist.HalfCauchy(1.0))
         values = {}
@@ -162,7 +161,7 @@ def test_draws_are_those_of_a_prior_that_handles_the_dims_itself() -> None:
     sites, found = tiny_model().sites, []
     for call in (lambda: for_all_draws(one_scale, sites), lambda: vectorised(sites)):
         torch.manual_seed(len(found))  # has no effect
-        with private_rng(0), pyro.plate("draws", 4, dim=-2):
+        with seeded(0), pyro.plate("draws", 4, dim=-2):
             found.append(call())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 

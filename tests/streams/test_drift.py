@@ -10,12 +10,13 @@ import torch
 from onehot import FIT, NOISE, WIDTH, exactly, model, words
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.base.threads import seeded
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.posterior.mixture import MixturePosterior
-from bhpeft_pyro.prediction.draws import draw_parts, private_rng
+from bhpeft_pyro.prediction.draws import draw_parts
 from bhpeft_pyro.prediction.predict import simulate
 from bhpeft_pyro.streams import Drift, drift
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -84,7 +85,7 @@ def test_statistics_are_those_of_a_loop(posterior: bh.Posterior) -> None:
     assert found.nll.observed == pytest.approx(scores["nll"], rel=1e-5)
     assert found.epistemic == pytest.approx(scores["mutual_information"], rel=1e-5)
     draws = draw_parts(classes.model, classes.guide, 30, 1)
-    with private_rng(0):
+    with seeded(0):
         simulated, *_ = simulate(classes.model, draws, CachedBatches(classes.model, batch))
     values = []
     for labels in simulated:

@@ -20,8 +20,6 @@ from .distributed import is_main
 Item = TypeVar("Item")
 
 _DELAY = 1.0  # seconds after which a bar is shown
-_MEASURED = 5.0  # seconds after which it is estimated how long all will take
-_LONG = 60.0  # seconds; an estimate above is printed
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 _LINE = "{desc}: {percentage:.0f} %, {elapsed}, {remaining} left{postfix}"
 _ENDLESS = "{desc} {elapsed}"  # of work of unknown length
@@ -80,7 +78,7 @@ class Work:
         share: float = 1.0,
     ) -> None:
         self.parts, self.done, self.outer = parts, 0, outer
-        self.begin, self.length, self.estimated = 0.0, 1.0, False
+        self.begin, self.length = 0.0, 1.0
         self.share, self.taken = share, 0.0  # taken: of the part that is being done
         self.bar: Any = _bar(title, parts is not None, at_once) if outer is None else outer.bar
         if outer is not None:
@@ -107,20 +105,6 @@ class Work:
             self.bar.set_postfix_str(note, refresh=False)
         share = self.done / self.parts if self.parts else 0.0
         self.bar.update(max(0.0, min(1.0, self.begin + share * self.length) - self.bar.n))
-        self._estimate()
-
-    def _estimate(self) -> None:
-        """Print once how long all will take, if it is long."""
-        first = self
-        while first.outer is not None:
-            first = first.outer
-        elapsed, share = self.bar.format_dict["elapsed"], self.bar.n
-        if first.estimated or elapsed < _MEASURED or share == 0:
-            return
-        first.estimated = True
-        if (total := elapsed / share) > _LONG:
-            hours, minutes = f"{total / 3600:.1f} hours", f"{max(2, round(total / 60))} minutes"
-            self.bar.write(f"about {hours if total > 5400 else minutes}", sys.stderr)
 
     def close(self) -> None:
         """Leave the bar to the outer work, or remove it."""

@@ -76,8 +76,8 @@ def described(report: FitReport) -> str:
         )
     if report.separation is not None:
         lines.append(
-            f"texts told from those of earlier rounds with AUROC {report.separation:.2f} "
-            "(0.5: one kind, 1: another kind)"
+            "a linear classifier tells these texts from those of earlier rounds with AUROC "
+            f"{report.separation:.2f} (0.5: the same kind, 1: another kind)"
         )
     if report.compared:
         lines.append(

@@ -32,7 +32,6 @@ class Budget:
         seeds: splits and starts.
         fitted: examples and tokens of a step of a fit whose cost is measured, and its steps.
         predicted: rows of files whose prediction is measured.
-        served: texts whose prediction is compared with a pipeline's.
     """
 
     backbone: str
@@ -49,7 +48,6 @@ class Budget:
     seeds: int = 5
     fitted: tuple[int, int, int] = (16, 32, 10)
     predicted: tuple[int, ...] = (1000, 10_000)
-    served: int = 300
 
     def setting(self) -> dict[str, int]:
         """What a result depends on besides its task, method, rows and seed."""
@@ -285,7 +283,6 @@ BUDGETS = {
         seeds=2,
         fitted=(8, 6, 2),
         predicted=(50, 100),
-        served=12,
     ),
 }
 """The settings, by name."""

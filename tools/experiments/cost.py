@@ -43,7 +43,6 @@ from .job import Load
 from .machine import Step, clock, device_name, in_turn, over, peak_bytes
 from .methods import upper_hybrid
 from .results import Run, commit, complete, load
-from .serving_cost import serving
 from .steps import CLASSES, METHODS, hf_peft_step, method_step, svi_step, token_batch
 from .tables import Table, distinct
 
@@ -93,13 +92,6 @@ def cost(
             "of a step of `delta`.",
             lambda: _fits(work),
             sizes,
-        ),
-        (
-            "predictions over a pipeline",
-            f"{backbone}, {CLASSES} classes; a point estimate's forecast of {budget.served} texts "
-            "of 20 to 180 tokens, and of one, over transformers' pipeline at its best batch size.",
-            lambda: serving(load_frozen, budget.served, _ROUNDS),
-            (backbone, budget.served),
         ),
         (
             "bhpeft predict",

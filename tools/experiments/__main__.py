@@ -29,9 +29,6 @@ __all__ = ["app", "experiment"]
 
 Name = Literal[
     "tasks",
-    "ablation",
-    "uncertainty",
-    "shift",
     "rows",
     "passes",
     "promise",

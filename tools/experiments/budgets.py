@@ -193,9 +193,6 @@ BUDGETS = {
         tasks=_FULL,
         plan={
             "tasks": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
-            "ablation": ("Drugs.com", "SST-2", "AG News", "CommonsenseQA"),
-            "uncertainty": ("Drugs.com, noise by text", "SST-2", "AG News", "CommonsenseQA"),
-            "shift": ("three topics", "IMDB"),
             "rows": ("Drugs.com", "AG News"),
             "passes": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
             "promise": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
@@ -235,14 +232,6 @@ BUDGETS = {
                 "commonsense-openbookqa",
                 "commonsense-socialiqa",
             ),
-            "ablation": ("news-agnews", "sentiment-movies"),
-            "uncertainty": (
-                "news-agnews",
-                "commonsense-openbookqa",
-                "sentiment-movies",
-                "movies, noise by text",
-            ),
-            "shift": ("three topics", "sentiment-movies"),
             "rows": ("news-agnews", "sentiment-movies"),
             "passes": (
                 "sentiment-tweets",
@@ -264,9 +253,6 @@ BUDGETS = {
         tasks=_TINY,
         plan={
             "tasks": ("classes", "ratings", "choices"),
-            "ablation": ("classes",),
-            "uncertainty": ("classes", "ratings"),
-            "shift": ("two classes",),
             "rows": ("classes",),
             "passes": ("classes", "ratings", "choices"),
             "promise": ("classes", "ratings", "choices"),

@@ -1,4 +1,4 @@
-"""How much is done: the full setting, one for two cores, and a toy one."""
+"""How much is done: a setting for two cores, and a toy one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Budget:
     validation: int
     test: int
     steps: int
-    samples: int = 32
+    samples: int = 16
     members: int = 5
     search: int = 2
     seeds: int = 5
@@ -118,61 +118,6 @@ _NOVELTY = {
     ),
 }
 
-_DRUGS = Columns(text="review", label="rating")
-_CSQA = Columns(answer="answerKey")
-_FULL = {
-    "Drugs.com": Task(
-        "lewtun/drug-reviews:train",
-        1,
-        lambda: Normal(center=5.5, spread=2.25),
-        _DRUGS,
-        256,
-        test="lewtun/drug-reviews:test",
-    ),
-    "Drugs.com, noise by text": Task(
-        "lewtun/drug-reviews:train",
-        2,
-        lambda: HeteroscedasticNormal(center=5.5, spread=2.25),
-        _DRUGS,
-        256,
-        test="lewtun/drug-reviews:test",
-    ),
-    "IMDB": Task(
-        "stanfordnlp/imdb:train",
-        2,
-        Categorical,
-        max_length=256,
-        test="stanfordnlp/imdb:test",
-        shifts={
-            "to Rotten Tomatoes": Shift(
-                "cornell-movie-review-data/rotten_tomatoes:test", labelled=True
-            )
-        },
-    ),
-    "SST-2": Task(
-        "stanfordnlp/sst2:train",
-        2,
-        Categorical,
-        Columns(text="sentence"),
-        test="stanfordnlp/sst2:validation",
-    ),
-    "AG News": Task(
-        "fancyzhx/ag_news:train", 4, Categorical, max_length=128, test="fancyzhx/ag_news:test"
-    ),
-    "CommonsenseQA": Task(
-        "tau/commonsense_qa:train", 1, MultipleChoice, _CSQA, test="tau/commonsense_qa:validation"
-    ),
-    "three topics": Task(
-        "fancyzhx/ag_news:train",
-        3,
-        Categorical,
-        max_length=128,
-        test="fancyzhx/ag_news:test",
-        classes=3,
-        shifts={"to an unseen topic": Shift("fancyzhx/ag_news:test", label=3)},
-    ),
-}
-
 _TINY = {
     "classes": Task("tiny-classes", 3, Categorical, max_length=32),
     "ratings": Task("tiny-ratings", 2, lambda: HeteroscedasticNormal(spread=2.0), _RATING, 32),
@@ -188,24 +133,6 @@ _TINY = {
 }
 
 BUDGETS = {
-    "full": Budget(
-        backbone="FacebookAI/roberta-base",
-        tasks=_FULL,
-        plan={
-            "tasks": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
-            "rows": ("Drugs.com", "AG News"),
-            "passes": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
-            "promise": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
-            "novelty": ("three topics", "IMDB"),
-            "sets": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
-        },
-        rows=8000,
-        more_rows=(100, 400, 2000, 8000),
-        validation=500,
-        test=800,
-        steps=2500,
-        predicted=(1000, 10_000, 100_000),
-    ),
     "small": Budget(
         backbone="minilm",
         tasks=_SMALL | _NOVELTY,
@@ -246,7 +173,6 @@ BUDGETS = {
         validation=100,
         test=400,
         steps=300,
-        samples=16,
     ),
     "tiny": Budget(
         backbone="tiny",

@@ -38,7 +38,7 @@ class Grid:
         seeds: 0 to seeds - 1.
         load: makes a new copy of the backbone.
         backbone: its name.
-        data: the folder of JSON lines files; None for the hub.
+        data: the folder of JSON lines files; None if there are none to read.
         out: the folder of outcomes.
     """
 

@@ -1,18 +1,15 @@
-"""What steps, whole fits and predictions cost: by method, layers, rows and processes.
+"""What steps, whole fits and predictions cost: by method, layers and rows.
 
 What is compared takes turns. Times are those of the processor, so that other work does not count,
-or of the GPU; those of several processes are by the clock, on a CPU.
+or of the GPU.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,9 +18,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import distributed, multiprocessing
 
-from bhpeft_pyro.base.distributed import independent
 from bhpeft_pyro.base.fit_options import FitOptions
 from bhpeft_pyro.data import Examples, encode
 from bhpeft_pyro.data.examples import Tokens
@@ -100,12 +95,6 @@ def cost(
             budget.predicted,
         ),
     ]
-    if device.type == "cpu":
-        note = (
-            f"{about}. `delta`, one thread a process, by the clock: it says something only if two "
-            "processors were free."
-        )
-        measures.append(("fits in processes", note, lambda: _processes(work), sizes))
     tables = []
     for title, note, measure, size in measures:
         runs: list[Run] = [("cost", title, *size, seed) for seed in range(seeds)]
@@ -246,35 +235,3 @@ def _predict(counts: Sequence[int]) -> Records:
                 record["ms a row"] = 1000 * beyond / (count - _FIRST)
             records.append(record)
     return records
-
-
-def _processes(work: _Work) -> Records:
-    """The same fits by one process and by two."""
-    work = replace(work)  # without its rows, which each process makes
-    with TemporaryDirectory() as folder:
-        multiprocessing.spawn(_rank, (folder, work), nprocs=2)
-        records: Records = json.loads(Path(folder, "records").read_text())
-    return records
-
-
-def _rank(rank: int, folder: str, work: _Work) -> None:
-    torch.set_num_threads(1)
-    group = f"file://{folder}/group"
-    distributed.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
-
-    def run(components: int, together: bool) -> None:
-        if together or rank == 0:
-            with nullcontext() if together else independent():
-                work.fit("delta", components, upper=False)
-        distributed.barrier()
-
-    records = []
-    for count, name in ((1, "1 component, batches shared out"), (2, "2 components, one each")):
-        runs = {"one": partial(run, count, False), "two": partial(run, count, True)}
-        distributed.barrier()
-        seconds = in_turn(runs, 1, time.perf_counter)
-        ratio = over(seconds["two"], seconds["one"])
-        records.append({"what": f"fit, {name}", "two processes / one": ratio})
-    if rank == 0:
-        Path(folder, "records").write_text(json.dumps(records))
-    distributed.destroy_process_group()

@@ -41,10 +41,6 @@ def test_fits_and_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     peer = "training step, LoRA of Hugging Face peft"
     of_peft = table["steps of HF peft's LoRA"]
     assert of_peft[peer] == 1
-    # One of two layers is skipped, and has no weights; widths hold a gradient for each row.
-    memory = table["memory"]
-    assert memory["training step, upper half"] < 0.8 < 1 < memory["width"]
-    assert memory[[name for name in table.index if name.startswith("fit")]].isna().all()
 
 
 def test_all_rows_have_as_many_tokens() -> None:

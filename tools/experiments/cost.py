@@ -35,7 +35,7 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 from .budgets import Budget
 from .job import Load
-from .machine import Step, clock, device_name, in_turn, over, peak_bytes
+from .machine import Step, clock, device_name, in_turn, over
 from .methods import upper_hybrid
 from .results import Run, commit, complete, load
 from .steps import CLASSES, METHODS, hf_peft_step, method_step, svi_step, token_batch
@@ -83,8 +83,7 @@ def cost(
         (
             "fits and predictions",
             f"{about}, {_PREDICTED} predicted. Times are in steps: of `delta`, and of Hugging Face "
-            "peft's LoRA. Memory is that of the frozen weights, and at most of tensors, over that "
-            "of a step of `delta`.",
+            "peft's LoRA.",
             lambda: _fits(work),
             sizes,
         ),
@@ -168,7 +167,6 @@ def _fits(work: _Work) -> Records:
     """Whole fits; then single steps of all methods, widths and predictions of what was fitted."""
     train, held_out, texts = work.rows
     backbone = work.load()[0]
-    frozen = sum(p.numel() * p.element_size() for p in backbone.parameters())
     peer = hf_peft_step(backbone, next(train.batches(work.batch_size)))
     steps = {_STEP: work.step(upper=False), _PEER: peer}
     fitted: dict[str, Posterior] = {}
@@ -203,11 +201,7 @@ def _fits(work: _Work) -> Records:
             short[f"width{where}"] = partial(point.widen, train, validation=held_out)
         for name, posterior in fitted.items():
             short[f"prediction, {name}"] = partial(posterior.predict, texts)
-        singles = measured(short, _ROUNDS, 1)
-        peaks = {name: frozen + peak_bytes(run, backbone.device) for name, run in short.items()}
-    for record in singles:
-        record["memory"] = peaks[record["what"]] / peaks[_STEP]
-    return whole_fits + singles
+        return whole_fits + measured(short, _ROUNDS, 1)
 
 
 def _predict(counts: Sequence[int]) -> Records:

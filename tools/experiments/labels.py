@@ -16,11 +16,9 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import typer
 from datasets import Dataset
-from skactiveml.pool import batch_bald
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -68,12 +66,10 @@ class Arm:
     Attributes:
         first: before there is a posterior, "typical" or "random".
         then: with one.
-        rates: whether it can choose texts to rate.
     """
 
     first: Literal["typical", "random"]
     then: Choose
-    rates: bool = True
 
 
 def _queued(
@@ -84,41 +80,21 @@ def _queued(
 
 
 def _least_certain(
-    by: str, posterior: Posterior, pool: Dataset, bought: list[int], n: int, seed: int
-) -> list[int]:
-    left = sorted({*range(len(pool))} - {*bought})
-    order = posterior.predict(pool.select(left)).flag(1.0, by=by)[:n]
-    return [left[i] for i in order.tolist()]
-
-
-def _batch_bald(
     posterior: Posterior, pool: Dataset, bought: list[int], n: int, seed: int
 ) -> list[int]:
-    """Kirsch et al. 2019, by scikit-activeml, among the texts of the highest epistemic uncertainty;
-    in batches of at most 20, since 200 draws say nothing of the joint entropy of more labels."""
-    rows = _least_certain("epistemic", posterior, pool, bought, 400, seed)
-    drawn: Any = posterior.predict(pool.select(rows), samples=200, keep_samples=True, seed=seed)
-    left = [*range(len(rows))]
-    chosen: list[int] = []
-    while len(chosen) < n:
-        some = drawn.samples[:, left].double().numpy()
-        utilities = batch_bald(some, min(20, n - len(chosen)), random_state=seed)
-        best = [left[i] for i in np.nanargmax(utilities, 1)]
-        chosen += best
-        left = [i for i in left if i not in best]
-    return [rows[i] for i in chosen]
+    """By total uncertainty, each text by itself."""
+    left = sorted({*range(len(pool))} - {*bought})
+    order = posterior.predict(pool.select(left)).flag(1.0, by="total")[:n]
+    return [left[i] for i in order.tolist()]
 
 
 ARMS: dict[str, Arm] = {
     RANDOM: Arm("random", partial(_queued, "random")),
     "information": Arm("random", partial(_queued, "information")),
     "typical, then information": Arm("typical", partial(_queued, "information")),
-    "typical": Arm("typical", partial(_queued, "typical")),
-    "BatchBALD": Arm("random", _batch_bald, rates=False),
-    "total uncertainty": Arm("random", partial(_least_certain, "total")),
-    "epistemic uncertainty": Arm("random", partial(_least_certain, "epistemic")),
+    "total uncertainty": Arm("random", _least_certain),
 }
-"""What is compared; the last two look at each text alone."""
+"""What is compared."""
 
 
 _READ: dict[bytes, Tensor] = {}
@@ -244,11 +220,7 @@ def labels(
         "components": components,
         "backbone": where,
     }
-    runs = [
-        (name, seed, called, size)
-        for name, seed, called, size in product(tasks, range(seeds), arms, sizes)
-        if ARMS[called].rates or chosen.tasks[name].likelihood().kind != "rating"
-    ]
+    runs = list(product(tasks, range(seeds), arms, sizes))
     check_settings(out, runs, setting)
     _READ.clear()  # of another transformer, perhaps
     code = commit()  # files may change while it runs

@@ -132,42 +132,19 @@ _TINY = {
     ),
 }
 
+_EVERYWHERE = ("tasks", "promise", "sets", "passes")
+"""Questions to the same tasks."""
+_FIVE = (
+    *("news-agnews", "sentiment-movies", "sentiment-tweets"),
+    *("commonsense-openbookqa", "commonsense-socialiqa"),
+)
+
 BUDGETS = {
     "small": Budget(
         backbone="minilm",
         tasks=_SMALL | _NOVELTY,
-        plan={
-            "tasks": (
-                "news-agnews",
-                "sentiment-movies",
-                "sentiment-tweets",
-                "commonsense-openbookqa",
-                "commonsense-socialiqa",
-            ),
-            "promise": (
-                "news-agnews",
-                "sentiment-movies",
-                "sentiment-tweets",
-                "commonsense-openbookqa",
-                "commonsense-socialiqa",
-            ),
-            "novelty": tuple(_NOVELTY),
-            "sets": (
-                "news-agnews",
-                "sentiment-movies",
-                "sentiment-tweets",
-                "commonsense-openbookqa",
-                "commonsense-socialiqa",
-            ),
-            "rows": ("news-agnews", "sentiment-movies"),
-            "passes": (
-                "sentiment-tweets",
-                "news-agnews",
-                "sentiment-movies",
-                "commonsense-openbookqa",
-                "commonsense-socialiqa",
-            ),
-        },
+        plan=dict.fromkeys(_EVERYWHERE, _FIVE)
+        | {"novelty": tuple(_NOVELTY), "rows": ("news-agnews", "sentiment-movies")},
         rows=400,
         more_rows=(100, 400, 2000),
         validation=100,
@@ -177,14 +154,8 @@ BUDGETS = {
     "tiny": Budget(
         backbone="tiny",
         tasks=_TINY,
-        plan={
-            "tasks": ("classes", "ratings", "choices"),
-            "rows": ("classes",),
-            "passes": ("classes", "ratings", "choices"),
-            "promise": ("classes", "ratings", "choices"),
-            "sets": ("classes", "ratings", "choices"),
-            "novelty": ("two classes",),
-        },
+        plan=dict.fromkeys(_EVERYWHERE, ("classes", "ratings", "choices"))
+        | {"novelty": ("two classes",), "rows": ("classes",)},
         rows=48,
         more_rows=(24, 48),
         validation=24,

@@ -37,7 +37,7 @@ from .budgets import Budget
 from .job import Load
 from .machine import Step, clock, device_name, in_turn, over
 from .methods import upper_hybrid
-from .results import Run, commit, complete, load
+from .results import Run, run_all
 from .steps import CLASSES, METHODS, hf_peft_step, method_step, svi_step, token_batch
 from .tables import Table, distinct
 
@@ -97,9 +97,10 @@ def cost(
     tables = []
     for title, note, measure, size in measures:
         runs: list[Run] = [("cost", title, *size, seed) for seed in range(seeds)]
-        complete(out, runs, lambda *_, measure=measure: _machine(device) | {"records": measure()})
-        results = load(out, runs)
-        facts = (f"{name} {distinct(results, name)}" for name in _machine(device))
+        results = run_all(
+            out, runs, {}, lambda *_, measure=measure: _machine(device) | {"records": measure()}
+        )
+        facts = (f"{name} {distinct(results, name)}" for name in ("commit", *_machine(device)))
         records = [record for result in results for record in result["records"]]
         note = f"{note} {', '.join(facts)}."
         tables.append(Table.over_seeds(title, ["what"], records, note))
@@ -109,7 +110,6 @@ def cost(
 def _machine(device: torch.device) -> dict[str, Any]:
     load = f"{os.getloadavg()[0]:.1f}"
     return {
-        "commit": commit(),
         "device": device_name(device),
         "processors": os.cpu_count(),
         "load at the start": load,

@@ -22,7 +22,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bhpeft_pyro import __version__
 from bhpeft_pyro.base.files import write
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import CutWarning
@@ -38,7 +37,7 @@ from .budgets import BUDGETS
 from .job import Load, load_frozen
 from .labels_report import RANDOM, tables
 from .methods import PEFT
-from .results import check_names, check_settings, commit, complete, file_of, load
+from .results import check_names, file_of, load, run_all
 from .tables import publish
 from .tasks import Split, Task, split
 
@@ -221,9 +220,7 @@ def labels(
         "backbone": where,
     }
     runs = list(product(tasks, range(seeds), arms, sizes))
-    check_settings(out, runs, setting)
     _READ.clear()  # of another transformer, perhaps
-    code = commit()  # files may change while it runs
     load_one = partial(load_frozen, where, str(device_named(device)))
 
     def result(name: str, seed: int, called: str, size: int) -> dict[str, Any]:
@@ -237,15 +234,14 @@ def labels(
         else:
             rows = bought.first(ARMS[called], size)
         n = sizes[at + 1] - size if at + 1 < len(sizes) else 0
-        facts = {"task": name, "seed": seed, "arm": called, "labels": size}
-        facts |= {"version": __version__, "commit": code, "data": parts.digest}
-        return {**facts, **setting, **bought.after(ARMS[called], rows, n)}
+        facts = {"task": name, "seed": seed, "arm": called, "labels": size, "data": parts.digest}
+        return {**facts, **bought.after(ARMS[called], rows, n)}
 
     with warnings.catch_warnings():
         # A task says how long its texts may be.
         warnings.filterwarnings("ignore", category=CutWarning)
         for size in sizes:  # each needs the one before, which another process may be at
-            complete(out, [run for run in runs if run[-1] == size], result)
+            run_all(out, [run for run in runs if run[-1] == size], setting, result)
     results = load(out, runs)
     scores = [{k: v for k, v in one.items() if k not in ("rows", "next")} for one in results]
     write(out / _SCORES, "".join(f"{json.dumps(one)}\n" for one in scores).encode())

@@ -296,13 +296,15 @@ clearly better than that (by 0.500 ± 0.289): label more rows, or try another ba
         )
 
 
-def mean_and_error(values: Tensor, rows: Tensor | None = None) -> tuple[float, float]:
+def mean_and_error(
+    values: Tensor | Sequence[float], rows: Tensor | None = None
+) -> tuple[float, float]:
     """The mean of (N,) values and its standard error; values of the same row count as dependent.
 
-    >>> mean_and_error(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    >>> mean_and_error([0.0, 1.0, 0.0, 1.0])
     (0.5, 0.28867513459481287)
     """
-    values = values.double()
+    values = torch.as_tensor(values, dtype=torch.double)
     mean = values.mean()
     away = values - mean
     if rows is not None:

@@ -1,5 +1,5 @@
 """What the documentation promises of the hub, on a hub of this machine: names of data sets and
-backbones, configurations, splits, columns, and the experiments' full budget."""
+backbones, configurations, splits and columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,16 @@ import tiny
 from datasets import ClassLabel, Dataset, Features, Value
 from local_hub import LocalHub, local_hub
 from program import bhpeft, error
-from typer.testing import CliRunner
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.testing import tiny_tokenizer
-from tools.experiments import __main__ as experiments
-from tools.experiments.budgets import BUDGETS
-from tools.experiments.tasks import split
 
 pytestmark = pytest.mark.usefixtures("hub")
 
-FULL = replace(
-    BUDGETS["full"], rows=16, validation=8, test=8, steps=1, samples=2, members=2, search=1
-)
-DECODER = "meta-llama/Llama-3.2-1B"
-QUICK = ("--backbone", FULL.backbone, "--guide", "delta", "--max-steps", 2, "--device", "cpu")
+BACKBONE = "FacebookAI/roberta-base"
+QUICK = ("--backbone", BACKBONE, "--guide", "delta", "--max-steps", 2, "--device", "cpu")
 CSQA_CARD = """\
 dataset_info:
   features:
@@ -100,7 +92,7 @@ def questions(count: int, first: int) -> Dataset:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    """Every data set and backbone of the budget, small, with the columns it has on the hub."""
+    """Every data set that is named, small, with the columns it has on the hub; and a backbone."""
     with local_hub(tmp_path_factory.mktemp("hub")) as hub:
         topics = ["World", "Sports", "Business", "Sci/Tech"]
         signs = ["negative", "positive"]
@@ -138,41 +130,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
             card=CSQA_CARD,
         )
         hub.json_lines("lewtun/drug-reviews", {"train": drugs(30, 10), "test": drugs(12, 20)})
-        for name, model_type in ((FULL.backbone, "roberta"), (DECODER, "llama")):
-            model = tiny.build(model_type, max_position_embeddings=300)
-            hub.model(name, model, tiny_tokenizer())
+        hub.model(BACKBONE, tiny.build("roberta", max_position_embeddings=300), tiny_tokenizer())
         yield hub
-
-
-def planned() -> list[str]:
-    return sorted({task for each in FULL.plan.values() for task in each})
-
-
-@pytest.mark.parametrize("task", planned())
-def test_every_task_is_read_and_split(task: str) -> None:
-    what = FULL.tasks[task]
-    parts = split(None, what, FULL.rows, FULL.validation, FULL.test, seed=0)
-    assert (len(parts.train), len(parts.validation), len(parts.tests["test"])) == (16, 8, 8)
-    assert {"test", *what.shifts} == parts.tests.keys()
-    assert all(len(table) for table in parts.tests.values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backbone", "names"),
-    [(FULL.backbone, ("tasks", "uncertainty", "shift")), (DECODER, ("tasks",))],
-)
-def test_every_experiment_runs(
-    backbone: str, names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(BUDGETS, "full", FULL)
-    for name in names:
-        arguments = [name, "--budget", "full", "--seeds", "1", "--backbone", backbone]
-        arguments += ["--method", "hybrid, Bayesian", "--out", str(tmp_path), "--device", "cpu"]
-        result = CliRunner().invoke(experiments.app, arguments, catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-    tasks = {task for name in names for task in FULL.plan[name]}
-    assert len([*tmp_path.glob("*.safetensors")]) == len(tasks)
 
 
 def test_classes_from_the_command_line(tmp_path: Path) -> None:
@@ -197,7 +156,7 @@ def test_choices_and_ratings_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_configuration_and_parts_of_splits_from_python() -> None:
-    backbone, tokenizer = load_backbone(FULL.backbone, "cpu")
+    backbone, tokenizer = load_backbone(BACKBONE, "cpu")
     model = bh.tasks.categories(backbone, 2, tokenizer=tokenizer)
     films = "stanfordnlp/imdb[plain_text]"
     options: dict[str, Any] = {"max_steps": 2, "progress": False}
@@ -223,7 +182,7 @@ def test_a_configuration_and_parts_of_splits_from_python() -> None:
     ],
 )
 def test_what_is_not_there_is_named(name: str, message: str) -> None:
-    backbone, tokenizer = load_backbone(FULL.backbone, "cpu")
+    backbone, tokenizer = load_backbone(BACKBONE, "cpu")
     model = bh.tasks.categories(backbone, 2, tokenizer=tokenizer)
     with pytest.raises(DataError, match=message):
         bh.fit(model, "delta", name, progress=False)

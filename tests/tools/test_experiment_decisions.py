@@ -33,7 +33,7 @@ def of_ratings(sd: float = 1.0) -> RatingForecast:
 
 def outcome(**forecasts: Any) -> Outcome:
     named = {name.replace("_", " "): forecast for name, forecast in forecasts.items()}
-    return Outcome({"task": "news", "rows": 400}, named, {})
+    return Outcome({"task": "news", "rows": 400}, named)
 
 
 CONFIDENCE = torch.linspace(0.4, 0.99, N, dtype=torch.float64)

@@ -208,7 +208,7 @@ def test_scaled_ratings_have_unit_standardised_errors_on_the_validation_rows(
     forecast = bh.forecast.RatingForecast.from_draws(
         means, torch.ones(8, 500), within=own, labels=labels
     )
-    mended = scores.scaled(Outcome({}, {"validation": forecast}, {})).forecasts["validation"]
+    mended = scores.scaled(Outcome({}, {"validation": forecast})).forecasts["validation"]
     assert isinstance(mended, bh.forecast.RatingForecast)
     assert ((labels - mended.mean) / mended.sd).square().mean().item() == pytest.approx(1, rel=1e-4)
     torch.testing.assert_close(mended.mean, forecast.mean)
@@ -224,44 +224,16 @@ def test_classes_are_scaled_by_the_temperature_of_the_validation_rows() -> None:
         name: bh.forecast.ClassForecast.from_draws(draws, labels=labels, keep_samples=True)
         for name, labels in (("validation", wrong), ("test", right))
     }
-    mended = scores.scaled(Outcome({}, made, {})).forecasts["test"]
+    mended = scores.scaled(Outcome({}, made)).forecasts["test"]
     assert isinstance(mended, bh.forecast.ClassForecast)
     torch.testing.assert_close(mended.probabilities, torch.full((40, 2), 0.5), atol=0.02, rtol=0)
 
 
-def test_what_each_experiment_looks_at(
-    outcomes: list[Outcome], closed: list[Outcome], tmp_path: Path
-) -> None:
-    made = tiny_grid(tmp_path, "head only, deterministic", budget=ONCE)
-    point = made.run("classes", 24, "head only", "deterministic", 0)
-    classes, ratings, _, two = outcomes
+def test_quality_has_the_loss_of_each_row(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         (score,) = scores.quality(outcome)
         assert score.losses is not None
         assert score.values["nll"] == pytest.approx(score.losses.mean().item(), rel=1e-5)
-    kept = {score.by: score for score in scores.uncertainty(classes)}
-    assert kept.keys() == {"confidence", "variance"}
-    forecast = classes.forecasts["test"]
-    sure = forecast.confidence.argsort(descending=True, stable=True)[:24]  # ties are unlikely
-    right = (forecast.label == forecast.labels)[sure].double().mean().item()
-    assert kept["confidence"].values["50 %"] == pytest.approx(right)
-    *_, intervals = scores.uncertainty(ratings)
-    assert 0 <= intervals.values["coverage of 50 %"] <= intervals.values["coverage of 90 %"] <= 1
-    assert intervals.values["width of 50 %"] < intervals.values["width of 90 %"]
-    assert "aleatoric sd and raters' sd (Spearman)" in intervals.values
-    assert [score.by for score in scores.uncertainty(point)] == ["confidence"]
-    for number in (0, 3):  # in closed form no draws are kept
-        path = tmp_path / f"{number}.safetensors"
-        path.write_bytes(closed[number].to_bytes())
-        for outcome in (closed[number], Outcome.read(path)):
-            assert {score.by for score in scores.uncertainty(outcome)} == {"confidence", "variance"}
-            for score in scores.shift(outcome):
-                assert {"AUROC epistemic", "AUROC variance"} <= score.values.keys()
-    (moved,) = scores.shift(two)
-    outside = two.forecasts["to the third"]
-    expected = metrics.ood_auroc(two.forecasts["test"], outside, by="total")
-    assert moved.values["AUROC total"] == expected and "nll there" not in moved.values
-    assert not scores.shift(classes)
 
 
 @pytest.mark.parametrize("inference", sorted(INFERENCE))

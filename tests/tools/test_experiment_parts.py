@@ -49,14 +49,6 @@ def test_splits_share_no_text_and_depend_on_the_seed(folder: Path) -> None:
         split(folder, Task("nothing", 2, bh.likelihoods.Categorical), 1, 1, 1, seed=0)
 
 
-def test_a_test_of_its_own_holds_no_text_that_was_learnt(folder: Path) -> None:
-    rows = [{"text": f"w{5 + i % 3} w{10 + i}", "label": i % 3} for i in range(20, 60)]
-    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = Task("toy", 3, bh.likelihoods.Categorical, test="other")
-    parts = split(folder, task, 20, 16, 24, seed=0)
-    assert not set(parts.tests["test"]["text"]) & {*parts.train["text"], *parts.validation["text"]}
-
-
 def test_shifts_and_classes_left_out(folder: Path) -> None:
     shifts = {"unseen": Shift("toy", label=2), "known": Shift("toy", label=1, labelled=True)}
     task = Task("toy", 2, bh.likelihoods.Categorical, classes=2, shifts=shifts)

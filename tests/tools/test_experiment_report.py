@@ -33,7 +33,7 @@ def outcome(name: str, draws: torch.Tensor, rows: int = 24, seed: int = 0) -> Ou
         "backbone": "b",
         "source": "s",
     }
-    return Outcome(facts, {"test": forecast}, {})
+    return Outcome(facts, {"test": forecast})
 
 
 def gaps(

@@ -18,7 +18,7 @@ from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 from bhpeft_pyro.training import loop
 from tools.experiments.job import load_frozen
-from tools.experiments.machine import in_turn, over, peak_bytes
+from tools.experiments.machine import in_turn, over
 from tools.experiments.methods import Method
 from tools.experiments.steps import CLASSES, METHODS, hf_peft_step, method_step, svi_step
 
@@ -109,14 +109,3 @@ def test_variants_take_turns_and_ratios_are_those_within_a_round() -> None:
     seconds = in_turn(variants, 3, lambda: now)
     assert over(seconds["a"], seconds["b"]) == 1.5
     assert calls == ["a", "b", "b", "a", "a", "b"]
-
-
-def test_peak_counts_what_is_alive_together() -> None:
-    def run() -> None:
-        for _ in range(3):
-            kept = torch.zeros(1000)
-            torch.zeros(250)
-        del kept
-
-    # From the second turn on a tensor is made before the last one of its name is let go.
-    assert peak_bytes(run, torch.device("cpu")) == 4 * 2 * 1000

@@ -72,30 +72,6 @@ def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) 
         assert following.parent == last.id
 
 
-@pytest.mark.filterwarnings("ignore:.* repeat another")
-def test_replay_learns_a_share_of_every_earlier_batch_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    learnt = []
-
-    def optimise(model: Any, guide: Any, examples: Any, *rest: Any) -> Training:
-        learnt.append(examples)
-        return Training()
-
-    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", optimise)
-    monkeypatch.setattr("bhpeft_pyro.data.Examples.hold_out", lambda self, seed: (self, None))
-    learn = ARMS["deterministic sequential, replay 0.05"](Setup(model, ROUNDS, None))
-    posterior = None
-    for data in ROUNDS.values():
-        posterior = learn(posterior, data)
-    first, second, third = ROUNDS.values()
-    assert [len(rows) for rows in learnt] == [48, 32 + 3, 64 + 3 + 2]  # of 48 and 32, rounded up
-    again = learnt[2].subset(range(64, 69))
-    assert set(again.row_hashes[:3].tolist()) <= set(first.row_hashes.tolist())
-    assert set(again.row_hashes[3:].tolist()) <= set(second.row_hashes.tolist())
-    assert posterior is not None and posterior.report.data == third.fingerprint
-
-
 @pytest.mark.usefixtures("exactly")
 def test_all_data_at_once_are_learnt_before_the_first_round() -> None:
     learn = ARMS[AT_ONCE](Setup(model, ROUNDS, None))

@@ -29,9 +29,6 @@ __all__ = ["app", "experiment"]
 
 Name = Literal[
     "tasks",
-    "ablation",
-    "uncertainty",
-    "shift",
     "rows",
     "passes",
     "promise",
@@ -45,8 +42,7 @@ Name = Literal[
 def experiment(
     name: Annotated[Name, typer.Argument(help="What is asked.", show_default=False)],
     budget: Annotated[
-        Literal["full", "small", "tiny"],
-        typer.Option(help="How much is done: on the hub's data, on two cores, or a check."),
+        Literal["small", "tiny"], typer.Option(help="How much is done: on two cores, or a check.")
     ] = "small",
     data: Annotated[
         Path | None,
@@ -87,9 +83,7 @@ def experiment(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(
-            help="Draws of a Bayesian forecast.", min=2, show_default="32; small has 16, tiny 4"
-        ),
+        typer.Option(help="Draws of a Bayesian forecast.", min=2, show_default="the budget's"),
     ] = None,
     search: Annotated[
         int | None,
@@ -129,8 +123,6 @@ def experiment(
         made = cost.cost(load, where, chosen, count, out, device_named(device))
         _publish(out / name, cost.ABOUT, made)
         return
-    if budget == "small" and data is None:
-        raise ConfigError("--data: the small budget reads JSON lines files; name their folder")
     check_names("task", task or (), chosen.tasks)
     question = EXPERIMENTS[name]
     grid = Grid(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bhpeft_pyro.data import Examples
-from bhpeft_pyro.data.batch import random_order
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
@@ -76,13 +74,11 @@ def updating(components: int = 1, **how: Any) -> Arm:
     return learner
 
 
-def fine_tuning(lr: float | None = None, replay: float = 0.0) -> Arm:
+def fine_tuning(lr: float | None = None) -> Arm:
     """Ordinary fine-tuning, in every round from where the last one ended.
 
     Args:
         lr: its learning rate; by default that of the other arms.
-        replay: the share of the rows of every earlier batch that it learns again, with their
-            labels.
     """
 
     def learner(setup: Setup) -> Learner:
@@ -91,20 +87,11 @@ def fine_tuning(lr: float | None = None, replay: float = 0.0) -> Arm:
             options = {"lr": lr, **setup.options}
             if last is None:
                 return fit(setup.model(), "delta", data, **options)
-            rows = data
-            if replay:
-                earlier = list(setup.batches.values())[: len(last.lineage)]
-                rows = data.concat(*(_some(batch, replay, setup.seed) for batch in earlier))
-            return _after(last, fit(last.model, copy.deepcopy(last.guide), rows, **options), data)
+            return _after(last, fit(last.model, copy.deepcopy(last.guide), data, **options), data)
 
         return learn
 
     return learner
-
-
-def _some(batch: Examples, share: float, seed: int) -> Examples:
-    """Random rows of a batch, the same in every round."""
-    return batch.subset(random_order(len(batch), seed)[: math.ceil(share * len(batch))])
 
 
 def at_once(components: int = 1) -> Arm:
@@ -158,7 +145,6 @@ ARMS: dict[str, Arm] = {
     f"{OURS}, 5 epochs": updating(epochs=5),
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
-    "deterministic sequential, replay 0.05": fine_tuning(replay=0.05),
     "all data so far": _cumulative,
     AT_ONCE: at_once(),
     f"{AT_ONCE}, 5 components": at_once(components=5),

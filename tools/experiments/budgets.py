@@ -1,4 +1,4 @@
-"""How much is done: the full setting, one for two cores, and a toy one."""
+"""How much is done: a setting for two cores, and a toy one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ class Budget:
         seeds: splits and starts.
         fitted: examples and tokens of a step of a fit whose cost is measured, and its steps.
         predicted: rows of files whose prediction is measured.
-        served: texts whose prediction is compared with a pipeline's.
     """
 
     backbone: str
@@ -43,13 +42,12 @@ class Budget:
     validation: int
     test: int
     steps: int
-    samples: int = 32
+    samples: int = 16
     members: int = 5
     search: int = 2
     seeds: int = 5
     fitted: tuple[int, int, int] = (16, 32, 10)
     predicted: tuple[int, ...] = (1000, 10_000)
-    served: int = 300
 
     def setting(self) -> dict[str, int]:
         """What a result depends on besides its task, method, rows and seed."""
@@ -120,61 +118,6 @@ _NOVELTY = {
     ),
 }
 
-_DRUGS = Columns(text="review", label="rating")
-_CSQA = Columns(answer="answerKey")
-_FULL = {
-    "Drugs.com": Task(
-        "lewtun/drug-reviews:train",
-        1,
-        lambda: Normal(center=5.5, spread=2.25),
-        _DRUGS,
-        256,
-        test="lewtun/drug-reviews:test",
-    ),
-    "Drugs.com, noise by text": Task(
-        "lewtun/drug-reviews:train",
-        2,
-        lambda: HeteroscedasticNormal(center=5.5, spread=2.25),
-        _DRUGS,
-        256,
-        test="lewtun/drug-reviews:test",
-    ),
-    "IMDB": Task(
-        "stanfordnlp/imdb:train",
-        2,
-        Categorical,
-        max_length=256,
-        test="stanfordnlp/imdb:test",
-        shifts={
-            "to Rotten Tomatoes": Shift(
-                "cornell-movie-review-data/rotten_tomatoes:test", labelled=True
-            )
-        },
-    ),
-    "SST-2": Task(
-        "stanfordnlp/sst2:train",
-        2,
-        Categorical,
-        Columns(text="sentence"),
-        test="stanfordnlp/sst2:validation",
-    ),
-    "AG News": Task(
-        "fancyzhx/ag_news:train", 4, Categorical, max_length=128, test="fancyzhx/ag_news:test"
-    ),
-    "CommonsenseQA": Task(
-        "tau/commonsense_qa:train", 1, MultipleChoice, _CSQA, test="tau/commonsense_qa:validation"
-    ),
-    "three topics": Task(
-        "fancyzhx/ag_news:train",
-        3,
-        Categorical,
-        max_length=128,
-        test="fancyzhx/ag_news:test",
-        classes=3,
-        shifts={"to an unseen topic": Shift("fancyzhx/ag_news:test", label=3)},
-    ),
-}
-
 _TINY = {
     "classes": Task("tiny-classes", 3, Categorical, max_length=32),
     "ratings": Task("tiny-ratings", 2, lambda: HeteroscedasticNormal(spread=2.0), _RATING, 32),
@@ -189,92 +132,30 @@ _TINY = {
     ),
 }
 
+_EVERYWHERE = ("tasks", "promise", "sets", "passes")
+"""Questions to the same tasks."""
+_FIVE = (
+    *("news-agnews", "sentiment-movies", "sentiment-tweets"),
+    *("commonsense-openbookqa", "commonsense-socialiqa"),
+)
+
 BUDGETS = {
-    "full": Budget(
-        backbone="FacebookAI/roberta-base",
-        tasks=_FULL,
-        plan={
-            "tasks": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
-            "ablation": ("Drugs.com", "SST-2", "AG News", "CommonsenseQA"),
-            "uncertainty": ("Drugs.com, noise by text", "SST-2", "AG News", "CommonsenseQA"),
-            "shift": ("three topics", "IMDB"),
-            "rows": ("Drugs.com", "AG News"),
-            "passes": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
-            "promise": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
-            "novelty": ("three topics", "IMDB"),
-            "sets": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
-        },
-        rows=8000,
-        more_rows=(100, 400, 2000, 8000),
-        validation=500,
-        test=800,
-        steps=2500,
-        predicted=(1000, 10_000, 100_000),
-    ),
     "small": Budget(
         backbone="minilm",
         tasks=_SMALL | _NOVELTY,
-        plan={
-            "tasks": (
-                "news-agnews",
-                "sentiment-movies",
-                "sentiment-tweets",
-                "commonsense-openbookqa",
-                "commonsense-socialiqa",
-            ),
-            "promise": (
-                "news-agnews",
-                "sentiment-movies",
-                "sentiment-tweets",
-                "commonsense-openbookqa",
-                "commonsense-socialiqa",
-            ),
-            "novelty": tuple(_NOVELTY),
-            "sets": (
-                "news-agnews",
-                "sentiment-movies",
-                "sentiment-tweets",
-                "commonsense-openbookqa",
-                "commonsense-socialiqa",
-            ),
-            "ablation": ("news-agnews", "sentiment-movies"),
-            "uncertainty": (
-                "news-agnews",
-                "commonsense-openbookqa",
-                "sentiment-movies",
-                "movies, noise by text",
-            ),
-            "shift": ("three topics", "sentiment-movies"),
-            "rows": ("news-agnews", "sentiment-movies"),
-            "passes": (
-                "sentiment-tweets",
-                "news-agnews",
-                "sentiment-movies",
-                "commonsense-openbookqa",
-                "commonsense-socialiqa",
-            ),
-        },
+        plan=dict.fromkeys(_EVERYWHERE, _FIVE)
+        | {"novelty": tuple(_NOVELTY), "rows": ("news-agnews", "sentiment-movies")},
         rows=400,
         more_rows=(100, 400, 2000),
         validation=100,
         test=400,
         steps=300,
-        samples=16,
     ),
     "tiny": Budget(
         backbone="tiny",
         tasks=_TINY,
-        plan={
-            "tasks": ("classes", "ratings", "choices"),
-            "ablation": ("classes",),
-            "uncertainty": ("classes", "ratings"),
-            "shift": ("two classes",),
-            "rows": ("classes",),
-            "passes": ("classes", "ratings", "choices"),
-            "promise": ("classes", "ratings", "choices"),
-            "sets": ("classes", "ratings", "choices"),
-            "novelty": ("two classes",),
-        },
+        plan=dict.fromkeys(_EVERYWHERE, ("classes", "ratings", "choices"))
+        | {"novelty": ("two classes",), "rows": ("classes",)},
         rows=48,
         more_rows=(24, 48),
         validation=24,
@@ -285,7 +166,6 @@ BUDGETS = {
         seeds=2,
         fitted=(8, 6, 2),
         predicted=(50, 100),
-        served=12,
     ),
 }
 """The settings, by name."""

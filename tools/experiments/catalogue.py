@@ -36,10 +36,10 @@ def _all(peft: str, *inferences: str) -> tuple[str, ...]:
     return tuple(f"{peft}, {inference}" for inference in inferences)
 
 
-_ALONE = ("head only", "adapter", "LoRA", "prefix")
-_PAIRS = ("LoRA + adapter", "LoRA + prefix", "adapter + prefix")
-_OTHERS = ("MAM", "UniPELT")
-_POINTS = tuple(f"{peft}, deterministic" for peft in (*_ALONE, *_OTHERS, "hybrid"))
+_POINTS = tuple(
+    f"{peft}, deterministic"
+    for peft in ("head only", "adapter", "LoRA", "prefix", "MAM", "UniPELT", "hybrid")
+)
 _RIVALS = _all(
     "hybrid", "deterministic + scaling", "ensemble", "ensemble + scaling", "MC dropout", "MAP"
 )
@@ -61,24 +61,6 @@ _FEW = _all(
 EXPERIMENTS = {
     "tasks": Experiment(
         "How good is each method?", (*_POINTS, *_RIVALS, *_BAYESIAN), scores.quality
-    ),
-    "ablation": Experiment(
-        "What does each PEFT kind add, with and without Bayes?",
-        tuple(
-            name
-            for peft in (*_ALONE, *_PAIRS, *_OTHERS, "hybrid")
-            for name in _all(peft, "deterministic", "Bayesian")
-        ),
-        scores.quality,
-    ),
-    "uncertainty": Experiment(
-        "Is it unsure where it is wrong?",
-        (REFERENCE, *_RIVALS, *_BAYESIAN),
-        scores.uncertainty,
-        by="least certain by",
-    ),
-    "shift": Experiment(
-        "Does it recognise texts of another kind?", (REFERENCE, *_RIVALS, *_BAYESIAN), scores.shift
     ),
     "promise": Experiment(
         "Is a promised error kept, and how much is answered?", _PROMISED, decisions.promise, "rows"

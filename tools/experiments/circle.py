@@ -24,7 +24,6 @@ import typer
 from torch import Tensor
 from transformers import AutoModel
 
-from bhpeft_pyro import __version__
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import Examples
 from bhpeft_pyro.data.assets import minilm
@@ -39,7 +38,7 @@ from bhpeft_pyro.posterior.posterior import Posterior
 from .arms import GUIDE
 from .methods import upper_hybrid
 from .protocols import PROTOCOLS
-from .results import check_names, check_settings, commit, complete, load
+from .results import check_names, run_all
 from .stream import Encoded
 from .tables import OVER_SEEDS, Table, distinct
 
@@ -86,8 +85,7 @@ def circle(
     rule = {"budget": budget, "drawn": drawn, "weeks": weeks, "error": error}
     setting = {"rows": rows, **rule}
     runs = list(product(range(seeds), arms))
-    check_settings(out, runs, setting)
-    code, backbone = commit(), minilm()
+    backbone = minilm()
 
     @cache
     def start(seed: int) -> tuple[Posterior, dict[str, Examples]]:
@@ -100,12 +98,12 @@ def circle(
         return fit(model, GUIDE, first, components=1, seed=seed, progress=False), stream.batches
 
     def result(seed: int, name: str) -> dict[str, Any]:
-        facts = {"arm": name, "seed": seed, "version": __version__, "commit": code}
-        return {**facts, **setting, "weeks of": rounds(ARMS[name], *start(seed), seed, rule)}
+        weeks = rounds(ARMS[name], *start(seed), seed, rule)
+        return {"arm": name, "seed": seed, "weeks of": weeks}
 
     with warnings.catch_warnings(action="ignore"):  # of texts that repeat earlier ones
-        complete(out, runs, result)
-    typer.echo(table(load(out, runs)).markdown())
+        results = run_all(out, runs, setting, result)
+    typer.echo(table(results).markdown())
 
 
 def rounds(

@@ -1,18 +1,15 @@
-"""What steps, whole fits and predictions cost: by method, layers, rows and processes.
+"""What steps, whole fits and predictions cost: by method, layers and rows.
 
 What is compared takes turns. Times are those of the processor, so that other work does not count,
-or of the GPU; those of several processes are by the clock, on a CPU.
+or of the GPU.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,9 +18,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import distributed, multiprocessing
 
-from bhpeft_pyro.base.distributed import independent
 from bhpeft_pyro.base.fit_options import FitOptions
 from bhpeft_pyro.data import Examples, encode
 from bhpeft_pyro.data.examples import Tokens
@@ -40,10 +35,9 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 from .budgets import Budget
 from .job import Load
-from .machine import Step, clock, device_name, in_turn, over, peak_bytes
+from .machine import Step, clock, device_name, in_turn, over
 from .methods import upper_hybrid
-from .results import Run, commit, complete, load
-from .serving_cost import serving
+from .results import Run, run_all
 from .steps import CLASSES, METHODS, hf_peft_step, method_step, svi_step, token_batch
 from .tables import Table, distinct
 
@@ -89,17 +83,9 @@ def cost(
         (
             "fits and predictions",
             f"{about}, {_PREDICTED} predicted. Times are in steps: of `delta`, and of Hugging Face "
-            "peft's LoRA. Memory is that of the frozen weights, and at most of tensors, over that "
-            "of a step of `delta`.",
+            "peft's LoRA.",
             lambda: _fits(work),
             sizes,
-        ),
-        (
-            "predictions over a pipeline",
-            f"{backbone}, {CLASSES} classes; a point estimate's forecast of {budget.served} texts "
-            "of 20 to 180 tokens, and of one, over transformers' pipeline at its best batch size.",
-            lambda: serving(load_frozen, budget.served, _ROUNDS),
-            (backbone, budget.served),
         ),
         (
             "bhpeft predict",
@@ -108,18 +94,13 @@ def cost(
             budget.predicted,
         ),
     ]
-    if device.type == "cpu":
-        note = (
-            f"{about}. `delta`, one thread a process, by the clock: it says something only if two "
-            "processors were free."
-        )
-        measures.append(("fits in processes", note, lambda: _processes(work), sizes))
     tables = []
     for title, note, measure, size in measures:
         runs: list[Run] = [("cost", title, *size, seed) for seed in range(seeds)]
-        complete(out, runs, lambda *_, measure=measure: _machine(device) | {"records": measure()})
-        results = load(out, runs)
-        facts = (f"{name} {distinct(results, name)}" for name in _machine(device))
+        results = run_all(
+            out, runs, {}, lambda *_, measure=measure: _machine(device) | {"records": measure()}
+        )
+        facts = (f"{name} {distinct(results, name)}" for name in ("commit", *_machine(device)))
         records = [record for result in results for record in result["records"]]
         note = f"{note} {', '.join(facts)}."
         tables.append(Table.over_seeds(title, ["what"], records, note))
@@ -129,7 +110,6 @@ def cost(
 def _machine(device: torch.device) -> dict[str, Any]:
     load = f"{os.getloadavg()[0]:.1f}"
     return {
-        "commit": commit(),
         "device": device_name(device),
         "processors": os.cpu_count(),
         "load at the start": load,
@@ -187,7 +167,6 @@ def _fits(work: _Work) -> Records:
     """Whole fits; then single steps of all methods, widths and predictions of what was fitted."""
     train, held_out, texts = work.rows
     backbone = work.load()[0]
-    frozen = sum(p.numel() * p.element_size() for p in backbone.parameters())
     peer = hf_peft_step(backbone, next(train.batches(work.batch_size)))
     steps = {_STEP: work.step(upper=False), _PEER: peer}
     fitted: dict[str, Posterior] = {}
@@ -222,11 +201,7 @@ def _fits(work: _Work) -> Records:
             short[f"width{where}"] = partial(point.widen, train, validation=held_out)
         for name, posterior in fitted.items():
             short[f"prediction, {name}"] = partial(posterior.predict, texts)
-        singles = measured(short, _ROUNDS, 1)
-        peaks = {name: frozen + peak_bytes(run, backbone.device) for name, run in short.items()}
-    for record in singles:
-        record["memory"] = peaks[record["what"]] / peaks[_STEP]
-    return whole_fits + singles
+        return whole_fits + measured(short, _ROUNDS, 1)
 
 
 def _predict(counts: Sequence[int]) -> Records:
@@ -254,35 +229,3 @@ def _predict(counts: Sequence[int]) -> Records:
                 record["ms a row"] = 1000 * beyond / (count - _FIRST)
             records.append(record)
     return records
-
-
-def _processes(work: _Work) -> Records:
-    """The same fits by one process and by two."""
-    work = replace(work)  # without its rows, which each process makes
-    with TemporaryDirectory() as folder:
-        multiprocessing.spawn(_rank, (folder, work), nprocs=2)
-        records: Records = json.loads(Path(folder, "records").read_text())
-    return records
-
-
-def _rank(rank: int, folder: str, work: _Work) -> None:
-    torch.set_num_threads(1)
-    group = f"file://{folder}/group"
-    distributed.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
-
-    def run(components: int, together: bool) -> None:
-        if together or rank == 0:
-            with nullcontext() if together else independent():
-                work.fit("delta", components, upper=False)
-        distributed.barrier()
-
-    records = []
-    for count, name in ((1, "1 component, batches shared out"), (2, "2 components, one each")):
-        runs = {"one": partial(run, count, False), "two": partial(run, count, True)}
-        distributed.barrier()
-        seconds = in_turn(runs, 1, time.perf_counter)
-        ratio = over(seconds["two"], seconds["one"])
-        records.append({"what": f"fit, {name}", "two processes / one": ratio})
-    if rank == 0:
-        Path(folder, "records").write_text(json.dumps(records))
-    distributed.destroy_process_group()

@@ -8,7 +8,9 @@ from math import nan
 from scipy import stats
 from torch import Tensor
 
-from .tables import Number, mean_and_error
+from bhpeft_pyro.forecast.metrics import mean_and_error
+
+from .tables import Number
 
 __all__ = ["DIFFERENCES", "difference"]
 
@@ -35,8 +37,7 @@ def difference(ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor]) -> dict
     seeds = sorted(ours.keys() & theirs.keys())
     behind = [(ours[seed] - theirs[seed]).double() for seed in seeds]
     if len(seeds) == 1:
-        error = behind[0].std() / len(behind[0]) ** 0.5
-        return {"nll": (behind[0].mean().item(), error.item()), "p": (nan, nan)}
+        return {"nll": mean_and_error(behind[0]), "p": (nan, nan)}
     means = [gap.mean().item() for gap in behind]
     p = 1.0 if not any(means) else float(stats.ttest_1samp(means, 0.0).pvalue)
     return {"nll": mean_and_error(means), "p": (p, nan)}

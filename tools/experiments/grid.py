@@ -10,9 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from bhpeft_pyro import __version__
 from bhpeft_pyro.data import CutWarning
 
@@ -27,7 +24,6 @@ from .tasks import Split, split
 __all__ = ["Grid"]
 
 _ENDING = "safetensors"
-_EXTRA = ("rating_sd",)  # columns that say more of a test's rows than their labels
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Grid:
         seeds: 0 to seeds - 1.
         load: makes a new copy of the backbone.
         backbone: its name.
-        data: the folder of JSON lines files; None for the hub.
+        data: the folder of JSON lines files; None if there are none to read.
         out: the folder of outcomes.
     """
 
@@ -100,13 +96,10 @@ class Grid:
         fitted = INFERENCE[inference](job)
         between = time.process_time()
         forecasts = {"validation": fitted.predict(validation)}
-        extra: dict[str, dict[str, Tensor]] = {}
         for name, table in parts.tests.items():
             # What a method does not get it cannot use.
             texts = table.select_columns(list(spec.inputs))
             forecasts[name] = fitted.predict(texts)
-            columns = [column for column in _EXTRA if column in table.column_names]
-            extra[name] = {column: torch.tensor(table[column][:]) for column in columns}
         ended = time.process_time()
         posterior = fitted.posterior
         for name, table in parts.tests.items():
@@ -129,7 +122,7 @@ class Grid:
             "seconds": {"fit": between - started, "predict": ended - between},
             "weights": sum(site.numel for site in posterior.model.sites),
         }
-        return Outcome(facts, forecasts, extra)
+        return Outcome(facts, forecasts)
 
     def _check(self) -> None:
         """See that the runs that are missing would be of the rows of those that are there."""

@@ -16,15 +16,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import typer
 from datasets import Dataset
-from skactiveml.pool import batch_bald
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bhpeft_pyro import __version__
 from bhpeft_pyro.base.files import write
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import CutWarning
@@ -40,7 +37,7 @@ from .budgets import BUDGETS
 from .job import Load, load_frozen
 from .labels_report import RANDOM, tables
 from .methods import PEFT
-from .results import check_names, check_settings, commit, complete, file_of, load
+from .results import check_names, file_of, load, run_all
 from .tables import publish
 from .tasks import Split, Task, split
 
@@ -68,12 +65,10 @@ class Arm:
     Attributes:
         first: before there is a posterior, "typical" or "random".
         then: with one.
-        rates: whether it can choose texts to rate.
     """
 
     first: Literal["typical", "random"]
     then: Choose
-    rates: bool = True
 
 
 def _queued(
@@ -84,41 +79,21 @@ def _queued(
 
 
 def _least_certain(
-    by: str, posterior: Posterior, pool: Dataset, bought: list[int], n: int, seed: int
-) -> list[int]:
-    left = sorted({*range(len(pool))} - {*bought})
-    order = posterior.predict(pool.select(left)).flag(1.0, by=by)[:n]
-    return [left[i] for i in order.tolist()]
-
-
-def _batch_bald(
     posterior: Posterior, pool: Dataset, bought: list[int], n: int, seed: int
 ) -> list[int]:
-    """Kirsch et al. 2019, by scikit-activeml, among the texts of the highest epistemic uncertainty;
-    in batches of at most 20, since 200 draws say nothing of the joint entropy of more labels."""
-    rows = _least_certain("epistemic", posterior, pool, bought, 400, seed)
-    drawn: Any = posterior.predict(pool.select(rows), samples=200, keep_samples=True, seed=seed)
-    left = [*range(len(rows))]
-    chosen: list[int] = []
-    while len(chosen) < n:
-        some = drawn.samples[:, left].double().numpy()
-        utilities = batch_bald(some, min(20, n - len(chosen)), random_state=seed)
-        best = [left[i] for i in np.nanargmax(utilities, 1)]
-        chosen += best
-        left = [i for i in left if i not in best]
-    return [rows[i] for i in chosen]
+    """By total uncertainty, each text by itself."""
+    left = sorted({*range(len(pool))} - {*bought})
+    order = posterior.predict(pool.select(left)).flag(1.0, by="total")[:n]
+    return [left[i] for i in order.tolist()]
 
 
 ARMS: dict[str, Arm] = {
     RANDOM: Arm("random", partial(_queued, "random")),
     "information": Arm("random", partial(_queued, "information")),
     "typical, then information": Arm("typical", partial(_queued, "information")),
-    "typical": Arm("typical", partial(_queued, "typical")),
-    "BatchBALD": Arm("random", _batch_bald, rates=False),
-    "total uncertainty": Arm("random", partial(_least_certain, "total")),
-    "epistemic uncertainty": Arm("random", partial(_least_certain, "epistemic")),
+    "total uncertainty": Arm("random", _least_certain),
 }
-"""What is compared; the last two look at each text alone."""
+"""What is compared."""
 
 
 _READ: dict[bytes, Tensor] = {}
@@ -244,14 +219,8 @@ def labels(
         "components": components,
         "backbone": where,
     }
-    runs = [
-        (name, seed, called, size)
-        for name, seed, called, size in product(tasks, range(seeds), arms, sizes)
-        if ARMS[called].rates or chosen.tasks[name].likelihood().kind != "rating"
-    ]
-    check_settings(out, runs, setting)
+    runs = list(product(tasks, range(seeds), arms, sizes))
     _READ.clear()  # of another transformer, perhaps
-    code = commit()  # files may change while it runs
     load_one = partial(load_frozen, where, str(device_named(device)))
 
     def result(name: str, seed: int, called: str, size: int) -> dict[str, Any]:
@@ -265,15 +234,14 @@ def labels(
         else:
             rows = bought.first(ARMS[called], size)
         n = sizes[at + 1] - size if at + 1 < len(sizes) else 0
-        facts = {"task": name, "seed": seed, "arm": called, "labels": size}
-        facts |= {"version": __version__, "commit": code, "data": parts.digest}
-        return {**facts, **setting, **bought.after(ARMS[called], rows, n)}
+        facts = {"task": name, "seed": seed, "arm": called, "labels": size, "data": parts.digest}
+        return {**facts, **bought.after(ARMS[called], rows, n)}
 
     with warnings.catch_warnings():
         # A task says how long its texts may be.
         warnings.filterwarnings("ignore", category=CutWarning)
         for size in sizes:  # each needs the one before, which another process may be at
-            complete(out, [run for run in runs if run[-1] == size], result)
+            run_all(out, [run for run in runs if run[-1] == size], setting, result)
     results = load(out, runs)
     scores = [{k: v for k, v in one.items() if k not in ("rows", "next")} for one in results]
     write(out / _SCORES, "".join(f"{json.dumps(one)}\n" for one in scores).encode())

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
+from bhpeft_pyro.forecast.metrics import mean_and_error
+
+from .tables import OVER_SEEDS, Number, Table, distinct
 
 __all__ = ["RANDOM", "tables"]
 

@@ -1,4 +1,4 @@
-"""What something takes on the machine that it runs on: seconds, and bytes of tensors.
+"""How many seconds something takes on the machine that it runs on.
 
 Times on a shared machine drift by more than what is to be measured. So variants take turns, one run
 each in a round, and what is reported is the median over rounds of the ratios within a round.
@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Step", "clock", "device_name", "in_turn", "over", "peak_bytes"]
+__all__ = ["Step", "clock", "device_name", "in_turn", "over"]
 
 Step = Callable[[], Any]
 
@@ -59,32 +58,3 @@ def over(seconds: Sequence[float], base: Sequence[float]) -> float:
     1.5
     """
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
-
-
-def peak_bytes(run: Step, device: torch.device) -> int:
-    """The most bytes of tensors alive at once among those that `run` allocates.
-
-    Counted from the allocator's own events, so it is exact and repeatable, which the resident
-    memory of a process is not. Scratch memory inside matrix libraries is left out on a CPU.
-
-    >>> def run():
-    ...     torch.zeros(1000)
-    ...     return torch.zeros(500) + torch.ones(500)
-    >>> peak_bytes(run, torch.device("cpu"))
-    6000
-    """
-    if device.type != "cpu":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    assert profiler.profiler is not None
-    events: Any = profiler.profiler.kineto_results.events()
-    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    alive = peak = 0
-    for _, size in memory:
-        alive += size
-        peak = max(peak, alive)
-    return peak

@@ -19,13 +19,12 @@ import typer
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import __version__
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import LabelWarning
 from bhpeft_pyro.data.assets import minilm
 
 from .arms import AT_ONCE, GUIDE
-from .results import check_settings, commit, complete, load
+from .results import run_all
 from .tables import OVER_SEEDS, Table, distinct
 from .tasks import once, read
 
@@ -50,8 +49,7 @@ def new_labels(
     """Run all arms, and print what they reach."""
     setting = {"rows": rows, "again": again, "test": test}
     runs = list(product(range(seeds), ARMS))
-    check_settings(out, runs, setting)
-    code, backbone = commit(), minilm()
+    backbone = minilm()
 
     def model(seed: int, topics: int) -> bh.Model:
         torch.manual_seed(seed)
@@ -74,17 +72,14 @@ def new_labels(
                     with warnings.catch_warnings(action="ignore", category=LabelWarning):
                         posterior = posterior.update(part, grow=True, **how)
         draws = 0 if arm == _TUNING else None
-        facts = {"seed": seed, "arm": arm, "version": __version__, "commit": code}
         first = {name: values[: _FIRST * test] for name, values in tests.items()}
-        return {
-            **facts,
-            **setting,
+        scores = {
             "end": posterior.evaluate(tests, draws),
             "first": posterior.evaluate(first, draws),
         }
+        return {"seed": seed, "arm": arm, **scores}
 
-    complete(out, runs, result)
-    typer.echo(table(load(out, runs)).markdown())
+    typer.echo(table(run_all(out, runs, setting, result)).markdown())
 
 
 def _stream(folder: Path, seed: int, rows: int, again: int, test: int) -> tuple[list[Rows], Rows]:

@@ -33,12 +33,10 @@ class Outcome:
     Attributes:
         facts: task, method, rows, seed, the setting, and what the fit says of itself.
         forecasts: of "validation", "test" and the shifts, labelled where labels are known.
-        extra: for each of these what else is known of its rows, (N,): "rating_sd".
     """
 
     facts: Mapping[str, Any]
     forecasts: Mapping[str, AnyForecast]
-    extra: Mapping[str, Mapping[str, Tensor]]
 
     def to_bytes(self) -> bytes:
         """The file."""
@@ -53,7 +51,7 @@ class Outcome:
                 named["count"] = torch.tensor(forecast.draws)
             else:
                 named |= {"draws": forecast.samples, "choices": forecast.choices}
-            named |= {"novelty": forecast.novelty, **self.extra.get(part, {})}
+            named["novelty"] = forecast.novelty
             tensors |= {f"{part}/{name}": v for name, v in named.items() if v is not None}
         flat = {name: value.contiguous() for name, value in tensors.items()}
         return save(flat, metadata={_KEY: json.dumps(self.facts)})
@@ -76,24 +74,18 @@ class Outcome:
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise SaveError(f"{path} is no result of an experiment: {error}") from error
         made = {part: _forecast(tensors) for part, tensors in parts.items()}
-        return cls(facts, made, parts)
+        return cls(facts, made)
 
 
-def _forecast(tensors: dict[str, Tensor]) -> AnyForecast:
-    """Takes from `tensors` what a forecast is made of, and leaves the rest."""
-    about: dict[str, Any] = {name: tensors.pop(name, None) for name in ("labels", "novelty")}
-    return replace(_of_tensors(tensors, about["labels"]), **about)
-
-
-def _of_tensors(tensors: dict[str, Tensor], labels: Tensor | None) -> AnyForecast:
+def _forecast(tensors: Mapping[str, Tensor]) -> AnyForecast:
+    made: AnyForecast
     if "means" in tensors:
-        means, sds, within = (tensors.pop(name, None) for name in ("means", "sds", "within"))
-        assert means is not None and sds is not None
-        return RatingForecast.from_draws(means, sds, within=within, labels=labels)
-    choices = tensors.pop("choices", None)
-    if (draws := tensors.pop("draws", None)) is not None:
-        return ClassForecast.from_draws(draws, labels=labels, choices=choices, keep_samples=True)
-    moments: dict[str, Any] = {name: tensors.pop(name, None) for name in _MOMENTS}
-    count = tensors.pop("count", None)
-    drawn = 1 if count is None else int(count)
-    return ClassForecast(**moments, draws=drawn, labels=labels, choices=choices)
+        draws = tensors["means"], tensors["sds"]
+        made = RatingForecast.from_draws(*draws, within=tensors.get("within"))
+    elif "draws" in tensors:
+        choices = tensors.get("choices")
+        made = ClassForecast.from_draws(tensors["draws"], choices=choices, keep_samples=True)
+    else:
+        moments: dict[str, Any] = {name: tensors.get(name) for name in (*_MOMENTS, "choices")}
+        made = ClassForecast(**moments, draws=int(tensors.get("count", 1)))
+    return replace(made, labels=tensors.get("labels"), novelty=tensors.get("novelty"))

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bhpeft_pyro.forecast import ClassForecast
-from bhpeft_pyro.forecast.metrics import evaluate, ood_auroc, rejection_curve
+from bhpeft_pyro.forecast.metrics import evaluate, mean_and_error, ood_auroc, rejection_curve
 
 from . import circle, decisions, labels_report, new_labels, passes_report, stream_report, students
 from .differences import DIFFERENCES, difference
@@ -29,7 +29,7 @@ from .methods import method
 from .outcome import Outcome
 from .report import stored_runs
 from .results import load
-from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
+from .tables import OVER_SEEDS, Number, Table, distinct
 
 __all__ = ["RESULTS", "figures", "tables", "write"]
 

@@ -10,6 +10,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from bhpeft_pyro.forecast import RatingForecast
+from bhpeft_pyro.forecast.metrics import mean_and_error
 from bhpeft_pyro.prediction.predict import AnyForecast
 
 from .catalogue import EXPERIMENTS
@@ -18,7 +19,7 @@ from .methods import method
 from .outcome import Outcome
 from .report import stored_runs
 from .scores import passes
-from .tables import OVER_SEEDS, Number, Table, distinct, mean_and_error
+from .tables import OVER_SEEDS, Number, Table, distinct
 
 __all__ = ["lengths", "likeness", "tables"]
 

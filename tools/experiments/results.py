@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ __all__ = [
     "Run",
     "check_names",
     "check_setting",
-    "check_settings",
     "commit",
     "complete",
     "file_of",
     "load",
+    "run_all",
 ]
 
 Run = tuple[object, ...]
@@ -103,11 +103,23 @@ def check_setting(path: Path, facts: Mapping[str, Any], expected: Mapping[str, A
             )
 
 
-def check_settings(out: Path, runs: Iterable[Run], expected: Mapping[str, Any]) -> None:
-    """`check_setting` of all result files of some runs that are there."""
+def run_all(
+    out: Path,
+    runs: Sequence[Run],
+    setting: Mapping[str, Any],
+    result: Callable[..., dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """`complete`, then `load`; each result with the setting, the version and the commit.
+
+    Raises:
+        ConfigError: a file that is there is of another setting.
+    """
     for run in runs:
         if (path := file_of(out, run)).exists():
-            check_setting(path, json.loads(path.read_text()), expected)
+            check_setting(path, json.loads(path.read_text()), setting)
+    facts = {"version": __version__, "commit": commit(), **setting}  # of the code as it is now
+    complete(out, runs, lambda *run: facts | result(*run))
+    return load(out, runs)
 
 
 def load(out: Path, runs: Iterable[Run]) -> list[dict[str, Any]]:

@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from scipy import stats
 from torch import Tensor
 
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
-from bhpeft_pyro.forecast.metrics import (
-    FRACTIONS,
-    evaluate,
-    ood_auroc,
-    rejection_curve,
-)
+from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
 from bhpeft_pyro.prediction.predict import AnyForecast
 
 from .outcome import Outcome
 
 __all__ = ["Score", "scaled"]
-
-LEVELS = (0.5, 0.9)
-_KEPT = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,61 +86,3 @@ def passes(outcome: Outcome) -> list[Score]:
 def by_rows(outcome: Outcome) -> list[Score]:
     """The same, for each number of training rows."""
     return [replace(score, by=str(outcome.facts["rows"])) for score in quality(outcome)]
-
-
-def uncertainty(outcome: Outcome) -> list[Score]:
-    """Quality of what is kept when the least certain are rejected, and intervals of ratings."""
-    forecast, task = outcome.forecasts["test"], outcome.facts["task"]
-    made: list[Score] = []
-    classes = isinstance(forecast, ClassForecast)
-    for by in ("confidence", "variance") if classes else ("total", "epistemic"):
-        if by in ("variance", "epistemic") and not forecast.epistemic.any():
-            continue  # a point has none
-        kept = rejection_curve(forecast, by=by)[1].tolist()
-        values = {_percent(share): value for share, value in zip(FRACTIONS, kept, strict=True)}
-        (at,) = rejection_curve(forecast, by=by, fractions=[1 - _KEPT])[1].tolist()
-        values[f"risk of {_percent(_KEPT)} kept"] = 1 - at if classes else at
-        metric = "accuracy" if classes else "MSE"
-        if all(values != other.values for other in made):  # under constant noise they are equal
-            made.append(
-                Score(f"{task}: {metric} when the least certain rows are rejected", values, by)
-            )
-    if isinstance(forecast, RatingForecast):
-        made.append(Score(f"{task}: intervals", _intervals(forecast, outcome.extra.get("test"))))
-    return made
-
-
-def _intervals(forecast: RatingForecast, extra: Mapping[str, Tensor] | None) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for level in LEVELS:
-        inside, width = forecast.coverage(level=level)
-        values |= {f"coverage of {_percent(level)}": inside, f"width of {_percent(level)}": width}
-    values["crps"] = evaluate(forecast)["crps"]
-    sd = forecast.aleatoric.sqrt()
-    if extra and "rating_sd" in extra and sd.std() > 1e-6 * sd.mean():
-        correlation = stats.spearmanr(sd.numpy(), extra["rating_sd"].numpy())
-        values["aleatoric sd and raters' sd (Spearman)"] = float(correlation.statistic)
-    return values
-
-
-def shift(outcome: Outcome) -> list[Score]:
-    """How well each uncertainty tells other texts, and how good forecasts of these are."""
-    inside, made = outcome.forecasts["test"], []
-    for name, outside in outcome.forecasts.items():
-        if name in ("validation", "test"):
-            continue
-        values: dict[str, float] = {}
-        for by in outside.measures:
-            if outside.epistemic.any() or by not in ("epistemic", "variance"):
-                values[f"AUROC {by}"] = ood_auroc(inside, outside, by=by)
-        if outside.labels is not None:
-            there, here = evaluate(outside), evaluate(inside)
-            for metric in ("accuracy", "mse", "nll", "ece", "coverage_90"):
-                if metric in there:
-                    values |= {metric: here[metric], f"{metric} there": there[metric]}
-        made.append(Score(f"{outcome.facts['task']}, {name}", values))
-    return made
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

@@ -20,7 +20,6 @@ import torch
 import typer
 from transformers import AutoModel, AutoTokenizer
 
-from bhpeft_pyro import __version__
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
 from bhpeft_pyro.data.assets import minilm
@@ -37,7 +36,7 @@ from . import stream_report
 from .arms import ARMS, GUIDE, OURS, Arm, Setup
 from .machine import clock, in_turn, over
 from .protocols import PROTOCOLS, Stream
-from .results import Run, check_names, check_settings, commit, complete, file_of, load
+from .results import Run, check_names, file_of, run_all
 
 __all__ = ["Encoded", "cost", "run", "setup", "stream"]
 
@@ -74,36 +73,27 @@ def stream(
     sizes = (rows or chosen.rows, chosen.test if test is None else test)
     setting: dict[str, Any] = dict(zip(("rows", "test"), sizes, strict=True))
     setting |= {"samples": samples, "preset": preset}
-    runs = list(product([protocol], range(seeds), arms))
+    runs: list[Run] = [*product([protocol], range(seeds), arms), (protocol, "cost")]
     backbone = minilm()
     setting["backbone"] = backbone.parent.name
-    check_settings(out, [*runs, (protocol, "cost")], setting)
-    code = commit()  # files may change while it runs
 
     def encoded(seed: int) -> Encoded:
         return Encoded(chosen.read(data, seed, *sizes), backbone)
 
-    def result(_: str, seed: int, method: str) -> dict[str, Any]:
+    def result(*which: Any) -> dict[str, Any]:
+        if which == (protocol, "cost"):
+            timed = {name: arm for name, arm in ARMS.items() if name.startswith(OURS)}
+            costs = cost(timed, setup(encoded(0), backbone, preset, 0))
+            return {"protocol": protocol, "cost": costs}
+        _, seed, method = which
         text = encoded(seed)
-        common = setup(text, backbone, preset, seed)
-        folder = _rounds(out, (protocol, seed, method), setting)
-        outcome = run(ARMS[method], common, text, folder, samples)
-        facts = {"protocol": protocol, "seed": seed, "arm": method}
-        facts |= {"version": __version__, "commit": code}
-        return {**facts, **setting, **outcome}
+        folder = _rounds(out, which, setting)
+        outcome = run(ARMS[method], setup(text, backbone, preset, seed), text, folder, samples)
+        return {"protocol": protocol, "seed": seed, "arm": method, **outcome}
 
-    def ratios(*_: str) -> dict[str, Any]:
-        common = setup(encoded(0), backbone, preset, 0)
-        timed = {name: arm for name, arm in ARMS.items() if name.startswith(OURS)}
-        facts = {"protocol": protocol, "version": __version__}
-        return {**facts, **setting, "cost": cost(timed, common)}
-
-    complete(out, runs, result)
-    complete(out, [(protocol, "cost")], ratios)
+    *results, costs = run_all(out, runs, setting, result)
     for one in runs:
         shutil.rmtree(_rounds(out, one, setting), ignore_errors=True)
-    results = load(out, runs)
-    (costs,) = load(out, [(protocol, "cost")])
     made = [*stream_report.tables(results, protocol), stream_report.costs(costs["cost"])]
     typer.echo("\n\n".join(table.markdown() for table in made))
 

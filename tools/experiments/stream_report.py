@@ -12,12 +12,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from bhpeft_pyro.forecast.metrics import mean_and_error
 from bhpeft_pyro.plots import score_matrix
 from bhpeft_pyro.streams import Record
 from bhpeft_pyro.streams.record import TEST_NLL
 
 from .arms import AT_ONCE, OURS
-from .tables import OVER_SEEDS, Table, distinct, mean_and_error
+from .tables import OVER_SEEDS, Table, distinct
 
 __all__ = ["average", "costs", "matrices", "stored_runs", "summary", "tables"]
 

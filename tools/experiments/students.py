@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from bhpeft_pyro import __version__
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import Examples
 from bhpeft_pyro.data.assets import minilm
@@ -23,7 +22,7 @@ from bhpeft_pyro.posterior.posterior import Posterior
 from .arms import updating
 from .passes_report import likeness
 from .protocols import PROTOCOLS
-from .results import check_settings, commit, complete, load
+from .results import Run, run_all
 from .stream import Encoded, setup
 from .tables import OVER_SEEDS, Table, distinct
 
@@ -41,9 +40,8 @@ def students(
 ) -> None:
     """Run the orders, and print how far the students are from their posteriors."""
     setting = {"rows": rows, "test": test, "texts": texts, "components": components}
-    runs = [(seed,) for seed in range(seeds)]
-    check_settings(out, runs, setting)
-    code, backbone = commit(), minilm()
+    runs: list[Run] = [(seed,) for seed in range(seeds)]
+    backbone = minilm()
 
     def result(seed: int) -> dict[str, Any]:
         stream = Encoded(PROTOCOLS["orders"].read(data, seed, rows, test + texts), backbone)
@@ -59,11 +57,9 @@ def students(
             posterior = learn(posterior, batch)
             student = posterior.distill(pool, progress=False)
             rounds.append(distance(student, tests[0].concat(*tests[1:number])))
-        facts = {"seed": seed, "version": __version__, "commit": code}
-        return {**facts, **setting, "rounds": rounds}
+        return {"seed": seed, "rounds": rounds}
 
-    complete(out, runs, result)
-    typer.echo(table(load(out, runs)).markdown())
+    typer.echo(table(run_all(out, runs, setting, result)).markdown())
 
 
 def distance(posterior: Posterior, examples: Examples) -> dict[str, float]:

@@ -10,21 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["OVER_SEEDS", "Number", "Table", "distinct", "mean_and_error", "publish"]
+__all__ = ["OVER_SEEDS", "Number", "Table", "distinct", "publish"]
 
 OVER_SEEDS = "Mean ± standard error over seeds."
 Number = tuple[float, float]
 """A mean and its standard error, which is nan where there is none."""
-
-
-def mean_and_error(values: Sequence[float]) -> Number:
-    """The mean over seeds, and its standard error.
-
-    >>> mean_and_error([0.5, 1.5])
-    (1.0, 0.5)
-    """
-    series = pd.Series(values, dtype=float)
-    return float(series.mean()), float(series.sem())
 
 
 def distinct(facts: Iterable[Mapping[str, Any]], name: str) -> str:

@@ -10,12 +10,11 @@ from random import Random
 from typing import Any
 
 import torch
-from datasets import Dataset, Value, load_dataset
+from datasets import Dataset, load_dataset
 
 from bhpeft_pyro.data import Columns
 from bhpeft_pyro.data.copies import plain
-from bhpeft_pyro.data.sources import load
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.model.likelihoods import Likelihood
 from bhpeft_pyro.posterior.saving import digest_of
 
@@ -51,13 +50,11 @@ class Task:
     """What is to be learnt.
 
     Attributes:
-        source: a JSON lines file of the data folder, without its ending; without a folder, a
-            data set on the hub, as in "fancyzhx/ag_news:train".
+        source: a JSON lines file of the data folder, without its ending; or toy rows in `tiny`.
         outputs: numbers the head gives.
         likelihood: makes the likelihood.
         columns: where the rows keep what.
         max_length: texts are cut to so many tokens.
-        test: a source of its own for the test rows; None takes them from `source`.
         classes: rows with labels from here on are left out; None for none.
         shifts: further test rows, by name.
     """
@@ -67,7 +64,6 @@ class Task:
     likelihood: Callable[[], Likelihood]
     columns: Columns = Columns()
     max_length: int = 64
-    test: str | None = None
     classes: int | None = None
     shifts: Mapping[str, Shift] = field(default_factory=dict)
 
@@ -110,12 +106,13 @@ def read(folder: Path | None, source: str) -> Dataset:
     """All rows of a source.
 
     Raises:
-        DataError: there is no such file, or no such data set.
+        ConfigError: there is no folder.
+        DataError: there is no such file.
     """
     if source in ROWS:
         return Dataset.from_list(ROWS[source]())
     if folder is None:
-        return load(source)
+        raise ConfigError("--data: name the folder of the JSON lines files")
     path = folder / f"{source}.jsonl"
     if not path.exists():
         raise DataError(f"--data: there is no {path.name} in {folder}")
@@ -133,22 +130,17 @@ def split(
     generator = torch.Generator().manual_seed(seed)
     learnt = None if task.classes is None else lambda label: label < task.classes
     table = once(_rows(folder, task, task.source, generator, learnt), task.text)
-    counts = (rows, validation) if task.test else (rows, validation, test)
-    train, held_out, *more = _cut(table, counts, task.source)
+    counts = (rows, validation, test)
+    train, held_out, tested = _cut(table, counts, task.source)
     rest = table.select([*range(sum(counts), min(len(table), sum(counts) + UNLABELLED))])
     seen = {plain(text) for part in (train, held_out) for text in _texts(part, task)}
-
-    def fresh(rows: Dataset) -> Dataset:
-        texts = map(plain, _texts(rows, task))
-        return rows.select([i for i, text in enumerate(texts) if text not in seen])
-
-    if task.test:
-        more = _cut(fresh(_rows(folder, task, task.test, generator, learnt)), (test,), task.test)
-    tests = {"test": more[0]}
+    tests = {"test": tested}
     for name, shift in task.shifts.items():
         only: Any = None if shift.label is None else shift.label.__eq__
         only = learnt if shift.typos else only  # texts of what was learnt
-        table = fresh(_rows(folder, task, shift.source, generator, only))
+        table = _rows(folder, task, shift.source, generator, only)
+        texts = map(plain, _texts(table, task))
+        table = table.select([i for i, text in enumerate(texts) if text not in seen])
         if not shift.labelled and task.target in table.column_names:
             table = table.remove_columns(task.target)
         table = table.select(range(min(test, len(table))))
@@ -171,8 +163,6 @@ def _rows(
     table = table.select(sorted(first.values()))
     if kept is not None:
         table = table.select([i for i, label in enumerate(table[task.target][:]) if kept(label)])
-        # A ClassLabel would name the classes that are left out, too.
-        table = table.cast_column(task.target, Value("int64"))
     return table.select(torch.randperm(len(table), generator=generator).tolist())
 
 

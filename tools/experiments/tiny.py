@@ -29,7 +29,7 @@ def _ratings() -> list[dict[str, Any]]:
         rating = draw.uniform(-4, 4)
         sd = 0.5 + abs(rating) / 4
         text = _text(draw, 5 + round(rating) + 4)
-        rows.append({"text": text, "rating": rating + draw.gauss(0, sd), "rating_sd": sd})
+        rows.append({"text": text, "rating": rating + draw.gauss(0, sd)})
     return rows
 
 

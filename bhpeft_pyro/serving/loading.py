@@ -17,6 +17,7 @@ from ..errors import ConfigError, SaveError
 from ..posterior import Posterior, saving
 from ..prediction.predict import way
 from ..streams import History
+from ..streams.history import find
 from .answers import Answer, answers_of
 
 __all__ = ["Served", "Source"]
@@ -151,13 +152,7 @@ class Source:
             raise SaveError(f"run: no saved posterior in {self.run}")
         if name is None:
             return [*rounds.values()][-1]
-        found = {path for id, path in rounds.items() if name and id.startswith(name)}
-        found = {path for path in rounds.values() if path.name == name} or found
-        if len(found) != 1:
-            named = ", ".join(f"{id} ({path.name})" for id, path in rounds.items())
-            which = f"{len(found)} rounds" if found else "no round"
-            raise SaveError(f"round: {which} in {self.run} for {name!r:.60}; there are {named}")
-        return found.pop()
+        return rounds[find(rounds, name, self.run)]
 
     def load(self, name: str | None = None, beside: Served | None = None) -> Served:
         """Load a round, and warm it up.

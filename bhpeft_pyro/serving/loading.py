@@ -13,6 +13,7 @@ from ..base.progress import made_by
 from ..base.threads import sampling
 from ..data import Examples
 from ..data.columns import Kind
+from ..data.encoding import token_limit
 from ..errors import ConfigError, SaveError
 from ..posterior import Posterior, saving
 from ..prediction.predict import way
@@ -71,10 +72,8 @@ class Served:
     @property
     def limit(self) -> int | None:
         """The most tokens of a text; longer ones are cut. None if there is no limit."""
-        limit = self.posterior.model.limited(self.posterior.columns, ()).max_length
-        if limit is None:
-            limit = self.posterior.model.network.tokenizer.model_max_length
-        return None if limit >= 10**6 else limit  # transformers' number for none
+        model, columns = self.posterior.model, self.posterior.columns
+        return token_limit(model.network.tokenizer, model.limited(columns, ()), self.kind)
 
     @property
     def way(self) -> str:

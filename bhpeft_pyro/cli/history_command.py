@@ -27,8 +27,8 @@ def history(
         str | None,
         typer.Option(
             metavar="ROUND",
-            help="Keep the line of rounds that ends in this one (its id, or the beginning of it), "
-            "and move all others into the folder aside.",
+            help="Keep the line of rounds that ends in this one (its id, the beginning of it, or "
+            "its folder's name), and move all others into the folder aside.",
             show_default="all stay",
         ),
     ] = None,

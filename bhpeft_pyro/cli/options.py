@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from ..base import names
-from ..base.checks import data_file, shown
+from ..base.checks import data_file
 from ..base.fit_options import FitOptions
 from ..errors import ConfigError
 
@@ -71,44 +71,27 @@ def held_out(help: str, **how: Any) -> Any:
     )
 
 
-class _Once(yaml.BaseLoader):
-    """Reads each option once: of two, YAML takes the last, without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise yaml.YAMLError(f"{twice[0]!r} is there twice")
-        return super().construct_mapping(node, deep)
-
-
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make a file's entries the defaults of a command, parsed as on the command line."""
     if path is None:
         return None
     try:
-        # All scalars as text: they are parsed as on the command line.
-        content = yaml.load(path.read_text(encoding="utf-8"), _Once) or {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # Nodes, whose values are text: `load` would take the last of two without a word.
+        content = yaml.compose(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        lines = content.value if content else ()
+        entries = [(str.replace(key.value, "_", "-"), value.value) for key, value in lines]
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"--config: {path} cannot be read as YAML: {reason}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config: {path} has no `option: value` lines")
-    names = {
-        max(option.opts, key=len).lstrip("-"): option.name
-        for option in context.command.params
-        if option.name != "config"
-    }
+        raise ConfigError(f"--config: {path} has no `option: value` lines: {reason}") from error
+    options = [option for option in context.command.params if option.name != "config"]
+    names = {max(option.opts, key=len).lstrip("-"): option.name for option in options}
     defaults = {}
-    for key, value in content.items():
-        name = names.get(str(key).replace("_", "-"))
-        if name is None:
+    for key, value in entries:
+        name = names.pop(key, None)
+        if name is None or not isinstance(value, str):
             raise ConfigError(
-                f"--config: {path} has {key!r}, which is not an option of {context.info_name!r}; "
-                f"expected one of {', '.join(names)}"
-            )
-        if not isinstance(value, str):
-            raise ConfigError(
-                f"--config: {path}: {key}: expected a single value, got {shown(value)}"
+                f"--config: {path}: {key!r}: expected an option of {context.info_name!r}, once and "
+                f"with a single value; there are also {', '.join(names)}"
             )
         if value.lower() not in ("", "~", "null"):
             defaults[name] = value

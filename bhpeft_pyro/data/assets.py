@@ -4,6 +4,7 @@ you install (they are found, never imported); and the hub, if it answers."""
 from __future__ import annotations
 
 import os
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,9 @@ from huggingface_hub import constants
 from ..errors import DataError
 
 _PATIENCE = 5.0  # seconds that the hub has to answer
+# The values that say "offline" are the process's: of two threads at once that change them and put
+# them back, the second would put back what the first had changed.
+_OFFLINE = threading.RLock()
 
 
 def sample() -> Path:
@@ -84,6 +88,7 @@ def hub_or_cache() -> Iterator[None]:
     minutes. What was downloaded before is still found."""
     with ExitStack() as around:
         if not _answers():
+            around.enter_context(_OFFLINE)
             for place in (constants, datasets.config):
                 around.enter_context(patch.object(place, "HF_HUB_OFFLINE", True))
         yield

@@ -122,7 +122,7 @@ def encode(
         return replace(source, label_names=tuple(names), num_labels=len(names))
 
     target, text = columns.target(kind), columns.inputs(kind)[0]
-    limit = _limit(tokenizer, columns, kind)
+    limit = token_limit(tokenizer, columns, kind)
 
     def labels_of(
         values: list[Any] | None, feature: object
@@ -261,7 +261,7 @@ def _check_compatible(
         raise DataError(f"source has {count} {what}; expected {expected}")
 
 
-def _limit(tokenizer: PreTrainedTokenizerBase, columns: Columns, kind: Kind) -> int | None:
+def token_limit(tokenizer: PreTrainedTokenizerBase, columns: Columns, kind: Kind) -> int | None:
     """The most tokens a sequence may have; None if neither user nor tokenizer set a limit."""
     if columns.max_length is None:
         limit = tokenizer.model_max_length

@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..base.checks import MAYBE_COUNT, SAMPLES, SEED, check, derived
+from ..base.checks import MAYBE_COUNT, SEED, check, check_memory, derived
 from ..base.names import matching
 from ..base.threads import seeded
 from ..data import Columns, Examples
@@ -71,7 +71,6 @@ def to_arviz(
     *,
     samples: int | None = None,
     sites: str | Sequence[str] | None = None,
-    max_bytes: int = 2**30,
     seed: int = 0,
 ) -> Any:
     """Draws of a posterior, and what they predict, in ArviZ's form.
@@ -99,12 +98,11 @@ def to_arviz(
         sites: patterns of variables' names, such as "lora.*" or "change.*"; by default all of at
             most `SMALL` numbers. Those left out are named in the attribute `left_out` of
             `posterior`.
-        max_bytes: the most that the arrays may take.
         seed: the same seed gives the same draws.
 
     Raises:
-        ConfigError: a pattern matches nothing, the arrays would exceed `max_bytes`, or a sampler
-            has made fewer than `samples` draws.
+        ConfigError: a pattern matches nothing, there is too little memory for the arrays, or a
+            sampler has made fewer than `samples` draws.
 
     >>> from bhpeft_pyro.posterior.fit import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -118,7 +116,6 @@ def to_arviz(
     (1, 10, 5)
     """
     samples, seed = MAYBE_COUNT("samples", samples), SEED("seed", seed)
-    max_bytes = SAMPLES("max_bytes", max_bytes)
     check(posterior, Posterior | Model, "posterior", "a bh.Posterior, or a bh.Model")
     chains: Sequence[Guide]
     prior: Guide
@@ -145,16 +142,11 @@ def to_arviz(
         chosen = matching(readable, sites, "sites")
     if not chosen:
         raise ConfigError("sites: no variable is chosen; expected a pattern, such as 'head.*'")
-    needed = samples * _FLOAT * len(guides) * sum(readable[name].numel for name in chosen)
+    size = _FLOAT * len(guides) * sum(readable[name].numel for name in chosen)
     if examples is not None:  # labels of guides and prior, and log-likelihoods
         several = model.network.outputs if examples.kind == "labels" else 1
-        per_row = _INTEGER * len(guides) * several + _FLOAT * len(chains)
-        needed += samples * len(examples) * per_row
-    if needed > max_bytes:
-        raise ConfigError(
-            f"sites, samples={samples}: {needed:,} bytes needed, but max_bytes={max_bytes:,}; take "
-            f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
-        )
+        size += len(examples) * (_INTEGER * len(guides) * several + _FLOAT * len(chains))
+    check_memory("samples", samples, 2 * size)  # the draws, and the arrays that they go to
     *of_chains, of_prior = [
         _chosen_draws(model, guide, chosen, samples, derived(seed, i))
         for i, guide in enumerate(guides)

@@ -8,7 +8,7 @@ of `bhpeft predict` out. `load_model` gives the `Posterior` itself, to be update
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -21,8 +21,8 @@ from mlflow.artifacts import download_artifacts
 from mlflow.models import Model, infer_signature
 from mlflow.models.model import ModelInfo
 
-from ..base.checks import check, strings
-from ..errors import ConfigError, SaveError
+from ..base.checks import check
+from ..errors import SaveError
 from ..model.backbone import shared_name
 from ..posterior.posterior import Posterior
 
@@ -59,44 +59,25 @@ def save_model(
 
 
 def log_model(
-    posterior: Posterior,
-    name: str,
-    *,
-    save_backbone: bool | None = None,
-    registered_model_name: str | None = None,
-    aliases: Sequence[str] = (),
-    **options: Any,
+    posterior: Posterior, name: str, *, save_backbone: bool | None = None, **options: Any
 ) -> ModelInfo:
     """Log a posterior to the active run, or to a new one.
 
     Args:
         posterior, save_backbone: as for `save_model`.
         name: of the logged model.
-        registered_model_name: make it the next version of this registered model.
-        aliases: names that then lead to this version, such as "champion".
-        options: of `mlflow.pyfunc.log_model`.
+        options: of `mlflow.pyfunc.log_model`; `registered_model_name="reviews"`, for example,
+            makes it the next version of a registered model.
 
     Returns:
         MLflow's description, with `model_uri` and `registered_model_version`. Its `metadata` has
         the number of the round, its id and that of the round before.
 
     Raises:
-        ConfigError: there are `aliases`, but no name of a registered model.
         SaveError: as for `save_model`.
     """
-    aliases = strings("aliases", aliases)
-    if aliases and registered_model_name is None:
-        raise ConfigError(f"aliases={aliases}: expected a registered_model_name too")
     with _written(posterior, save_backbone, options) as model:
-        info = mlflow.pyfunc.log_model(
-            name=name, registered_model_name=registered_model_name, **model
-        )
-    for alias in aliases:
-        assert registered_model_name is not None
-        mlflow.MlflowClient().set_registered_model_alias(
-            registered_model_name, alias, info.registered_model_version
-        )
-    return info
+        return mlflow.pyfunc.log_model(name=name, **model)
 
 
 def load_model(model_uri: str, *, device: str = "auto", **given: Any) -> Posterior:

@@ -117,14 +117,13 @@ class Posterior(Predictor):
         *,
         samples: int | None = None,
         sites: str | Sequence[str] | None = None,
-        max_bytes: int = 2**30,
         seed: int = 0,
     ) -> Any:
         """Draws, the trace of the fit and, given data, predictions; see
         `integrations.arviz.to_arviz`."""
         from ..integrations.arviz import to_arviz
 
-        return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
+        return to_arviz(self, data, samples=samples, sites=sites, seed=seed)
 
     def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
         """How good the approximation is; see `diagnostics.diagnose`."""

@@ -97,7 +97,6 @@ class Learning:
         self.where, self.take = where, take
         self.state = State(labels=labels)
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin an update.
@@ -109,14 +108,7 @@ class Learning:
             if self.state.running:
                 raise BusyError("update: one is running; wait until it has ended")
             self.state = replace(self.state, running=True, share=0.0, words="starting")
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-
-    def wait(self) -> State:
-        """The state once the update has ended."""
-        if self._thread is not None:
-            self._thread.join()
-        return self.state
+        threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:
         ended = "The update stopped without a message; it may have run out of memory."

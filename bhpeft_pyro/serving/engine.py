@@ -158,11 +158,6 @@ class Engine:
         """Whether it answers."""
         return self._thread is not None and self._thread.is_alive()
 
-    @property
-    def waiting(self) -> int:
-        """How many requests wait for their batch."""
-        return self._queue.qsize()
-
     def ask(self, table: Table, *, whole: bool = False) -> Future[Answered]:
         """Put a request into the queue.
 

@@ -13,10 +13,12 @@ from ..base.progress import made_by
 from ..base.threads import sampling
 from ..data import Examples
 from ..data.columns import Kind
+from ..data.encoding import token_limit
 from ..errors import ConfigError, SaveError
 from ..posterior import Posterior, saving
 from ..prediction.predict import way
 from ..streams import History
+from ..streams.history import find
 from .answers import Answer, answers_of
 
 __all__ = ["Served", "Source"]
@@ -70,10 +72,8 @@ class Served:
     @property
     def limit(self) -> int | None:
         """The most tokens of a text; longer ones are cut. None if there is no limit."""
-        limit = self.posterior.model.limited(self.posterior.columns, ()).max_length
-        if limit is None:
-            limit = self.posterior.model.network.tokenizer.model_max_length
-        return None if limit >= 10**6 else limit  # transformers' number for none
+        model, columns = self.posterior.model, self.posterior.columns
+        return token_limit(model.network.tokenizer, model.limited(columns, ()), self.kind)
 
     @property
     def way(self) -> str:
@@ -151,13 +151,7 @@ class Source:
             raise SaveError(f"run: no saved posterior in {self.run}")
         if name is None:
             return [*rounds.values()][-1]
-        found = {path for id, path in rounds.items() if name and id.startswith(name)}
-        found = {path for path in rounds.values() if path.name == name} or found
-        if len(found) != 1:
-            named = ", ".join(f"{id} ({path.name})" for id, path in rounds.items())
-            which = f"{len(found)} rounds" if found else "no round"
-            raise SaveError(f"round: {which} in {self.run} for {name!r:.60}; there are {named}")
-        return found.pop()
+        return rounds[find(rounds, name, self.run)]
 
     def load(self, name: str | None = None, beside: Served | None = None) -> Served:
         """Load a round, and warm it up.

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
@@ -78,7 +78,7 @@ class History:
     @property
     def folders(self) -> dict[str, Path]:
         """The folder of each round, by id. (`add` names folders by the id; you may rename them.)"""
-        return {id: path for id, (path, _) in self._read().items()}
+        return {id: path for id, (path, _) in self._ordered().items()}
 
     @property
     def leaves(self) -> list[str]:
@@ -169,14 +169,14 @@ class History:
         backbone: PreTrainedModel | str | None = None,
         **options: Any,
     ) -> Posterior:
-        """Load a round by its id or the beginning of it; the rest is as for `Posterior.load`.
+        """Load a round by its id, the beginning of it or the name of its folder; the rest is as for
+        `Posterior.load`.
 
         Raises:
             SaveError: no such round, or several.
         """
-        rounds = self._ordered()
-        folder, _ = rounds[self._find(id, rounds)]
-        return Posterior.load(folder, backbone, **options)
+        folders = self.folders
+        return Posterior.load(folders[find(folders, id, self.folder)], backbone, **options)
 
     def keep_only(self, id: str) -> list[Path]:
         """Move rounds into the folder `aside`, all but a round and those that it continues.
@@ -185,7 +185,7 @@ class History:
         undo it, move the rounds back.
 
         Args:
-            id: of the last round to stay, or the beginning of it.
+            id: of the last round to stay, the beginning of it or the name of its folder.
 
         Returns:
             Where the others are now.
@@ -195,10 +195,10 @@ class History:
             SaveError: no such round, or several; or `aside` has a folder of that name.
         """
         if not self.folder.is_dir():  # which the lock would make
-            self._find(id, ())
+            find({}, id, self.folder)
         with self.writing():
             rounds = self._ordered()
-            kept, above = set[str](), self._find(id, rounds)
+            kept, above = set[str](), find(self.folders, id, self.folder)
             while above in rounds:
                 kept.add(above)
                 above = rounds[above][1].parent or ""
@@ -228,16 +228,6 @@ class History:
                 if all(path.name.startswith(".") for path in folder.iterdir()):  # of a killed save
                     refuse_link(folder)
                     shutil.rmtree(folder)
-
-    def _find(self, id: str, rounds: Iterable[str]) -> str:
-        matches = [other for other in rounds if other.startswith(id)]
-        if len(matches) != 1:
-            which = f"{len(matches)} rounds" if matches else "no round"
-            raise SaveError(
-                f"id: {which} in {self.folder} begin with {id!r}; there are "
-                f"{', '.join(rounds) or 'none'}"
-            )
-        return matches[0]
 
     def _ordered(self) -> dict[str, tuple[Path, FitReport]]:
         """Folder and report of each round, parents before their children, older ones first."""
@@ -281,6 +271,19 @@ class History:
 
     def __repr__(self) -> str:
         return f"History({str(self.folder)!r})"
+
+
+def find(rounds: Mapping[str, Path], name: str, folder: Path) -> str:
+    """The id of the round whose own folder has a name, or whose id begins with it."""
+    named = [id for id, path in rounds.items() if path.name == name]
+    found = named or [id for id in rounds if id.startswith(name)]
+    if len(found) != 1:
+        ids = [id if path.name == id else f"{id} ({path.name})" for id, path in rounds.items()]
+        which = f"{len(found)} rounds" if found else "no round"
+        raise SaveError(
+            f"round: {which} in {folder} for {name!r:.60}; there are {', '.join(ids) or 'none'}"
+        )
+    return found[0]
 
 
 def _written(folder: Path) -> int:

@@ -140,6 +140,24 @@ def test_a_hub_that_is_gone_is_not_asked(closed):
     assert not constants.is_offline_mode() and not datasets.config.HF_HUB_OFFLINE
 
 
+def test_two_threads_at_once_leave_the_hub_online(closed):
+    inside, may_leave = threading.Event(), threading.Event()
+
+    def load() -> None:
+        with hub_or_cache():
+            inside.set()
+            assert constants.is_offline_mode() and may_leave.wait(20)
+
+    other = threading.Thread(target=load)
+    with hub_or_cache():
+        other.start()
+        inside.wait(0.5)  # without a lock it would come in, and take offline for the usual state
+    may_leave.set()
+    other.join(20)
+    assert inside.is_set()
+    assert not constants.is_offline_mode() and not datasets.config.HF_HUB_OFFLINE
+
+
 def test_a_hub_that_answers_is_asked(there):
     with hub_or_cache():
         assert not constants.is_offline_mode() and not datasets.config.HF_HUB_OFFLINE

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from program import bhpeft, loaded, write_csv
 from saves import backbone_in
+from services import until
 
 from bhpeft_pyro.errors import BusyError, ConfigError, WriteError
-from bhpeft_pyro.review import Journal, Learning, Pool, Session, Where
+from bhpeft_pyro.review import Journal, Learning, Pool, Session, State, Where
 from bhpeft_pyro.review import learning as module
 
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
@@ -39,6 +40,12 @@ def session_in(folder: Path, tmp_path: Path) -> tuple[Session, Where]:
     return Session(pool, Journal(tmp_path / "l.journal.jsonl"), where.labels), where
 
 
+def ended(learning: Learning) -> State:
+    """The state once the update has ended."""
+    until(lambda: not learning.state.running, 300)
+    return learning.state
+
+
 class Watched(Learning):
     """Keeps each state, however short it lasted."""
 
@@ -58,7 +65,7 @@ def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
     learning.start()
     with pytest.raises(BusyError, match="one is running"):
         learning.start()
-    state = learning.wait()
+    state = ended(learning)
     assert state.labels == 4, state.words
     shares = [state.share for state in learning.states]
     assert shares == sorted(shares) and len({*shares} - {0.0, 1.0}) > 4  # the bar moves
@@ -73,7 +80,7 @@ def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
     session.decide("Ana", session.recent("Ana")[0].key, "label", ["1"], "")
     session.decide("Ana", session.next_for("Ana") or "", "label", ["0"], "")
     learning.start()
-    learning.wait()
+    ended(learning)
     again = loaded(where.out, folder)
     assert [report.examples for report in again.lineage] == [20, 5]
     bhpeft("update", where.run, where.labels, "--out", tmp_path / "by-hand", "--device", "cpu")
@@ -99,7 +106,7 @@ def test_a_failure_is_told_and_the_page_goes_on(folder, tmp_path, out, words):
     learning = Learning(where, session.take)
     before = session.pool
     learning.start()  # there is no table
-    state = learning.wait()
+    state = ended(learning)
     assert "The update failed: " in state.words and words in state.words and not state.running
     assert session.pool is before and not (tmp_path / "next").exists()
 
@@ -135,7 +142,7 @@ def test_an_update_ends_whatever_happens_to_it(folder, tmp_path, monkeypatch, le
     learning = Learning(where, take)
     monkeypatch.setattr(module, "_learn", learn)
     learning.start()
-    state = learning.wait()
+    state = ended(learning)
     assert words in state.words and not state.running
 
 
@@ -148,4 +155,4 @@ def test_an_update_that_cannot_begin_ends(folder, tmp_path, monkeypatch):
     learning = Learning(where, print)
     for _ in range(2):
         learning.start()
-        assert not learning.wait().running
+        assert not ended(learning).running

@@ -198,7 +198,7 @@ def test_a_client_that_has_gone_is_dropped(service, april) -> None:
                 connection.sendall(head.encode() + body)
                 until(lambda: service.running == 2)
             until(lambda: service.running == 1)
-        assert service.engine.waiting == 3
+        assert service.engine._queue.qsize() == 3
         predictions.go.set()
         running.join(20)
         after = httpx.post(f"{address}/predict", json={"inputs": ["w8", "w9"]}, timeout=60)

@@ -122,6 +122,7 @@ def test_a_round_that_was_renamed_is_found_by_those_that_continue_it(tmp_path: P
     root = history.add(first)
     leaf = history.add(first.update(DATA[1]))
     history.folders[root].rename(tmp_path / "monday")
+    assert load(history, "monday").report.id == root
     again = load(history, leaf)
     assert [report.id for report in again.lineage] == [root, leaf]
     with pytest.raises(DataError, match="has learnt"):

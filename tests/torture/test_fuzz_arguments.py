@@ -177,7 +177,7 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
             ["w5"], **few(draw, (*numbers, "max_rows", "keep_samples", "bf16"))
         ),
         lambda: posterior.sample(**few(draw, numbers)),
-        lambda: posterior.to_arviz(**{"samples": 2, **few(draw, (*numbers, "sites", "max_bytes"))}),
+        lambda: posterior.to_arviz(**{"samples": 2, **few(draw, (*numbers, "sites"))}),
         lambda: posterior.diagnose(tiny_examples(), **{"samples": 100, **few(draw, ("seed",))}),
         lambda: diagnostics.psis(posterior, tiny_examples(), **few(draw, numbers)),
         lambda: diagnostics.sbc(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers.optimization import get_cosine_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..base.checks import check, shown
 from ..base.distributed import average, rank, same, world
@@ -197,8 +198,7 @@ class _Run:
             steppers = [_made(self.optimizer, trained(self.guide))]
         else:
             steppers = self.guide.optimizers(options, len(self.feed.examples))
-        rise = int(_WARM_UP * self.steps)
-        schedulers = [get_cosine_schedule_with_warmup(s, rise, self.steps) for s in steppers]
+        schedulers = [LambdaLR(stepper, partial(_rate, steps=self.steps)) for stepper in steppers]
         bad, note = 0, ""  # steps in a row; the held-out NLL
         for step in range(1, self.steps + 1):
             give_way()
@@ -329,6 +329,15 @@ class _Run:
             return noise_of(self.model, self.guide, self.validation, bf16)[0]
         samples = 0 if self.point else self.options.eval_samples
         return predict(self.model, self.guide, self.validation, samples, bf16=bf16).nlls()
+
+
+def _rate(done: int, steps: int) -> float:
+    """The share of the learning rate that is used after `done` of the steps."""
+    rise = int(_WARM_UP * steps)
+    if done < rise:
+        return done / rise
+    progress = (done - rise) / (steps - rise)
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _made(optimizer: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import tiny
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 import bhpeft_pyro as bh
@@ -53,11 +52,7 @@ def test_the_timed_step_trains_every_parameter(kind: type[Guide], particles: int
 
 
 def test_the_timed_steps_are_those_that_fit_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        loop,
-        "get_cosine_schedule_with_warmup",
-        lambda stepper, *_: LambdaLR(stepper, lambda done: 1.0),
-    )
+    monkeypatch.setattr(loop, "_rate", lambda done, steps: 1.0)  # a constant learning rate
     examples, model = tiny_examples(8), _model()
     fitted = DeltaGuide(model)
     timed = copy.deepcopy(fitted)

@@ -121,7 +121,7 @@ class RatingForecast(Forecast):
             within=None if within is None else kept(within),
             labels=as_labels(labels),
             texts=texts,
-            densities=densities,
+            densities=None if densities is None else kept(densities),
             outcomes=None if outcomes is None else kept(outcomes),
             scale=scale,
         )

@@ -33,12 +33,26 @@ def test_law_of_total_variance_against_simulation():
     np.testing.assert_allclose(forecast.aleatoric.numpy(), (sd**2).numpy().mean(0), rtol=1e-5)
 
 
-def test_rating_draws_are_copied():
+def test_rating_draws_are_copied_without_gradients() -> None:
     mean, sd = some_ratings()
-    forecast = RatingForecast.from_draws(mean, sd)
-    before = forecast.mean
-    mean.zero_()
-    assert torch.equal(forecast.mean, before)
+    given = {
+        "mean": mean,
+        "sd": sd,
+        "within": sd.clone(),
+        "densities": -sd,
+        "outcomes": mean.unsqueeze(-1).clone(),
+    }
+    leaves = {name: tensor.requires_grad_() for name, tensor in given.items()}
+    forecast = RatingForecast.from_draws(**leaves, labels=[0.0] * 20)
+    names = ("means", "sds", "within", "densities", "outcomes")
+    kept = {name: getattr(forecast, name).clone() for name in names}
+    with torch.no_grad():
+        for tensor in leaves.values():
+            tensor.zero_()
+    for name, before in kept.items():
+        assert torch.equal(getattr(forecast, name), before), name
+    assert not any(getattr(forecast, name).requires_grad for name in names)
+    assert not forecast.nlls().requires_grad
 
 
 def test_equal_rating_draws_have_no_epistemic_variance():

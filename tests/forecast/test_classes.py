@@ -28,13 +28,14 @@ def entropy(row: list[float]) -> float:
 
 def test_a_mixture_is_that_of_all_draws():
     draws = some_draws(6)
-    parts = [ClassForecast.from_draws(part) for part in draws.split(2)]
+    parts = [ClassForecast.from_draws(part, keep_samples=True) for part in draws.split(2)]
     mixed, pooled = ClassForecast.mixed(parts), ClassForecast.from_draws(draws)
     for name in ("probabilities", "total", "aleatoric", "epistemic", "variance"):
         torch.testing.assert_close(getattr(mixed, name), getattr(pooled, name), msg=name)
     within = torch.stack([part.epistemic for part in parts]).mean(0)
     torch.testing.assert_close(mixed.between, mixed.epistemic - within, atol=1e-6, rtol=1e-4)
     assert mixed.draws == 6 and ClassForecast.mixed(parts[:1]) is parts[0]
+    assert mixed.samples is None  # those of one component would pass for all of them
 
 
 def test_decomposition_is_that_of_a_loop():

@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from scipy.stats import false_discovery_control
 from torch import Tensor
 
-from ..base.checks import Number, boolean
+from ..base.checks import Number
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -30,14 +29,12 @@ _REASONS = ("noise in the label", "components disagree", "weights uncertain")
 _UNLIKE = "unlike what was learnt"
 
 
-def unlike_learnt(forecast: Forecast, max_false_alarms: float, of_flagged: bool) -> Tensor:
+def unlike_learnt(forecast: Forecast, max_false_alarms: float) -> Tensor:
     """(N,) bool, which texts are unlike what was learnt.
 
     Args:
         forecast: with p-values, `novelty`.
         max_false_alarms: at most this share of texts like the learnt ones is flagged, on average.
-        of_flagged: bound the share of such texts among those flagged instead, on average (Benjamini
-            and Hochberg 1995; for p-values by the same learnt texts Bates et al. 2023).
 
     Raises:
         ConfigError: the share is not above 0 and at most 1.
@@ -47,17 +44,13 @@ def unlike_learnt(forecast: Forecast, max_false_alarms: float, of_flagged: bool)
     >>> from bhpeft_pyro.forecast import ClassForecast
     >>> forecast = ClassForecast.from_draws(torch.full((1, 4, 2), 0.5))
     >>> forecast = replace(forecast, novelty=torch.tensor([0.01, 0.04, 0.3, 0.9]))
-    >>> unlike_learnt(forecast, 0.05, of_flagged=False).tolist()
+    >>> unlike_learnt(forecast, 0.05).tolist()
     [True, True, False, False]
-    >>> unlike_learnt(forecast, 0.05, of_flagged=True).tolist()
-    [True, False, False, False]
     """
     share = Number(above=0, most=1)("max_false_alarms", max_false_alarms)
     if (p := forecast.novelty) is None:
         how = "posterior.replace(novelty=Novelty.of(model, examples)) tells it"
         raise DataError(f"novelty: {NO_NOVELTY}; {how}")
-    if boolean("of_flagged", of_flagged):
-        p = torch.from_numpy(false_discovery_control(p.double().numpy()))
     return p <= share
 
 
@@ -76,5 +69,5 @@ def reasons_of(forecast: Forecast) -> list[str]:
     reasons = [_REASONS[number] for number in main.tolist()]
     if forecast.novelty is None:
         return reasons
-    unlike = unlike_learnt(forecast, 0.05, of_flagged=False).tolist()
+    unlike = unlike_learnt(forecast, 0.05).tolist()
     return [_UNLIKE if novel else why for novel, why in zip(unlike, reasons, strict=True)]

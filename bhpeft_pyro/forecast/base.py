@@ -159,13 +159,13 @@ class Forecast(ABC):
         order = self.uncertainty(by).argsort(descending=True, stable=True)
         return order[: share_of(fraction, len(self))]
 
-    def unlike(self, max_false_alarms: float = 0.05, *, of_flagged: bool = False) -> Tensor:
+    def unlike(self, max_false_alarms: float = 0.05) -> Tensor:
         """(N,) bool, which texts are unlike what was learnt; of the texts that resemble the learnt
         ones, at most a share of `max_false_alarms` is flagged on average. See
         `decisions.reasons`."""
         from ..decisions.reasons import unlike_learnt
 
-        return unlike_learnt(self, max_false_alarms, of_flagged)
+        return unlike_learnt(self, max_false_alarms)
 
     def reasons(self) -> list[str]:
         """For each example the main reason to doubt its forecast; see `decisions.reasons`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..base.checks import check
 from ..errors import ConfigError, LikelihoodError
 from ..forecast import ClassForecast, Forecast
-from ..forecast.metrics import BINS, calibration_bins, rejection_areas, rejection_curve
+from ..forecast.metrics import BINS, aurc, calibration_bins, rejection_curve
 
 # Okabe and Ito's colours, distinct for colour-blind readers; markers and dashes differ too.
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
@@ -77,8 +77,8 @@ def rejection(
     """Accuracy of the rest when the 0, 10, ... 90 % least certain are rejected; of several labels
     the share that is right, of ratings the MSE.
 
-    Several named forecasts of the same kind can be compared. The areas are those of
-    `metrics.rejection_areas`.
+    Several named forecasts of the same kind can be compared. Their areas are those of
+    `metrics.aurc`.
     """
     named = forecasts if isinstance(forecasts, Mapping) else {"": forecasts}
     for forecast in named.values():
@@ -89,8 +89,8 @@ def rejection(
     ax = new_axes(ax)
     looks = cycle(STYLES)
     for (name, (fractions, scores)), (colour, marker) in zip(curves.items(), looks, strict=False):
-        areas = rejection_areas(named[name], by=by)
-        area = ", ".join(f"{kind.upper()} {value:.3f}" for kind, value in areas.items())
+        forecast = named[name]
+        area = f"AURC {aurc(forecast.loss(forecast.observed()), forecast.uncertainty(by)):.3f}"
         label = f"{name} ({area})"
         ax.plot((100 * fractions).numpy(), scores.numpy(), color=colour, marker=marker, label=label)
     words = by if by in ("variance", "confidence", "novelty") else f"{by} uncertainty"

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from bhpeft_pyro import plots
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
-from bhpeft_pyro.forecast.metrics import evaluate, rejection_areas, rejection_curve
+from bhpeft_pyro.forecast.metrics import aurc, evaluate, rejection_curve
 
 
 def forecast_of(seed: int) -> ClassForecast:
@@ -69,8 +69,9 @@ def test_rejection_draws_each_named_forecast(ax):
     named = {f"method {i}": forecast_of(i) for i in range(7)}
     plots.rejection(named, ax=ax, by="total")
     assert [line.get_label().split(" (")[0] for line in ax.lines] == list(named)
-    areas = rejection_areas(named["method 3"], by="total")
-    assert f"AURC {areas['aurc']:.3f}, AUARC {areas['auarc']:.3f}" in ax.lines[3].get_label()
+    third = named["method 3"]
+    area = aurc(third.loss(third.observed()), third.total)
+    assert ax.lines[3].get_label() == f"method 3 (AURC {area:.3f})"
     for line, forecast in zip(ax.lines, named.values(), strict=True):
         fractions, accuracy = rejection_curve(forecast, by="total")
         assert list(line.get_xdata()) == pytest.approx((100 * fractions).tolist())

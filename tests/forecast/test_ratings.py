@@ -80,12 +80,12 @@ def test_the_density_is_that_of_the_mixture():
         torch.distributions.Categorical(torch.ones(20, 6, dtype=torch.float64)),
         torch.distributions.Normal(mean.T.double(), sd.T.double()),
     )
-    torch.testing.assert_close(forecast.log_prob(values), mixture.log_prob(values))
+    torch.testing.assert_close(-forecast.nlls(values), mixture.log_prob(values))
 
 
-def test_log_prob_far_out_does_not_underflow():
+def test_the_nll_far_out_does_not_overflow():
     forecast = RatingForecast.from_draws(torch.zeros(2, 1), torch.ones(2, 1))
-    assert forecast.log_prob([100.0]).item() == pytest.approx(stats.norm.logpdf(100.0), rel=1e-6)
+    assert forecast.nlls([100.0]).item() == pytest.approx(-stats.norm.logpdf(100.0), rel=1e-6)
 
 
 def test_rating_rows_as_a_dataset():
@@ -126,9 +126,9 @@ def test_rating_arguments_are_checked():
     with pytest.raises(ConfigError, match="probability"):
         forecast.quantile(0.0)
     with pytest.raises(DataError, match="labels has shape"):
-        forecast.log_prob([1.0])
+        forecast.nlls([1.0])
     with pytest.raises(DataError, match="labels are needed"):
-        forecast.log_prob()
+        forecast.nlls()
     with pytest.raises(DataError, match="finite"):
         forecast.with_labels([math.nan] * 20)
 

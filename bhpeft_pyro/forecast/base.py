@@ -138,11 +138,6 @@ class Forecast(ABC):
     def exact(self) -> bool:
         return True
 
-    def right(self, labels: Labels | None = None) -> Tensor | None:
-        """(N,) bool, whether the predicted class is the observed one; None if no labels are known,
-        or if examples have no class."""
-        return None
-
     def uncertainty(self, by: str = "total") -> Tensor:
         """(N,) one of `measures`, or 1 - confidence, or 1 - novelty: larger is less certain."""
         known = () if self.novelty is None else ("novelty",)

@@ -261,10 +261,6 @@ class ClassForecast(Forecast):
     def chance_right(self, tolerance: float | None = None) -> Tensor:
         return self.confidence.double()
 
-    def right(self, labels: Labels | None = None) -> Tensor | None:
-        truth = self.labels if labels is None else self.observed(labels)
-        return None if truth is None else self.label == truth
-
     def nlls(self, labels: Labels | None = None) -> Tensor:
         return -self.log_probabilities.gather(1, self.observed(labels)[:, None])[:, 0]
 

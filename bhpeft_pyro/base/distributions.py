@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution
@@ -130,31 +129,21 @@ class Covariance:
         return self.scale.log().sum() + self.ratio.log().sum()
 
     def divergence(self, prior: Covariance) -> Tensor:
-        """KL(N(0, self) || N(0, prior)), kept for the next call, as it costs O(D K K')."""
-        kept = _DIVERGENCES.setdefault(self, WeakKeyDictionary())
-        if prior not in kept:
-            with without_autocast():
-                kept[prior] = self._divergence(prior)
-        return kept[prior]
-
-    def _divergence(self, prior: Covariance) -> Tensor:
+        """KL(N(0, self) || N(0, prior)); it costs O(D K K')."""
         share = self.scale / prior.scale
         narrower, wider = self.ratio.square() - 1, prior.ratio.pow(-2) - 1
         weight = share.square()
-        overlap = prior.axes.mT @ (share.unsqueeze(-1) * self.axes)
-        # A square, as along axes that are narrow in both a difference is all rounding error.
-        half = prior.axes.mT * share + (overlap * (self.ratio - 1)) @ self.axes.mT
-        trace = weight @ (self.axes.square() @ narrower) + wider @ half.square().sum(1)
+        with without_autocast():
+            overlap = prior.axes.mT @ (share.unsqueeze(-1) * self.axes)
+            # A square, as along axes that are narrow in both a difference is all rounding error.
+            half = prior.axes.mT * share + (overlap * (self.ratio - 1)) @ self.axes.mT
+            trace = weight @ (self.axes.square() @ narrower) + wider @ half.square().sum(1)
         diagonal = (weight - 1 - weight.log()).sum()
         return 0.5 * (diagonal + trace) - self.ratio.log().sum() + prior.ratio.log().sum()
 
     def _along(self, vector: Tensor, change: Tensor) -> Tensor:
         with without_autocast():
             return vector + ((vector @ self.axes) * change) @ self.axes.mT
-
-
-# Outside the covariances, as weak references can be neither pickled nor copied.
-_DIVERGENCES: MutableMapping[Covariance, MutableMapping[Covariance, Tensor]] = WeakKeyDictionary()
 
 
 def base_of(distribution: Distribution) -> Distribution:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..base.names import Method
 from ..data import Examples
-from ..decisions.reasons import NO_NOVELTY
+from ..decisions.novelty import NONE_KNOWN
 from ..errors import ConfigError
 from ..forecast.metrics import Score, compared, evaluate
 from ..guides import GUIDES
@@ -122,7 +122,7 @@ def check_novelty(posterior: Posterior, share: float | None) -> None:
     """Refuse to flag by novelty, at most a share of rows like the learnt ones, where there is none,
     or where no p-value is so small."""
     if posterior.novelty is None or not posterior.novelty.enough:
-        raise ConfigError(f"--by novelty, --max-false-alarms: {NO_NOVELTY}")
+        raise ConfigError(f"--by novelty, --max-false-alarms: {NONE_KNOWN}")
     known = len(posterior.novelty.last)
     if share is not None and share * (known + 1) < 1:
         raise ConfigError(

@@ -41,6 +41,10 @@ __all__ = ["LEAST", "MOST", "Novelty", "states_of"]
 
 LEAST = 19
 """Learnt texts from which a p-value can be 5 %."""
+NONE_KNOWN = (
+    "this posterior does not know what it has learnt: it is of an earlier version or was made "
+    f"without data, or there were fewer than {LEAST} texts"
+)
 MOST = 2000
 """Learnt texts whose states are kept."""
 

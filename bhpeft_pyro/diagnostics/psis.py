@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..prediction.draws import PLATE, Draws, linearised_at, passes, traces
 from ..priors import checked, complete
 
 _FEWEST = 100  # draws; with fewer, no k-hat above 0.5 could be trusted
+_SAMPLES = Number(least=_FEWEST, whole=True)
 _EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only, so there is no tail
 
 
@@ -140,14 +141,19 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     >>> psis(fitted, data, samples=200).samples
     200
     """
-    samples = Number(least=_FEWEST, whole=True)("samples", samples)
+    samples = _SAMPLES("samples", samples)
+    share = -(-samples // len(posterior.components))
+    return _of_components(posterior, _by_component(posterior, data, share, seed))
+
+
+def _by_component(posterior: Posterior, data: object, samples: int, seed: int) -> list[Tensor]:
+    """For each component (S,) log importance ratios, as `log_ratios`."""
     seed = SEED("seed", seed)
     if posterior.report.temperature == 0 and not posterior.guide.linear:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     batches = CachedBatches(posterior.model, _training_examples(posterior, data))
     # Each component has its own prior after the first round, and its own linearised network.
     parts = posterior.components
-    share = -(-samples // len(parts))
     ratios = []
     with work("k-hat", len(parts)) as whole:
         for number, part in enumerate(parts):
@@ -156,11 +162,16 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
                 part.model, report.temperature, later=report.parent is not None
             )
             ratios.append(
-                log_ratios(model, guide, batches, share, derived(seed, number), temperature)
+                log_ratios(model, guide, batches, samples, derived(seed, number), temperature)
             )
             whole.next()
-    result = PSIS.of(torch.cat(ratios))
-    taus = {part.report.tau or 1.0 for part in parts}
+    return ratios
+
+
+def _of_components(posterior: Posterior, ratios: Sequence[Tensor]) -> PSIS:
+    """The diagnosis by the log ratios of all components together."""
+    result = PSIS.of(torch.cat([*ratios]))
+    taus = {part.report.tau or 1.0 for part in posterior.components}
     if posterior.guide.linear and (posterior.report.temperature != 1 or taus != {1.0}):
         return replace(result, log_evidence=math.nan, standard_error=math.nan)
     return result
@@ -196,15 +207,17 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
     """`psis` on the training data, and the report's warnings; for a mixture, of each component too.
 
     Args:
-        posterior, data, samples, seed: as for `psis`, whose errors it raises.
+        posterior, data, seed: as for `psis`, whose errors it raises.
+        samples: of each component, at least 100; the k-hat of a mixture is that of them all.
     """
-    data = posterior.encode(data)  # once for all components
-    components = posterior.components if len(posterior.components) > 1 else ()
-    return Diagnosis(
-        psis=psis(posterior, data, samples, seed),
-        warnings=tuple(posterior.report.warnings),
-        components=tuple(diagnose(part, data, samples, seed) for part in components),
-    )
+    samples, parts = _SAMPLES("samples", samples), posterior.components
+    ratios = _by_component(posterior, data, samples, seed)
+
+    def diagnosis(of: Posterior, by: Sequence[Tensor], *components: Diagnosis) -> Diagnosis:
+        return Diagnosis(_of_components(of, by), tuple(of.report.warnings), components)
+
+    each = [diagnosis(part, [mine]) for part, mine in zip(parts, ratios, strict=True)]
+    return each[0] if len(parts) == 1 else diagnosis(posterior, ratios, *each)
 
 
 def _training_examples(posterior: Posterior, data: object) -> Examples:

@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import binom, wilcoxon
+from scipy.stats import binom
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Calibration:
     >>> narrow = Calibration(("slope",), torch.tensor([[0], [99]] * 50), draws=99)
     >>> print(narrow)
     failed: 1 of 1 quantities over 100 data sets (exact posteriors fail with probability 0.01)
-      slope  p 0.0000  too narrow  (bias: p 1.0000)
+      slope  p 0.0000  too narrow
     """
 
     names: tuple[str, ...]
@@ -100,28 +100,10 @@ class Calibration:
         """Per quantity, the p-value of its ranks being uniform (`ranks.uniform`)."""
         return {name: uniform(ranks, self.draws) for name, ranks in self._columns.items()}
 
-    @cached_property
-    def bias(self) -> dict[str, float]:
-        """Per quantity, the p-value of ranks being symmetric about their middle.
-
-        This is what Yao et al. (2018) test, here by Wilcoxon's test. A posterior that is too
-        narrow, as mean-field posteriors are, passes; a biased one does not.
-        """
-        off = {name: ranks - self.draws / 2 for name, ranks in self._columns.items()}
-        return {
-            name: float(wilcoxon(offsets).pvalue) if offsets.any() else 1.0
-            for name, offsets in off.items()
-        }
-
     @property
     def failed(self) -> list[str]:
         """Quantities whose ranks are not uniform, at `false_alarm` / Q each (Bonferroni)."""
         return [name for name, p in self.p_values.items() if p < self._level]
-
-    @property
-    def biased(self) -> list[str]:
-        """Quantities whose ranks are not symmetric, at `false_alarm` / Q each."""
-        return [name for name, p in self.bias.items() if p < self._level]
 
     @property
     def passed(self) -> bool:
@@ -154,11 +136,7 @@ class Calibration:
         ]
         width = max(map(len, self.names))
         for name, p in self.p_values.items():
-            words = self.shape(name)
-            lines.append(
-                f"  {name:<{width}}  p {p:.4f}  {words + '  ' if words else ''}"
-                f"(bias: p {self.bias[name]:.4f})"
-            )
+            lines.append(f"  {name:<{width}}  p {p:.4f}  {self.shape(name)}".rstrip())
         return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None) -> Axes:

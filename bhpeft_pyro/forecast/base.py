@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Labels = Tensor | Sequence[float] | Sequence[str]
 """Observed labels: numbers, or names of classes."""
+_REASONS = ("noise in the label", "components disagree", "weights uncertain")
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -137,11 +138,6 @@ class Forecast(ABC):
     def exact(self) -> bool:
         return True
 
-    def right(self, labels: Labels | None = None) -> Tensor | None:
-        """(N,) bool, whether the predicted class is the observed one; None if no labels are known,
-        or if examples have no class."""
-        return None
-
     def uncertainty(self, by: str = "total") -> Tensor:
         """(N,) one of `measures`, or 1 - confidence, or 1 - novelty: larger is less certain."""
         known = () if self.novelty is None else ("novelty",)
@@ -159,19 +155,40 @@ class Forecast(ABC):
         order = self.uncertainty(by).argsort(descending=True, stable=True)
         return order[: share_of(fraction, len(self))]
 
-    def unlike(self, max_false_alarms: float = 0.05, *, of_flagged: bool = False) -> Tensor:
+    def unlike(self, max_false_alarms: float = 0.05) -> Tensor:
         """(N,) bool, which texts are unlike what was learnt; of the texts that resemble the learnt
-        ones, at most a share of `max_false_alarms` is flagged on average. See
-        `decisions.reasons`."""
-        from ..decisions.reasons import unlike_learnt
+        ones, at most a share of `max_false_alarms` is flagged on average.
 
-        return unlike_learnt(self, max_false_alarms, of_flagged)
+        Raises:
+            ConfigError: the share is not above 0 and at most 1.
+            DataError: the posterior does not know what it has learnt.
+        """
+        share = Number(above=0, most=1)("max_false_alarms", max_false_alarms)
+        if self.novelty is None:
+            from ..decisions.novelty import NONE_KNOWN
+
+            how = "posterior.replace(novelty=Novelty.of(model, examples)) tells it"
+            raise DataError(f"novelty: {NONE_KNOWN}; {how}")
+        return self.novelty <= share
 
     def reasons(self) -> list[str]:
-        """For each example the main reason to doubt its forecast; see `decisions.reasons`."""
-        from ..decisions.reasons import reasons_of
+        """For each example the main reason to doubt its forecast.
 
-        return reasons_of(self)
+        A text with a p-value of at most 5 % is "unlike what was learnt": far from that a forecast
+        may look sure, and need not be wrong. Otherwise the reason is the largest part of its
+        uncertainty: "noise in the label" is aleatoric, "components disagree" is what is epistemic
+        between the components of a mixture, and "weights uncertain" is the rest of that, within
+        them.
+        """
+        noise, epistemic = self.uncertainty("aleatoric"), self.uncertainty("epistemic")
+        between = getattr(self, "between", None)
+        between = torch.zeros_like(epistemic) if between is None else between
+        main = torch.stack([noise, between, epistemic - between]).argmax(0)
+        reasons = [_REASONS[number] for number in main.tolist()]
+        if self.novelty is None:
+            return reasons
+        unlike = zip(self.unlike().tolist(), reasons, strict=True)
+        return ["unlike what was learnt" if novel else why for novel, why in unlike]
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:

@@ -156,7 +156,8 @@ class ClassForecast(Forecast):
 
     @classmethod
     def mixed(cls, components: Sequence[ClassForecast]) -> ClassForecast:
-        """The equal-weight mixture of forecasts of the same examples, by equally many draws."""
+        """The equal-weight mixture of forecasts of the same examples, by equally many draws, which
+        it does not keep."""
         first = components[0]
         if len(components) == 1:
             return first
@@ -182,7 +183,7 @@ class ClassForecast(Forecast):
         like = first.probabilities
         changes: dict[str, Any] = {name: value.to(like) for name, value in values.items()}
         draws = sum(component.draws for component in components)
-        return replace(first, **changes, draws=draws, promised=None)
+        return replace(first, **changes, draws=draws, samples=None, promised=None)
 
     def with_labels(self, labels: Labels) -> ClassForecast:
         """This forecast with other observed labels: names if the classes have them, or indices.
@@ -259,10 +260,6 @@ class ClassForecast(Forecast):
 
     def chance_right(self, tolerance: float | None = None) -> Tensor:
         return self.confidence.double()
-
-    def right(self, labels: Labels | None = None) -> Tensor | None:
-        truth = self.labels if labels is None else self.observed(labels)
-        return None if truth is None else self.label == truth
 
     def nlls(self, labels: Labels | None = None) -> Tensor:
         return -self.log_probabilities.gather(1, self.observed(labels)[:, None])[:, 0]

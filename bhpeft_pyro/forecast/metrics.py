@@ -22,7 +22,6 @@ __all__ = [
     "compared",
     "evaluate",
     "ood_auroc",
-    "rejection_areas",
     "rejection_curve",
 ]
 
@@ -137,7 +136,11 @@ def aurc(loss: Tensor | Sequence[float], uncertainty: Tensor | Sequence[float]) 
     """Area under the risk-coverage curve (Geifman and El-Yaniv 2017); smaller is better.
 
     The mean, over k = 1..N, of the mean `loss` (N,) of the k most certain examples. Examples that
-    are equally certain count as if in random order.
+    are equally certain count as if in random order. Under the 0-1 loss 1 - AURC is the area under
+    the accuracy-rejection curve (AUARC; Nadeem, Zucker and Hanczar 2009).
+
+    >>> aurc([0.0, 1.0], [0.1, 0.5])
+    0.25
     """
     return _kept_risk(*_two_columns(loss=loss, uncertainty=uncertainty)).mean().item()
 
@@ -171,24 +174,6 @@ def rejection_curve(
     if forecast.higher_is_better:
         score = 1 - score
     return torch.tensor(list(fractions), dtype=torch.float64), score
-
-
-def rejection_areas(
-    forecast: Forecast, labels: Labels | None = None, *, by: str = "total"
-) -> dict[str, float]:
-    """The areas under the risk-coverage curve and, of classes, under the accuracy-rejection curve.
-
-    `aurc` is the mean over k = 1..N of the mean loss of the k most certain examples; smaller is
-    better. `auarc` is that of their accuracy, 1 - `aurc` (Nadeem, Zucker and Hanczar 2009); ratings
-    have none, since their loss is a squared error.
-
-    >>> from bhpeft_pyro.forecast import ClassForecast
-    >>> draws = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]])
-    >>> rejection_areas(ClassForecast.from_draws(draws), [0, 1])
-    {'aurc': 0.25, 'auarc': 0.75}
-    """
-    area = aurc(forecast.loss(forecast.observed(labels)), forecast.uncertainty(by))
-    return {"aurc": area} | ({"auarc": 1 - area} if forecast.higher_is_better else {})
 
 
 def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> float:

@@ -36,7 +36,7 @@ class RatingForecast(Forecast):
         sds: (S, N) the standard deviations of the ratings' noise, all positive.
         within: (S, N) variances of the parts' means, if these are Normal; None for draws.
         densities: (S, N) log density of the labels under each draw's own likelihood, if that is not
-            Normal. `log_prob` of these labels is then exact; that of others is of the Normals.
+            Normal. `nlls` of these labels are then exact; those of others are of the Normals.
         outcomes: (S, N, R) labels drawn from each draw's own likelihood, if that is not Normal.
         scale: the ends of the scale, at which intervals end; None for an end that is open.
 
@@ -121,7 +121,7 @@ class RatingForecast(Forecast):
             within=None if within is None else kept(within),
             labels=as_labels(labels),
             texts=texts,
-            densities=densities,
+            densities=None if densities is None else kept(densities),
             outcomes=None if outcomes is None else kept(outcomes),
             scale=scale,
         )
@@ -167,20 +167,6 @@ class RatingForecast(Forecast):
     def with_labels(self, labels: Labels) -> RatingForecast:
         """This forecast with other observed labels, of which no `densities` are known."""
         return replace(self, labels=as_labels(labels), densities=None)
-
-    def log_prob(self, labels: Labels | None = None) -> Tensor:
-        """(N,) log density of the mixture at `labels` (N,), by default the forecast's own.
-
-        For its own labels it is exact where `densities` are known.
-        """
-        if labels is None and self.densities is not None:
-            components = self.densities.double()
-        else:
-            observed = self.observed(labels).double()
-            sds = self.component_sds
-            z = (observed - self.means.double()) / sds
-            components = -0.5 * z.square() - sds.log() - 0.5 * math.log(2 * math.pi)
-        return self._rounded(components.logsumexp(0) - math.log(self.draws))
 
     def quantile(self, probability: float) -> Tensor:
         """(N,) quantile of the mixture, by bisection between its components' quantiles; of draws,
@@ -230,7 +216,13 @@ class RatingForecast(Forecast):
         return ends[0] - ends[1]
 
     def nlls(self, labels: Labels | None = None) -> Tensor:
-        return -self.log_prob(labels).double()
+        if labels is None and self.densities is not None:
+            components = self.densities.double()
+        else:
+            observed, sds = self.observed(labels).double(), self.component_sds
+            z = (observed - self.means.double()) / sds
+            components = -0.5 * z.square() - sds.log() - 0.5 * math.log(2 * math.pi)
+        return math.log(self.draws) - components.logsumexp(0)
 
     def scores(self) -> dict[str, float]:
         error = self.mean.double() - self.observed().double()

@@ -201,7 +201,7 @@ class DeltaGuide(_Located):
         lr = adam_lr(options)
         noise = self.parameters_of(self._likelihood)
         rest = self.parameters_of(self._supports.keys() - self._likelihood)
-        groups = [(noise, NOISE_STEPS * lr), (rest, lr)]
+        groups = [(rest, lr), (noise, NOISE_STEPS * lr)]  # a report has the first one's rate
         return [Adam(group, lr=rate) for group, rate in groups if group]
 
     def options(self) -> dict[str, Any]:

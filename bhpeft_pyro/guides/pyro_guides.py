@@ -293,6 +293,7 @@ class PyroGuide(Guide):
         cls, latents: int, shapes: Sequence[tuple[int, ...]], family: Any = None, **options: Any
     ) -> Budget | None:
         d, kept = latents, 0
+        within = sum(prod(shape) ** 2 for shape in shapes or [(d,)])
         match (PYROS[family] if isinstance(family, str) else family).__name__:
             case "AutoDelta":
                 parameters = d
@@ -305,8 +306,10 @@ class PyroGuide(Guide):
             case "AutoStructured" if isinstance(options.get("dependencies"), Mapping):
                 parameters = d  # at least: a fitted one says itself which matrices it has
             case "AutoStructured":  # a matrix within each latent and one between any two
-                within = sum(prod(shape) ** 2 for shape in shapes or [(d,)])
                 parameters = 2 * d + (d * d + within) // 2
+            case "AutoGaussian":  # at least: its matrix within each latent is smaller under plates
+                # The precision and its factor, both with gradients, and four numbers a parameter.
+                parameters, kept = 4 * d, 4 * (d * d + within)
             case "AutoLaplaceApproximation":
                 parameters, kept = d, 2 * d * d  # the Hessian and its factor
             case "AutoIAFNormal":  # by default one hidden layer of 3 D + 1 for each transform

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..base.checks import check
-from ..errors import ConfigError, LikelihoodError
+from ..errors import ConfigError
 from ..forecast import ClassForecast, Forecast
-from ..forecast.metrics import BINS, calibration_bins, rejection_areas, rejection_curve
+from ..forecast.metrics import BINS, aurc, calibration_bins, rejection_curve
 
 # Okabe and Ito's colours, distinct for colour-blind readers; markers and dashes differ too.
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
@@ -46,10 +46,8 @@ def reliability(
     In each bin a line connects its accuracy with the diagonal at its mean confidence. ECE is the
     mean length of these lines, weighted by the numbers of examples, which are above the bins.
     """
-    check(forecast, Forecast, "forecast", "a forecast")
-    correct = forecast.right(forecast.observed(labels))
-    if correct is None:
-        raise LikelihoodError(f"forecast must be a ClassForecast, got {type(forecast).__name__}")
+    check(forecast, ClassForecast, "forecast", "a ClassForecast")
+    correct = forecast.label == forecast.observed(labels)
     binned = calibration_bins(forecast.confidence, correct, bins)
     ax = new_axes(ax)
     filled = binned.count > 0
@@ -77,8 +75,8 @@ def rejection(
     """Accuracy of the rest when the 0, 10, ... 90 % least certain are rejected; of several labels
     the share that is right, of ratings the MSE.
 
-    Several named forecasts of the same kind can be compared. The areas are those of
-    `metrics.rejection_areas`.
+    Several named forecasts of the same kind can be compared. Their areas are those of
+    `metrics.aurc`.
     """
     named = forecasts if isinstance(forecasts, Mapping) else {"": forecasts}
     for forecast in named.values():
@@ -89,8 +87,8 @@ def rejection(
     ax = new_axes(ax)
     looks = cycle(STYLES)
     for (name, (fractions, scores)), (colour, marker) in zip(curves.items(), looks, strict=False):
-        areas = rejection_areas(named[name], by=by)
-        area = ", ".join(f"{kind.upper()} {value:.3f}" for kind, value in areas.items())
+        forecast = named[name]
+        area = f"AURC {aurc(forecast.loss(forecast.observed()), forecast.uncertainty(by)):.3f}"
         label = f"{name} ({area})"
         ax.plot((100 * fractions).numpy(), scores.numpy(), color=colour, marker=marker, label=label)
     words = by if by in ("variance", "confidence", "novelty") else f"{by} uncertainty"
@@ -103,17 +101,20 @@ def rejection(
 
 
 def epistemic_aleatoric(forecast: Forecast, ax: Axes | None = None) -> Axes:
-    """A scatter plot of the examples; where labels are known, wrong classes are crosses on top."""
+    """A scatter plot of the examples; where labels are known, wrong answers are crosses on top.
+
+    An answer with several labels is wrong if one of them is; ratings are neither right nor wrong.
+    """
     check(forecast, Forecast, "forecast", "a forecast")
     x, y = (forecast.uncertainty(kind).numpy() for kind in ("aleatoric", "epistemic"))
     ax = new_axes(ax)
     dot: dict[str, Any] = {"color": BLUE, "s": 14, "alpha": 0.45, "linewidths": 0}
     ax.set_xlabel(f"aleatoric uncertainty: {forecast.in_words['aleatoric']}")
     ax.set_ylabel(f"epistemic uncertainty: {forecast.in_words['epistemic']}")
-    if (correct := forecast.right()) is None:
+    if forecast.labels is None or not forecast.higher_is_better:  # no rating is quite right
         ax.scatter(x, y, **dot)
         return ax
-    right = correct.numpy()
+    right = ~forecast.wrong().numpy()
     cross: dict[str, Any] = {"color": VERMILLION, "s": 22, "alpha": 0.8, "marker": "x"}
     ax.scatter(x[right], y[right], label=f"right ({right.sum()})", **dot)
     ax.scatter(x[~right], y[~right], label=f"wrong ({(~right).sum()})", **cross)

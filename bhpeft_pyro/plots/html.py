@@ -175,7 +175,7 @@ def least_certain(forecast: Forecast, longest: int) -> str:
 def forecast_plots(forecast: Forecast) -> str:
     """The plots of a forecast; without labels, of its uncertainty alone."""
     plots: dict[str, Callable[..., Axes]] = {}
-    if forecast.right() is not None:
+    if forecast.labels is not None and "confidence" in forecast.measures:
         plots["Reliability"] = reliability
     if forecast.labels is not None:
         plots["Quality of the rest when the least certain are rejected"] = rejection

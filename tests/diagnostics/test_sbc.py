@@ -47,7 +47,6 @@ def test_the_exact_posterior_passes() -> None:
     found = sbc(regression_model(), exact(), TEXTS, sites="head.*", replications=100)
     assert len(found.names) == 1 + 3 + 17
     assert found.passed, str(found)
-    assert not found.biased
     assert str(found).startswith("passed: 21 quantities over 100 data sets")
 
 
@@ -82,8 +81,6 @@ def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> 
     wrong = {"head.bias[0]", *predicted(found)}
     assert wrong <= set(found.failed), str(found)
     assert {found.shape(name) for name in wrong} == {word}
-    # What Yao et al. test for: bias alone.
-    assert (wrong <= set(found.biased)) == (shift != 0)
     assert word in str(found) and str(found).startswith("failed")
 
 
@@ -102,7 +99,6 @@ def test_mean_field_is_too_narrow_but_not_biased() -> None:
     )
     assert "head.bias[0]" in found.failed, str(found)
     assert found.shape("head.bias[0]") == "too narrow"
-    assert "head.bias[0]" not in found.biased
 
 
 def test_classes_and_peft_weights() -> None:

@@ -28,13 +28,14 @@ def entropy(row: list[float]) -> float:
 
 def test_a_mixture_is_that_of_all_draws():
     draws = some_draws(6)
-    parts = [ClassForecast.from_draws(part) for part in draws.split(2)]
+    parts = [ClassForecast.from_draws(part, keep_samples=True) for part in draws.split(2)]
     mixed, pooled = ClassForecast.mixed(parts), ClassForecast.from_draws(draws)
     for name in ("probabilities", "total", "aleatoric", "epistemic", "variance"):
         torch.testing.assert_close(getattr(mixed, name), getattr(pooled, name), msg=name)
     within = torch.stack([part.epistemic for part in parts]).mean(0)
     torch.testing.assert_close(mixed.between, mixed.epistemic - within, atol=1e-6, rtol=1e-4)
     assert mixed.draws == 6 and ClassForecast.mixed(parts[:1]) is parts[0]
+    assert mixed.samples is None  # those of one component would pass for all of them
 
 
 def test_decomposition_is_that_of_a_loop():
@@ -327,20 +328,9 @@ def with_novelty(p: list[float]) -> ClassForecast:
     return replace(forecast, novelty=torch.tensor(p, dtype=torch.float64))
 
 
-def test_false_discoveries_are_bounded_as_by_hand() -> None:
-    """The largest k with the k-th smallest p-value at most level k / N."""
-    p = torch.rand(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
-    ordered = p.sort().values
-    for level in (0.02, 0.1, 0.3):
-        good = [k for k in range(1, 61) if ordered[k - 1] <= level * k / 60]
-        expected = p <= (ordered[good[-1] - 1] if good else -1.0)
-        found = with_novelty(p.tolist()).unlike(level, of_flagged=True)
-        assert torch.equal(found, expected)
-        assert torch.equal(with_novelty(p.tolist()).unlike(level), p <= level)
-
-
 def test_texts_are_ranked_by_novelty_where_it_is_known() -> None:
     forecast = with_novelty([0.5, 0.01, 0.9])
+    assert forecast.unlike(0.5).tolist() == [True, True, False]
     assert forecast.flag(0.7, by="novelty").tolist() == [1, 0, 2]
     assert forecast.to_dataset()["novelty"][:] == [0.5, 0.01, 0.9]
     assert "1 unlike what was learnt" in repr(forecast)

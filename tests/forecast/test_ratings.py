@@ -33,12 +33,26 @@ def test_law_of_total_variance_against_simulation():
     np.testing.assert_allclose(forecast.aleatoric.numpy(), (sd**2).numpy().mean(0), rtol=1e-5)
 
 
-def test_rating_draws_are_copied():
+def test_rating_draws_are_copied_without_gradients() -> None:
     mean, sd = some_ratings()
-    forecast = RatingForecast.from_draws(mean, sd)
-    before = forecast.mean
-    mean.zero_()
-    assert torch.equal(forecast.mean, before)
+    given = {
+        "mean": mean,
+        "sd": sd,
+        "within": sd.clone(),
+        "densities": -sd,
+        "outcomes": mean.unsqueeze(-1).clone(),
+    }
+    leaves = {name: tensor.requires_grad_() for name, tensor in given.items()}
+    forecast = RatingForecast.from_draws(**leaves, labels=[0.0] * 20)
+    names = ("means", "sds", "within", "densities", "outcomes")
+    kept = {name: getattr(forecast, name).clone() for name in names}
+    with torch.no_grad():
+        for tensor in leaves.values():
+            tensor.zero_()
+    for name, before in kept.items():
+        assert torch.equal(getattr(forecast, name), before), name
+    assert not any(getattr(forecast, name).requires_grad for name in names)
+    assert not forecast.nlls().requires_grad
 
 
 def test_equal_rating_draws_have_no_epistemic_variance():
@@ -66,12 +80,12 @@ def test_the_density_is_that_of_the_mixture():
         torch.distributions.Categorical(torch.ones(20, 6, dtype=torch.float64)),
         torch.distributions.Normal(mean.T.double(), sd.T.double()),
     )
-    torch.testing.assert_close(forecast.log_prob(values), mixture.log_prob(values))
+    torch.testing.assert_close(-forecast.nlls(values), mixture.log_prob(values))
 
 
-def test_log_prob_far_out_does_not_underflow():
+def test_the_nll_far_out_does_not_overflow():
     forecast = RatingForecast.from_draws(torch.zeros(2, 1), torch.ones(2, 1))
-    assert forecast.log_prob([100.0]).item() == pytest.approx(stats.norm.logpdf(100.0), rel=1e-6)
+    assert forecast.nlls([100.0]).item() == pytest.approx(-stats.norm.logpdf(100.0), rel=1e-6)
 
 
 def test_rating_rows_as_a_dataset():
@@ -112,9 +126,9 @@ def test_rating_arguments_are_checked():
     with pytest.raises(ConfigError, match="probability"):
         forecast.quantile(0.0)
     with pytest.raises(DataError, match="labels has shape"):
-        forecast.log_prob([1.0])
+        forecast.nlls([1.0])
     with pytest.raises(DataError, match="labels are needed"):
-        forecast.log_prob()
+        forecast.nlls()
     with pytest.raises(DataError, match="finite"):
         forecast.with_labels([math.nan] * 20)
 

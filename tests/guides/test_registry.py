@@ -71,6 +71,10 @@ def test_a_guide_too_large_is_refused_with_the_figures() -> None:
     with pytest.raises(GuideError, match=message):
         bh.autoguide("AutoMultivariateNormal", tiny_model(()), max_bytes=16 * 1223)
     bh.autoguide("AutoMultivariateNormal", tiny_model(()), max_bytes=16 * 1224)
+    dense = 16 * (4 * 34 + 34**2 + 32**2 + 2**2)  # bytes
+    with pytest.raises(GuideError, match=r"'AutoGaussian': it would take 34 latents"):
+        bh.autoguide("AutoGaussian", tiny_model(()), max_bytes=dense - 1)
+    bh.autoguide("AutoGaussian", tiny_model(()), max_bytes=dense)
     for name in ({"*": "normal"}, "A only"):
         with pytest.raises(GuideError, match="max_bytes"):
             bh.autoguide(name, tiny_model(), max_bytes=1000)

@@ -150,7 +150,7 @@ def test_the_noise_of_ratings_goes_with_its_draw() -> None:
     idata = posterior.to_arviz(RATINGS, samples=300, sites="noise.*")
     forecast = posterior.predict(RATINGS, 300)
     density = np.exp(idata.log_likelihood["label"].values[0].astype(np.float64)).mean(0)
-    expected = forecast.log_prob(torch.tensor(RATINGS["label"])).exp()
+    expected = (-forecast.nlls(torch.tensor(RATINGS["label"]))).exp()
     np.testing.assert_allclose(density, expected.numpy(), rtol=1e-3)
     assert idata.posterior["noise.log_scale"].dims == ("chain", "draw")
     assert idata.observed_data["label"].values.tolist() == RATINGS["label"]

@@ -362,6 +362,8 @@ def test_a_distribution_of_another_kind_is_an_error() -> None:
         (lambda: OrderedLogistic("3"), "levels='3' must be an integer"),  # type: ignore[arg-type]
         (lambda: Normal(spread=0.0), r"Normal: spread=0\.0 must be a finite number above 0"),
         (lambda: HeteroscedasticNormal(spread=-1.0), "HeteroscedasticNormal: spread=.* must be"),
+        (lambda: Normal(low=5.0, high=1.0), r"Normal: high=1\.0 must be a finite number above 5"),
+        (lambda: StudentT(low=2, high=2), "StudentT: high=2 must be a finite number above 2, or"),
         (lambda: Function(moved, columns="hours"), "columns='hours'; expected a sequence of"),  # type: ignore[arg-type]
         (lambda: Function(moved, "count"), "Function: kind='count' must be one of 'class'"),  # type: ignore[arg-type]
         (lambda: Function(3), "Function: expected a function, got 3"),  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import Rectangle
 
 from bhpeft_pyro import plots
-from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
-from bhpeft_pyro.forecast import ClassForecast, RatingForecast
-from bhpeft_pyro.forecast.metrics import evaluate, rejection_areas, rejection_curve
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
+from bhpeft_pyro.forecast.metrics import aurc, evaluate, rejection_curve
 
 
 def forecast_of(seed: int) -> ClassForecast:
@@ -69,8 +69,9 @@ def test_rejection_draws_each_named_forecast(ax):
     named = {f"method {i}": forecast_of(i) for i in range(7)}
     plots.rejection(named, ax=ax, by="total")
     assert [line.get_label().split(" (")[0] for line in ax.lines] == list(named)
-    areas = rejection_areas(named["method 3"], by="total")
-    assert f"AURC {areas['aurc']:.3f}, AUARC {areas['auarc']:.3f}" in ax.lines[3].get_label()
+    third = named["method 3"]
+    area = aurc(third.loss(third.observed()), third.total)
+    assert ax.lines[3].get_label() == f"method 3 (AURC {area:.3f})"
     for line, forecast in zip(ax.lines, named.values(), strict=True):
         fractions, accuracy = rejection_curve(forecast, by="total")
         assert list(line.get_xdata()) == pytest.approx((100 * fractions).tolist())
@@ -99,6 +100,13 @@ def test_scatter_has_right_and_wrong_where_they_are(ax):
     assert ax.get_ylabel().startswith("epistemic")
 
 
+def test_an_answer_with_one_wrong_label_is_a_cross(ax: Axes) -> None:
+    draws = torch.tensor([[[0.9, 0.2], [0.9, 0.2], [0.6, 0.7]]])
+    forecast = LabelsForecast.from_draws(draws, labels=[[1, 0], [1, 1], [1, 1]])
+    plots.epistemic_aleatoric(forecast, ax=ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["right (2)", "wrong (1)"]
+
+
 def test_scatter_without_labels_and_of_ratings_is_one_cloud(ax):
     forecast = ratings()
     plots.epistemic_aleatoric(forecast, ax=ax)
@@ -115,7 +123,7 @@ def test_what_cannot_be_plotted_is_refused():
     for plot in (plots.reliability, plots.rejection):
         with pytest.raises(DataError, match="labels are needed"):
             plot(bare)
-    with pytest.raises(LikelihoodError, match="ClassForecast"):
+    with pytest.raises(ConfigError, match="forecast: expected a ClassForecast"):
         plots.reliability(ratings())
     with pytest.raises(ConfigError, match="forecast: expected a forecast"):
         plots.epistemic_aleatoric(bare.probabilities)

@@ -24,6 +24,7 @@ from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import DeltaGuide, DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.guides.laplace.curvature import Curvature
+from bhpeft_pyro.guides.strategy import Strategy
 from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.posterior import round as rounds
 from bhpeft_pyro.posterior.mixture import MixturePosterior
@@ -407,11 +408,24 @@ def test_reports_are_of_each_and_of_all() -> None:
     for number, report in enumerate(reports, 1):
         assert f"component {number}: negative ELBO {report.last('loss'):.3f}" in text
     assert repr(posterior).startswith("MixturePosterior(round 1, 3 x NormalGuide)\n")
-    found = posterior.diagnose(FIRST, samples=100)
-    alone = posterior.components[1].diagnose(FIRST, samples=100)
-    assert found.components[1] == alone and f"  {alone.psis}" in str(found)
     chains = posterior.to_arviz(FIRST, samples=6).posterior["head.bias"]
     assert dict(chains.sizes) == {"chain": 3, "draw": 6, "output": 2}
+
+
+def test_each_component_is_diagnosed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior, runs, target = fit(of=tiny_model(())), [], Strategy.target
+
+    def counted(*args: Any, **more: Any) -> Any:
+        runs.append(args)
+        return target(*args, **more)
+
+    monkeypatch.setattr(Strategy, "target", counted)
+    found = posterior.diagnose(FIRST, samples=100)
+    assert len(runs) == len(found.components) == 3
+    for number, part in enumerate(posterior.components):
+        alone = part.diagnose(FIRST, samples=100, seed=derived(0, number))
+        assert found.components[number] == alone and f"  {alone.psis}" in str(found)
+    assert found.psis == psis(posterior, FIRST, samples=300)  # of all their draws
 
 
 def test_a_mixture_is_diagnosed_with_the_rows_that_it_was_given() -> None:

@@ -142,13 +142,13 @@ def test_the_nll_is_that_of_the_likelihood_itself() -> None:
     rates = brute_force(posterior, COUNTS, weights, "mean").double()
     draws = dist.Poisson(rates).log_prob(torch.tensor(COUNTS["label"]).double())
     expected = draws.logsumexp(0) - math.log(9)
-    torch.testing.assert_close(forecast.log_prob().double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(-forecast.nlls(), expected, atol=1e-4, rtol=1e-4)
     nll = -expected.mean().item()
     assert posterior.evaluate(COUNTS, 9, seed=2)["nll"] == pytest.approx(nll, rel=1e-4)
     # Of other labels only the Normals with these means and sds are known.
     normals = bh.forecast.RatingForecast.from_draws(forecast.means, forecast.sds)
     other = torch.ones(12)
-    assert torch.equal(forecast.with_labels(other).log_prob(), normals.log_prob(other))
+    assert torch.equal(forecast.with_labels(other).nlls(), normals.nlls(other))
     assert posterior.predict(TEXTS, samples=2).labels is None
 
 
@@ -366,7 +366,7 @@ def test_labels_that_are_drawn_are_joined(monkeypatch: pytest.MonkeyPatch) -> No
     parts = posterior.predict(data, 5)
     assert parts.outcomes is not None and whole.outcomes is not None
     assert parts.outcomes.shape == whole.outcomes.shape
-    torch.testing.assert_close(parts.log_prob(), whole.log_prob(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(parts.nlls(), whole.nlls(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_draws_of_one_part_are_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,8 +213,12 @@ def test_the_loss_is_nll_plus_temperature_times_kl(temperature: float) -> None:
     assert float(loss) == pytest.approx(float(nll) + float(times or 1) * float(kl), abs=2e-3)
 
 
-def test_the_learning_rate_rises_and_falls_as_in_transformers() -> None:
-    history = fit(max_steps=45, lr=0.3).report.history
+@pytest.mark.parametrize("guide", ["normal", "delta"])
+def test_the_learning_rate_rises_and_falls_as_in_transformers(guide: str) -> None:
+    """That of the weights: a point's noise scale has ten times as much."""
+    model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(0.0, 1.0))
+    data = {"text": tiny_examples(16).texts, "label": [float(i % 3) for i in range(16)]}
+    history = fit(model, guide, data=data, max_steps=45, lr=0.3).report.history
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
     expected = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=2, num_training_steps=45)
     for entry in history:
@@ -344,6 +348,22 @@ def test_a_skipped_step_is_not_validated() -> None:
         (True, 2),
         (True, 3),
     ]
+
+
+def test_the_last_state_may_be_kept_though_the_last_step_was_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its held-out NLL is a little higher, which may be chance."""
+    step, rows = loop._Run._step, iter([[1.0, 1.0], [0.5, 0.5], [0.2, 0.9]])
+    monkeypatch.setattr(loop._Run, "_evaluate", lambda _: torch.tensor(next(rows)))
+    monkeypatch.setattr(
+        loop._Run, "_step", lambda run, number, by: None if number == 5 else step(run, number, by)
+    )
+    options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, "max_steps": 5}
+    report = fit(tiny_model(), "delta", **options).report
+    assert (report.best_step, report.steps, report.skipped) == (5, 5, 1)
+    found = [entry.get("validation_nll") for entry in report.history]
+    assert found == [None, 1.0, None, pytest.approx(0.55)]  # of step 4, twice
 
 
 @pytest.mark.usefixtures("steady")

@@ -105,7 +105,7 @@ class LaplaceGuide(Guide):
         scaled = model.likelihood.softmax
         self._head = {site.name for site in model.sites if scaled and site.role == "head"}
         self.loc = nn.Parameter(start)
-        self._covariance = covariance = self.prior.covariance
+        covariance = self.prior.covariance
         for name in ("scale", "axes", "ratio"):
             self.register_buffer(name, getattr(covariance, name))
         self.register_buffer("measured", torch.tensor(False))
@@ -127,15 +127,11 @@ class LaplaceGuide(Guide):
     @property
     def unscaled(self) -> Covariance:
         """The covariance at an output scale of 1."""
-        # One object is kept, because it caches its divergence from a prior.
-        if self._covariance.scale is not self.scale:  # loaded, copied or moved since
-            self._covariance = Covariance(self.scale, self.axes, self.ratio)
-        return self._covariance
+        return Covariance(self.scale, self.axes, self.ratio)
 
     @unscaled.setter
     def unscaled(self, value: Covariance) -> None:
         self.scale, self.axes, self.ratio = value.scale, value.axes, value.ratio
-        self._covariance = value
 
     @property
     def covariance(self) -> Covariance:

@@ -37,9 +37,10 @@ class Ratings(Likelihood):
     kind = "rating"
 
     def __post_init__(self) -> None:
-        rules = dict.fromkeys(("center", "low", "high"), Number(none=True))
-        rules["spread"] = MAYBE_POSITIVE
-        check_fields(self, rules, type(self).__name__, LikelihoodError)
+        name, number = type(self).__name__, Number(none=True)
+        rules = {"center": number, "spread": MAYBE_POSITIVE, "low": number}
+        check_fields(self, rules, name, LikelihoodError)
+        check_fields(self, {"high": Number(above=self.low, none=True)}, name, LikelihoodError)
 
     @property
     def unit(self) -> float:  # type: ignore[override]
@@ -119,8 +120,8 @@ class Normal(Ratings):
             forecasts end there, and nothing else changes.
 
     Raises:
-        LikelihoodError: `center`, `low` or `high` is not a finite number, or `spread` not a
-            positive one.
+        LikelihoodError: `center`, `low` or `high` is not a finite number, `spread` not a positive
+            one, or `low` not below `high`.
 
     >>> fit = Normal(center=3., spread=2.).distribution(
     ...     Outputs(torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)}))

@@ -61,11 +61,7 @@ class EarlyStopping:
 
     def is_due(self, step: int) -> bool:
         """Whether held-out rows are evaluated after this step, counted from 1."""
-        return step % self.every == 0 or self.is_last(step)
-
-    def is_last(self, step: int) -> bool:
-        """Whether the state after this step is the last one, and may be chosen."""
-        return self.selects and step == self.steps
+        return step % self.every == 0 or (self.selects and step == self.steps)
 
     def ends(self, step: int, rows: Tensor) -> bool:
         """Keep this state if it is the best so far; whether the fit ends here.
@@ -80,10 +76,11 @@ class EarlyStopping:
         best = self.best
         # The last state had the smallest steps. That one of ten looks a little better on a hundred
         # rows is mostly chance.
+        last = self.selects and step == self.steps
         if (
             best is None
             or nll < best.rows.mean().item()
-            or (self.is_last(step) and not _surely_worse(rows, best.rows))
+            or (last and not _surely_worse(rows, best.rows))
         ):
             self.best = _Best(step, rows, copied(self.guide.state_dict()))
             return False

@@ -213,15 +213,12 @@ class _Run:
                     raise self._diverged(
                         f"for {bad} steps in a row (last step: {step} of {self.steps})"
                     )
-                if not (self.history and self.stopping.is_last(step)):
-                    bar.next()
-                    continue
-                entry = self.history[-1]  # of the last state, which may be the one to keep
-            else:
-                bad = 0
-                self.history.append(entry)
-                for scheduler in schedulers:
-                    scheduler.step()
+                bar.next()
+                continue
+            bad = 0
+            self.history.append(entry)
+            for scheduler in schedulers:
+                scheduler.step()
             stops = False
             if self.validation is not None and self.stopping.is_due(step):
                 try:

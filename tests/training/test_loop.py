@@ -350,22 +350,6 @@ def test_a_skipped_step_is_not_validated() -> None:
     ]
 
 
-def test_the_last_state_may_be_kept_though_the_last_step_was_skipped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Its held-out NLL is a little higher, which may be chance."""
-    step, rows = loop._Run._step, iter([[1.0, 1.0], [0.5, 0.5], [0.2, 0.9]])
-    monkeypatch.setattr(loop._Run, "_evaluate", lambda _: torch.tensor(next(rows)))
-    monkeypatch.setattr(
-        loop._Run, "_step", lambda run, number, by: None if number == 5 else step(run, number, by)
-    )
-    options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, "max_steps": 5}
-    report = fit(tiny_model(), "delta", **options).report
-    assert (report.best_step, report.steps, report.skipped) == (5, 5, 1)
-    found = [entry.get("validation_nll") for entry in report.history]
-    assert found == [None, 1.0, None, pytest.approx(0.55)]  # of step 4, twice
-
-
 @pytest.mark.usefixtures("steady")
 def test_giving_up_names_the_site_and_keeps_the_last_good_state() -> None:
     likelihood = Sick(14)

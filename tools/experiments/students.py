@@ -1,8 +1,9 @@
 """Students over rounds: `python -m tools.experiments.students`.
 
-Domains are learnt in turn (`protocols`, "orders" or "orders-ratings"). After each round a student of
-the posterior is trained on texts of all domains, without their labels, and both predict the tests
-of the domains learnt so far. One result file for each seed; tables are made from the files alone.
+Domains are learnt in turn (`protocols`, "orders" or "orders-ratings"). After each round a student
+of the posterior is trained on texts of all domains, without their labels, and both predict the
+tests of the domains learnt so far. One result file for each seed; tables are made from the files
+alone.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def check_once(names: Sequence[object]) -> None:
 def _typed(column: pd.Series, comma: bool) -> list[Any]:
     there = column.dropna()
     if comma and len(there) and there.str.fullmatch(_REAL.replace(r"\.", ",")).all():
-        return [None if pd.isna(cell) else float(cell.replace(",", ".")) for cell in column]
+        column, there = column.str.replace(",", "."), there.str.replace(",", ".")
     for pattern, number in ((_INTEGER, int), (_REAL, float)):
         if len(there) and there.str.fullmatch(pattern).all():
             return [None if pd.isna(cell) else number(cell) for cell in column]

@@ -322,9 +322,10 @@ def test_a_bad_line_is_refused_when_it_is_reached(tmp_path: Path) -> None:
 def test_semicolons_and_tabs_stand_between_cells(mark: str, tmp_path: Path) -> None:
     """As spreadsheets write them; where they take semicolons, numbers have decimal commas."""
     number = "3,5" if mark == ";" else "3.5"
-    rows = [["text", "label", "count"], ["good, really", number, "1"], ["w5", "2", "20"]]
+    rows = [["text", "label", "count"], ["good, really", number, "1"], ["w5", "2", "0"]]
     file = tmp_path / "data.csv"
     file.write_text("\ufeff" + "".join(f"{mark.join(row)}\r\n" for row in rows), encoding="utf-8")
     table = load(file, ["text"])
     assert table["text"][:] == ["good, really", "w5"]
-    assert table["label"][:] == [3.5, 2.0] and table["count"][:] == [1, 20]
+    assert table["label"][:] == [3.5, 2.0] and table["count"][:] == [1, 0]
+    assert {*map(type, table["count"])} == {int}  # classes, and no ratings

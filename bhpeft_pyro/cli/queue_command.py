@@ -110,9 +110,7 @@ def _first(
     from ..data.sources import in_file, load
     from ..decisions.queue import first_to_label
     from ..model.backbone import load_backbone
-    from ..model.head import Head
-    from ..model.model import Model
-    from ..model.network import RandomPEFT
+    from ..model.tasks import categories
 
     try:
         backbone, tokenizer = load_backbone(name, device)
@@ -120,7 +118,7 @@ def _first(
         raise ConfigError(
             f"run: {name!r} is neither the folder of a posterior nor a backbone: {error}"
         ) from error
-    model = Model(RandomPEFT(backbone, (), Head(2), tokenizer))
+    model = categories(backbone, 2, kinds=(), tokenizer=tokenizer)
     columns = Columns() if text_column is None else Columns(text=text_column)
     rows = load(data, [columns.text])
     with in_file(data):

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..base.checks import INSIDE
 from ..errors import ConfigError, DataError
 from . import options
-from .predicted_rows import Kept
 from .screen import say, table
 
 if TYPE_CHECKING:
-    from ..base.progress import Work
-    from ..posterior.posterior import Posterior
     from ..prediction.predict import AnyForecast
-
-T = TypeVar("T")
 
 _OF_CLASSES = ("variance", "confidence")
 _FLAG = 0.1  # the share of the rows that are flagged by default
@@ -95,8 +88,6 @@ def predict(
 
     After bhpeft promise, a column says which rows are answered; the others are for people.
 
-    Rows are read, predicted and written part by part, so memory hardly grows with their number.
-
     Examples:
         bhpeft predict runs/reviews new.csv --flag 10%
         bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
@@ -104,15 +95,13 @@ def predict(
     """
     import torch
 
-    from ..base.files import naming
-    from ..base.progress import work
     from ..data.cells import write_rows
-    from ..data.columns import FILL_IN
-    from ..data.sources import in_file, places
-    from ..decisions.sets import check_coverage
-    from ..forecast.base import cost_in_words, share_of
-    from ..prediction.predict import PART
+    from ..data.encoding import cut_once
+    from ..data.sources import cells_of, in_file, places, records
+    from ..decisions.sets import check_coverage, covering
+    from ..forecast.base import cost_in_words
     from .saved import check_file, check_method, check_novelty, guide_of, open_run, reading
+    from .tables import check_columns
 
     for name, share in (("--flag", flag), ("--max-false-alarms", max_false_alarms)):
         if share == 0:
@@ -143,166 +132,91 @@ def predict(
     if by == "novelty":
         check_novelty(posterior, max_false_alarms)
     posterior = reading(posterior, text_column)
-    with _advising(skip_bad):
-        names, total = _check_data(posterior, data, skip_bad)
+    model, columns = posterior.model, posterior.columns
+    cells, given = cells_of(data, columns.inputs(kind)), records(data)
+    check_columns(cells, columns.inputs(kind), data)
+
+    def forecast_of(some: dict[str, list[Any]]) -> AnyForecast:
+        rows = model.encode_texts(some, columns)
+        return posterior.predict(rows, samples, method=method, seed=draw_seed)
+
+    try:
+        with in_file(data), cut_once():
+            forecast, rows, left_out = _of_good_rows(cells, forecast_of, skip_bad)
+    except DataError as error:
+        if skip_bad or not error.rows:
+            raise
+        raise DataError(f"{error}; or give --skip-bad") from error
     called, unit, number = places(data)
-    how = {"method": method, "samples": samples, "seed": draw_seed}
-    with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
-        kept = Kept(file, posterior.model.network.head.each_word)
-        with _advising(skip_bad), in_file(data), work(parts=-(-total // PART)) as whole:
-            bad = _predict(posterior, data, kept, whole, by, coverage, skip_bad, how)
-        if bad:
-            why = next(iter(bad.values())).removesuffix(FILL_IN)
-            error = DataError.of_rows("", [*bad], why)
-            error = error.placed(called, unit, number)
-            if len(bad) == total:
-                raise error
-            count = "1 row has" if len(bad) == 1 else f"{len(bad)} rows have"
-            say(f"note: {count} no prediction: {error}")
-        order = torch.tensor(kept.scores).argsort(descending=True, stable=True)
-        most = share_of(flag or _FLAG, len(order))
-        if max_false_alarms is not None:
-            most = sum(score >= 1 - max_false_alarms for score in kept.scores)
-        flagged = {*order[:most].tolist()}
-        shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
-        every = names | kept.columns | {"flagged": None}
-        write_rows(out, kept.records(names, flagged, shown), every)
-    for row in shown.values():
-        row["row"] = number(row["row"])
-    what = f"{len(order)} words" if kept.words else f"{total} rows"
-    cost = cost_in_words(kept.method, kept.passes / kept.examples)
+    if left_out is not None:
+        count = "1 row has" if len(left_out.rows) == 1 else f"{len(left_out.rows)} rows have"
+        say(f"note: {count} no prediction: {left_out.placed(called, unit, number)}")
+    predicted = forecast.summary() | ({} if coverage is None else covering(forecast, coverage))
+    if max_false_alarms is None:
+        flagged = torch.zeros(len(forecast), dtype=torch.bool)
+        flagged[forecast.flag(flag or _FLAG, by)] = True
+    else:
+        flagged = forecast.unlike(max_false_alarms)
+    added = predicted | {"flagged": forecast.by_row(flagged)}
+    none = dict.fromkeys(added)
+    of_row = {
+        row: dict(zip(added, values, strict=True))
+        for row, *values in zip(rows, *added.values(), strict=True)
+    }
+    written = (row | of_row.get(i, none) for i, row in enumerate(given))
+    write_rows(out, written, given[0] | none)
+    what = f"{len(given)} rows" if forecast.rows is None else f"{len(forecast)} words"
+    cost = cost_in_words(forecast.method, forecast.passes)
     usual = f" (of rows like the learnt ones at most {max_false_alarms or 0:.4g})"
     by_what = by + usual * (max_false_alarms is not None)
-    say(f"{what}, {len(flagged)} flagged by {by_what}; {cost}; written to {out}")
-    if kept.answered is not None:
-        say(f"{kept.answered} answered, the others are for people\n{posterior.promised}")
+    say(f"{what}, {int(flagged.sum())} flagged by {by_what}; {cost}; written to {out}")
+    if forecast.answered is not None:
+        answered = int(forecast.answered.sum())
+        say(f"{answered} answered, the others are for people\n{forecast.promised}")
     elif posterior.promised is not None:
         say(
             f"note: nothing is promised of these: the promise is for --method "
             f"{posterior.promised.method}, without other options that change predictions"
         )
-    if shown:
-        some, *_ = shown.values()
+    if show:
         # Not the probabilities of each of several labels, nor what the reason is taken from.
-        left_out = {"epistemic", "aleatoric"} - {by}
-        heads = [k for k in some if not isinstance(some[k], dict) and k not in left_out]
+        unseen = {"epistemic", "aleatoric"} - {by}
+        shown = {name: values for name, values in predicted.items() if name not in unseen}
+        if forecast.rows is not None:
+            rows = [rows[row] for row in forecast.rows.tolist()]
+            shown = {name: [*chain.from_iterable(values)] for name, values in shown.items()}
+        shown = {name: values for name, values in shown.items() if not isinstance(values[0], dict)}
+        shown["text"] = [" ".join(text.split()) for text in forecast.texts or ()]
+        least = forecast.flag(1.0, by)[:show].tolist()
+        lines = [[number(rows[i]), *(values[i] for values in shown.values())] for i in least]
         where = f"{unit}s as in {called}" if called else "rows count from 0"
-        cells = [[row[name] for name in heads] for row in shown.values()]
         first = "Most unlike what was learnt" if by == "novelty" else f"Least certain ({by})"
-        table(f"{first}; {where}", [unit, *heads[1:]], cells)
-
-
-def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[str, None], int]:
-    """The names of all columns and the number of rows, if all rows can be read, or are skipped."""
-    from ..base.progress import tracked
-    from ..data import CutWarning
-    from ..data.sources import in_file, parts
-    from ..prediction.predict import PART
-    from .tables import rows_for
-
-    model, columns = posterior.model, posterior.columns
-    names: dict[str, None] = {}
-    total = 0
-    try:
-        with warnings.catch_warnings(record=True) as given:
-            read = parts(data, columns.inputs(model.likelihood.kind), PART)
-            for part in tracked(read, "reading rows"):
-                _of_good_rows(part, lambda rows: model.encode_texts(rows, columns), skip_bad)
-                total += len(next(iter(part.values())))
-                names |= dict.fromkeys(part)
-    except DataError:
-        with in_file(data):  # the whole table, where rows are counted from the first
-            model.encode_texts(rows_for(posterior, data, labelled=False), columns)
-        raise
-    cuts = [warning.message for warning in given if isinstance(warning.message, CutWarning)]
-    if cuts:
-        say(f"note: {CutWarning(sum(cut.cut for cut in cuts), total, cuts[0].limit)}")
-    return names, total
-
-
-@contextmanager
-def _advising(skip_bad: bool) -> Iterator[None]:
-    """In errors about rows, say how to leave these out."""
-    try:
-        yield
-    except DataError as error:
-        if skip_bad or not error.rows:
-            raise
-        raise DataError(f"{error}; or give --skip-bad") from error
+        table(f"{first}; {where}", [unit, *shown], lines)
 
 
 def _of_good_rows(
-    part: dict[str, list[Any]], make: Callable[[dict[str, list[Any]]], T], skip_bad: bool
-) -> tuple[T | None, list[int], dict[int, str]]:
-    """What `make` makes of some rows, without those that it refuses if these are to be skipped: the
-    numbers of the rows that are left, and what is wrong with each of the others."""
-    rows, bad = [*range(len(next(iter(part.values()))))], dict[int, str]()
-    while rows or not bad:  # that there are none is refused too
-        some = {name: [cells[row] for row in rows] for name, cells in part.items()} if bad else part
+    cells: dict[str, list[Any]],
+    forecast_of: Callable[[dict[str, list[Any]]], AnyForecast],
+    skip_bad: bool,
+) -> tuple[AnyForecast, list[int], DataError | None]:
+    """The forecast of the rows, without those that are refused if these are to be skipped; the
+    numbers of the rows that it is of; and what is wrong with the others."""
+    from ..data.columns import FILL_IN
+
+    rows, bad = [*range(len(next(iter(cells.values()))))], dict[int, str]()
+    left_out: DataError | None = None
+    while True:
+        some = {name: [column[row] for row in rows] for name, column in cells.items()}
         try:
-            return make(some), rows, bad
+            return forecast_of(some), rows, left_out
         except DataError as error:
             if not (skip_bad and error.rows):
                 raise
             bad |= {rows[i]: error.problem for i in error.rows}
-            rows = [row for row in rows if row not in bad]
-    return None, [], bad
-
-
-def _predict(
-    posterior: Posterior,
-    data: str,
-    kept: Kept,
-    whole: Work,
-    by: str,
-    coverage: float | None,
-    skip_bad: bool,
-    how: dict[str, Any],
-) -> dict[int, str]:
-    """Predict a file part by part, each of which is a part of the `whole` work, and keep all rows.
-    Of those that cannot be predicted, what is wrong, by their numbers."""
-    from ..data import CutWarning
-    from ..data.sources import parts
-    from ..decisions.sets import covering
-    from ..prediction.predict import PART
-
-    model, columns, first = posterior.model, posterior.columns, 0
-    read = columns.inputs(model.likelihood.kind)
-    bad: dict[int, str] = {}
-
-    def predict(some: dict[str, list[Any]]) -> AnyForecast:
-        return posterior.predict(model.encode_texts(some, columns), **how)
-
-    for given, part in zip(parts(data, None, PART), parts(data, read, PART), strict=True):
-        try:
-            with warnings.catch_warnings(action="ignore", category=CutWarning):  # said before
-                forecast, rows, refused = _of_good_rows(part, predict, skip_bad)
-        except DataError as error:
-            if not error.rows:
-                raise
-            rows = [first + row for row in error.rows]
-            raise DataError.of_rows("", rows, error.problem) from error
-        bad |= {first + row: refused[row] for row in sorted(refused)}
-        predicted: dict[int, Any] = {}
-        if forecast is not None:
-            kept.count(forecast)
-            summary = forecast.summary()
-            if coverage is not None:
-                with warnings.catch_warnings():
-                    if first:  # said of the first part
-                        warnings.simplefilter("ignore")
-                    summary |= covering(forecast, coverage)
-            texts = forecast.texts or [""] * len(forecast)
-            every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]
-            if forecast.rows is None:  # a row has one example
-                every = [[[value] for value in column] for column in every]
-            for row, *values, scores, words in zip(rows, *summary.values(), *every, strict=True):
-                predicted[row] = dict(zip(summary, values, strict=True)), scores, words
-        for row, cells in enumerate(zip(*given.values(), strict=True)):
-            kept.add(dict(zip(given, cells, strict=True)), *predicted.get(row, ({}, [], [])))
-        first += len(next(iter(given.values())))
-        whole.next()
-    return bad
+        rows = [row for row in rows if row not in bad]
+        left_out = DataError.of_rows("", sorted(bad), bad[min(bad)].removesuffix(FILL_IN))
+        if not rows:
+            raise left_out
 
 
 def _beside(data: str) -> Path:

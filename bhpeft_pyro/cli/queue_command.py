@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -57,11 +57,9 @@ def queue(
         bhpeft queue runs/reviews unlabelled.csv --n 20 --out queue.csv
         bhpeft queue minilm unlabelled.csv --n 50 --out first.csv
     """
-    from ..base.files import naming
     from ..data import Columns
     from ..data.cells import write_rows
-    from ..data.sources import in_file, parts, places
-    from ..prediction.predict import PART
+    from ..data.sources import in_file, places, records
     from .saved import check_file, open_run, reading
     from .tables import rows_for
 
@@ -80,26 +78,15 @@ def queue(
     if text_column is not None:
         following += f" --text-column {shlex.quote(text_column)}"
     reasons = dict(zip(chosen.rows.tolist(), chosen.reasons, strict=True))
-    picked: dict[int, dict[str, Any]] = {}
-    names, first = dict[str, None](), 0
-    with in_file(data):
-        for part in parts(data, None, PART):
-            names |= dict.fromkeys(part)
-            for row, cells in enumerate(zip(*part.values(), strict=True), first):
-                if row in reasons:
-                    picked[row] = dict(zip(part, cells, strict=True))
-            first += len(next(iter(part.values())))
-    names |= {label: None}
+    given = records(data)
     why = "reason"
-    while why in names:  # no column of the data is replaced
+    while why in (*given[0], label):  # no column of the data is replaced
         why = f"queue_{why}"
-    names |= {why: None}
-    records = (names | picked[row] | {label: None, why: each} for row, each in reasons.items())
-    with naming(out):
-        write_rows(out, records, names)
+    written = [given[row] | {label: None, why: each} for row, each in reasons.items()]
+    write_rows(out, written, written[0])
     _, unit, number = places(data)
     say(
-        f"{len(chosen)} of {first} texts, by {chosen.by}; left out: {chosen.learnt} learnt, "
+        f"{len(chosen)} of {len(given)} texts, by {chosen.by}; left out: {chosen.learnt} learnt, "
         f"{chosen.copies} copies; written to {out}"
     )
     say(f"next: fill in its column {label!r}, then: {following}")
@@ -123,9 +110,7 @@ def _first(
     from ..data.sources import in_file, load
     from ..decisions.queue import first_to_label
     from ..model.backbone import load_backbone
-    from ..model.head import Head
-    from ..model.model import Model
-    from ..model.network import RandomPEFT
+    from ..model.tasks import categories
 
     try:
         backbone, tokenizer = load_backbone(name, device)
@@ -133,7 +118,7 @@ def _first(
         raise ConfigError(
             f"run: {name!r} is neither the folder of a posterior nor a backbone: {error}"
         ) from error
-    model = Model(RandomPEFT(backbone, (), Head(2), tokenizer))
+    model = categories(backbone, 2, kinds=(), tokenizer=tokenizer)
     columns = Columns() if text_column is None else Columns(text=text_column)
     rows = load(data, [columns.text])
     with in_file(data):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,17 +72,23 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     kind, columns = posterior.model.likelihood.kind, posterior.columns
     label = columns.target(kind)
     table = load(source, columns.texts(kind))
-    for column in (*columns.inputs(kind), *((label,) if labelled else ())):
-        if column not in table.column_names:
-            raise DataError(
-                f"{source} has no column {column!r}, which this posterior reads; "
-                f"columns there: {', '.join(table.column_names)}"
-            )
+    needed = (*columns.inputs(kind), *((label,) if labelled else ()))
+    check_columns(table.column_names, needed, source)
     names = posterior.columns.label_names
     first = table[0][label] if labelled and names else None
     if names and type(first) is int and by_name([first], table.features[label], names) == [first]:
         say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
     return table
+
+
+def check_columns(there: Collection[str], needed: Iterable[str], source: str) -> None:
+    """Refuse a table that lacks a column which a posterior reads."""
+    for column in needed:
+        if column not in there:
+            raise DataError(
+                f"{source} has no column {column!r}, which this posterior reads; "
+                f"columns there: {', '.join(there)}"
+            )
 
 
 def labelled_examples(posterior: Posterior, source: str) -> Examples:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import TextIOWrapper
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,26 +62,17 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def columns_of(
-    path: Path, texts: Collection[str] | None, size: int | None
-) -> Iterator[dict[str, list[Any]]]:
-    """The cells of each column of a file, `size` rows at a time; of all rows if it is None."""
-    if path.suffix.lower() == ".csv":
-        for table, comma in _frames(path, size):
-            if not isinstance(table.index, pd.RangeIndex):
-                raise DataError(f"rows have more cells than the header has names; {_CELLS}")
-            yield {
-                name: values_of(column) if texts is None or name in texts else _typed(column, comma)
-                for name, column in table.items()
-            }
-        return
-    rows = _objects(path)
-    part = [*islice(rows, size)]
-    if not part:
-        raise DataError("the file is empty")
-    while part:
-        yield by_column(part)
-        part = [*islice(rows, size)]
+def columns_of(path: Path, texts: Collection[str] | None) -> dict[str, list[Any]]:
+    """The cells of each column of a file; `texts` are as for `sources.load`."""
+    if path.suffix.lower() != ".csv":
+        return by_column([*_objects(path)])
+    table, comma = _frame(path)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise DataError(f"rows have more cells than the header has names; {_CELLS}")
+    return {
+        name: values_of(column) if texts is None or name in texts else _typed(column, comma)
+        for name, column in table.items()
+    }
 
 
 def _objects(path: Path) -> Iterator[object]:
@@ -109,7 +99,7 @@ def _objects(path: Path) -> Iterator[object]:
             yield cells
 
 
-def _frames(path: Path, size: int | None) -> Iterator[tuple[pd.DataFrame, bool]]:
+def _frame(path: Path) -> tuple[pd.DataFrame, bool]:
     """A CSV file with all cells as text, and whether its numbers have decimal commas: where these
     are usual, spreadsheets put semicolons between cells."""
     # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
@@ -125,29 +115,17 @@ def _frames(path: Path, size: int | None) -> Iterator[tuple[pd.DataFrame, bool]]
         if any("\0" in name for name in header):
             raise DataError("the header has a NUL character; expected a text file in UTF-8")
         check_once([meant(name) for name in header if name])
-        with pd.read_csv(path, na_values="", chunksize=size, iterator=True, **how) as tables:
-            for part in _without_end(tables):
-                cells = part.rename(columns=meant).map(meant, na_action="ignore")
-                yield cells, how.get("sep") == ";"
+        table = pd.read_csv(path, na_values="", **how)
     except pd.errors.EmptyDataError as error:
         empty = "the first line is empty; expected the names of the columns"
         raise DataError(empty if path.stat().st_size else "the file is empty") from error
     except pd.errors.ParserError as error:
         raise DataError(f"{_CELLS} ({' '.join(str(error).split())})") from error
-
-
-def _without_end(tables: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """The tables, of which the last has rows, without empty rows after the last that has a cell."""
-    last = None
-    for table in tables:
-        if last is not None:
-            table = pd.concat([last, table])
-        count = len(table)
-        while count and not table.iloc[count - 1].fillna("").str.strip().any():
-            count -= 1
-        if count or last is None:
-            yield table[:count]
-        last = table[count:]
+    count = len(table)  # without the empty rows at the end
+    while count and not table.iloc[count - 1].fillna("").str.strip().any():
+        count -= 1
+    cells = table[:count].rename(columns=meant).map(meant, na_action="ignore")
+    return cells, how.get("sep") == ";"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,7 +143,7 @@ def check_once(names: Sequence[object]) -> None:
 def _typed(column: pd.Series, comma: bool) -> list[Any]:
     there = column.dropna()
     if comma and len(there) and there.str.fullmatch(_REAL.replace(r"\.", ",")).all():
-        return [None if pd.isna(cell) else float(cell.replace(",", ".")) for cell in column]
+        column, there = column.str.replace(",", "."), there.str.replace(",", ".")
     for pattern, number in ((_INTEGER, int), (_REAL, float)):
         if len(there) and there.str.fullmatch(pattern).all():
             return [None if pd.isna(cell) else number(cell) for cell in column]

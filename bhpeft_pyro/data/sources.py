@@ -114,27 +114,16 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
         return table if isinstance(table, Dataset) else _from_lists(table, source)
 
 
-def parts(
-    source: str | Path, texts: Collection[str] | None, size: int | None
-) -> Iterator[dict[str, list[Any]]]:
-    """The cells of each column, `size` rows at a time, so that memory does not grow with the rows;
-    of all rows if it is None.
+def cells_of(source: str | Path, texts: Collection[str] | None) -> dict[str, list[Any]]:
+    """The cells of each column, as `load` reads them; also of columns with different types."""
+    table = _loaded(source, texts)
+    return table[:] if isinstance(table, Dataset) else table
 
-    Each part of a CSV file decides for itself whether a column holds numbers; a part of a JSON file
-    lacks the columns that none of its rows has. `texts` are as for `load`.
-    """
-    if (path := data_file(source)) is None:
-        table = _from_hub(str(source))
-        count = max(1, len(table))
-        yield from (table[at : at + (size or count)] for at in range(0, count, size or count))
-        return
-    called = shown(str(source))
-    try:
-        yield from columns_of(path, texts, size)
-    except UnicodeDecodeError as error:
-        raise DataError(f"source={called}: expected a text file in UTF-8: {error}") from error
-    except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
-        raise DataError(f"source={called} cannot be read: {error}") from error
+
+def records(source: str | Path) -> list[dict[str, Any]]:
+    """The rows, whose cells are as they are in the file; None where a row has none."""
+    cells = cells_of(source, None)
+    return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
 
 
 def places(source: object) -> tuple[str, str, Callable[[int], int]]:
@@ -166,12 +155,20 @@ def in_file(source: object) -> Iterator[None]:
 
 
 def _loaded(source: str | Path, texts: Collection[str] | None) -> Dataset | dict[str, list[Any]]:
-    on_hub = data_file(source) is None
-    table: Dataset | dict[str, list[Any]] = (
-        _from_hub(str(source)) if on_hub else next(parts(source, texts, None))
-    )
+    path, called = data_file(source), shown(str(source))
+    table: Dataset | dict[str, list[Any]]
+    if path is None:
+        table = _from_hub(str(source))
+    else:
+        try:
+            table = columns_of(path, texts)
+        except UnicodeDecodeError as error:
+            what = f"source={called}: expected a text file in UTF-8: {error}"
+            raise DataError(what) from error
+        except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
+            raise DataError(f"source={called} cannot be read: {error}") from error
     if not (len(table) if isinstance(table, Dataset) else any(table.values())):
-        raise DataError(f"source={shown(str(source))} is empty: at least one row is needed")
+        raise DataError(f"source={called} is empty: at least one row is needed")
     return table
 
 

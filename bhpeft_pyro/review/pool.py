@@ -19,7 +19,7 @@ from ..base.progress import work
 from ..data import Examples
 from ..data.columns import as_choices
 from ..data.copies import among
-from ..data.sources import in_file, load, parts
+from ..data.sources import in_file, load, records
 from ..errors import ConfigError, DataError, GuideError
 from ..forecast.base import digits
 from ..posterior import Posterior
@@ -144,11 +144,7 @@ class Pool:
             )
         with in_file(source):
             examples = posterior.model.encode_texts(table, columns)
-        records = [
-            dict(zip(part, cells, strict=True))
-            for part in parts(source, None, None)
-            for cells in zip(*part.values(), strict=True)
-        ]
+        given = records(source)
         with work("choosing what to ask", parts=2) as whole:
             forecast: Any = posterior.predict(examples)
             whole.next()
@@ -168,12 +164,12 @@ class Pool:
         for row, key in reversed([*enumerate(keys)]):  # of copies the first stays
             names, labels, probabilities, rating = predicted[row]
             if kind == "choice":
-                names, named = as_choices(records[row][columns.choices])
+                names, named = as_choices(given[row][columns.choices])
                 labels = [*range(len(names))] if named is None else named
             read = [name for name in columns.inputs(kind) if name != columns.choices]
             items[key] = Item(
                 row,
-                tuple(str(records[row][name]) for name in read),
+                tuple(str(given[row][name]) for name in read),
                 tuple(names),
                 tuple(labels),
                 tuple(probabilities[: len(names)]),
@@ -188,7 +184,7 @@ class Pool:
             items,
             tuple(dict.fromkeys(keys[row] for row in (*queued, *rows) if asked[row])),
             count,
-            tuple(records),
+            tuple(given),
             kind,
             columns.target(kind),
             *_scale(posterior, forecast),

@@ -1,10 +1,9 @@
-"""`bhpeft predict`: files that are read, predicted and written part by part."""
+"""`bhpeft predict`: what is written and said of a file, and which files are refused."""
 
 from __future__ import annotations
 
 import json
 import re
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from program import (
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.prediction import predict as module
+from bhpeft_pyro.prediction.predict import PART
 
 ROWS = [f"w{5 + i % 2} w{10 + i}" + " w9" * (i % 5) for i in range(11)]
 
@@ -59,11 +58,9 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
     assert [row - 2 for row in shown] == forecast.flag(1.0).tolist()  # the header is row 1
 
 
-def test_the_way_to_predict_is_chosen_and_told(folder, distilled, tmp_path, monkeypatch):
-    """In parts, which all count."""
+def test_the_way_to_predict_is_chosen_and_told(folder, distilled, tmp_path):
     whole = loaded(distilled, folder)
     data, out = folder / "new.csv", tmp_path / "out.csv"
-    monkeypatch.setattr(module, "PART", 2)
     for options, cost, how in (
         ((), "by student, 2 passes a text", {}),
         (("--method", "exact"), "by exact, 5 passes a text", {"method": "exact"}),
@@ -234,32 +231,35 @@ def read(out: Path) -> tuple[list[Any], list[float]]:
     return rows, [float(row.pop(name)) for row in rows for name in names]
 
 
-def test_parts_are_written_as_one_piece(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_columns_of_each_kind_of_file_stay_and_those_of_old_are_replaced(
+    run: Path, tmp_path: Path
 ) -> None:
     notes = [None if i % 3 else f"a\r{i}" for i in range(11)]
     sources: dict[str, list[Any]] = {"id": list(range(11)), "text": ROWS, "note": notes}
-    sources["flagged"] = ["of old"] * 11  # a column that predictions replace
+    sources["flagged"] = ["of old"] * 11
     write_csv(tmp_path / "new.csv", **sources)
     rows = [dict(zip(sources, row, strict=True)) for row in zip(*sources.values(), strict=True)]
-    rows[9]["late"] = [1, 2]  # a column that earlier parts lack
-    for name in ("new.jsonl", "new.json"):
-        write_lines(tmp_path / name, rows)
-    for name, suffix in (("new.csv", "csv"), ("new.jsonl", "jsonl"), ("new.json", "csv")):
-        found = []
-        for part in (module.PART, 4):
-            monkeypatch.setattr(module, "PART", part)
-            out = tmp_path / f"{name}.{suffix}"
-            command = ("predict", run, tmp_path / name, "--flag", "30%", "--out", out)
-            result = bhpeft(*command, "--overwrite")
-            assert "11 rows, 4 flagged" in result.stderr
-            shown = re.findall(r"^\s+(\d+)\s", result.stdout, re.MULTILINE)
-            found.append((shown, *read(out)))
-        assert found[0][:2] == found[1][:2]
-        assert found[0][2] == pytest.approx(found[1][2], rel=1e-3)
-    found = read_lines(tmp_path / "new.jsonl.jsonl")
-    assert [row["late"] for row in found] == [None] * 9 + [[1, 2], None]
-    assert [row["flagged"] for row in found].count(True) == 4
+    rows[9]["late"] = [1, 2]  # a column that earlier rows lack
+    write_lines(tmp_path / "new.jsonl", rows)
+    write_lines(tmp_path / "new.json", rows)
+    found = {}
+    for name, suffix, header in (
+        ("new.csv", "csv", 1),
+        ("new.jsonl", "jsonl", 0),
+        ("new.json", "csv", 0),
+    ):
+        out = tmp_path / f"{name}.{suffix}"
+        result = bhpeft("predict", run, tmp_path / name, "--flag", "30%", "--out", out)
+        assert "11 rows, 4 flagged" in result.stderr
+        shown = re.findall(r"^\s+(\d+)\s", result.stdout, re.MULTILINE)
+        written, numbers = read(out)
+        found[name] = [int(row) - header for row in shown], numbers
+        assert [str(row["id"]) for row in written] == [*map(str, range(11))]
+        assert [row["note"] or None for row in written] == notes
+        assert [str(row["flagged"]) for row in written].count("True") == 4
+    assert found["new.csv"] == found["new.jsonl"] == found["new.json"]
+    lines = read_lines(tmp_path / "new.jsonl.jsonl")
+    assert [row["late"] for row in lines] == [None] * 9 + [[1, 2], None]
     assert json.loads(read_csv(tmp_path / "new.json.csv")[9]["late"]) == [1, 2]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -267,7 +267,6 @@ def test_parts_are_written_as_one_piece(
 def test_rows_are_checked_before_the_first_is_predicted(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PART", 4)
     monkeypatch.setattr(bh.Posterior, "predict", lambda *_, **__: 1 / 0)
     data = write_csv(tmp_path / "new.csv", text=[*ROWS[:9], "", "w5"])
     assert "new.csv, column 'text', row 11: the text is missing" in error("predict", run, data)
@@ -284,19 +283,9 @@ def test_rows_are_checked_before_the_first_is_predicted(
     assert {path.name for path in tmp_path.iterdir()} == {"new.csv", "new.jsonl", "none.csv"}
 
 
-def test_texts_that_are_cut_are_counted_once(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PART", 2)
-    data = write_csv(tmp_path / "long.csv", text=["w9 " * 40, "w5", "w6", "w9 " * 50, "w9 " * 60])
-    notes = [line for line in bhpeft("predict", run, data).stderr.splitlines() if "note" in line]
-    assert notes == ["note: 3 of 5 texts are longer than 32 tokens and were cut"]
-
-
-def test_rows_left_out_are_counted_from_the_first(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PART", 4)
+@pytest.fixture
+def refuses_w33(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts with w33 cannot be predicted, as if the backbone's output were not finite."""
     whole = bh.Posterior.predict
 
     def predict(self: Any, examples: Any, *args: Any, **options: Any) -> Any:
@@ -305,10 +294,24 @@ def test_rows_left_out_are_counted_from_the_first(
         return whole(self, examples, *args, **options)
 
     monkeypatch.setattr(bh.Posterior, "predict", predict)
-    # The second part has no other rows, and the third is in order.
-    texts = [*ROWS[:3], "w33 w5", *["w33"] * 4, *ROWS[3:5]]
-    command = ("predict", run, write_csv(tmp_path / "new.csv", text=texts), "--flag", "100%")
-    assert "error: new.csv, row 5: w33 w5 is bad" in error(*command)
+
+
+@pytest.mark.usefixtures("refuses_w33")
+def test_texts_that_are_cut_are_counted_once(run: Path, tmp_path: Path) -> None:
+    """Though they are read again without a row that cannot be predicted."""
+    texts = ["w9 " * 40, "w33", "w6", "w9 " * 50, "w9 " * 60]
+    data = write_csv(tmp_path / "long.csv", text=texts)
+    said = bhpeft("predict", run, data, "--skip-bad").stderr
+    cut = [line for line in said.splitlines() if "were cut" in line]
+    assert cut == ["note: 3 of 5 texts are longer than 32 tokens and were cut"]
+
+
+@pytest.mark.usefixtures("refuses_w33")
+def test_rows_left_out_are_named_and_the_others_stay_in_place(run: Path, tmp_path: Path) -> None:
+    texts = [*ROWS[:3], "w33 w5", "", *["w33"] * 3, *ROWS[3:5]]
+    data = write_csv(tmp_path / "new.csv", id=range(10), text=texts)
+    command = ("predict", run, data, "--flag", "100%")
+    assert "error: new.csv, column 'text', row 6: the text is missing" in error(*command)
     result = bhpeft(*command, "--skip-bad")
     note = "5 rows have no prediction: new.csv, row 5: w33 w5 is bad (and 4 more: rows 6, 7, 8, 9)"
     assert note in result.stderr
@@ -320,38 +323,35 @@ def test_rows_left_out_are_counted_from_the_first(
     assert sorted(map(int, shown)) == [2, 3, 4, 10, 11]  # as a spreadsheet counts
     assert "rows as in new.csv" in result.stdout
     data = write_csv(tmp_path / "bad.csv", text=["w33"] * 8)
-    listed = "(and 7 more: rows 3, 4, 5, 6, 7 ...)"
-    assert listed in error("predict", run, data, "--skip-bad")
+    told = error("predict", run, data)
+    assert "error: bad.csv, row 2: w33 is bad" in told and told.endswith("; or give --skip-bad")
+    assert "(and 7 more: rows 3, 4, 5, 6, 7 ...)" in error("predict", run, data, "--skip-bad")
+    assert not (tmp_path / "bad-predictions.csv").exists()
 
 
 def test_texts_are_kept_and_numbers_skipped_wherever_the_first_is(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "PART", 4)
     texts: list[Any] = [7, "w5 w9", 8, 9, None, "w6 w9", "w7", "w8"]
-    data = write_lines(tmp_path / "new.jsonl", ({"text": text} for text in texts))
+    data = write_lines(tmp_path / "new.jsonl", ({"text": text, "id": 0} for text in texts))
+    why = "line 1: 7: a int, where other rows have a str"
+    told = error("predict", run, data)
+    assert f"new.jsonl, column 'text', {why}" in told and told.endswith("; or give --skip-bad")
     result = bhpeft("predict", run, data, "--skip-bad", "--show", 0)
-    note = "note: 4 rows have no prediction: new.jsonl, line 1: 7: a int, where other rows have a"
-    assert note in result.stderr
+    assert f"note: 4 rows have no prediction: new.jsonl, {why}" in result.stderr
     rows = read_lines(tmp_path / "new-predictions.jsonl")
     assert [bool(row.get("prediction")) for row in rows] == [type(text) is str for text in texts]
 
 
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_rows(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PART", 16)
-    peaks = []
-    for count in (48, 48, 192):  # what the first call imports is not counted
-        rows = ({"text": f"w5 w{i % 40 + 5} {'x' * 5000}"} for i in range(count))
-        data = write_lines(tmp_path / f"{len(peaks)}.jsonl", rows)
-        tracemalloc.start()
-        bhpeft("predict", run, data, "--samples", 4, "--device", "cpu")
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    texts = (192 - 48) * 5000  # bytes; some numbers of each row are kept
-    assert peaks[2] - peaks[1] < 0.4 * texts
+def test_many_lines_in_a_row_may_lack_the_text(run: Path, tmp_path: Path) -> None:
+    """All that would be predicted together, wherever the first of these is."""
+    count = 2 * PART
+    rows = [{"text": "w5 w9"}, *({"id": i} for i in range(count)), {"text": "w6 w9"}]
+    data = write_lines(tmp_path / "new.jsonl", rows)
+    said = bhpeft("predict", run, data, "--skip-bad", "--show", 0).stderr
+    assert f"note: {count} rows have no prediction: new.jsonl, line 2: the text is" in said
+    found = read_lines(tmp_path / "new-predictions.jsonl")
+    assert [i for i, row in enumerate(found) if row["prediction"]] == [0, count + 1]
 
 
 def test_rows_unlike_what_was_learnt_are_flagged(folder, posterior, tmp_path):

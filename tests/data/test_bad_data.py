@@ -246,7 +246,7 @@ def lines(*rows: Any) -> str:
 
 
 FILES: dict[str, tuple[str, str]] = {
-    "empty.jsonl": ("", "empty.jsonl.*the file is empty"),
+    "empty.jsonl": ("", "empty.jsonl' is empty"),
     "nothing.csv": ("", "nothing.csv.*the file is empty"),
     "header.csv": ("text,label\n", "header.csv' is empty"),
     "mixed.csv": ("text;label\ngood,0\n", "mixed.csv.*the label is missing"),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from program import write_csv, write_lines
 from toy_tokenizers import bert_like
 
 from bhpeft_pyro.data import Columns, Examples, encode, sources
-from bhpeft_pyro.data.sources import load, parts
+from bhpeft_pyro.data.sources import load, records
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_model
 
@@ -284,47 +282,28 @@ def test_what_is_a_number_in_a_csv_file(tmp_path: Path, cells: str, expected: li
     assert found == expected and [*map(type, found)] == [*map(type, expected)]
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
-@pytest.mark.parametrize("size", [1, 3, 10, 100])
-def test_parts_are_the_file(name: str, size: int, tmp_path: Path) -> None:
-    path, columns = tmp_path / name, {"n": list(range(10)), "text": TEXTS * 2}
-    if name == "rows.csv":
-        write_csv(path, **columns)
-    else:
-        path.write_text("\n".join(["", *map(json.dumps, rows_of(columns)), ""]))
-    found = [*parts(path, ("text",), size)]
-    sizes = [min(size, 10 - start) for start in range(0, 10, size)]
-    assert [len(part["text"]) for part in found] == sizes
-    joined = {column: [cell for part in found for cell in part[column]] for column in columns}
-    assert joined == columns == load(path, ("text",))[:]
-
-
-def test_a_file_is_closed_where_reading_ends_early(tmp_path: Path) -> None:
-    rows = parts(write_csv(tmp_path / "rows.csv", text=TEXTS), None, 1)
-    next(rows)
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        rows.close()  # type: ignore[attr-defined]
-        gc.collect()
-    assert not [str(each.message) for each in found]
-
-
-def test_a_bad_line_is_refused_when_it_is_reached(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "w5"}\n{"text": "w6"}\n{"text"\n')
-    lines = parts(path, None, 1)
-    assert [next(lines), next(lines)] == [{"text": ["w5"]}, {"text": ["w6"]}]
-    with pytest.raises(DataError, match=r"rows.jsonl.*line 3 is not JSON"):
-        next(lines)
+def test_records_are_rows_with_the_cells_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("id,price,'=sum\n007,1.10,\n8,2,x\n,,\n")
+    expected = [
+        {"id": "007", "price": "1.10", "=sum": None},
+        {"id": "8", "price": "2", "=sum": "x"},
+    ]
+    assert records(path) == expected
+    path = tmp_path / "rows.jsonl"  # with a blank line, and a column of different types
+    path.write_text('{"id": 7, "day": "2024-03-01"}\n\n{"id": "x", "late": [1]}\n')
+    first = {"id": 7, "day": "2024-03-01", "late": None}
+    assert records(path) == [first, {"id": "x", "day": None, "late": [1]}]
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])
 def test_semicolons_and_tabs_stand_between_cells(mark: str, tmp_path: Path) -> None:
     """As spreadsheets write them; where they take semicolons, numbers have decimal commas."""
     number = "3,5" if mark == ";" else "3.5"
-    rows = [["text", "label", "count"], ["good, really", number, "1"], ["w5", "2", "20"]]
+    rows = [["text", "label", "count"], ["good, really", number, "1"], ["w5", "2", "0"]]
     file = tmp_path / "data.csv"
     file.write_text("\ufeff" + "".join(f"{mark.join(row)}\r\n" for row in rows), encoding="utf-8")
     table = load(file, ["text"])
     assert table["text"][:] == ["good, really", "w5"]
-    assert table["label"][:] == [3.5, 2.0] and table["count"][:] == [1, 20]
+    assert table["label"][:] == [3.5, 2.0] and table["count"][:] == [1, 0]
+    assert {*map(type, table["count"])} == {int}  # classes, and no ratings

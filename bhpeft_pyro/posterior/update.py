@@ -92,11 +92,6 @@ def update(
             vectorised = options.particles > 1 and not posterior.guide.point
             check_prior(own_prior, posterior.model.sites, vectorised)
         with naming_rows(posterior.model, data=examples, validation=held_out):
-            told = None
-            if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
-                new = Novelty.of(posterior.model, examples, options.keep_texts)
-                told = separation(novelty, new)
-                novelty = novelty.merged(new, kept_of_all(keep, posterior.model.sites))
             rounds = []
             for number, last in enumerate(posterior.components):
                 one = _round(
@@ -107,13 +102,17 @@ def update(
                     family=guide,
                     own_prior=own_prior,
                     keep=keep,
-                    separated=told,
                 )
                 rounds.append(replace(one, optimizer=optimizer, callback=callback))
             with work(share=0):
                 doubt = _doubt(posterior, examples)
             if doubt is not None:
                 warn(LabelWarning(doubt))
+            if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
+                new = Novelty.of(posterior.model, examples, options.keep_texts)
+                told = separation(novelty, new)
+                rounds = [_told_apart(one, told) for one in rounds]
+                novelty = novelty.merged(new, kept_of_all(keep, posterior.model.sites))
             reports = posterior.lineage if posterior.is_mixture else ()
             learnt = run_all(rounds, executor, reports, novelty=novelty)
         if earlier is not None:
@@ -192,7 +191,6 @@ def _round(
     family: GuideLike | None,
     own_prior: Prior | None,
     keep: float | dict[str, float],
-    separated: float | None,
 ) -> Round:
     """The next round of a component."""
     model, sites, start = last.model, last.model.sites, last.guide
@@ -215,7 +213,6 @@ def _round(
         "keep": keep,
         "projection": projection,
         "own_prior": own_prior is not None,
-        "separation": separated,
     }
     enough = not (examples.few or unclear)
     rows = sum(report.examples for report in last.lineage)
@@ -232,8 +229,15 @@ def _round(
         lineage=last.lineage,
         first_prior=last.first_prior,
         learnt_rows=last.learnt_rows,
-        earlier=Earlier(kept, separated),
+        earlier=Earlier(kept),
     )
+
+
+def _told_apart(one: Round, separation: float | None) -> Round:
+    """A round that knows how well its texts can be told from those of earlier rounds."""
+    assert one.earlier is not None
+    facts = {**one.facts, "separation": separation}
+    return replace(one, earlier=one.earlier._replace(separation=separation), facts=facts)
 
 
 def _under_own_prior(

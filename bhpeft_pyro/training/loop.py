@@ -52,7 +52,7 @@ class Earlier(NamedTuple):
     """
 
     rows: float
-    separation: float | None
+    separation: float | None = None
 
     def step(self, size: int) -> float:
         """The share of its step that a round of so many rows keeps: half of it, more with more

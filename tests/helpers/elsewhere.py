@@ -16,14 +16,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from bhpeft_pyro.prediction.draws import _RANDOM
-
 PRETENDED = (
     "lazy:0"  # of a backend that PyTorch knows but does not have; its gradients need no thread
 )
 _aten = torch.ops.aten
 _MOVES = {_aten._to_copy.default, _aten.copy_.default}
-_DRAWN = {*_RANDOM, torch.randn_like, torch.rand_like}
+_DRAWN = {
+    *(torch.normal, torch.randn, torch.rand, torch.randint, torch.randperm),
+    *(torch.bernoulli, torch.binomial, torch.multinomial, torch.poisson),
+    *(torch._standard_gamma, torch._sample_dirichlet),
+    *(Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.bernoulli_),
+    *(torch.randn_like, torch.rand_like),
+}
 # CUDA takes indices that are on the CPU, and numbers.
 _INDICES = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}
 

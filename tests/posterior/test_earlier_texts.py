@@ -85,7 +85,7 @@ def test_without_texts_nothing_is_compared(forget: dict[str, Any]) -> None:
     columns = {} if forget else {"columns": bh.Columns(pair="other")}
     first = fit(table() if forget else pairs, **forget, **columns)
     report = first.update({**table(1), "other": table(3)["text"]}).report
-    assert (report.compared, report.changed) == (0, 0) and "earlier rounds" not in str(report)
+    assert (report.compared, report.changed) == (0, 0) and "answers to kept" not in str(report)
 
 
 def test_a_guide_without_central_values_compares_nothing() -> None:

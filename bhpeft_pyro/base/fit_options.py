@@ -51,9 +51,9 @@ class FitOptions:
         epochs: passes over the data, unless `max_steps` is given. None means 15. For a point
             estimate ("laplace", "delta") it means 5 (at least 20 steps) in later rounds, because
             longer training forgets earlier rounds. It also means 5 in a first fit with fewer than
-            50 held-out rows, unless only a head is trained. Such a later round ends half way
-            between the last point estimate and where training ends, or further if it has more rows
-            than all before it; that of a head alone where training ends.
+            50 held-out rows, unless only a head is trained. If the texts of such a later round are
+            of another kind than all before, it ends half way between the last point estimate and
+            where training ends (docs/updating.md); that of a head alone where training ends.
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.

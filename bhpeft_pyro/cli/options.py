@@ -78,11 +78,14 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     try:
         # Nodes, whose values are text: `load` would take the last of two without a word.
         content = yaml.compose(path.read_text(encoding="utf-8"), yaml.BaseLoader)
-        lines = content.value if content else ()
-        entries = [(str.replace(key.value, "_", "-"), value.value) for key, value in lines]
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"--config: {path} has no `option: value` lines: {reason}") from error
+        raise ConfigError(f"--config: {path} cannot be read as YAML: {reason}") from error
+    pairs = content.value if isinstance(content, yaml.MappingNode) else []
+    named = all(isinstance(key, yaml.ScalarNode) for key, _ in pairs)
+    if content is not None and not (pairs and named):
+        raise ConfigError(f"--config: {path} has no `option: value` lines")
+    entries = [(key.value.replace("_", "-"), value.value) for key, value in pairs]
     options = [option for option in context.command.params if option.name != "config"]
     names = {max(option.opts, key=len).lstrip("-"): option.name for option in options}
     defaults = {}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _OF_CLASSES = ("variance", "confidence")
 _FLAG = 0.1  # the share of the rows that are flagged by default
+_MANY = 0.2  # of the texts unlike what was learnt; 5 % are by chance
 
 
 def predict(
@@ -165,14 +166,19 @@ def predict(
     }
     written = (row | of_row.get(i, none) for i, row in enumerate(given))
     write_rows(out, written, given[0] | none)
-    what = f"{len(given)} rows" if forecast.rows is None else f"{len(forecast)} words"
+    size, what = (len(given), "row") if forecast.rows is None else (len(forecast), "word")
+    what = f"{size} {what}{'s' * (size != 1)}"
     cost = cost_in_words(forecast.method, forecast.passes)
     usual = f" (of rows like the learnt ones at most {max_false_alarms or 0:.4g})"
     by_what = by + usual * (max_false_alarms is not None)
     say(f"{what}, {int(flagged.sum())} flagged by {by_what}; {cost}; written to {out}")
     if forecast.answered is not None:
         answered = int(forecast.answered.sum())
-        say(f"{answered} answered, the others are for people\n{forecast.promised}")
+        rest = ", the others are for people" if answered < len(forecast) else ""
+        say(f"{answered} answered{rest}\n{forecast.promised}")
+        unlike = 0.0 if forecast.novelty is None else forecast.unlike().double().mean().item()
+        if unlike > _MANY:
+            say(f"note: {unlike:.0%} are unlike what was learnt; nothing is promised of such texts")
     elif posterior.promised is not None:
         say(
             f"note: nothing is promised of these: the promise is for --method "

@@ -69,10 +69,12 @@ def columns_of(path: Path, texts: Collection[str] | None) -> dict[str, list[Any]
     table, comma = _frame(path)
     if not isinstance(table.index, pd.RangeIndex):
         raise DataError(f"rows have more cells than the header has names; {_CELLS}")
-    return {
-        name: values_of(column) if texts is None or name in texts else _typed(column, comma)
-        for name, column in table.items()
-    }
+    cells = {}
+    for name, column in table.items():
+        text = texts is not None and name in texts
+        column = _with_points(column) if comma and not text else column
+        cells[name] = values_of(column) if text or texts is None else _typed(column)
+    return cells
 
 
 def _objects(path: Path) -> Iterator[object]:
@@ -140,10 +142,17 @@ def check_once(names: Sequence[object]) -> None:
         raise DataError(f"column {shown(twice)} is there twice; expected different names")
 
 
-def _typed(column: pd.Series, comma: bool) -> list[Any]:
+def _with_points(column: pd.Series) -> pd.Series:
+    """A column with decimal points in its numbers, if most of its cells are numbers; a cell that is
+    none stays, so that it alone is refused."""
+    number = column.str.fullmatch(_REAL.replace(r"\.", ",")).eq(True)
+    if 2 * number.sum() <= column.notna().sum():
+        return column
+    return column.where(~number, column.str.replace(",", "."))
+
+
+def _typed(column: pd.Series) -> list[Any]:
     there = column.dropna()
-    if comma and len(there) and there.str.fullmatch(_REAL.replace(r"\.", ",")).all():
-        column, there = column.str.replace(",", "."), there.str.replace(",", ".")
     for pattern, number in ((_INTEGER, int), (_REAL, float)):
         if len(there) and there.str.fullmatch(pattern).all():
             return [None if pd.isna(cell) else number(cell) for cell in column]

@@ -12,6 +12,7 @@ from program import NAMES, TEXTS, bhpeft, error, loaded, read_csv, write_csv
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.promise_command import promise
+from bhpeft_pyro.decisions.novelty import Novelty
 
 HALF = ("--max-share-to-people", "50%")
 
@@ -46,6 +47,23 @@ def test_it_is_not_claimed_for_other_predictions(copied, calibration, folder):
     said = bhpeft("predict", copied, new, "--out", out, "--seed", 1, "--device", "cpu").stderr
     assert "note: nothing is promised of these" in said and "for people" not in said
     assert "answered" not in read_csv(out)[0]
+
+
+def test_nothing_is_promised_of_strange_texts(copied, calibration, folder):
+    bhpeft("promise", copied, calibration, *HALF, "--device", "cpu")
+    run = loaded(copied, folder)
+    known = Novelty.of(run.model, run.encode(str(calibration)))
+    run.replace(novelty=known).save(copied, overwrite=True)
+    odd = [" ".join(f"w{38 + (i + k) % 11}" for k in range(9)) for i in range(30)]
+    strange = write_csv(copied.parent / "strange.csv", text=odd)
+    said = {
+        data: bhpeft(
+            "predict", copied, data, "--out", copied.parent / f"{data.stem}-out.csv"
+        ).stderr
+        for data in (strange, calibration)
+    }
+    assert "note: 100% are unlike what was learnt" in said[strange]
+    assert " answered" in said[calibration] and "note:" not in said[calibration]
 
 
 def test_sets_are_added(copied, calibration, folder):

@@ -19,7 +19,7 @@ from toy_tokenizers import bert_like
 from bhpeft_pyro.data import Columns, Examples, encode, sources
 from bhpeft_pyro.data.sources import load, records
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.testing import tiny_model
+from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
 
 TEXTS = ["good film", "NA", "a very bad, bad plot", 'not "so" dull', "null"]
 CLASSES = ["pos", "neg", "neg", "pos", "neutral"]
@@ -307,3 +307,20 @@ def test_semicolons_and_tabs_stand_between_cells(mark: str, tmp_path: Path) -> N
     assert table["text"][:] == ["good, really", "w5"]
     assert table["label"][:] == [3.5, 2.0] and table["count"][:] == [1, 0]
     assert {*map(type, table["count"])} == {int}  # classes, and no ratings
+
+
+def test_a_cell_that_is_no_number_is_the_only_one_refused(tmp_path: Path) -> None:
+    """Between semicolons too, where the others have decimal commas."""
+    file = tmp_path / "data.csv"
+    file.write_text("text;label\nw5, w6;3,5\nw7;NA\nw8;-1,25\n1,5;2\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"row 3: 'NA' is not a number") as raised:
+        encode(str(file), tiny_tokenizer(), kind="rating")
+    assert raised.value.rows == (1,)
+    assert [row["label"] for row in records(file)] == ["3.5", "NA", "-1.25", "2"]
+    assert load(file, ["text"])["text"][:] == ["w5, w6", "w7", "w8", "1,5"]
+
+
+def test_numbers_among_names_between_semicolons_stay(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text("text;label\nw5;1,5\nw6;late\nw7;lost\n", encoding="utf-8")
+    assert load(file)["label"][:] == ["1,5", "late", "lost"]

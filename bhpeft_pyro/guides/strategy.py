@@ -86,6 +86,9 @@ class Strategy:
         """
         return model, temperature, 0.0
 
+    def set_output_scale(self, scale: float) -> None:
+        """The output scale of a round without held-out rows, if the guide has one."""
+
     def average(self, share: float) -> None:
         """Move a point estimate that a later round has trained back towards that of the last round,
         if the prior is one: it keeps this share of its step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +27,7 @@ from ..decisions.two_samples import separation
 from ..errors import ConfigError, DataError, GuideError
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import prior_of
+from ..guides.laplace.choice_of_tau import best_output_scale
 from ..model.cached_batches import naming_rows
 from ..model.model import Model
 from ..priors import Prior, PriorLike, as_prior, earlier_posterior
@@ -105,14 +106,21 @@ def update(
                 )
                 rounds.append(replace(one, optimizer=optimizer, callback=callback))
             with work(share=0):
-                doubt = _doubt(posterior, examples)
+                forecasts = _central_forecasts(posterior, examples)
+            doubt = _doubt(posterior, forecasts)
             if doubt is not None:
                 warn(LabelWarning(doubt))
+            scale = 1.0
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
                 told = separation(novelty, new)
                 rounds = [_told_apart(one, told) for one in rounds]
+                short = options.epochs is None and options.max_steps is None
+                if short and told is not None and posterior is before:  # new labels have no logits
+                    scale = _output_scale(posterior, forecasts) ** (2 - 2 * told)
                 novelty = novelty.merged(new, kept_of_all(keep, posterior.model.sites))
+            for one in rounds:
+                one.guide.strategy.set_output_scale(scale)
             reports = posterior.lineage if posterior.is_mixture else ()
             learnt = run_all(rounds, executor, reports, novelty=novelty)
         if earlier is not None:
@@ -151,35 +159,52 @@ def _compared(before: Posterior, after: Posterior, texts: Examples) -> Posterior
     return after
 
 
-def _doubt(posterior: Posterior, examples: Examples) -> str | None:
-    """Why the labels of examples, or of some if they are many, may be mistaken: all are new, or
-    they contradict what the posterior predicts at its central values. None without such a reason,
-    or without central values."""
+def _central_forecasts(posterior: Posterior, examples: Examples) -> list[Any]:
+    """What each component predicts of examples at its central values, before it learns them; of
+    some if they are many. Empty if a component has no central values."""
     some = examples.subset(random_order(len(examples))[:_CHECKED])
-    doubt = None
     with suppress(GuideError):
-        forecast: Any = posterior.replace(novelty=None).predict(some, samples=0)
-        labels = forecast.labels
-        assert labels is not None
-        if examples.kind == "rating":
-            doubt = turned(forecast.mean, labels)
-        elif examples.kind == "class":
-            scores = forecast.probabilities
-            # A class that has grown and was not learnt yet has a head of zeros.
-            head = posterior.components[0].guide.means().get("head.weight")
-            learnt = torch.ones(scores.shape[1], dtype=torch.bool)
-            if head is not None and len(head) == len(learnt):
-                learnt = head.cpu().any(1)
-            there = learnt[labels]
-            if learnt.any() and not there.any():
-                return (
-                    "data: all rows have labels that are new, so that every text would be taken "
-                    "for one of these; expected rows with earlier labels too"
-                )
-            predicted = scores[there].masked_fill(~learnt, -1).argmax(1)
-            names = forecast.label_names or [*map(str, range(len(learnt)))]
-            doubt = swapped(predicted, labels[there], names)
+        parts = [part.replace(novelty=None) for part in posterior.components]
+        return [part.predict(some, samples=0) for part in parts]
+    return []
+
+
+def _doubt(posterior: Posterior, forecasts: Sequence[Any]) -> str | None:
+    """Why the labels of central forecasts may be mistaken: all are new, or they contradict what is
+    predicted. None without such a reason."""
+    kind, doubt = posterior.model.likelihood.kind, None
+    if not forecasts or kind not in ("rating", "class"):
+        return None
+    labels = forecasts[0].labels
+    if kind == "rating":
+        doubt = turned(torch.stack([each.mean for each in forecasts]).mean(0), labels)
+    else:
+        scores = torch.stack([each.probabilities for each in forecasts]).mean(0)
+        # A class that has grown and was not learnt yet has a head of zeros.
+        head = posterior.components[0].guide.means().get("head.weight")
+        learnt = torch.ones(scores.shape[1], dtype=torch.bool)
+        if head is not None and len(head) == len(learnt):
+            learnt = head.cpu().any(1)
+        there = learnt[labels]
+        if learnt.any() and not there.any():
+            return (
+                "data: all rows have labels that are new, so that every text would be taken "
+                "for one of these; expected rows with earlier labels too"
+            )
+        predicted = scores[there].masked_fill(~learnt, -1).argmax(1)
+        names = forecasts[0].label_names or [*map(str, range(len(learnt)))]
+        doubt = swapped(predicted, labels[there], names)
     return doubt and f"data: the labels contradict the posterior, which {doubt}"
+
+
+def _output_scale(posterior: Posterior, forecasts: Sequence[Any]) -> float:
+    """The output scale that would have suited central forecasts by all components together; 1 of
+    other labels than classes and choices."""
+    if not (forecasts and posterior.model.likelihood.softmax):
+        return 1.0
+    logits = torch.stack([each.probabilities.double().clamp_min(1e-30).log() for each in forecasts])
+    last = posterior.components[0].report.output_scale or 1.0  # it is in these logits
+    return last * best_output_scale(logits, forecasts[0].labels)
 
 
 def _round(

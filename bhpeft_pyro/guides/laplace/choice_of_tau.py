@@ -112,6 +112,15 @@ class Candidates:
         )
 
 
+def best_output_scale(logits: Tensor, labels: Tensor) -> float:
+    """The factor of logits (K, N, C) of K components under which their mixture has the highest log
+    density at labels (N,), with the prior of output scales."""
+    scales = torch.logspace(-0.9, 0.9, 61, dtype=logits.dtype)
+    probabilities = (scales.reshape(-1, 1, 1, 1) * logits).softmax(-1).mean(1)  # (S, N, C)
+    fits = probabilities[:, torch.arange(len(labels)), labels.long()].log().sum(1)
+    return scales[(fits - (scales.log() / _SPREAD).square() / 2).argmax()].item()
+
+
 @dataclass(frozen=True)
 class Width:
     """The width of a fitted component, and what its report says of it under the same names

@@ -115,8 +115,9 @@ def update(
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
                 told = separation(novelty, new)
                 rounds = [_told_apart(one, told) for one in rounds]
-                short = options.epochs is None and options.max_steps is None
-                if short and told is not None and posterior is before:  # new labels have no logits
+                given = (options.epochs, options.max_steps, options.tau) != (None,) * 3
+                # New labels have no logits yet.
+                if not given and told is not None and posterior is before:
                     scale = _output_scale(posterior, forecasts) ** (2 - 2 * told)
                 novelty = novelty.merged(new, kept_of_all(keep, posterior.model.sites))
             for one in rounds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from components import FIRST, SECOND, TEXTS, equal, state
 from pyro.infer.autoguide import AutoNormal
+from scipy.optimize import minimize_scalar
 from torch.optim import SGD
 
 import bhpeft_pyro as bh
@@ -404,3 +406,32 @@ def test_the_report_says_how_unlike_earlier_texts_are() -> None:
     assert unlike.separation is not None and unlike.separation > 0.95
     assert unlike.components[1].separation == unlike.separation
     assert f"AUROC {unlike.separation:.2f}" in str(unlike)
+
+
+# The output scale of a round without held-out rows
+
+
+@pytest.mark.parametrize(("told", "share"), [(0.5, 1.0), (0.75, 0.5), (1.0, 0.0), (None, 0.0)])
+def test_the_output_scale_is_that_which_suited_the_last_forecasts(
+    monkeypatch: pytest.MonkeyPatch, told: float | None, share: float
+) -> None:
+    """By a search over the probabilities of both components together."""
+    monkeypatch.setattr("bhpeft_pyro.posterior.update.separation", lambda *_: told)
+    options: dict[str, Any] = {"components": 2, "lr": 0.05, "progress": False}
+    first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(64), **options)
+    data = tiny_examples(64, seed=1)
+    parts = [part.predict(data, samples=0) for part in first.components]
+    last: Any = first.components[0].report.output_scale
+
+    def loss(scale: float) -> float:
+        powers = [(scale / last * part.log_probabilities).softmax(1) for part in parts]  # type: ignore[union-attr]
+        fits = torch.stack(powers).mean(0)[range(64), data.labels].log().sum()  # type: ignore[index]
+        return float(-fits + (math.log(scale / last) / 0.5) ** 2 / 2)
+
+    best = minimize_scalar(lambda log: loss(math.exp(log)), bounds=(-2, 2), method="bounded").x
+    second = first.update(data)
+    found = [math.log(part.report.output_scale or 0) for part in second.components]
+    assert found == [pytest.approx(share * best, abs=0.05)] * 2
+    assert abs(best) > 0.1  # it is not 1 anyway
+    assert first.components[0].report.output_scale == last
+    assert first.update(data, max_steps=3).components[0].report.output_scale == 1

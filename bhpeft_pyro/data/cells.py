@@ -145,6 +145,7 @@ def check_once(names: Sequence[object]) -> None:
 def _with_points(column: pd.Series) -> pd.Series:
     """A column with decimal points in its numbers, if most of its cells are numbers; a cell that is
     none stays, so that it alone is refused."""
+    column = column.astype(object)  # an empty one has no texts
     number = column.str.fullmatch(_REAL.replace(r"\.", ",")).eq(True)
     if 2 * number.sum() <= column.notna().sum():
         return column

@@ -322,5 +322,6 @@ def test_a_cell_that_is_no_number_is_the_only_one_refused(tmp_path: Path) -> Non
 
 def test_numbers_among_names_between_semicolons_stay(tmp_path: Path) -> None:
     file = tmp_path / "data.csv"
-    file.write_text("text;label\nw5;1,5\nw6;late\nw7;lost\n", encoding="utf-8")
-    assert load(file)["label"][:] == ["1,5", "late", "lost"]
+    file.write_text("text;label;empty\nw5;1,5;\nw6;late;\nw7;lost;\n", encoding="utf-8")
+    table = load(file)
+    assert table["label"][:] == ["1,5", "late", "lost"] and table["empty"][:] == [None] * 3

@@ -115,11 +115,12 @@ def update(
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
                 told = separation(novelty, new)
                 rounds = [_told_apart(one, told) for one in rounds]
-                given = (options.epochs, options.max_steps, options.tau) != (None,) * 3
+                share = kept_of_all(keep, posterior.model.sites)
+                given = (options.epochs, options.max_steps, options.tau, own_prior) != (None,) * 4
                 # New labels have no logits yet.
                 if not given and told is not None and posterior is before:
-                    scale = _output_scale(posterior, forecasts) ** (2 - 2 * told)
-                novelty = novelty.merged(new, kept_of_all(keep, posterior.model.sites))
+                    scale = _output_scale(posterior, forecasts) ** (share * (2 - 2 * told))
+                novelty = novelty.merged(new, share)
             for one in rounds:
                 one.guide.strategy.set_output_scale(scale)
             reports = posterior.lineage if posterior.is_mixture else ()

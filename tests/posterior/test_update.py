@@ -434,4 +434,6 @@ def test_the_output_scale_is_that_which_suited_the_last_forecasts(
     assert found == [pytest.approx(share * best, abs=0.05)] * 2
     assert abs(best) > 0.1  # it is not 1 anyway
     assert first.components[0].report.output_scale == last
+    half = first.update(data, keep=0.5).components[0].report.output_scale
+    assert half == pytest.approx((second.components[0].report.output_scale or 0) ** 0.5)
     assert first.update(data, max_steps=3).components[0].report.output_scale == 1

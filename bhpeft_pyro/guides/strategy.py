@@ -86,9 +86,6 @@ class Strategy:
         """
         return model, temperature, 0.0
 
-    def set_output_scale(self, scale: float) -> None:
-        """The output scale of a round without held-out rows, if the guide has one."""
-
     def average(self, share: float) -> None:
         """Move a point estimate that a later round has trained back towards that of the last round,
         if the prior is one: it keeps this share of its step."""
@@ -99,6 +96,7 @@ class Strategy:
         examples: Examples,
         held_out: Examples | None,
         options: FitOptions,
+        output_scale: float = 1.0,
     ) -> tuple[Model, Width | None]:
         """Compute what is not trained, once the guide is trained on the examples.
 
@@ -107,6 +105,7 @@ class Strategy:
             examples: the training data.
             held_out: labelled examples by which the width is chosen.
             options: of the fit.
+            output_scale: of a softmax's outputs in predictions, without held-out rows.
 
         Returns:
             The model with the prior of the width, and the width; None if all of it is trained.

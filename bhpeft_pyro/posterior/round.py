@@ -110,8 +110,9 @@ class Round:
             fields: of the report.
             started: when the round was, by `time.monotonic`.
         """
+        scale = 1.0 if self.earlier is None else self.earlier.output_scale
         model, width = self.guide.strategy.compute_width(
-            self.model, self.data, self.held_out, self.options
+            self.model, self.data, self.held_out, self.options, scale
         )
         if width is not None:
             fields = {**fields, **width.reported(), "points": []}
@@ -125,6 +126,7 @@ class Round:
             "temperature": self.temperature,
             "point": self.guide.point,
             "parent": self.lineage[-1].id if self.lineage else None,
+            "separation": None if self.earlier is None else self.earlier.separation,
             "held_out": len(self.held_out) if self.held_out is not None and used else 0,
         }
         first: Prior | None = model.prior

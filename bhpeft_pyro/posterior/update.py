@@ -110,19 +110,18 @@ def update(
             doubt = _doubt(posterior, forecasts)
             if doubt is not None:
                 warn(LabelWarning(doubt))
-            scale = 1.0
+            share, told, scale = kept_of_all(keep, posterior.model.sites), None, 1.0
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
                 told = separation(novelty, new)
-                rounds = [_told_apart(one, told) for one in rounds]
-                share = kept_of_all(keep, posterior.model.sites)
-                given = (options.epochs, options.max_steps, options.tau, own_prior) != (None,) * 4
+                own = (options.epochs, options.max_steps, options.tau, own_prior)
                 # New labels have no logits yet.
-                if not given and told is not None and posterior is before:
+                if all(one is None for one in own) and told is not None and posterior is before:
                     scale = _output_scale(posterior, forecasts) ** (share * (2 - 2 * told))
                 novelty = novelty.merged(new, share)
-            for one in rounds:
-                one.guide.strategy.set_output_scale(scale)
+            rows = sum(report.examples for report in posterior.lineage)
+            kept = 0.0 if own_prior is not None else share * rows
+            rounds = [replace(one, earlier=Earlier(kept, told, scale)) for one in rounds]
             reports = posterior.lineage if posterior.is_mixture else ()
             learnt = run_all(rounds, executor, reports, novelty=novelty)
         if earlier is not None:
@@ -242,8 +241,6 @@ def _round(
         "own_prior": own_prior is not None,
     }
     enough = not (examples.few or unclear)
-    rows = sum(report.examples for report in last.lineage)
-    kept = 0.0 if own_prior is not None else kept_of_all(keep, sites) * rows
     return Round(
         model,
         guide,
@@ -256,15 +253,7 @@ def _round(
         lineage=last.lineage,
         first_prior=last.first_prior,
         learnt_rows=last.learnt_rows,
-        earlier=Earlier(kept),
     )
-
-
-def _told_apart(one: Round, separation: float | None) -> Round:
-    """A round that knows how well its texts can be told from those of earlier rounds."""
-    assert one.earlier is not None
-    facts = {**one.facts, "separation": separation}
-    return replace(one, earlier=one.earlier._replace(separation=separation), facts=facts)
 
 
 def _under_own_prior(

@@ -49,10 +49,12 @@ class Earlier(NamedTuple):
         rows: how many rows, as far as they are kept.
         separation: the AUROC with which the round's texts can be told from theirs, from 0.5 to 1;
             None if it is not known.
+        output_scale: of the round, if no held-out rows choose it.
     """
 
     rows: float
     separation: float | None = None
+    output_scale: float = 1.0
 
     def step(self, size: int) -> float:
         """The share of its step that a round of so many rows keeps: half of it, more with more

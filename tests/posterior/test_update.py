@@ -437,3 +437,14 @@ def test_the_output_scale_is_that_which_suited_the_last_forecasts(
     half = first.update(data, keep=0.5).components[0].report.output_scale
     assert half == pytest.approx((second.components[0].report.output_scale or 0) ** 0.5)
     assert first.update(data, max_steps=3).components[0].report.output_scale == 1
+
+
+def test_a_guide_that_is_fitted_again_has_no_scale_of_an_earlier_fit() -> None:
+    options: dict[str, Any] = {"lr": 0.05, "progress": False}
+    model = tiny_model(aligned=True)
+    first = bh.fit(model, "laplace", tiny_examples(64), components=1, **options)
+    guide: Any = copy.deepcopy(first.guide)
+    guide.retune(1.0, output_scale=1.5)
+    exact = {"tau": 1.0, "temperature": 1.0}  # no rows are held out
+    again = bh.fit(first.model, guide, tiny_examples(64), **exact, **options)
+    assert again.report.output_scale == 1

@@ -1,9 +1,8 @@
 """Students over rounds: `python -m tools.experiments.students`.
 
-Domains are learnt in turn (`protocols`, "orders" or "orders-ratings"). After each round a student
-of the posterior is trained on texts of all domains, without their labels, and both predict the
-tests of the domains learnt so far. One result file for each seed; tables are made from the files
-alone.
+Domains are learnt in turn (`protocols`, "orders"). After each round a student of the posterior is
+trained on texts of all domains, without their labels, and both predict the tests of the domains
+learnt so far. One result file for each seed; tables are made from the files alone.
 """
 
 from __future__ import annotations
@@ -38,17 +37,14 @@ def students(
     test: Annotated[int, typer.Option(help="Rows of each test.")] = 100,
     texts: Annotated[int, typer.Option(help="Unlabelled texts of each domain.")] = 125,
     components: Annotated[int, typer.Option(help="Of the posterior.")] = 5,
-    ratings: Annotated[bool, typer.Option("--ratings", help="Learn ratings, not classes.")] = False,
 ) -> None:
     """Run the orders, and print how far the students are from their posteriors."""
-    setting: dict[str, Any] = {"rows": rows, "test": test, "texts": texts, "components": components}
-    setting |= {"ratings": True} if ratings else {}
-    protocol = PROTOCOLS["orders-ratings" if ratings else "orders"]
+    setting = {"rows": rows, "test": test, "texts": texts, "components": components}
     runs: list[Run] = [(seed,) for seed in range(seeds)]
     backbone = minilm()
 
     def result(seed: int) -> dict[str, Any]:
-        stream = Encoded(protocol.read(data, seed, rows, test + texts), backbone)
+        stream = Encoded(PROTOCOLS["orders"].read(data, seed, rows, test + texts), backbone)
         learn = updating(components)(setup(stream, backbone, "bh_peft", seed))
         apart = [
             (part.subset(range(test)), part.subset(range(test, test + texts)))
@@ -90,8 +86,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
         f"students of {distinct(results, 'texts')} texts of each domain. {OVER_SEEDS} Commits "
         f"{distinct(results, 'commit')}."
     )
-    title = "Rounds: students of ratings" if results[0].get("ratings") else "Rounds: students"
-    return Table.over_seeds(title, ["round"], records, note)
+    return Table.over_seeds("Rounds: students", ["round"], records, note)
 
 
 if __name__ == "__main__":

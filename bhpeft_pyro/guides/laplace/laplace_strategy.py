@@ -97,9 +97,6 @@ class LaplaceStrategy(Strategy):
             model = model.with_prior(guide.as_model_samples(guide.joined(normal)))
         return model, weight, -normal.log_prob(normal.loc).item()
 
-    def set_output_scale(self, scale: float) -> None:
-        self.guide.output_scale.fill_(scale)
-
     @torch.no_grad()
     def average(self, share: float) -> None:
         """Labels that are new have no earlier weights, and take the whole step."""
@@ -129,11 +126,12 @@ class LaplaceStrategy(Strategy):
         examples: Examples,
         held_out: Examples | None,
         options: FitOptions,
+        output_scale: float = 1.0,
     ) -> tuple[Model, Width]:
         """Compute the covariance of the trained guide, in place.
 
         Without held-out rows tau is that of the options, or does not change (it is 1 at first), and
-        so does the output scale, which `set_output_scale` gives.
+        the output scale is the one given.
         """
         guide = self.guide
         trained = guide.unpack(guide.loc.detach())
@@ -155,7 +153,7 @@ class LaplaceStrategy(Strategy):
             )
             doing.next()
             candidates = None
-            choice = Choice(options.tau or guide.tau.item(), output_scale=guide.output_scale.item())
+            choice = Choice(options.tau or guide.tau.item(), output_scale=output_scale)
             if held_out is not None:
                 doing.name("choosing the width")
                 candidates = candidates_of(model, guide, curvature, held_out, options.tau)

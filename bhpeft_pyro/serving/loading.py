@@ -151,9 +151,7 @@ class Source:
             raise SaveError(f"run: no saved posterior in {self.run}")
         if name is None:
             return [*rounds.values()][-1]
-        if not name:  # every id begins with it
-            raise SaveError(f"round: no round in {self.run} for ''; there are {', '.join(rounds)}")
-        return rounds[find(rounds, name, self.run)]
+        return rounds[find(rounds, name, self.run, least=1)]
 
     def load(self, name: str | None = None, beside: Served | None = None) -> Served:
         """Load a round, and warm it up.

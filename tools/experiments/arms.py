@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from bhpeft_pyro.data import Examples
+from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
 from bhpeft_pyro.streams.stream import Learner
 from bhpeft_pyro.training.report import new_id
+
+from .ewc import Elastic, information, products
 
 __all__ = ["ARMS", "AT_ONCE", "GUIDE", "OURS", "Arm", "Setup", "updating"]
 
@@ -94,6 +99,39 @@ def fine_tuning(lr: float | None = None) -> Arm:
     return learner
 
 
+def elastic(strength: float) -> Arm:
+    """Fine-tuning with elastic weight consolidation (`ewc`).
+
+    Args:
+        strength: of the penalty.
+    """
+
+    def learner(setup: Setup) -> Learner:
+        known: dict[str, dict[str, Tensor]] = {}  # the information until the end of a round
+
+        def learn(last: Posterior | None, data: object) -> Posterior:
+            assert isinstance(data, Examples)
+            if last is None:
+                new = fit(setup.model(), "delta", data, **setup.options)
+            elif last.report.id in known:
+                network = last.model.network
+                anchor = products(network, last.guide.means())
+                prior = Elastic(network, anchor, known[last.report.id], strength)
+                model = last.model.with_prior(prior)
+                new = fit(model, copy.deepcopy(last.guide), data, **setup.options)
+                new = _after(last, new, data)
+            else:
+                raise DataError("out: the information of these rounds is not saved; delete them")
+            gained = information(new.model, new.guide.means(), data)
+            before = {} if last is None else known[last.report.id]
+            known[new.report.id] = {name: gained[name] + before.get(name, 0) for name in gained}
+            return new
+
+        return learn
+
+    return learner
+
+
 def at_once(components: int = 1) -> Arm:
     """One fit to all batches, before the first round.
 
@@ -145,6 +183,7 @@ ARMS: dict[str, Arm] = {
     f"{OURS}, 5 epochs": updating(epochs=5),
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
+    **{f"EWC, strength {strength}": elastic(strength) for strength in (1, 100)},
     "all data so far": _cumulative,
     AT_ONCE: at_once(),
     f"{AT_ONCE}, 5 components": at_once(components=5),

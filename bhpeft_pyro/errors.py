@@ -113,7 +113,7 @@ class DataError(BHPEFTError, ValueError):
 
 
 class PriorError(BHPEFTError, ValueError):
-    """A prior leaves out a site, invents one, or returns another shape."""
+    """A prior leaves out a site, adds one, returns another shape, or cannot be used as asked."""
 
 
 class GuideError(BHPEFTError, ValueError):

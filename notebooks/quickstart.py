@@ -162,11 +162,11 @@ for name, each in (("before", posterior), ("after", updated)):
     print(f"{other['accuracy']:16.3f}{other['nll']:8.3f}")
 
 # %% [markdown]
-# On tweets the update gains much in accuracy and NLL. On films the NLL stays the same, and the
-# accuracy of 200 sentences does so within its standard error of 0.03. With `validation=` the width
-# and the scale of the logits would be chosen again, for tweets alone. If films still matter,
-# measure on them too before you put an update to use; the notebook on updating under drift shows
-# how to keep less of earlier rounds, and how to go back.
+# On tweets the update gains much in accuracy and NLL. On films the NLL stays the same, and so does
+# the accuracy, within its standard error of 0.03 on 200 sentences. With `validation=` the width and
+# the scale of the logits would be chosen again, for tweets alone. If films still matter, measure on
+# them too before you put an update to use; the notebook on updating under drift shows how to keep
+# less of earlier rounds, and how to go back.
 #
 # ## ArviZ
 #

@@ -211,8 +211,8 @@ _ = right.legend()
 # The last lines say that neither uncertainty finds the sentences with large errors. That is the
 # result for a head on frozen features. With five components of LoRA, adapter and prefix weights the
 # predictions of which the model is most certain did have smaller errors, on films and more so on
-# tweets (see the documentation's results). There are three
-# reasons to read the first line with care:
+# tweets (see the documentation's results). There are three reasons to read the first line with
+# care:
 #
 # - The model is trained on means of twenty ratings, which retain only a twentieth of the variance
 #   between raters. Its noise is whatever it cannot read from the text.

@@ -50,10 +50,10 @@ class FitOptions:
     Attributes:
         epochs: passes over the data, unless `max_steps` is given. None means 15. For a point
             estimate ("laplace", "delta") it means 5 (at least 20 steps) in later rounds, because
-            longer training forgets earlier rounds. It also means 5 in a first fit with fewer than
-            50 held-out rows, unless only a head is trained. If the texts of such a later round are
-            of another kind than all before, it ends half way between the last point estimate and
-            where training ends (docs/updating.md); that of a head alone where training ends.
+            longer training forgets earlier rounds, and in a first fit with 1 to 49 held-out rows,
+            unless only a head is trained. A later round of "laplace" on texts of another kind then
+            ends half way between the last point estimate and where training ends
+            (docs/updating.md), unless only a head is trained.
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.
@@ -70,11 +70,11 @@ class FitOptions:
             rounds of "laplace", of the first prior in it, as the information of earlier data always
             has the weight 1. None means 1, except for point estimates with held-out rows, where
             it is 0 in `fit`. With 50 such rows or more (or if `epochs` or `max_steps` is given)
-            they are evaluated ten times. The fit stops after three evaluations without a better
-            state; fits of ratings always run to the end. The last state is kept unless an earlier
-            one is better by more than two standard errors. In later rounds of "laplace" the
-            temperature is 0 too, if there are 50 rows or more and the prior is the last posterior
-            under a known first prior.
+            their NLL is then evaluated ten times. The fit stops after three evaluations without a
+            lower NLL, but fits of ratings always run to the end. The last state is kept unless an
+            earlier one is better by more than two standard errors. None also means 0 in later
+            rounds of "laplace" with 50 rows or more, if the prior is the last posterior under a
+            known first prior.
         tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-5 to
             1e5. None takes the value with the highest density of held-out rows; without such rows
             that of the last round, or 1 in the first. With a number the noise scale of ratings

@@ -32,7 +32,8 @@ class Columns:
         label: the column of the class, of the list of classes, or of the rating; of a list of
             them, one for each word, where words are labelled.
         question: the column of the question (kind "choice").
-        choices: that of 2 to 8 answers: a list of str, or `{"text": [...], "label": [...]}`.
+        choices: the column of the 2 to 8 answers: a list of str, or
+            `{"text": [...], "label": [...]}`.
         answer: the column of the right choice, given by its entry in `label` (without `label`, by
             its text) or by its index from 0. If the entries of `label` are numbers, a number is an
             entry and not an index; so is a number in a CSV file that is the text of a choice.

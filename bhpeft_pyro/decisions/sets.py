@@ -110,7 +110,7 @@ def check_coverage(promised: Promise, level: float) -> None:
     """Raise an error unless there are sets or intervals of a level under a promise.
 
     Raises:
-        ConfigError: it is of several labels a text, or crepes is missing.
+        ConfigError: it is of several labels per text, or crepes is missing.
         DataError: there are too few calibration rows for intervals.
     """
     _check_kind("level", promised, ("class", "choice", "rating"))

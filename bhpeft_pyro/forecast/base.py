@@ -46,7 +46,7 @@ class Forecast(ABC):
         quality: in words, what `metrics.rejection_curve` measures.
         higher_is_better: whether that is one minus the mean `loss`, and not the mean loss itself.
         measures: the names that `uncertainty` takes.
-        exact: whether `nlls` is exact for any labels, and not for the forecast's own alone.
+        exact: whether `nlls` is exact for any labels, not only for the forecast's own.
         in_words: what the two parts of the uncertainty are, and in which unit.
     """
 

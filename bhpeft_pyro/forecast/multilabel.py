@@ -1,4 +1,4 @@
-"""Forecasts of several labels a text."""
+"""Forecasts of several labels per text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Measure = Literal["epistemic", "aleatoric", "total"]
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class LabelsForecast(Forecast):
-    """A forecast of several labels a text; made by `from_draws`.
+    """A forecast of several labels per text; made by `from_draws`.
 
     `total`, `aleatoric` and `epistemic` are sums over the K labels, of the entropies in nats that
     `by_label` has one by one: each pair of a text and a label is a forecast of two classes.

@@ -165,7 +165,7 @@ class RandomPEFT(PyroModule):
         return self._tokenizer
 
     def probe(self) -> list[int] | None:
-        """Numbers by which the tokenizer is known again; None if none has been used."""
+        """Numbers that identify the tokenizer; None if none has been used."""
         return None if self._tokenizer is None else [*probe_of(self._tokenizer)]
 
     @cached_property

@@ -64,9 +64,10 @@ def fit(
             file, a mapping of lists.
         validation: as `data`. Its NLL is reported, and stops the fit if `patience` is set. If it
             has 50 rows or more, it chooses the state of point estimates ("laplace", "delta") that
-            is kept, and stops their fits early, but not of ratings. It chooses the width of
-            "laplace", with the noise of ratings or the scale of classes' outputs. Without it, a
-            fifth of `data` is held out for this if there are at least 50 rows with different texts.
+            is kept, and stops their fits early, except for ratings. It also chooses the width of
+            "laplace", and the noise scale of ratings or the output scale of classes and choices.
+            Without it, a fifth of `data` (500 rows at most) is held out for this by "laplace" and
+            "delta", if there are at least 50 rows with different texts.
         unlabelled: as `data`, but without labels. They determine the head's axes and the
             coordinates of the PEFT sites, for this round and all later ones, unless an earlier fit
             of this network has. By default these come from `data`; if it is small, they are poor.

@@ -44,7 +44,7 @@ def of(
         columns: how data are read.
 
     Raises:
-        ConfigError: `model` or `guide` is none.
+        ConfigError: `model` is not a `Model`, or `guide` not a guide.
         GuideError: the guide has no parameters, or was made for another model.
         PriorError: the prior cannot be used. If it has parameters, give the model one with their
             trained values.
@@ -100,7 +100,7 @@ def from_draws(
             `MCMC.get_samples()` returns, or `(C, S, *shape)` of C chains, as
             `get_samples(group_by_chain=True)` does.
         data, columns: as for `of`.
-        statistics: what the sampler says of each draw, under ArviZ's names (such as "energy" or
+        statistics: what the sampler reports for each draw, under ArviZ's names (such as "energy" or
             "lp"): `(S,)`, or of several chains `(C, S)`. Exports have them as `sample_stats`. Of an
             `MCMC`, "diverging" is known.
 

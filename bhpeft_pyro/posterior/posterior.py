@@ -48,7 +48,7 @@ class Posterior(Predictor):
         student: one network that predicts in place of all components (`distill`), if there is one.
         learnt_rows: (R,) hashes of the texts of all rows that have been learnt or held out, by
             which `queue` leaves them out; None if they are not known.
-        promised: what is promised of answers (`promise`), if anything is.
+        promised: the promise about its answers (`promise`), or None.
         novelty: what recognises texts unlike those of all rounds; None if it is not known.
         is_mixture: whether it has components that are posteriors of their own.
     """

@@ -168,20 +168,20 @@ class Predictor:
     ) -> AnyForecast:
         """Predict texts, with separate epistemic and aleatoric uncertainty.
 
-        `forecast.method` says how it was done, and `forecast.passes` what it cost. If something is
-        promised (`promise`) of forecasts by this method, with no other argument that changes them,
-        `forecast.answered` says of which. One of the passes, of the frozen backbone, is for
-        `forecast.novelty`, p-values that are small for texts unlike the learnt ones;
-        `posterior.replace(novelty=None).predict(texts)` does without.
+        `forecast.method` says how the texts were predicted, and `forecast.passes` what it cost. If
+        the posterior has a promise (`promise`) for this method, and no other argument changes the
+        forecasts, `forecast.answered` says which texts are answered. One of the passes, of the
+        frozen backbone, is for `forecast.novelty`, p-values that are small for texts unlike the
+        learnt ones; `posterior.replace(novelty=None).predict(texts)` does not take it.
 
         Args:
             data: a list of texts, or anything that `fit` reads. Labels are kept if there are any.
-            method: of a Laplace approximation, "components" takes a forward pass of each, and the
-                covariance of its outputs is what the fit has learnt of it; "exact" computes this
-                covariance by backward passes. "student" takes one pass of the network that
-                `distill` has trained, for any guide. None takes the cheapest that there is, in the
-                order "student", "components", "exact"; no student where `samples` or `keep_samples`
-                is given, and draws of the weights where the latter is.
+            method: "student" takes one pass of the network that `distill` has trained, for any
+                guide. For Laplace approximations, "components" takes one forward pass of each
+                component, with the covariance of the outputs that the fit has learnt, and "exact"
+                computes this covariance by backward passes. None takes the first of these that the
+                posterior has, in this order, but no student if `samples` or `keep_samples` is
+                given; with `keep_samples` weights are drawn.
             samples: number of draws, rounded up to equally many for each component of a mixture. Of
                 the weights, 32 by default. Of the outputs for a Laplace approximation, 1,000 by
                 default, at almost no cost (ratings with one noise scale need none). 0 is a single

@@ -62,9 +62,8 @@ class FitReport(Training):
         seconds: wall time.
         history: one entry per step, in nats per example: step, loss, nll, kl, draws (weight draws;
             0 for a point estimate, whose kl is minus its log prior density, under `laplace` above
-            the least value), temperature (the
-            weight of the KL at this step), lr, gradient (its norm), and validation_nll where it was
-            evaluated.
+            the least value), temperature (the weight of the KL at this step), lr, gradient (its
+            norm), and validation_nll where it was evaluated.
         kl: KL to the prior per latent at the end, in nats for the whole data set. A joint guide has
             a single latent.
         marginal_kl: for a joint guide, the KL of each site's marginal.
@@ -86,8 +85,9 @@ class FitReport(Training):
         tau: of a Laplace approximation, the multiple of the first prior's precision in its
             covariance (`guides/laplace/laplace_strategy.py`).
         noise: the noise scale of ratings, in their units, that was chosen with tau.
-        output_scale: the factor of a softmax's outputs in predictions that was chosen after tau; 1
-            in a round without held-out rows.
+        output_scale: the factor of a softmax's outputs in predictions. Held-out rows choose it
+            after tau. Without them it is 1 in a first round, and in a later one what suits the
+            last posterior's forecasts of the new rows (docs/method.md).
         point_nll: held-out NLL of the point estimate, with the noise scale that suits it; for a
             mixture, of the mixture of all point estimates.
         component_nll: held-out NLL with the width and the output scale; for a mixture, of all

@@ -59,8 +59,8 @@ def to_peft(
 
     Raises:
         ConfigError: adapter or prefix weights, or a `Head`, which `peft` has no counterpart for;
-            several labels a text, and a backbone whose config does not say so (`problem_type`); no
-            such component; draws of a linearised posterior, which are no weights of the network.
+            several labels per text, and a backbone whose config does not say so (`problem_type`);
+            no such component; draws of a linearised posterior, which are no weights of the network.
         SaveError: there is an adapter already, or anything that no earlier call wrote.
     """
     folder = as_path("folder", folder)

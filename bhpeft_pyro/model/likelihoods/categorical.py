@@ -1,4 +1,4 @@
-"""Classes, ordered classes, several labels a text, and multiple choice."""
+"""Classes, ordered classes, several labels per text, and multiple choice."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class MultipleChoice(Likelihood):
 
 @dataclass(frozen=True)
 class MultiLabel(Likelihood):
-    """Any number of labels a text: one output for each label, the logit that the text has it.
+    """Any number of labels per text: one output for each label, the logit that the text has it.
 
     Given the weights, labels are independent.
 

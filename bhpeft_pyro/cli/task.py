@@ -141,11 +141,11 @@ def infer(table: Dataset, reading: Reading) -> Task:
         _, called, count = read_labels(values, label, feature, None, None, new_names=True)
         return replace(task, classes=count, columns=replace(columns, label_names=called))
     read_ratings(values, label)
-    scale = float(min(values)), float(max(values))
-    if scale[0] == scale[1]:
+    levels = {float(value) for value in values}  # some may be texts
+    scale = min(levels), max(levels)
+    if len(levels) == 1:
         raise DataError(f"column {label!r}: all {len(values)} ratings are {scale[0]:g}")
-    levels = set(values)
-    steps = len(levels) <= _LEVELS and all(value == int(value) for value in levels)
+    steps = len(levels) <= _LEVELS and all(map(float.is_integer, levels))
     return replace(task, scale=scale, levels=len(levels) if steps else 0)
 
 

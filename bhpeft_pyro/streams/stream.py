@@ -82,8 +82,8 @@ def stream(
             the others.
         tests: held-out data by name, scored after every round, for `Record.matrix`. With one for
             each batch, in the same order, `Record.transfer` works too.
-        unlabelled, columns, options, changes: as for `fit`. If the first
-            batch is small, give unlabelled texts.
+        unlabelled, columns, options, changes: as for `fit`. If the first batch is small, give
+            unlabelled texts.
         keep, grow, again: as for `Posterior.update`.
         distill: texts to make a student with after every round, as for `Posterior.update`. Metrics
             are those of the posterior. If there is no student, the round is not saved either.

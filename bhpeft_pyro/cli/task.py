@@ -16,13 +16,7 @@ from ..data import Columns, Kind
 from ..data.cells import is_number
 from ..data.columns import as_words, labelled_words, naming_words, read_cells, wrong
 from ..data.doubts import warn_of_classes
-from ..data.labels import (
-    check_types,
-    in_one_form,
-    name_of,
-    read_labels,
-    read_ratings,
-)
+from ..data.labels import check_types, in_one_form, name_of, read_labels, read_ratings
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model

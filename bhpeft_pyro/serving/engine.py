@@ -132,10 +132,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        served: Served,
-        limits: Limits,
-        noted: Callable[[Batch], object] = lambda _: None,
+        self, served: Served, limits: Limits, noted: Callable[[Batch], object] = lambda _: None
     ) -> None:
         self.served, self.limits, self.noted = served, limits, noted
         self.before: Served | None = None

@@ -215,10 +215,7 @@ def check(value: object, types: Any, name: str, expected: str) -> None:
 
 
 def check_fields(
-    config: Any,
-    rules: Mapping[str, Rule],
-    where: str = "",
-    error: type[BHPEFTError] = ConfigError,
+    config: Any, rules: Mapping[str, Rule], where: str = "", error: type[BHPEFTError] = ConfigError
 ) -> None:
     """Check fields of a dataclass, frozen or not, and make their values plain. In messages `where`
     comes before their names."""

@@ -38,14 +38,7 @@ def distill(
     """
     from ..data.sources import in_file
     from ..errors import DataError
-    from .saved import (
-        checked_out,
-        folder_of,
-        open_run,
-        reading,
-        save_with_student,
-        say_dropped,
-    )
+    from .saved import checked_out, folder_of, open_run, reading, save_with_student, say_dropped
     from .tables import rows_for
 
     folder = folder_of(run)

@@ -55,12 +55,6 @@ def fit(
     where = f"{reading.backbone}, {model.network.device}"
     say(f"fitting {preset} on {where}, to {len(train)} {train.unit}")
     posterior = learn(
-        model,
-        guide,
-        train,
-        validation=used,
-        options=how,
-        components=components,
-        columns=columns,
+        model, guide, train, validation=used, options=how, components=components, columns=columns
     )
     finish(posterior, saving, data, examples, held_out, texts)

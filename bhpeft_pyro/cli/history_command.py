@@ -20,8 +20,7 @@ _SHOWN = ("id", "parent", "name", "examples", "keep")
 
 def history(
     folder: Annotated[
-        Path,
-        typer.Argument(help="A saved posterior, a stream, or a folder of saved posteriors."),
+        Path, typer.Argument(help="A saved posterior, a stream, or a folder of saved posteriors.")
     ],
     keep: Annotated[
         str | None,

@@ -129,12 +129,10 @@ OtherOut = Annotated[
 OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")]
 Config = Annotated[
-    Path | None,
-    typer.Option(help=_CONFIG, callback=read_config, is_eager=True, show_default=False),
+    Path | None, typer.Option(help=_CONFIG, callback=read_config, is_eager=True, show_default=False)
 ]
 Preset = Annotated[
-    names.Preset,
-    typer.Option(help=f"The random weights: {listed(names.Preset)}.", metavar="NAME"),
+    names.Preset, typer.Option(help=f"The random weights: {listed(names.Preset)}.", metavar="NAME")
 ]
 Guide = Annotated[
     names.GuideName,
@@ -295,8 +293,7 @@ class Fitting:
     tau: Annotated[float | None, _fitting("tau", _TAU)] = None
     bf16: Annotated[bool | None, _fitting("bf16", "Use bfloat16", "--bf16/--no-bf16")] = None
     keep_texts: Annotated[
-        bool | None,
-        _fitting("keep_texts", _KEEP_TEXTS, "--keep-texts/--no-keep-texts"),
+        bool | None, _fitting("keep_texts", _KEEP_TEXTS, "--keep-texts/--no-keep-texts")
     ] = None
     seed: Annotated[int | None, _fitting("seed", _SEED)] = None
 

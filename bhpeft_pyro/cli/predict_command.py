@@ -27,8 +27,7 @@ def predict(
     data: options.Data,
     config: options.Config = None,
     flag: Annotated[
-        Any,
-        options.share_option("Flag this share of the rows, the least certain.", "10%"),
+        Any, options.share_option("Flag this share of the rows, the least certain.", "10%")
     ] = None,
     by: Annotated[
         Literal["total", "epistemic", "aleatoric", "variance", "confidence", "novelty"],

@@ -64,7 +64,7 @@ def queue(
     from .tables import rows_for
 
     check_file(out, ".csv", ".jsonl", data=data, overwrite=overwrite)
-    if _is_backbone(run):
+    if not Path(run).is_dir() or Path(run, "config.json").exists():  # it names a backbone
         chosen = _first(run, data, n, by or "typical", text_column, seed, device)
         label = Columns().label
         following = command("fit", out, "--backbone", run, "--out", "RUN")
@@ -95,11 +95,6 @@ def queue(
         for (row, reason), text in zip(reasons.items(), chosen.texts, strict=True)
     ]
     table("To label first", [unit, "reason", "text"], lines[:_SHOWN])
-
-
-def _is_backbone(run: str) -> bool:
-    path = Path(run)
-    return not path.is_dir() or (path / "config.json").exists()
 
 
 def _first(

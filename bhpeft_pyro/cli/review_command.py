@@ -23,8 +23,7 @@ def review(
     new_round: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of the round that is learnt in the page.",
-            show_default="RUN-reviewed",
+            help="The folder of the round that is learnt in the page.", show_default="RUN-reviewed"
         ),
     ] = None,
     people: Annotated[int, typer.Option(help="How many people label each text.", min=1)] = 1,

@@ -44,8 +44,7 @@ def serve(
     max_tokens: Annotated[
         int,
         typer.Option(
-            help="Tokens in a request, and tokens that are predicted together, with padding.",
-            min=1,
+            help="Tokens in a request, and tokens that are predicted together, with padding.", min=1
         ),
     ] = 16_384,
     max_bytes: Annotated[int, typer.Option(help="Bytes in a request.", min=1)] = 2_000_000,

@@ -16,13 +16,7 @@ from ..data import Columns, Kind
 from ..data.cells import is_number
 from ..data.columns import as_words, labelled_words, naming_words, read_cells, wrong
 from ..data.doubts import warn_of_classes
-from ..data.labels import (
-    check_types,
-    in_one_form,
-    name_of,
-    read_labels,
-    read_ratings,
-)
+from ..data.labels import check_types, in_one_form, name_of, read_labels, read_ratings
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model
@@ -141,11 +135,11 @@ def infer(table: Dataset, reading: Reading) -> Task:
         _, called, count = read_labels(values, label, feature, None, None, new_names=True)
         return replace(task, classes=count, columns=replace(columns, label_names=called))
     read_ratings(values, label)
-    scale = float(min(values)), float(max(values))
-    if scale[0] == scale[1]:
+    levels = {float(value) for value in values}  # some may be texts
+    scale = min(levels), max(levels)
+    if len(levels) == 1:
         raise DataError(f"column {label!r}: all {len(values)} ratings are {scale[0]:g}")
-    levels = set(values)
-    steps = len(levels) <= _LEVELS and all(value == int(value) for value in levels)
+    steps = len(levels) <= _LEVELS and all(map(float.is_integer, levels))
     return replace(task, scale=scale, levels=len(levels) if steps else 0)
 
 

@@ -115,7 +115,7 @@ class Novelty:
             share = min(round(MOST * old.count / total), len(old.last))
             old, new = old._sample(share), new._sample(MOST - share)
         # The new ones first: of copies the first stays.
-        middle, last = (torch.cat(pair) for pair in zip(new._states, old._states, strict=True))
+        middle, last = torch.cat([new.middle, old.middle]), torch.cat([new.last, old.last])
         texts = [one.texts or ("",) * len(one.last) for one in (new, old)]
         every = (*texts[0], *texts[1]) if new.texts or old.texts else ()
         return Novelty(middle, last, total, every)._distinct()
@@ -171,10 +171,6 @@ class Novelty:
         """Whether as many texts are known as p-values need."""
         return len(self.last) >= LEAST
 
-    @property
-    def _states(self) -> tuple[Tensor, Tensor]:
-        return self.middle, self.last
-
     def _sample(self, size: int) -> Novelty:
         """A random part of the states, which stand for as many texts as all do."""
         if size >= len(self.last):
@@ -221,8 +217,7 @@ class Novelty:
 
     @cached_property
     def _measures(self) -> tuple[_Mahalanobis, _Process]:
-        middle, last = (states.double() for states in self._states)
-        return _Mahalanobis.fitted(middle), _Process.fitted(last)
+        return _Mahalanobis.fitted(self.middle.double()), _Process.fitted(self.last.double())
 
     @cached_property
     def _left_out(self) -> Tensor:

@@ -32,10 +32,7 @@ __all__ = ["Promise", "check_rows", "terms", "with_promise"]
 P = TypeVar("P", bound="Predictor")
 
 _ANSWERS = {  # by the kind of labels, when an answer is wrong, and what texts are ordered by
-    "class": (
-        "the predicted class is not the label",
-        "the probability of the predicted class",
-    ),
+    "class": ("the predicted class is not the label", "the probability of the predicted class"),
     "choice": (
         "the predicted choice is not the right one",
         "the probability of the predicted choice",

@@ -64,8 +64,8 @@ def evaluate(forecast: Forecast, labels: Labels | None = None) -> dict[str, floa
 
     Ratings: `mse` and `mae` of the mean; `nll` and `crps` of the mixture; `coverage_90`, the share
     of labels within the 90 % interval; and `aurc` of the squared error, ranked by total
-    uncertainty. Under a likelihood that is not Normal, the `nll` is
-    exact for the forecast's own labels, and `crps` and `coverage_90` are of draws.
+    uncertainty. Under a likelihood that is not Normal, the `nll` is exact for the forecast's own
+    labels, and `crps` and `coverage_90` are of draws.
 
     >>> from bhpeft_pyro.forecast import ClassForecast
     >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6]]])

@@ -219,12 +219,7 @@ def _traced(model: Model) -> poutine.Trace:
         mean: Tensor = fn.mean.clone() if has_mean(fn) else site.init()
         return mean.to(device)
 
-    with (
-        undisturbed(),
-        torch.no_grad(),
-        poutine.block(),
-        InitMessenger(start),
-    ):
+    with undisturbed(), torch.no_grad(), poutine.block(), InitMessenger(start):
         return prune_subsample_sites(poutine.trace(checked).get_trace(model.prior, model.sites))
 
 

@@ -160,7 +160,11 @@ class OutputCovariance:
         exist, to (B, C, C) of their scores less the mean."""
         factor = self.factor(of_texts).unsqueeze(-1)  # (B, 1, 1)
         if choices is not None:
-            return factor * self.shape * _contrasts(choices)
+            there = choices.float()
+            both = there.unsqueeze(1) * there.unsqueeze(2)
+            # Of independent scores of variance 1, less their mean.
+            contrasts = torch.diag_embed(there) - both / there.sum(1).reshape(-1, 1, 1)
+            return factor * self.shape * contrasts
         sds = torch.ones(len(factor), 1, len(self.shape)).to(factor)
         sds[:, :, : self.inside] = factor.sqrt()
         return sds.mT * self.shape * sds
@@ -197,13 +201,6 @@ def mean_variance(covariances: Tensor, choices: Tensor) -> Tensor:
     covariances of scores less their mean."""
     total = covariances.diagonal(dim1=1, dim2=2).sum(1)
     return (total / (choices.sum(1) - 1).clamp_min(1)).reshape(-1, 1, 1)
-
-
-def _contrasts(choices: Tensor) -> Tensor:
-    """(B, C, C) the covariance of independent scores of variance 1 less their mean."""
-    there = choices.float()
-    both = there.unsqueeze(1) * there.unsqueeze(2)
-    return torch.diag_embed(there) - both / there.sum(1).reshape(-1, 1, 1)
 
 
 def of_pass(features: Tensor, outputs: Tensor, choices: Tensor | None) -> Tensor:

@@ -19,12 +19,7 @@ from ..data import Columns, Examples
 from ..errors import DataError, FitError
 from ..model.model import Model
 from ..prediction.predict import closed_ways
-from ..prediction.student import (
-    Student,
-    StudentReport,
-    learnt_uncertainty,
-    predict_in_one_pass,
-)
+from ..prediction.student import Student, StudentReport, learnt_uncertainty, predict_in_one_pass
 from ..training.distillation import distil, targets_of
 from .predictor import Predictor
 
@@ -32,13 +27,7 @@ P = TypeVar("P", bound=Predictor)
 
 
 def distill(
-    posterior: P,
-    texts: object,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    progress: bool,
+    posterior: P, texts: object, epochs: int, batch_size: int, lr: float, seed: int, progress: bool
 ) -> P:
     """See `Posterior.distill`."""
     epochs, batch_size = COUNT("epochs", epochs), COUNT("batch_size", batch_size)

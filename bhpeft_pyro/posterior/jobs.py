@@ -61,7 +61,8 @@ def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
         ConfigError: something cannot be pickled, or the executor takes no jobs.
         FitError: after the last result: the first error of a round, or that a worker ended.
     """
-    stay = [_not_copied(one) for one in rounds]
+    # What is within a round, and its result need not bring back.
+    stay = [[x.model.network, x.model.prior, x.first_prior, x.data, x.held_out] for x in rounds]
     # What all rounds have is sent once.
     shared = [same[0] for same in zip(*stay, strict=True) if all(x is same[0] for x in same)]
     futures: list[Future[bytes]] = []
@@ -91,11 +92,6 @@ def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
             future.cancel()
     if failed is not None:
         raise failed
-
-
-def _not_copied(one: Round) -> list[object]:
-    """The objects within a round that its result need not bring back."""
-    return [one.model.network, one.model.prior, one.first_prior, one.data, one.held_out]
 
 
 def _job(common: bytes, pair: bytes) -> bytes:

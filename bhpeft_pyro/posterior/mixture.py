@@ -145,7 +145,9 @@ def joined(
         lineage: of a mixture, the reports of the rounds before.
         unlabelled: texts from which, with the held-out rows, the covariances of outputs are learnt.
     """
-    texts = [_texts_of(part) for part in (held_out, unlabelled) if part is not None]
+    # The texts alone go together, whatever their labels and columns are.
+    alone: dict[str, Any] = {"labels": None, "label_names": None, "num_labels": None, "extra": {}}
+    texts = [replace(part, **alone) for part in (held_out, unlabelled) if part is not None]
     with work(share=_SHARE) as last:
         components, fields = _chosen_together(fitted)
         if texts:
@@ -166,11 +168,6 @@ def joined(
                 fields["between"] = share.item()
         last.next()
     return MixturePosterior.of_round(components, options, lineage, **fields)
-
-
-def _texts_of(examples: Examples) -> Examples:
-    """The texts alone, which go together with others whatever their labels and columns are."""
-    return replace(examples, labels=None, label_names=None, num_labels=None, extra={})
 
 
 def _chosen_together(fitted: Sequence[Fitted]) -> tuple[list[Posterior], dict[str, Any]]:

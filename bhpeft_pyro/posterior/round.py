@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..guides import Guide
 from ..model.model import Model
 from ..peft.sites import Sites
 from ..priors import Prior, independent_normals
-from ..training.loop import Callback, Earlier, OptimizerFactory, optimise
+from ..training.loop import Setup, optimise
 from ..training.report import FitReport, Training
 from .jobs import in_workers
 from .mixture import Fitted, MixturePosterior, joined, parts_of
@@ -34,40 +34,24 @@ from .posterior import Posterior
 
 
 @dataclass(frozen=True, eq=False)
-class Round:
-    """What one component is about to learn, from where, and how.
+class Round(Setup):
+    """What one component is about to learn; held-out rows choose its width too.
 
     Attributes:
-        model: under the prior of the round.
-        guide: with its initial values; it is fitted in place.
-        data: what the guide learns.
-        held_out: rows that stop training, or choose its state, and choose the width.
-        options: how to fit, with the seed of this component.
-        temperature: the weight of the KL to the prior (`temperature`).
         facts: fields of the report that are known before.
         columns: how data are read.
         lineage: the reports of this component's earlier rounds; in the first round there are none.
         first_prior: in later rounds, the prior of the first one, if it is known.
         learnt_rows: what the last posterior has of this name.
-        earlier: what earlier rounds have learnt; None in the first round.
-        optimizer, callback: as for `fit`.
     """
 
-    model: Model
-    guide: Guide
     data: Examples
-    held_out: Examples | None
-    options: FitOptions
     _: KW_ONLY
-    temperature: float
     facts: Mapping[str, Any]
     columns: Columns = Columns()
     lineage: tuple[FitReport, ...] = ()
     first_prior: Prior | None = None
     learnt_rows: Tensor | None = None
-    earlier: Earlier | None = None
-    optimizer: OptimizerFactory | None = None
-    callback: Callback | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         size, particles = self.options.batch_size, self.options.particles
@@ -85,17 +69,7 @@ class Round:
         strategy.drop_covariance()
         try:
             with work(share=strategy.training_share):
-                training = optimise(
-                    self.model,
-                    self.guide,
-                    self.data,
-                    self.held_out,
-                    self.options,
-                    self.temperature,
-                    self.earlier,
-                    self.optimizer,
-                    self.callback,
-                )
+                training = optimise(self)
             fitted = self.with_width(vars(training), started)
         except FitError as error:
             error.posterior = self._posterior(self.model, vars(error.training or Training()))

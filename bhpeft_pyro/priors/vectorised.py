@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -64,7 +65,7 @@ def run_for_all_draws(
         with first:
             return sample()
     except _LeadingDims as error:
-        lead = error.dims
+        lead: torch.Size = error.args[0]
     valid = is_validation_enabled()
 
     def one(number: Tensor) -> Mapping[str, Tensor]:
@@ -77,11 +78,7 @@ def run_for_all_draws(
 
 
 class _LeadingDims(Exception):
-    """A value has leading dims."""
-
-    def __init__(self, dims: torch.Size) -> None:
-        super().__init__(dims)
-        self.dims = dims
+    """A value has leading dims, which are the argument."""
 
 
 class _First(Messenger):
@@ -104,6 +101,7 @@ class _First(Messenger):
             raise _LeadingDims(dims)
 
 
+@dataclass(eq=False)
 class _Rest(Messenger):
     """Shows one draw of each value to the prior inside, and all draws to the handlers around it.
 
@@ -111,17 +109,11 @@ class _Rest(Messenger):
     values so far; `valid` says whether distributions validate their arguments; `what` samples.
     """
 
-    def __init__(
-        self,
-        number: Tensor,
-        lead: torch.Size,
-        sampled: Mapping[str, Tensor],
-        valid: bool,
-        what: str,
-    ) -> None:
-        super().__init__()
-        self.number, self.lead, self.sampled = number, lead, sampled
-        self.valid, self.what = valid, what
+    number: Tensor
+    lead: torch.Size
+    sampled: Mapping[str, Tensor]
+    valid: bool
+    what: str
 
     def _pyro_sample(self, message: Any) -> None:
         if site_is_subsample(message):
@@ -142,12 +134,7 @@ class _Rest(Messenger):
         value = _Outside.apply(partial(self._sample, message), self.number, *tensors)
         message.update(value=value, done=True, stop=True)
 
-    def _sample(
-        self,
-        message: Any,
-        tensors: Sequence[Tensor],
-        varies: Sequence[bool],
-    ) -> Tensor:
+    def _sample(self, message: Any, tensors: Sequence[Tensor], varies: Sequence[bool]) -> Tensor:
         """All draws of a value, `(draws, *shape)`, by the handlers around, from the message of one.
 
         `tensors` are those of its distribution and of its observed value, in every draw; those

@@ -132,10 +132,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        served: Served,
-        limits: Limits,
-        noted: Callable[[Batch], object] = lambda _: None,
+        self, served: Served, limits: Limits, noted: Callable[[Batch], object] = lambda _: None
     ) -> None:
         self.served, self.limits, self.noted = served, limits, noted
         self.before: Served | None = None
@@ -217,7 +214,9 @@ class Engine:
             asked = [one for one in asked if not (one.whole and _too_long(one, served))]
             if not asked:
                 return
-            examples = served.encode(_joined([one.table for one in asked]))
+            tables = [one.table for one in asked]  # which have the columns of the first
+            whole = {name: [cell for t in tables for cell in t[name]] for name in tables[0]}
+            examples = served.encode(whole)
         except Exception as error:
             self._failed(asked, error, 422)
             return
@@ -290,8 +289,3 @@ def _too_long(asked: _Asked, served: Served) -> bool:
         return False
     asked.refuse(413, f"a text has {longest} tokens; expected {limit} at most, or truncate")
     return True
-
-
-def _joined(tables: Sequence[Table]) -> Table:
-    """The rows of all tables, which have the columns of the first."""
-    return {name: [cell for table in tables for cell in table[name]] for name in tables[0]}

@@ -166,7 +166,11 @@ class Source:
             ConfigError: it cannot predict by the method, or answers other questions.
         """
         folder = self.find(name)
-        posterior = None if beside is None else _on_the_same(folder, beside.posterior)
+        posterior = None
+        if beside is not None:
+            network = beside.posterior.model.network
+            with suppress(SaveError):  # it was fitted on another backbone
+                posterior = Posterior.load(folder, network.backbone, tokenizer=network.tokenizer)
         if posterior is None:
             posterior = Posterior.load(folder, self.backbone, device=self.device)
         served = Served(posterior, folder, self.method)
@@ -174,14 +178,6 @@ class Source:
             _check_like(served, beside)
         served.warm_up()
         return served
-
-
-def _on_the_same(folder: Path, other: Posterior) -> Posterior | None:
-    """The posterior on the backbone of another one; None if it was fitted on another backbone."""
-    network = other.model.network
-    with suppress(SaveError):
-        return Posterior.load(folder, network.backbone, tokenizer=network.tokenizer)
-    return None
 
 
 def _check_like(new: Served, old: Served) -> None:

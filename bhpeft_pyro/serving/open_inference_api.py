@@ -16,7 +16,6 @@ from typing import Any
 
 from .. import __version__
 from ..base.checks import shown
-from .answers import Answer
 from .engine import Answered, Refused
 from .loading import Served
 from .questions import Question, column_of, table_of
@@ -81,19 +80,15 @@ def read(name: str, payload: Any, served: Served) -> Question:
 
 
 def _write(about: dict[str, Any], wanted: Sequence[str], answered: Answered) -> Any:
-    outputs = _outputs(answered.rows)
-    chosen = [output for output in outputs if not wanted or output["name"] in wanted]
-    return about | {"model_version": answered.served.id, "outputs": chosen}
-
-
-def _outputs(rows: Sequence[Answer]) -> list[dict[str, Any]]:
+    rows = answered.rows
     outputs = [_tensor(name, [row.said[name] for row in rows]) for name in rows[0].said]
     if rows[0].scores:
         labels = sorted({label for row in rows for label in row.scores})
         data = [row.scores.get(label, 0.0) for row in rows for label in labels]
         shape, more = [len(rows), len(labels)], {"parameters": {"labels": labels}}
         outputs.append({"name": "scores", "shape": shape, "datatype": "FP64", "data": data} | more)
-    return outputs
+    chosen = [output for output in outputs if not wanted or output["name"] in wanted]
+    return about | {"model_version": answered.served.id, "outputs": chosen}
 
 
 def _tensor(name: str, values: list[Any]) -> dict[str, Any]:

@@ -164,10 +164,7 @@ class History:
         return last.id
 
     def load(
-        self,
-        id: str,
-        backbone: PreTrainedModel | str | None = None,
-        **options: Any,
+        self, id: str, backbone: PreTrainedModel | str | None = None, **options: Any
     ) -> Posterior:
         """Load a round by its id, the beginning of it or the name of its folder; the rest is as for
         `Posterior.load`.

@@ -29,9 +29,8 @@ class Record:
         rows: round, batch, id, examples, steps, seconds, `separation` (see `FitReport`), and the
             metrics of predicting the batch before it was learnt (those of `metrics.evaluate`, and
             `drift/...`). The first round has none of the last two, as there was no posterior yet.
-            With tests also `test/NAME`, the score on
-            each after the round, `test_nll/NAME`, and in the first row `untrained/NAME`, the score
-            under the prior.
+            With tests also `test/NAME`, the score on each after the round, `test_nll/NAME`, and in
+            the first row `untrained/NAME`, the score under the prior.
     """
 
     rows: list[dict[str, Any]]

@@ -199,12 +199,7 @@ def prequential(
     history = History(folder / ROUNDS)
     pairs: Iterable[Any] = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
-    with (
-        history.writing(),
-        cut_once(),
-        bars(progress),
-        work("stream", total, at_once=True) as bar,
-    ):
+    with history.writing(), cut_once(), bars(progress), work("stream", total, at_once=True) as bar:
         history.clean()
         posterior = last_round(history, model)
         if posterior is not None and check_same is not None:
@@ -267,11 +262,7 @@ def _is_scored(posterior: Posterior, tests: Mapping[str, object]) -> bool:
 
 
 def _scored(
-    posterior: Posterior,
-    name: str,
-    data: object,
-    tests: Mapping[str, object],
-    samples: int | None,
+    posterior: Posterior, name: str, data: object, tests: Mapping[str, object], samples: int | None
 ) -> Posterior:
     """The posterior that has just learnt a batch, with its scores on tests in the report."""
     tested = _encoded(posterior, tests)

@@ -30,7 +30,7 @@ from ..model.cached_batches import CachedBatches
 from ..model.fisher import diagonal, from_prior, scores
 from ..model.model import Model
 from ..priors import complete
-from .loop import optimise
+from .loop import Setup, optimise
 
 # Size of the output side, in units, while the input side is measured: at zero it has no effect.
 _SMALL = 0.1
@@ -253,7 +253,8 @@ def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOpt
     for weights in held:
         weights.requires_grad_(False)
     try:
-        optimise(model, guide, frozen, None, brief, brief.temperature or 1.0)
+        temperature = brief.temperature or 1.0
+        optimise(Setup(model, guide, frozen, None, brief, temperature=temperature))
     finally:
         for weights in held:
             weights.requires_grad_(True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -67,37 +67,42 @@ _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit s
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
 
 
-def optimise(
-    model: Model,
-    guide: Guide,
-    data: Examples | CachedBatches,
-    validation: Examples | None,
-    options: FitOptions,
-    temperature: float = 1.0,
-    earlier: Earlier | None = None,
-    optimizer: OptimizerFactory | None = None,
-    callback: Callback | None = None,
-) -> Training:
-    """Fit the guide's parameters in place.
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What a guide is to learn, from where, and how.
 
-    Args:
-        model: with the prior of the round.
-        guide: with its initial values.
-        data: what it learns.
-        validation: held-out rows. They choose the state of a point estimate that no prior holds;
-            otherwise they stop the fit early if `options.patience` is set.
-        options: how to fit.
-        temperature: the weight of the KL, given or by default.
-        earlier: what earlier rounds have learnt; None in a first round.
+    Attributes:
+        model: under the prior of the round.
+        guide: with its initial values; it is fitted in place.
+        data: what the guide learns.
+        held_out: rows that choose the state of a point estimate that no prior holds; otherwise they
+            stop the fit early if `options.patience` is set.
+        options: how to fit, with the seed of this component.
+        temperature: the weight of the KL to the prior, given or by default.
+        earlier: what earlier rounds have learnt; None in the first round.
         optimizer, callback: as for `fit`.
+    """
+
+    model: Model
+    guide: Guide
+    data: Examples | CachedBatches
+    held_out: Examples | None
+    options: FitOptions
+    _: KW_ONLY
+    temperature: float
+    earlier: Earlier | None = None
+    optimizer: OptimizerFactory | None = None
+    callback: Callback | None = field(default=None, repr=False)
+
+
+def optimise(setup: Setup) -> Training:
+    """Fit the guide's parameters in place.
 
     Raises:
         FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
             its last good state, and the error's `training` is what was done.
     """
-    feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
-    held_out = None if validation is None else CachedBatches(model, validation)
-    run = _Run(model, guide, feed, held_out, options, temperature, earlier, optimizer, callback)
+    run = _Run(setup)
     try:
         return run.run()
     except FitError as error:
@@ -105,25 +110,18 @@ def optimise(
         raise
 
 
-@dataclass(eq=False)
 class _Run:
-    """The state of one fit. The first fields are the arguments of `optimise`."""
+    """The state of one fit."""
 
-    model: Model
-    guide: Guide
-    feed: CachedBatches
-    validation: CachedBatches | None
-    options: FitOptions
-    temperature: float
-    earlier: Earlier | None
-    optimizer: OptimizerFactory | None
-    callback: Callback | None
-
-    def __post_init__(self) -> None:
+    def __init__(self, setup: Setup) -> None:
+        model, data, held_out = setup.model, setup.data, setup.held_out
+        self.guide, self.temperature, self.earlier = setup.guide, setup.temperature, setup.earlier
+        self.optimizer, self.callback = setup.optimizer, setup.callback
+        self.feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
+        self.validation = None if held_out is None else CachedBatches(model, held_out)
         guide, feed, later = self.guide, self.feed, self.earlier is not None
-        size = self.options.batch_size * feed.per_text
-        self.options = options = self.options.change(batch_size=size)
-        model = self.model
+        size = setup.options.batch_size * feed.per_text
+        self.options = options = setup.options.change(batch_size=size)
         self.model, weight, self.least = guide.strategy.objective(model, self.temperature, later)
         self.point = guide.point
         self.done, self.skipped = 0, 0  # steps
@@ -132,10 +130,10 @@ class _Run:
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
-        held_out = 0 if self.validation is None else len(self.validation.examples)
+        rows = 0 if held_out is None else len(held_out)
         free = self.point and options.temperature is None and self.temperature == 0 and not later
-        self.settles = free and held_out > 0
-        few = self.settles and held_out < FEWEST
+        self.settles = free and rows > 0
+        few = self.settles and rows < FEWEST
         few = few and bool(self.model.network.kinds)  # a head alone does not overfit so soon
         brief = (later and self.point) or few
         self.steps = options.steps(per_epoch, brief)

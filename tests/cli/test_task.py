@@ -46,6 +46,18 @@ def test_scales_of_few_whole_numbers_have_ends(ratings, levels):
     assert (likelihood.low, likelihood.high) == ends
 
 
+@pytest.mark.parametrize("ratings", [["10", " 9", "2"], ["3.5", " 1.5", "2"]])
+def test_ratings_that_are_texts_have_the_scale_of_their_numbers(ratings):
+    """One cell in another form, such as " 9", makes a reader turn all the others into texts."""
+    numbers = [*map(float, ratings)]
+    of_texts, of_numbers = (
+        infer(Dataset.from_dict({"text": ["w5"] * 3, "stars": column}), Reading())
+        for column in (ratings, numbers)
+    )
+    assert of_texts == of_numbers
+    assert of_texts.scale == (min(numbers), max(numbers))
+
+
 @pytest.mark.parametrize("column", ["question", "choices"])
 def test_a_label_may_have_the_name_of_a_column_of_choices(column):
     table = Dataset.from_dict({"text": ["a", "b"], column: ["no", "yes"]})

@@ -63,13 +63,9 @@ def exact(parts: Sequence[tuple[bh.data.Examples, float]]) -> tuple[Tensor, Tens
     return shift / precision, precision.rsqrt()
 
 
-def solve(
-    model: bh.Model,
-    guide: Any,
-    examples: bh.data.Examples,
-    *rest: Any,
-) -> Training:
+def solve(setup: Any) -> Training:
     """In place of `optimise`: the exact posterior under the model's prior, which is Normal."""
+    model, guide, examples = setup.model, setup.guide, setup.data
     assert examples.labels is not None
     laplace = isinstance(guide, LaplaceGuide)  # its prior is joint, and `fit` computes its width
     if laplace:

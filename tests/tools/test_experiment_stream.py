@@ -55,10 +55,11 @@ def test_what_an_arm_has_learnt_is_known_in_closed_form(arm: str) -> None:
 def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
 
-    def optimise(model: Any, guide: Any, examples: Any, *rest: Any) -> Training:
-        starts.append(guide.loc["head/weight"].detach().clone())
+    def optimise(setup: Any) -> Training:
+        weights = setup.guide.loc["head/weight"]
+        starts.append(weights.detach().clone())
         with torch.no_grad():
-            guide.loc["head/weight"] += len(examples)
+            weights += len(setup.data)
         return Training()
 
     monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", optimise)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -143,8 +143,7 @@ class Width:
 
     def reported(self) -> dict[str, Any]:
         """Its fields by name, without the densities."""
-        names = [field.name for field in fields(self) if field.name != "candidates"]
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name != "candidates"}
 
     def chosen(self, choice: Choice, noise: float) -> Width:
         """Another choice, with the noise scale multiplied by `noise`. The KLs and the expected NLL

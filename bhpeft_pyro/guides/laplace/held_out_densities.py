@@ -34,11 +34,7 @@ Held = Sequence[tuple[LinearOutputs, Tensor]]
 
 @torch.no_grad()
 def candidates_of(
-    model: Model,
-    guide: LaplaceGuide,
-    curvature: Curvature,
-    held_out: Examples,
-    given: float | None,
+    model: Model, guide: LaplaceGuide, curvature: Curvature, held_out: Examples, given: float | None
 ) -> Candidates:
     """The densities of held-out rows at every tau."""
     taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)

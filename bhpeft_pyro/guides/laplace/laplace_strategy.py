@@ -67,10 +67,8 @@ class LaplaceStrategy(Strategy):
     def centre_prior(self, values: Mapping[str, Tensor]) -> JointPrior:
         guide = self.guide
         parts = guide.unpack(guide.prior.loc) | dict(values)
-        loc, covariance = (
-            torch.cat([v.detach().flatten() for v in parts.values()]),
-            guide.prior.covariance,
-        )
+        loc = torch.cat([v.detach().flatten() for v in parts.values()])
+        covariance = guide.prior.covariance
         return guide.set_joint_prior(LowRankNormal(loc, covariance), covariance.scale)
 
     def reset_prior(self, model: Model) -> None:

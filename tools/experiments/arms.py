@@ -183,7 +183,7 @@ ARMS: dict[str, Arm] = {
     f"{OURS}, 5 epochs": updating(epochs=5),
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
-    **{f"EWC, strength {strength}": elastic(strength) for strength in (1, 100, 10_000)},
+    **{f"EWC, strength {strength}": elastic(strength) for strength in (1, 100, 10_000, 1_000_000)},
     "all data so far": _cumulative,
     AT_ONCE: at_once(),
     f"{AT_ONCE}, 5 components": at_once(components=5),

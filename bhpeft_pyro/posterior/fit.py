@@ -140,23 +140,12 @@ def fit(
         examples, held_out = examples.hold_out(options.seed)
         facts["split"] = None if held_out is None else options.seed
     facts |= {"examples": len(examples), "data": examples.fingerprint}
+    first = partial(Round, facts=facts, columns=columns, optimizer=optimizer, callback=callback)
     rounds: list[Round] = []
     for number, made in enumerate(guides):
         how = of_component(options, number)
-        rounds.append(
-            Round(
-                model,
-                made,
-                examples,
-                held_out,
-                how,
-                temperature=temperature(made, how, held_out is not None, 0.0),
-                facts=facts,
-                columns=columns,
-                optimizer=optimizer,
-                callback=callback,
-            )
-        )
+        weight = temperature(made, how, held_out is not None, 0.0)
+        rounds.append(first(model, made, examples, held_out, how, temperature=weight))
     texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
     chosen = random_order(len(texts), options.seed)
     with visible(), named(unlabelled=None if texts is examples else texts):

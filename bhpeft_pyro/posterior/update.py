@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,18 +94,11 @@ def update(
             vectorised = options.particles > 1 and not posterior.guide.point
             check_prior(own_prior, posterior.model.sites, vectorised)
         with naming_rows(posterior.model, data=examples, validation=held_out):
-            rounds = []
-            for number, last in enumerate(posterior.components):
-                one = _round(
-                    last,
-                    examples,
-                    held_out,
-                    of_component(options, number),
-                    family=guide,
-                    own_prior=own_prior,
-                    keep=keep,
-                )
-                rounds.append(replace(one, optimizer=optimizer, callback=callback))
+            next_round = partial(_round, family=guide, own_prior=own_prior, keep=keep)
+            rounds = [
+                next_round(last, examples, held_out, of_component(options, number))
+                for number, last in enumerate(posterior.components)
+            ]
             with work(share=0):
                 forecasts = _central_forecasts(posterior, examples)
             doubt = _doubt(posterior, forecasts)
@@ -121,7 +115,10 @@ def update(
                 novelty = novelty.merged(new, share)
             rows = sum(report.examples for report in posterior.lineage)
             kept = 0.0 if own_prior is not None else share * rows
-            rounds = [replace(one, earlier=Earlier(kept, told, scale)) for one in rounds]
+            past = Earlier(kept, told, scale)
+            rounds = [
+                replace(one, earlier=past, optimizer=optimizer, callback=callback) for one in rounds
+            ]
             reports = posterior.lineage if posterior.is_mixture else ()
             learnt = run_all(rounds, executor, reports, novelty=novelty)
         if earlier is not None:

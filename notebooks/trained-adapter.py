@@ -103,10 +103,10 @@ posterior = bh.from_peft(model, movies.train, validation=movies.validation, toke
 print(posterior.report)
 
 # %% [markdown]
-# The mean of the logits is the adapter's times the output scale, so the two predict the same
-# classes. What changes is how sure they are: the negative log likelihood (NLL) punishes wrong
-# answers given with confidence, and the expected calibration error (ECE) is the gap between
-# confidence and accuracy.
+# The mean of the logits is the adapter's times the output scale. So with two classes, as here,
+# both predict the same. What changes is how sure they are: the negative log likelihood (NLL)
+# punishes wrong answers given with confidence, and the expected calibration error (ECE) is the gap
+# between confidence and accuracy.
 
 # %%
 before, after = point.predict(movies.test), posterior.predict(movies.test)

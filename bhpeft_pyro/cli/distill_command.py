@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from . import options
-from .screen import say
+from .screen import print_json
 
 
 def distill(
@@ -25,6 +26,7 @@ def distill(
     backbone: options.Backbone = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train one network, the student, to predict texts as all components of a posterior do.
 
@@ -36,8 +38,7 @@ def distill(
         bhpeft distill runs/reviews unlabelled.csv
         bhpeft distill runs/reviews unlabelled.jsonl --text-column body --epochs 2
     """
-    from ..data.sources import in_file
-    from ..errors import DataError
+    from ..posterior.distill import read_texts
     from .saved import checked_out, folder_of, open_run, reading, save_with_student, say_dropped
     from .tables import rows_for
 
@@ -46,13 +47,9 @@ def distill(
     posterior = open_run(folder, backbone, device)
     reader = reading(posterior, text_column)
     rows = rows_for(reader, data, labelled=False)
-    try:
-        with in_file(data):
-            texts = reader.encode(rows, labelled=False)
-    except DataError as error:
-        with in_file(data):
-            texts = reader.model.encode_texts(rows, reader.columns)
-        say(f"note: labels are not read: {error}")
+    texts = read_texts(reader, rows, data)
     how = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
-    save_with_student(posterior, texts, out, **how)
+    report = save_with_student(posterior, texts, out, **how)
     say_dropped(posterior, out)
+    if as_json:
+        print_json(asdict(report))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ..base.names import Method
@@ -18,6 +18,7 @@ from ..guides import GUIDES
 from ..model.likelihoods import Likelihood
 from ..posterior import Posterior, saving
 from ..prediction.predict import way
+from ..prediction.student import StudentReport
 from ..streams import History
 from ..streams.history import ROUNDS
 from ..training.report_text import described
@@ -42,8 +43,10 @@ def check_folder(out: Path) -> None:
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise ConfigError(f"--out: {there} is a file; expected a folder, or the name of a new one")
-    if not os.access(there, os.W_OK):
-        raise ConfigError(f"--out: there is no permission to write into {there}")
+    try:
+        TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write into {there}: {error.strerror}") from error
 
 
 def checked_out(out: Path | None, folder: Path, overwrite: bool) -> Path:
@@ -172,12 +175,13 @@ def say_dropped(before: Posterior, out: Path) -> None:
         say(f"note: there was a promise; {how} LABELLED_ROWS makes one for this")
 
 
-def save_with_student(posterior: Posterior, texts: Examples, out: Path, **how: Any) -> None:
+def save_with_student(posterior: Posterior, texts: object, out: Path, **how: Any) -> StudentReport:
     """Distil a posterior, and save it with its student."""
     posterior = posterior.distill(texts, **how)
     posterior.save(out, overwrite=True)
     assert posterior.student is not None
     say(f"{posterior.student.report}\nsaved in {out}")
+    return posterior.student.report
 
 
 def finish(

@@ -73,6 +73,8 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
         check_once([*source.columns])
         source = {name: values_of(source[name]) for name in source.columns}
     elif isinstance(source, (list, tuple, Column, pd.Series, pd.Index, np.ndarray, Iterator)):
+        if labelled and isinstance(source, tuple) and len(source) == 2:
+            raise DataError("source is a pair; expected {'text': texts, 'label': labels}")
         rows = source.tolist() if isinstance(source, np.ndarray) else list(source)
         rows = rows if isinstance(rows, list) else [rows]  # from an array without dimensions
         source = _from_rows(rows, kind, columns) if rows else empty
@@ -163,7 +165,7 @@ def _loaded(source: str | Path, texts: Collection[str] | None) -> Dataset | dict
         try:
             table = columns_of(path, texts)
         except UnicodeDecodeError as error:
-            what = f"source={called}: expected a text file in UTF-8: {error}"
+            what = f"source={called}: expected a text file that was saved as UTF-8: {error}"
             raise DataError(what) from error
         except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
             raise DataError(f"source={called} cannot be read: {error}") from error

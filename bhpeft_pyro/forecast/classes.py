@@ -287,8 +287,10 @@ class ClassForecast(Forecast):
     def simplest(self, known: Tensor) -> tuple[str, Tensor]:
         if self.choices is not None:
             return "guessing", 1 - 1 / self.choices.sum(-1).double()
-        most = known.long().bincount().argmax()
-        return "always the most frequent class", (self.observed() != most).double()
+        counts = known.long().bincount()
+        most = (counts == counts.max()).nonzero()  # several, if as many rows have another class
+        losses = (self.observed() != most).double()
+        return "always the most frequent class", losses[losses.mean(1).argmin()]
 
     def summary(self) -> dict[str, list[Any]]:
         return self._by_row(prediction=self.predicted, probability=digits(self.confidence))

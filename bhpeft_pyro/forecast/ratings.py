@@ -136,8 +136,8 @@ class RatingForecast(Forecast):
 
     @property
     def mean(self) -> Tensor:
-        """(N,) mean of the mixture."""
-        return self._rounded(self.means.double().mean(0))
+        """(N,) mean of the mixture, as far as it is within the scale."""
+        return self._within_scale(self._rounded(self.means.double().mean(0)))
 
     @property
     def epistemic(self) -> Tensor:
@@ -194,11 +194,12 @@ class RatingForecast(Forecast):
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Ends (N,), (N,) of the mixture's central interval of probability `level`, as far as it is
         within the scale."""
-        level, (low, high) = INSIDE("level", level), self.scale
+        level = INSIDE("level", level)
         ends = self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
-        if low is None and high is None:
-            return ends
-        return ends[0].clamp(low, high), ends[1].clamp(low, high)
+        return self._within_scale(ends[0]), self._within_scale(ends[1])
+
+    def _within_scale(self, ratings: Tensor) -> Tensor:
+        return ratings if self.scale == (None, None) else ratings.clamp(*self.scale)
 
     @property
     def exact(self) -> bool:

@@ -55,6 +55,9 @@ class _TextEstimator(BaseEstimator):
         how: dict[str, Any] = {"dtype": object, "ensure_2d": False, "ensure_min_samples": 1 + first}
         X, y = check_X_y(X, y, y_numeric=is_regressor(self), estimator=self, **how)
         if is_classifier(self):
+            if len(kinds := {*map(type, y)}) > 1:
+                called = ", ".join(sorted(kind.__name__ for kind in kinds))
+                raise DataError(f"y: classes of several types, {called}; expected one type")
             check_classification_targets(y)
         return _texts(X), y
 

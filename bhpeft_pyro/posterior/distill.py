@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ..base.checks import COUNT, POSITIVE, SEED, boolean
+from ..base.checks import COUNT, POSITIVE, SEED, boolean, warn
 from ..base.fit_options import FitOptions
 from ..base.names import Method
 from ..base.progress import bars, tracked, work
-from ..data import Columns, Examples
+from ..data import Columns, Examples, LabelWarning
+from ..data.sources import in_file
 from ..errors import DataError, FitError
 from ..model.model import Model
 from ..prediction.predict import closed_ways
@@ -34,7 +35,7 @@ def distill(
     lr, seed, progress = POSITIVE("lr", lr), SEED("seed", seed), boolean("progress", progress)
     started, model, start = time.monotonic(), posterior.model, _start(posterior)
     with bars(progress), work("student", 2, at_once=True) as whole:
-        examples = posterior.encode(texts, labelled=False)
+        examples = read_texts(posterior, texts)
         learnt, held_out = _parted(examples, seed, "texts")
         whole.name("predictions of the posterior")
         posterior = _with_learnt_outputs(posterior.replace(student=None, promised=None), learnt)
@@ -70,6 +71,19 @@ def distill(
         whole.next()
     student = Student(made.weights, uncertainty, report, examples.row_hashes)
     return posterior.replace(student=student)
+
+
+def read_texts(posterior: Predictor, texts: object, file: object = None) -> Examples:
+    """Texts for a student, with labels that tell how good it is; without them, and with a warning,
+    if they cannot be read. Errors name the rows of `file`, from which the texts may be."""
+    try:
+        with in_file(file):
+            return posterior.encode(texts, labelled=False)
+    except DataError as error:
+        with in_file(file):
+            examples = posterior.model.encode_texts(texts, posterior.columns)
+        warn(LabelWarning(f"labels are not read: {error}"))
+        return examples
 
 
 def texts_for(model: Model, texts: object, columns: Columns, seed: int) -> Examples:

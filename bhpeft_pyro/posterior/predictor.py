@@ -135,7 +135,8 @@ class Predictor:
             return dict(self._student().weights)
         count = len(self.components)
         number = 0 if component is None and count == 1 else component
-        part = self.components[Number(least=0, most=count - 1, whole=True)("component", number)]
+        name = 'component (or "student")' if self.student else "component"
+        part = self.components[Number(least=0, most=count - 1, whole=True)(name, number)]
         if draw is None:
             return {name: value[0, 0] for name, value in point(part.model, part.guide).items()}
         check_not_linear(part.guide, f"draw={draw}")

@@ -143,6 +143,8 @@ def check_arguments(
     Raises:
         ConfigError: one of them cannot work.
     """
+    if isinstance(validation, int | float):
+        raise ConfigError(f"validation={validation}: expected rows, or None to hold some out")
     agree("options", repr(options.change(progress=False)))
     check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
     if callback is not None and executor is not None:

@@ -70,10 +70,13 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
 def test_a_folder_that_cannot_be_written_into_is_refused_before_any_work(
     folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("bhpeft_pyro.cli.saved.TemporaryFile", refuse)
     page = ("report", folder / "run", "--out", tmp_path / "page.html")
     for command in (("fit", folder / "train.csv", "--out", tmp_path / "a" / "b"), page):
-        assert "no permission" in error(*command)
+        assert "cannot write into" in (said := error(*command)) and "Permission denied" in said
 
 
 def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):

@@ -58,6 +58,13 @@ def test_labels_of_the_texts_give_the_report_its_nll(run, tmp_path):
     assert re.search(r"NLL \d\.\d{3}, of the posterior \d\.\d{3}", said)
 
 
+def test_how_near_a_student_comes_is_there_as_json(run, folder, tmp_path):
+    data = write_csv(tmp_path / "texts.csv", text=UNLABELLED)
+    said = bhpeft("distill", run, data, *QUICK, "--out", tmp_path / "out", "--json").stdout
+    student = loaded(tmp_path / "out", folder).student
+    assert json.loads(said)["divergence"] == student.report.divergence
+
+
 def test_labels_that_cannot_be_read_are_in_nobodys_way(run, folder, tmp_path):
     labels = ["new"] * 60
     data = write_csv(tmp_path / "labelled.csv", text=UNLABELLED, label=labels)

@@ -84,6 +84,7 @@ SOURCES: list[Case] = [
         (pd.DataFrame([["a", "b", 0]], columns=["text", "text", "label"]), "'text' is there twice"),
         (DatasetDict(train=Dataset.from_dict(OK)), "splits: 'train'"),
         (7, "source is a int; expected a datasets.Dataset"),
+        ((["w5", "w6"], [0, 1]), "source is a pair; expected {'text': texts, 'label': labels}"),
         ("this is a text to predict", "a single text goes in a list"),
         ("w5 w6 " * 60, "a single text goes in a list"),
         ("a\0b", "a single text goes in a list"),

@@ -317,6 +317,8 @@ def test_classes_are_beside_the_most_frequent_one():
         f"accuracy 0.750 ± {score.error:.3f} on 40 held-out rows "
         "(always the most frequent class: 0.000)"
     )
+    tied = Score.of(forecast, torch.tensor([0, 1]))  # no reason to take the one that is rare here
+    assert tied.other == 1.0
     chance = Score.of(forecast, torch.tensor([1, 0, 0]))
     assert chance.other == 1.0 and not chance.clear
     assert "; not clearly better than that (by " in str(chance)

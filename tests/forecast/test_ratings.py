@@ -173,3 +173,13 @@ def test_draws_do_not_say_which_part_is_between_components() -> None:
     mean, sd = torch.zeros(2, 3), torch.ones(2, 3)
     exact = RatingForecast.from_draws(mean, sd, within=torch.ones(2, 3))
     assert exact.between is not None and torch.equal(exact.between, torch.zeros(3))
+
+
+def test_means_and_intervals_end_where_the_scale_does() -> None:
+    mean = torch.tensor([[0.5, 3.0, 5.4], [0.7, 3.2, 6.0]])
+    forecast = RatingForecast.from_draws(mean, torch.full_like(mean, 0.1), scale=(1.0, 5.0))
+    low, high = forecast.interval(0.9)
+    torch.testing.assert_close(forecast.mean, torch.tensor([1.0, 3.1, 5.0]))
+    assert ((low <= forecast.mean) & (forecast.mean <= high)).all()
+    above = RatingForecast.from_draws(mean, torch.full_like(mean, 0.1), scale=(1.0, None))
+    assert above.mean.tolist() == pytest.approx([1.0, 3.1, 5.7])

@@ -96,6 +96,11 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_rows_that_choose_a_width_need_rows_that_give_one() -> None:
+    with pytest.raises(ConfigError, match="validation: a point estimate has no width to choose"):
+        bh.from_peft(adapted(classifier("bert")), validation=tiny_examples())
+
+
 @pytest.mark.parametrize("model_type", TYPES)
 def test_in_and_out_again(model_type: str, tmp_path: Path) -> None:
     """LoRA on all linear layers: the same logits here, from peft again, and merged."""

@@ -185,6 +185,12 @@ def test_a_wrong_argument_is_named(changes: dict[str, Any], problem: str, folder
     assert not hasattr(classifier, "posterior_")
 
 
+def test_classes_are_of_one_type(folder: str) -> None:
+    classes = np.array([*CLASSES[:-1], None], dtype=object)
+    with pytest.raises(DataError, match="y: classes of several types, NoneType, "):
+        BayesianTextClassifier(folder, **QUICK).fit(TEXTS, classes)
+
+
 def test_a_random_state_draws_the_seed(folder: str) -> None:
     def seed(state: Any) -> Any:
         fitted = BayesianTextClassifier(folder, **QUICK, random_state=state).fit(TEXTS, CLASSES)

@@ -423,6 +423,14 @@ def test_the_own_weights_of_a_likelihood_are_on_the_networks_device() -> None:
 # Ratings in their own units: by default a likelihood takes those of the first round
 
 
+@pytest.mark.parametrize(("rating", "end"), [(5.5, 5), (0.25, 1)])
+def test_ratings_beyond_the_ends_of_forecasts_are_named(rating: float, end: int) -> None:
+    model = tiny_model((), 1, likelihood=Normal(3.0, 1.0, low=1.0, high=5.0))
+    data = {"text": [f"w5 w{10 + i}" for i in range(20)], "label": [1.0, 5.0] * 9 + [2.0, rating]}
+    with pytest.warns(UserWarning, match=f"a rating of {rating} is beyond {end}, where forecasts"):
+        bh.fit(model, "normal", data, max_steps=1, progress=False)
+
+
 def test_ratings_of_0_and_1000(tmp_path: Path) -> None:
     texts = [f"w{5 + i % 2} w{10 + i}" for i in range(24)]
     data = {"text": texts, "label": [1000.0 * (i % 2) for i in range(24)]}

@@ -180,6 +180,13 @@ def test_the_next_round_has_neither_a_student_nor_old_widths() -> None:
     assert (forecast.epistemic / exact.epistemic).log().abs().mean() < 0.5
 
 
+def test_labels_that_cannot_be_read_are_left_out() -> None:
+    texts = unlabelled("class")
+    with pytest.warns(bh.data.LabelWarning, match="labels are not read: column 'label', row 0"):
+        done = fitted("class").distill(texts | {"label": ["x"] * 220}, epochs=1, **PLAIN)
+    assert done.student is not None and done.student.report.nll is None
+
+
 def test_new_labels_have_none_either() -> None:
     for posterior in (with_student(), with_student().components[0]):
         grown = posterior.grow(1)

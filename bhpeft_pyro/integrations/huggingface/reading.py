@@ -69,8 +69,9 @@ def from_peft(
             `label_names` are given; one output is a rating.
 
     Raises:
-        ConfigError: `peft` is not installed; or the adapter is of a kind that has no exact
-            counterpart here (DoRA, trained biases, several active adapters, and so on).
+        ConfigError: `peft` is not installed; `validation` comes without `data`; or the adapter is
+            of a kind that has no exact counterpart here (DoRA, trained biases, several active
+            adapters, and so on).
         ArchitectureError: a layer that this package has no LoRA for, such as an embedding.
         DataError: the adapter holds no classifier, and no backbone is given; or as for `widen`.
 
@@ -82,6 +83,8 @@ def from_peft(
     >>> posterior.predict(["w5 w20"]).probabilities.shape
     torch.Size([1, 2])
     """
+    if data is None and validation is not None:
+        raise ConfigError("validation: a point estimate has no width to choose; expected data too")
     name = str(adapter) if isinstance(adapter, str | Path) else type(adapter).__name__
     if isinstance(adapter, str | Path):
         adapter, tokenizer = _loaded(Path(adapter), backbone, tokenizer)

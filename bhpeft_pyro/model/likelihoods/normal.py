@@ -93,6 +93,10 @@ class Ratings(Likelihood):
         return {**weights, "head.weight": weight, "head.bias": bias}
 
     def off_scale(self, labels: Tensor) -> str | None:
+        for end, sign in ((self.low, -1.0), (self.high, 1.0)):
+            if end is not None and (beyond := sign * (labels - end)).max() > 0:
+                rating = labels[beyond.argmax()].item()
+                return f"a rating of {rating:g} is beyond {end:g}, where forecasts end"
         away = (labels - (self.center or 0.0)).abs() / self.unit
         if (most := away.max().item()) <= _FAR:
             return None

@@ -66,6 +66,7 @@ NOVELTY = tuple(
 STREAMS = {
     "orders": "Rounds: four domains in turn",
     "orders-ratings": "Rounds: four domains in turn, with ratings",
+    "questions": "Rounds: questions from two sources",
     "rounds": "Rounds of doubling size",
     "weekly": "Rounds: weekly news",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
@@ -94,18 +95,21 @@ def summary(result: Result) -> dict[str, float]:
 
 
 def average(results: Sequence[Result]) -> Record:
-    """The mean record of one arm over seeds."""
+    """The mean record of one arm over seeds, of what all of them have."""
     rows = []
     for same in zip(*(result["rounds"] for result in results), strict=True):
-        numbers = [name for name, value in same[0].items() if not isinstance(value, str)]
-        rows.append({**same[0], **{name: mean(row[name] for row in same) for name in numbers}})
+        row = {name: value for name, value in same[0].items() if all(name in r for r in same)}
+        numbers = [name for name, value in row.items() if not isinstance(value, str)]
+        rows.append(row | {name: mean(r[name] for r in same) for name in numbers})
     return Record(rows)
 
 
 def matrices(results: Sequence[Result]) -> Figure:
-    """R[i][j] of each arm, the mean over seeds: accuracy on test j after round i. Batches come in
-    another order for each seed; their names are the numbers of their rounds."""
-    in_turn = [result for result in results if not result["arm"].startswith(AT_ONCE)]
+    """R[i][j] of each arm that has all seeds, the mean over them: accuracy on test j after round i.
+    Batches come in another order for each seed; their names are the numbers of their rounds."""
+    seeds = Counter(result["arm"] for result in results)
+    shown = {arm for arm in seeds if seeds[arm] == max(seeds.values())}
+    in_turn = [r for r in results if r["arm"] in shown and not r["arm"].startswith(AT_ONCE)]
     records = _records([_numbered(result) for result in in_turn])
     columns = min(len(records), 2 if len(records) == 4 else 3)
     rows = -(-len(records) // columns)

@@ -131,7 +131,7 @@ def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:
     assert first.update(SECOND, max_steps=3).report.steps == 3
     with pytest.raises(ConfigError, match="epochs=2, max_steps=3: each says how long the fit is"):
         first.update(SECOND, epochs=2, max_steps=3)
-    with pytest.raises(ConfigError, match="validation=0.2: expected rows, or None"):
+    with pytest.raises(ConfigError, match=r"validation=0\.2: expected rows, or None"):
         first.update(SECOND, validation=0.2)
 
 

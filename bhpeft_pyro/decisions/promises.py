@@ -31,6 +31,7 @@ __all__ = ["Promise", "check_rows", "terms", "with_promise"]
 
 P = TypeVar("P", bound="Predictor")
 
+_COPIES = 0.1  # share of rows; a few short texts, such as "ok", come again by chance
 _ANSWERS = {  # by the kind of labels, when an answer is wrong, and what texts are ordered by
     "class": ("the predicted class is not the label", "the probability of the predicted class"),
     "choice": (
@@ -234,6 +235,12 @@ def with_promise(
     kind = posterior.model.likelihood.kind
     posterior = posterior.replace(promised=None)
     examples = _unused(posterior, posterior.encode(calibration))
+    if examples.copies > _COPIES * len(examples.row_hashes):
+        warn(
+            f"calibration: {examples.copies} of {len(examples.row_hashes)} rows repeat another's "
+            "text (case and spaces aside), and each counts as an answer of its own; if texts do "
+            "not come so often in use, give each once, or the promise does not hold"
+        )
     check_rows(len(examples), error, confidence)
     forecast: Any = posterior.predict(examples, method=method)
     chance, wrong = forecast.chance_right(tolerance), forecast.wrong(tolerance)

@@ -211,10 +211,18 @@ class RatingForecast(Forecast):
     def chance_right(self, tolerance: float | None = None) -> Tensor:
         mean, tolerance = self.mean.double(), tolerance or 0.0
         if (drawn := self.sorted_outcomes) is not None:
-            return ((drawn - mean.unsqueeze(-1)).abs() <= tolerance).double().mean(-1)
+            away = self._within_scale(drawn) - mean.unsqueeze(-1)
+            return (away.abs() <= tolerance).double().mean(-1)
         away, sds = mean - self.means.double(), self.component_sds
-        ends = [torch.special.ndtr((away + end) / sds).mean(0) for end in (tolerance, -tolerance)]
-        return ends[0] - ends[1]
+        above, below = (
+            torch.special.ndtr((away + end) / sds).mean(0) for end in (tolerance, -tolerance)
+        )
+        low, high = self.scale  # no rating is beyond them
+        if high is not None:
+            above = above.masked_fill(mean + tolerance >= high, 1.0)
+        if low is not None:
+            below = below.masked_fill(mean - tolerance <= low, 0.0)
+        return above - below
 
     def nlls(self, labels: Labels | None = None) -> Tensor:
         if labels is None and self.densities is not None:

@@ -10,6 +10,7 @@ from ..base.names import check_used, first_match
 from ..errors import ConfigError
 from ..peft.sites import Site
 from ..priors import Prior, earlier_posterior, independent_normals
+from ..training.report import FitReport
 
 
 def KEEP(name: str, value: Any) -> float | dict[str, float]:
@@ -68,6 +69,16 @@ def forget(
 def kept_of_all(keep: float | Mapping[str, float], sites: Sequence[Site]) -> float:
     """The largest share that a site keeps: what no weight keeps is forgotten."""
     return max(_by_site(keep, sites).values())
+
+
+def rows_kept(lineage: Sequence[FitReport], sites: Sequence[Site]) -> float:
+    """How many rows the information of the last round's posterior is worth: those of all rounds,
+    each times what later rounds kept."""
+    kept = 0.0
+    for report in lineage:
+        share = 0.0 if report.own_prior else kept_of_all(report.keep, sites)
+        kept = share * kept + report.examples
+    return kept
 
 
 def _by_site(keep: float | Mapping[str, float], sites: Sequence[Site]) -> dict[str, float]:

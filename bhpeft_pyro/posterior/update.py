@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..base.checks import boolean, check, warn
 from ..base.fit_options import FitOptions
@@ -37,7 +38,7 @@ from ..training.initialization import centred, own_start
 from ..training.loop import Callback, Earlier, OptimizerFactory
 from ..training.report import FitReport
 from .distill import texts_for, with_student
-from .forgetting import KEEP, forget, kept_of_all
+from .forgetting import KEEP, forget, kept_of_all, rows_kept
 from .growth import with_outputs_for
 from .posterior import Posterior
 from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
@@ -104,17 +105,16 @@ def update(
             doubt = _doubt(posterior, forecasts)
             if doubt is not None:
                 warn(LabelWarning(doubt))
-            share, told, scale = kept_of_all(keep, posterior.model.sites), None, 1.0
+            sites = posterior.model.sites
+            share, told, scale = kept_of_all(keep, sites), None, 1.0
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
                 told = separation(novelty, new)
                 own = (options.epochs, options.max_steps, options.tau, own_prior)
-                # New labels have no logits yet.
-                if all(one is None for one in own) and told is not None and posterior is before:
+                if all(one is None for one in own) and told is not None:
                     scale = _output_scale(posterior, forecasts) ** (share * (2 - 2 * told))
                 novelty = novelty.merged(new, share)
-            rows = sum(report.examples for report in posterior.lineage)
-            kept = 0.0 if own_prior is not None else share * rows
+            kept = 0.0 if own_prior is not None else share * rows_kept(posterior.lineage, sites)
             past = Earlier(kept, told, scale)
             rounds = [
                 replace(one, earlier=past, optimizer=optimizer, callback=callback) for one in rounds
@@ -178,11 +178,7 @@ def _doubt(posterior: Posterior, forecasts: Sequence[Any]) -> str | None:
         doubt = turned(torch.stack([each.mean for each in forecasts]).mean(0), labels)
     else:
         scores = torch.stack([each.probabilities for each in forecasts]).mean(0)
-        # A class that has grown and was not learnt yet has a head of zeros.
-        head = posterior.components[0].guide.means().get("head.weight")
-        learnt = torch.ones(scores.shape[1], dtype=torch.bool)
-        if head is not None and len(head) == len(learnt):
-            learnt = head.cpu().any(1)
+        learnt = _learnt_classes(posterior, scores.shape[1])
         there = learnt[labels]
         if learnt.any() and not there.any():
             return (
@@ -197,12 +193,24 @@ def _doubt(posterior: Posterior, forecasts: Sequence[Any]) -> str | None:
 
 def _output_scale(posterior: Posterior, forecasts: Sequence[Any]) -> float:
     """The output scale that would have suited central forecasts by all components together; 1 of
-    other labels than classes and choices."""
-    if not (forecasts and posterior.model.likelihood.softmax):
+    other labels than classes and choices, and of new ones, which have no logits yet."""
+    likelihood = posterior.model.likelihood
+    if not (forecasts and likelihood.softmax):
+        return 1.0
+    classes, labels = forecasts[0].probabilities.shape[1], forecasts[0].labels
+    if likelihood.kind == "class" and not _learnt_classes(posterior, classes)[labels].all():
         return 1.0
     logits = torch.stack([each.probabilities.double().clamp_min(1e-30).log() for each in forecasts])
     last = posterior.components[0].report.output_scale or 1.0  # it is in these logits
-    return last * best_output_scale(logits, forecasts[0].labels)
+    return last * best_output_scale(logits, labels)
+
+
+def _learnt_classes(posterior: Posterior, count: int) -> Tensor:
+    """(C,) whether each class was learnt: one that has only grown yet has a head of zeros."""
+    head = posterior.components[0].guide.means().get("head.weight")
+    if head is None or len(head) != count:
+        return torch.ones(count, dtype=torch.bool)
+    return head.cpu().any(1)
 
 
 def _round(

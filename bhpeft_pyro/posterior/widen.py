@@ -22,7 +22,17 @@ from .update import note_first_prior
 
 # Fields of a report that a width changes. A `History` may have the point estimate too, by its id;
 # and the metrics are of that.
-_NEW = ("id", "options", "temperature", "point", "held_out", "metrics", "output_scale", "seconds")
+_NEW = (
+    "id",
+    "options",
+    "temperature",
+    "point",
+    "held_out",
+    "metrics",
+    "score",
+    "output_scale",
+    "seconds",
+)
 
 
 def widen(
@@ -55,7 +65,7 @@ def widen(
         if novelty is None and first:  # of an adapter that was trained elsewhere
             novelty = Novelty.of(posterior.model, every, options.keep_texts)
         widened = joined(fitted, held_out, options, examples.labels, lineage)
-        return widened.replace(novelty=novelty)
+        return widened.replace(novelty=novelty).with_report(name=posterior.report.name)
 
 
 def _widened(

@@ -30,6 +30,13 @@ def test_the_chance_that_an_answer_is_right_is_that_of_draws() -> None:
     near = ((drawn[:999] - outcomes.mean).abs() <= 0.7).double().mean(0)
     torch.testing.assert_close(outcomes.chance_right(0.7), near)
 
+    for given in ({}, {"outcomes": drawn[:999].T.expand(3, 4, 999)}):
+        limited = RatingForecast.from_draws(means, sds, scale=(-0.5, 0.6), **given)
+        all_drawn = means[part] + limited.component_sds[part] * torch.randn(200_000, 4)
+        values = (drawn[:999] if given else all_drawn).clamp(-0.5, 0.6)
+        near = ((values - limited.mean).abs() <= 0.4).double().mean(0)
+        torch.testing.assert_close(limited.chance_right(0.4), near, atol=5e-3, rtol=0)
+
     p = torch.tensor([[[0.9, 0.2, 0.5]]])
     labels = LabelsForecast.from_draws(p, labels=[[1, 0, 1]])
     assert labels.chance_right().item() == pytest.approx(0.9 * 0.8 * 0.5)
@@ -106,6 +113,13 @@ def test_rows_that_were_learnt_or_held_out_are_left_out() -> None:
     assert 90 <= made.rows <= 100
     alone = posterior.promise(new, error=0.3).promised
     torch.testing.assert_close(made.calibration["miss"], alone.calibration["miss"])
+
+
+def test_rows_that_come_often_are_named() -> None:
+    rows = fresh("class", 60, 9)
+    often = {name: values[:20] * 3 for name, values in rows.items()}
+    with pytest.warns(UserWarning, match="calibration: 40 of 60 rows repeat another's text"):
+        fitted("class").promise(often, max_share_to_people=0.5)
 
 
 def test_it_ends_with_the_round() -> None:

@@ -441,6 +441,22 @@ def test_the_output_scale_is_that_which_suited_the_last_forecasts(
     assert first.update(data, max_steps=3).components[0].report.output_scale == 1
 
 
+def test_new_labels_that_have_grown_before_have_no_scale_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bhpeft_pyro.posterior.update.separation", lambda *_: 0.5)
+    texts = [f"w{5 + i % 3} w{10 + i % 7} w{20 + i % 5}" for i in range(60)]
+    old = {"text": texts, "label": [["a", "b"][i % 2] for i in range(60)]}
+    new = {"text": texts, "label": [["a", "b", "c"][i % 3] for i in range(60)]}
+    options: dict[str, Any] = {"components": 1, "lr": 0.05, "progress": False}
+    first = bh.fit(tiny_model(aligned=True), "laplace", old, **options)
+    at_once = first.update(new, grow=True, again=True)
+    before = first.grow(["c"]).update(new, again=True)
+    assert at_once.report.output_scale == before.report.output_scale == 1.0
+    known = first.grow(["c"]).update(old, again=True)
+    assert known.report.output_scale != 1.0
+
+
 def test_a_guide_that_is_fitted_again_has_no_scale_of_an_earlier_fit() -> None:
     options: dict[str, Any] = {"lr": 0.05, "progress": False}
     model = tiny_model(aligned=True)

@@ -67,6 +67,13 @@ def test_widening_keeps_the_rounds_before_and_no_metric_of_the_points(tmp_path: 
     assert {*history.leaves} == {*ids} and len({*ids}) == 2
 
 
+@pytest.mark.parametrize("components", [1, 2])
+def test_widening_keeps_the_name_and_not_the_score_of_the_points(components: int) -> None:
+    points = bh.fit(tiny_model(()), "delta", tiny_examples(), components=components, **QUICK)
+    wide = points.with_report(name="monday", score="of points").widen(tiny_examples())
+    assert wide.report.name == "monday" and wide.report.score != "of points"
+
+
 def test_widening_in_a_later_round_leaves_the_first_prior_what_it_was() -> None:
     points = bh.fit(tiny_model(()), {"*": ("delta", {"width": 0.01})}, tiny_examples(), **QUICK)
     later = points.update(tiny_examples(seed=1), **QUICK)

@@ -51,6 +51,17 @@ def test_a_record_is_a_table() -> None:
         _ = Record([{"batch": "a"}]).matrix
 
 
+def test_tests_with_the_names_of_batches_come_in_their_order() -> None:
+    rows = [
+        {"batch": str(i), **{f"test/{j}": SCORES[i, j].item() for j in (2, 0, 1)}} for i in range(3)
+    ]
+    record = Record(rows)
+    assert record.tests == ["0", "1", "2"]
+    assert record.transfer()["backward_transfer"] == pytest.approx(-0.2)
+    others = Record([{"batch": "a", "test/y": 0.5, "test/x": 0.5}, {"batch": "b"}])
+    assert others.tests == ["y", "x"]
+
+
 def test_what_a_killed_save_has_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     left = [tmp_path / f".{name}.{'0f' * 8}" for name in ("record.json", "record.csv")]
     others = [tmp_path / name for name in (".record.json.mine", "record.json.bak", ".record.md")]

@@ -54,6 +54,36 @@ def test_the_noise_of_rounds_is_pooled_by_their_rows(
     assert noise(second) > 2 * noise(first)  # the new ratings are noisier
 
 
+@pytest.mark.parametrize(("keep", "before"), [(0.0, 40), (0.5, 40 + 0.5 * 48), (1.0, 88)])
+def test_rows_that_an_earlier_round_forgot_do_not_count(keep: float, before: float) -> None:
+    model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(1.0, 2.0))
+    first = bh.fit(model, "laplace", ratings(60, 0, 0.3), components=1, progress=False)
+    assert first.report.examples == 48
+    second = first.update(ratings(40, 1, 0.5), keep=keep)
+    new = ratings(50, 2, 2.0)
+    third = second.update(new, keep=1.0)
+    here = (variance(second, new) * variance(third, new)) ** 0.5
+    expected = (len(new) * here + before * noise(second)) / (len(new) + before)
+    assert noise(third) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:data. a rating of .* is beyond")
+def test_the_ends_of_a_scale_do_not_change_what_is_learnt() -> None:
+    data = ratings(60, 0, 0.5)
+    assert data.labels is not None
+    free, ended = (
+        bh.fit(
+            tiny_model((), 1, likelihood=bh.likelihoods.Normal(1.0, 2.0, **ends)),
+            "laplace",
+            data,
+            components=1,
+            progress=False,
+        )
+        for ends in ({}, {"low": 0.8, "high": 1.2})
+    )
+    assert noise(free) == noise(ended)
+
+
 def test_a_round_of_given_length_keeps_the_noise_that_it_was_trained_to() -> None:
     model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(1.0, 2.0))
     first = bh.fit(model, "laplace", ratings(60, 0, 0.3), components=1, progress=False)

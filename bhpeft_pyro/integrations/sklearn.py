@@ -55,10 +55,12 @@ class _TextEstimator(BaseEstimator):
         how: dict[str, Any] = {"dtype": object, "ensure_2d": False, "ensure_min_samples": 1 + first}
         X, y = check_X_y(X, y, y_numeric=is_regressor(self), estimator=self, **how)
         if is_classifier(self):
-            if len(kinds := {*map(type, y)}) > 1:
-                called = ", ".join(sorted(kind.__name__ for kind in kinds))
-                raise DataError(f"y: classes of several types, {called}; expected one type")
-            check_classification_targets(y)
+            try:
+                check_classification_targets(y)
+            except TypeError as error:  # they cannot be sorted
+                called = ", ".join(sorted({type(label).__name__ for label in y}))
+                what = f"y: classes of several types, {called}; expected one type"
+                raise DataError(what) from error
         return _texts(X), y
 
     def _learn(

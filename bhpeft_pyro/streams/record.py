@@ -61,10 +61,8 @@ class Record:
     def tests(self) -> list[str]:
         """The names of the tests, in the order of the batches if these have the same names."""
         found = dict.fromkeys(name for row in self.rows for name in row if name.startswith(TEST))
-        names, batches = (
-            [n.removeprefix(TEST) for n in found],
-            [r.get("batch", "") for r in self.rows],
-        )
+        names = [name.removeprefix(TEST) for name in found]
+        batches = [row.get("batch", "") for row in self.rows]
         return batches if sorted(batches) == sorted(names) else names
 
     @property

@@ -45,7 +45,7 @@ def test_classes_in_the_order_of_the_queue_and_then_by_uncertainty(classes, tmp_
 def test_texts_that_the_promise_answers_are_not_asked_for(classes, tmp_path, monkeypatch):
     monkeypatch.setattr("bhpeft_pyro.review.pool._FIRST", 1)
     calibration = {
-        "text": [f"w{5 + i % 2} w{10 + i % 37} w{20 + i // 74}" for i in range(200)],
+        "text": [f"w{5 + i % 2} w{10 + i % 37} w{46 + i // 74}" for i in range(200)],
         "label": ["good" if i % 2 else "bad" for i in range(200)],
     }
     promised = classes.promise(calibration, error=0.3)

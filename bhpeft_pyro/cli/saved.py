@@ -175,7 +175,9 @@ def say_dropped(before: Posterior, out: Path) -> None:
         say(f"note: there was a promise; {how} LABELLED_ROWS makes one for this")
 
 
-def save_with_student(posterior: Posterior, texts: object, out: Path, **how: Any) -> StudentReport:
+def save_with_student(
+    posterior: Posterior, texts: Examples, out: Path, **how: Any
+) -> StudentReport:
     """Distil a posterior, and save it with its student."""
     posterior = posterior.distill(texts, **how)
     posterior.save(out, overwrite=True)

@@ -19,6 +19,8 @@ from .tokens import CHUNK
 if TYPE_CHECKING:
     from .examples import Examples
 
+BY_CHANCE = 0.1  # share of rows; a few short texts, such as "ok", come again by chance
+
 
 def plain(text: str) -> str:
     """The text without differences of case, white space and Unicode form."""

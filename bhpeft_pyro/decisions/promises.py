@@ -17,7 +17,7 @@ from torch import Tensor
 from ..base.checks import INSIDE, MAYBE_POSITIVE, Number, check_types, warn
 from ..base.names import Method
 from ..data import Examples
-from ..data.copies import among
+from ..data.copies import BY_CHANCE, among
 from ..errors import ConfigError, DataError
 from ..forecast.base import Forecast
 from .thresholds import ALL, by_error, by_share, rows_needed
@@ -31,7 +31,6 @@ __all__ = ["Promise", "check_rows", "terms", "with_promise"]
 
 P = TypeVar("P", bound="Predictor")
 
-_COPIES = 0.1  # share of rows; a few short texts, such as "ok", come again by chance
 _ANSWERS = {  # by the kind of labels, when an answer is wrong, and what texts are ordered by
     "class": ("the predicted class is not the label", "the probability of the predicted class"),
     "choice": (
@@ -235,7 +234,7 @@ def with_promise(
     kind = posterior.model.likelihood.kind
     posterior = posterior.replace(promised=None)
     examples = _unused(posterior, posterior.encode(calibration))
-    if examples.copies > _COPIES * len(examples.row_hashes):
+    if examples.copies > BY_CHANCE * len(examples.row_hashes):
         warn(
             f"calibration: {examples.copies} of {len(examples.row_hashes)} rows repeat another's "
             "text (case and spaces aside), and each counts as an answer of its own; if texts do "

@@ -137,7 +137,12 @@ class RatingForecast(Forecast):
     @property
     def mean(self) -> Tensor:
         """(N,) mean of the mixture, as far as it is within the scale."""
-        return self._within_scale(self._rounded(self.means.double().mean(0)))
+        return self._within_scale(self.free_mean)
+
+    @property
+    def free_mean(self) -> Tensor:
+        """(N,) mean of the mixture, also beyond the ends of the scale, as training needs it."""
+        return self._rounded(self.means.double().mean(0))
 
     @property
     def epistemic(self) -> Tensor:
@@ -199,7 +204,8 @@ class RatingForecast(Forecast):
         return self._within_scale(ends[0]), self._within_scale(ends[1])
 
     def _within_scale(self, ratings: Tensor) -> Tensor:
-        return ratings if self.scale == (None, None) else ratings.clamp(*self.scale)
+        low, high = self.scale
+        return ratings if low is None and high is None else ratings.clamp(low, high)
 
     @property
     def exact(self) -> bool:

@@ -20,7 +20,7 @@ from ..base.progress import bars, work
 from ..base.threads import seeded
 from ..data import Examples, LabelWarning
 from ..data.batch import random_order
-from ..data.copies import among, check_apart
+from ..data.copies import BY_CHANCE, among, check_apart
 from ..data.doubts import swapped, turned
 from ..data.encoding import CutWarning
 from ..data.sources import read
@@ -44,7 +44,6 @@ from .posterior import Posterior
 from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
 
 _CHECKED = 256  # examples whose labels or answers are compared with what is predicted
-_REPEATED = 0.1  # share of rows; a few short texts, such as "ok", come again by chance
 
 
 def update(
@@ -327,7 +326,7 @@ def refuse_known(posterior: Posterior, examples: Examples) -> None:
 def _warn_of_known(posterior: Posterior, examples: Examples) -> None:
     """Say how many of the rows have the text of a row of an earlier round, if they are many."""
     known = among(examples.row_hashes, posterior.learnt_rows)
-    if known.sum() > _REPEATED * len(known):
+    if known.sum() > BY_CHANCE * len(known):
         warn(
             f"data: {known.sum()} of {len(known)} rows have the text of a row that an earlier "
             "round has learnt or held out (case and spaces aside). What was learnt would count "

@@ -52,8 +52,7 @@ def targets_of(forecast: AnyForecast, kind: str) -> Tensor:
     """What is to be learnt of a forecast: (N, C) or (N, K) probabilities, or (N, 2) means and
     variances of ratings."""
     if kind == "rating":
-        mean = forecast.means.double().mean(0)  # type: ignore[union-attr]
-        return torch.stack([mean.to(forecast.total), forecast.total], 1)
+        return torch.stack([forecast.free_mean, forecast.total], 1)  # type: ignore[union-attr]
     return forecast.probabilities  # type: ignore[union-attr]
 
 

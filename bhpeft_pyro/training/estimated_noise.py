@@ -89,8 +89,7 @@ def noise_of(
     """NLLs of ratings, (N,), under a point estimate with the noise scale that suits them, and the
     logarithm of that scale, ()."""
     forecast: Any = predict(model, guide, examples, 0, bf16=bf16)  # of ratings
-    mean = forecast.means.double().mean(0)  # of the likelihood, also beyond the ends of a scale
-    errors = (mean.to(forecast.means) - forecast.observed()).double()
+    errors = (forecast.free_mean - forecast.observed()).double()
     log_scale = model.likelihood.log_noise(guide.means()).to(errors)
     sds = forecast.aleatoric.double().sqrt() / log_scale.exp()  # at a log scale of 0
     scale = (errors / sds).square().mean().sqrt().clamp_min(LEAST_NOISE)

@@ -151,8 +151,8 @@ class Likelihood(ABC):
         return dict(weights)
 
     def off_scale(self, labels: Tensor) -> str | None:
-        """In words which of (N,) labels are so far from the likelihood's scale that they are learnt
-        poorly; None if there are none."""
+        """In words which of (N,) labels are beyond the ends of the likelihood's scale, or so far
+        from it that they are learnt poorly; None if there are none."""
         return None
 
     @abstractmethod

@@ -134,6 +134,11 @@ class FitOptions:
             raise ConfigError(f"{both}: each says how long the fit is; leave one out")
         return made
 
+    @property
+    def default_length(self) -> bool:
+        """Whether neither `epochs` nor `max_steps` is given."""
+        return self.epochs is None and self.max_steps is None
+
     def steps(self, per_epoch: int, brief: bool = False) -> int:
         """Optimiser steps of a fit with so many in an epoch. A brief one has by default 5 epochs,
         but at least 20 steps.

@@ -8,7 +8,7 @@ the training (`guides/laplace/laplace_strategy.py`). A guide of a user's own nee
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -20,6 +20,18 @@ from ..priors import Prior
 if TYPE_CHECKING:
     from .guide import Guide
     from .laplace.choice_of_tau import Width
+
+
+class LastNoise(NamedTuple):
+    """The noise scale of ratings that earlier rounds have found.
+
+    Attributes:
+        log_scale: its logarithm, ().
+        share: of the rows of all rounds, those of the present one.
+    """
+
+    log_scale: Tensor
+    share: float
 
 
 class Strategy:
@@ -97,6 +109,7 @@ class Strategy:
         held_out: Examples | None,
         options: FitOptions,
         output_scale: float = 1.0,
+        last_noise: LastNoise | None = None,
     ) -> tuple[Model, Width | None]:
         """Compute what is not trained, once the guide is trained on the examples.
 
@@ -106,6 +119,8 @@ class Strategy:
             held_out: labelled examples by which the width is chosen.
             options: of the fit.
             output_scale: of a softmax's outputs in predictions, without held-out rows.
+            last_noise: that of earlier rounds, if the guide has pooled it with the errors of this
+                one, of which the width explains a part.
 
         Returns:
             The model with the prior of the width, and the width; None if all of it is trained.

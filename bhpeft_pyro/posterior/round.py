@@ -23,9 +23,11 @@ from ..data import Columns, Examples
 from ..decisions.novelty import Novelty
 from ..errors import ConfigError, FitError, PriorError
 from ..guides import Guide
+from ..guides.strategy import LastNoise
 from ..model.model import Model
 from ..peft.sites import Sites
 from ..priors import Prior, independent_normals
+from ..training.estimated_noise import has_noise
 from ..training.loop import Setup, optimise
 from ..training.report import FitReport, Training
 from .jobs import in_workers
@@ -67,26 +69,41 @@ class Round(Setup):
         started, strategy = time.monotonic(), self.guide.strategy
         self.guide.set_prior(self.model)
         strategy.drop_covariance()
+        last_noise = self._last_noise()
         try:
             with work(share=strategy.training_share):
                 training = optimise(self)
-            fitted = self.with_width(vars(training), started)
+            fitted = self.with_width(vars(training), started, last_noise)
         except FitError as error:
             error.posterior = self._posterior(self.model, vars(error.training or Training()))
             raise
         same(self.guide, trained=True)
         return fitted
 
-    def with_width(self, fields: Mapping[str, Any], started: float) -> Fitted:
+    def _last_noise(self) -> LastNoise | None:
+        """The noise scale of ratings before a later round that pools it with the errors of the rows
+        that it learns. A prior of the user's own keeps the width that it was given."""
+        earlier, likelihood = self.earlier, self.model.likelihood
+        if earlier is None or not self.options.default_length or self.held_out is not None:
+            return None
+        if not has_noise(self.guide, self.model) or self.facts["own_prior"]:
+            return None
+        log_scale = likelihood.log_noise(self.guide.means()).detach().clone()
+        return LastNoise(log_scale, earlier.share(len(self.data)))
+
+    def with_width(
+        self, fields: Mapping[str, Any], started: float, last_noise: LastNoise | None = None
+    ) -> Fitted:
         """The posterior once the guide is trained.
 
         Args:
             fields: of the report.
             started: when the round was, by `time.monotonic`.
+            last_noise: see `Strategy.compute_width`.
         """
         scale = 1.0 if self.earlier is None else self.earlier.output_scale
         model, width = self.guide.strategy.compute_width(
-            self.model, self.data, self.held_out, self.options, scale
+            self.model, self.data, self.held_out, self.options, scale, last_noise
         )
         if width is not None:
             fields = {**fields, **width.reported(), "points": []}

@@ -56,6 +56,10 @@ class Earlier(NamedTuple):
     separation: float | None = None
     output_scale: float = 1.0
 
+    def share(self, size: int) -> float:
+        """Of the rows of all rounds, those of a round of so many rows."""
+        return size / (size + self.rows)
+
     def step(self, size: int) -> float:
         """The share of its step that a round of so many rows keeps: half of it, more with more
         rows than before, and all of it if its texts are of the kind of the earlier ones."""
@@ -138,7 +142,7 @@ class _Run:
         brief = (later and self.point) or few
         self.steps = options.steps(per_epoch, brief)
         # Such a fit is short on purpose: its loss still falls.
-        self.ends_early = brief and options.epochs is None and options.max_steps is None
+        self.ends_early = brief and options.default_length
         self.selects = self.settles and not self.ends_early
         ratings = model.likelihood.kind == "rating"
         self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects, ratings)
@@ -170,7 +174,7 @@ class _Run:
                 size = len(self.feed.examples)
                 self.guide.strategy.average(self.earlier.step(size))
                 if noise is not None:
-                    noise.pool(self.model, self.guide, bf16, size / (size + self.earlier.rows))
+                    noise.pool(self.model, self.guide, bf16, self.earlier.share(size))
             elif has_noise(self.guide, self.model):
                 if self.settles and self.validation is not None:
                     settle_noise(self.model, self.guide, self.validation, bf16)

@@ -32,7 +32,7 @@ from ...model.model import Model
 from ...priors import JointPrior, Prior
 from ...priors.any_prior import joint
 from ..guide import Guide
-from ..strategy import Strategy
+from ..strategy import LastNoise, Strategy
 from .choice_of_tau import DRAWS, Candidates, Choice, Width, best_together
 from .curvature import Curvature, Jacobians, Precision, jacobians, repeatable
 from .held_out_densities import candidates_of
@@ -125,13 +125,18 @@ class LaplaceStrategy(Strategy):
         held_out: Examples | None,
         options: FitOptions,
         output_scale: float = 1.0,
+        last_noise: LastNoise | None = None,
     ) -> tuple[Model, Width]:
         """Compute the covariance of the trained guide, in place.
 
         Without held-out rows tau is that of the options, or does not change (it is 1 at first), and
         the output scale is the one given.
         """
-        guide = self.guide
+        guide, likelihood = self.guide, model.likelihood
+        pooled = 1.0
+        if last_noise is not None:  # what is known of earlier data was measured under it
+            pooled = (likelihood.log_noise(guide.means()) - last_noise.log_scale).exp().item()
+            guide.move(likelihood.with_log_noise(last_noise.log_scale))
         trained = guide.unpack(guide.loc.detach())
         first, more = _sampled(examples, options.seed)
         with seeded(options.seed), work("width", 2 + (held_out is not None)) as doing:
@@ -157,11 +162,44 @@ class LaplaceStrategy(Strategy):
                 candidates = candidates_of(model, guide, curvature, held_out, options.tau)
                 choice = candidates.best()
                 doing.next()
+        if last_noise is not None:
+            noise = self._noise_besides_width(
+                model, curvature, choice.tau, again(), pooled, last_noise.share
+            )
+            if guide.prior_precision.informed:
+                covariance = guide.prior_precision.at(1.0, guide.information_factor(noise))
+                prior = LowRankNormal(guide.prior.loc, covariance)
+                model = model.with_prior(guide.set_joint_prior(prior, guide.first_scale))
+            choice = Choice(options.tau or choice.tau / noise**2, noise, output_scale)
         learnt = curvature.times(guide.information_factor(choice.noise))
         covariance = guide.prior_precision.with_data(learnt, choice.tau, guide.rank)
         guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
         with seeded(options.seed):
             return model, _width(model, guide, choice, again(), candidates)
+
+    def _noise_besides_width(
+        self,
+        model: Model,
+        curvature: Curvature,
+        tau: float,
+        rows: Jacobians,
+        pooled: float,
+        share: float,
+    ) -> float:
+        """The noise scale of a later round as a multiple of the last one, under which the errors of
+        its rows are as large as noise and width together; it is pooled with the last one.
+
+        Args:
+            pooled: the same if there were no width.
+            share: of the rows of all rounds, those of this one.
+        """
+        covariance = self.guide.prior_precision.with_data(curvature, tau, self.guide.rank)
+        ratios = []
+        for _, outputs, derivatives in rows:
+            sds = outputs.labels(outputs.mean).stddev / model.likelihood.unit
+            ratios.append(covariance.projected(derivatives)[:, 0, 0] / sds.square())
+        here = pooled**2 - (1 - share)
+        return (here / (1 + torch.cat(ratios).mean().item()) + 1 - share) ** 0.5
 
     def choose_together(
         self, guides: Sequence[Guide], widths: Sequence[Width]

@@ -81,10 +81,10 @@ class Round(Setup):
         return fitted
 
     def _last_noise(self) -> LastNoise | None:
-        """The noise scale of ratings before a later round that pools it with the errors of the rows
-        that it learns. A prior of the user's own keeps the width that it was given."""
-        earlier, likelihood = self.earlier, self.model.likelihood
-        if earlier is None or not self.options.default_length or self.held_out is not None:
+        """The noise scale of ratings before a later round that pools it with the errors of its own
+        rows. A tau that is given, and a prior of the user's own, keep the width that they give."""
+        earlier, likelihood, options = self.earlier, self.model.likelihood, self.options
+        if earlier is None or not options.default_length or options.tau is not None:
             return None
         if not has_noise(self.guide, self.model) or self.facts["own_prior"]:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pyro.distributions as dist
@@ -34,9 +35,19 @@ Held = Sequence[tuple[LinearOutputs, Tensor]]
 
 @torch.no_grad()
 def candidates_of(
-    model: Model, guide: LaplaceGuide, curvature: Curvature, held_out: Examples, given: float | None
+    model: Model,
+    guide: LaplaceGuide,
+    curvature: Curvature,
+    held_out: Examples,
+    given: float | None,
+    share: float | None = None,
 ) -> Candidates:
-    """The densities of held-out rows at every tau."""
+    """The densities of held-out rows at every tau, or at the one that is given.
+
+    Args:
+        share: in a later round whose noise scale is to be pooled with the last one, of the rows of
+            all rounds those of this one.
+    """
     taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
     shown = held_out
     if len(held_out) > _HELD_OUT:
@@ -63,13 +74,17 @@ def candidates_of(
         for number, (inverse, gram) in enumerate(zip(inverses, grams, strict=True)):
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
-    # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
-    free = model.likelihood.noise_site is not None and given is None and not precision.informed
+    # A tau that is given is for the trained noise, as is what is known of earlier data.
+    free = given is None and (share is not None or not precision.informed)
+    free = free and model.likelihood.noise_site is not None
     if model.likelihood.constant_noise:
-        return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
-    if free:
-        return with_noise_by_text(taus, spreads, held)
-    return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
+        candidates = with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
+    elif free:
+        candidates = with_noise_by_text(taus, spreads, held)
+    else:
+        scaled = model.likelihood.softmax and given is None
+        candidates = of_draws(taus, spreads, held, scaled)
+    return candidates if share is None else replace(candidates, share=share)
 
 
 def of_draws(

@@ -159,47 +159,35 @@ class LaplaceStrategy(Strategy):
             choice = Choice(options.tau or guide.tau.item(), output_scale=output_scale)
             if held_out is not None:
                 doing.name("choosing the width")
-                candidates = candidates_of(model, guide, curvature, held_out, options.tau)
+                candidates = candidates_of(
+                    model, guide, curvature, held_out, options.tau, last_noise and last_noise.share
+                )
                 choice = candidates.best()
                 doing.next()
-        if last_noise is not None:
-            noise = self._noise_besides_width(
-                model, curvature, choice.tau, again(), pooled, last_noise.share
-            )
-            if guide.prior_precision.informed:
-                covariance = guide.prior_precision.at(1.0, guide.information_factor(noise))
-                prior = LowRankNormal(guide.prior.loc, covariance)
-                model = model.with_prior(guide.set_joint_prior(prior, guide.first_scale))
-            choice = Choice(options.tau or choice.tau / noise**2, noise, output_scale)
-        learnt = curvature.times(guide.information_factor(choice.noise))
-        covariance = guide.prior_precision.with_data(learnt, choice.tau, guide.rank)
-        guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
+        if last_noise is None:
+            learnt = curvature.times(guide.information_factor(choice.noise))
+            covariance = guide.prior_precision.with_data(learnt, choice.tau, guide.rank)
+            guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
+        else:
+            tau = choice.tau * choice.noise**2  # under the last noise
+            covariance = guide.prior_precision.with_data(curvature, tau, guide.rank)
+            if candidates is None:
+                noise = _besides_width(again(), covariance, pooled, last_noise.share)
+                choice = Choice(tau / noise**2, noise, output_scale)
+            guide.set_covariance(covariance, tau)
+            guide.retune(choice.tau, choice.noise, choice.output_scale)
+            model = self._with_information(model, guide.information_factor(choice.noise))
         with seeded(options.seed):
             return model, _width(model, guide, choice, again(), candidates)
 
-    def _noise_besides_width(
-        self,
-        model: Model,
-        curvature: Curvature,
-        tau: float,
-        rows: Jacobians,
-        pooled: float,
-        share: float,
-    ) -> float:
-        """The noise scale of a later round as a multiple of the last one, under which the errors of
-        its rows are as large as noise and width together; it is pooled with the last one.
-
-        Args:
-            pooled: the same if there were no width.
-            share: of the rows of all rounds, those of this one.
-        """
-        covariance = self.guide.prior_precision.with_data(curvature, tau, self.guide.rank)
-        ratios = []
-        for _, outputs, derivatives in rows:
-            sds = outputs.labels(outputs.mean).stddev / model.likelihood.unit
-            ratios.append(covariance.projected(derivatives)[:, 0, 0] / sds.square())
-        here = pooled**2 - (1 - share)
-        return (here / (1 + torch.cat(ratios).mean().item()) + 1 - share) ** 0.5
+    def _with_information(self, model: Model, times: Tensor) -> Model:
+        """The model and the guide under a prior in which what earlier data have contributed counts
+        (D,) `times`."""
+        guide = self.guide
+        if not guide.prior_precision.informed:
+            return model
+        prior = LowRankNormal(guide.prior.loc, guide.prior_precision.at(1.0, times))
+        return model.with_prior(guide.set_joint_prior(prior, guide.first_scale))
 
     def choose_together(
         self, guides: Sequence[Guide], widths: Sequence[Width]
@@ -320,6 +308,25 @@ def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Tensor:
         for name, scale in guide.unpack(guide.first_scale).items()
     ]
     return torch.cat([scale.flatten() for scale in scales])
+
+
+@torch.no_grad()
+def _besides_width(rows: Jacobians, covariance: Covariance, pooled: float, share: float) -> float:
+    """The noise scale of a later round as a multiple of the last one: the errors of its rows are as
+    large as noise and width together.
+
+    Args:
+        rows: of the round, under the last noise scale.
+        covariance: of the weights, under the same.
+        pooled: the multiple if the width is left out.
+        share: of the rows of all rounds, those of this one.
+    """
+    ratios = []
+    for _, outputs, derivatives in rows:
+        noise = outputs.labels(outputs.mean).variance / outputs.model.likelihood.unit**2
+        ratios.append(covariance.projected(derivatives)[:, 0, 0] / noise)
+    errors = pooled**2 - (1 - share)
+    return (errors / (1 + torch.cat(ratios).mean().item()) + 1 - share) ** 0.5
 
 
 def _width(

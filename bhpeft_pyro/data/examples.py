@@ -136,6 +136,7 @@ class Examples:
         By default it is a fifth, but 500 rows at most, and none of fewer than 50 different ones.
         Both parts keep their order. What is informative about each other stays together: the words
         of a sentence, and rows with the same text (copies), of which a part may then be smaller.
+        Rows of a class that would be held out whole are not.
         """
         rows = self.rows.unique()
         if share is None:
@@ -144,7 +145,13 @@ class Examples:
         else:
             count = round(share * len(rows))
         order = random_order(len(rows), seed)
-        rest, held_out = apart(order, self.row_hashes, count)
+        hashes = self.row_hashes
+        rest, held_out = apart(order, hashes, count)
+        if self.kind == "class" and self.labels is not None:
+            learnt = self.labels[torch.isin(self.rows, rows[rest])]
+            lost = torch.isin(rows, self.rows[~torch.isin(self.labels, learnt)])
+            back = torch.isin(hashes[held_out], hashes[lost])
+            rest, held_out = torch.cat([rest, held_out[back]]), held_out[~back]
         if not (len(rest) and len(held_out)):
             return self, None
         return self.of_rows(rows[rest]), self.of_rows(rows[held_out])

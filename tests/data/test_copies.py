@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,31 @@ def test_what_cannot_be_held_out_apart_is_learnt() -> None:
     for examples, share in ((same, None), (same, 0.2), (few, None)):
         assert examples.hold_out(0, share) == (examples, None)
     assert few.hold_out(0, 0.2)[1] is not None  # as asked for
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_class_is_not_held_out_whole(seed: int) -> None:
+    examples = encoded(TEXTS, LABELS)
+    assert examples.labels is not None
+    before = examples.hold_out(seed)[1]
+    assert before is not None
+    rare = examples.rows[torch.isin(examples.hashes, before.hashes)][:2]
+    labels = examples.labels.index_fill(0, rare, 2)  # a class of two rows that were held out
+    rest, held_out = replace(examples, labels=labels).hold_out(seed)
+    assert rest.labels is not None and held_out is not None and held_out.labels is not None
+    assert (rest.labels == 2).sum() == 2 and not (held_out.labels == 2).any()
+    assert held_out.texts == before.texts[2:]
+
+
+def test_copies_stay_together_where_a_class_is_rare() -> None:
+    labels = [0] * 58 + [1, 2]
+    texts = [*TEXTS[:58], "w5 w5 w5", "w5 w5 w5"]
+    examples = encoded(texts, labels)
+    for seed in range(20):
+        rest, held_out = examples.hold_out(seed)
+        assert held_out is not None and rest.labels is not None
+        assert {*rest.labels.tolist()} == {0, 1, 2}
+        assert not {*rest.hashes.tolist()} & {*held_out.hashes.tolist()}
 
 
 def test_all_texts_of_a_row_count() -> None:

@@ -86,7 +86,11 @@ class Round(Setup):
         earlier, likelihood, options = self.earlier, self.model.likelihood, self.options
         if earlier is None or not options.default_length or options.tau is not None:
             return None
-        if not has_noise(self.guide, self.model) or self.facts["own_prior"]:
+        if self.held_out is not None:
+            return None
+        if not (likelihood.constant_noise and has_noise(self.guide, self.model)):
+            return None
+        if self.facts["own_prior"]:
             return None
         log_scale = likelihood.log_noise(self.guide.means()).detach().clone()
         return LastNoise(log_scale, earlier.share(len(self.data)))

@@ -45,40 +45,31 @@ class LaterNoise:
 
     Attributes:
         last: the logarithm of the noise scale that earlier rounds have found, ().
-        rows: on which that of this round is measured: held-out ones, or those that it learns.
-        before: the logarithm of the scale that suits these before they are learnt; None if they
-            are held out.
+        rows: that it learns.
+        before: the logarithm of the scale that suits these before they are learnt.
     """
 
     last: Tensor
     rows: CachedBatches
-    before: Tensor | None
+    before: Tensor
 
     @staticmethod
-    def of(
-        model: Model,
-        guide: Guide,
-        examples: CachedBatches,
-        held_out: CachedBatches | None,
-        bf16: bool,
-    ) -> LaterNoise:
+    def of(model: Model, guide: Guide, rows: CachedBatches, bf16: bool) -> LaterNoise:
         """Before the round."""
         last = model.likelihood.log_noise(guide.means()).detach().clone()
-        if held_out is not None:
-            return LaterNoise(last, held_out, None)
-        return LaterNoise(last, examples, noise_of(model, guide, examples, bf16)[1])
+        return LaterNoise(last, rows, noise_of(model, guide, rows, bf16)[1])
 
     def pool(self, model: Model, guide: Guide, bf16: bool, share: float) -> None:
         """After the round: set the noise variance to the mean over the rows of all rounds.
 
-        That of this round is measured on held-out rows. Without these, the errors of its rows are
-        too large before they are learnt, and too small afterwards: their geometric mean is taken.
+        The errors of this round's rows are too large before they are learnt, and too small
+        afterwards: their geometric mean is taken.
 
         Args:
             share: of the rows of all rounds, those of this one.
         """
         _, after = noise_of(model, guide, self.rows, bf16)
-        here = after + (after if self.before is None else self.before)  # log of the variance
+        here = after + self.before  # log of the variance
         pooled = share * here.exp() + (1 - share) * (2 * self.last.to(here)).exp()
         guide.move(model.likelihood.with_log_noise(pooled.log().div(2).float()))
 

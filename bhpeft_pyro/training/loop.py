@@ -162,21 +162,21 @@ class _Run:
             work("training", self.steps) as bar,
         ):
             self._prepare()
-            noise = None
-            if self.earlier is not None and self.ends_early and has_noise(self.guide, self.model):
-                rows = self.feed, self.validation
-                noise = LaterNoise.of(self.model, self.guide, *rows, bf16)
+            noise, ratings = None, has_noise(self.guide, self.model)
+            later = self.earlier is not None and self.ends_early
+            if later and ratings and self.validation is None:
+                noise = LaterNoise.of(self.model, self.guide, self.feed, bf16)
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
             self._train(bar)
             best_step = self.stopping.restore()
-            if self.ends_early and self.earlier is not None:
+            if later and self.earlier is not None:
                 size = len(self.feed.examples)
                 self.guide.strategy.average(self.earlier.step(size))
                 if noise is not None:
                     noise.pool(self.model, self.guide, bf16, self.earlier.share(size))
-            elif has_noise(self.guide, self.model):
-                if self.settles and self.validation is not None:
+            if ratings:
+                if self.validation is not None and (self.settles or later):
                     settle_noise(self.model, self.guide, self.validation, bf16)
                 elif self.validation is None and self.earlier is None:  # a few rows and steps
                     settle_noise(self.model, self.guide, self.feed, bf16, learnt=True)

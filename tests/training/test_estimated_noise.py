@@ -51,14 +51,14 @@ def test_the_noise_of_rounds_is_pooled_by_their_rows(
     first = bh.fit(model, "laplace", ratings(60, 0, 0.3), **how)
     new, others = ratings(30, 1, 2.0), ratings(30, 2, 2.0)
     second = first.update(new, validation=others if held_out else None, keep=keep, progress=False)
-    if held_out:
+    if held_out:  # as in a first fit
         forecast: Any = second.predict(others, method="exact")
         shares = noise(second) / (noise(second) + forecast.within)
-        here = ((forecast.mean - forecast.observed()).square() * shares).mean().item()
+        expected = ((forecast.mean - forecast.observed()).square() * shares).mean().item()
     else:
         here = (variance(first, new) * variance(second, new)) ** 0.5 * noise_share(second, new)
-    rows, before = len(new), keep * first.report.examples
-    expected = (rows * here + before * noise(first)) / (rows + before)
+        rows, before = len(new), keep * first.report.examples
+        expected = (rows * here + before * noise(first)) / (rows + before)
     assert noise(second) == pytest.approx(expected, rel=0.01)
     assert noise(second) > 2 * noise(first)  # the new ratings are noisier
 
@@ -93,6 +93,17 @@ def test_the_ends_of_a_scale_do_not_change_what_is_learnt() -> None:
     assert noise(free) == noise(ended)
 
 
+@pytest.mark.parametrize("components", [1, 2])
+def test_a_report_has_the_nll_of_held_out_rows_under_its_noise(components: int) -> None:
+    model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(1.0, 2.0))
+    how: dict[str, Any] = {"components": components, "progress": False}
+    first = bh.fit(model, "laplace", ratings(60, 0, 0.3), **how)
+    others = ratings(40, 2, 2.0)
+    second = first.update(ratings(30, 1, 2.0), validation=others)
+    exact: Any = second.predict(others, method="exact")
+    assert second.report.component_nll == pytest.approx(exact.nlls().mean().item(), rel=1e-2)
+
+
 @pytest.mark.parametrize("rank", [2, 18])
 @pytest.mark.parametrize("held_out", [False, True])
 def test_the_information_of_all_rounds_is_that_under_the_last_noise(
@@ -113,12 +124,19 @@ def test_the_information_of_all_rounds_is_that_under_the_last_noise(
     first_precision = second.report.tau * guide.first_scale.double().pow(-2)
     scale = noise(second) / likelihood.unit**2
     precision = inputs.mT @ inputs / scale + first_precision.diag()
-    found = guide.covariance.projected(torch.eye(len(inputs.mT))[None])[0].double().inverse()
-    if rank == 2:
-        precision, found = precision.diag(), found.diag()
-    size = precision.abs().max().item()
+    of_new = inputs[len(data) :].mT @ inputs[len(data) :] / scale
+    target: Any = guide.strategy.target(second.model, 0.0, True)[0].prior
     weights = ~guide.at({likelihood.noise_site})
-    torch.testing.assert_close(found[weights], precision[weights], rtol=1e-2, atol=1e-3 * size)
+    eye = torch.eye(len(weights))[None]
+    for covariance, exact in (
+        (guide.covariance, precision),
+        (target.normal.covariance, precision - of_new),  # what is sampled in its place
+    ):
+        found = covariance.projected(eye)[0].double().inverse()
+        if rank == 2:
+            found, exact = found.diag(), exact.diag()
+        size = exact.abs().max().item()
+        torch.testing.assert_close(found[weights], exact[weights], rtol=1e-2, atol=1e-3 * size)
 
 
 def test_a_round_of_given_length_keeps_the_noise_that_it_was_trained_to() -> None:

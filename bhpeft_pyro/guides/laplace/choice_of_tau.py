@@ -52,8 +52,6 @@ class Candidates:
         point: (N,) the same under the point estimate, at an output scale of 1.
         ratings: whether the labels are ratings. Their NLL depends on their unit, so a small
             difference is a part of a nat, not of the NLL.
-        share: in a later round, of the rows of all rounds, those of this one. The noise variance is
-            pooled with the last one by these rows.
     """
 
     taus: Tensor
@@ -62,7 +60,6 @@ class Candidates:
     log_densities: Tensor
     point: Tensor
     ratings: bool = False
-    share: float = 1.0
 
     def near(self, nll: Tensor, share: float) -> Tensor:
         """The NLL and a share of it, or of a nat."""
@@ -105,7 +102,7 @@ class Candidates:
 
     def at(self, tau: int, scale: int) -> Choice:
         """The choice by its indices."""
-        noise = (self.share * self.noises[tau].item() ** 2 + 1 - self.share) ** 0.5
+        noise = self.noises[tau].item()
         return Choice(
             self.taus[tau].item() / noise**2,
             noise,

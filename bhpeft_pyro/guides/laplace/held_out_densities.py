@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import pyro.distributions as dist
@@ -18,7 +17,7 @@ from ...model.likelihoods.normal import LEAST_NOISE
 from ...model.linearized import LinearOutputs, symmetric_noise
 from ...model.model import Model
 from .choice_of_tau import DRAWS, TAUS, Candidates, mean_density
-from .curvature import Curvature, jacobians
+from .curvature import Curvature, Precision, jacobians
 from .laplace_guide import LaplaceGuide
 
 NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
@@ -37,22 +36,17 @@ Held = Sequence[tuple[LinearOutputs, Tensor]]
 def candidates_of(
     model: Model,
     guide: LaplaceGuide,
+    precision: Precision,
     curvature: Curvature,
     held_out: Examples,
     given: float | None,
-    share: float | None = None,
 ) -> Candidates:
-    """The densities of held-out rows at every tau, or at the one that is given.
-
-    Args:
-        share: in a later round whose noise scale is to be pooled with the last one, of the rows of
-            all rounds those of this one.
-    """
+    """The densities of held-out rows at every tau, or at the one that is given; `precision` is the
+    prior's."""
     taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
     shown = held_out
     if len(held_out) > _HELD_OUT:
         shown = held_out.subset(random_order(len(held_out))[:_HELD_OUT])
-    precision = guide.prior_precision
     root = torch.cat([curvature.root, precision.root()], 1)
     # The inverse of d + R R' by Woodbury's identity: a small matrix for each tau.
     inverses = torch.stack(
@@ -74,17 +68,13 @@ def candidates_of(
         for number, (inverse, gram) in enumerate(zip(inverses, grams, strict=True)):
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
-    # A tau that is given is for the trained noise, as is what is known of earlier data.
-    free = given is None and (share is not None or not precision.informed)
-    free = free and model.likelihood.noise_site is not None
+    # A tau that is given is for the trained noise.
+    free = model.likelihood.noise_site is not None and given is None
     if model.likelihood.constant_noise:
-        candidates = with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
-    elif free:
-        candidates = with_noise_by_text(taus, spreads, held)
-    else:
-        scaled = model.likelihood.softmax and given is None
-        candidates = of_draws(taus, spreads, held, scaled)
-    return candidates if share is None else replace(candidates, share=share)
+        return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
+    if free and not precision.informed:  # earlier rounds had noise of their own
+        return with_noise_by_text(taus, spreads, held)
+    return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
 
 
 def of_draws(

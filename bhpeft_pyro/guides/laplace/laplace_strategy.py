@@ -134,7 +134,7 @@ class LaplaceStrategy(Strategy):
         """
         guide, likelihood = self.guide, model.likelihood
         pooled = 1.0
-        if last_noise is not None:  # what is known of earlier data was measured under it
+        if last_noise is not None:
             pooled = (likelihood.log_noise(guide.means()) - last_noise.log_scale).exp().item()
             guide.move(likelihood.with_log_noise(last_noise.log_scale))
         trained = guide.unpack(guide.loc.detach())
@@ -145,11 +145,12 @@ class LaplaceStrategy(Strategy):
                 scale = equal_effect(model, guide, again())
                 normal = LowRankNormal(guide.prior.loc, guide.prior_precision.under(scale))
                 model = model.with_prior(guide.set_joint_prior(normal, scale))
+            earlier = self._prior_precision(model)
             doing.next()
             rest = [jacobians(model, trained, part, share=1 / len(more)) for part in more]
             curvature = Curvature.of(
                 chain(again(), *rest),
-                guide.prior.covariance.scale,
+                earlier.covariance.scale,
                 guide.rank,
                 model.network.outputs,
                 weight=len(examples) / (len(first) + sum(map(len, more))),
@@ -159,35 +160,38 @@ class LaplaceStrategy(Strategy):
             choice = Choice(options.tau or guide.tau.item(), output_scale=output_scale)
             if held_out is not None:
                 doing.name("choosing the width")
-                candidates = candidates_of(
-                    model, guide, curvature, held_out, options.tau, last_noise and last_noise.share
-                )
+                candidates = candidates_of(model, guide, earlier, curvature, held_out, options.tau)
                 choice = candidates.best()
                 doing.next()
-        if last_noise is None:
-            learnt = curvature.times(guide.information_factor(choice.noise))
-            covariance = guide.prior_precision.with_data(learnt, choice.tau, guide.rank)
-            guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
+        if last_noise is not None:
+            covariance = earlier.with_data(curvature, choice.tau, guide.rank)
+            noise = _besides_width(again(), covariance, pooled, last_noise.share)
+            choice = Choice(choice.tau / noise**2, noise)
+        if earlier.informed and choice.noise != 1:
+            tau = choice.tau * choice.noise**2  # under the noise that all of this was measured with
+            guide.set_covariance(earlier.with_data(curvature, tau, guide.rank), tau)
+            guide.retune(choice.tau, choice.noise)
         else:
-            tau = choice.tau * choice.noise**2  # under the last noise
-            covariance = guide.prior_precision.with_data(curvature, tau, guide.rank)
-            if candidates is None:
-                noise = _besides_width(again(), covariance, pooled, last_noise.share)
-                choice = Choice(tau / noise**2, noise, output_scale)
-            guide.set_covariance(covariance, tau)
-            guide.retune(choice.tau, choice.noise, choice.output_scale)
-            model = self._with_information(model, guide.information_factor(choice.noise))
+            learnt = curvature.times(guide.information_factor(choice.noise))
+            covariance = earlier.with_data(learnt, choice.tau, guide.rank)
+            guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
         with seeded(options.seed):
             return model, _width(model, guide, choice, again(), candidates)
 
-    def _with_information(self, model: Model, times: Tensor) -> Model:
-        """The model and the guide under a prior in which what earlier data have contributed counts
-        (D,) `times`."""
-        guide = self.guide
-        if not guide.prior_precision.informed:
-            return model
-        prior = LowRankNormal(guide.prior.loc, guide.prior_precision.at(1.0, times))
-        return model.with_prior(guide.set_joint_prior(prior, guide.first_scale))
+    def _prior_precision(self, model: Model) -> Precision:
+        """Of the prior, with what earlier ratings have contributed under the present noise scale:
+        about their means it is inversely proportional to the noise variance."""
+        guide, likelihood = self.guide, model.likelihood
+        precision = guide.prior_precision
+        if not (likelihood.constant_noise and likelihood.noise_site in guide.shapes):
+            return precision
+        now, before = (
+            likelihood.log_noise(guide.unpack(loc.detach())) for loc in (guide.loc, guide.prior.loc)
+        )
+        if now == before or not precision.informed:
+            return precision
+        times = guide.information_factor((now - before).exp().item())
+        return Precision(precision.at(1.0, times), guide.first_scale)
 
     def choose_together(
         self, guides: Sequence[Guide], widths: Sequence[Width]
@@ -241,7 +245,7 @@ class LaplaceStrategy(Strategy):
         is T times that of N(m, P^-1).
         """
         guide = self.guide
-        loc, wide = guide.loc.detach(), guide.prior_precision.at(guide.tau.item())
+        loc, wide = guide.loc.detach(), self._prior_precision(model).at(guide.tau.item())
         acting, weight = self._acting(temperature, later)
         center = loc + weight * wide.apply(acting.solve(guide.prior.loc - loc))
         model = model.with_prior(guide.joined(LowRankNormal(center, wide)))

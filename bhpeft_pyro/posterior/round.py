@@ -84,13 +84,11 @@ class Round(Setup):
         """The noise scale of ratings before a later round that pools it with the errors of its own
         rows. A tau that is given, and a prior of the user's own, keep the width that they give."""
         earlier, likelihood, options = self.earlier, self.model.likelihood, self.options
-        if earlier is None or not options.default_length or options.tau is not None:
+        if earlier is None or self.held_out is not None or self.facts["own_prior"]:
             return None
-        if self.held_out is not None:
+        if not options.default_length or options.tau is not None:
             return None
         if not (likelihood.constant_noise and has_noise(self.guide, self.model)):
-            return None
-        if self.facts["own_prior"]:
             return None
         log_scale = likelihood.log_noise(self.guide.means()).detach().clone()
         return LastNoise(log_scale, earlier.share(len(self.data)))

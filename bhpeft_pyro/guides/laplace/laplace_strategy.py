@@ -129,8 +129,8 @@ class LaplaceStrategy(Strategy):
     ) -> tuple[Model, Width]:
         """Compute the covariance of the trained guide, in place.
 
-        Without held-out rows tau is that of the options, or does not change (it is 1 at first), and
-        the output scale is the one given.
+        Without held-out rows tau is that of the options or changes with the noise scale of ratings
+        only (it is 1 at first), and the output scale is the one given.
         """
         guide, likelihood = self.guide, model.likelihood
         pooled = 1.0

@@ -27,7 +27,6 @@ from ..guides.strategy import LastNoise
 from ..model.model import Model
 from ..peft.sites import Sites
 from ..priors import Prior, independent_normals
-from ..training.estimated_noise import has_noise
 from ..training.loop import Setup, optimise
 from ..training.report import FitReport, Training
 from .jobs import in_workers
@@ -83,12 +82,10 @@ class Round(Setup):
     def _last_noise(self) -> LastNoise | None:
         """The noise scale of ratings before a later round that pools it with the errors of its own
         rows. A tau that is given, and a prior of the user's own, keep the width that they give."""
-        earlier, likelihood, options = self.earlier, self.model.likelihood, self.options
-        if earlier is None or self.held_out is not None or self.facts["own_prior"]:
+        earlier, likelihood = self.earlier, self.model.likelihood
+        if earlier is None or not (self.pools_noise and likelihood.constant_noise):
             return None
-        if not options.default_length or options.tau is not None:
-            return None
-        if not (likelihood.constant_noise and has_noise(self.guide, self.model)):
+        if self.options.tau is not None or self.facts["own_prior"]:
             return None
         log_scale = likelihood.log_noise(self.guide.means()).detach().clone()
         return LastNoise(log_scale, earlier.share(len(self.data)))

@@ -98,6 +98,12 @@ class Setup:
     optimizer: OptimizerFactory | None = None
     callback: Callback | None = field(default=None, repr=False)
 
+    @property
+    def pools_noise(self) -> bool:
+        """Whether the noise scale of ratings is pooled with that of earlier rounds."""
+        later = self.earlier is not None and self.held_out is None and self.options.default_length
+        return later and has_noise(self.guide, self.model)
+
 
 def optimise(setup: Setup) -> Training:
     """Fit the guide's parameters in place.
@@ -121,6 +127,7 @@ class _Run:
         model, data, held_out = setup.model, setup.data, setup.held_out
         self.guide, self.temperature, self.earlier = setup.guide, setup.temperature, setup.earlier
         self.optimizer, self.callback = setup.optimizer, setup.callback
+        self.pools_noise = setup.pools_noise
         self.feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
         self.validation = None if held_out is None else CachedBatches(model, held_out)
         guide, feed, later = self.guide, self.feed, self.earlier is not None
@@ -162,9 +169,8 @@ class _Run:
             work("training", self.steps) as bar,
         ):
             self._prepare()
-            noise, ratings = None, has_noise(self.guide, self.model)
-            later = self.earlier is not None and self.ends_early
-            if later and ratings and self.validation is None:
+            noise, later = None, self.earlier is not None and self.ends_early
+            if self.pools_noise:
                 noise = LaterNoise.of(self.model, self.guide, self.feed, bf16)
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
@@ -175,7 +181,7 @@ class _Run:
                 self.guide.strategy.average(self.earlier.step(size))
                 if noise is not None:
                     noise.pool(self.model, self.guide, bf16, self.earlier.share(size))
-            if ratings:
+            if has_noise(self.guide, self.model):
                 if self.validation is not None and (self.settles or later):
                     settle_noise(self.model, self.guide, self.validation, bf16)
                 elif self.validation is None and self.earlier is None:  # a few rows and steps

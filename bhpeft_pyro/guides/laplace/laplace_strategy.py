@@ -163,13 +163,12 @@ class LaplaceStrategy(Strategy):
                 candidates = candidates_of(model, guide, earlier, curvature, held_out, options.tau)
                 choice = candidates.best()
                 doing.next()
-        if last_noise is not None:
-            covariance = earlier.with_data(curvature, choice.tau, guide.rank)
-            noise = _besides_width(again(), covariance, pooled, last_noise.share)
-            choice = Choice(choice.tau / noise**2, noise)
-        if earlier.informed and choice.noise != 1:
+        if last_noise is not None or (earlier.informed and choice.noise != 1):
             tau = choice.tau * choice.noise**2  # under the noise that all of this was measured with
             guide.set_covariance(earlier.with_data(curvature, tau, guide.rank), tau)
+            if last_noise is not None:
+                noise = _besides_width(again(), guide.covariance, pooled, last_noise.share)
+                choice = Choice(tau / noise**2, noise)
             guide.retune(choice.tau, choice.noise)
         else:
             learnt = curvature.times(guide.information_factor(choice.noise))

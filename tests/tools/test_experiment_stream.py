@@ -289,5 +289,16 @@ def test_students_are_compared_with_their_posterior_after_every_round(
     rounds = json.loads(file.read_text())["rounds"]
     assert len(rounds) == 4 and all(0 <= one["same decision"] <= 1 for one in rounds)
     assert all(one["of the student minus it"] != 0 for one in rounds)  # it is another forecast
-    table = students.table([json.loads(file.read_text())]).markdown()
+    table = students.table([json.loads(file.read_text())], "orders").markdown()
     assert [f"| {number} | 1 |" in table for number in range(1, 6)] == [True] * 4 + [False]
+
+
+def test_a_student_of_weekly_news_learns_the_last_weeks_and_is_tested_on_the_next() -> None:
+    weeks = {str(week): words(10 + week, seed=week) for week in range(6)}
+    pairs = list(students.parts(SimpleNamespace(batches=weeks, tests={}), test=0, texts=12))
+    assert len(pairs) == 5
+    for number, (unlabelled, tested) in enumerate(pairs):
+        assert tested is weeks[str(number + 1)]
+        learnt = [weeks[str(week)] for week in range(max(0, number - 3), number + 1)]
+        hashes = [one for week in learnt for one in week.row_hashes[:12]]
+        assert list(unlabelled.row_hashes) == hashes

@@ -345,7 +345,11 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         ),
         stream_report.costs(costs["cost"]),
         new_labels.table(load(folder / "new-labels", product(range(5), new_labels.ARMS))),
-        students.table(load(folder / "students", [(seed,) for seed in range(5)])),
+        *(
+            students.table(stored, protocol)
+            for protocol in students.SHOWN
+            if (stored := load(folder / "students", product([protocol], range(5))))
+        ),
         circle.table(load(folder / "circle", product(range(5), circle.ARMS))),
         *labels_report.tables(
             [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]

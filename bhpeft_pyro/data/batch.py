@@ -181,11 +181,6 @@ def random_order(count: int, seed: int = 0) -> Tensor:
 _MAX_POOL = 50  # batches per pool; a wider pool saves hardly any more padding
 
 
-def in_order(count: int, batch_size: int) -> tuple[Tensor, ...]:
-    """Consecutive examples, each exactly once; the last batch may be smaller."""
-    return torch.arange(count).split(COUNT("batch_size", batch_size, DataError))
-
-
 def within(
     order: Tensor, sizes: Tensor, batch_size: int, most: int | None = None
 ) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..base.checks import shown
 from ..errors import DataError
-from .batch import Batch, in_order, in_rows, random_order, shuffled, within
+from .batch import Batch, in_rows, random_order, shuffled, within
 from .columns import Kind
 from .copies import apart, fingerprint_of
 from .tokens import Tokens, cat
@@ -260,15 +260,15 @@ class Examples:
             groups = None if self.words is None else self.words[:, 0]
             plan = shuffled(self._keys, batch_size, multiple_of, generator, groups)
         else:
-            plan = in_order(len(self), batch_size)
-        return (self._batch(indices, states) for indices in plan)
+            plan = within(torch.arange(len(self)), self.lengths, batch_size)
+        return (self.batch(indices, states) for indices in plan)
 
     def by_length(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
         """Pairs of indices (B,) and their batch, longest examples first, each exactly once.
 
         For prediction, with hardly any padding: `out[indices] = outputs` restores the order.
         """
-        return self.planned(self.plan(batch_size))
+        return ((indices, self.batch(indices)) for indices in self.plan(batch_size))
 
     def plan(self, batch_size: int, most: int | None = None) -> tuple[Tensor, ...]:
         """The indices of each batch of `by_length`. Batches have at most about `most` tokens,
@@ -276,12 +276,6 @@ class Examples:
         order = self._keys.argsort(descending=True, stable=True)
         sizes = self.lengths if self.counts is None else self.lengths * self.counts
         return within(order, sizes / self.per_text, batch_size, most)
-
-    def planned(
-        self, plan: Iterable[Tensor], states: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Batch]]:
-        """Pairs of indices and their batch; `states` are as for `batches`."""
-        return ((indices, self._batch(indices, states)) for indices in plan)
 
     @property
     def _keys(self) -> Tensor:
@@ -307,7 +301,8 @@ class Examples:
         present = choice < counts
         return (first + choice).masked_fill(~present, 0), present, None
 
-    def _batch(self, indices: Tensor, states: Tensor | None) -> Batch:
+    def batch(self, indices: Tensor, states: Tensor | None = None) -> Batch:
+        """The examples `indices` as one batch; `states` are as for `batches`."""
         rows, present, words = self._rows(indices)
         if states is not None:
             at, real = self.tokens.places(rows, present)

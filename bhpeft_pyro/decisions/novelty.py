@@ -28,7 +28,7 @@ from ..base.distributed import map_over_ranks
 from ..base.progress import tracked
 from ..base.threads import without_autocast
 from ..data import Examples
-from ..data.batch import in_order, random_order, within
+from ..data.batch import random_order, within
 from ..errors import DataError
 from ..model.cached_batches import MAX_ROWS, most_tokens
 from ..model.head import check_features
@@ -198,7 +198,7 @@ class Novelty:
         """(N,) p-values and the N nearest learnt texts, if any are kept."""
         values: list[Tensor] = []
         nearest: list[str] = []
-        for at in in_order(len(examples), PART):
+        for at in torch.arange(len(examples)).split(PART):
             part = examples if len(at) == len(examples) else examples.subset(at)
             middle, last = states_of(model.network, part, max_rows)
             p = self._ranked(middle, last)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,24 +66,16 @@ class CachedBatches:
     ) -> Iterator[Batch]:
         """One epoch of shuffled batches, each split over particles."""
         if self.features is None:
-            yield from (
-                batch.split(particles)
-                for batch in self.examples.batches(
-                    batch_size,
-                    shuffle=True,
-                    generator=generator,
-                    multiple_of=particles,
-                    states=self.states,
-                )
-            )
-            return
-        alike = torch.zeros(len(self.examples), dtype=torch.long)
-        for indices in shuffled(alike, batch_size, particles, generator):
-            yield self._batch(indices).split(particles)
+            how: Any = {"generator": generator, "multiple_of": particles, "states": self.states}
+            drawn = self.examples.batches(batch_size, shuffle=True, **how)
+        else:
+            alike = torch.zeros(len(self.examples), dtype=torch.long)
+            drawn = map(self.batch, shuffled(alike, batch_size, particles, generator))
+        return (batch.split(particles) for batch in drawn)
 
     def prediction(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
         """Batches with every example once, and their indices."""
-        return self.planned(self.plan(batch_size))
+        return ((indices, self.batch(indices)) for indices in self.plan(batch_size))
 
     def plan(self, batch_size: int, most: int | None = None) -> tuple[Tensor, ...]:
         """The indices of the examples in each batch; batches that the transformer reads have at
@@ -91,14 +84,10 @@ class CachedBatches:
             return self.examples.plan(batch_size, most)
         return torch.arange(len(self.examples)).split(batch_size)
 
-    def planned(self, plan: Iterable[Tensor]) -> Iterator[tuple[Tensor, Batch]]:
-        """Pairs of indices and their batch."""
+    def batch(self, indices: Tensor) -> Batch:
+        """The examples `indices`, with what was computed once."""
         if self.features is None:
-            return self.examples.planned(plan, self.states)
-        return ((indices, self._batch(indices)) for indices in plan)
-
-    def _batch(self, indices: Tensor) -> Batch:
-        assert self.features is not None
+            return self.examples.batch(indices, self.states)
         labels, choices = self.examples.labels, self.examples.choices
         return Batch(
             {},
@@ -110,8 +99,9 @@ class CachedBatches:
         )
 
     def _compute(self, model: Model) -> None:
-        def features_of(item: tuple[Tensor, Batch]) -> list[Tensor]:
-            features = model.network.features(item[1].to(model.network.device)).cpu()
+        def features_of(indices: Tensor) -> list[Tensor]:
+            batch = self.examples.batch(indices).to(model.network.device)
+            features = model.network.features(batch).cpu()
             try:
                 return [check_features(features)]
             except DataError:
@@ -119,8 +109,8 @@ class CachedBatches:
                 raise
 
         plan = self.plan(MAX_ROWS * self.per_text, most_tokens(model.network.device))
-        batches = tracked(self.planned(plan), "reading features", len(plan))
-        parts = [(indices, *of) for (indices, _), of in map_over_ranks(batches, features_of)]
+        reading = tracked(plan, "reading features", len(plan))
+        parts = [(indices, *of) for indices, of in map_over_ranks(reading, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.
         first = parts[0][1]
         self.features = first.new_zeros(len(self.examples), *first.shape[1:])

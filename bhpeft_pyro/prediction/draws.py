@@ -198,8 +198,8 @@ def by_batch(
         if batches.features is None:
             check_all(model, data=batches.examples)
 
-    def values(item: tuple[Tensor, Batch]) -> list[Tensor]:
-        batch = item[1].to(device)
+    def values(indices: Tensor) -> list[Tensor]:
+        batch = batches.batch(indices).to(device)
         try:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 quantities = [value.cpu() for value in run(batch)]
@@ -217,8 +217,8 @@ def by_batch(
     order: list[Tensor] = []
     parts: list[Iterable[Tensor]] = []
     plan = batches.plan(size, most_tokens(device))
-    shown = tracked(batches.planned(plan), "", len(plan), share=1.0)
-    for (indices, _), quantities in map_over_ranks(shown, values):
+    shown = tracked(plan, "", len(plan), share=1.0)
+    for indices, quantities in map_over_ranks(shown, values):
         parts.append(quantities)
         order.append(indices)
     back = torch.cat(order).argsort()

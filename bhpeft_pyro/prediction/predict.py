@@ -19,7 +19,7 @@ from ..base.names import Method
 from ..base.progress import work
 from ..base.threads import seeded
 from ..data import Examples
-from ..data.batch import Batch, in_order
+from ..data.batch import Batch
 from ..data.columns import MAX_CHOICES
 from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
@@ -117,7 +117,7 @@ def in_parts(
 ) -> AnyForecast:
     """The forecast of N examples from those of a `PART` of them at a time, each of which calls its
     second argument after each of so many `steps`."""
-    pieces = in_order(len(examples), PART)
+    pieces = torch.arange(len(examples)).split(PART)
     with work("predicting", len(pieces) * steps) as whole:
         try:
             parts: list[Any] = [

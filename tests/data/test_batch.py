@@ -65,7 +65,7 @@ def test_batches_within_a_number_of_tokens() -> None:
     examples = numbered(LENGTHS)
     plan = examples.plan(8, most=90)
     assert torch.cat(plan).tolist() == torch.cat(examples.plan(8)).tolist()
-    sizes = [batch.inputs["input_ids"].shape for _, batch in examples.planned(plan)]
+    sizes = [examples.batch(indices).inputs["input_ids"].shape for indices in plan]
     assert all(rows * length <= 90 for rows, length in sizes)
     # None has room for one more.
     assert all(rows == 8 or (rows + 1) * length > 90 for rows, length in sizes[:-1])
@@ -77,12 +77,11 @@ def test_tokens_of_choices_and_words_count() -> None:
     rows = [("w", texts_of([6] * (2 + i % 3))) for i in range(60)]
     choices: Examples = encode(rows, bert_like(), kind="choice", labelled=False)
     tokens = [
-        batch.inputs["input_ids"].numel()
-        for _, batch in choices.planned(choices.plan(32, most=200))
+        choices.batch(indices).inputs["input_ids"].numel() for indices in choices.plan(32, most=200)
     ]
     assert 100 < max(tokens) <= 200
     words = sentences(60)  # of three words on average
-    sizes = [len(batch) for _, batch in words.planned(words.plan(90, most=40))]
+    sizes = [len(words.batch(indices)) for indices in words.plan(90, most=40)]
     longest = int(words.lengths.max())
     assert sizes[0] == 40 * 3 // longest < sizes[-2] <= 40 * 3 // int(words.lengths.min())
 

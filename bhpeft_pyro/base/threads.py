@@ -11,14 +11,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import runtime
-from torch import Tensor
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # devices that have it
 _FORK = 5.0  # seconds that a fork waits at the door, and then for its turn
@@ -27,22 +24,18 @@ _FITS = threading.RLock()
 _TURN, _DOOR = threading.Lock(), threading.Lock()  # who waits for a turn holds the door
 
 
-@dataclass(frozen=True)
 class _Shared:
     """A copy of what threads share, as it is now."""
 
-    # Handlers leave Pyro's stack only by their own `with` blocks; `clear` of a store makes new
-    # dicts, so the old ones need no copies.
-    handlers: list[Any] = field(default_factory=lambda: [*runtime._PYRO_STACK])
-    dims: list[Any] = field(default_factory=lambda: [*runtime._DIM_ALLOCATOR._stack])
-    store: dict[str, Any] = field(default_factory=lambda: {**vars(pyro.get_param_store())})
-    settings: dict[str, Any] = field(default_factory=pyro.settings.get)  # validation among them
-    random: Tensor = field(default_factory=torch.get_rng_state)
-    on_gpus: list[Tensor] = field(
-        default_factory=lambda: (
-            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        )
-    )
+    def __init__(self) -> None:
+        # Handlers leave Pyro's stack only by their own `with` blocks; `clear` of a store makes new
+        # dicts, so the old ones need no copies.
+        self.handlers = [*runtime._PYRO_STACK]
+        self.dims = [*runtime._DIM_ALLOCATOR._stack]
+        self.store = {**vars(pyro.get_param_store())}
+        self.settings = pyro.settings.get()  # validation among them
+        self.random = torch.get_rng_state()
+        self.on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def put_back(self) -> None:
         runtime._PYRO_STACK[:] = self.handlers

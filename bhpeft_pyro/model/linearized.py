@@ -85,17 +85,14 @@ class LinearOutputs:
     @property
     def of_likelihood(self) -> Tensor:
         """(E,) which of them are weights of the likelihood."""
-        return self._at(site.name for site in self.model.likelihood.sites)
+        return torch.arange(self.mean.shape[1]).to(self.mean.device) >= math.prod(self.shape)
 
     @property
     def of_noise(self) -> Tensor:
         """(E,) which of them is the logarithm of the noise scale."""
-        return self._at([self.model.likelihood.noise_site])
-
-    def _at(self, names: Iterable[str | None]) -> Tensor:
-        names, parts = {*names}, [torch.zeros(math.prod(self.shape), dtype=torch.bool)]
-        for site in self.model.likelihood.sites:
-            parts.append(torch.full((site.numel,), site.name in names))
+        likelihood, parts = self.model.likelihood, [torch.full((math.prod(self.shape),), False)]
+        for site in likelihood.sites:
+            parts.append(torch.full((site.numel,), site.name == likelihood.noise_site))
         return torch.cat(parts).to(self.mean.device)
 
     def draws(self, covariance: Tensor, noise: Tensor) -> Tensor:

@@ -228,7 +228,11 @@ def _from_lists(
                 f"column {shown(name)} is a {type(column).__name__}; expected a list of values, in "
                 "the order of the rows"
             )
-        lists[name] = _without_gaps(values)
+        # pandas has NaN, among texts, or NA where there is nothing.
+        gaps: tuple[type, ...] = (float,) if any(isinstance(v, str) for v in values) else ()
+        lists[name] = [
+            None if v is pd.NA or (isinstance(v, gaps) and v != v) else v for v in values
+        ]
     if len({len(column) for column in lists.values()}) > 1:
         counts = ", ".join(f"{name!r} {len(column)}" for name, column in lists.items())
         raise DataError(f"columns differ in length: {counts}")
@@ -276,15 +280,6 @@ def _table(name: str, column: list[Any], is_text: bool) -> Dataset:
         if not unicode:
             why = f"a {type(other).__name__}, where other rows have a {usual.__name__}"
         raise wrong(name, odd, f"{shown(other)}: {why}") from error
-
-
-def _without_gaps(column: list[Any]) -> list[Any]:
-    """None in place of what pandas has where there is nothing: NaN among texts, or NA."""
-    texts = any(isinstance(value, str) for value in column)
-    return [
-        None if value is pd.NA or (texts and isinstance(value, float) and value != value) else value
-        for value in column
-    ]
 
 
 def _fits(value: object, kind: type) -> bool:

@@ -25,7 +25,7 @@ from ..peft.sites import Role, Site
 from ..posterior.posterior import Posterior
 from ..prediction.draws import Draws, draw_parts
 from ..priors import earlier_posterior, independent_normals, unpack
-from ..priors.structured import gated_layers
+from ..priors.ready_priors import gated_layers
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes"]
 

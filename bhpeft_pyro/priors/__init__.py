@@ -10,9 +10,8 @@ from .any_prior import (
     with_structure,
 )
 from .from_posterior import JOINT, JointPrior, MixturePrior, PosteriorPrior, unpack
-from .function_space import FunctionSpaceNormal, default
 from .prior import Prior, PriorLike, as_prior, checked, complete
-from .structured import ARD, Gates, Hierarchical, Horseshoe
+from .ready_priors import ARD, FunctionSpaceNormal, Gates, Hierarchical, Horseshoe, default
 
 __all__ = [
     "ARD",

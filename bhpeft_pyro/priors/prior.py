@@ -23,7 +23,7 @@ from ..base.names import sort_by_pattern
 from ..base.threads import alone, undisturbed
 from ..errors import PriorError, is_out_of_memory
 from ..peft.sites import Site
-from .function_space import FunctionSpaceNormal
+from .ready_priors import FunctionSpaceNormal
 from .vectorised import for_all_draws, with_tensors
 
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]

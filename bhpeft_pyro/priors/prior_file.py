@@ -18,9 +18,8 @@ from ..base.distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..base.user_code import given_for, path_of, plain_attributes
 from ..errors import SaveError
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
-from .function_space import FunctionSpaceNormal
 from .prior import PriorLike, as_prior
-from .structured import ARD, Gates, Hierarchical, Horseshoe
+from .ready_priors import ARD, FunctionSpaceNormal, Gates, Hierarchical, Horseshoe
 
 Plain = dict[str, Any]
 Tensors = dict[str, Tensor]

@@ -102,11 +102,8 @@ class CachedBatches:
         def features_of(indices: Tensor) -> list[Tensor]:
             batch = self.examples.batch(indices).to(model.network.device)
             features = model.network.features(batch).cpu()
-            try:
+            with naming_rows(model, data=self.examples):
                 return [check_features(features)]
-            except DataError:
-                check_all(model, data=self.examples)
-                raise
 
         plan = self.plan(MAX_ROWS * self.per_text, most_tokens(model.network.device))
         reading = tracked(plan, "reading features", len(plan))

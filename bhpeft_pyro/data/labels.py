@@ -203,14 +203,12 @@ def read_classes(
         check_types(values, column, (int, str), expected, bool)
     if any(isinstance(value, str) for value in values):
         check_types(values, column, (str,), "a name, as other labels are")
-        read_cells(values, column, _check_name)
-        if names is None and not new_names:
-            values = _numbers(values, column, num_labels)
-        else:
-            if names is None:
-                names = sorted(set(values))
-                warn_of_classes(column, values)
-            values = _indices(values, column, names)
+        if empty := [i for i, value in enumerate(values) if not value.strip()]:
+            raise wrong(column, empty, "the label is empty")
+        if names is None and new_names:
+            names = sorted(set(values))
+            warn_of_classes(column, values)
+        values = _indices(values, column, names, num_labels)
     count = _agreed(column, names, num_labels)
     _check_range(values, column, count)
     labels = torch.tensor(values, dtype=torch.int64)
@@ -218,31 +216,20 @@ def read_classes(
     return labels, None if names is None else tuple(names), count
 
 
-def _check_name(value: str) -> None:
-    if not value.strip():
-        raise CellError("the label is empty")
+def _indices(
+    values: Sequence[str], column: str, names: Sequence[str] | None, count: int | None
+) -> list[int]:
+    """Indices of the classes, by their names or, if they have none, as a file has them as text."""
+    index = {name: k for k, name in enumerate(names or ())}
 
-
-def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]:
-    """Indices that a file has as text."""
-
-    def number(value: str) -> int:
-        if not re.fullmatch(r"-?\d+", value):
+    def place(value: str) -> int:
+        if names is not None and value not in index:
+            raise CellError(f"{value!r} is not one of {tuple(names)}")
+        if names is None and not re.fullmatch(r"-?\d+", value):
             until = "" if count is None else f" to {count - 1}"
             what = f"{shown(value)} is a name, and the classes have none"
             raise CellError(f"{what}; expected their numbers, 0{until}")
-        return int(value)
-
-    return read_cells(values, column, number)
-
-
-def _indices(values: Sequence[str], column: str, names: Sequence[str]) -> list[int]:
-    index = {name: k for k, name in enumerate(names)}
-
-    def place(value: str) -> int:
-        if value not in index:
-            raise CellError(f"{value!r} is not one of {tuple(names)}")
-        return index[value]
+        return int(value) if names is None else index[value]
 
     return read_cells(values, column, place)
 

@@ -27,6 +27,7 @@ from ..errors import DataError
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
 # Neither names such as "007" nor numbers that would lose digits.
 _INTEGER = r"-?(?:0|[1-9]\d{0,14})"
+_WHOLE = _INTEGER + r"(?:\.0)?"  # as pandas writes a column that has had a gap
 _REAL = r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?"
 _CELLS = (
     "expected commas between cells (or semicolons or tabs, also in the first line), and quotes "
@@ -62,8 +63,11 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def columns_of(path: Path, texts: Collection[str] | None) -> dict[str, list[Any]]:
-    """The cells of each column of a file; `texts` are as for `sources.load`."""
+def columns_of(
+    path: Path, texts: Collection[str], classes: str | None, typed: bool
+) -> dict[str, list[Any]]:
+    """The cells of each column of a file; `texts` and `classes` are as for `sources.load`. Unless
+    `typed`, the cells of a CSV file are all texts."""
     if path.suffix.lower() != ".csv":
         return by_column([*_objects(path)])
     table, comma = _frame(path)
@@ -71,9 +75,12 @@ def columns_of(path: Path, texts: Collection[str] | None) -> dict[str, list[Any]
         raise DataError(f"rows have more cells than the header has names; {_CELLS}")
     cells = {}
     for name, column in table.items():
-        text = texts is not None and name in texts
+        text = name in texts
         column = _with_points(column) if comma and not text else column
-        cells[name] = values_of(column) if text or texts is None else _typed(column)
+        if typed and not text:
+            cells[name] = _typed(column, _WHOLE if name == classes else _REAL)
+        else:
+            cells[name] = values_of(column)
     return cells
 
 
@@ -117,6 +124,7 @@ def _frame(path: Path) -> tuple[pd.DataFrame, bool]:
         if any("\0" in name for name in header):
             raise DataError("the header has a NUL character; expected a text file in UTF-8")
         check_once([meant(name) for name in header if name])
+        _check_quotes(path, how.get("sep", ","))
         table = pd.read_csv(path, na_values="", **how)
     except pd.errors.EmptyDataError as error:
         empty = "the first line is empty; expected the names of the columns"
@@ -128,6 +136,22 @@ def _frame(path: Path) -> tuple[pd.DataFrame, bool]:
         count -= 1
     cells = table[:count].rename(columns=meant).map(meant, na_action="ignore")
     return cells, how.get("sep") == ";"
+
+
+def _check_quotes(path: Path, mark: str) -> None:
+    """Refuse a quote that ends no cell: pandas would take it as the end of one that an earlier line
+    has left open, with all rows between them."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=mark, strict=True)
+            for _ in reader:
+                pass
+    except csv.Error as error:
+        what = f'line {reader.line_num}: {error}, so a quote (") is not closed, or not doubled'
+        raise DataError(f"{what}; {_CELLS}") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,9 +176,9 @@ def _with_points(column: pd.Series) -> pd.Series:
     return column.where(~number, column.str.replace(",", "."))
 
 
-def _typed(column: pd.Series) -> list[Any]:
+def _typed(column: pd.Series, reals: str) -> list[Any]:
     there = column.dropna()
-    for pattern, number in ((_INTEGER, int), (_REAL, float)):
+    for pattern, number in ((_INTEGER, int), (reals, float)):
         if len(there) and there.str.fullmatch(pattern).all():
             return [None if pd.isna(cell) else number(cell) for cell in column]
     return values_of(column)

@@ -94,6 +94,10 @@ class Columns:
         choices the answer, as "2" may be the text of one."""
         return (*self.inputs(kind), *((self.answer,) if kind == "choice" else ()))
 
+    def classes(self, kind: Kind) -> str | None:
+        """The column of the classes, if there is one."""
+        return self.label if kind == "class" else None
+
     def target(self, kind: Kind) -> str:
         """The column to predict."""
         return self.answer if kind == "choice" else self.label

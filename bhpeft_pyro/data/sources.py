@@ -59,7 +59,7 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
         name = type(source).__name__
         raise DataError(f"source is a {name}; pass one of its splits: {splits}")
     if isinstance(source, (str, Path)):
-        source = _loaded(source, columns.texts(kind))
+        source = _loaded(source, columns.texts(kind), columns.classes(kind))
     elif isinstance(source, IterableDataset):
         stream: Any = source.with_format(None)
         names = stream.column_names or ()  # it may not know them
@@ -107,24 +107,36 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
     return table
 
 
-def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
-    """All columns of a file, or of a data set of the hub, if it has rows. `texts` are the columns
-    of a CSV file to keep as text, whatever they look like; None for all. Columns with cells of
-    different types are left out, with a warning."""
-    table = _loaded(source, texts)
+def load(
+    source: str | Path, texts: Collection[str] = (), classes: str | None = None
+) -> Dataset:
+    """All columns of a file, or of a data set of the hub, if it has rows. Columns with cells of
+    different types are left out, with a warning.
+
+    Args:
+        source: of the rows.
+        texts: columns of a CSV file to keep as text, whatever they look like.
+        classes: a column of it that has numbers only if all are whole, as 1.10 and 1.1 may be
+            names of two classes.
+    """
+    table = _loaded(source, texts, classes)
     with in_file(source):
         return table if isinstance(table, Dataset) else _from_lists(table, source)
 
 
-def cells_of(source: str | Path, texts: Collection[str] | None) -> dict[str, list[Any]]:
-    """The cells of each column, as `load` reads them; also of columns with different types."""
-    table = _loaded(source, texts)
+def cells_of(
+    source: str | Path, texts: Collection[str], typed: bool = True
+) -> dict[str, list[Any]]:
+    """The cells of each column, as `load` reads them, or unless `typed` all of a CSV file as texts;
+    also of columns with different types."""
+    table = _loaded(source, texts, None, typed)
     return table[:] if isinstance(table, Dataset) else table
 
 
-def records(source: str | Path) -> list[dict[str, Any]]:
-    """The rows, whose cells are as they are in the file; None where a row has none."""
-    cells = cells_of(source, None)
+def records(source: str | Path, texts: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The rows, whose cells are as they are in the file, but for decimal commas in other columns
+    than `texts`; None where a row has none."""
+    cells = cells_of(source, texts, typed=False)
     return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
 
 
@@ -156,14 +168,16 @@ def in_file(source: object) -> Iterator[None]:
         raise error.placed(name, unit, number) from error
 
 
-def _loaded(source: str | Path, texts: Collection[str] | None) -> Dataset | dict[str, list[Any]]:
+def _loaded(
+    source: str | Path, texts: Collection[str], classes: str | None, typed: bool = True
+) -> Dataset | dict[str, list[Any]]:
     path, called = data_file(source), shown(str(source))
     table: Dataset | dict[str, list[Any]]
     if path is None:
         table = _from_hub(str(source))
     else:
         try:
-            table = columns_of(path, texts)
+            table = columns_of(path, texts, classes, typed)
         except UnicodeDecodeError as error:
             what = f"source={called}: expected a text file that was saved as UTF-8: {error}"
             raise DataError(what) from error

@@ -17,7 +17,7 @@ from ..base.names import sort_by_pattern
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
-from ..priors import MixturePrior, checked
+from ..priors import MixturePrior, check_no_evidence, checked
 from ..priors.any_prior import joint
 from .guide import Guide
 from .latent import Latent, latents
@@ -207,10 +207,14 @@ class PriorGuide(Guide):
     Args:
         model: the model.
         around: weights at which the network is linearised for predictions; by default it is not.
+
+    Raises:
+        PriorError: the prior has observations or factors, which its draws would leave out.
     """
 
     def __init__(self, model: Model, around: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
+        check_no_evidence(model.prior, model.sites, "draws of the prior")
         self._model = (model,)  # a tuple keeps it out of the submodules
         self._around, self.linear = around, around is not None
 

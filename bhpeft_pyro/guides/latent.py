@@ -20,7 +20,7 @@ from ..base.distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..base.threads import undisturbed
 from ..errors import GuideError, PriorError
 from ..model.model import Model
-from ..priors import JOINT, JointPrior, checked, independent_normals
+from ..priors import JOINT, JointPrior, check_no_evidence, checked, independent_normals
 
 _TAKEN = ("data", "label", "draw", "draws")  # sites and plates of the model and of predictions
 
@@ -166,23 +166,21 @@ def joint_normal(model: Model) -> tuple[JointPrior, tuple[str, ...], Tensor]:
     for latent in covered:
         shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
     joint = covered[0] if covered[0].sites else None
+    try:
+        if joint is None:
+            moments = independent_normals(model.prior, model.sites, shapes, "LaplaceGuide")
+        else:
+            check_no_evidence(model.prior, model.sites, "LaplaceGuide")
+    except PriorError as error:
+        raise GuideError(f"{error}; for such priors use 'normal'") from error
     if joint is not None:
         normal, name = joint.prior, joint.name
     else:
-        try:
-            moments = independent_normals(model.prior, model.sites, shapes, "LaplaceGuide")
-        except PriorError as error:
-            raise GuideError(f"{error}; for other priors use 'normal'") from error
         loc, scale = (
             torch.cat([moments[name][i].flatten() for name in shapes]).to(covered[0].loc)
             for i in range(2)
         )
         normal, name = LowRankNormal(loc, Covariance.diagonal(scale)), JOINT
-    if seen := _evidence(model):
-        raise GuideError(
-            "LaplaceGuide: the prior has observations, factors, scales or masks at "
-            f"{', '.join(seen)}, which its covariance would leave out; for such priors use 'normal'"
-        )
     if missing := [name for name in order if name not in shapes]:
         raise GuideError(
             f"LaplaceGuide: the prior does not sample {', '.join(missing)}; expected a Normal at "
@@ -191,19 +189,6 @@ def joint_normal(model: Model) -> tuple[JointPrior, tuple[str, ...], Tensor]:
     prior = JointPrior(normal, shapes, name, bool(getattr(model.prior, "open", False)))
     sampled = tuple(shapes) if joint is None else ()
     return prior, sampled, torch.cat([latent.loc.flatten() for latent in covered])
-
-
-def _evidence(model: Model) -> list[str]:
-    """Names of a prior's observations and factors, and of what it scales or masks."""
-    sites = {site.name for site in model.sites}
-    nodes: dict[str, Any] = _traced(model).nodes
-    return [
-        name
-        for name, node in nodes.items()
-        if node["type"] == "sample" and not node["infer"].get("_deterministic")
-        if (node["is_observed"] and name not in sites)
-        or (not node["is_observed"] and (node["scale"] != 1 or node["mask"] is not None))
-    ]
 
 
 def _traced(model: Model) -> poutine.Trace:

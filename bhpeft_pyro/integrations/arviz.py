@@ -18,12 +18,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..base.checks import MAYBE_COUNT, SEED, check, check_memory, derived
+from ..base.checks import MAYBE_COUNT, SEED, check, check_memory, derived, warn
 from ..base.names import matching
 from ..base.threads import seeded
 from ..data import Columns, Examples
 from ..diagnostics.changes import Variable, variables
-from ..errors import ConfigError
+from ..errors import ConfigError, PriorError
 from ..guides import Guide, PriorGuide, prior_like
 from ..model.cached_batches import CachedBatches
 from ..model.model import Model
@@ -118,13 +118,16 @@ def to_arviz(
     samples, seed = MAYBE_COUNT("samples", samples), SEED("seed", seed)
     check(posterior, Posterior | Model, "posterior", "a bh.Posterior, or a bh.Model")
     chains: Sequence[Guide]
-    prior: Guide
+    priors: Sequence[Guide]
     if isinstance(posterior, Model):
-        model, columns, chains, prior = posterior, Columns(), (), PriorGuide(posterior)
+        model, columns, chains, priors = posterior, Columns(), (), [PriorGuide(posterior)]
     else:
-        model, columns = posterior.model, posterior.columns
-        # Components come from independent fits and count alike.
-        chains, prior = posterior.guide.components, prior_like(model, posterior.guide)
+        model, columns, priors = posterior.model, posterior.columns, ()
+        chains = posterior.guide.components  # they come from independent fits and count alike
+        try:
+            priors = [prior_like(model, posterior.guide)]
+        except PriorError as error:
+            warn(f"{error}; the groups of the prior are left out")
     most = min((guide.draws_kept for guide in chains if guide.draws_kept is not None), default=None)
     if samples is None:
         samples = most or _SAMPLES
@@ -135,7 +138,7 @@ def to_arviz(
     examples = None
     if data is not None:
         examples = model.encode(data, columns, labelled=False, new_names=not chains)
-    guides = [*chains, prior]
+    guides = [*chains, *priors]
     readable = variables(model, next(draw_parts(model, guides[0], 1, seed)))
     chosen = [name for name, variable in readable.items() if variable.numel <= SMALL]
     if sites is not None:
@@ -147,13 +150,14 @@ def to_arviz(
         several = model.network.outputs if examples.kind == "labels" else 1
         size += len(examples) * (_INTEGER * len(guides) * several + _FLOAT * len(chains))
     check_memory("samples", samples, 2 * size)  # the draws, and the arrays that they go to
-    *of_chains, of_prior = [
+    drawn = [
         _chosen_draws(model, guide, chosen, samples, derived(seed, i))
         for i, guide in enumerate(guides)
     ]
+    of_chains, of_prior = drawn[: len(chains)], drawn[len(chains) :]
     names = columns.label_names
     left_out = ", ".join(name for name in readable if name not in chosen)
-    groups = {"prior": _dataset([of_prior], names, left_out=left_out)}
+    groups = {"prior": _dataset(of_prior, names, left_out=left_out)} if of_prior else {}
     if not isinstance(posterior, Model):
         report = posterior.report
         about = {"guide": posterior.facts["guide"], "round": len(posterior.lineage)}
@@ -167,7 +171,7 @@ def to_arviz(
         if stats:
             groups["sample_stats"] = stats
     if examples is not None:
-        groups |= _predictions(model, guides, examples, samples, seed)
+        groups |= _predictions(model, chains, priors, examples, samples, seed)
         novelty = None if isinstance(posterior, Model) else posterior.novelty
         if novelty is not None and novelty.enough:
             words = {"long_name": "p-value, small for texts unlike the learnt ones"}
@@ -292,10 +296,15 @@ def _counted(dims: Sequence[str], arrays: Mapping[str, np.ndarray]) -> xr.Datase
 
 
 def _predictions(
-    model: Model, guides: Sequence[Guide], examples: Examples, samples: int, seed: int
+    model: Model,
+    chains: Sequence[Guide],
+    priors: Sequence[Guide],
+    examples: Examples,
+    samples: int,
+    seed: int,
 ) -> dict[str, xr.Dataset]:
-    """Labels drawn from the likelihood under the draws of each guide, the last one being the
-    prior, and the log-likelihoods of the observed labels."""
+    """Labels drawn from the likelihood under the draws of each guide and of the prior, and the
+    log-likelihoods of the observed labels."""
     batches = CachedBatches(model, examples)
 
     def group(*dims: str, **arrays: np.ndarray) -> xr.Dataset:
@@ -309,19 +318,17 @@ def _predictions(
         return group("chain", "draw", "example", label=torch.stack([*values]).numpy())
 
     outcomes = []
-    for number, guide in enumerate(guides):
+    for number, guide in enumerate([*chains, *priors]):
         of_guide = derived(seed, number)  # as the weights' draws have
         with seeded(of_guide):
             outcomes.append(simulate(model, draw_parts(model, guide, samples, of_guide), batches))
-    *chains, prior = outcomes
-    groups = {
-        "prior_predictive": of_chains([prior[0]]),
-        "constant_data": group("example", text=np.array(examples.texts, dtype=object)),
-    }
+    groups = {"prior_predictive": of_chains([outcomes[-1][0]])} if priors else {}
+    groups["constant_data"] = group("example", text=np.array(examples.texts, dtype=object))
     if chains:
-        groups["posterior_predictive"] = of_chains([labels for labels, *_ in chains])
+        outcomes = outcomes[: len(chains)]
+        groups["posterior_predictive"] = of_chains([labels for labels, *_ in outcomes])
     if examples.labels is not None:
         groups["observed_data"] = group("example", label=examples.labels.numpy())
         if chains:
-            groups["log_likelihood"] = of_chains([fit for _, fit in chains])
+            groups["log_likelihood"] = of_chains([fit for _, fit in outcomes])
     return groups

@@ -99,8 +99,8 @@ def independent_normals(
         purpose: the start of error messages.
 
     Raises:
-        PriorError: the prior is unknown, a site is not Normal, or other latents are sampled, on
-            which sites may depend.
+        PriorError: the prior is unknown, a site is not Normal, other latents are sampled, on which
+            sites may depend, or there is `evidence`.
     """
     if prior is None:
         raise PriorError(
@@ -110,6 +110,7 @@ def independent_normals(
     if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
         moments = prior.moments()
         return {name: moments[name] for name in names}
+    check_no_evidence(prior, sites, purpose)
     with undisturbed():
         drawn, again = (_drawn(prior, sites) for _ in range(2))
     if others := drawn.keys() - {site.name for site in sites}:
@@ -128,8 +129,41 @@ def independent_normals(
     return first
 
 
+def evidence(prior: Prior, sites: Sequence[Site]) -> list[str]:
+    """Names of a prior's observations and factors, and of what it scales or masks. Neither draws of
+    the prior nor the distributions that it samples from have any of it."""
+    known = {site.name for site in sites}
+    with undisturbed():
+        nodes: dict[str, Any] = _traced(prior, sites).nodes
+    return [
+        name
+        for name, node in nodes.items()
+        if node["type"] == "sample" and not node["infer"].get("_deterministic")
+        if (node["is_observed"] and name not in known)
+        or (not node["is_observed"] and (node["scale"] != 1 or node["mask"] is not None))
+    ]
+
+
+def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> None:
+    """Refuse a prior with `evidence`.
+
+    Raises:
+        PriorError: starts with `purpose`.
+    """
+    if seen := evidence(prior, sites):
+        raise PriorError(
+            f"{purpose}: the prior has observations, factors, scales or masks at "
+            f"{', '.join(seen)}, which would be left out"
+        )
+
+
+def _traced(prior: Prior, sites: Sequence[Site]) -> poutine.Trace:
+    """One draw of a prior."""
+    with torch.no_grad(), poutine.block():
+        return poutine.trace(checked).get_trace(prior, sites)
+
+
 def _drawn(prior: Prior, sites: Sequence[Site]) -> dict[str, Any]:
     """The distributions of what a prior samples, in one draw of it."""
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(checked).get_trace(prior, sites)
-    return {name: node["fn"] for name, node in trace.iter_stochastic_nodes()}
+    nodes = _traced(prior, sites).iter_stochastic_nodes()
+    return {name: node["fn"] for name, node in nodes}

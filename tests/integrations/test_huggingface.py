@@ -363,6 +363,27 @@ def test_ratings_go_out_on_their_scale(likelihood: Any, tmp_path: Path) -> None:
     posterior.to_peft(tmp_path / "adapter")
     adapter = peft.PeftModel.from_pretrained(tiny_classifier(1), str(tmp_path / "adapter"))
     close(logits(adapter, examples)[:, 0], mean)
+    assert posterior.merge().config.problem_type == "regression"  # pipelines show it as it is
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs"),
+    [(bh.likelihoods.OrderedLogistic(3), 1), (bh.likelihoods.HeteroscedasticNormal(), 2)],
+)
+def test_outputs_of_another_meaning_do_not_go_out(
+    likelihood: Any, outputs: int, tmp_path: Path
+) -> None:
+    head = bh.ClassifierHead(outputs)
+    network = bh.RandomPEFT(
+        tiny_classifier(outputs), bh.presets.lora(rank=2), head, tiny_tokenizer()
+    )
+    rows = {"text": ["w5 w20", "w6 w21", "w5 w22"] * 4, "label": [0, 1, 2] * 4}
+    model = bh.Model(network, likelihood=likelihood)
+    posterior = bh.fit(model, "delta", rows, max_steps=1, progress=False)
+    for export in (posterior.merge, lambda: posterior.to_peft(tmp_path / "adapter")):
+        with pytest.raises(LikelihoodError, match="a Hugging Face classifier cannot express"):
+            export()
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_a_rating_without_a_bias_has_no_centre() -> None:

@@ -61,6 +61,7 @@ def to_peft(
         ConfigError: adapter or prefix weights, or a `Head`, which `peft` has no counterpart for;
             several labels per text, and a backbone whose config does not say so (`problem_type`);
             no such component; draws of a linearised posterior, which are no weights of the network.
+        LikelihoodError: it reads the outputs otherwise than a Hugging Face classifier.
         SaveError: there is an adapter already, or anything that no earlier call wrote.
     """
     folder = as_path("folder", folder)
@@ -149,6 +150,7 @@ def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedMode
     Raises:
         ConfigError: adapter, prefix or gated weights, which cannot be merged into frozen weights; a
             `Head`; a quantised backbone; several components, and none chosen.
+        LikelihoodError: as for `to_peft`.
     """
     _check(posterior, "merge")
     network, values = posterior.model.network, posterior.weights(component)
@@ -167,8 +169,9 @@ def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedMode
     if names is not None:
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {label: i for i, label in enumerate(names)}
-    if posterior.model.likelihood.kind == "labels":
-        model.config.problem_type = "multi_label_classification"
+    types = {"labels": "multi_label_classification", "rating": "regression"}
+    if (kind := posterior.model.likelihood.kind) in types:
+        model.config.problem_type = types[kind]
     return model.requires_grad_(True)
 
 

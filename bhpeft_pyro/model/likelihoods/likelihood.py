@@ -143,12 +143,17 @@ class Likelihood(ABC):
 
     def exported(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by site, among them a head's whose outputs mean what those of a Hugging Face
-        classifier do.
+        classifier do: logits, or the mean rating.
 
         Raises:
-            LikelihoodError: the head has no bias, and needs one.
+            LikelihoodError: no head's outputs do; or the head has no bias, and needs one.
         """
-        return dict(weights)
+        if self.softmax or self.kind == "labels":
+            return dict(weights)
+        raise LikelihoodError(
+            f"likelihood: a Hugging Face classifier cannot express {self}; expected Categorical, "
+            "MultipleChoice or MultiLabel, or ratings with one noise scale for all texts"
+        )
 
     def off_scale(self, labels: Tensor) -> str | None:
         """In words which of (N,) labels are beyond the ends of the likelihood's scale, or so far

@@ -78,7 +78,9 @@ class Ratings(Likelihood):
         return self.low, self.high
 
     def exported(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """With a head whose first output is the mean rating itself."""
+        """With a head whose output is the mean rating itself."""
+        if self.outputs != 1:  # there is one for the noise
+            return super().exported(weights)
         weight, center = weights["head.weight"].clone(), self.center or 0.0
         weight[..., 0, :] *= self.unit
         if (bias := weights.get("head.bias")) is None:

@@ -14,6 +14,7 @@ from ..data import Examples
 from ..forecast.metrics import Score
 from ..guides import Guide, MixtureGuide
 from ..guides.laplace.choice_of_tau import Width
+from ..guides.laplace.laplace_strategy import choose_together
 from ..model.model import Model
 from ..priors import MixturePrior
 from ..training.report import FitReport
@@ -178,9 +179,7 @@ def _chosen_together(fitted: Sequence[Fitted]) -> tuple[list[Posterior], dict[st
     if len(widths) < len(fitted) or len(fitted) == 1:
         return components, {}
     guides = [component.guide for component in components]
-    chosen, point_nll, nll = components[0].guide.strategy.choose_together(guides, widths)
-    components = [
-        component.with_report(**width.reported())
-        for component, width in zip(components, chosen, strict=True)
-    ]
+    reports, point_nll, nll = choose_together(guides, widths)
+    pairs = zip(components, reports, strict=True)
+    components = [component.with_report(**said) for component, said in pairs]
     return components, {"point_nll": point_nll, "component_nll": nll}

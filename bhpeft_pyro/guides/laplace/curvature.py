@@ -8,6 +8,7 @@ and I the information of data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from ...model.cached_batches import CachedBatches
 from ...model.fisher import all_outcomes, one_outcome
 from ...model.linearized import AT_ONCE, LinearOutputs, examples_at_once, jacobian
 from ...model.model import Model
+from ...priors import unpack
 
 _LABELS = 256  # drawn for each example, where the expectation over labels has no closed form
 _GATHERED = 256  # gradients
@@ -94,6 +96,44 @@ def _count(at: Mapping[str, Tensor]) -> int:
 
 def _outputs(model: Model, examples: Examples) -> int:
     return model.network.outputs * examples.width
+
+
+@torch.no_grad()
+def equal_effect(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], scale: Tensor, rows: Jacobians
+) -> Tensor:
+    """Prior sds under which every site of the network has the same effect on the outputs.
+
+    The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
+    the sum averaged over examples and over outputs (under a softmax over the contrasts between
+    them, one less). So the prior sd of an output of the linearised network is 1. Gates, whose
+    effect is that of what they multiply, and the likelihood's own sites keep their `scale`, (D,).
+
+    Args:
+        model: the model.
+        shapes: of the sites, in the order of the weights.
+        scale: (D,) the sds so far.
+        rows: the Jacobians of some examples.
+
+    Returns:
+        (D,) sds.
+    """
+    kept = {site.name for site in model.likelihood.sites}
+    kept |= {site.name for site in model.sites if site.role == "gate"}
+    total = torch.zeros_like(scale)
+    count = 0
+    for batch, outputs, derivatives in rows:
+        inside = derivatives[:, : math.prod(outputs.shape)]
+        total += inside.square().sum((0, 1))
+        there = inside.shape[:2].numel() if batch.choices is None else int(batch.choices.sum())
+        count += there - len(inside) * model.likelihood.softmax
+    effects = {name: part.sum().item() for name, part in unpack(total / count, shapes).items()}
+    effects = {name: effect for name, effect in effects.items() if name not in kept and effect > 0}
+    scales = [
+        torch.full_like(part, (len(effects) * effects[name]) ** -0.5) if name in effects else part
+        for name, part in unpack(scale, shapes).items()
+    ]
+    return torch.cat([part.flatten() for part in scales])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -16,15 +15,6 @@ FEWEST = 50
 brief instead (`FitOptions.epochs`)."""
 _CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
 _PATIENCE = 3  # of these, without a better state, after which it stops
-
-
-@dataclass
-class _Best:
-    """The state with the lowest held-out NLL so far; `rows` has the NLL of each row."""
-
-    step: int
-    rows: Tensor
-    state: dict[str, Tensor]
 
 
 class EarlyStopping:
@@ -57,7 +47,8 @@ class EarlyStopping:
         self.steps, self.selects = steps, selects
         default = max(1, steps // _CHECKS) if selects else min(per_epoch, steps)
         self.every = options.eval_every or default
-        self.best: _Best | None = None
+        # The step and state with the lowest held-out NLL so far, and the NLL of each row there.
+        self.best: tuple[int, dict[str, Tensor], Tensor] | None = None
 
     def is_due(self, step: int) -> bool:
         """Whether held-out rows are evaluated after this step, counted from 1."""
@@ -73,34 +64,28 @@ class EarlyStopping:
         nll = rows.mean().item()
         if not math.isfinite(nll) or not self.patience:
             return False
-        best = self.best
-        # The last state had the smallest steps. That one of ten looks a little better on a hundred
-        # rows is mostly chance.
-        last = self.selects and step == self.steps
-        if (
-            best is None
-            or nll < best.rows.mean().item()
-            or (last and not _surely_worse(rows, best.rows))
-        ):
-            self.best = _Best(step, rows, copied(self.guide.state_dict()))
-            return False
-        return step - best.step >= self.patience * self.every
+        if self.best is not None:
+            best_step, _, best = self.best
+            worse = nll >= best.mean().item()
+            if worse and self.selects and step == self.steps:
+                # The last state had the smallest steps. That one of ten looks a little better on a
+                # hundred rows is mostly chance, so it has to be two standard errors better.
+                away = rows - best
+                worse = bool(away.mean() > 2 * away.std() / len(away) ** 0.5)
+            if worse:
+                return step - best_step >= self.patience * self.every
+        self.best = step, copied(self.guide.state_dict()), rows
+        return False
 
     def restore(self) -> int | None:
         """Bring the best state back, if one was kept. Its step."""
         if self.best is None:
             return None
-        self.guide.load_state_dict(self.best.state)
-        return self.best.step
+        step, state, _ = self.best
+        self.guide.load_state_dict(state)
+        return step
 
 
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A copy of the state of a guide, or of weights."""
     return {name: value.detach().clone() for name, value in state.items()}
-
-
-def _surely_worse(rows: Tensor, best: Tensor) -> bool:
-    """Whether the NLLs of some rows are higher than the best ones by more than two standard
-    errors."""
-    away = rows - best
-    return bool(away.mean() > 2 * away.std() / len(away) ** 0.5)

@@ -36,21 +36,26 @@ def warnings_of(report: FitReport) -> list[str]:
         lines.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
     if report.falling:
         lines.append("not converged: the loss still falls; set more epochs, or another lr")
-    elif few := [part.steps for part in report.components or [report] if _too_few(part)]:
-        lines.append(f"too few steps ({min(few)}) to tell whether the loss still falls")
+    else:  # where no held-out rows chose the state, half of the steps may be too few
+        free = (p for p in report.components or [report] if p.best_step is None)
+        if few := [part.steps for part in free if 0 < len(part.history) <= 2 * FEW]:
+            lines.append(f"too few steps ({min(few)}) to tell whether the loss still falls")
     if report.skipped > _SKIPPED * report.steps:
         lines.append(
             f"unstable: {report.skipped} of {report.steps} steps were skipped because the loss or "
             "gradient was not finite"
         )
-    if not _is_laplace(report):
-        lines += _unusual(report.temperature)
+    if _is_laplace(report):
+        return lines
+    if report.temperature == 0:
+        lines.append("temperature 0: maximum likelihood, no posterior")
+    elif not 1 / _FAR <= report.temperature <= _FAR:
+        kind = "cold" if report.temperature < 1 else "hot"
+        lines.append(
+            f"temperature {report.temperature:g}: a {kind} posterior, as if every example had been "
+            f"seen {1 / report.temperature:.3g} times"
+        )
     return lines
-
-
-def _too_few(report: FitReport) -> bool:
-    """Whether half of the steps are too few, where no held-out rows chose the state."""
-    return report.best_step is None and 0 < len(report.history) <= 2 * FEW
 
 
 def described(report: FitReport) -> str:
@@ -63,7 +68,10 @@ def described(report: FitReport) -> str:
     if report.tau is not None:
         lines.append(_width(report))
     for number, part in enumerate(report.components if report.steps else (), 1):
-        lines.append(f"  component {number}: {_component(part)}")
+        said = _loss(part) if part.tau is None else _width(part)
+        if part.tau is None and part.scales:
+            said += f", sds {'not ' if part.unsettled else ''}converged"
+        lines.append(f"  component {number}: {said}")
     if report.components and report.component_nll is not None:
         lines.append(
             f"mixture: held-out NLL {report.component_nll:.3f} (of the point estimates alone "
@@ -101,14 +109,6 @@ def _fit(report: FitReport) -> str:
     if report.skipped:
         said += f", {report.skipped} skipped"
     return f"{len(report.components)} components, {said}" if report.components else said
-
-
-def _component(report: FitReport) -> str:
-    if report.tau is not None:
-        return _width(report)
-    if not report.scales:
-        return _loss(report)
-    return f"{_loss(report)}, sds {'not ' if report.unsettled else ''}converged"
 
 
 def _sites(report: FitReport) -> list[str]:
@@ -175,15 +175,3 @@ def _loss(report: FitReport) -> str:
 def _is_laplace(report: FitReport) -> bool:
     """Whether the temperature is that of a point estimate only, the prior's weight."""
     return any(part.tau is not None for part in (report, *report.components))
-
-
-def _unusual(temperature: float) -> list[str]:
-    if temperature == 0:
-        return ["temperature 0: maximum likelihood, no posterior"]
-    if 1 / _FAR <= temperature <= _FAR:
-        return []
-    kind = "cold" if temperature < 1 else "hot"
-    return [
-        f"temperature {temperature:g}: a {kind} posterior, as if every example had been seen "
-        f"{1 / temperature:.3g} times"
-    ]

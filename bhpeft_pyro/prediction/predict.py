@@ -25,7 +25,6 @@ from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..model.cached_batches import BATCH, CachedBatches, check_all
-from ..model.likelihoods.likelihood import Range
 from ..model.linearized import (
     examples_at_once,
     jacobian,
@@ -90,12 +89,16 @@ def predict(
             components: list[Any] = [_classes(values, batches.examples) for (values,) in runs]
             made = type(components[0]).mixed(components)
         else:
-            values = [torch.cat(part) for part in zip(*runs, strict=True)]
+            first, *more = (torch.cat(part) for part in zip(*runs, strict=True))
             if model.likelihood.kind == "rating":
+                sds, *more = more
                 exact = closed and model.likelihood.constant_noise
-                made = _ratings(values, batches.examples, exact, model.likelihood.label_range)
+                names = ("within",) if exact else ("outcomes", "densities")
+                options: dict[str, Any] = dict(zip(names, more, strict=False))
+                options |= {"scale": model.likelihood.label_range, **known_of(batches.examples)}
+                made = RatingForecast.from_draws(first, sds, **options)
             else:
-                made = _classes(values[0], batches.examples, keep_samples)
+                made = _classes(first, batches.examples, keep_samples)
         if examples.words is not None:
             made = replace(made, rows=batches.examples.rows)
         return replace(made, method=how if count else "point", passes=passes)
@@ -236,27 +239,16 @@ def _read(
 def _classes(
     probabilities: Tensor, examples: Examples, keep_samples: bool = False
 ) -> ClassForecast | LabelsForecast:
-    options: dict[str, Any] = {
-        "labels": examples.labels,
-        "texts": examples.texts,
-        "label_names": examples.label_names,
-        "keep_samples": keep_samples,
-    }
-    if examples.kind == "labels":
-        return LabelsForecast.from_draws(probabilities, **options)
-    return ClassForecast.from_draws(probabilities, choices=examples.choices, **options)
+    made = LabelsForecast if examples.kind == "labels" else ClassForecast
+    return made.from_draws(probabilities, keep_samples=keep_samples, **known_of(examples))
 
 
-def _ratings(
-    values: Sequence[Tensor], examples: Examples, exact: bool, scale: Range
-) -> RatingForecast:
-    """From means and sds, with the variances of the means if they are exact, or else with outcomes
-    and densities if there are any."""
-    means, sds, *more = values
-    names = ("within",) if exact else ("outcomes", "densities")
-    options: dict[str, Any] = dict(zip(names, more, strict=False))
-    options |= {"labels": examples.labels, "texts": examples.texts}
-    return RatingForecast.from_draws(means, sds, scale=scale, **options)
+def known_of(examples: Examples) -> dict[str, Any]:
+    """What a forecast has of its examples: labels and texts, names of classes, choices."""
+    known: dict[str, Any] = {"labels": examples.labels, "texts": examples.texts}
+    if examples.kind != "rating":
+        known["label_names"] = examples.label_names
+    return known if examples.kind in ("rating", "labels") else known | {"choices": examples.choices}
 
 
 def probabilities_of(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:

@@ -119,15 +119,10 @@ class ClassForecast(Forecast):
         aleatoric = first_entropy + entropy_shift / count
         variance = (square / count - shift.square()).clamp(min=0).sum(-1)
         dtype = torch.promote_types(draws.dtype, torch.float32)
-        return cls(
-            **_measures(first + shift, aleatoric, variance, dtype),
-            draws=count,
-            samples=draws.clone() if keep_samples else None,
-            labels=as_labels(labels),
-            texts=texts,
-            label_names=label_names,
-            choices=choices,
-        )
+        samples = draws.clone() if keep_samples else None
+        about: dict[str, Any] = {"texts": texts, "label_names": label_names, "choices": choices}
+        measures = _measures(first + shift, aleatoric, variance, dtype)
+        return cls(**measures, draws=count, samples=samples, labels=as_labels(labels), **about)
 
     @classmethod
     def from_dirichlet(

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from scipy.stats import spearmanr
-from torch import Tensor
 
 from ..base.checks import COUNT, POSITIVE, SEED, boolean, warn
 from ..base.fit_options import FitOptions
@@ -33,13 +32,21 @@ def distill(
     """See `Posterior.distill`."""
     epochs, batch_size = COUNT("epochs", epochs), COUNT("batch_size", batch_size)
     lr, seed, progress = POSITIVE("lr", lr), SEED("seed", seed), boolean("progress", progress)
-    started, model, start = time.monotonic(), posterior.model, _start(posterior)
+    started, model = time.monotonic(), posterior.model
+    nlls = [part.report.component_nll or math.inf for part in posterior.components]
+    start = posterior.weights(nlls.index(min(nlls)))  # of the best component, or of the first
     with bars(progress), work("student", 2, at_once=True) as whole:
         examples = read_texts(posterior, texts)
         learnt, held_out = _parted(examples, seed, "texts")
         whole.name("predictions of the posterior")
         posterior = _with_learnt_outputs(posterior.replace(student=None, promised=None), learnt)
-        alone, method = posterior.replace(novelty=None), _teaching(posterior)
+        # Exactly where that takes one backward pass a text, as for ratings, where what is learnt
+        # of covariances loses most.
+        free = model.network.outputs - model.likelihood.softmax
+        one = free == 1 and model.likelihood.kind != "choice"
+        exact = one and "exact" in closed_ways(model, posterior.guide)
+        method: Method | None = "exact" if exact else None
+        alone = posterior.replace(novelty=None)
         forecasts = [alone.predict(part, method=method) for part in (learnt, held_out)]
         targets = [targets_of(forecast, examples.kind) for forecast in forecasts]
         whole.next()
@@ -134,21 +141,6 @@ def _with_learnt_outputs(posterior: P, texts: Examples) -> P:
             guide.strategy.learn_outputs(posterior.model, texts)
         guides.append(guide)
     return posterior.with_guides(guides)
-
-
-def _teaching(posterior: Predictor) -> Method | None:
-    """How a posterior predicts what its student is to learn: exactly where that takes one backward
-    pass a text, as for ratings, where learnt covariances lose most."""
-    model = posterior.model
-    free = model.network.outputs - model.likelihood.softmax
-    one = free == 1 and model.likelihood.kind != "choice"
-    return "exact" if one and "exact" in closed_ways(model, posterior.guide) else None
-
-
-def _start(posterior: Predictor) -> dict[str, Tensor]:
-    """The central values of the component with the lowest held-out NLL, or of the first."""
-    nlls = [part.report.component_nll or math.inf for part in posterior.components]
-    return posterior.weights(nlls.index(min(nlls)))
 
 
 def _distances(wanted: Any, given: Any, kind: str) -> dict[str, Any]:

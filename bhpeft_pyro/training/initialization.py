@@ -157,11 +157,6 @@ def _eigen(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return strength[-rank:], vectors.flip(1)
 
 
-def may_start(guide: Guide, options: FitOptions) -> bool:
-    """Whether `start` applies: the guide has free sds, and the KL counts."""
-    return options.temperature != 0 and guide.free_sds()
-
-
 def start(
     model: Model, guide: Guide, examples: Examples, options: FitOptions, texts: Sequence[Batch]
 ) -> None:

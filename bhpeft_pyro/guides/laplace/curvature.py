@@ -107,16 +107,9 @@ def equal_effect(
     The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
     the sum averaged over examples and over outputs (under a softmax over the contrasts between
     them, one less). So the prior sd of an output of the linearised network is 1. Gates, whose
-    effect is that of what they multiply, and the likelihood's own sites keep their `scale`, (D,).
+    effect is that of what they multiply, and the likelihood's own sites keep their `scale`.
 
-    Args:
-        model: the model.
-        shapes: of the sites, in the order of the weights.
-        scale: (D,) the sds so far.
-        rows: the Jacobians of some examples.
-
-    Returns:
-        (D,) sds.
+    The sds before and after are (D,), in the order of the sites in `shapes`.
     """
     kept = {site.name for site in model.likelihood.sites}
     kept |= {site.name for site in model.sites if site.role == "gate"}
@@ -261,22 +254,18 @@ class Precision:
         less = self.covariance.scale < 0.999 * self.first
         return bool(self.covariance.rank) or bool(less.any())
 
-    def at(self, tau: float, times: Tensor | None = None) -> Covariance:
+    def at(
+        self, tau: float, times: Tensor | None = None, first: Tensor | None = None
+    ) -> Covariance:
         """The inverse of tau P + I at another tau; with `times`, (D,), of tau P + C I C, where C is
-        the diagonal matrix of their roots."""
-        if tau == self.tau and times is None:
+        the diagonal matrix of their roots; and with other sds of the first prior, (D,)."""
+        if tau == self.tau and times is None and first is None:
             return self.covariance
-        return self._inverse(tau * self.first.pow(-2), times)
-
-    def under(self, first: Tensor) -> Covariance:
-        """The inverse of tau P + I with other sds of the first prior, (D,)."""
-        return self._inverse(self.tau * first.pow(-2))
-
-    def _inverse(self, prior: Tensor, times: Tensor | None = None) -> Covariance:
         rest = self.covariance.scale.pow(-2) - self.tau * self.first.pow(-2)
         learnt, root = rest.clamp_min(0), self.covariance.precision_root()
         if times is not None:
             learnt, root = times * learnt, times.sqrt().unsqueeze(-1) * root
+        prior = tau * (self.first if first is None else first).pow(-2)
         return Covariance.from_precision(prior + learnt, root)
 
     def diagonal(self, tau: float) -> Tensor:

@@ -141,7 +141,7 @@ class LaplaceStrategy(Strategy):
             again = repeatable(model, trained, first)
             if guide.joint_prior.open:  # what earlier data have contributed to it stays
                 scale = equal_effect(model, guide.shapes, guide.first_scale, again())
-                normal = LowRankNormal(guide.prior.loc, guide.prior_precision.under(scale))
+                normal = LowRankNormal(guide.prior.loc, guide.prior_precision.at(1.0, first=scale))
                 model = model.with_prior(guide.set_joint_prior(normal, scale))
             prior = self._prior_precision(model)
             doing.next()
@@ -300,14 +300,11 @@ def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:
 
 @torch.no_grad()
 def _besides_width(rows: Jacobians, covariance: Covariance, pooled: float, share: float) -> float:
-    """The noise scale of a later round as a multiple of the last one: the errors of its rows are as
-    large as noise and width together.
+    """The noise scale of a later round as a multiple of the last one, under which its rows and the
+    covariance of the weights are given: its errors are as large as noise and width together.
 
-    Args:
-        rows: of the round, under the last noise scale.
-        covariance: of the weights, under the same.
-        pooled: the multiple if the width is left out.
-        share: of the rows of all rounds, those of this one.
+    The multiple is `pooled` if the width is left out; `share` is that of the round's rows among
+    those of all rounds.
     """
     ratios = []
     for _, outputs, derivatives in rows:

@@ -175,8 +175,7 @@ class ClassForecast(Forecast):
             "between": between,
             "variance": mean_of("variance") + mean(squares),
         }
-        like = first.probabilities
-        changes: dict[str, Any] = {name: value.to(like) for name, value in values.items()}
+        changes: dict[str, Any] = {k: v.to(first.probabilities) for k, v in values.items()}
         draws = sum(component.draws for component in components)
         return replace(first, **changes, draws=draws, samples=None, promised=None)
 

@@ -23,8 +23,7 @@ class EarlyStopping:
     Args:
         guide: the guide that is trained.
         options: of the fit; with `patience` evaluations without a better state it stops.
-        steps: of the whole fit.
-        per_epoch: steps in an epoch.
+        steps, per_epoch: of the whole fit, and of an epoch.
         selects: whether held-out rows choose the state of a point estimate. If the fit comes to
             its end, the last state is kept unless an earlier one is surely better.
         ratings: whether these are ratings. Otherwise a fit that selects stops after three
@@ -55,12 +54,8 @@ class EarlyStopping:
         return step % self.every == 0 or (self.selects and step == self.steps)
 
     def ends(self, step: int, rows: Tensor) -> bool:
-        """Keep this state if it is the best so far; whether the fit ends here.
-
-        Args:
-            step: the number of the step.
-            rows: (N,) NLLs of the held-out rows after it.
-        """
+        """Keep this state if it is the best so far, by the (N,) NLLs of the held-out rows after a
+        step; whether the fit ends here."""
         nll = rows.mean().item()
         if not math.isfinite(nll) or not self.patience:
             return False

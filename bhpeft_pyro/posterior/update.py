@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -95,15 +94,14 @@ def update(
             vectorised = options.particles > 1 and not posterior.guide.point
             check_prior(own_prior, posterior.model.sites, vectorised)
         with naming_rows(posterior.model, data=examples, validation=held_out):
-            next_round = partial(_round, family=guide, own_prior=own_prior, keep=keep)
+            family = guide, own_prior, keep
             rounds = [
-                next_round(last, examples, held_out, of_component(options, number))
+                _round(last, examples, held_out, of_component(options, number), *family)
                 for number, last in enumerate(posterior.components)
             ]
             with work(share=0):
                 forecasts = _central_forecasts(posterior, examples)
-            doubt = _doubt(posterior, forecasts)
-            if doubt is not None:
+            if doubt := _doubt(posterior, forecasts):
                 warn(LabelWarning(doubt))
             sites = posterior.model.sites
             share, told, scale = kept_of_all(keep, sites), None, 1.0
@@ -218,7 +216,6 @@ def _round(
     examples: Examples,
     held_out: Examples | None,
     options: FitOptions,
-    *,
     family: GuideLike | None,
     own_prior: Prior | None,
     keep: float | dict[str, float],

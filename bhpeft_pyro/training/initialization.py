@@ -104,16 +104,14 @@ def _moments(
     """E[G G'] and E[G' G] of the gradients G, (layer, a, b), per site."""
     lefts: dict[str, Tensor] = {}
     rights: dict[str, Tensor] = {}
-    count = sum(map(len, batches))
     for gradients in _gradients(model, batches, values):
         for sums, pattern in ((lefts, "nlab,nlcb->lac"), (rights, "nlab,nlac->lbc")):
             for name in names:
                 product = torch.einsum(pattern, gradients[name], gradients[name])
                 sums[name] = sums.get(name, 0) + product
-    return (
-        {name: total / count for name, total in lefts.items()},
-        {name: total / count for name, total in rights.items()},
-    )
+    count = sum(map(len, batches))
+    left, right = ({k: total / count for k, total in sums.items()} for sums in (lefts, rights))
+    return left, right
 
 
 def _leading(

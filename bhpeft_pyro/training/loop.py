@@ -101,15 +101,13 @@ class _Run:
 
     def __init__(self, setup: Setup) -> None:
         model, data, held_out = setup.model, setup.data, setup.held_out
-        self.guide, self.temperature, self.earlier = setup.guide, setup.temperature, setup.earlier
-        self.optimizer, self.callback = setup.optimizer, setup.callback
-        self.pools_noise = setup.pools_noise
+        self.setup, self.guide, self.earlier = setup, setup.guide, setup.earlier
         self.feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
         self.validation = None if held_out is None else CachedBatches(model, held_out)
         guide, feed, later = self.guide, self.feed, self.earlier is not None
         size = setup.options.batch_size * feed.per_text
         self.options = options = setup.options.change(batch_size=size)
-        self.model, weight, self.least = guide.strategy.objective(model, self.temperature, later)
+        self.model, weight, self.least = guide.strategy.objective(model, setup.temperature, later)
         self.point = guide.point
         self.done, self.skipped = 0, 0  # steps
         self.history: list[dict[str, float]] = []
@@ -118,7 +116,7 @@ class _Run:
         self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         rows = 0 if held_out is None else len(held_out)
-        free = self.point and options.temperature is None and self.temperature == 0 and not later
+        free = self.point and options.temperature is None and setup.temperature == 0 and not later
         self.settles = free and rows > 0
         # A head alone does not overfit so soon.
         few = self.settles and rows < FEWEST and bool(model.network.kinds)
@@ -146,7 +144,7 @@ class _Run:
         ):
             self._prepare()
             later = self.earlier is not None and self.ends_early
-            if self.pools_noise:
+            if self.setup.pools_noise:
                 last = self.model.likelihood.log_noise(self.guide.means()).detach().clone()
                 before = noise_of(self.model, self.guide, self.feed, bf16)[1]
             # Argument checks have passed once; in the loop, non-finite values are handled.
@@ -156,7 +154,7 @@ class _Run:
             if later and self.earlier is not None:
                 size = len(self.feed.examples)
                 self.guide.strategy.average(self.earlier.step(size))
-                if self.pools_noise:
+                if self.setup.pools_noise:
                     after = noise_of(self.model, self.guide, self.feed, bf16)[1]
                     here = before, after
                     pool_noise(self.model, self.guide, last, here, self.earlier.share(size))
@@ -173,7 +171,7 @@ class _Run:
             return self.so_far(
                 best_step=best_step,
                 falling=best_step is None and not self.ends_early and self.descent.goes_on(),
-                unsettled=unsettled(self.slopes, best_step or self.done, self.temperature),
+                unsettled=unsettled(self.slopes, best_step or self.done, self.setup.temperature),
                 **at_the_end(self.guide, self.model, self.elbo.parts),
             )
 
@@ -183,8 +181,8 @@ class _Run:
 
     def _train(self, bar: Work) -> None:
         options = self.options
-        if self.optimizer is not None:
-            steppers = [_made(self.optimizer, trained(self.guide))]
+        if self.setup.optimizer is not None:
+            steppers = [_made(self.setup.optimizer, trained(self.guide))]
         else:
             steppers = self.guide.optimizers(options, len(self.feed.examples))
         schedulers = [LambdaLR(stepper, partial(_rate, steps=self.steps)) for stepper in steppers]
@@ -222,8 +220,8 @@ class _Run:
                     note = f", held-out NLL {entry['validation_nll']:.3f}"
                     stops = self.stopping.ends(step, rows)
             bar.next(f"loss {entry['loss']:.3f}{note}")
-            if self.callback is not None:
-                self.callback({**entry})
+            if self.setup.callback is not None:
+                self.setup.callback({**entry})
             if stops:
                 break
         if not self.history:

@@ -1,12 +1,9 @@
 """How a fit treats a Laplace approximation: priors with scales and centres of their own, an
 objective of its own, and a covariance around the trained point estimate.
 
-The precision is tau P + N F, with P the prior's precision and F the generalised Gauss-Newton matrix
-of one example, averaged over the labels that the likelihood expects. tau, and the noise scale of
-ratings or the output scale of a softmax, maximise the log density of held-out rows; training rows
-will not do, since a network may have memorised them. The mean does not depend on tau. In later
-rounds tau still multiplies the first prior's precision only, and the information of earlier data
-counts once.
+tau, and the noise scale of ratings or the output scale of a softmax, maximise the log density of
+held-out rows; training rows will not do, since a network may have memorised them. The mean does not
+depend on tau.
 """
 
 from __future__ import annotations

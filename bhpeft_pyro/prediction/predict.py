@@ -79,17 +79,47 @@ def predict(
     closed = how != "draws"
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
     choices = 1.0 if examples.counts is None else examples.counts.double().mean().item()
-    passes = _passes(model, guide, how, count, model.network.outputs * choices)
+    cost = _passes(model, guide, how, count, model.network.outputs * choices)
+
+    def runs(batches: CachedBatches, done: Callable[[], object]) -> Iterator[Sequence[Tensor]]:
+        """What each component predicts, tensors (S, N, ...): from the moments of the linearised
+        network's outputs, or by "draws" of the weights, those of `draw`."""
+        statistics, examples = _statistics(model, count, seed, rows), batches.examples
+        width = model.network.outputs * examples.width
+        latents, of_likelihood = (
+            sum(s.numel for s in of.sites) for of in (model, model.likelihood)
+        )
+        most = max(1, min(BATCH, max_rows // examples.width))
+        size = examples_at_once(latents, width, most) if how == "exact" else most
+        # For as many choices as there may be: noise of another shape has other values.
+        normals = width if examples.choices is None else MAX_CHOICES * model.network.outputs
+        seeds = torch.Generator().manual_seed(seed)
+        values: Sequence[Tensor]
+        for number, (component, share) in enumerate(strata(guide, count)):
+            if how == "draws":
+                draws, parts = draw_parts(model, component, share, seeds), []
+                with work(parts=share) as drawn:
+                    for part in passes(model, draws, batches, statistics, rows=max_rows, bf16=bf16):
+                        parts.append(part)
+                        drawn.next(parts=len(part[0]))
+                values = [torch.cat(column) for column in zip(*parts, strict=True)]
+            else:
+                with seeded(derived(seed, number)):  # the same for every example and its batch
+                    noise = symmetric_noise(share, of_likelihood + normals)
+                noise = noise.to(model.network.device)
+                read = partial(_read, model, component, how, noise, statistics)
+                values = by_batch(model, batches, read, size=size, bf16=bf16)
+            done()
+            yield values
 
     def forecast(batches: CachedBatches, done: Callable[[], object]) -> AnyForecast:
-        statistics = _statistics(model, count, seed, rows)
-        runs = _runs(model, guide, batches, count, statistics, how, max_rows, seed, bf16, done)
         made: AnyForecast
         if closed and model.likelihood.kind != "rating":
-            components: list[Any] = [_classes(values, batches.examples) for (values,) in runs]
-            made = type(components[0]).mixed(components)
+            each: list[Any] = [_classes(p, batches.examples) for (p,) in runs(batches, done)]
+            made = type(each[0]).mixed(each)
         else:
-            first, *more = (torch.cat(part) for part in zip(*runs, strict=True))
+            columns = zip(*runs(batches, done), strict=True)
+            first, *more = (torch.cat(column) for column in columns)
             if model.likelihood.kind == "rating":
                 sds, *more = more
                 exact = closed and model.likelihood.constant_noise
@@ -101,7 +131,7 @@ def predict(
                 made = _classes(first, batches.examples, keep_samples)
         if examples.words is not None:
             made = replace(made, rows=batches.examples.rows)
-        return replace(made, method=how if count else "point", passes=passes)
+        return replace(made, method=how if count else "point", passes=cost)
 
     if isinstance(data, CachedBatches):
         with work("predicting", len(guide.components)) as whole:
@@ -173,46 +203,6 @@ def _passes(model: Model, guide: Guide, how: str, count: int, width: float) -> f
         at_once = -(-share // TOGETHER) if part.point else share
         total += derivatives * linear_parts(model, share) if part.linear else at_once
     return total
-
-
-def _runs(
-    model: Model,
-    guide: Guide,
-    batches: CachedBatches,
-    samples: int,
-    statistics: Statistics,
-    how: str,
-    max_rows: int,
-    seed: int,
-    bf16: bool,
-    done: Callable[[], object],
-) -> Iterator[Sequence[Tensor]]:
-    """What each component predicts, tensors (S, N, ...): from the moments of the linearised
-    network's outputs, or by "draws" of the weights, those of `draw`."""
-    examples = batches.examples
-    width = model.network.outputs * examples.width
-    latents, of_likelihood = (sum(s.numel for s in of.sites) for of in (model, model.likelihood))
-    most = max(1, min(BATCH, max_rows // examples.width))
-    size = examples_at_once(latents, width, most) if how == "exact" else most
-    # For as many choices as there may be: noise of another shape has other values.
-    normals = width if examples.choices is None else MAX_CHOICES * model.network.outputs
-    seeds = torch.Generator().manual_seed(seed)
-    values: Sequence[Tensor]
-    for number, (component, share) in enumerate(strata(guide, samples)):
-        if how == "draws":
-            draws, parts = draw_parts(model, component, share, seeds), []
-            with work(parts=share) as drawn:
-                for part in passes(model, draws, batches, statistics, rows=max_rows, bf16=bf16):
-                    parts.append(part)
-                    drawn.next(parts=len(part[0]))
-            values = [torch.cat(column) for column in zip(*parts, strict=True)]
-        else:
-            with seeded(derived(seed, number)):  # the same for every example and its batch
-                noise = symmetric_noise(share, of_likelihood + normals).to(model.network.device)
-            read = partial(_read, model, component, how, noise, statistics)
-            values = by_batch(model, batches, read, size=size, bf16=bf16)
-        done()
-        yield values
 
 
 def _read(

@@ -195,9 +195,7 @@ def run_all(
 
     Args:
         rounds: one for each component, the first with the seed that was given.
-        executor: has the workers.
-        lineage: of a mixture, the reports of its earlier rounds.
-        unlabelled: texts to learn the covariances of the outputs from.
+        executor, lineage, unlabelled: as for `in_workers` and `joined`.
         novelty: of the posterior, and of that of a FitError.
     """
     first, labels = rounds[0], rounds[0].data.labels

@@ -250,9 +250,7 @@ def choose_together(
 ) -> tuple[list[dict[str, Any]], float, float]:
     """Choose the widths of a mixture's components together, after each has one of its own.
 
-    Args:
-        guides: of each component; they change in place.
-        widths: from `compute_width` with held-out rows, one for each component.
+    The guides change in place; the widths are those of `compute_width` with held-out rows.
 
     Returns:
         What each component's report says of its new width (KL and ELBO stay those under the noise

@@ -137,9 +137,6 @@ class MixtureGuide(Guide):
     Args:
         components: guides of the same model, at least one.
 
-    Raises:
-        GuideError: there are no components.
-
     >>> from bhpeft_pyro.testing import tiny_model
     >>> from bhpeft_pyro.guides import NormalGuide
     >>> model = tiny_model(())

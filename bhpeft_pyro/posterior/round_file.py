@@ -218,21 +218,6 @@ def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedM
                 )
 
 
-def _check_guide(name: str, options: Plain, tensors: Tensors, model: Model) -> None:
-    """Refuse a guide of this package for which the file has too few parameters."""
-    if name not in _GUIDES:
-        return
-    room = sum(value.numel() for value in tensors.values())
-    shapes = [tuple(latent.loc.shape) for latent in latents(model)]
-    count = sum(map(math.prod, shapes))
-    size = _GUIDES[name].size(count, shapes, **options)  # type: ignore[attr-defined]
-    if (needed := max(count, size.parameters if size else 0)) > room:
-        raise SaveError(
-            f"path: the saved guide {name!r} has {needed} parameters, and its tensors only {room} "
-            "entries"
-        )
-
-
 def _component_to_state(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     """The guide of a component."""
     guide = part.guide
@@ -251,8 +236,17 @@ def _component_from_state(
     plain: Plain, tensors: Tensors, prefix: str, model: Model, make: Callable[..., Guide]
 ) -> Guide:
     """The guide of a component. What earlier versions saved beside it, a coreset, it has learnt."""
-    options = plain["guide_options"]
-    _check_guide(plain["guide"], options, _part(tensors, f"{prefix}guide"), model)
+    name, options = plain["guide"], plain["guide_options"]
+    if name in _GUIDES:  # refused before it is made, if the file has too few parameters for it
+        room = sum(value.numel() for value in _part(tensors, f"{prefix}guide").values())
+        shapes = [tuple(latent.loc.shape) for latent in latents(model)]
+        count = sum(map(math.prod, shapes))
+        size = _GUIDES[name].size(count, shapes, **options)  # type: ignore[attr-defined]
+        if (needed := max(count, size.parameters if size else 0)) > room:
+            raise SaveError(
+                f"path: the saved guide {name!r} has {needed} parameters, and its tensors only "
+                f"{room} entries"
+            )
     with seeded(0):  # initial values are replaced; the global random state stays
         guide = make(model, **options)
     _load(guide, tensors, f"{prefix}guide")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,9 +67,16 @@ class Descent:
 
 
 def at_the_end(guide: Guide, model: Model, parts: Parts) -> dict[str, Any]:
-    """The fields of a `Training` that say where it ended: `kl`, `points` and `scales`."""
+    """The fields of a `Training` that say where it ended: `kl`, `points` and `scales`. The KL is of
+    each latent, if each has auxiliary variables of its own; or else of all."""
     before = {latent.name: latent.scale for latent in latents(model)}
-    kl = _by_latent(parts.kl, before.keys())
+    kl = {name: value.item() for name, value in parts.kl.items() if name in before}
+    for name in parts.kl.keys() - before.keys():
+        latent = name.removesuffix("_unconstrained")  # of Pyro's AutoNormal
+        if latent not in kl:
+            kl = {JOINT: sum(value.item() for value in parts.kl.values())}
+            break
+        kl[latent] += parts.kl[name].item()
     return {
         "kl": kl,
         "points": [name for name in guide.points() if name in kl],
@@ -78,17 +85,6 @@ def at_the_end(guide: Guide, model: Model, parts: Parts) -> dict[str, Any]:
             for name, scale in guide.scales().items()
         },
     }
-
-
-def _by_latent(kl: Mapping[str, Tensor], names: Collection[str]) -> dict[str, float]:
-    """The KL of each latent, if each has auxiliary variables of its own; or else that of all."""
-    by_latent = {name: value.item() for name, value in kl.items() if name in names}
-    for name in kl.keys() - by_latent.keys():
-        latent = name.removesuffix("_unconstrained")  # of Pyro's AutoNormal
-        if latent not in by_latent:
-            return {JOINT: sum(value.item() for value in kl.values())}
-        by_latent[latent] += kl[name].item()
-    return by_latent
 
 
 def unsettled(slopes: Slopes, end: int, temperature: float) -> list[str]:

@@ -64,7 +64,11 @@ def described(report: FitReport) -> str:
     if report.history:
         lines.append(_loss(report))
     if report.held_out:
-        lines.append(f"{report.held_out} held-out rows{_purpose(report)}")
+        parts = (report, *report.components)
+        uses = ["early stopping"] if any(part.best_step is not None for part in parts) else []
+        uses += ["the width"] if any(part.component_nll is not None for part in parts) else []
+        purpose = f" for {' and '.join(uses)}" if uses else ""
+        lines.append(f"{report.held_out} held-out rows{purpose}")
     if report.tau is not None:
         lines.append(_width(report))
     for number, part in enumerate(report.components if report.steps else (), 1):
@@ -121,14 +125,6 @@ def _sites(report: FitReport) -> list[str]:
         cost = f"-log prior density {report.kl[name]:.2f} nats"
         lines.append(f"  {name:<{width}}  point estimate, {cost}")
     return lines
-
-
-def _purpose(report: FitReport) -> str:
-    """What the held-out rows were for, in words."""
-    parts = (report, *report.components)
-    step = ["early stopping"] if any(part.best_step is not None for part in parts) else []
-    width = ["the width"] if any(part.component_nll is not None for part in parts) else []
-    return f" for {' and '.join(step + width)}" if step + width else ""
 
 
 def _width(report: FitReport) -> str:

@@ -145,10 +145,9 @@ def joined(
         ]
         if len(widths) == len(fitted) > 1:
             guides = [component.guide for component in components]
-            reports, point_nll, nll = choose_together(guides, widths)
+            reports, fields = choose_together(guides, widths)
             pairs = zip(components, reports, strict=True)
             components = [component.with_report(**said) for component, said in pairs]
-            fields |= {"point_nll": point_nll, "component_nll": nll}
         if texts:
             whole = texts[0].concat(*texts[1:])
             for component in components:

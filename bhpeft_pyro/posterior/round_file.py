@@ -122,13 +122,8 @@ def from_state(
     likelihood: object = None,
     guide: object = None,
 ) -> Posterior:
-    """The posterior that was saved, with the reports of its rounds.
-
-    Raises:
-        SaveError: the backbone is another one, code of the user's own is needed or is not what was
-            saved, or tensors do not fit.
-        KeyError, TypeError, AttributeError, ValueError: parts are missing or unknown.
-    """
+    """The posterior that was saved, with the reports of its rounds. It is a SaveError if backbone,
+    tensors or code of the user's own do not fit, and any of several errors if parts are missing."""
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise SaveError(f"path: its tensor {name!r} is not finite; expected a whole file")

@@ -60,7 +60,14 @@ def warnings_of(report: FitReport) -> list[str]:
 
 def described(report: FitReport) -> str:
     """What the fit did, its warnings at the end; many lines."""
-    lines = [_fit(report)]
+    said = f"{report.steps} steps on {report.examples} examples"
+    if not report.steps:
+        said = f"fitted elsewhere to {report.examples or 'unknown'} examples"
+    elif not _is_laplace(report):
+        said += f" at temperature {report.temperature:g}"
+    if report.skipped:
+        said += f", {report.skipped} skipped"
+    lines = [f"{len(report.components)} components, {said}" if report.components else said]
     if report.history:
         lines.append(_loss(report))
     if report.held_out:
@@ -101,18 +108,6 @@ def described(report: FitReport) -> str:
         how = f"KL {report.projection:.2f} nats" if report.projection else "exact"
         lines.append(f"prior: the last posterior in the new family of guides, {how}")
     return "\n".join([*lines, *_sites(report), *warnings_of(report)])
-
-
-def _fit(report: FitReport) -> str:
-    """How much was fitted, to how many examples."""
-    said = f"{report.steps} steps on {report.examples} examples"
-    if not report.steps:
-        said = f"fitted elsewhere to {report.examples or 'unknown'} examples"
-    elif not _is_laplace(report):
-        said += f" at temperature {report.temperature:g}"
-    if report.skipped:
-        said += f", {report.skipped} skipped"
-    return f"{len(report.components)} components, {said}" if report.components else said
 
 
 def _sites(report: FitReport) -> list[str]:

@@ -247,15 +247,14 @@ class LaplaceStrategy(Strategy):
 
 def choose_together(
     guides: Sequence[Guide], widths: Sequence[Width]
-) -> tuple[list[dict[str, Any]], float, float]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Choose the widths of a mixture's components together, after each has one of its own.
 
     The guides change in place; the widths are those of `compute_width` with held-out rows.
 
     Returns:
         What each component's report says of its new width (KL and ELBO stay those under the noise
-        scale that it would have alone), and the held-out NLL of the mixture of point estimates and
-        of the mixture of components.
+        scale that it would have alone), and what that of the mixture says.
     """
     candidates = [width.candidates for width in widths if width.candidates is not None]
     choices, point_nll, nll = best_together(candidates)
@@ -270,7 +269,7 @@ def choose_together(
         if said["output_scale"] is not None:
             said["output_scale"] = choice.output_scale
         reports.append(said)
-    return reports, point_nll, nll
+    return reports, {"point_nll": point_nll, "component_nll": nll}
 
 
 def around_point(model: Model, point: Guide) -> LaplaceGuide:

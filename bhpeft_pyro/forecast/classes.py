@@ -128,12 +128,8 @@ class ClassForecast(Forecast):
     def from_dirichlet(
         cls, probabilities: Tensor, precision: Tensor, **about: Any
     ) -> ClassForecast:
-        """Of probabilities that have a Dirichlet distribution, in closed form.
-
-        Args:
-            probabilities: (N, C) its mean.
-            precision: (N,) the sum of its parameters.
-            about: labels, texts, label_names, choices.
+        """Of probabilities that have a Dirichlet distribution, in closed form: (N, C) its mean, and
+        (N,) the sum of its parameters. `about` are labels, texts, label_names, choices.
 
         Raises:
             LikelihoodError: `probabilities` or `precision` is not such a tensor.

@@ -41,7 +41,6 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Callback = Callable[[dict[str, float]], object]
 """Gets a copy of each step's entry of `FitReport.history`."""
 
-
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
 

@@ -56,7 +56,11 @@ class ForeignGuide(Guide):
 
 
 class ModuleGuide(ForeignGuide):
-    """Any module that is a Pyro guide; `fit` wraps it in this, and fits it in place."""
+    """Any module that is a Pyro guide; `fit` wraps it in this.
+
+    Args:
+        module: the guide, which is fitted in place.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -149,8 +149,12 @@ def joint_normal(model: Model) -> tuple[JointPrior, tuple[str, ...], Tensor]:
     """The prior of a model as one Normal over all sites; the sites that it samples one by one,
     which are none if it is joint already; and (D,) values at which a guide starts.
 
-    It is a GuideError unless the prior is an independent Normal at every site, or an earlier
-    posterior that is joint over all of them, without observations.
+    Args:
+        model: its prior is an independent Normal at every site, or an earlier posterior that is
+            joint over all of them.
+
+    Raises:
+        GuideError: the prior is another one, or has observations.
     """
     covered = latents(model)
     if not covered:

@@ -181,7 +181,11 @@ def trained_by_pyro(guide: Guide, model: Model) -> Guide:
 
 def check_sampled(model: Model, guide: Guide) -> None:
     """Compare what a guide of Pyro samples with the model's latents, as the first step of a fit
-    does, or raise a GuideError."""
+    does.
+
+    Raises:
+        GuideError: a latent is missing, unknown, or of another shape.
+    """
     if not isinstance(guide, ForeignGuide | PyroGuide):
         return  # `check_made_for` has looked at it
     guide.set_prior(model)

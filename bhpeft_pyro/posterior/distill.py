@@ -114,15 +114,22 @@ def read_texts(posterior: Predictor, texts: object, file: object = None) -> Exam
 
 def texts_for(model: Model, texts: object, columns: Columns, seed: int) -> Examples:
     """The texts that a student is to learn after a fit, checked before it. Labels are not looked
-    at: they may be classes that are still to come."""
+    at: they may be classes that are still to come.
+
+    Raises:
+        DataError: there are fewer than 50 different texts, or they cannot be used.
+    """
     examples = model.encode_texts(texts, replace(columns, label_names=None))
     _parted(examples, seed, "distill")
     return examples
 
 
 def with_student(posterior: P, texts: Examples, options: FitOptions) -> P:
-    """A posterior that has just been fitted, with a student; if there is none, a FitError has the
-    `posterior` that was fitted."""
+    """A posterior that has just been fitted, with a student.
+
+    Raises:
+        FitError: there is no student. `posterior`, of the error, is the one that was fitted.
+    """
     try:
         return posterior.distill(texts, seed=options.seed, progress=options.progress)
     except Exception as error:  # too little memory, say
@@ -213,9 +220,18 @@ def distil(
     lr: float,
     seed: int,
 ) -> Distilled:
-    """Train weights of all sites of a network by Adam, from `start`; the likelihood's own weights
-    stay. Texts come with their targets; the held-out ones choose the epoch whose weights are kept.
-    It is a FitError if the divergence is not finite."""
+    """Train weights of all sites of a network by Adam; the likelihood's own weights stay.
+
+    Args:
+        model: the network, and the likelihood that makes a distribution of its outputs.
+        start: initial values, in each site's shape.
+        learnt: texts and their targets.
+        held_out: others, which choose the epoch whose weights are kept.
+        epochs, batch_size, lr, seed: as for a fit.
+
+    Raises:
+        FitError: the divergence was not finite.
+    """
     trained = [site.name for site in model.network.sites]
     weights = {name: start[name].detach().clone() for name in (site.name for site in model.sites)}
     leaves = [weights[name].requires_grad_() for name in trained]

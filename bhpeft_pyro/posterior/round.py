@@ -195,7 +195,9 @@ def run_all(
 
     Args:
         rounds: one for each component, the first with the seed that was given.
-        executor, lineage, unlabelled: as for `in_workers` and `joined`.
+        executor: has the workers.
+        lineage: of a mixture, the reports of its earlier rounds.
+        unlabelled: texts to learn the covariances of the outputs from.
         novelty: of the posterior, and of that of a FitError.
     """
     first, labels = rounds[0], rounds[0].data.labels

@@ -280,7 +280,11 @@ def in_family(
     """A guide of another family, at the last posterior or at the nearest member of the family.
 
     With it come the posterior as this family can represent it, which is the next round's prior, and
-    the KL from the last posterior to it in nats. It is a PriorError if that cannot be projected.
+    the KL from the last posterior to it in nats.
+
+    Raises:
+        GuideError: the family is unknown, or cannot have this prior.
+        PriorError: the last posterior cannot be projected.
     """
     # A guide of any family can be made under independent weights, and says if it is joint.
     alone, divergence = earlier_posterior(last, "guide").independent()

@@ -42,12 +42,15 @@ def settle_noise(
 def pool_noise(
     model: Model, guide: Guide, last: Tensor, here: Sequence[Tensor], share: float
 ) -> None:
-    """Set the noise variance of ratings, after a later round with this share of all rounds' rows,
-    to the mean over these.
+    """Set the noise variance of ratings, after a later round, to the mean over all rounds' rows.
 
-    Noise scales are logarithms, (): the `last` one, and those that suit the rows of this round
-    before and after they are learnt. The former is too large, the latter too small, so their
-    geometric mean is taken.
+    The errors of this round's rows are too large before they are learnt, and too small afterwards:
+    their geometric mean is taken.
+
+    Args:
+        last: the logarithm of the noise scale that earlier rounds have found, ().
+        here: those that suit this round's rows before and after they are learnt.
+        share: of the rows of all rounds, those of this one.
     """
     before, after = here
     variance = (after + before).exp()

@@ -229,8 +229,12 @@ class FitReport(Training):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FitReport:
-        """From plain data, as `dataclasses.asdict` makes them; any of several errors if fields are
-        missing or unknown, or have values that they cannot have."""
+        """From plain data, as `dataclasses.asdict` makes them.
+
+        Raises:
+            KeyError, TypeError, AttributeError: fields are missing, unknown or of another type.
+            ConfigError: an option has a value that it cannot have.
+        """
         known = {k: v for k, v in data.items() if k != "data_with_replay"}  # of earlier versions
         components = [cls.from_json(report) for report in data.get("components", [])]
         options = FitOptions(**data["options"])

@@ -188,9 +188,13 @@ def _scores(outputs: LinearOutputs) -> list[Tensor]:
 class Gathered:
     """A sum of outer products of vectors, kept as a low-rank root and a diagonal.
 
-    The vectors are in one preallocated table with `room` for so many, which are `count` now: lists
-    of them, and their concatenation, would take several times the memory. They are (D,) `like` a
-    tensor, and the root has a `rank`.
+    The vectors are in one preallocated table: lists of them, and their concatenation, would take
+    several times the memory.
+
+    Args:
+        like: a tensor (D,) of the vectors' dtype and device.
+        rank: of the root.
+        room: the largest number of vectors in the table; there are `count` now.
     """
 
     def __init__(self, like: Tensor, rank: int, room: int) -> None:

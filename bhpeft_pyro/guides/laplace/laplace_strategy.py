@@ -250,7 +250,9 @@ def choose_together(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Choose the widths of a mixture's components together, after each has one of its own.
 
-    The guides change in place; the widths are those of `compute_width` with held-out rows.
+    Args:
+        guides: of each component; they change in place.
+        widths: from `compute_width` with held-out rows, one for each component.
 
     Returns:
         What each component's report says of its new width (KL and ELBO stay those under the noise

@@ -50,6 +50,9 @@ class Earlier(NamedTuple):
 class Strategy:
     """How a fit treats a guide; `Guide.strategy` returns it.
 
+    Args:
+        guide: the guide.
+
     Attributes:
         centres_prior: whether each component of a mixture starts near a mode of its own, with its
             prior centred there.
@@ -95,8 +98,12 @@ class Strategy:
     def objective(
         self, model: Model, temperature: float, later: bool
     ) -> tuple[Model, float, float]:
-        """What training at a temperature minimises under the prior of a round, which in `later`
-        ones is an earlier posterior.
+        """What training at a temperature minimises.
+
+        Args:
+            model: under the prior of the round.
+            temperature: of the fit.
+            later: whether that prior is an earlier posterior.
 
         Returns:
             The model with the prior that acts in training, the weight of the KL to that prior, and
@@ -121,8 +128,9 @@ class Strategy:
 
         Args:
             model: with the prior that the guide was fitted under.
-            examples, options: of the fit.
+            examples: the training data.
             held_out: labelled examples by which the width is chosen.
+            options: of the fit.
             earlier: what earlier rounds have learnt; None in the first round.
             last_noise: the logarithm of their noise scale of ratings, (), if the guide has pooled
                 it with the errors of this round, of which the width explains a part.

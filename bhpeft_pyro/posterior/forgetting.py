@@ -39,7 +39,8 @@ def forget(
         keep: from 0 (start again) to 1 (forget nothing), or a mapping from patterns of site names
             to such numbers. The first pattern that matches a site is used; sites that no pattern
             matches are kept.
-        posterior, first: q and p0.
+        posterior: q.
+        first: p0.
         sites: of the model.
 
     Raises:

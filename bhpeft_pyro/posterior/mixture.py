@@ -84,8 +84,14 @@ class MixturePosterior(Posterior):
         lineage: tuple[FitReport, ...] = (),
         **fields: Any,
     ) -> MixturePosterior:
-        """Components that have just been fitted, each with its own report of the round, behind the
-        rounds of `lineage`; the rest is as for `FitReport.of_mixture`."""
+        """Components that have just been fitted.
+
+        Args:
+            components: each with its own report of the round.
+            options: those given for all of them.
+            lineage: the reports of the rounds before.
+            fields: of the mixture's report, as for `FitReport.of_mixture`.
+        """
         reports = [part.report for part in components]
         parent = lineage[-1].id if lineage else None
         report = FitReport.of_mixture(reports, options, parent, **fields)
@@ -131,8 +137,9 @@ def joined(
     Args:
         fitted: the components.
         held_out: rows on which their disagreement and their score are measured.
-        options, lineage: as for `MixturePosterior.of_round`.
+        options: those given for all of them.
         labels: those that were learnt, which make the simplest forecast beside the score.
+        lineage: of a mixture, the reports of the rounds before.
         unlabelled: texts from which, with the held-out rows, the covariances of outputs are learnt.
     """
     # The texts alone go together, whatever their labels and columns are.

@@ -124,9 +124,16 @@ class Round(Setup):
 
 
 def temperature(guide: Guide, options: FitOptions, enough: bool, default: float) -> float:
-    """The weight of the KL to the prior: the one given, or 1 (the posterior), or the `default` of a
-    point estimate that has `enough` else than the whole prior to keep it from overfitting: held-out
-    rows, or the information of earlier data."""
+    """The weight of the KL to the prior: the one given, or 1 (the posterior), or the default of a
+    point estimate.
+
+    Args:
+        guide: the guide.
+        options: of the fit.
+        enough: whether something else than the whole prior keeps a point estimate from
+            overfitting: held-out rows, or the information of earlier data.
+        default: the weight then.
+    """
     if options.temperature is not None:
         return options.temperature
     return default if guide.point and enough else 1.0
@@ -139,7 +146,11 @@ def check_arguments(
     callback: object,
     executor: Executor | None,
 ) -> None:
-    """Check the arguments that say how to fit, before data are read, or raise a ConfigError."""
+    """Check the arguments that say how to fit, before data are read.
+
+    Raises:
+        ConfigError: one of them cannot work.
+    """
     if isinstance(validation, int | float):
         raise ConfigError(f"validation={validation}: expected rows, or None to hold some out")
     agree("options", repr(options.change(progress=False)))

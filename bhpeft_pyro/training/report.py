@@ -152,8 +152,14 @@ class FitReport(Training):
         parent: str | None = None,
         **fields: Any,
     ) -> FitReport:
-        """The report of a mixture, with the options before each component got its own seed, and
-        `fields` that are known of the mixture alone, such as `between`."""
+        """The report of a mixture.
+
+        Args:
+            components: reports of the same data.
+            options: as given, before each component got its own seed.
+            parent: the id of the round before.
+            fields: what is known of the mixture alone, such as `between`.
+        """
         first = components[0]
         by_step: dict[float, list[dict[str, float]]] = {}
         for entry in (entry for report in components for entry in report.history):

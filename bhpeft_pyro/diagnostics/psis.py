@@ -19,7 +19,6 @@ from torch.distributions import Independent, biject_to
 from ..base.checks import SEED, Number, derived
 from ..base.progress import work
 from ..base.threads import alone
-from ..data import Examples
 from ..errors import ConfigError, DataError, GuideError
 from ..guides import Guide
 from ..model.cached_batches import CachedBatches
@@ -148,10 +147,21 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 
 def _by_component(posterior: Posterior, data: object, samples: int, seed: int) -> list[Tensor]:
     """For each component (S,) log importance ratios, as `log_ratios`."""
-    seed = SEED("seed", seed)
-    if posterior.report.temperature == 0 and not posterior.guide.linear:
+    seed, last = SEED("seed", seed), posterior.report
+    if last.temperature == 0 and not posterior.guide.linear:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
-    batches = CachedBatches(posterior.model, _training_examples(posterior, data))
+    if not last.data:
+        raise DataError(
+            "data: it is not known what this posterior has learnt; expected one that was made with "
+            "its data, as by Posterior.from_draws(model, draws, data)"
+        )
+    examples, _ = last.parted(posterior.encode(data))  # without those that it held out
+    if examples.fingerprint != last.data:
+        raise DataError(
+            f"data: these {len(examples)} examples are not the {last.examples} that the last "
+            "round was fitted to"
+        )
+    batches = CachedBatches(posterior.model, examples)
     # Each component has its own prior after the first round, and its own linearised network.
     parts = posterior.components
     ratios = []
@@ -218,23 +228,6 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
 
     each = [diagnosis(part, [mine]) for part, mine in zip(parts, ratios, strict=True)]
     return each[0] if len(parts) == 1 else diagnosis(posterior, ratios, *each)
-
-
-def _training_examples(posterior: Posterior, data: object) -> Examples:
-    """The examples that the last round was fitted to, without those that it held out."""
-    report = posterior.report
-    if not report.data:
-        raise DataError(
-            "data: it is not known what this posterior has learnt; expected one that was made with "
-            "its data, as by Posterior.from_draws(model, draws, data)"
-        )
-    examples, _ = report.parted(posterior.encode(data))
-    if examples.fingerprint != report.data:
-        raise DataError(
-            f"data: these {len(examples)} examples are not the {report.examples} that the last "
-            "round was fitted to"
-        )
-    return examples
 
 
 def log_likelihoods(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -189,13 +189,17 @@ def _quantities(
     sites: Sequence[str],
 ) -> tuple[tuple[str, ...], Tensor]:
     """Names of the Q quantities, and their values (S, Q) under S draws."""
-    predicted = predictions(model, draws, places)
-    # The first class's probability follows from the others.
     first = int(model.likelihood.picks_one)
-    predicted = predicted[..., first:]
-    whats = [f"p({first + k})" for k in range(predicted.shape[-1])]
+
+    def take(predicted: TorchDistribution, _: Tensor | None) -> tuple[Tensor]:
+        return (predicted.probs if first else predicted.mean,)
+
+    predicted = torch.cat([part.double() for (part,) in passes(model, draws, places, take)])
     if model.likelihood.kind == "rating":
-        whats = ["mean"]
+        predicted, whats = predicted.unsqueeze(-1), ["mean"]
+    else:  # the first class's probability follows from the others
+        predicted = predicted[..., first:]
+        whats = [f"p({first + k})" for k in range(predicted.shape[-1])]
     names = ["log likelihood"]
     names += [f"{what} at {text!r:.40}" for text in places.examples.texts for what in whats]
     columns = [log_likelihoods(model, draws, batches).unsqueeze(-1), predicted.flatten(1)]
@@ -206,15 +210,3 @@ def _quantities(
             values = torch.cat([part.weights[site.name] for part in draws])
             columns.append(values.double().flatten(1).cpu())
     return tuple(names), torch.cat(columns, -1)
-
-
-def predictions(model: Model, draws: Iterable[Draws], batches: CachedBatches) -> Tensor:
-    """(S, N, K) float64: probabilities of classes or labels under each draw, or with K = 1 means of
-    ratings."""
-    classes = model.likelihood.picks_one
-
-    def take(predicted: TorchDistribution, _: Tensor | None) -> tuple[Tensor]:
-        return (predicted.probs if classes else predicted.mean,)
-
-    values = torch.cat([part.double() for (part,) in passes(model, draws, batches, take)])
-    return values.unsqueeze(-1) if model.likelihood.kind == "rating" else values

@@ -153,7 +153,8 @@ class Forecast(ABC):
         """
         fraction = Number(above=0, most=1)("fraction", fraction)
         order = self.uncertainty(by).argsort(descending=True, stable=True)
-        return order[: share_of(fraction, len(self))]
+        # 0.07 * 100 is a little above 7.
+        return order[: max(math.ceil(fraction * len(self) - 1e-9), 1)]
 
     def unlike(self, max_false_alarms: float = 0.05) -> Tensor:
         """(N,) bool, which texts are unlike what was learnt; of the texts that resemble the learnt
@@ -269,28 +270,23 @@ class Forecast(ABC):
         if whole and (odd := self.labels[self.labels != self.labels.long()]).numel():
             raise DataError(f"labels must be whole numbers (class indices), got {odd[0].item():g}")
 
-    def _by_row(self, **columns: Sequence[Any]) -> dict[str, list[Any]]:
+    def _by_row(self, **columns: Any) -> dict[str, list[Any]]:
         """Columns of `summary`, with those that all kinds have at the end."""
         columns |= {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
-        columns |= {} if self.novelty is None else {"novelty": digits(self.novelty)}
-        columns |= {"reason": self.reasons()}
-        columns |= {} if self.nearest is None else {"nearest": self.nearest}
-        if self.answered is not None:
-            columns["answered"] = self.answered.tolist()
-        return {name: self.by_row(values) for name, values in columns.items()}
+        columns |= {"novelty": None if self.novelty is None else digits(self.novelty)}
+        columns |= {"reason": self.reasons(), "nearest": self.nearest, "answered": self.answered}
+        return {k: self.by_row(values) for k, values in columns.items() if values is not None}
 
     def _columns(self, *names: str) -> dict[str, Any]:
         """Text, label and row, where known, as they are shown; and the attributes `names`."""
-        columns: dict[str, Any] = {} if self.texts is None else {"text": list(self.texts)}
-        if self.labels is not None:
-            columns["label"] = self.labels.tolist()
-        if self.rows is not None:
-            columns["row"] = self.rows.tolist()
-        if self.novelty is not None:
-            columns["novelty"] = self.novelty.tolist()
-        if self.nearest is not None:
-            columns["nearest"] = list(self.nearest)
-        return columns | {name: getattr(self, name).tolist() for name in names}
+        known = {"text": self.texts, "label": self.labels, "row": self.rows}
+        known |= {"novelty": self.novelty, "nearest": self.nearest}
+        known |= {name: getattr(self, name) for name in names}
+        return {
+            name: values.tolist() if isinstance(values, Tensor) else list(values)
+            for name, values in known.items()
+            if values is not None
+        }
 
 
 def cost_in_words(method: str, passes: float | None) -> str:
@@ -302,11 +298,6 @@ def cost_in_words(method: str, passes: float | None) -> str:
     if passes is None:
         return f"by {method}"
     return f"by {method}, {passes:.3g} pass{'es' * (passes != 1)} a text"
-
-
-def share_of(fraction: float, count: int) -> int:
-    """How many of `count` a fraction is, rounded up, and at least one."""
-    return max(math.ceil(fraction * count - 1e-9), 1)  # 0.07 * 100 is a little above 7
 
 
 def join(parts: Sequence[Tensor], dim: int) -> Tensor:

@@ -119,26 +119,17 @@ class ClassForecast(Forecast):
         aleatoric = first_entropy + entropy_shift / count
         variance = (square / count - shift.square()).clamp(min=0).sum(-1)
         dtype = torch.promote_types(draws.dtype, torch.float32)
-        return cls(
-            **_measures(first + shift, aleatoric, variance, dtype),
-            draws=count,
-            samples=draws.clone() if keep_samples else None,
-            labels=as_labels(labels),
-            texts=texts,
-            label_names=label_names,
-            choices=choices,
-        )
+        samples = draws.clone() if keep_samples else None
+        about: dict[str, Any] = {"texts": texts, "label_names": label_names, "choices": choices}
+        measures = _measures(first + shift, aleatoric, variance, dtype)
+        return cls(**measures, draws=count, samples=samples, labels=as_labels(labels), **about)
 
     @classmethod
     def from_dirichlet(
         cls, probabilities: Tensor, precision: Tensor, **about: Any
     ) -> ClassForecast:
-        """Of probabilities that have a Dirichlet distribution, in closed form.
-
-        Args:
-            probabilities: (N, C) its mean.
-            precision: (N,) the sum of its parameters.
-            about: labels, texts, label_names, choices.
+        """Of probabilities that have a Dirichlet distribution, in closed form: (N, C) its mean, and
+        (N,) the sum of its parameters. `about` are labels, texts, label_names, choices.
 
         Raises:
             LikelihoodError: `probabilities` or `precision` is not such a tensor.
@@ -180,8 +171,7 @@ class ClassForecast(Forecast):
             "between": between,
             "variance": mean_of("variance") + mean(squares),
         }
-        like = first.probabilities
-        changes: dict[str, Any] = {name: value.to(like) for name, value in values.items()}
+        changes: dict[str, Any] = {k: v.to(first.probabilities) for k, v in values.items()}
         draws = sum(component.draws for component in components)
         return replace(first, **changes, draws=draws, samples=None, promised=None)
 

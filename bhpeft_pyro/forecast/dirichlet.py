@@ -35,16 +35,14 @@ def expected_entropy(probabilities: Tensor, precision: Tensor) -> Tensor:
 
 
 def precision_for(probabilities: Tensor, epistemic: Tensor) -> Tensor:
-    """The precision at which the mutual information of labels and probabilities is `epistemic`.
+    """(N,) float64, the precisions at which labels and probabilities have the mutual information
+    `epistemic`.
 
     Args:
         probabilities: (N, C), or (N, K, C) for K labels a text, over which the information is
             summed.
         epistemic: (N,) in nats, from 0 to the entropy; beyond what a Dirichlet can have, the
             precision is the nearest that is tried, e^-12 to e^18.
-
-    Returns:
-        (N,) in double precision.
     """
     most, wanted = entropy(probabilities.double()), epistemic.double()
     low, high = (torch.full_like(wanted, end) for end in _ENDS)

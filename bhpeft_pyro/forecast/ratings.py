@@ -100,31 +100,22 @@ class RatingForecast(Forecast):
                 raise LikelihoodError(f"{name} must be finite")
         if not (sd > 0).all():
             raise LikelihoodError(f"sd must be positive, its least value is {sd.min():.3g}")
-        parts = {"within": within, "densities": densities, "outcomes": outcomes}
+        more = {"within": within, "densities": densities, "outcomes": outcomes}
+        parts = {name: part for name, part in more.items() if part is not None}
         for name, part in parts.items():
-            if part is not None:
-                check(part, Tensor, name, "a tensor")
-                if part.shape[:2] != mean.shape or part.ndim != 2 + (name == "outcomes"):
-                    raise LikelihoodError(
-                        f"{name} has shape {tuple(part.shape)}; mean has {tuple(mean.shape)}"
-                    )
+            check(part, Tensor, name, "a tensor")
+            if part.shape[:2] != mean.shape or part.ndim != 2 + (name == "outcomes"):
+                raise LikelihoodError(
+                    f"{name} has shape {tuple(part.shape)}; mean has {tuple(mean.shape)}"
+                )
         if within is not None and not (within >= 0).all():
             raise LikelihoodError(f"within must be 0 or more, its least value is {within.min():g}")
         dtype = torch.promote_types(torch.promote_types(mean.dtype, sd.dtype), torch.float32)
-
-        def kept(tensor: Tensor) -> Tensor:
-            return tensor.detach().to("cpu", dtype, copy=True)
-
-        return cls(
-            means=kept(mean),
-            sds=kept(sd),
-            within=None if within is None else kept(within),
-            labels=as_labels(labels),
-            texts=texts,
-            densities=None if densities is None else kept(densities),
-            outcomes=None if outcomes is None else kept(outcomes),
-            scale=scale,
-        )
+        kept: dict[str, Any] = {
+            name: part.detach().to("cpu", dtype, copy=True)
+            for name, part in {"means": mean, "sds": sd, **parts}.items()
+        }
+        return cls(**kept, labels=as_labels(labels), texts=texts, scale=scale)
 
     def __len__(self) -> int:
         return self.means.shape[1]

@@ -55,12 +55,12 @@ class BlockGuide(Guide):
         self.families = dict(families)
         covered = latents(model)
         check_separate(type(self).__name__, covered)
-        parsed = {pattern: _parsed(pattern, family) for pattern, family in families.items()}
+        self._parsed = {pattern: _parsed(pattern, family) for pattern, family in families.items()}
         names = [latent.name for latent in covered]
         pattern_of = sort_by_pattern(names, families, "guide", GuideError)
         self.guides = nn.ModuleList(
             FAMILIES[family](model, names=[n for n in names if pattern_of[n] == pattern], **options)
-            for pattern, (family, options) in parsed.items()
+            for pattern, (family, options) in self._parsed.items()
         )
 
     @property
@@ -122,8 +122,7 @@ class BlockGuide(Guide):
 
     def title(self) -> str:
         lines = []
-        for pattern, family in self.families.items():
-            name, options = _parsed(pattern, family)
+        for pattern, (name, options) in self._parsed.items():
             listed = ", ".join(f"{option}={value!r}" for option, value in options.items())
             lines.append(f"{pattern}: {name}" + (f"({listed})" if listed else ""))
         return f"{type(self).__name__}({', '.join(lines)})"
@@ -137,9 +136,6 @@ class MixtureGuide(Guide):
 
     Args:
         components: guides of the same model, at least one.
-
-    Raises:
-        GuideError: there are no components.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> from bhpeft_pyro.guides import NormalGuide

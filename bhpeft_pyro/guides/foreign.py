@@ -239,12 +239,8 @@ class DrawsGuide(Guide):
     def of(
         cls, model: Model, draws: Mapping[str, Tensor], statistics: Mapping[str, Tensor] = {}
     ) -> DrawsGuide:
-        """From draws `(S, *shape)` of each latent; sites that the prior computes are left out.
-
-        Args:
-            model: the model whose latents were sampled.
-            draws: by latent.
-            statistics: by name `(S,)`.
+        """From draws `(S, *shape)` of each latent (sites that the prior computes are left out), and
+        statistics `(S,)` by name.
 
         Raises:
             GuideError: a latent is missing or unknown, shapes differ, or a value is not possible.

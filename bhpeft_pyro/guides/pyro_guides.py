@@ -23,7 +23,7 @@ from ..base.threads import alone, undisturbed
 from ..data.batch import Batch
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
-from ..priors import JointPrior, PosteriorPrior, Prior, unpack
+from ..priors import JointPrior, Prior, unpack
 from ..priors.any_prior import joint
 from .guide import Budget, Guide
 from .latent import check_attributes, is_real, latents, normal_on
@@ -215,19 +215,6 @@ class PyroGuide(Guide):
         return {x.name: biject_to(x.support)(values[x.name]) for x in self._latents}
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        by_latent = self._independent()
-        if by_latent is None:
-            raise GuideError(
-                f"{self.title()} has no distribution for each site, only a joint one (as_prior)"
-            )
-        return by_latent
-
-    def as_prior(self) -> Prior:
-        by_latent = self._independent()
-        return self._as_joint() if by_latent is None else PosteriorPrior(by_latent)
-
-    def _independent(self) -> dict[str, TorchDistribution] | None:
-        """Independent Normals, if it has these."""
         auto = self.auto
         with alone():
             if isinstance(auto, pyro_guides.AutoNormal):
@@ -238,14 +225,17 @@ class PyroGuide(Guide):
                 )
                 pairs = {name: (locs[name], scales[name]) for name in self._shapes}
             else:
-                return None
+                raise GuideError(
+                    f"{self.title()} has no distribution for each site, only a joint one (as_prior)"
+                )
         return {
             x.name: normal_on(x.support, *(part.detach().clone() for part in pairs[x.name]))
             for x in self._latents
         }
 
-    def _as_joint(self) -> JointPrior:
-        """One Normal over all sites."""
+    def as_prior(self) -> Prior:
+        if isinstance(self.auto, pyro_guides.AutoNormal | pyro_guides.AutoDiagonalNormal):
+            return super().as_prior()
         size = sum(map(prod, self._shapes.values()))
         others = [x.name for x in self._latents if not (x.is_site and is_real(x.support))]
         posterior: Any = None

@@ -7,7 +7,7 @@ the training (`guides/laplace/laplace_strategy.py`). A guide of a user's own nee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -22,16 +22,29 @@ if TYPE_CHECKING:
     from .laplace.choice_of_tau import Width
 
 
-class LastNoise(NamedTuple):
-    """The noise scale of ratings that earlier rounds have found.
+class Earlier(NamedTuple):
+    """What earlier rounds have learnt.
 
     Attributes:
-        log_scale: its logarithm, ().
-        share: of the rows of all rounds, those of the present one.
+        rows: how many rows, as far as they are kept.
+        separation: the AUROC with which the round's texts can be told from theirs, from 0.5 to 1;
+            None if it is not known.
+        output_scale: of the round, if no held-out rows choose it.
     """
 
-    log_scale: Tensor
-    share: float
+    rows: float
+    separation: float | None = None
+    output_scale: float = 1.0
+
+    def share(self, size: int) -> float:
+        """Of the rows of all rounds, those of a round of so many rows."""
+        return size / (size + self.rows)
+
+    def step(self, size: int) -> float:
+        """The share of its step that a round of so many rows keeps: half of it, more with more
+        rows than before, and all of it if its texts are of the kind of the earlier ones."""
+        unlike = 1.0 if self.separation is None else 2 * self.separation - 1
+        return size / (size + unlike * min(self.rows, size))
 
 
 class Strategy:
@@ -108,8 +121,8 @@ class Strategy:
         examples: Examples,
         held_out: Examples | None,
         options: FitOptions,
-        output_scale: float = 1.0,
-        last_noise: LastNoise | None = None,
+        earlier: Earlier | None = None,
+        last_noise: Tensor | None = None,
     ) -> tuple[Model, Width | None]:
         """Compute what is not trained, once the guide is trained on the examples.
 
@@ -118,29 +131,14 @@ class Strategy:
             examples: the training data.
             held_out: labelled examples by which the width is chosen.
             options: of the fit.
-            output_scale: of a softmax's outputs in predictions, without held-out rows.
-            last_noise: that of earlier rounds, if the guide has pooled it with the errors of this
-                one, of which the width explains a part.
+            earlier: what earlier rounds have learnt; None in the first round.
+            last_noise: the logarithm of their noise scale of ratings, (), if the guide has pooled
+                it with the errors of this round, of which the width explains a part.
 
         Returns:
             The model with the prior of the width, and the width; None if all of it is trained.
         """
         return model, None
-
-    def choose_together(
-        self, guides: Sequence[Guide], widths: Sequence[Width]
-    ) -> tuple[list[Width], float, float]:
-        """Choose the widths of a mixture's components together, after each has one of its own.
-
-        Args:
-            guides: of each component; they change in place.
-            widths: from `compute_width` with held-out rows, one for each component.
-
-        Returns:
-            The new widths, and the held-out NLL of the mixture of point estimates and of the
-            mixture of components.
-        """
-        raise NotImplementedError
 
     def learn_outputs(self, model: Model, texts: Examples) -> None:
         """Learn the covariance of the outputs from texts, so that predictions need no backward

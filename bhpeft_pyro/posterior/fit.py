@@ -27,7 +27,7 @@ from ..guides.registry import default_components
 from ..model.cached_batches import naming_rows
 from ..model.model import Model, check_model
 from ..priors.prior import check_prior
-from ..training.initialization import align, centred, may_start, own_start, scatter, start
+from ..training.initialization import align, centred, own_start, scatter, start
 from ..training.loop import Callback, OptimizerFactory
 from .posterior import Posterior
 from .round import Round, check_arguments, of_component, run_all, temperature
@@ -186,10 +186,11 @@ def _initialised(one: Round, batches: list[Batch]) -> Model:
         if not any(bool(mean.any()) for mean in there):  # otherwise an earlier fit has moved it
             guide.move(drawn | model.likelihood.start(labels))
         return centred(model, guide)
-    if may_start(guide, options):
-        start(model, guide, one.data, options, batches)
-    elif options.temperature != 0:  # at 0 the weights themselves are trained
-        align(model, batches)  # has an effect once: all components share the coordinates
+    if options.temperature != 0:  # at 0 the weights themselves are trained
+        if guide.free_sds():
+            start(model, guide, one.data, options, batches)
+        else:
+            align(model, batches)  # has an effect once: all components share the coordinates
     return model
 
 

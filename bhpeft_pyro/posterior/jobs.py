@@ -26,32 +26,24 @@ if TYPE_CHECKING:
     from .round import Round
 
 
-class _Pickler(cloudpickle.Pickler):
-    numbers: dict[int, int]
-
-    def persistent_id(self, value: object) -> int | None:
-        return self.numbers.get(id(value))
-
-
-class _Unpickler(pickle.Unpickler):
-    shared: Sequence[object]
-
-    def persistent_load(self, number: int) -> object:
-        return self.shared[number]
-
-
 def _pickled(value: object, shared: Sequence[object] = ()) -> bytes:
+    numbers = {id(thing): number for number, thing in enumerate(shared)}
+
+    class Pickler(cloudpickle.Pickler):
+        def persistent_id(self, value: object) -> int | None:
+            return numbers.get(id(value))
+
     file = io.BytesIO()
-    pickler = _Pickler(file)
-    pickler.numbers = {id(thing): number for number, thing in enumerate(shared)}
-    pickler.dump(value)
+    Pickler(file).dump(value)
     return file.getvalue()
 
 
 def _unpickled(data: bytes, shared: Sequence[object] = ()) -> Any:
-    unpickler = _Unpickler(io.BytesIO(data))
-    unpickler.shared = shared
-    return unpickler.load()
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, number: int) -> object:
+            return shared[number]
+
+    return Unpickler(io.BytesIO(data)).load()
 
 
 def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:

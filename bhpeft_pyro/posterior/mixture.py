@@ -14,6 +14,7 @@ from ..data import Examples
 from ..forecast.metrics import Score
 from ..guides import Guide, MixtureGuide
 from ..guides.laplace.choice_of_tau import Width
+from ..guides.laplace.laplace_strategy import choose_together
 from ..model.model import Model
 from ..priors import MixturePrior
 from ..training.report import FitReport
@@ -97,11 +98,7 @@ class MixturePosterior(Posterior):
         return cls(components, (*lineage, report))
 
     def as_prior(self) -> MixturePrior:
-        """The mixture as a prior to sample from; `update` fits each component under its own part.
-
-        Raises:
-            GuideError: the components are point estimates, or not guides of this package.
-        """
+        """The mixture as a prior to sample from. `update` fits each component under its own."""
         return MixturePrior([part.as_prior() for part in self.components])
 
     def grow(self, labels: Sequence[str] | int) -> MixturePosterior:
@@ -149,7 +146,15 @@ def joined(
     alone: dict[str, Any] = {"labels": None, "label_names": None, "num_labels": None, "extra": {}}
     texts = [replace(part, **alone) for part in (held_out, unlabelled) if part is not None]
     with work(share=_SHARE) as last:
-        components, fields = _chosen_together(fitted)
+        components, fields = [component for component, _ in fitted], dict[str, Any]()
+        widths = [
+            width for _, width in fitted if width is not None and width.candidates is not None
+        ]
+        if len(widths) == len(fitted) > 1:
+            guides = [component.guide for component in components]
+            reports, fields = choose_together(guides, widths)
+            pairs = zip(components, reports, strict=True)
+            components = [component.with_report(**said) for component, said in pairs]
         if texts:
             whole = texts[0].concat(*texts[1:])
             for component in components:
@@ -168,19 +173,3 @@ def joined(
                 fields["between"] = share.item()
         last.next()
     return MixturePosterior.of_round(components, options, lineage, **fields)
-
-
-def _chosen_together(fitted: Sequence[Fitted]) -> tuple[list[Posterior], dict[str, Any]]:
-    """The components with widths that suit their mixture, and its held-out NLLs, if there were
-    rows to choose by."""
-    components = [component for component, _ in fitted]
-    widths = [width for _, width in fitted if width is not None and width.candidates is not None]
-    if len(widths) < len(fitted) or len(fitted) == 1:
-        return components, {}
-    guides = [component.guide for component in components]
-    chosen, point_nll, nll = components[0].guide.strategy.choose_together(guides, widths)
-    components = [
-        component.with_report(**width.reported())
-        for component, width in zip(components, chosen, strict=True)
-    ]
-    return components, {"point_nll": point_nll, "component_nll": nll}

@@ -23,7 +23,6 @@ from ..data import Columns, Examples
 from ..decisions.novelty import Novelty
 from ..errors import ConfigError, FitError, PriorError
 from ..guides import Guide
-from ..guides.strategy import LastNoise
 from ..model.model import Model
 from ..peft.sites import Sites
 from ..priors import Prior, independent_normals
@@ -79,33 +78,26 @@ class Round(Setup):
         same(self.guide, trained=True)
         return fitted
 
-    def _last_noise(self) -> LastNoise | None:
+    def _last_noise(self) -> Tensor | None:
         """The noise scale of ratings before a later round that pools it with the errors of its own
         rows. A tau that is given, and a prior of the user's own, keep the width that they give."""
-        earlier, likelihood = self.earlier, self.model.likelihood
-        if earlier is None or not (self.pools_noise and likelihood.constant_noise):
+        likelihood = self.model.likelihood
+        if not (self.pools_noise and likelihood.constant_noise):
             return None
         if self.options.tau is not None or self.facts["own_prior"]:
             return None
-        log_scale = likelihood.log_noise(self.guide.means()).detach().clone()
-        return LastNoise(log_scale, earlier.share(len(self.data)))
+        return likelihood.log_noise(self.guide.means()).detach().clone()
 
     def with_width(
-        self, fields: Mapping[str, Any], started: float, last_noise: LastNoise | None = None
+        self, fields: Mapping[str, Any], started: float, last_noise: Tensor | None = None
     ) -> Fitted:
-        """The posterior once the guide is trained.
-
-        Args:
-            fields: of the report.
-            started: when the round was, by `time.monotonic`.
-            last_noise: see `Strategy.compute_width`.
-        """
-        scale = 1.0 if self.earlier is None else self.earlier.output_scale
+        """The posterior once the guide is trained, in a round that `started` then by
+        `time.monotonic`; `fields` are of its report."""
         model, width = self.guide.strategy.compute_width(
-            self.model, self.data, self.held_out, self.options, scale, last_noise
+            self.model, self.data, self.held_out, self.options, self.earlier, last_noise
         )
         if width is not None:
-            fields = {**fields, **width.reported(), "points": []}
+            fields = {**fields, **width.reported, "points": []}
         seconds = fields.get("seconds", 0.0) + time.monotonic() - started
         return Fitted(self._posterior(model, {**fields, "seconds": seconds}), width)
 

@@ -122,13 +122,8 @@ def from_state(
     likelihood: object = None,
     guide: object = None,
 ) -> Posterior:
-    """The posterior that was saved, with the reports of its rounds.
-
-    Raises:
-        SaveError: the backbone is another one, code of the user's own is needed or is not what was
-            saved, or tensors do not fit.
-        KeyError, TypeError, AttributeError, ValueError: parts are missing or unknown.
-    """
+    """The posterior that was saved, with the reports of its rounds. It is a SaveError if backbone,
+    tensors or code of the user's own do not fit, and any of several errors if parts are missing."""
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise SaveError(f"path: its tensor {name!r} is not finite; expected a whole file")
@@ -218,21 +213,6 @@ def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedM
                 )
 
 
-def _check_guide(name: str, options: Plain, tensors: Tensors, model: Model) -> None:
-    """Refuse a guide of this package for which the file has too few parameters."""
-    if name not in _GUIDES:
-        return
-    room = sum(value.numel() for value in tensors.values())
-    shapes = [tuple(latent.loc.shape) for latent in latents(model)]
-    count = sum(map(math.prod, shapes))
-    size = _GUIDES[name].size(count, shapes, **options)  # type: ignore[attr-defined]
-    if (needed := max(count, size.parameters if size else 0)) > room:
-        raise SaveError(
-            f"path: the saved guide {name!r} has {needed} parameters, and its tensors only {room} "
-            "entries"
-        )
-
-
 def _component_to_state(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     """The guide of a component."""
     guide = part.guide
@@ -251,8 +231,17 @@ def _component_from_state(
     plain: Plain, tensors: Tensors, prefix: str, model: Model, make: Callable[..., Guide]
 ) -> Guide:
     """The guide of a component. What earlier versions saved beside it, a coreset, it has learnt."""
-    options = plain["guide_options"]
-    _check_guide(plain["guide"], options, _part(tensors, f"{prefix}guide"), model)
+    name, options = plain["guide"], plain["guide_options"]
+    if name in _GUIDES:  # refused before it is made, if the file has too few parameters for it
+        room = sum(value.numel() for value in _part(tensors, f"{prefix}guide").values())
+        shapes = [tuple(latent.loc.shape) for latent in latents(model)]
+        count = sum(map(math.prod, shapes))
+        size = _GUIDES[name].size(count, shapes, **options)  # type: ignore[attr-defined]
+        if (needed := max(count, size.parameters if size else 0)) > room:
+            raise SaveError(
+                f"path: the saved guide {name!r} has {needed} parameters, and its tensors only "
+                f"{room} entries"
+            )
     with seeded(0):  # initial values are replaced; the global random state stays
         guide = make(model, **options)
     _load(guide, tensors, f"{prefix}guide")

@@ -96,9 +96,8 @@ def _plain_lineage(reports: tuple[FitReport, ...], folder: Path, alone: bool) ->
     first = 0
     if not alone:
         # The last one that is beside it leads to those before it, so that they need not be read.
-        numbers = range(len(reports), 0, -1)
-        ids = {number: reports[number - 1].id for number in numbers}
-        first = next((n for n in numbers if _holds(folder.with_name(ids[n]), ids[n])), 0)
+        ids = reversed([*enumerate((report.id for report in reports), 1)])
+        first = next((number for number, id in ids if _holds(folder.with_name(id), id)), 0)
     kept = [report.thinned() for report in reports[first:-1]] + [*reports[-1:]]
     return [asdict(report) for report in kept]
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,12 +29,13 @@ from ..errors import ConfigError, DataError, GuideError
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import prior_of
 from ..guides.laplace.choice_of_tau import best_output_scale
+from ..guides.strategy import Earlier
 from ..model.cached_batches import naming_rows
 from ..model.model import Model
 from ..priors import Prior, PriorLike, as_prior, earlier_posterior
 from ..priors.prior import check_prior
 from ..training.initialization import centred, own_start
-from ..training.loop import Callback, Earlier, OptimizerFactory
+from ..training.loop import Callback, OptimizerFactory
 from ..training.report import FitReport
 from .distill import texts_for, with_student
 from .forgetting import KEEP, forget, kept_of_all, rows_kept
@@ -94,15 +94,14 @@ def update(
             vectorised = options.particles > 1 and not posterior.guide.point
             check_prior(own_prior, posterior.model.sites, vectorised)
         with naming_rows(posterior.model, data=examples, validation=held_out):
-            next_round = partial(_round, family=guide, own_prior=own_prior, keep=keep)
+            family = guide, own_prior, keep
             rounds = [
-                next_round(last, examples, held_out, of_component(options, number))
+                _round(last, examples, held_out, of_component(options, number), *family)
                 for number, last in enumerate(posterior.components)
             ]
             with work(share=0):
                 forecasts = _central_forecasts(posterior, examples)
-            doubt = _doubt(posterior, forecasts)
-            if doubt is not None:
+            if doubt := _doubt(posterior, forecasts):
                 warn(LabelWarning(doubt))
             sites = posterior.model.sites
             share, told, scale = kept_of_all(keep, sites), None, 1.0
@@ -217,7 +216,6 @@ def _round(
     examples: Examples,
     held_out: Examples | None,
     options: FitOptions,
-    *,
     family: GuideLike | None,
     own_prior: Prior | None,
     keep: float | dict[str, float],
@@ -226,7 +224,15 @@ def _round(
     model, sites, start = last.model, last.model.sites, last.guide
     projection = None
     if own_prior is not None:
-        guide, before = _under_own_prior(model.with_prior(own_prior), start, family, options.seed)
+        model = model.with_prior(own_prior)
+        if family is None:  # it goes on from where the last one is
+            guide = copy.deepcopy(start)
+            guide.strategy.reset_prior(model)
+        else:
+            guide = guide_under(model, family, options.seed)
+            if guide.strategy.centres_prior:
+                guide.move(own_start(model, options.seed))
+        before = centred(model, guide).prior
     elif family is None:
         guide, before = copy.deepcopy(start), prior_of(model, start)
     else:
@@ -258,21 +264,6 @@ def _round(
         first_prior=last.first_prior,
         learnt_rows=last.learnt_rows,
     )
-
-
-def _under_own_prior(
-    model: Model, last: Guide, family: GuideLike | None, seed: int
-) -> tuple[Guide, Prior]:
-    """A guide for a round under a prior of the user's own, and that prior, centred if the guide's
-    is. Without a family it goes on from where the last one is."""
-    if family is None:
-        guide = copy.deepcopy(last)
-        guide.strategy.reset_prior(model)
-    else:
-        guide = guide_under(model, family, seed)
-        if guide.strategy.centres_prior:
-            guide.move(own_start(model, seed))
-    return guide, centred(model, guide).prior
 
 
 def note_first_prior(guide: Guide, posterior: Posterior) -> None:
@@ -317,10 +308,19 @@ def has_learnt(report: FitReport, examples: Examples) -> bool:
     return rest.fingerprint == report.data or whole == report.data_with_held_out
 
 
-def refuse_known(posterior: Posterior, examples: Examples) -> None:
+def refuse_known(
+    posterior: Posterior,
+    examples: Examples,
+    argument: str = "data",
+    why: str = " already, and they would count twice; again=True learns them again",
+) -> None:
     """Raise a DataError if a round has learnt these examples."""
-    why = " already, and they would count twice; again=True learns them again"
-    _refuse(posterior, examples, "data", why)
+    for number, report in enumerate(posterior.lineage, 1):
+        if has_learnt(report, examples):
+            raise DataError(
+                f"{argument}: round {number} ({report.id}) has learnt {report.examples} of these "
+                f"examples{why}"
+            )
 
 
 def _warn_of_known(posterior: Posterior, examples: Examples) -> None:
@@ -339,13 +339,4 @@ def check_held_out(posterior: Posterior, examples: Examples, held_out: Examples 
     has; warn if it is some."""
     if held_out is not None:
         check_apart(examples, held_out, "validation")
-        _refuse(posterior, held_out, "validation", "; expected rows that are not learnt")
-
-
-def _refuse(posterior: Posterior, examples: Examples, what: str, why: str) -> None:
-    for number, report in enumerate(posterior.lineage, 1):
-        if has_learnt(report, examples):
-            raise DataError(
-                f"{what}: round {number} ({report.id}) has learnt {report.examples} of these "
-                f"examples{why}"
-            )
+        refuse_known(posterior, held_out, "validation", "; expected rows that are not learnt")

@@ -36,8 +36,6 @@ _MAX_FEATURES = 2**16  # rows per pass if their features are known
 Statistics = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 """From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if known, to
 the wanted quantities: tensors (s, B, ...)."""
-# A number of draws, and a function from a batch to the distribution of its labels under them.
-_Pass = tuple[int, Callable[[Batch], TorchDistribution]]
 
 
 def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, Tensor]:
@@ -45,10 +43,7 @@ def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, T
 
     By site they are detached tensors `(S, 1, *site shape)`; the 1 is the dim of the data plate. For
     a mixture S is rounded up to equally many draws per component (`strata`), in their order. The
-    global random state does not change.
-
-    Raises:
-        ConfigError: an argument that cannot work, or more draws than there is memory for.
+    global random state does not change. More draws than there is memory for are a ConfigError.
     """
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.
@@ -225,8 +220,11 @@ def by_batch(
     return tuple(join([*column], 1)[:, back] for column in zip(*parts, strict=True))
 
 
-def _together(model: Model, draws: Iterable[Draws], together: int) -> Iterator[_Pass]:
-    """The draws, at most `together` per pass; many more in a linearised network."""
+def _together(
+    model: Model, draws: Iterable[Draws], together: int
+) -> Iterator[tuple[int, Callable[[Batch], TorchDistribution]]]:
+    """How many draws take one pass, at most `together` (many more in a linearised network), and
+    from a batch to the distribution of its labels under them."""
     for _, group in groupby(draws, lambda part: id(part.at)):  # one network per group
         first = next(group)
         parts = (part.weights for part in chain([first], group))

@@ -25,7 +25,6 @@ from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..model.cached_batches import BATCH, CachedBatches, check_all
-from ..model.likelihoods.likelihood import Range
 from ..model.linearized import (
     examples_at_once,
     jacobian,
@@ -80,25 +79,59 @@ def predict(
     closed = how != "draws"
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
     choices = 1.0 if examples.counts is None else examples.counts.double().mean().item()
-    passes = _passes(model, guide, how, count, model.network.outputs * choices)
+    cost = _passes(model, guide, how, count, model.network.outputs * choices)
+
+    def runs(batches: CachedBatches, done: Callable[[], object]) -> Iterator[Sequence[Tensor]]:
+        """What each component predicts, tensors (S, N, ...): from the moments of the linearised
+        network's outputs, or by "draws" of the weights, those of `draw`."""
+        statistics, examples = _statistics(model, count, seed, rows), batches.examples
+        width = model.network.outputs * examples.width
+        latents, of_likelihood = (
+            sum(s.numel for s in of.sites) for of in (model, model.likelihood)
+        )
+        most = max(1, min(BATCH, max_rows // examples.width))
+        size = examples_at_once(latents, width, most) if how == "exact" else most
+        # For as many choices as there may be: noise of another shape has other values.
+        normals = width if examples.choices is None else MAX_CHOICES * model.network.outputs
+        seeds = torch.Generator().manual_seed(seed)
+        values: Sequence[Tensor]
+        for number, (component, share) in enumerate(strata(guide, count)):
+            if how == "draws":
+                draws, parts = draw_parts(model, component, share, seeds), []
+                with work(parts=share) as drawn:
+                    for part in passes(model, draws, batches, statistics, rows=max_rows, bf16=bf16):
+                        parts.append(part)
+                        drawn.next(parts=len(part[0]))
+                values = [torch.cat(column) for column in zip(*parts, strict=True)]
+            else:
+                with seeded(derived(seed, number)):  # the same for every example and its batch
+                    noise = symmetric_noise(share, of_likelihood + normals)
+                noise = noise.to(model.network.device)
+                read = partial(_read, model, component, how, noise, statistics)
+                values = by_batch(model, batches, read, size=size, bf16=bf16)
+            done()
+            yield values
 
     def forecast(batches: CachedBatches, done: Callable[[], object]) -> AnyForecast:
-        statistics = _statistics(model, count, seed, rows)
-        runs = _runs(model, guide, batches, count, statistics, how, max_rows, seed, bf16, done)
         made: AnyForecast
         if closed and model.likelihood.kind != "rating":
-            components: list[Any] = [_classes(values, batches.examples) for (values,) in runs]
-            made = type(components[0]).mixed(components)
+            each: list[Any] = [_classes(p, batches.examples) for (p,) in runs(batches, done)]
+            made = type(each[0]).mixed(each)
         else:
-            values = [torch.cat(part) for part in zip(*runs, strict=True)]
+            columns = zip(*runs(batches, done), strict=True)
+            first, *more = (torch.cat(column) for column in columns)
             if model.likelihood.kind == "rating":
+                sds, *more = more
                 exact = closed and model.likelihood.constant_noise
-                made = _ratings(values, batches.examples, exact, model.likelihood.label_range)
+                names = ("within",) if exact else ("outcomes", "densities")
+                options: dict[str, Any] = dict(zip(names, more, strict=False))
+                options |= {"scale": model.likelihood.label_range, **known_of(batches.examples)}
+                made = RatingForecast.from_draws(first, sds, **options)
             else:
-                made = _classes(values[0], batches.examples, keep_samples)
+                made = _classes(first, batches.examples, keep_samples)
         if examples.words is not None:
             made = replace(made, rows=batches.examples.rows)
-        return replace(made, method=how if count else "point", passes=passes)
+        return replace(made, method=how if count else "point", passes=cost)
 
     if isinstance(data, CachedBatches):
         with work("predicting", len(guide.components)) as whole:
@@ -172,46 +205,6 @@ def _passes(model: Model, guide: Guide, how: str, count: int, width: float) -> f
     return total
 
 
-def _runs(
-    model: Model,
-    guide: Guide,
-    batches: CachedBatches,
-    samples: int,
-    statistics: Statistics,
-    how: str,
-    max_rows: int,
-    seed: int,
-    bf16: bool,
-    done: Callable[[], object],
-) -> Iterator[Sequence[Tensor]]:
-    """What each component predicts, tensors (S, N, ...): from the moments of the linearised
-    network's outputs, or by "draws" of the weights, those of `draw`."""
-    examples = batches.examples
-    width = model.network.outputs * examples.width
-    latents, of_likelihood = (sum(s.numel for s in of.sites) for of in (model, model.likelihood))
-    most = max(1, min(BATCH, max_rows // examples.width))
-    size = examples_at_once(latents, width, most) if how == "exact" else most
-    # For as many choices as there may be: noise of another shape has other values.
-    normals = width if examples.choices is None else MAX_CHOICES * model.network.outputs
-    seeds = torch.Generator().manual_seed(seed)
-    values: Sequence[Tensor]
-    for number, (component, share) in enumerate(strata(guide, samples)):
-        if how == "draws":
-            draws, parts = draw_parts(model, component, share, seeds), []
-            with work(parts=share) as drawn:
-                for part in passes(model, draws, batches, statistics, rows=max_rows, bf16=bf16):
-                    parts.append(part)
-                    drawn.next(parts=len(part[0]))
-            values = [torch.cat(column) for column in zip(*parts, strict=True)]
-        else:
-            with seeded(derived(seed, number)):  # the same for every example and its batch
-                noise = symmetric_noise(share, of_likelihood + normals).to(model.network.device)
-            read = partial(_read, model, component, how, noise, statistics)
-            values = by_batch(model, batches, read, size=size, bf16=bf16)
-        done()
-        yield values
-
-
 def _read(
     model: Model, guide: Guide, how: str, noise: Tensor, statistics: Statistics, batch: Batch
 ) -> Sequence[Tensor]:
@@ -236,27 +229,16 @@ def _read(
 def _classes(
     probabilities: Tensor, examples: Examples, keep_samples: bool = False
 ) -> ClassForecast | LabelsForecast:
-    options: dict[str, Any] = {
-        "labels": examples.labels,
-        "texts": examples.texts,
-        "label_names": examples.label_names,
-        "keep_samples": keep_samples,
-    }
-    if examples.kind == "labels":
-        return LabelsForecast.from_draws(probabilities, **options)
-    return ClassForecast.from_draws(probabilities, choices=examples.choices, **options)
+    made = LabelsForecast if examples.kind == "labels" else ClassForecast
+    return made.from_draws(probabilities, keep_samples=keep_samples, **known_of(examples))
 
 
-def _ratings(
-    values: Sequence[Tensor], examples: Examples, exact: bool, scale: Range
-) -> RatingForecast:
-    """From means and sds, with the variances of the means if they are exact, or else with outcomes
-    and densities if there are any."""
-    means, sds, *more = values
-    names = ("within",) if exact else ("outcomes", "densities")
-    options: dict[str, Any] = dict(zip(names, more, strict=False))
-    options |= {"labels": examples.labels, "texts": examples.texts}
-    return RatingForecast.from_draws(means, sds, scale=scale, **options)
+def known_of(examples: Examples) -> dict[str, Any]:
+    """What a forecast has of its examples: labels and texts, names of classes, choices."""
+    known: dict[str, Any] = {"labels": examples.labels, "texts": examples.texts}
+    if examples.kind != "rating":
+        known["label_names"] = examples.label_names
+    return known if examples.kind in ("rating", "labels") else known | {"choices": examples.choices}
 
 
 def probabilities_of(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:

@@ -20,7 +20,7 @@ from ..model.likelihoods import Outputs
 from ..model.model import Model
 from ..priors.prior_file import Plain, Tensors
 from .draws import by_batch
-from .predict import AnyForecast, in_parts, probabilities_of
+from .predict import AnyForecast, in_parts, known_of, probabilities_of
 
 __all__ = ["Student", "StudentReport"]
 
@@ -192,16 +192,13 @@ def predict_in_one_pass(
         predicted, of_texts = _passed(model, weights, part, max_rows, bf16)
         numbers = uncertainty(of_texts)
         done()
-        about: dict[str, Any] = {"labels": part.labels, "texts": part.texts}
+        known = known_of(part)
         if part.kind == "rating":
             aleatoric, epistemic = numbers.mT.unsqueeze(1)
-            about |= {"within": epistemic, "scale": model.likelihood.label_range}
-            return RatingForecast.from_draws(predicted[None], aleatoric.sqrt(), **about)
-        about["label_names"] = part.label_names
-        if part.kind == "labels":
-            return LabelsForecast.from_dirichlet(predicted, numbers[:, 0], **about)
-        about["choices"] = part.choices
-        return ClassForecast.from_dirichlet(predicted, numbers[:, 0], **about)
+            known |= {"within": epistemic, "scale": model.likelihood.label_range}
+            return RatingForecast.from_draws(predicted[None], aleatoric.sqrt(), **known)
+        made = LabelsForecast if part.kind == "labels" else ClassForecast
+        return made.from_dirichlet(predicted, numbers[:, 0], **known)
 
     joined = in_parts(model, examples, of_part)
     rows = None if examples.words is None else examples.rows

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -21,12 +20,11 @@ from ..base.distributions import base_of
 from ..errors import GuideError
 
 
-@dataclass
-class Parts:
+class Parts(NamedTuple):
     """Expected NLL and, by site, KL to the prior at the last evaluation, in nats for all data."""
 
     nll: Tensor
-    kl: dict[str, Tensor] = field(default_factory=dict)
+    kl: dict[str, Tensor]
 
 
 class ELBO(TraceMeanField_ELBO):
@@ -67,7 +65,11 @@ class ELBO(TraceMeanField_ELBO):
             *args, **kwargs
         )
         if is_validation_enabled():
-            _check_reparameterised(guide_trace)
+            # Without this check, gradients of other draws would be wrong without a warning.
+            nodes: dict[str, Any] = dict(guide_trace.iter_stochastic_nodes())
+            for name, node in nodes.items():
+                if not (node["fn"].has_rsample or node["infer"].get("is_auxiliary")):
+                    raise _no_gradient(name, node)
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         guide_trace, model_trace = map(prune_subsample_sites, (guide_trace, model_trace))
         # Latents get a log-probability only if their KL has no closed form.
@@ -127,14 +129,6 @@ def _kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
 def _log_prob(site: dict[str, Any]) -> Tensor:
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
-
-
-def _check_reparameterised(guide_trace: poutine.Trace) -> None:
-    """Without this check, gradients of other draws would be wrong without a warning."""
-    nodes: dict[str, Any] = dict(guide_trace.iter_stochastic_nodes())
-    for name, node in nodes.items():
-        if not (node["fn"].has_rsample or node["infer"].get("is_auxiliary")):
-            raise _no_gradient(name, node)
 
 
 def _no_gradient(name: str, node: dict[str, Any]) -> GuideError:

@@ -5,7 +5,7 @@ Training rows that a network has memorised say nothing about the noise; held-out
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -39,39 +39,23 @@ def settle_noise(
     guide.move(model.likelihood.with_log_noise(noise.float()))
 
 
-@dataclass(frozen=True)
-class LaterNoise:
-    """The noise scale of ratings in a later round.
+def pool_noise(
+    model: Model, guide: Guide, last: Tensor, here: Sequence[Tensor], share: float
+) -> None:
+    """Set the noise variance of ratings, after a later round, to the mean over all rounds' rows.
 
-    Attributes:
+    The errors of this round's rows are too large before they are learnt, and too small afterwards:
+    their geometric mean is taken.
+
+    Args:
         last: the logarithm of the noise scale that earlier rounds have found, ().
-        rows: that it learns.
-        before: the logarithm of the scale that suits these before they are learnt.
+        here: those that suit this round's rows before and after they are learnt.
+        share: of the rows of all rounds, those of this one.
     """
-
-    last: Tensor
-    rows: CachedBatches
-    before: Tensor
-
-    @staticmethod
-    def of(model: Model, guide: Guide, rows: CachedBatches, bf16: bool) -> LaterNoise:
-        """Before the round."""
-        last = model.likelihood.log_noise(guide.means()).detach().clone()
-        return LaterNoise(last, rows, noise_of(model, guide, rows, bf16)[1])
-
-    def pool(self, model: Model, guide: Guide, bf16: bool, share: float) -> None:
-        """After the round: set the noise variance to the mean over the rows of all rounds.
-
-        The errors of this round's rows are too large before they are learnt, and too small
-        afterwards: their geometric mean is taken.
-
-        Args:
-            share: of the rows of all rounds, those of this one.
-        """
-        _, after = noise_of(model, guide, self.rows, bf16)
-        here = after + self.before  # log of the variance
-        pooled = share * here.exp() + (1 - share) * (2 * self.last.to(here)).exp()
-        guide.move(model.likelihood.with_log_noise(pooled.log().div(2).float()))
+    before, after = here
+    variance = (after + before).exp()
+    pooled = share * variance + (1 - share) * (2 * last.to(variance)).exp()
+    guide.move(model.likelihood.with_log_noise(pooled.log().div(2).float()))
 
 
 def noise_of(

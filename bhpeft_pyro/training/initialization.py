@@ -104,16 +104,14 @@ def _moments(
     """E[G G'] and E[G' G] of the gradients G, (layer, a, b), per site."""
     lefts: dict[str, Tensor] = {}
     rights: dict[str, Tensor] = {}
-    count = sum(map(len, batches))
     for gradients in _gradients(model, batches, values):
         for sums, pattern in ((lefts, "nlab,nlcb->lac"), (rights, "nlab,nlac->lbc")):
             for name in names:
                 product = torch.einsum(pattern, gradients[name], gradients[name])
                 sums[name] = sums.get(name, 0) + product
-    return (
-        {name: total / count for name, total in lefts.items()},
-        {name: total / count for name, total in rights.items()},
-    )
+    count = sum(map(len, batches))
+    left, right = ({k: total / count for k, total in sums.items()} for sums in (lefts, rights))
+    return left, right
 
 
 def _leading(
@@ -155,11 +153,6 @@ def _eigen(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     # The largest first: QR would otherwise make it orthogonal to rounding errors.
     vectors = torch.linalg.qr((rows.mT @ mix[:, -rank:]).flip(1))[0]
     return strength[-rank:], vectors.flip(1)
-
-
-def may_start(guide: Guide, options: FitOptions) -> bool:
-    """Whether `start` applies: the guide has free sds, and the KL counts."""
-    return options.temperature != 0 and guide.free_sds()
 
 
 def start(

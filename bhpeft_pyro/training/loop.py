@@ -8,7 +8,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -27,45 +27,19 @@ from ..data.batch import Batch
 from ..errors import ConfigError, DataError, FitError
 from ..guides import Guide
 from ..guides.guide import check_no_others, trained
+from ..guides.strategy import Earlier
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
-from .convergence import Descent, at_the_end, culprit, unsettled
-from .early_stopping import FEWEST, EarlyStopping, copied
 from .elbo import ELBO
-from .estimated_noise import LaterNoise, has_noise, noise_of, settle_noise
+from .ending import FEWEST, Descent, EarlyStopping, at_the_end, copied, culprit, unsettled
+from .estimated_noise import has_noise, noise_of, pool_noise, settle_noise
 from .report import Training
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """From parameters to a torch optimiser of them."""
 Callback = Callable[[dict[str, float]], object]
 """Gets a copy of each step's entry of `FitReport.history`."""
-
-
-class Earlier(NamedTuple):
-    """What earlier rounds have learnt.
-
-    Attributes:
-        rows: how many rows, as far as they are kept.
-        separation: the AUROC with which the round's texts can be told from theirs, from 0.5 to 1;
-            None if it is not known.
-        output_scale: of the round, if no held-out rows choose it.
-    """
-
-    rows: float
-    separation: float | None = None
-    output_scale: float = 1.0
-
-    def share(self, size: int) -> float:
-        """Of the rows of all rounds, those of a round of so many rows."""
-        return size / (size + self.rows)
-
-    def step(self, size: int) -> float:
-        """The share of its step that a round of so many rows keeps: half of it, more with more
-        rows than before, and all of it if its texts are of the kind of the earlier ones."""
-        unlike = 1.0 if self.separation is None else 2 * self.separation - 1
-        return size / (size + unlike * min(self.rows, size))
-
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
@@ -106,12 +80,8 @@ class Setup:
 
 
 def optimise(setup: Setup) -> Training:
-    """Fit the guide's parameters in place.
-
-    Raises:
-        FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
-            its last good state, and the error's `training` is what was done.
-    """
+    """Fit the guide's parameters in place. If the loss is not finite for five steps in a row, or at
+    the end, the guide is in its last good state, and a FitError has the `training` so far."""
     run = _Run(setup)
     try:
         return run.run()
@@ -125,15 +95,13 @@ class _Run:
 
     def __init__(self, setup: Setup) -> None:
         model, data, held_out = setup.model, setup.data, setup.held_out
-        self.guide, self.temperature, self.earlier = setup.guide, setup.temperature, setup.earlier
-        self.optimizer, self.callback = setup.optimizer, setup.callback
-        self.pools_noise = setup.pools_noise
+        self.setup, self.guide, self.earlier = setup, setup.guide, setup.earlier
         self.feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
         self.validation = None if held_out is None else CachedBatches(model, held_out)
         guide, feed, later = self.guide, self.feed, self.earlier is not None
         size = setup.options.batch_size * feed.per_text
         self.options = options = setup.options.change(batch_size=size)
-        self.model, weight, self.least = guide.strategy.objective(model, self.temperature, later)
+        self.model, weight, self.least = guide.strategy.objective(model, setup.temperature, later)
         self.point = guide.point
         self.done, self.skipped = 0, 0  # steps
         self.history: list[dict[str, float]] = []
@@ -142,10 +110,10 @@ class _Run:
         self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         rows = 0 if held_out is None else len(held_out)
-        free = self.point and options.temperature is None and self.temperature == 0 and not later
+        free = self.point and options.temperature is None and setup.temperature == 0 and not later
         self.settles = free and rows > 0
-        few = self.settles and rows < FEWEST
-        few = few and bool(self.model.network.kinds)  # a head alone does not overfit so soon
+        # A head alone does not overfit so soon.
+        few = self.settles and rows < FEWEST and bool(model.network.kinds)
         brief = (later and self.point) or few
         self.steps = options.steps(per_epoch, brief)
         # Such a fit is short on purpose: its loss still falls.
@@ -169,9 +137,10 @@ class _Run:
             work("training", self.steps) as bar,
         ):
             self._prepare()
-            noise, later = None, self.earlier is not None and self.ends_early
-            if self.pools_noise:
-                noise = LaterNoise.of(self.model, self.guide, self.feed, bf16)
+            later = self.earlier is not None and self.ends_early
+            if self.setup.pools_noise:
+                last = self.model.likelihood.log_noise(self.guide.means()).detach().clone()
+                before = noise_of(self.model, self.guide, self.feed, bf16)[1]
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
             self._train(bar)
@@ -179,8 +148,10 @@ class _Run:
             if later and self.earlier is not None:
                 size = len(self.feed.examples)
                 self.guide.strategy.average(self.earlier.step(size))
-                if noise is not None:
-                    noise.pool(self.model, self.guide, bf16, self.earlier.share(size))
+                if self.setup.pools_noise:
+                    after = noise_of(self.model, self.guide, self.feed, bf16)[1]
+                    here = before, after
+                    pool_noise(self.model, self.guide, last, here, self.earlier.share(size))
             if has_noise(self.guide, self.model):
                 if self.validation is not None and (self.settles or later):
                     settle_noise(self.model, self.guide, self.validation, bf16)
@@ -194,7 +165,7 @@ class _Run:
             return self.so_far(
                 best_step=best_step,
                 falling=best_step is None and not self.ends_early and self.descent.goes_on(),
-                unsettled=unsettled(self.slopes, best_step or self.done, self.temperature),
+                unsettled=unsettled(self.slopes, best_step or self.done, self.setup.temperature),
                 **at_the_end(self.guide, self.model, self.elbo.parts),
             )
 
@@ -204,8 +175,8 @@ class _Run:
 
     def _train(self, bar: Work) -> None:
         options = self.options
-        if self.optimizer is not None:
-            steppers = [_made(self.optimizer, trained(self.guide))]
+        if self.setup.optimizer is not None:
+            steppers = [_made(self.setup.optimizer, trained(self.guide))]
         else:
             steppers = self.guide.optimizers(options, len(self.feed.examples))
         schedulers = [LambdaLR(stepper, partial(_rate, steps=self.steps)) for stepper in steppers]
@@ -243,8 +214,8 @@ class _Run:
                     note = f", held-out NLL {entry['validation_nll']:.3f}"
                     stops = self.stopping.ends(step, rows)
             bar.next(f"loss {entry['loss']:.3f}{note}")
-            if self.callback is not None:
-                self.callback({**entry})
+            if self.setup.callback is not None:
+                self.setup.callback({**entry})
             if stops:
                 break
         if not self.history:

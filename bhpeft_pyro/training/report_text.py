@@ -36,34 +36,53 @@ def warnings_of(report: FitReport) -> list[str]:
         lines.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
     if report.falling:
         lines.append("not converged: the loss still falls; set more epochs, or another lr")
-    elif few := [part.steps for part in report.components or [report] if _too_few(part)]:
-        lines.append(f"too few steps ({min(few)}) to tell whether the loss still falls")
+    else:  # where no held-out rows chose the state, half of the steps may be too few
+        free = (p for p in report.components or [report] if p.best_step is None)
+        if few := [part.steps for part in free if 0 < len(part.history) <= 2 * FEW]:
+            lines.append(f"too few steps ({min(few)}) to tell whether the loss still falls")
     if report.skipped > _SKIPPED * report.steps:
         lines.append(
             f"unstable: {report.skipped} of {report.steps} steps were skipped because the loss or "
             "gradient was not finite"
         )
-    if not _is_laplace(report):
-        lines += _unusual(report.temperature)
+    if _is_laplace(report):
+        return lines
+    if report.temperature == 0:
+        lines.append("temperature 0: maximum likelihood, no posterior")
+    elif not 1 / _FAR <= report.temperature <= _FAR:
+        kind = "cold" if report.temperature < 1 else "hot"
+        lines.append(
+            f"temperature {report.temperature:g}: a {kind} posterior, as if every example had been "
+            f"seen {1 / report.temperature:.3g} times"
+        )
     return lines
-
-
-def _too_few(report: FitReport) -> bool:
-    """Whether half of the steps are too few, where no held-out rows chose the state."""
-    return report.best_step is None and 0 < len(report.history) <= 2 * FEW
 
 
 def described(report: FitReport) -> str:
     """What the fit did, its warnings at the end; many lines."""
-    lines = [_fit(report)]
+    said = f"{report.steps} steps on {report.examples} examples"
+    if not report.steps:
+        said = f"fitted elsewhere to {report.examples or 'unknown'} examples"
+    elif not _is_laplace(report):
+        said += f" at temperature {report.temperature:g}"
+    if report.skipped:
+        said += f", {report.skipped} skipped"
+    lines = [f"{len(report.components)} components, {said}" if report.components else said]
     if report.history:
         lines.append(_loss(report))
     if report.held_out:
-        lines.append(f"{report.held_out} held-out rows{_purpose(report)}")
+        parts = (report, *report.components)
+        uses = ["early stopping"] if any(part.best_step is not None for part in parts) else []
+        uses += ["the width"] if any(part.component_nll is not None for part in parts) else []
+        purpose = f" for {' and '.join(uses)}" if uses else ""
+        lines.append(f"{report.held_out} held-out rows{purpose}")
     if report.tau is not None:
         lines.append(_width(report))
     for number, part in enumerate(report.components if report.steps else (), 1):
-        lines.append(f"  component {number}: {_component(part)}")
+        said = _loss(part) if part.tau is None else _width(part)
+        if part.tau is None and part.scales:
+            said += f", sds {'not ' if part.unsettled else ''}converged"
+        lines.append(f"  component {number}: {said}")
     if report.components and report.component_nll is not None:
         lines.append(
             f"mixture: held-out NLL {report.component_nll:.3f} (of the point estimates alone "
@@ -91,26 +110,6 @@ def described(report: FitReport) -> str:
     return "\n".join([*lines, *_sites(report), *warnings_of(report)])
 
 
-def _fit(report: FitReport) -> str:
-    """How much was fitted, to how many examples."""
-    said = f"{report.steps} steps on {report.examples} examples"
-    if not report.steps:
-        said = f"fitted elsewhere to {report.examples or 'unknown'} examples"
-    elif not _is_laplace(report):
-        said += f" at temperature {report.temperature:g}"
-    if report.skipped:
-        said += f", {report.skipped} skipped"
-    return f"{len(report.components)} components, {said}" if report.components else said
-
-
-def _component(report: FitReport) -> str:
-    if report.tau is not None:
-        return _width(report)
-    if not report.scales:
-        return _loss(report)
-    return f"{_loss(report)}, sds {'not ' if report.unsettled else ''}converged"
-
-
 def _sites(report: FitReport) -> list[str]:
     width = max(map(len, [*report.scales, *report.points]), default=0)
     lines, kls = [], report.site_kl
@@ -121,14 +120,6 @@ def _sites(report: FitReport) -> list[str]:
         cost = f"-log prior density {report.kl[name]:.2f} nats"
         lines.append(f"  {name:<{width}}  point estimate, {cost}")
     return lines
-
-
-def _purpose(report: FitReport) -> str:
-    """What the held-out rows were for, in words."""
-    parts = (report, *report.components)
-    step = ["early stopping"] if any(part.best_step is not None for part in parts) else []
-    width = ["the width"] if any(part.component_nll is not None for part in parts) else []
-    return f" for {' and '.join(step + width)}" if step + width else ""
 
 
 def _width(report: FitReport) -> str:
@@ -175,15 +166,3 @@ def _loss(report: FitReport) -> str:
 def _is_laplace(report: FitReport) -> bool:
     """Whether the temperature is that of a point estimate only, the prior's weight."""
     return any(part.tau is not None for part in (report, *report.components))
-
-
-def _unusual(temperature: float) -> list[str]:
-    if temperature == 0:
-        return ["temperature 0: maximum likelihood, no posterior"]
-    if 1 / _FAR <= temperature <= _FAR:
-        return []
-    kind = "cold" if temperature < 1 else "hot"
-    return [
-        f"temperature {temperature:g}: a {kind} posterior, as if every example had been seen "
-        f"{1 / temperature:.3g} times"
-    ]

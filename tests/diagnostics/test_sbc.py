@@ -18,12 +18,11 @@ from exact import Exact, guide_of, own_network, random_texts, regression
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Calibration, sbc
 from bhpeft_pyro.diagnostics.psis import log_likelihoods
-from bhpeft_pyro.diagnostics.sbc import predictions
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, PriorGuide
 from bhpeft_pyro.model.cached_batches import CachedBatches
-from bhpeft_pyro.prediction.draws import Draws, draw
-from bhpeft_pyro.prediction.predict import simulate
+from bhpeft_pyro.prediction.draws import Draws, draw, passes
+from bhpeft_pyro.prediction.predict import probabilities_of, simulate
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -138,7 +137,8 @@ def test_labels_and_likelihood_agree() -> None:
     weights = draw(model, PriorGuide(model), 1)
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in weights.items()}
     feed = CachedBatches(model, data)
-    p = predictions(model, [Draws(weights)], feed)[0]
+    ((probabilities,),) = passes(model, [Draws(weights)], feed, probabilities_of)
+    p = probabilities[0].double()
     drawn, *_ = simulate(model, [Draws(many)], feed)
     share = torch.nn.functional.one_hot(drawn, 3).double().mean(0)
     assert (share - p).abs().max() < 4.5 * 0.5 / 4000**0.5

@@ -223,7 +223,7 @@ def test_an_interrupt_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("bhpeft_pyro.training.distillation.copied", interrupted)
+        patched.setattr("bhpeft_pyro.posterior.distill.copied", interrupted)
         with pytest.raises(KeyboardInterrupt):
             posterior.distill(unlabelled("class", 260), epochs=1, progress=True)
     after = posterior.predict(TEXTS)

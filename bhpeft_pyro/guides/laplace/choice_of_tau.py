@@ -9,10 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ...base.distributions import Covariance
+from ...model.linearized import symmetric_noise
+from ...model.model import Model
+from ...priors import JointPrior
+from .curvature import Jacobians
+from .laplace_guide import LaplaceGuide
 
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 _SPREAD = 0.5  # prior sd of an output scale's logarithm, so that few rows hardly move it from 1
@@ -121,40 +129,68 @@ def best_output_scale(logits: Tensor, labels: Tensor) -> float:
     return scales[(fits - (scales.log() / _SPREAD).square() / 2).argmax()].item()
 
 
-@dataclass(frozen=True)
-class Width:
-    """The width of a fitted component, and what its report says of it under the same names
-    (`training.FitReport`).
+class Width(NamedTuple):
+    """The width of a fitted component.
 
     Attributes:
+        reported: what its report says of it, by fields of `training.FitReport`.
         candidates: the densities of held-out rows, if any, by which a mixture chooses again.
     """
 
-    tau: float
-    noise: float | None
-    output_scale: float | None
-    point_nll: float | None
-    component_nll: float | None
-    kl: dict[str, float]
-    marginal_kl: dict[str, float]
-    scales: dict[str, float]
-    expected_nll: float
+    reported: dict[str, Any]
     candidates: Candidates | None
 
-    def reported(self) -> dict[str, Any]:
-        """Its fields by name, without the densities."""
-        return {name: value for name, value in vars(self).items() if name != "candidates"}
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        guide: LaplaceGuide,
+        choice: Choice,
+        rows: Jacobians,
+        candidates: Candidates | None,
+    ) -> Width:
+        """That of a guide whose covariance has been set; `rows` are of some training examples."""
+        likelihood, noise = model.likelihood, None
+        if likelihood.noise_site:
+            noise = likelihood.unit * likelihood.log_noise(guide.means()).exp().item()
+        # KL and ELBO are those of the posterior with tau = 1, so that they compare with others'.
+        prior, posterior = guide.joint_prior, guide.as_prior()
+        before, after = guide.unpack(prior.normal.stddev), guide.unpack(posterior.normal.stddev)
 
-    def chosen(self, choice: Choice, noise: float) -> Width:
-        """Another choice, with the noise scale multiplied by `noise`. The KLs and the expected NLL
-        stay those under the noise scale that the component would have alone."""
-        return replace(
-            self,
-            tau=choice.tau,
-            noise=None if self.noise is None else self.noise * noise,
-            output_scale=None if self.output_scale is None else choice.output_scale,
-            component_nll=choice.nll,
-        )
+        def divergence(q: JointPrior, p: JointPrior) -> float:
+            return kl_divergence(q.normal, p.normal).item()
+
+        reported = {
+            "tau": choice.tau,
+            "noise": noise,
+            "output_scale": choice.output_scale if likelihood.softmax else None,
+            "point_nll": choice.point_nll,
+            "component_nll": choice.nll,
+            "kl": {prior.name: divergence(posterior, prior)},
+            "marginal_kl": {
+                name: divergence(posterior.marginal([name]), prior.marginal([name]))
+                for name in guide.shapes
+            },
+            "scales": {k: (after[k] / before[k]).log().mean().exp().item() for k in after},
+            "expected_nll": _expected_nll(model, guide, posterior.normal.covariance, rows),
+        }
+        return cls(reported, candidates)
+
+
+def _expected_nll(
+    model: Model, guide: LaplaceGuide, covariance: Covariance, rows: Jacobians
+) -> float:
+    nlls, likelihood = [], model.likelihood
+    for batch, outputs, derivatives in rows:
+        assert batch.labels is not None
+        if likelihood.noise_site:  # these are from before it was chosen
+            mean = outputs.mean.clone()
+            mean[:, outputs.of_noise] = likelihood.log_noise(guide.means())
+            outputs = replace(outputs, mean=mean)
+        noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
+        values = outputs.draws(covariance.projected(derivatives), noise)
+        nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))
+    return torch.cat(nlls).mean().item()
 
 
 def best_together(components: Sequence[Candidates]) -> tuple[list[Choice], float, float]:

@@ -8,6 +8,7 @@ and I the information of data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from ...model.cached_batches import CachedBatches
 from ...model.fisher import all_outcomes, one_outcome
 from ...model.linearized import AT_ONCE, LinearOutputs, examples_at_once, jacobian
 from ...model.model import Model
+from ...priors import unpack
 
 _LABELS = 256  # drawn for each example, where the expectation over labels has no closed form
 _GATHERED = 256  # gradients
@@ -94,6 +96,37 @@ def _count(at: Mapping[str, Tensor]) -> int:
 
 def _outputs(model: Model, examples: Examples) -> int:
     return model.network.outputs * examples.width
+
+
+@torch.no_grad()
+def equal_effect(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], scale: Tensor, rows: Jacobians
+) -> Tensor:
+    """Prior sds under which every site of the network has the same effect on the outputs.
+
+    The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
+    the sum averaged over examples and over outputs (under a softmax over the contrasts between
+    them, one less). So the prior sd of an output of the linearised network is 1. Gates, whose
+    effect is that of what they multiply, and the likelihood's own sites keep their `scale`.
+
+    The sds before and after are (D,), in the order of the sites in `shapes`.
+    """
+    kept = {site.name for site in model.likelihood.sites}
+    kept |= {site.name for site in model.sites if site.role == "gate"}
+    total = torch.zeros_like(scale)
+    count = 0
+    for batch, outputs, derivatives in rows:
+        inside = derivatives[:, : math.prod(outputs.shape)]
+        total += inside.square().sum((0, 1))
+        there = inside.shape[:2].numel() if batch.choices is None else int(batch.choices.sum())
+        count += there - len(inside) * model.likelihood.softmax
+    effects = {name: part.sum().item() for name, part in unpack(total / count, shapes).items()}
+    effects = {name: effect for name, effect in effects.items() if name not in kept and effect > 0}
+    scales = [
+        torch.full_like(part, (len(effects) * effects[name]) ** -0.5) if name in effects else part
+        for name, part in unpack(scale, shapes).items()
+    ]
+    return torch.cat([part.flatten() for part in scales])
 
 
 @dataclass(frozen=True)
@@ -221,22 +254,18 @@ class Precision:
         less = self.covariance.scale < 0.999 * self.first
         return bool(self.covariance.rank) or bool(less.any())
 
-    def at(self, tau: float, times: Tensor | None = None) -> Covariance:
+    def at(
+        self, tau: float, times: Tensor | None = None, first: Tensor | None = None
+    ) -> Covariance:
         """The inverse of tau P + I at another tau; with `times`, (D,), of tau P + C I C, where C is
-        the diagonal matrix of their roots."""
-        if tau == self.tau and times is None:
+        the diagonal matrix of their roots; and with other sds of the first prior, (D,)."""
+        if tau == self.tau and times is None and first is None:
             return self.covariance
-        return self._inverse(tau * self.first.pow(-2), times)
-
-    def under(self, first: Tensor) -> Covariance:
-        """The inverse of tau P + I with other sds of the first prior, (D,)."""
-        return self._inverse(self.tau * first.pow(-2))
-
-    def _inverse(self, prior: Tensor, times: Tensor | None = None) -> Covariance:
         rest = self.covariance.scale.pow(-2) - self.tau * self.first.pow(-2)
         learnt, root = rest.clamp_min(0), self.covariance.precision_root()
         if times is not None:
             learnt, root = times * learnt, times.sqrt().unsqueeze(-1) * root
+        prior = tau * (self.first if first is None else first).pow(-2)
         return Covariance.from_precision(prior + learnt, root)
 
     def diagonal(self, tau: float) -> Tensor:

@@ -1,24 +1,19 @@
 """How a fit treats a Laplace approximation: priors with scales and centres of their own, an
 objective of its own, and a covariance around the trained point estimate.
 
-The precision is tau P + N F, with P the prior's precision and F the generalised Gauss-Newton matrix
-of one example, averaged over the labels that the likelihood expects. tau, and the noise scale of
-ratings or the output scale of a softmax, maximise the log density of held-out rows; training rows
-will not do, since a network may have memorised them. The mean does not depend on tau. In later
-rounds tau still multiplies the first prior's precision only, and the information of earlier data
-counts once.
+tau, and the noise scale of ratings or the output scale of a softmax, maximise the log density of
+held-out rows; training rows will not do, since a network may have memorised them. The mean does not
+depend on tau.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from ...base.distributions import Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
@@ -27,14 +22,14 @@ from ...base.threads import seeded
 from ...data import Examples
 from ...data.batch import random_order
 from ...model.amortized import LEAST_TEXTS, MOST_TEXTS
-from ...model.linearized import learnt_covariance, symmetric_noise
+from ...model.linearized import learnt_covariance
 from ...model.model import Model
 from ...priors import JointPrior, Prior
 from ...priors.any_prior import joint
 from ..guide import Guide
-from ..strategy import LastNoise, Strategy
-from .choice_of_tau import DRAWS, Candidates, Choice, Width, best_together
-from .curvature import Curvature, Jacobians, Precision, jacobians, repeatable
+from ..strategy import Earlier, Strategy
+from .choice_of_tau import Choice, Width, best_together
+from .curvature import Curvature, Jacobians, Precision, equal_effect, jacobians, repeatable
 from .held_out_densities import candidates_of
 from .laplace_guide import LaplaceGuide
 
@@ -124,58 +119,60 @@ class LaplaceStrategy(Strategy):
         examples: Examples,
         held_out: Examples | None,
         options: FitOptions,
-        output_scale: float = 1.0,
-        last_noise: LastNoise | None = None,
+        earlier: Earlier | None = None,
+        last_noise: Tensor | None = None,
     ) -> tuple[Model, Width]:
         """Compute the covariance of the trained guide, in place.
 
         Without held-out rows tau is that of the options or changes with the noise scale of ratings
-        only (it is 1 at first), and the output scale is the one given.
+        only (it is 1 at first), and the output scale is that of `earlier`.
         """
         guide, likelihood = self.guide, model.likelihood
         pooled = 1.0
         if last_noise is not None:
-            pooled = (likelihood.log_noise(guide.means()) - last_noise.log_scale).exp().item()
-            guide.move(likelihood.with_log_noise(last_noise.log_scale))
+            pooled = (likelihood.log_noise(guide.means()) - last_noise).exp().item()
+            guide.move(likelihood.with_log_noise(last_noise))
         trained = guide.unpack(guide.loc.detach())
         first, more = _sampled(examples, options.seed)
         with seeded(options.seed), work("width", 2 + (held_out is not None)) as doing:
             again = repeatable(model, trained, first)
             if guide.joint_prior.open:  # what earlier data have contributed to it stays
-                scale = equal_effect(model, guide, again())
-                normal = LowRankNormal(guide.prior.loc, guide.prior_precision.under(scale))
+                scale = equal_effect(model, guide.shapes, guide.first_scale, again())
+                normal = LowRankNormal(guide.prior.loc, guide.prior_precision.at(1.0, first=scale))
                 model = model.with_prior(guide.set_joint_prior(normal, scale))
-            earlier = self._prior_precision(model)
+            prior = self._prior_precision(model)
             doing.next()
             rest = [jacobians(model, trained, part, share=1 / len(more)) for part in more]
             curvature = Curvature.of(
                 chain(again(), *rest),
-                earlier.covariance.scale,
+                prior.covariance.scale,
                 guide.rank,
                 model.network.outputs,
                 weight=len(examples) / (len(first) + sum(map(len, more))),
             )
             doing.next()
             candidates = None
+            output_scale = 1.0 if earlier is None else earlier.output_scale
             choice = Choice(options.tau or guide.tau.item(), output_scale=output_scale)
             if held_out is not None:
                 doing.name("choosing the width")
-                candidates = candidates_of(model, guide, earlier, curvature, held_out, options.tau)
+                candidates = candidates_of(model, guide, prior, curvature, held_out, options.tau)
                 choice = candidates.best()
                 doing.next()
-        if last_noise is not None or (earlier.informed and choice.noise != 1):
+        if last_noise is not None or (prior.informed and choice.noise != 1):
             tau = choice.tau * choice.noise**2  # under the noise that all of this was measured with
-            guide.set_covariance(earlier.with_data(curvature, tau, guide.rank), tau)
-            if last_noise is not None:
-                noise = _besides_width(again(), guide.covariance, pooled, last_noise.share)
+            guide.set_covariance(prior.with_data(curvature, tau, guide.rank), tau)
+            if earlier is not None and last_noise is not None:
+                share = earlier.share(len(examples))
+                noise = _besides_width(again(), guide.covariance, pooled, share)
                 choice = Choice(tau / noise**2, noise)
             guide.retune(choice.tau, choice.noise)
         else:
             learnt = curvature.times(guide.information_factor(choice.noise))
-            covariance = earlier.with_data(learnt, choice.tau, guide.rank)
+            covariance = prior.with_data(learnt, choice.tau, guide.rank)
             guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
         with seeded(options.seed):
-            return model, _width(model, guide, choice, again(), candidates)
+            return model, Width.of(model, guide, choice, again(), candidates)
 
     def _prior_precision(self, model: Model) -> Precision:
         """Of the prior, with what earlier ratings have contributed under the present noise scale:
@@ -191,21 +188,6 @@ class LaplaceStrategy(Strategy):
             return precision
         times = guide.information_factor((now - before).exp().item())
         return Precision(precision.at(1.0, times), guide.first_scale)
-
-    def choose_together(
-        self, guides: Sequence[Guide], widths: Sequence[Width]
-    ) -> tuple[list[Width], float, float]:
-        """See `best_together`. KL and ELBO stay those under the noise scale that each component
-        would have alone."""
-        candidates = [width.candidates for width in widths if width.candidates is not None]
-        choices, point_nll, nll = best_together(candidates)
-        chosen = []
-        for guide, width, choice, rows in zip(guides, widths, choices, candidates, strict=True):
-            times = choice.noise / rows.best().noise
-            assert isinstance(guide, LaplaceGuide)
-            guide.retune(choice.tau, times, choice.output_scale)
-            chosen.append(width.chosen(choice, times))
-        return chosen, point_nll, nll
 
     @torch.no_grad()
     def learn_outputs(self, model: Model, texts: Examples) -> None:
@@ -263,6 +245,35 @@ class LaplaceStrategy(Strategy):
         return model.with_prior(start.joined(LowRankNormal(loc, wide))), start.unpack(loc)
 
 
+def choose_together(
+    guides: Sequence[Guide], widths: Sequence[Width]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Choose the widths of a mixture's components together, after each has one of its own.
+
+    Args:
+        guides: of each component; they change in place.
+        widths: from `compute_width` with held-out rows, one for each component.
+
+    Returns:
+        What each component's report says of its new width (KL and ELBO stay those under the noise
+        scale that it would have alone), and what that of the mixture says.
+    """
+    candidates = [width.candidates for width in widths if width.candidates is not None]
+    choices, point_nll, nll = best_together(candidates)
+    reports = []
+    for guide, width, choice, rows in zip(guides, widths, choices, candidates, strict=True):
+        times = choice.noise / rows.best().noise
+        assert isinstance(guide, LaplaceGuide)
+        guide.retune(choice.tau, times, choice.output_scale)
+        said = {**width.reported, "tau": choice.tau, "component_nll": choice.nll}
+        if said["noise"] is not None:
+            said["noise"] *= times
+        if said["output_scale"] is not None:
+            said["output_scale"] = choice.output_scale
+        reports.append(said)
+    return reports, {"point_nll": point_nll, "component_nll": nll}
+
+
 def around_point(model: Model, point: Guide) -> LaplaceGuide:
     """A Laplace approximation around a fitted point estimate of any family, without a covariance
     yet; of a `LaplaceGuide` the rank and tau stay."""
@@ -284,45 +295,12 @@ def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:
 
 
 @torch.no_grad()
-def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Tensor:
-    """Prior sds under which every site of the network has the same effect on the outputs.
-
-    The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
-    the sum averaged over examples and over outputs (under a softmax over the contrasts between
-    them, one less). So the prior sd of an output of the linearised network is 1. Gates, whose
-    effect is that of what they multiply, and the likelihood's own sites keep their scales.
-
-    Returns:
-        (D,) sds.
-    """
-    kept = {site.name for site in model.likelihood.sites}
-    kept |= {site.name for site in model.sites if site.role == "gate"}
-    total = torch.zeros_like(guide.loc)
-    count = 0
-    for batch, outputs, derivatives in rows:
-        inside = derivatives[:, : math.prod(outputs.shape)]
-        total += inside.square().sum((0, 1))
-        there = inside.shape[:2].numel() if batch.choices is None else int(batch.choices.sum())
-        count += there - len(inside) * model.likelihood.softmax
-    effects = {name: part.sum().item() for name, part in guide.unpack(total / count).items()}
-    effects = {name: effect for name, effect in effects.items() if name not in kept and effect > 0}
-    scales = [
-        torch.full_like(scale, (len(effects) * effects[name]) ** -0.5) if name in effects else scale
-        for name, scale in guide.unpack(guide.first_scale).items()
-    ]
-    return torch.cat([scale.flatten() for scale in scales])
-
-
-@torch.no_grad()
 def _besides_width(rows: Jacobians, covariance: Covariance, pooled: float, share: float) -> float:
-    """The noise scale of a later round as a multiple of the last one: the errors of its rows are as
-    large as noise and width together.
+    """The noise scale of a later round as a multiple of the last one, under which its rows and the
+    covariance of the weights are given: its errors are as large as noise and width together.
 
-    Args:
-        rows: of the round, under the last noise scale.
-        covariance: of the weights, under the same.
-        pooled: the multiple if the width is left out.
-        share: of the rows of all rounds, those of this one.
+    The multiple is `pooled` if the width is left out; `share` is that of the round's rows among
+    those of all rounds.
     """
     ratios = []
     for _, outputs, derivatives in rows:
@@ -330,50 +308,3 @@ def _besides_width(rows: Jacobians, covariance: Covariance, pooled: float, share
         ratios.append(covariance.projected(derivatives)[:, 0, 0] / noise)
     errors = pooled**2 - (1 - share)
     return (errors / (1 + torch.cat(ratios).mean().item()) + 1 - share) ** 0.5
-
-
-def _width(
-    model: Model,
-    guide: LaplaceGuide,
-    choice: Choice,
-    rows: Jacobians,
-    candidates: Candidates | None,
-) -> Width:
-    """What a report says of a guide whose covariance has been set."""
-    likelihood, noise = model.likelihood, None
-    if likelihood.noise_site:
-        noise = likelihood.unit * likelihood.log_noise(guide.means()).exp().item()
-    # KL and ELBO are those of the posterior with tau = 1, so that they compare with other guides'.
-    plain, prior = guide.as_prior(), guide.joint_prior
-    before, after = guide.unpack(guide.prior.stddev), guide.unpack(plain.normal.stddev)
-    return Width(
-        tau=choice.tau,
-        noise=noise,
-        output_scale=choice.output_scale if likelihood.softmax else None,
-        point_nll=choice.point_nll,
-        component_nll=choice.nll,
-        kl={guide.joint_prior.name: kl_divergence(plain.normal, prior.normal).item()},
-        marginal_kl={
-            name: kl_divergence(plain.marginal([name]).normal, prior.marginal([name]).normal).item()
-            for name in plain.shapes
-        },
-        scales={k: (after[k] / before[k]).log().mean().exp().item() for k in after},
-        expected_nll=_expected_nll(model, guide, plain.normal.covariance, rows),
-        candidates=candidates,
-    )
-
-
-def _expected_nll(
-    model: Model, guide: LaplaceGuide, covariance: Covariance, rows: Jacobians
-) -> float:
-    nlls, likelihood = [], model.likelihood
-    for batch, outputs, derivatives in rows:
-        assert batch.labels is not None
-        if likelihood.noise_site:  # these are from before it was chosen
-            mean = outputs.mean.clone()
-            mean[:, outputs.of_noise] = likelihood.log_noise(guide.means())
-            outputs = replace(outputs, mean=mean)
-        noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
-        values = outputs.draws(covariance.projected(derivatives), noise)
-        nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))
-    return torch.cat(nlls).mean().item()

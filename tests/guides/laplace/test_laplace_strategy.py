@@ -27,7 +27,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.guides.laplace import choice_of_tau, held_out_densities, laplace_strategy
+from bhpeft_pyro.guides.laplace import choice_of_tau, curvature, held_out_densities
 from bhpeft_pyro.guides.laplace.choice_of_tau import Candidates
 from bhpeft_pyro.guides.laplace.curvature import jacobians
 from bhpeft_pyro.model.likelihoods import Normal
@@ -152,7 +152,9 @@ def test_every_site_moves_the_outputs_alike_under_the_default_prior() -> None:
     with torch.no_grad():
         guide.loc.add_(0.3 * torch.randn(guide.loc.shape, generator=generator(1)))
     examples = tiny_examples(16)
-    scale = laplace_strategy.equal_effect(model, guide, jacobians(model, guide.means(), examples))
+    scale = curvature.equal_effect(
+        model, guide.shapes, guide.first_scale, jacobians(model, guide.means(), examples)
+    )
     batch = next(examples.batches(len(examples)))
     rows = centred(model, derivative(model, guide.means(), batch)[1], batch)
     effects = {  # two contrasts between three outputs
@@ -196,7 +198,7 @@ def test_every_round_sets_open_scales_again_and_keeps_what_was_learnt(tau: float
         scale = guide.first_scale
         if prior is None:
             rows = jacobians(second.model, guide.means(), parts[1])
-            scale = laplace_strategy.equal_effect(second.model, guide, rows)
+            scale = curvature.equal_effect(second.model, guide.shapes, guide.first_scale, rows)
             assert not torch.allclose(scale, old.first_scale, rtol=0.01)
         torch.testing.assert_close(guide.first_scale, scale)
         known = second.first_prior
@@ -238,7 +240,9 @@ def test_a_choice_that_does_not_exist_is_no_output() -> None:
     rows = {"question": ["w9"] * 9, "choices": choices, "answer": [0] * 9}
     examples = model.encode(rows)
     guide = LaplaceGuide(model)
-    scale = laplace_strategy.equal_effect(model, guide, jacobians(model, guide.means(), examples))
+    scale = curvature.equal_effect(
+        model, guide.shapes, guide.first_scale, jacobians(model, guide.means(), examples)
+    )
     variances = []
     for each in range(9):
         (batch,) = examples.subset([each]).batches(1)

@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import FitError
-from bhpeft_pyro.training.distillation import Distilled, distil, divergence, targets_of
+from bhpeft_pyro.posterior.distill import Distilled, distil, divergence, targets_of
 
 
 def test_the_divergence_of_classes_and_choices() -> None:

@@ -36,7 +36,7 @@ from ..model.model import Model
 from ..prediction.draws import by_batch
 from ..prediction.predict import AnyForecast, closed_ways
 from ..prediction.student import Student, StudentReport, learnt_uncertainty, predict_in_one_pass
-from ..training.ending import copied
+from ..training.early_stopping import copied
 from .predictor import Predictor
 
 _WARM_UP = 10  # steps, in which the learning rate rises

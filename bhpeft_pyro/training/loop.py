@@ -31,8 +31,9 @@ from ..guides.strategy import Earlier
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
+from .convergence import Descent, at_the_end, culprit, unsettled
+from .early_stopping import FEWEST, EarlyStopping, copied
 from .elbo import ELBO
-from .ending import FEWEST, Descent, EarlyStopping, at_the_end, copied, culprit, unsettled
 from .estimated_noise import has_noise, noise_of, pool_noise, settle_noise
 from .report import Training
 
@@ -80,8 +81,12 @@ class Setup:
 
 
 def optimise(setup: Setup) -> Training:
-    """Fit the guide's parameters in place. If the loss is not finite for five steps in a row, or at
-    the end, the guide is in its last good state, and a FitError has the `training` so far."""
+    """Fit the guide's parameters in place.
+
+    Raises:
+        FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
+            its last good state, and the error's `training` is what was done.
+    """
     run = _Run(setup)
     try:
         return run.run()

@@ -12,7 +12,7 @@ import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
-from bhpeft_pyro.training.ending import unsettled
+from bhpeft_pyro.training.convergence import unsettled
 
 RATED = {"text": ["w5 w20", "w6 w21", "w7 w9", "w5 w22"] * 16, "label": [1.0, 3.0, 2.0, 1.5] * 8}
 RATED["label"] += [0.5, 2.0, 3.0, 2.5] * 8  # the same texts: noise

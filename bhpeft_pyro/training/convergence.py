@@ -1,9 +1,7 @@
-"""How a fit ends: which state is kept and when held-out rows end it (early stopping), whether it
-has converged, and where numbers stop being finite."""
+"""Whether a fit has converged, and where numbers stop being finite."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,89 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.fit_options import FitOptions
 from ..guides import Guide, latents
 from ..model.model import Model
 from ..priors import JOINT
 from .elbo import Parts
 from .report_text import FEW
 
-FEWEST = 50
-"""Held-out rows from which they choose the state: fewer would choose by chance. A fit with fewer is
-brief instead (`FitOptions.epochs`)."""
-_CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
-_PATIENCE = 3  # of these, without a better state, after which it stops
+Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
+"""Step numbers with `Guide.scale_slopes` after their backward passes."""
+
 _SETTLED = 0.05  # relative change of a site's sds that is still expected
 _LEVEL = 0.05  # nats per example by which the loss may still fall
-
-
-class EarlyStopping:
-    """Keeps the best state of a guide by the NLL of held-out rows, and says when to stop.
-
-    Args:
-        guide: the guide that is trained.
-        options: of the fit; with `patience` evaluations without a better state it stops.
-        steps, per_epoch: of the whole fit, and of an epoch.
-        selects: whether held-out rows choose the state of a point estimate. If the fit comes to
-            its end, the last state is kept unless an earlier one is surely better.
-        ratings: whether these are ratings. Otherwise a fit that selects stops after three
-            evaluations without a better state: probabilities of later states are too certain,
-            while the noise scale of ratings suits the held-out rows at any state.
-    """
-
-    def __init__(
-        self,
-        guide: Guide,
-        options: FitOptions,
-        steps: int,
-        per_epoch: int,
-        selects: bool,
-        ratings: bool,
-    ) -> None:
-        self.guide, self.patience = guide, options.patience
-        if selects:
-            self.patience = steps if ratings else _PATIENCE
-        self.steps, self.selects = steps, selects
-        default = max(1, steps // _CHECKS) if selects else min(per_epoch, steps)
-        self.every = options.eval_every or default
-        # The step and state with the lowest held-out NLL so far, and the NLL of each row there.
-        self.best: tuple[int, dict[str, Tensor], Tensor] | None = None
-
-    def is_due(self, step: int) -> bool:
-        """Whether held-out rows are evaluated after this step, counted from 1."""
-        return step % self.every == 0 or (self.selects and step == self.steps)
-
-    def ends(self, step: int, rows: Tensor) -> bool:
-        """Keep this state if it is the best so far, by the (N,) NLLs of the held-out rows after a
-        step; whether the fit ends here."""
-        nll = rows.mean().item()
-        if not math.isfinite(nll) or not self.patience:
-            return False
-        if self.best is not None:
-            best_step, _, best = self.best
-            worse = nll >= best.mean().item()
-            if worse and self.selects and step == self.steps:
-                # The last state had the smallest steps. That one of ten looks a little better on a
-                # hundred rows is mostly chance, so it has to be two standard errors better.
-                away = rows - best
-                worse = bool(away.mean() > 2 * away.std() / len(away) ** 0.5)
-            if worse:
-                return step - best_step >= self.patience * self.every
-        self.best = step, copied(self.guide.state_dict()), rows
-        return False
-
-    def restore(self) -> int | None:
-        """Bring the best state back, if one was kept. Its step."""
-        if self.best is None:
-            return None
-        step, state, _ = self.best
-        self.guide.load_state_dict(state)
-        return step
-
-
-def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of the state of a guide, or of weights."""
-    return {name: value.detach().clone() for name, value in state.items()}
 
 
 class Descent:
@@ -161,17 +87,15 @@ def at_the_end(guide: Guide, model: Model, parts: Parts) -> dict[str, Any]:
     }
 
 
-def unsettled(
-    slopes: Sequence[tuple[int, Mapping[str, Tensor]]], end: int, temperature: float
-) -> list[str]:
+def unsettled(slopes: Slopes, end: int, temperature: float) -> list[str]:
     """Sites whose sds would still change by over 5 %, apart from noise, according to the slopes of
     the last quarter of the steps until `end`, whose state is kept.
 
     At the optimum the gradient g of the loss with respect to log sd is zero. Elsewhere the
     precision should be (1 + g / T) times its current value (the fixed point of `NaturalGradient`),
     a relative change of the sd of about -g / 2 T. Unlike the change over the last steps, this does
-    not shrink with the learning rate. The slopes are those of `Guide.scale_slopes` after the
-    backward passes of steps. At T = 0 the sds have no optimum.
+    not shrink with the learning rate. The slopes are, by site, the mean of g over its weights at
+    each step. At T = 0 the sds have no optimum.
     """
     if temperature == 0:
         return []

@@ -107,9 +107,7 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
     return table
 
 
-def load(
-    source: str | Path, texts: Collection[str] = (), classes: str | None = None
-) -> Dataset:
+def load(source: str | Path, texts: Collection[str] = (), classes: str | None = None) -> Dataset:
     """All columns of a file, or of a data set of the hub, if it has rows. Columns with cells of
     different types are left out, with a warning.
 

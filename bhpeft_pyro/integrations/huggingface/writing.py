@@ -169,7 +169,7 @@ def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedMode
     if names is not None:
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {label: i for i, label in enumerate(names)}
-    types = {"labels": "multi_label_classification", "rating": "regression"}
+    types: dict[str, Any] = {"labels": "multi_label_classification", "rating": "regression"}
     if (kind := posterior.model.likelihood.kind) in types:
         model.config.problem_type = types[kind]
     return model.requires_grad_(True)

@@ -31,8 +31,7 @@ from ..decisions.watching import LEVEL, Watch, error_evidence
 from ..errors import DataError, SaveError
 from .engine import Refused
 from .loading import Served, Table
-from .mlflow_api import columns_of
-from .questions import column_of, table_of
+from .protocols import columns_of, option, table_of
 
 __all__ = ["FILE", "Feedback", "Labels", "Seen", "Tally", "read"]
 
@@ -142,7 +141,7 @@ def read(payload: Any, served: Served) -> Labels:
     labels = columns.get(target)
     if not isinstance(labels, list) or any(label is None for label in labels):
         raise Refused(422, f"column {target!r}: got {shown(labels)}; expected a label for each row")
-    random, by = column_of(payload, "random", bool, True), column_of(payload, "by", str, "")
+    random, by = option(payload, "random", bool, True), option(payload, "by", str, "")
     return Labels({**table, target: labels}, random, by)
 
 

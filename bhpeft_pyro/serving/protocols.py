@@ -1,19 +1,13 @@
 """What clients may send and get: three protocols, all of which ask for a table.
 
-- `POST /predict` has the shape of Hugging Face's Text Embeddings Inference. A text is answered by a
-  list of labels with their scores, the most probable first; a list of texts by a list of such
-  lists. `{"details": true}` asks for all that the round says of a text. It differs in one point:
-  `["first", "second"]` is two texts here, as any list of strings is a list of texts; there it is a
-  text and its pair. A list of pairs is `[["first", "second"]]` in both.
-- `POST /invocations` has the shape of MLflow's scoring server. A table comes in as
-  `dataframe_split`, `dataframe_records`, `instances` or `inputs`, with the columns of the training
-  data; `{"predictions": [...]}` has what `bhpeft predict` says of each row. It takes every round:
-  pairs, choices, labelled words and columns of numbers too.
-- `/v2/...` is the Open Inference Protocol (KServe, Triton, MLServer), with tensors as JSON. An
-  input tensor is a column of the training data, such as `text` of datatype BYTES and shape [N] or
-  [N, 1]. The outputs are the columns of `bhpeft predict`, and `scores` (N, C) for classes, labels
-  and choices, whose names are its parameter `labels`. What is no number, truth value or text, such
-  as the list of several labels, is a text of JSON.
+- `predict` has the shape of Hugging Face's Text Embeddings Inference. It differs in one point:
+  `["first", "second"]` is two texts here, as any list of strings; there it is a text and its pair.
+- `invocations` has that of MLflow's scoring server, and takes every round: pairs, choices, labelled
+  words and columns of numbers too. The answers are what `bhpeft predict` says of each row.
+- `infer` has that of the Open Inference Protocol (KServe, Triton, MLServer). An input tensor is a
+  column of the training data, of shape [N] or [N, 1]. The outputs are the columns of `bhpeft
+  predict`, and `scores` (N, C) for classes, labels and choices, whose names are its parameter
+  `labels`. What is no number, truth value or text, such as several labels, is a text of JSON.
 
 A table is checked before it waits: these functions raise `Refused` for what cannot be read.
 """
@@ -48,17 +42,11 @@ _TYPES = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
 
 @dataclass(frozen=True)
 class Question:
-    """A request that has been read.
+    """A request that has been read."""
 
-    Attributes:
-        table: the columns that the round reads.
-        write: makes what the protocol answers, as JSON has it.
-        whole: texts that are too long are refused, and not cut.
-    """
-
-    table: Table
-    write: Callable[[Answered], Any]
-    whole: bool = False
+    table: Table  # the columns that the round reads
+    write: Callable[[Answered], Any]  # makes what the protocol answers, as JSON has it
+    whole: bool = False  # texts that are too long are refused, and not cut
 
 
 def predict(payload: Any, served: Served) -> Question:

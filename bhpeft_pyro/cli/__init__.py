@@ -1,1 +1,1 @@
-"""The program `bhpeft`: one command a file, `app.py` puts them together."""
+"""The program `bhpeft`: its commands by what they are for; `app.py` puts them together."""

@@ -20,20 +20,14 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import BHPEFTError, BusyError, FitError, ProcessError, is_out_of_memory
-from .compare_command import compare
-from .distill_command import distill
-from .evaluate_command import evaluate, report
-from .fit_command import fit
-from .history_command import history
+from .answer_commands import predict, promise
+from .label_commands import queue, review
+from .learn_commands import distill, fit, update
 from .options import flat
-from .predict_command import predict
-from .promise_command import promise
-from .queue_command import queue
-from .review_command import review
+from .round_commands import history, stream
+from .score_commands import compare, evaluate, report
 from .screen import in_options, interactive, say, spoken_warnings
 from .serve_command import serve
-from .stream_command import stream
-from .update_command import update
 
 
 @contextmanager

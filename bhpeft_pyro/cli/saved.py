@@ -49,16 +49,6 @@ def check_folder(out: Path) -> None:
         raise ConfigError(f"--out: cannot write into {there}: {error.strerror}") from error
 
 
-def checked_out(out: Path | None, folder: Path, overwrite: bool) -> Path:
-    """Where a posterior that is saved in a folder goes when more is saved with it: --out, or there
-    again."""
-    if out is None:
-        check_folder(folder)
-        return folder
-    check_out(out, overwrite)
-    return out
-
-
 def check_inputs(out: Path, names: Sequence[str], *inputs: object) -> None:
     """Refuse a folder in which a file of one of the names would replace a file that is read."""
     read = {Path(given).resolve() for given in inputs if isinstance(given, str)}
@@ -157,6 +147,18 @@ def folder_of(run: Path) -> Path:
 def open_run(run: Path, backbone: str | None, device: str) -> Posterior:
     """A saved posterior, or the last one of a stream, on its backbone or on the one given."""
     return Posterior.load(folder_of(run), backbone, device=device)
+
+
+def open_to_add(
+    run: Path, out: Path | None, overwrite: bool, backbone: str | None, device: str
+) -> tuple[Posterior, Path]:
+    """The same, and where it goes when more is saved with it: --out, or there again."""
+    folder = folder_of(run)
+    if out is None:
+        check_folder(folder)
+    else:
+        check_out(out, overwrite)
+    return open_run(folder, backbone, device), out or folder
 
 
 def reading(posterior: Posterior, text_column: str | None) -> Posterior:

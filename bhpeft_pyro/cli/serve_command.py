@@ -13,8 +13,6 @@ import typer
 from . import options
 from .screen import say
 
-_TOKEN = "BHPEFT_ADMIN_TOKEN"
-
 
 def serve(
     run: Annotated[
@@ -83,8 +81,9 @@ def serve(
     source = Source(run, backbone, device, method)
     served = source.load(round)
     say(f"serving round {served.id} of {served.folder}, by {served.way}")
+    token = os.environ.get("BHPEFT_ADMIN_TOKEN") or None
     uvicorn.run(
-        Service(source, served, limits, os.environ.get(_TOKEN) or None).application,
+        Service(source, served, limits, token).application,
         host=host,
         port=port,
         access_log=False,

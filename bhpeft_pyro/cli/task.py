@@ -31,23 +31,14 @@ _LEVELS = 11  # 0 to 10: of more whole numbers the ends may not be those of the 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be predicted from which columns.
-
-    Attributes:
-        name: "classes", "labels", "words", "ratings" or "choices".
-        columns: how the table is read, with the names of the classes if they have any.
-        classes: the number of classes or labels.
-        scale: the lowest and the highest rating.
-        levels: the number of different ratings, if they are few whole numbers.
-        noise_by_text: whether ratings get a noise scale for each text.
-    """
+    """What is to be predicted from which columns."""
 
     name: names.Task
-    columns: Columns
-    classes: int = 0
-    scale: tuple[float, float] = (0.0, 1.0)
-    levels: int = 0
-    noise_by_text: bool = False
+    columns: Columns  # with the names of the classes, if they have any
+    classes: int = 0  # or labels
+    scale: tuple[float, float] = (0.0, 1.0)  # the lowest and the highest rating
+    levels: int = 0  # different ratings, if they are few whole numbers
+    noise_by_text: bool = False  # a noise scale of ratings for each text
 
     def __str__(self) -> str:
         kind: Kind = "choice" if self.name == "choices" else "class"

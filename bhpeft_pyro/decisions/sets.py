@@ -16,6 +16,7 @@ p-values are not smoothed, so that nothing is drawn at random.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,13 +57,13 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
     [[0]]
     """
     level, empty = INSIDE("level", level), boolean("empty", empty)
-    promised = _calibrated(forecast, "sets", ("class", "choice"))
+    promised, crepes = check_coverage(forecast.promised, level, "sets", ("class", "choice"))
     made: Any = forecast
     count = made.probabilities.shape[1]
     names = made.label_names or range(count)
     scores, labels = (promised.calibration[name].numpy() for name in ("miss", "label"))
     misses = 1 - made.probabilities.double().numpy()
-    conformal = _crepes().ConformalClassifier()
+    conformal = crepes.ConformalClassifier()
     if promised.kind == "choice":
         conformal.fit(scores)
         p = conformal.predict_p(misses, smoothing=False)
@@ -89,11 +90,10 @@ def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
         DataError: there are too few calibration rows for this level; says how many would do.
     """
     level = INSIDE("level", level)
-    promised = _calibrated(forecast, "intervals", ("rating",))
+    promised, crepes = check_coverage(forecast.promised, level, "intervals", ("rating",))
     made: Any = forecast
-    check_coverage(promised, level)
     residuals, sds = (promised.calibration[name].numpy() for name in ("residual", "sd"))
-    conformal = _crepes().ConformalRegressor().fit(residuals, sigmas=sds)
+    conformal = crepes.ConformalRegressor().fit(residuals, sigmas=sds)
     low, high = made.scale
     ends = conformal.predict_int(
         made.mean.double().numpy(),
@@ -106,19 +106,34 @@ def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
-def check_coverage(promised: Promise, level: float) -> None:
-    """Raise an error unless there are sets or intervals of a level under a promise.
+def check_coverage(
+    promised: Promise | None,
+    level: float,
+    what: str = "level",
+    kinds: Sequence[str] = ("class", "choice", "rating"),
+) -> tuple[Promise, Any]:
+    """The promise, and crepes, if there are sets or intervals of a level under it.
 
     Raises:
-        ConfigError: it is of several labels per text, or crepes is missing.
+        ConfigError: there is no promise, it is of another kind, or crepes is missing.
         DataError: there are too few calibration rows for intervals.
     """
-    _check_kind("level", promised, ("class", "choice", "rating"))
+    if promised is None:
+        raise ConfigError(
+            f"{what}: the forecast has no calibration rows; expected one that was made after "
+            "posterior.promise(calibration), in the way that this promise is for"
+        )
+    if promised.kind not in kinds:
+        raise ConfigError(
+            f"{what}: got a forecast of kind {promised.kind!r}; expected "
+            f"{' or '.join(map(repr, kinds))}"
+        )
     if promised.kind == "rating" and promised.rows < (fewest := _rows_needed(level)):
         raise DataError(
             f"level={level:g}: {promised.rows} calibration rows; expected at least {fewest}"
         )
-    _crepes()
+    why = "sets and intervals need crepes: pip install 'bhpeft_pyro[decisions]'"
+    return promised, optional_library("crepes", why)
 
 
 def covering(forecast: Forecast, level: float) -> dict[str, list[Any]]:
@@ -143,25 +158,6 @@ def _rows_needed(level: float) -> int:
     return math.ceil(1 / (1 - level) - _ROUNDING) - 1
 
 
-def _calibrated(forecast: Forecast, what: str, kinds: tuple[str, ...]) -> Promise:
-    """The promise with the calibration rows that a forecast belongs to."""
-    if forecast.promised is None:
-        raise ConfigError(
-            f"{what}: the forecast has no calibration rows; expected one that was made after "
-            "posterior.promise(calibration), in the way that this promise is for"
-        )
-    _check_kind(what, forecast.promised, kinds)
-    return forecast.promised
-
-
-def _check_kind(what: str, promised: Promise, kinds: tuple[str, ...]) -> None:
-    if promised.kind not in kinds:
-        raise ConfigError(
-            f"{what}: got a forecast of kind {promised.kind!r}; expected "
-            f"{' or '.join(map(repr, kinds))}"
-        )
-
-
 def _say_classes(labels: np.ndarray, level: float, names: Any) -> None:
     """Warn of classes with too few calibration rows to be left out of any set."""
     counts = np.bincount(labels, minlength=len(names))
@@ -172,8 +168,3 @@ def _say_classes(labels: np.ndarray, level: float, names: Any) -> None:
             f"level={level:g}: {few(rare)} have fewer than {fewest} calibration rows, so they are "
             "in every set"
         )
-
-
-def _crepes() -> Any:
-    why = "sets and intervals need crepes: pip install 'bhpeft_pyro[decisions]'"
-    return optional_library("crepes", why)

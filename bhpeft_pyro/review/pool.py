@@ -21,7 +21,6 @@ from ..data.columns import as_choices
 from ..data.copies import among
 from ..data.sources import in_file, load, records
 from ..errors import ConfigError, DataError, GuideError
-from ..forecast.base import digits
 from ..posterior import Posterior
 
 __all__ = ["Item", "Pool"]
@@ -156,10 +155,8 @@ class Pool:
             queued = _queued(posterior, examples, asked.nonzero().flatten())
             whole.next()
         keys = [f"{value % 2**64:016x}" for value in hashes.tolist()]
-        reasons, nearest = forecast.reasons(), forecast.nearest
-        predicted = _predicted(forecast, kind)
-        uncertainty = {by: digits(forecast.uncertainty(by)) for by in ("epistemic", "aleatoric")}
-        uncertainty |= {} if forecast.novelty is None else {"novelty": digits(forecast.novelty)}
+        said, predicted = forecast.summary(), _predicted(forecast, kind)
+        uncertainty = {by: said[by] for by in ("epistemic", "aleatoric", "novelty") if by in said}
         items: dict[str, Item] = {}
         for row, key in reversed([*enumerate(keys)]):  # of copies the first stays
             names, labels, probabilities, rating = predicted[row]
@@ -175,9 +172,9 @@ class Pool:
                 tuple(probabilities[: len(names)]),
                 rating,
                 {name: values[row] for name, values in uncertainty.items()},
-                reasons[row],
+                said["reason"][row],
                 queued.get(row, ""),
-                None if nearest is None else nearest[row] or None,
+                said["nearest"][row] or None if "nearest" in said else None,
             )
         rows = forecast.uncertainty("total").argsort(descending=True, stable=True).tolist()
         return Pool(

@@ -31,8 +31,7 @@ from ..decisions.watching import LEVEL, Watch, error_evidence
 from ..errors import DataError, SaveError
 from .engine import Refused
 from .loading import Served, Table
-from .mlflow_api import columns_of
-from .questions import column_of, table_of
+from .protocols import columns_of, option, table_of
 
 __all__ = ["FILE", "Feedback", "Labels", "Seen", "Tally", "read"]
 
@@ -42,29 +41,19 @@ _ALARM = 2 / LEVEL  # an e-value; half of the level is for labels, as `Watch` ha
 
 
 class Answers(NamedTuple):
-    """Of labels that were drawn at random, what they say of answers under a promise.
+    """Of labels that were drawn at random, what they say of answers under a promise."""
 
-    Attributes:
-        answered, wrong: how many texts are answered, and how many of these wrongly.
-        evidence: that more are wrong than was promised, the largest e-value so far.
-    """
-
-    answered: int = 0
-    wrong: int = 0
-    evidence: float = 1.0
+    answered: int = 0  # texts
+    wrong: int = 0  # of these
+    evidence: float = 1.0  # that more are wrong than was promised, the largest e-value so far
 
 
 @dataclass
 class Tally:
-    """What the labels of a round say so far.
+    """What the labels of a round say so far."""
 
-    Attributes:
-        labels: how many there are.
-        by_promise: by `_which`, the newest promise last.
-    """
-
-    labels: int = 0
-    by_promise: dict[str | None, Answers] = field(default_factory=dict)
+    labels: int = 0  # how many there are
+    by_promise: dict[str | None, Answers] = field(default_factory=dict)  # the newest last
 
     @classmethod
     def of(cls, folder: Path, round: str) -> Tally | None:
@@ -105,17 +94,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled rows of a request.
+    """Labelled rows of a request."""
 
-    Attributes:
-        table: the columns of the training data, with that of the label.
-        random: whether the texts were drawn at random.
-        by: who gave the labels.
-    """
-
-    table: Table
-    random: bool
-    by: str
+    table: Table  # the columns of the training data, with that of the label
+    random: bool  # whether the texts were drawn at random
+    by: str  # who gave the labels
 
     @property
     def count(self) -> int:
@@ -142,23 +125,17 @@ def read(payload: Any, served: Served) -> Labels:
     labels = columns.get(target)
     if not isinstance(labels, list) or any(label is None for label in labels):
         raise Refused(422, f"column {target!r}: got {shown(labels)}; expected a label for each row")
-    random, by = column_of(payload, "random", bool, True), column_of(payload, "by", str, "")
+    random, by = option(payload, "random", bool, True), option(payload, "by", str, "")
     return Labels({**table, target: labels}, random, by)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the labels of a round said at a moment.
-
-    Attributes:
-        tally: how many there are, and what they say.
-        promise: what they say of the round's promise, in words; None if it has none.
-        holds: whether nothing speaks against the promise; None if there is none.
-    """
+    """What the labels of a round said at a moment."""
 
     tally: Tally
-    promise: str | None
-    holds: bool | None
+    promise: str | None  # what they say of the round's promise, in words, if it has one
+    holds: bool | None  # whether nothing speaks against it
 
 
 class Feedback:

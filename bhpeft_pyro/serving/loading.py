@@ -183,11 +183,8 @@ class Source:
 def _check_like(new: Served, old: Served) -> None:
     """Refuse a round that answers other questions than the one that is served: clients would get
     what they do not expect."""
-
-    def asked(served: Served) -> tuple[object, ...]:
-        return served.kind, served.each_word, served.texts, served.numbers
-
-    if asked(new) != asked(old):
+    asked = [(one.kind, one.each_word, one.texts, one.numbers) for one in (new, old)]
+    if asked[0] != asked[1]:
         raise ConfigError(
             f"round: {new.id} predicts kind {new.kind!r} from {', '.join(new.texts)}; expected one "
             f"like {old.id}, kind {old.kind!r} from {', '.join(old.texts)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -33,51 +34,44 @@ class Measures:
     """Counters of one application."""
 
     def __init__(self) -> None:
-        own = self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "bhpeft_requests", "Requests, by path and HTTP status", ["path", "status"], registry=own
+        self._registry = CollectorRegistry()
+        count = partial(Counter, registry=self._registry)
+        gauge = partial(Gauge, registry=self._registry)
+        histogram = partial(Histogram, registry=self._registry)
+        self.requests = count(
+            "bhpeft_requests", "Requests, by path and HTTP status", ["path", "status"]
         )
-        self.seconds = Histogram(
-            "bhpeft_request_seconds",
-            "From a request to its answer",
-            ["path"],
-            buckets=_SECONDS,
-            registry=own,
+        self.seconds = histogram(
+            "bhpeft_request_seconds", "From a request to its answer", ["path"], buckets=_SECONDS
         )
-        self.running = Gauge(
+        self.running = gauge(
             "bhpeft_requests_running",
             "Requests being read, queued or answered",
-            registry=own,
             multiprocess_mode="livesum",
         )
-        self.batch_texts = Histogram(
-            "bhpeft_batch_texts", "Texts predicted together", buckets=_TEXTS, registry=own
+        self.batch_texts = histogram(
+            "bhpeft_batch_texts", "Texts predicted together", buckets=_TEXTS
         )
-        self.batch_seconds = Histogram(
-            "bhpeft_batch_seconds", "Of predicting a batch", buckets=_SECONDS, registry=own
+        self.batch_seconds = histogram(
+            "bhpeft_batch_seconds", "Of predicting a batch", buckets=_SECONDS
         )
-        self.tokens = Counter("bhpeft_tokens", "Tokens that were predicted, padded", registry=own)
-        self.texts = Counter(
+        self.tokens = count("bhpeft_tokens", "Tokens that were predicted, padded")
+        self.texts = count(
             "bhpeft_texts",
             "Texts, by round, main reason to doubt, and whether answered under the promise",
             ["round", "reason", "answered"],
-            registry=own,
         )
-        self.exchanges = Counter(
-            "bhpeft_exchanges", "Rounds exchanged, by the new one", ["round"], registry=own
-        )
-
-        self.labels = Gauge(
+        self.exchanges = count("bhpeft_exchanges", "Rounds exchanged, by the new one", ["round"])
+        # Of several processes all read the same file.
+        self.labels = gauge(
             "bhpeft_feedback",
             "Labels of the round that came back; answered and wrong ones are of texts at random",
             ["what"],
-            registry=own,
-            multiprocess_mode="mostrecent",  # all read the same file
+            multiprocess_mode="mostrecent",
         )
-        self.holds = Gauge(
+        self.holds = gauge(
             "bhpeft_promise_holds",
             "0 if labels or texts speak against the promise; NaN if there is none",
-            registry=own,
             multiprocess_mode="mostrecent",
         )
 

@@ -27,11 +27,11 @@ from starlette.routing import Route
 from .. import __version__
 from ..base.checks import shown
 from ..errors import BHPEFTError
-from . import feedback, mlflow_api, open_inference_api, predict_api
+from . import feedback, protocols
 from .engine import Answered, Engine, Limits, Refused
 from .loading import Served, Source
 from .measures import Measures
-from .questions import Question
+from .protocols import Question
 
 __all__ = ["Service"]
 
@@ -91,20 +91,34 @@ class Service:
     @property
     def application(self) -> Starlette:
         """The application, for any ASGI server."""
-        routes = [
-            self._get("/health", self._health),
-            self._get("/ready", self._ready),
-            self._get("/info", self._info),
-            self._get("/metrics", self._metrics),
-            self._get("/ping", self._health),
-            self._ask("/predict", predict_api.read),
-            self._ask("/invocations", mlflow_api.read),
-            self._get("/feedback", self._labels_so_far),
-            self._post("/feedback", self._take_labels),
-            *self._open_inference(),
-            Route("/admin/swap", self._refusing(self._swap), methods=["POST"]),
-            Route("/admin/rollback", self._refusing(self._roll_back), methods=["POST"]),
-        ]
+        model = f"/v2/models/{self.name}"
+        asked: dict[str, Read] = {
+            "/predict": protocols.predict,
+            "/invocations": protocols.invocations,
+            f"{model}/infer": partial(protocols.infer, self.name),
+        }
+        read: dict[str, Endpoint] = {
+            "/health": self._health,
+            "/ready": self._ready,
+            "/info": self._info,
+            "/metrics": self._metrics,
+            "/ping": self._health,
+            "/feedback": self._labels_so_far,
+            "/v2": self._about_server,
+            "/v2/health/live": self._health,
+            "/v2/health/ready": self._ready,
+            model: self._about_model,
+            f"{model}/ready": self._ready,
+        }
+        posted: dict[str, Endpoint] = {
+            "/admin/swap": self._refusing(self._swap),
+            "/admin/rollback": self._refusing(self._roll_back),
+            "/feedback": self._limited("/feedback", self._take_labels),
+        }
+        for path, reader in asked.items():
+            posted[path] = self._limited(path, partial(self._answered, reader))
+        routes = [Route(path, self._refusing(endpoint)) for path, endpoint in read.items()]
+        routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in posted.items()]
         return Starlette(
             routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _no_path}
         )
@@ -115,34 +129,8 @@ class Service:
         yield
         await asyncio.to_thread(self.engine.close)
 
-    def _open_inference(self) -> list[Route]:
-        """The paths of the Open Inference Protocol."""
-        model = f"/v2/models/{self.name}"
-
-        async def about_server(request: Request) -> Response:
-            return JSONResponse(open_inference_api.about_server())
-
-        async def about_model(request: Request) -> Response:
-            return JSONResponse(open_inference_api.about_model(self.name, self.engine.served))
-
-        return [
-            self._get("/v2", about_server),
-            self._get("/v2/health/live", self._health),
-            self._get("/v2/health/ready", self._ready),
-            self._get(model, about_model),
-            self._get(f"{model}/ready", self._ready),
-            self._ask(f"{model}/infer", partial(open_inference_api.read, self.name)),
-        ]
-
-    def _get(self, path: str, endpoint: Endpoint) -> Route:
-        return Route(path, self._refusing(endpoint), methods=["GET"])
-
-    def _ask(self, path: str, read: Read) -> Route:
-        """A path whose requests are questions of a protocol."""
-        return self._post(path, partial(self._answered, read))
-
-    def _post(self, path: str, endpoint: Endpoint) -> Route:
-        """A path whose requests are limited, counted and timed."""
+    def _limited(self, path: str, endpoint: Endpoint) -> Endpoint:
+        """The endpoint of a path whose requests are limited, counted and timed."""
 
         async def limited(request: Request) -> Response:
             if "origin" in request.headers:  # or any page in a browser here could post labels
@@ -165,7 +153,7 @@ class Service:
             return response
 
         refusing = self._refusing(limited)
-        return Route(path, counted, methods=["POST"])
+        return counted
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
@@ -268,6 +256,12 @@ class Service:
         }
         return JSONResponse(facts, headers={_ROUND: served.id})
 
+    async def _about_server(self, request: Request) -> Response:
+        return JSONResponse({"name": "bhpeft_pyro", "version": __version__, "extensions": []})
+
+    async def _about_model(self, request: Request) -> Response:
+        return JSONResponse(protocols.about_model(self.name, self.engine.served))
+
     async def _take_labels(self, request: Request) -> Response:
         """Keep labels of texts, which are on the disk when this answers."""
         async with self._in_time():
@@ -301,9 +295,8 @@ class Service:
         if not isinstance(name, str | None) or not isinstance(payload, dict):
             raise Refused(422, f"round: got {shown(name)}; expected the id or folder of a round")
         if others := payload.keys() - {"round"}:
-            raise Refused(
-                422, f"got {', '.join(map(repr, sorted(others)))}; expected 'round' alone"
-            )
+            names = ", ".join(map(repr, sorted(others)))
+            raise Refused(422, f"got {names}; expected 'round' alone")
         async with self._exchange:
             try:
                 served = await asyncio.to_thread(self.source.load, name, self.engine.served)

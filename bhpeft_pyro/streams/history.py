@@ -261,7 +261,8 @@ class History:
                         f"history: {other} and {folder} hold the same round, {report.id}; move one "
                         "of them elsewhere"
                     )
-                if _written(folder) < _written(other):
+                this, that = ((path / saving.FILE).stat().st_mtime_ns for path in (folder, other))
+                if this < that:
                     continue
             rounds[report.id] = folder, report
         return rounds
@@ -282,8 +283,3 @@ def find(rounds: Mapping[str, Path], name: str, folder: Path, least: int = 0) ->
             f"round: {which} in {folder} for {name!r:.60}; there are {', '.join(ids) or 'none'}"
         )
     return found[0]
-
-
-def _written(folder: Path) -> int:
-    """When the posterior in a folder was written, in nanoseconds."""
-    return (folder / saving.FILE).stat().st_mtime_ns

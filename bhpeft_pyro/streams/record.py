@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..base.checks import as_path, check
-from ..base.distributed import is_main
 from ..base.files import strict_json, write
 from ..data.cells import safe
 from ..errors import DataError
@@ -83,8 +82,6 @@ class Record:
 
     def save(self, folder: str | Path) -> None:
         """Write `record.json` and `record.csv`, each atomically; one process at a time may."""
-        if not is_main():
-            return
         folder, table = as_path("folder", folder), self.table.map(safe).to_csv(index=False)
         for name, text in (("record.json", strict_json(self.rows)), ("record.csv", table)):
             write(folder / name, text.encode())

@@ -15,7 +15,6 @@ from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning
 from ..decisions.promises import check_rows, terms
 from ..errors import ConfigError, DataError
-from ..model.likelihoods import Likelihood
 from ..model.model import Model
 from ..posterior.posterior import Posterior
 from ..posterior.round_file import likelihood_to_give, likelihood_to_state
@@ -89,17 +88,17 @@ def last_round(history: History, model: Model) -> Posterior | None:
     _check_same(history, "model", "with PEFT weights", there.network.kinds, network.kinds)
     heads = (replace(each.network.head, outputs=2) for each in (there, model))
     _check_same(history, "model", "with a head", *heads)
-    if _differs(model.likelihood, there.likelihood):
-        both = map(_in_words, (there.likelihood, model.likelihood))
-        _check_same(history, "model", "with a likelihood", *both)
+    known, given = (likelihood_to_state(each.likelihood) for each in (there, model))
+    # What is left open (None) is set by the ratings of the first round.
+    if any(known.get(name) != value for name, value in given.items() if value is not None):
+        _check_same(history, "model", "with a likelihood", _in_words(known), _in_words(given))
     return last
 
 
-def _in_words(likelihood: Likelihood) -> str:
+def _in_words(likelihood: Mapping[str, Any]) -> str:
     """The class of a likelihood, or its import path, and the options."""
-    plain = likelihood_to_state(likelihood)
-    name = plain.pop("class")
-    return f"{name}({', '.join(f'{option}={value!r}' for option, value in plain.items())})"
+    options = (f"{name}={value!r}" for name, value in likelihood.items() if name != "class")
+    return f"{likelihood['class']}({', '.join(options)})"
 
 
 def check_same_stream(
@@ -140,14 +139,6 @@ def _check_same(history: History, argument: str, what: str, there: Any, given: A
         )
 
 
-def _differs(given: Likelihood, there: Likelihood) -> bool:
-    """Whether they do not agree in what `given` says; what it leaves open (None) is set by the
-    ratings of the first round."""
-    known = likelihood_to_state(there)
-    stated = {name: v for name, v in likelihood_to_state(given).items() if v is not None}
-    return any(known.get(name) != value for name, value in stated.items())
-
-
 def check_same_batch(posterior: Posterior, number: int, name: str, data: object) -> None:
     """Check that a finished round learnt this very batch."""
     report = posterior.lineage[number]
@@ -156,14 +147,12 @@ def check_same_batch(posterior: Posterior, number: int, name: str, data: object)
     except DataError:  # such as labels that it does not know
         same = False
     if not same:
-        same_name = report.name == name
-        other = " with other data, or with another part held out for tests" * same_name
-        hint = ""
+        other = hint = ""
+        if report.name == name:
+            other = " with other data, or with another part held out for tests"
         if number:
-            before = posterior.lineage[number - 1].id
-            hint = (
-                f"; `bhpeft history FOLDER --keep {before}` takes back what came after that round"
-            )
+            keep = f"`bhpeft history FOLDER --keep {posterior.lineage[number - 1].id}`"
+            hint = f"; {keep} takes back what came after that round"
         raise ConfigError(
             f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
             f"{number + 1} is {name!r}{other}{hint}"

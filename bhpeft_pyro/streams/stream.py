@@ -264,12 +264,24 @@ def _is_scored(posterior: Posterior, tests: Mapping[str, object]) -> bool:
 def _scored(
     posterior: Posterior, name: str, data: object, tests: Mapping[str, object], samples: int | None
 ) -> Posterior:
-    """The posterior that has just learnt a batch, with its scores on tests in the report."""
-    tested = _encoded(posterior, tests)
-    with work(share=0):
-        scores = _scores(posterior, tested, samples, first=len(posterior.lineage) == 1)
+    """The posterior that has just learnt a batch, with its scores on tests in the report; in the
+    first round also those under the prior."""
+    tested: dict[str, Examples] = {}
+    for test, rows in tests.items():
+        with about(f"tests: {test!r}"):
+            if not unknown_labels(posterior, rows):  # which a later round learns
+                tested[test] = posterior.encode(rows)
     if not tested:
         return posterior
+    scores: dict[str, float] = {}
+    with work(share=0):
+        for test, examples in tested.items():
+            metrics = posterior.replace(student=None).evaluate(examples, samples)
+            scores |= {TEST + test: _score(metrics), TEST_NLL + test: metrics["nll"]}
+            if len(posterior.lineage) == 1:
+                prior = PriorGuide(posterior.model)
+                untrained = predict(posterior.model, prior, examples, _UNTRAINED)
+                scores[UNTRAINED + test] = _score(evaluate(untrained))
     learnt = posterior.encode(data)
     if copies := sum(shared(learnt, rows) for rows in tested.values()):
         warn(
@@ -305,34 +317,9 @@ def _named(tests: Mapping[str, object] | None) -> dict[str, object]:
     return {str(name): _reusable(data) for name, data in (tests or {}).items()}
 
 
-def _encoded(posterior: Posterior, tests: Mapping[str, object]) -> dict[str, Examples]:
-    """The tests whose labels the posterior knows; others are learnt in a later round."""
-    testable = {}
-    for test, rows in tests.items():
-        with about(f"tests: {test!r}"):
-            if not unknown_labels(posterior, rows):
-                testable[test] = posterior.encode(rows)
-    return testable
-
-
 def _reusable(data: object) -> object:
     """Data that can be read more than once."""
     return list(data) if isinstance(data, Iterator) else data
-
-
-def _scores(
-    posterior: Posterior, tests: Mapping[str, Examples], samples: int | None, first: bool
-) -> dict[str, float]:
-    """Score and NLL on each test; in the first round also the score under the prior."""
-    model, scores = posterior.model, dict[str, float]()
-    posterior = posterior.replace(student=None)
-    for name, examples in tests.items():
-        metrics = posterior.evaluate(examples, samples)
-        scores |= {TEST + name: _score(metrics), TEST_NLL + name: metrics["nll"]}
-        if first:
-            untrained = predict(model, PriorGuide(model), examples, _UNTRAINED)
-            scores[UNTRAINED + name] = _score(evaluate(untrained))
-    return scores
 
 
 def _score(metrics: Mapping[str, float]) -> float:

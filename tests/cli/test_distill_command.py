@@ -12,7 +12,7 @@ import torch
 from program import FIFTH, NAMES, TEXTS, UNLABELLED, bhpeft, error, loaded, write_csv
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.cli.distill_command import distill
+from bhpeft_pyro.cli.learn_commands import distill
 from bhpeft_pyro.errors import FitError
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_examples

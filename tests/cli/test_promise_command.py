@@ -11,7 +11,7 @@ import pytest
 from program import NAMES, TEXTS, bhpeft, error, loaded, read_csv, write_csv
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.cli.promise_command import promise
+from bhpeft_pyro.cli.answer_commands import promise
 from bhpeft_pyro.decisions.novelty import Novelty
 
 HALF = ("--max-share-to-people", "50%")

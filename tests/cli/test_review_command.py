@@ -16,7 +16,7 @@ import pytest
 from browsers import chromium, press, shown
 from program import bhpeft, error, loaded, read_csv, write_csv
 
-from bhpeft_pyro.cli.review_command import _beside
+from bhpeft_pyro.cli.label_commands import _beside
 
 pytest.importorskip("starlette")
 CPU = ("--device", "cpu")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bhpeft_pyro.serving.engine import Refused
-from bhpeft_pyro.serving.mlflow_api import read
+from bhpeft_pyro.serving.protocols import invocations
 
 TABLE = {"text": ["w5", "w6"]}
 
@@ -26,7 +26,7 @@ TABLE = {"text": ["w5", "w6"]}
     ],
 )
 def test_all_shapes_of_a_table(april, payload) -> None:
-    assert read(payload, april).table == TABLE
+    assert invocations(payload, april).table == TABLE
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_all_shapes_of_a_table(april, payload) -> None:
 )
 def test_what_is_no_table_is_refused(april, payload) -> None:
     with pytest.raises(Refused) as refused:
-        read(payload, april)
+        invocations(payload, april)
     assert refused.value.status == 422
 
 
@@ -52,8 +52,8 @@ def test_choices_and_numbers(april) -> None:
         texts=("question", "choices"), numbers=("price",), kind="choice", each_word=False
     )
     rows = [{"question": "w5", "choices": ["w6", "w7"], "price": 2.5}]
-    table = read({"dataframe_records": rows}, other).table
+    table = invocations({"dataframe_records": rows}, other).table
     assert table == {"question": ["w5"], "choices": [["w6", "w7"]], "price": [2.5]}
     with pytest.raises(Refused, match="expected columns question, choices"):
-        read({"instances": ["w5"]}, other)
+        invocations({"instances": ["w5"]}, other)
     assert april.numbers == ()

@@ -8,7 +8,7 @@ import pytest
 
 from bhpeft_pyro.serving.answers import Answer
 from bhpeft_pyro.serving.engine import Answered, Refused
-from bhpeft_pyro.serving.open_inference_api import about_model, read
+from bhpeft_pyro.serving.protocols import about_model, infer
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def tensor(**changes: Any) -> dict[str, Any]:
     "given", [tensor(), tensor(shape=[2, 1]), tensor(shape=[2, 1], data=[["w5"], ["w6"]])]
 )
 def test_tensors_are_columns(april, given) -> None:
-    question = read("shop", {"inputs": [tensor(name="id", data=[1, 2]), given]}, april)
+    question = infer("shop", {"inputs": [tensor(name="id", data=[1, 2]), given]}, april)
     assert question.table == {"text": ["w5", "w6"]}
 
 
@@ -40,7 +40,7 @@ def test_tensors_are_columns(april, given) -> None:
 )
 def test_other_requests_are_refused(april, payload) -> None:
     with pytest.raises(Refused) as refused:
-        read("shop", payload, april)
+        infer("shop", payload, april)
     assert refused.value.status == 422
 
 
@@ -48,7 +48,7 @@ def test_outputs_have_their_types(april) -> None:
     good = {"prediction": "good", "epistemic": 0.5, "answered": True, "labels": ["a"]}
     bad = {"prediction": "bad", "epistemic": 0.1, "answered": False, "labels": []}
     rows = [Answer(good, {"good": 0.75, "bad": 0.25}), Answer(bad, {"bad": 0.6, "good": 0.4})]
-    question = read("shop", {"inputs": [tensor()], "id": "7"}, april)
+    question = infer("shop", {"inputs": [tensor()], "id": "7"}, april)
     written = question.write(Answered(rows, april))
     about = {name: written[name] for name in ("model_name", "model_version", "id")}
     assert about == {"model_name": "shop", "model_version": april.id, "id": "7"}
@@ -66,7 +66,7 @@ def test_outputs_have_their_types(april) -> None:
         },
     }
     chosen = {"inputs": [tensor()], "outputs": [{"name": "scores"}]}
-    (only,) = read("shop", chosen, april).write(Answered(rows, april))["outputs"]
+    (only,) = infer("shop", chosen, april).write(Answered(rows, april))["outputs"]
     assert only["name"] == "scores"
 
 

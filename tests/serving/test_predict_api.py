@@ -10,7 +10,7 @@ import pytest
 
 from bhpeft_pyro.serving.answers import Answer
 from bhpeft_pyro.serving.engine import Answered, Refused
-from bhpeft_pyro.serving.predict_api import read
+from bhpeft_pyro.serving.protocols import predict
 
 ONE = [{"label": "good", "score": 0.75}, {"label": "bad", "score": 0.25}]
 
@@ -31,7 +31,7 @@ def answered(served: Any, count: int, **scores: float) -> Answered:
     ],
 )
 def test_texts_and_the_shape_of_their_answer(april, inputs, texts, listed) -> None:
-    question = read({"inputs": inputs, "parameters": {}}, april)
+    question = predict({"inputs": inputs, "parameters": {}}, april)
     assert question.table == {"text": texts} and not question.whole
     answer = question.write(answered(april, len(texts), good=0.75, bad=0.25))
     assert answer == ([ONE] * len(texts) if listed else ONE)
@@ -40,16 +40,16 @@ def test_texts_and_the_shape_of_their_answer(april, inputs, texts, listed) -> No
 def test_pairs(april) -> None:
     columns = replace(april.posterior.columns, pair="answer_text", label="fits")
     pairs = replace(april, posterior=april.posterior.replace(columns=columns))
-    question = read({"inputs": [["w5", "w6"], ["w7", "w8"]]}, pairs)
+    question = predict({"inputs": [["w5", "w6"], ["w7", "w8"]]}, pairs)
     assert question.table == {"text": ["w5", "w7"], "answer_text": ["w6", "w8"]}
     for wrong in (["w5", "w6"], "w5", [["w5"]], [["w5", "w6", "w7"]]):
         with pytest.raises(Refused, match="expected a pair of texts"):
-            read({"inputs": wrong}, pairs)
+            predict({"inputs": wrong}, pairs)
     assert question.write(answered(pairs, 1)) == [[{"label": "fits", "score": "good"}]]
 
 
 def test_details_and_truncation(april) -> None:
-    question = read({"inputs": "w5", "details": True, "truncate": False}, april)
+    question = predict({"inputs": "w5", "details": True, "truncate": False}, april)
     assert question.whole
     assert question.write(answered(april, 1, good=0.75)) == {
         "prediction": "good",
@@ -70,7 +70,7 @@ def test_details_and_truncation(april) -> None:
 )
 def test_what_is_no_question_is_refused(april, payload) -> None:
     with pytest.raises(Refused) as refused:
-        read(payload, april)
+        predict(payload, april)
     assert refused.value.status == 422
 
 
@@ -80,4 +80,4 @@ def test_rounds_that_read_more_than_texts_point_to_tables(april) -> None:
         usual = {"kind": "class", "each_word": False, "numbers": (), "texts": ("text",)}
         other: Any = SimpleNamespace(**usual | change)
         with pytest.raises(Refused, match="/invocations"):
-            read({"inputs": "w5"}, other)
+            predict({"inputs": "w5"}, other)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bhpeft_pyro.serving.engine import Refused
-from bhpeft_pyro.serving.questions import table_of
+from bhpeft_pyro.serving.protocols import table_of
 
 
 def like(**changes: Any) -> Any:

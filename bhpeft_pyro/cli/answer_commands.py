@@ -1,4 +1,4 @@
-"""`bhpeft predict`: predictions with their uncertainty, the least certain flagged."""
+"""`bhpeft predict` and `promise`: answers with their uncertainty, and a limit on wrong ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from ..base.checks import INSIDE
 from ..errors import ConfigError, DataError
 from . import options
-from .screen import say, table
+from .screen import command, say, table
 
 if TYPE_CHECKING:
     from ..prediction.predict import AnyForecast
@@ -100,8 +100,7 @@ def predict(
     from ..data.sources import cells_of, in_file, places, records
     from ..decisions.sets import check_coverage, covering
     from ..forecast.base import cost_in_words
-    from .saved import check_file, check_method, check_novelty, guide_of, open_run, reading
-    from .tables import check_columns
+    from . import saved, tables
 
     for name, share in (("--flag", flag), ("--max-false-alarms", max_false_alarms)):
         if share == 0:
@@ -111,8 +110,8 @@ def predict(
         raise ConfigError(f"--max-false-alarms: it takes the place of {other}; leave one out")
     by = by if max_false_alarms is None else "novelty"
     out = out or _beside(data)
-    check_file(out, ".csv", ".jsonl", data=data, overwrite=overwrite)
-    posterior = open_run(run, backbone, device)
+    saved.check_file(out, ".csv", ".jsonl", data=data, overwrite=overwrite)
+    posterior = saved.open_run(run, backbone, device)
     kind = posterior.model.likelihood.kind
     if by in _OF_CLASSES and kind in ("labels", "rating"):
         what = "labels" if kind == "labels" else "ratings"
@@ -125,16 +124,16 @@ def predict(
             way = f"by {posterior.promised.method}, without --samples and --seed"
             raise ConfigError(f"--coverage: the promise is for predictions {way}; leave these out")
         check_coverage(posterior.promised, coverage)
-    check_method(posterior, method, samples)
+    saved.check_method(posterior, method, samples)
     single = len(posterior.components) == 1
-    if single and guide_of(posterior) == "delta" and by in ("epistemic", "variance"):
+    if single and saved.guide_of(posterior) == "delta" and by in ("epistemic", "variance"):
         raise ConfigError(f"--by: got {by!r}, of which a point estimate has none; expected total")
     if by == "novelty":
-        check_novelty(posterior, max_false_alarms)
-    posterior = reading(posterior, text_column)
+        saved.check_novelty(posterior, max_false_alarms)
+    posterior = saved.reading(posterior, text_column)
     model, columns = posterior.model, posterior.columns
     cells, given = cells_of(data, columns.inputs(kind)), records(data)
-    check_columns(cells, columns.inputs(kind), data)
+    tables.check_columns(cells, columns.inputs(kind), data)
 
     def forecast_of(some: dict[str, list[Any]]) -> AnyForecast:
         rows = model.encode_texts(some, columns)
@@ -230,3 +229,61 @@ def _beside(data: str) -> Path:
         return Path("predictions.csv")
     suffix = ".csv" if path.suffix.lower() == ".csv" else ".jsonl"
     return path.with_name(f"{path.stem}-predictions{suffix}")
+
+
+def promise(
+    run: options.Run,
+    data: options.Data,
+    config: options.Config = None,
+    error: options.Error = None,
+    confidence: Annotated[
+        Any,
+        options.share_option(
+            "The probability that the promise is kept, over random draws of the rows."
+        ),
+    ] = "90%",
+    tolerance: options.Tolerance = None,
+    max_share_to_people: Annotated[
+        Any,
+        options.share_option(
+            "Leave at most this share of texts to people, instead of --error: the error that can "
+            "be promised then follows.",
+            "none",
+        ),
+    ] = None,
+    method: options.Method = None,
+    text_column: options.TextColumn = None,
+    out: options.OtherOut = None,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Promise that few answers are wrong: bhpeft predict then says which texts it answers.
+
+    DATA are labelled rows like the texts to come, preferably some hundreds, drawn at random. Rows
+    that were learnt or held out are left out. To promise 5% with confidence 90%, at least 45 are
+    needed.
+
+    The promise is for this round alone. bhpeft update drops it, and so does bhpeft distill.
+
+    Examples:
+        bhpeft promise runs/reviews calibration.csv
+        bhpeft promise runs/ratings calibration.csv --tolerance 0.5 --error 10%
+        bhpeft promise runs/reviews calibration.csv --max-share-to-people 20%
+    """
+    from . import saved, tables
+
+    posterior, out = saved.open_to_add(run, out, overwrite, backbone, device)
+    saved.check_method(posterior, method, None)
+    examples = tables.labelled_examples(saved.reading(posterior, text_column), data)
+    posterior = posterior.promise(
+        examples,
+        error,
+        confidence,
+        tolerance=tolerance,
+        max_share_to_people=max_share_to_people,
+        method=method,
+    )
+    posterior.save(out, overwrite=True)
+    typer.echo(str(posterior.promised))
+    say(f"saved in {out}; next: {command('predict', out)} NEW_ROWS")

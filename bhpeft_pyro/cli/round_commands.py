@@ -1,4 +1,4 @@
-"""`bhpeft stream`: batch after batch, each predicted first and then learnt."""
+"""`bhpeft stream` and `history`: round after round."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from ..base import names
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, SaveError
 from . import options
 from .screen import print_json, say, table
 
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 
     from ..data import Examples
     from ..streams import Record
-    from .task import Task
 
 # Columns of the table on the screen, if the rounds have them.
 _SHOWN = (
     *("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/nll_p"),
     "drift/novel",
 )
+_FACTS = (
+    *("id", "name", "examples", "temperature", "keep", "negative_elbo"),
+    *("parent", "data", "projection", "metrics"),
+)
+_COLUMNS = ("id", "parent", "name", "examples", "keep")
 
 
 def _period_or_rows(text: str) -> str | int:
@@ -94,20 +98,25 @@ def stream(
         bhpeft stream news.jsonl --by date --batch week --backbone minilm --out runs/news
         bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream
     """
+    from matplotlib import pyplot
+
     from .. import FitOptions, presets, streams
+    from ..base.files import write
     from ..data.encoding import cut_once
     from ..data.sources import in_file
     from ..decisions.watching import in_words
+    from ..plots import stream_overview
+    from ..plots.html import png
     from ..posterior import saving
     from ..streams.record import TEST
-    from ..streams.resume import encode_ahead
-    from .saved import ROUNDS, check_folder, check_inputs, check_used
-    from .tables import LabelledTable, doubting, say_labels
+    from ..streams.resume import about, encode_ahead
+    from . import saved, tables
+    from .task import infer
 
     how = FitOptions().change(**fitting.given)
     if grow and tests:
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
-    check_used(fitting, guide, selects=False)
+    saved.check_used(fitting, guide, selects=False)
     promised = None
     if promise is not None:
         promised = {"calibration": promise, "error": error, "tolerance": tolerance}
@@ -115,17 +124,28 @@ def stream(
         raise ConfigError("--error, --tolerance: they are of a promise; expected --promise too")
     if saving.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
-    check_folder(out)
-    check_inputs(out, ["record.csv", "record.json"], data, distill, promise)
-    whole = LabelledTable(data, reading, yes)
+    saved.check_folder(out)
+    saved.check_inputs(out, ["record.csv", "record.json"], data, distill, promise)
+    whole = tables.LabelledTable(data, reading, yes)
     with in_file(data):
-        batches = _batches(whole.rows, by, batch)
+        if isinstance(batch, int):
+            batches = streams.by_count(whole.rows, batch, by)
+        elif by is not None:
+            batches = streams.by_period(whole.rows, by, batch)
+        else:
+            raise ConfigError(
+                f"--by: a batch of a {batch} needs a column of dates; columns there: "
+                f"{', '.join(whole.rows.column_names)} (--batch 100 needs none)"
+            )
     task = whole.task
     if grow and task.name in ("classes", "words"):
-        task = _task_of_first(batches, reading, data)
+        # All rows have been looked at; the classes of the other batches come later.
+        first = next(iter(batches))
+        with about(f"--grow: the first batch, {first}"), tables.doubting(True, data):
+            task = infer(batches[first], reading)
     say(f"{len(batches)} batch{'es' * (len(batches) > 1)}" + f", {task}" * (task is not whole.task))
     model = task.model(*whole.backbone(device), getattr(presets, preset)())
-    rounds = streams.History(out / ROUNDS).rounds
+    rounds = streams.History(out / saved.ROUNDS).rounds
     if done := len(rounds):
         tested_before = any(name.startswith(TEST) for r in rounds.values() for name in r.metrics)
         if bool(tests) != tested_before and (done > 1 or tested_before):  # one may be interrupted
@@ -133,7 +153,7 @@ def stream(
             raise ConfigError(f"--tests: {out} holds rounds with {there}; expected it as before")
         none = "; none is new" if done == len(batches) else ""
         say(f"rounds that exist already: {done}{none}")
-    with cut_once(), doubting(yes, data):
+    with cut_once(), tables.doubting(yes, data):
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
         with in_file(data):
@@ -144,7 +164,7 @@ def stream(
             learnt, tested = _with_tests(
                 batches, lambda rows: encode_ahead(model, rows, task.columns), tests, how.seed
             )
-        say_labels(examples, whole.task.levels)
+        tables.say_labels(examples, whole.task.levels)
         last = streams.stream(
             model,
             learnt,
@@ -162,7 +182,9 @@ def stream(
         )
     record = streams.Record.of(last)
     if len(record.rows) > 1:  # nothing is predicted before the first round
-        _plot(record, out / "stream.png")
+        figure = stream_overview(record)
+        write(out / "stream.png", png(figure))
+        pyplot.close(figure)
     for row in record.rows[done:]:
         if row.get("promise/broken"):
             say(
@@ -171,34 +193,8 @@ def stream(
             )
     if done < len(batches):
         say(f"{last.report}")
-    say(f"the last posterior is in {out / ROUNDS / last.report.id}")
+    say(f"the last posterior is in {out / saved.ROUNDS / last.report.id}")
     _show(record, as_json)
-
-
-def _batches(rows: Dataset, by: str | None, batch: names.Period | int) -> dict[str, Dataset]:
-    from ..streams import by_count, by_period
-
-    if isinstance(batch, int):
-        return by_count(rows, batch, by)
-    if by is None:
-        raise ConfigError(
-            f"--by: a batch of a {batch} needs a column of dates; columns there: "
-            f"{', '.join(rows.column_names)} (--batch 100 needs none)"
-        )
-    return by_period(rows, by, batch)
-
-
-def _task_of_first(batches: dict[str, Dataset], reading: options.Reading, data: str) -> Task:
-    """The task with the classes of the first batch; the others come later."""
-    from .tables import doubting
-    from .task import infer
-
-    first, *_ = batches
-    try:
-        with doubting(True, data):  # all rows have been looked at
-            return infer(batches[first], reading)
-    except DataError as error:
-        raise DataError(f"--grow: the first batch, {first}: {error}") from error
 
 
 def _with_tests(
@@ -225,18 +221,6 @@ def _with_tests(
     return learnt, tested
 
 
-def _plot(record: Record, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    from ..base.files import write
-    from ..plots import stream_overview
-    from ..plots.html import png
-
-    figure = stream_overview(record)
-    write(path, png(figure))
-    plt.close(figure)
-
-
 def _show(record: Record, as_json: bool) -> None:
     # Rounds before a table has grown were not tested on what came later.
     square = len(record.tests) == len(record.rows) > 1 and not record.matrix.isnan().any()
@@ -250,3 +234,72 @@ def _show(record: Record, as_json: bool) -> None:
     table("Each batch before it was learnt", columns, cells)
     if scores:
         table("Over all rounds", ("", ""), list(scores.items()))
+
+
+def history(
+    folder: Annotated[
+        Path, typer.Argument(help="A saved posterior, a stream, or a folder of saved posteriors.")
+    ],
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROUND",
+            help="Keep the line of rounds that ends in this one (its id, the beginning of it, or "
+            "its folder's name), and move all others into the folder aside.",
+            show_default="all stay",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what each round learnt, a line for each, parents first.
+
+    A stream continues only a single line of rounds. If there are branches, --keep chooses one;
+    nothing is deleted. If rounds made promises (bhpeft stream --promise), a column says whether the
+    promise of the round before still held for the data of this one. Below the table are the labels
+    that came back to bhpeft serve.
+
+    Examples:
+        bhpeft history runs/reviews-2
+        bhpeft history runs/stream --json
+        bhpeft history runs/stream --keep 5f0c
+    """
+    from ..posterior import saving
+    from ..serving.feedback import Tally
+    from ..streams import History
+
+    history = History.of(folder)
+    single = saving.exists(folder)
+    if keep is not None:
+        if single:
+            raise ConfigError(f"--keep: {folder} is a posterior; expected a folder of rounds")
+        for path in history.keep_only(keep):
+            say(f"moved to {path}")
+    rounds = saving.read_lineage(folder) if single else tuple(history.rounds.values())
+    if not rounds:
+        raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
+    folders = {rounds[-1].id: folder} if single else history.folders
+    labels = {id: Tally.of(path, id) for id, path in folders.items()}
+    if as_json:
+        facts = [
+            {
+                **{name: getattr(report, name) for name in _FACTS},
+                "folder": str(folders[report.id]) if report.id in folders else None,
+                "feedback": tally.plain if (tally := labels.get(report.id)) else None,
+            }
+            for report in rounds
+        ]
+        print_json({"rounds": facts})
+        return
+    columns = {name: [getattr(report, name) for report in rounds] for name in _COLUMNS}
+    # What the data of a round said of the promise of the round before.
+    broken = [report.metrics.get("promise/broken") for report in rounds]
+    if any(value is not None for value in broken):
+        words = {None: None, 0.0: "holds", 1.0: "broken"}
+        columns["promise"] = [words[value] for value in broken]
+    columns["held-out NLL"] = [report.metrics.get("held_out/nll") for report in rounds]
+    if not single and any(path.name != id for id, path in folders.items()):
+        columns["folder"] = [folders[report.id].name for report in rounds]
+    table("Rounds", [*columns], [*zip(*columns.values(), strict=True)])
+    for id, tally in labels.items():
+        if tally:
+            typer.echo(f"{id}: {tally}, of those that came back to bhpeft serve")

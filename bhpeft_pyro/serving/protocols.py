@@ -1,0 +1,219 @@
+"""What clients may send and get: three protocols, all of which ask for a table.
+
+- `predict` has the shape of Hugging Face's Text Embeddings Inference. It differs in one point:
+  `["first", "second"]` is two texts here, as any list of strings; there it is a text and its pair.
+- `invocations` has that of MLflow's scoring server, and takes every round: pairs, choices, labelled
+  words and columns of numbers too. The answers are what `bhpeft predict` says of each row.
+- `infer` has that of the Open Inference Protocol (KServe, Triton, MLServer). An input tensor is a
+  column of the training data, of shape [N] or [N, 1]. The outputs are the columns of `bhpeft
+  predict`, and `scores` (N, C) for classes, labels and choices, whose names are its parameter
+  `labels`. What is no number, truth value or text, such as several labels, is a text of JSON.
+
+A table is checked before it waits: these functions raise `Refused` for what cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from ..base.checks import shown
+from .engine import Answered, Refused
+from .loading import Served, Table
+
+__all__ = [
+    "Question",
+    "about_model",
+    "columns_of",
+    "infer",
+    "invocations",
+    "option",
+    "predict",
+    "table_of",
+]
+
+_SHAPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
+_TYPES = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request that has been read."""
+
+    table: Table  # the columns that the round reads
+    write: Callable[[Answered], Any]  # makes what the protocol answers, as JSON has it
+    whole: bool = False  # texts that are too long are refused, and not cut
+
+
+def predict(payload: Any, served: Served) -> Question:
+    """A question in the shape of Text Embeddings Inference, to a round that reads texts alone."""
+    if not isinstance(payload, dict) or "inputs" not in payload:
+        raise Refused(422, f"got {shown(payload)}; expected an object with 'inputs'")
+    if served.kind == "choice" or served.each_word or served.numbers:
+        raise Refused(422, "this round does not read texts alone; POST a table to /invocations")
+    inputs, texts = payload["inputs"], served.texts
+    details = option(payload, "details", bool, False)
+    cut = option(payload, "truncate", bool, True)
+    if option(payload, "raw_scores", bool, False):
+        raise Refused(422, "raw_scores: a mixture of networks has none; expected false")
+    rows = inputs if isinstance(inputs, list) else [inputs]
+    rows = [row if isinstance(row, list) else [row] for row in rows]
+    for row in rows:
+        if len(row) != len(texts):
+            expected = "a text" if len(texts) == 1 else "a pair of texts, [[first, second], ...]"
+            raise Refused(422, f"inputs: got {shown(row)}; expected {expected}")
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(texts)}
+
+    def write(answered: Answered) -> Any:
+        if details:
+            answers: list[Any] = [row.in_full(answered.served.id) for row in answered.rows]
+        else:  # of a rating its mean, under the name of its column
+            name = served.posterior.columns.label
+            scores = [row.scores or {name: row.said["prediction"]} for row in answered.rows]
+            answers = [[{"label": k, "score": v} for k, v in row.items()] for row in scores]
+        return answers if isinstance(inputs, list) else answers[0]
+
+    return Question(table_of(columns, served), write, whole=not cut)
+
+
+def invocations(payload: Any, served: Served) -> Question:
+    """A question in the shape of MLflow."""
+    given = [name for name in _SHAPES if isinstance(payload, dict) and name in payload]
+    if len(given) != 1:
+        raise Refused(422, f"got {shown(payload)}; expected one of {', '.join(_SHAPES)}")
+
+    def write(answered: Answered) -> Any:
+        return {"predictions": [row.in_full(answered.served.id) for row in answered.rows]}
+
+    return Question(table_of(columns_of(payload[given[0]], served), served), write)
+
+
+def infer(name: str, payload: Any, served: Served) -> Question:
+    """A question of the Open Inference Protocol to the model `name`."""
+    if not isinstance(payload, dict):
+        raise Refused(422, f"got {shown(payload)}; expected an object with 'inputs'")
+    columns = {}
+    for tensor in option(payload, "inputs", list, []):
+        match tensor:
+            case {"name": str(column), "shape": [int(count), *ones], "data": [*data]}:
+                if all(isinstance(cell, list) for cell in data) and ones == [1]:
+                    data = [*chain.from_iterable(data)]
+                if len(data) == count and ones in ([], [1]):
+                    columns[column] = data
+                    continue
+        raise Refused(422, f"inputs: {shown(tensor)}; expected name, shape [N], datatype and data")
+    wanted = []
+    for output in option(payload, "outputs", list, []):
+        if not isinstance(output, dict) or not isinstance(output.get("name"), str):
+            raise Refused(422, f"outputs: {shown(output)}; expected an object with a name")
+        wanted.append(output["name"])
+    request = {"id": payload["id"]} if isinstance(payload.get("id"), str) else {}
+
+    def write(answered: Answered) -> Any:
+        rows = answered.rows
+        outputs = [_tensor(column, [row.said[column] for row in rows]) for column in rows[0].said]
+        if rows[0].scores:
+            labels = sorted({label for row in rows for label in row.scores})
+            data = [row.scores.get(label, 0.0) for row in rows for label in labels]
+            shape, more = [len(rows), len(labels)], {"parameters": {"labels": labels}}
+            tensor = {"name": "scores", "shape": shape, "datatype": "FP64", "data": data}
+            outputs.append(tensor | more)
+        chosen = [output for output in outputs if not wanted or output["name"] in wanted]
+        about = {"model_name": name} | request | {"model_version": answered.served.id}
+        return about | {"outputs": chosen}
+
+    return Question(table_of(columns, served), write)
+
+
+def _tensor(name: str, values: list[Any]) -> dict[str, Any]:
+    kind = type(values[0])
+    if kind not in _TYPES or any(type(value) is not kind for value in values):
+        kind, values = str, [json.dumps(value) for value in values]
+    return {"name": name, "shape": [len(values)], "datatype": _TYPES[kind], "data": values}
+
+
+def about_model(name: str, served: Served) -> dict[str, Any]:
+    """The metadata of the model in the Open Inference Protocol; its version is the round."""
+    columns = dict.fromkeys(served.texts, "BYTES") | dict.fromkeys(served.numbers, "FP64")
+    named = served.posterior.columns.label_names is not None
+    if served.kind == "rating" and not served.each_word:
+        predicted = "FP64"
+    else:
+        predicted = "BYTES" if named or served.kind == "labels" or served.each_word else "INT64"
+    return {
+        "name": name,
+        "versions": [served.id],
+        "platform": "bhpeft_pyro",
+        "inputs": [
+            {"name": column, "datatype": kind, "shape": [-1]} for column, kind in columns.items()
+        ],
+        "outputs": [{"name": "prediction", "datatype": predicted, "shape": [-1]}],
+    }
+
+
+def columns_of(table: Any, served: Served) -> Mapping[str, Any]:
+    """The columns of a table: split into names and rows, a list of rows, or already columns."""
+    match table:
+        case {"columns": [*names], "data": [*rows]}:
+            whole = all(isinstance(row, list) and len(row) == len(names) for row in rows)
+            if whole and all(isinstance(name, str) for name in names):
+                return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        case [dict() as first, *_] if all(isinstance(row, dict) for row in table):
+            return {name: [row.get(name) for row in table] for name in first}
+        case [*texts] if len(served.texts) == 1:
+            return {served.texts[0]: texts}
+        case dict() if all(isinstance(cells, list) for cells in table.values()):
+            return table
+    raise Refused(422, f"the table is {shown(table)}; expected columns {', '.join(served.texts)}")
+
+
+def table_of(columns: Mapping[str, Any], served: Served) -> Table:
+    """Of a request's columns those that a round reads, if all are there, of one length, and hold
+    what they should."""
+    table: dict[str, Sequence[Any]] = {}
+    for name in (*served.texts, *served.numbers):
+        if name not in columns:
+            there = ", ".join(map(repr, columns)) or "none"
+            raise Refused(422, f"column {name!r} is missing; columns there: {there:.200}")
+        cells = columns[name]
+        if not isinstance(cells, list) or not cells:
+            raise Refused(
+                422, f"column {name!r}: got {shown(cells)}; expected a list of one cell or more"
+            )
+        first = next(iter(table.values()), cells)
+        if len(cells) != len(first):
+            raise Refused(422, f"column {name!r} has {len(cells)} cells, others {len(first)}")
+        number = name in served.numbers
+        for row, cell in enumerate(cells):
+            if not (_is_number(cell) if number else _is_text(cell, served)):
+                what = "a finite number" if number else "a text, not empty, of whole characters"
+                raise Refused(422, f"column {name!r}, row {row}: {shown(cell)}; expected {what}")
+        table[name] = cells
+    return table
+
+
+def option(payload: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    """An entry of a request that may be left out."""
+    value = payload.get(name, default)
+    if not isinstance(value, kind):
+        raise Refused(422, f"{name}: got {shown(value)}; expected a {kind.__name__}")
+    return value
+
+
+def _is_number(cell: object) -> bool:
+    return type(cell) in (int, float) and abs(cell) < math.inf  # type: ignore[arg-type]
+
+
+def _is_text(cell: object, served: Served) -> bool:
+    """Whether a cell may be a text; lists of words or choices are looked at when they are read."""
+    if isinstance(cell, str):
+        try:
+            cell.encode()
+        except UnicodeEncodeError:  # half of a pair of surrogates
+            return False
+        return bool(cell.strip())
+    return isinstance(cell, list | dict) and (served.each_word or served.kind == "choice")

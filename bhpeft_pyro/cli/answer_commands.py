@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 _OF_CLASSES = ("variance", "confidence")
 _FLAG = 0.1  # the share of the rows that are flagged by default
 _MANY = 0.2  # of the texts unlike what was learnt; 5 % are by chance
+_ADDED = re.compile(  # columns of predictions
+    r"prediction|probability|sd|epistemic|aleatoric|novelty|reason|nearest|answered|flagged"
+    r"|(lower|upper|set|from|to)_[\d.]+"
+)
 
 
 def predict(
@@ -132,8 +137,11 @@ def predict(
         saved.check_novelty(posterior, max_false_alarms)
     posterior = saved.reading(posterior, text_column)
     model, columns = posterior.model, posterior.columns
-    cells, given = cells_of(data, columns.inputs(kind)), records(data)
-    tables.check_columns(cells, columns.inputs(kind), data)
+    inputs = columns.inputs(kind)
+    cells, given = cells_of(data, inputs), records(data, inputs)
+    tables.check_columns(cells, inputs, data)
+    if {"prediction", "flagged"} <= given[0].keys():  # of an earlier prediction none is to stay
+        given = [{k: v for k, v in row.items() if not _ADDED.fullmatch(k)} for row in given]
 
     def forecast_of(some: dict[str, list[Any]]) -> AnyForecast:
         rows = model.encode_texts(some, columns)

@@ -75,22 +75,23 @@ def queue(
             ) from error
         model = categories(transformer, 2, kinds=(), tokenizer=tokenizer)
         columns = Columns() if text_column is None else Columns(text=text_column)
-        rows = load(data, [columns.text])
+        inputs, label = columns.inputs("class"), columns.label
+        rows = load(data, inputs)
         with in_file(data):
             chosen = first_to_label(model, rows, n, by=by or "typical", columns=columns, seed=seed)
-        label = columns.label
         following = command("fit", out, "--backbone", run, "--out", "RUN")
     else:
         posterior = saved.reading(saved.open_run(Path(run), backbone, device), text_column)
         rows = tables.rows_for(posterior, data, labelled=False)
         with in_file(data):
             chosen = posterior.queue(rows, n, by=by or "information", seed=seed)
-        label = posterior.columns.target(posterior.model.likelihood.kind)
+        columns, kind = posterior.columns, posterior.model.likelihood.kind
+        inputs, label = columns.inputs(kind), columns.target(kind)
         following = command("update", run, out, "--out", "RUN")
     if text_column is not None:
         following += f" --text-column {shlex.quote(text_column)}"
     reasons = dict(zip(chosen.rows.tolist(), chosen.reasons, strict=True))
-    given = records(data)
+    given = records(data, inputs)
     why = "reason"
     while why in (*given[0], label):  # no column of the data is replaced
         why = f"queue_{why}"

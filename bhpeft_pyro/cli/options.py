@@ -245,8 +245,15 @@ class Reading:
     @property
     def texts(self) -> list[str]:
         """Columns of a CSV file that are texts, even if all of them look like numbers."""
-        inputs = (self.text_column or "text", self.pair_column, "question", "answer")
-        return [column for column in inputs if column and column != self.label_column]
+        inputs = [self.text_column or "text", self.pair_column, "question", "answer"]
+        texts = [column for column in inputs if column and column != self.label_column]
+        answer = self.label_column if self.task == "choices" else None
+        return texts if answer is None else [*texts, answer]
+
+    @property
+    def classes(self) -> str | None:
+        """The column of the classes, if that is their column for sure."""
+        return (self.label_column or "label") if self.task == "classes" else None
 
 
 @dataclass(frozen=True)

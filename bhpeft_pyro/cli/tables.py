@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import Examples, LabelWarning
+from ..data import Columns, Examples, LabelWarning
 from ..data.copies import warn_of_copies
 from ..data.doubts import tally
 from ..data.labels import by_name
@@ -34,7 +34,7 @@ class LabelledTable:
 
     def __init__(self, data: str, reading: Reading, yes: bool) -> None:
         self.data, self.reading = data, reading
-        self.rows = load(data, reading.texts)
+        self.rows = load(data, reading.texts, reading.classes)
         with in_file(data), doubting(yes, data):
             self.task = infer(self.rows, reading)
         say(f"{len(self.rows)} rows, {self.task}")
@@ -62,7 +62,9 @@ class LabelledTable:
         """`split`, with files that are read as this table."""
 
         def read(file: str) -> Examples:
-            return model.encode(load(file, self.reading.texts), self.task.columns)
+            rows = load(file, self.reading.texts, self.reading.classes)
+            _say_positions(rows, self.task.columns)
+            return model.encode(rows, self.task.columns)
 
         return split(examples, given, seed, read, option)
 
@@ -71,14 +73,22 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     """A table for a posterior, which has the columns that it was fitted to."""
     kind, columns = posterior.model.likelihood.kind, posterior.columns
     label = columns.target(kind)
-    table = load(source, columns.texts(kind))
+    table = load(source, columns.texts(kind), columns.classes(kind))
     needed = (*columns.inputs(kind), *((label,) if labelled else ()))
     check_columns(table.column_names, needed, source)
-    names = posterior.columns.label_names
-    first = table[0][label] if labelled and names else None
-    if names and type(first) is int and by_name([first], table.features[label], names) == [first]:
-        say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
+    if labelled:
+        _say_positions(table, columns)
     return table
+
+
+def _say_positions(table: Dataset, columns: Columns) -> None:
+    """Say so where labels are the positions of the classes that have names."""
+    label, names = columns.label, columns.label_names
+    if names is None or label not in table.column_names:
+        return
+    first, feature = table[0][label], table.features[label]
+    if type(first) is int and by_name([first], feature, names) == [first]:
+        say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
 
 
 def check_columns(there: Collection[str], needed: Iterable[str], source: str) -> None:

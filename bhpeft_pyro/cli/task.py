@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base import names
-from ..base.checks import few
+from ..base.checks import few, shown
 from ..data import Columns, Kind
 from ..data.cells import is_number
 from ..data.columns import as_words, labelled_words, naming_words, read_cells, wrong
@@ -166,6 +167,11 @@ def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
         return "classes"
     if _is_list(values[0]):
         return "labels"
+    listed = [i for i, value in enumerate(values) if re.fullmatch(r"\[.*\]", f"{value}", re.DOTALL)]
+    if listed:
+        like = f"{shown(values[listed[0]])} looks like a list"
+        expected = "a list in JSON in every row, as --task labels reads them, or --task classes"
+        raise wrong(label, listed, f"{like}; expected {expected}")
     # Most of them, as one cell that is not a number turns the whole column into text. 3,5 counts
     # too: it is refused as a rating, where it would become a class.
     dotted = (value.replace(",", ".") if isinstance(value, str) else value for value in values)

@@ -143,7 +143,7 @@ class Pool:
             )
         with in_file(source):
             examples = posterior.model.encode_texts(table, columns)
-        given = records(source)
+        given = records(source, columns.inputs(kind))
         with work("choosing what to ask", parts=2) as whole:
             forecast: Any = posterior.predict(examples)
             whole.next()
@@ -162,7 +162,9 @@ class Pool:
             names, labels, probabilities, rating = predicted[row]
             if kind == "choice":
                 names, named = as_choices(given[row][columns.choices])
-                labels = [*range(len(names))] if named is None else named
+                # In a CSV file a position would be read as the text that is this number.
+                positions = [*range(len(names))] if len({*names}) < len(names) else names
+                labels = positions if named is None else named
             read = [name for name in columns.inputs(kind) if name != columns.choices]
             items[key] = Item(
                 row,

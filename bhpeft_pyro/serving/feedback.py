@@ -25,10 +25,12 @@ from typing import Any, NamedTuple
 from ..base.checks import shown
 from ..base.files import append, appended
 from ..data import Examples
+from ..data.columns import as_choices, as_list
 from ..data.copies import among
 from ..decisions.promises import Promise
 from ..decisions.watching import LEVEL, Watch, error_evidence
 from ..errors import DataError, SaveError
+from ..prediction.predict import AnyForecast
 from .engine import Refused
 from .loading import Served, Table
 from .protocols import columns_of, option, table_of
@@ -242,21 +244,33 @@ def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]
     }
     cells = zip(*columns.values(), strict=True)
     entries = [about | dict(zip(columns, row, strict=True)) for row in cells]
-    target = posterior.columns.target(served.kind)
-    return {target: forecast.by_row(_called(examples)), _ENTRY: entries}
+    return {**_called(examples, forecast, labels.table, served), _ENTRY: entries}
 
 
-def _called(examples: Examples) -> list[Any]:
-    """The label of each example: the names of classes, the number of a choice, a rating."""
+def _called(
+    examples: Examples, forecast: AnyForecast, table: Table, served: Served
+) -> dict[str, list[Any]]:
+    """The column of labels: the names of classes or of choices, the position of a choice without a
+    name, a rating; for each word of a sentence one, None where it has none."""
     assert examples.labels is not None
-    names = examples.label_names
-    if examples.kind == "labels":
-        rows = examples.labels.int().tolist()
-        if names is None:
-            return rows
-        return [[name for name, there in zip(names, row, strict=True) if there] for row in rows]
-    values = examples.labels.tolist()
-    return values if names is None or examples.kind != "class" else [names[i] for i in values]
+    columns, names = served.posterior.columns, examples.label_names
+    values: list[Any] = examples.labels.tolist()
+    if examples.kind == "labels" and names is not None:
+        values = [[n for n, there in zip(names, row, strict=True) if there] for row in values]
+    elif examples.kind == "labels":
+        values = examples.labels.int().tolist()
+    elif examples.kind == "choice":
+        of_rows = (as_choices(cell)[1] for cell in table[columns.choices])
+        values = [i if of is None else of[i] for i, of in zip(values, of_rows, strict=True)]
+    elif examples.kind == "class" and names is not None:
+        values = [names[i] for i in values]
+    target, rows = columns.target(served.kind), forecast.by_row(values)
+    if served.each_word:
+        for given, row in zip(table[target], rows, strict=True):
+            for place, label in enumerate(as_list(given)):
+                if label is None or label == -100:
+                    row.insert(place, None)
+    return {target: rows}
 
 
 def _entries(lines: Sequence[bytes], round: str) -> list[dict[str, Any]]:

@@ -151,7 +151,7 @@ class Source:
             raise SaveError(f"run: no saved posterior in {self.run}")
         if name is None:
             return [*rounds.values()][-1]
-        return rounds[find(rounds, name, self.run, least=1)]
+        return rounds[find(rounds, name, self.run)]
 
     def load(self, name: str | None = None, beside: Served | None = None) -> Served:
         """Load a round, and warm it up.

@@ -271,11 +271,10 @@ class History:
         return f"History({str(self.folder)!r})"
 
 
-def find(rounds: Mapping[str, Path], name: str, folder: Path, least: int = 0) -> str:
-    """The id of the round whose own folder has a name, or whose id begins with it, if the name has
-    at least so many characters."""
+def find(rounds: Mapping[str, Path], name: str, folder: Path) -> str:
+    """The id of the round whose own folder has a name, or whose id begins with it."""
     named = [id for id, path in rounds.items() if path.name == name]
-    found = named or [id for id in rounds if id.startswith(name) and len(name) >= least]
+    found = named or [id for id in rounds if name and id.startswith(name)]
     if len(found) != 1:
         ids = [id if path.name == id else f"{id} ({path.name})" for id, path in rounds.items()]
         which = f"{len(found)} rounds" if found else "no round"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -167,11 +167,9 @@ def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
         return "classes"
     if _is_list(values[0]):
         return "labels"
-    listed = [i for i, value in enumerate(values) if re.fullmatch(r"\[.*\]", f"{value}", re.DOTALL)]
-    if listed:
-        like = f"{shown(values[listed[0]])} looks like a list"
-        expected = "a list in JSON in every row, as --task labels reads them, or --task classes"
-        raise wrong(label, listed, f"{like}; expected {expected}")
+    if listed := [i for i, value in enumerate(values) if _is_list(value) or _is_literal(value)]:
+        what = f"{shown(values[listed[0]])} looks like a list; expected one in JSON in every row"
+        raise wrong(label, listed, f"{what}, or --task classes")
     # Most of them, as one cell that is not a number turns the whole column into text. 3,5 counts
     # too: it is refused as a rating, where it would become a class.
     dotted = (value.replace(",", ".") if isinstance(value, str) else value for value in values)
@@ -194,6 +192,14 @@ def _is_list(value: object) -> bool:
     try:
         return isinstance(json.loads(value) if isinstance(value, str) else value, list)
     except (ValueError, RecursionError):
+        return False
+
+
+def _is_literal(value: object) -> bool:
+    """Whether a cell is a list as Python shows it, and as `DataFrame.to_csv` writes it."""
+    try:
+        return isinstance(ast.literal_eval(value), list) if isinstance(value, str) else False
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
 
 

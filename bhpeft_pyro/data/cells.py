@@ -64,7 +64,7 @@ def is_number(value: Any) -> bool:
 
 
 def columns_of(
-    path: Path, texts: Collection[str], classes: str | None, typed: bool
+    path: Path, texts: Collection[str] | None, classes: str | None, typed: bool
 ) -> dict[str, list[Any]]:
     """The cells of each column of a file; `texts` and `classes` are as for `sources.load`. Unless
     `typed`, the cells of a CSV file are all texts."""
@@ -75,7 +75,7 @@ def columns_of(
         raise DataError(f"rows have more cells than the header has names; {_CELLS}")
     cells = {}
     for name, column in table.items():
-        text = name in texts
+        text = texts is None or name in texts
         column = _with_points(column) if comma and not text else column
         if typed and not text:
             cells[name] = _typed(column, _WHOLE if name == classes else _REAL)

@@ -107,13 +107,15 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
     return table
 
 
-def load(source: str | Path, texts: Collection[str] = (), classes: str | None = None) -> Dataset:
+def load(
+    source: str | Path, texts: Collection[str] | None = (), classes: str | None = None
+) -> Dataset:
     """All columns of a file, or of a data set of the hub, if it has rows. Columns with cells of
     different types are left out, with a warning.
 
     Args:
         source: of the rows.
-        texts: columns of a CSV file to keep as text, whatever they look like.
+        texts: columns of a CSV file to keep as text, whatever they look like; None for all.
         classes: a column of it that has numbers only if all are whole, as 1.10 and 1.1 may be
             names of two classes.
     """
@@ -167,7 +169,10 @@ def in_file(source: object) -> Iterator[None]:
 
 
 def _loaded(
-    source: str | Path, texts: Collection[str], classes: str | None, typed: bool = True
+    source: str | Path,
+    texts: Collection[str] | None,
+    classes: str | None,
+    typed: bool = True,
 ) -> Dataset | dict[str, list[Any]]:
     path, called = data_file(source), shown(str(source))
     table: Dataset | dict[str, list[Any]]

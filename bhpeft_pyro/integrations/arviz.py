@@ -103,6 +103,7 @@ def to_arviz(
     Raises:
         ConfigError: a pattern matches nothing, there is too little memory for the arrays, or a
             sampler has made fewer than `samples` draws.
+        PriorError: of a model alone: its prior has observations or factors.
 
     >>> from bhpeft_pyro.posterior.fit import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model

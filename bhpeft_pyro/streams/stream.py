@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ from ..data import Columns, Examples
 from ..data.copies import shared
 from ..data.encoding import cut_once
 from ..decisions.watching import watched
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, PriorError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, PriorGuide, autoguide
 from ..model.model import Model, check_model
@@ -278,10 +279,11 @@ def _scored(
         for test, examples in tested.items():
             metrics = posterior.replace(student=None).evaluate(examples, samples)
             scores |= {TEST + test: _score(metrics), TEST_NLL + test: metrics["nll"]}
-            if len(posterior.lineage) == 1:
-                prior = PriorGuide(posterior.model)
-                untrained = predict(posterior.model, prior, examples, _UNTRAINED)
-                scores[UNTRAINED + test] = _score(evaluate(untrained))
+            with suppress(PriorError):  # which has no draws if there is evidence in it
+                if len(posterior.lineage) == 1:
+                    prior = PriorGuide(posterior.model)
+                    untrained = predict(posterior.model, prior, examples, _UNTRAINED)
+                    scores[UNTRAINED + test] = _score(evaluate(untrained))
     learnt = posterior.encode(data)
     if copies := sum(shared(learnt, rows) for rows in tested.values()):
         warn(

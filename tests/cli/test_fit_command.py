@@ -22,6 +22,7 @@ from program import (
     write_lines,
 )
 
+import bhpeft_pyro as bh
 from bhpeft_pyro.guides import DeltaGuide
 from bhpeft_pyro.guides.mean_field import ScaledAdam
 
@@ -142,6 +143,27 @@ def test_choices_of_a_csv_are_json_as_predict_writes_them(folder, tmp_path):
     assert "column 'choices', row 2: 'w6, w7' is not a list" in error(
         "evaluate", tmp_path / "run", data
     )
+
+
+def test_the_answer_is_a_text_in_a_column_of_any_name(folder, tmp_path):
+    """A number in a CSV file is the choice of that name, in a fit as in what follows it."""
+    choices, key = [json.dumps(["1", "2", "3"])] * 12, ["1", "2"] * 6
+    data = write_csv(tmp_path / "quiz.csv", question=TEXTS[:12], choices=choices, key=key)
+    fit = ("fit", data, "--backbone", folder / "tiny", *QUICK, "--guide", "delta")
+    bhpeft(*fit, "--task", "choices", "--label-column", "key", "--out", tmp_path / "run")
+    posterior = bh.Posterior.load(tmp_path / "run")
+    assert posterior.report.data == posterior.encode(data).fingerprint
+    assert posterior.encode(data).labels.tolist() == [0, 1] * 6
+
+
+def test_labels_of_a_validation_file_may_be_positions_which_is_said(
+    tmp_path: Path, copied: tuple[object, ...]
+) -> None:
+    first = write_csv(tmp_path / "first.csv", text=SIXTY[:40], label=LABELS[:40])
+    numbers = [sorted({*LABELS}).index(label) for label in LABELS[40:]]
+    other = write_csv(tmp_path / "other.csv", text=SIXTY[40:], label=numbers)
+    said = bhpeft("fit", first, *copied, "--guide", "delta", "--validation", other).stderr
+    assert "labels are numbers: 0 stands for" in said
 
 
 def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp_path, monkeypatch):

@@ -264,6 +264,17 @@ def test_columns_of_each_kind_of_file_stay_and_those_of_old_are_replaced(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_no_column_of_an_earlier_prediction_stays(run: Path, tmp_path: Path) -> None:
+    """What was promised then may not be promised now."""
+    old = {"prediction": ["bad"] * 11, "answered": ["True"] * 11, "set_90": ["[]"] * 11}
+    old |= {"from_95": [1] * 11, "sd": [0.5] * 11, "flagged": ["True"] * 11}
+    write_csv(tmp_path / "again.csv", text=ROWS, sdk=["own"] * 11, **old)
+    bhpeft("predict", run, tmp_path / "again.csv", "--out", tmp_path / "out.csv")
+    (first, *_) = read_csv(tmp_path / "out.csv")
+    assert first["sdk"] == "own" and not {"answered", "set_90", "from_95", "sd"} & first.keys()
+    assert first["flagged"] and first["prediction"]
+
+
 def test_rows_are_checked_before_the_first_is_predicted(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

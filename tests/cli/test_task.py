@@ -140,6 +140,16 @@ def test_lists_are_several_labels_or_tags(labels: Path, words: Path, tmp_path: P
     assert infer(Dataset.from_dict(rows), Reading()).name == "classes"
 
 
+@pytest.mark.parametrize("odd", ["['art', 'sport']", '["art"]', "[]"])
+def test_a_list_among_classes_is_asked_about(odd: str, tmp_path: Path) -> None:
+    """Also as pandas writes a column of lists, which is no JSON."""
+    table = load(write_csv(tmp_path / "train.csv", text=TEXTS, label=["art", odd] * 10))
+    with pytest.raises(DataError, match=r"looks like a list; expected one in JSON") as raised:
+        infer(table, Reading())
+    assert raised.value.rows == tuple(range(1, 20, 2))
+    assert infer(table, Reading(task="classes")).classes == 2
+
+
 def test_a_class_in_brackets_is_no_list(tmp_path: Path) -> None:
     for odd in ("[spam]", "[" * 10**5):
         write_csv(tmp_path / "train.csv", text=TEXTS, label=[odd, "ham"] * 10)

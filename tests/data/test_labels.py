@@ -119,6 +119,8 @@ def test_of_unlabelled_texts_the_texts_alone_are_read() -> None:
         ("1.0 2.0 3.0", ("1", "2", "3")),
         ("True False True", ("False", "True")),
         ("0 1 0", None),
+        ("250.1 250.10 250.1", ("250.1", "250.10")),
+        ("250.00 401.0 250.00", ("250.00", "401.0")),
         ("0.0 1.0 0.0", ("0", "1")),
     ],
 )
@@ -128,7 +130,8 @@ def test_classes_of_a_file_can_be_learnt(
     path = tmp_path / "rows.csv"
     cells = labels.split()
     path.write_text("text,label\n" + "".join(f"w{i},{c}\n" for i, c in enumerate(cells, 5)))
-    found = infer(load(path), Reading(task="classes"))
+    reading = Reading(task="classes")
+    found = infer(load(path, reading.texts, reading.classes), reading)
     assert found.columns.label_names == names
     examples = encode(path, tiny_tokenizer(), kind="class", columns=found.columns)
     assert examples.labels is not None
@@ -136,13 +139,21 @@ def test_classes_of_a_file_can_be_learnt(
     assert examples.labels.tolist() == [order.index(cell) for cell in cells]
 
 
-def test_classes_are_found_again_where_their_names_are_written_otherwise() -> None:
+def test_classes_are_found_again_where_their_names_are_written_otherwise(tmp_path: Path) -> None:
     versions = rows(["1.10", "1.9", "beta", "beta"] * 2)
     model = tiny_model((), 3)
     columns = Columns(label_names=("1.10", "1.9", "beta"))
     assert model.encode(versions, columns).labels.tolist() == [0, 1, 2, 2] * 2
     numbers = rows([1.1, 1.9] * 4)  # as a reader makes them of a file without "beta"
     assert model.encode(numbers, columns).labels.tolist() == [0, 1] * 4
+    path = tmp_path / "versions.csv"
+    path.write_text("text,label\nw5,1.10\nw6,1.9\n")
+    assert model.encode(path, columns).labels.tolist() == [0, 1]
+    path.write_text("text,label\nw5,1.1\nw6,1.9\n")
+    with pytest.raises(DataError, match=r"'1\.1' is not one of \('1\.10', '1\.9', 'beta'\)"):
+        model.encode(path, columns)
+    path.write_text("text,label\nw5,3.0\nw6,x\n")  # as pandas writes 3 after a gap
+    assert model.encode(path, Columns(label_names=("3", "x", "y"))).labels.tolist() == [0, 1]
     two = Columns(label_names=("1.1", "1.10", "beta"))
     assert model.encode(rows(["1.1", "1.10"] * 4), two).labels.tolist() == [0, 1] * 4
     with pytest.raises(DataError, match=r"label_names: '1\.1' and '1\.10' are the same number"):

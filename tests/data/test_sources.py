@@ -318,6 +318,18 @@ def test_a_cell_that_is_no_number_is_the_only_one_refused(tmp_path: Path) -> Non
     assert raised.value.rows == (1,)
     assert [row["label"] for row in records(file)] == ["3.5", "NA", "-1.25", "2"]
     assert load(file, ["text"])["text"][:] == ["w5, w6", "w7", "w8", "1,5"]
+    file.write_text("text;label\n1,5;2,5\n2,5;x\n", encoding="utf-8")
+    assert records(file, ["text"])[0] == {"text": "1,5", "label": "2,5"}
+
+
+@pytest.mark.parametrize("end", [' "w8",bad', " w8,bad"])
+def test_a_quote_that_is_not_closed_swallows_no_rows(end: str, tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text(f'text,label\n"w5 open,bad\nw6 w10,good\nw7{end}\nw9,good\n')
+    with pytest.raises(DataError, match=r'line [45]: .* a quote \("\) is not closed'):
+        load(file)
+    file.write_text('text,label\n"a ""quote""\nin it",bad\nw6 5" disk,good\n')
+    assert load(file)["text"][:] == ['a "quote"\nin it', 'w6 5" disk']
 
 
 def test_numbers_among_names_between_semicolons_stay(tmp_path: Path) -> None:

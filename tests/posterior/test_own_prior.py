@@ -14,6 +14,7 @@ from saves import load
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError, PriorError
+from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.guides.latent import latents
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -55,6 +56,46 @@ def test_a_robust_mixture_is_the_next_prior(first: bh.Posterior, tmp_path: Path)
         history.add(each)
     again = load(tmp_path / second.report.id, prior=prior)
     assert again.evaluate(tiny_examples(9)) == second.evaluate(tiny_examples(9))
+
+
+def with_factor(sites: Any) -> dict[str, torch.Tensor]:
+    values = {
+        site.name: pyro.sample(
+            site.name, dist.Normal(0.0, site.unit).expand(site.shape).to_event(site.ndim)
+        )
+        for site in sites
+    }
+    pyro.factor("knowledge", dist.Normal(3.0, 0.1).log_prob(values["head.bias"]).sum(-1))
+    return values
+
+
+def scaled(sites: Any) -> dict[str, torch.Tensor]:
+    with pyro.poutine.scale(scale=100.0):
+        return {
+            site.name: pyro.sample(
+                site.name, dist.Normal(0.0, site.unit).expand(site.shape).to_event(site.ndim)
+            )
+            for site in sites
+        }
+
+
+@pytest.mark.parametrize(("prior", "at"), [(with_factor, "knowledge"), (scaled, "head.weight")])
+def test_evidence_in_the_first_prior_is_refused_where_it_would_be_left_out(
+    prior: Any, at: str
+) -> None:
+    """Its Normals are not the prior, nor are draws of them."""
+    posterior = bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(24), **QUICK)
+    lost = f"observations, factors, scales or masks at {at}.*which would be left out"
+    with pytest.raises(PriorError, match=lost):
+        posterior.update(tiny_examples(9, seed=3), keep=0.5, **QUICK)
+    with pytest.raises(PriorError, match=lost):
+        PriorGuide(posterior.model)
+    with pytest.warns(UserWarning, match=f"{lost}; the groups of the prior are left out"):
+        exported = posterior.to_arviz(tiny_examples(5), samples=4)
+    assert "posterior" in exported and "posterior_predictive" in exported
+    assert "prior" not in exported and "prior_predictive" not in exported
+    later = posterior.update(tiny_examples(9, seed=3), **QUICK)  # whose prior has none
+    assert "prior_predictive" in later.to_arviz(tiny_examples(5), samples=4)
 
 
 def test_a_mixture_of_real_parts_is_real(first: bh.Posterior) -> None:

@@ -141,8 +141,24 @@ def test_choices_have_the_texts_of_each_question(tmp_path, named):
     items = sorted(pool.items.values(), key=lambda item: item.row)
     assert [item.texts for item in items] == [("w30",), ("w31",)]
     assert [item.options for item in items] == [("w7", "w8", "w9"), ("w7", "w6")]
-    assert items[1].values == (("A", "B") if named else (0, 1))
+    assert items[1].values == (("A", "B") if named else ("w7", "w6"))
     assert [len(item.probabilities) for item in items] == [3, 2] and pool.column == "answer"
+
+
+def test_labels_of_choices_that_are_numbers_come_back_as_they_were_chosen(tmp_path):
+    """In a CSV file 1 would be the choice "1", which is the first; the same choice twice has only
+    its position."""
+    model = bh.tasks.multiple_choice(tiny_backbone(), kinds=(), tokenizer=tiny_tokenizer())
+    cells = [["1", "2", "3"], ["w6", "w6", "w7"]]
+    table = {"question": TEXTS[:12], "choices": cells * 6, "answer": [0, 2] * 6}
+    posterior = bh.fit(model, "normal", table, max_steps=2, progress=False)
+    new = {"question": ["w30", "w31"], "choices": [*map(json.dumps, cells)]}
+    pool = Pool.of(posterior, write_csv(tmp_path / "new.csv", **new))
+    for row, item in enumerate(sorted(pool.items.values(), key=lambda item: item.row)):
+        for chosen in range(3):
+            cell = {name: [values[row]] for name, values in new.items()}
+            file = write_csv(tmp_path / "labels.csv", **cell, answer=[pool.label(item, [chosen])])
+            assert posterior.encode(file).labels.tolist() == [chosen]
 
 
 def test_several_labels_have_a_probability_each(tmp_path):

@@ -13,12 +13,16 @@ import pytest
 from program import bhpeft
 from services import LIMITS
 from starlette.testclient import TestClient
+from students import fitted
 
+import bhpeft_pyro as bh
+from bhpeft_pyro.data import Columns
 from bhpeft_pyro.serving import feedback as module
 from bhpeft_pyro.serving.engine import Refused
 from bhpeft_pyro.serving.feedback import FILE, Feedback, Seen, Tally, read
+from bhpeft_pyro.serving.loading import Served
 from bhpeft_pyro.serving.server import Service
-from bhpeft_pyro.testing import tiny_examples
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 TEXTS = [*tiny_examples(60, seed=21).texts]
 TRUE = ["bad", "good"] * 30
@@ -217,6 +221,32 @@ def test_labels_are_kept_in_one_form_whatever_they_are_called(copied, tmp_path) 
         feedback.take(copied, read({"text": f"w5 w{40 + len(str(label))}", "label": label}, copied))
     assert [row["label"] for row in lines(copied.folder)] == ["good", "good"]
     copied.posterior.encode(str(copied.folder / FILE))  # as an update reads it
+
+
+def test_choices_are_kept_by_the_names_that_they_have(tmp_path) -> None:
+    """Where these are numbers, a position would be read as a name."""
+    served = Served(fitted("choice"), tmp_path)
+    cell = {"text": ["w10", "w11", "w12"], "label": ["1", "2", "3"]}
+    questions = [{"question": f"w{30 + i} w5", "choices": cell} for i in range(3)]
+    given = [row | {"answer": name} for row, name in zip(questions, "231", strict=True)]
+    Feedback(served, 16_384).take(served, read({"rows": given}, served))
+    assert [row["answer"] for row in lines(tmp_path)] == ["2", "3", "1"]
+    assert served.posterior.encode(str(tmp_path / FILE)).labels.tolist() == [1, 2, 0]
+
+
+def test_words_without_a_label_have_none_in_the_file(tmp_path) -> None:
+    rows = {"text": [["w5", "w6", "w33"]] * 4, "label": [["O", "O", "PER"], ["O", "PER", "O"]] * 2}
+    head = bh.Head(2, each_word=True)
+    network = bh.RandomPEFT(tiny_backbone(), (), head, tiny_tokenizer())
+    columns = Columns(label_names=["O", "PER"])
+    posterior = bh.fit(
+        bh.Model(network), "normal", rows, columns=columns, max_steps=2, progress=False
+    )
+    served = Served(posterior, tmp_path)
+    given = {"text": ["w7", "w8", "w34"], "label": ["O", None, "PER"]}
+    Feedback(served, 16_384).take(served, read(given, served))
+    assert lines(tmp_path)[0]["label"] == ["O", None, "PER"]
+    assert posterior.encode(str(tmp_path / FILE)).labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("random", False), ("by", "Bo")])

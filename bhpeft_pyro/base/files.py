@@ -95,8 +95,8 @@ def _begun(path: Path) -> tuple[Path, BinaryIO]:
 def _remove_left(path: Path) -> None:
     """Remove what writers of `path` left that were killed: no process has a lock on it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}"):
-        with suppress(OSError):
-            size_of(left)  # a FIFO would block
+        with suppress(OSError, SaveError):
+            check_regular(left)
             if sys.platform == "win32":  # where a file that is open is not removed
                 left.unlink()
                 continue
@@ -220,9 +220,7 @@ def appended(path: Path, start: int = 0) -> tuple[list[bytes], int]:
     return lines.splitlines(), start + len(lines) + len(newline)
 
 
-def size_of(file: Path) -> int:
-    """Bytes of a regular file: reading a FIFO could block for ever, and a device need not end."""
-    status = file.stat()
-    if not stat.S_ISREG(status.st_mode):
+def check_regular(file: Path) -> None:
+    """Refuse what is no file: reading a FIFO could block for ever, and a device need not end."""
+    if not stat.S_ISREG(file.stat().st_mode):
         raise SaveError(f"path: {file} is not a regular file")
-    return status.st_size

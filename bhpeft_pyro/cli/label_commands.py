@@ -67,6 +67,8 @@ def queue(
 
     saved.check_file(out, ".csv", ".jsonl", data=data, overwrite=overwrite)
     if not Path(run).is_dir() or Path(run, "config.json").exists():  # it names a backbone
+        if backbone is not None:
+            raise ConfigError(f"--backbone: {run!r} is one already; expected no other")
         try:
             transformer, tokenizer = load_backbone(run, device)
         except BHPEFTError as error:

@@ -119,7 +119,7 @@ def token_limits(base: PreTrainedModel, most: int) -> tuple[int, int]:
     config, embedding = base.config, base.get_input_embeddings()
     # Learned positions may start at an offset of a few, so stay clear of the end.
     longest = getattr(config, "max_position_embeddings", None) or most + 4
-    vocabulary = int(getattr(embedding, "num_embeddings", config.vocab_size))
+    vocabulary = int(getattr(embedding, "num_embeddings", None) or config.vocab_size)
     return vocabulary, max(1, min(most, longest - 4))
 
 

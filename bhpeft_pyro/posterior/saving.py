@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import __version__
 from ..base.checks import shallow, warn
 from ..base.distributed import is_main
-from ..base.files import alone_in, make_folder, size_of, writing
+from ..base.files import alone_in, check_regular, make_folder, writing
 from ..errors import BHPEFTError, ConfigError, SaveError, is_out_of_memory
 from ..model.backbone import device_named, load_backbone
 from ..model.head import ClassifierHead
@@ -152,7 +152,7 @@ def read_plain(folder: Path) -> Plain:
 def _read(path: Path, all_of_it: bool = False) -> tuple[Plain, str, bytes]:
     """The plain part, the checksum of the tensors, and what was read of the file."""
     try:
-        size_of(path)  # a FIFO would block
+        check_regular(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size - 8
             data = file.read(8)

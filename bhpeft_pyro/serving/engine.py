@@ -271,6 +271,9 @@ class Engine:
 
     def _failed(self, asked: list[_Asked], error: Exception, status: int) -> None:
         """Refuse the request at fault; of several, find it by halves, and answer the others."""
+        asked = [one for one in asked if not one.future.done()]
+        if not asked:
+            return
         if len(asked) > 1:
             half = len(asked) // 2
             self._answer(asked[:half])

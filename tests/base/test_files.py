@@ -1,16 +1,25 @@
-"""Lines that are appended to files: whole, and there after a kill."""
+"""Files are written whole, and lines appended to them are there after a kill."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from bhpeft_pyro.base.files import append, appended
+from bhpeft_pyro.base.files import append, appended, writing
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no FIFOs")
+def test_what_is_no_file_does_not_stop_a_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f".out.txt.{'0' * 16}")
+    with writing(tmp_path / "out.txt") as file:
+        file.write(b"whole")
+    assert (tmp_path / "out.txt").read_bytes() == b"whole"
 
 
 def test_lines_are_appended_whole_and_read_as_they_come(tmp_path: Path) -> None:

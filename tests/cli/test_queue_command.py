@@ -120,5 +120,7 @@ def test_what_is_refused(run, folder, pool, tmp_path):
         place.mkdir(exist_ok=True)
         told = error(*command, "--backbone", tmp_path / "none", "--out", place)
         assert f"--out: {place} is a folder; expected a file" in told
+    twice = error("queue", folder / "tiny", pool, "--backbone", "tiny", "--out", tmp_path / "q.csv")
+    assert "--backbone: " in twice and "is one already; expected no other" in twice
     needs = error("queue", "tiny", pool, "--by", "information", "--out", tmp_path / "q.csv", *CPU)
     assert "tiny" in needs

@@ -62,6 +62,25 @@ def test_what_is_too_large_is_refused_alone(engine) -> None:
         assert refused.value.status == 413 and len(cut.result(20).rows) == 2
 
 
+def test_a_request_that_was_refused_is_not_looked_at_again(engine, monkeypatch) -> None:
+    longest = Served.longest
+
+    def breaks(self: Served, table: Any) -> int:
+        if table["text"] == ["w8"]:
+            raise ZeroDivisionError("secret")
+        return longest(self, table)
+
+    monkeypatch.setattr(Served, "longest", breaks)
+    texts = (" ".join(["w5"] * 33), "w8", "w6")
+    long, odd, right = (engine.ask({"text": [text]}, whole=True) for text in texts)
+    with started(engine):
+        assert len(right.result(20).rows) == 1
+        for future, status in ((long, 413), (odd, 424)):
+            with pytest.raises(Refused) as refused:
+                future.result(20)
+            assert refused.value.status == status
+
+
 def test_of_requests_that_are_predicted_together_only_the_one_at_fault_fails(
     engine, monkeypatch
 ) -> None:

@@ -23,7 +23,7 @@ _FLAG = 0.1  # the share of the rows that are flagged by default
 _MANY = 0.2  # of the texts unlike what was learnt; 5 % are by chance
 _ADDED = re.compile(  # columns of predictions
     r"prediction|probability|sd|epistemic|aleatoric|novelty|reason|nearest|answered|flagged"
-    r"|(lower|upper|set|from|to)_[\d.]+"
+    r"|(lower|upper|set|from|to)_\d\d?(\.\d+)?"
 )
 
 
@@ -141,7 +141,8 @@ def predict(
     cells, given = cells_of(data, inputs), records(data, inputs)
     tables.check_columns(cells, inputs, data)
     if {"prediction", "flagged"} <= given[0].keys():  # of an earlier prediction none is to stay
-        given = [{k: v for k, v in row.items() if not _ADDED.fullmatch(k)} for row in given]
+        old = {*filter(_ADDED.fullmatch, given[0])} - {*inputs, columns.target(kind)}
+        given = [{name: row[name] for name in row if name not in old} for row in given]
 
     def forecast_of(some: dict[str, list[Any]]) -> AnyForecast:
         rows = model.encode_texts(some, columns)

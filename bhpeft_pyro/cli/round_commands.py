@@ -98,15 +98,11 @@ def stream(
         bhpeft stream news.jsonl --by date --batch week --backbone minilm --out runs/news
         bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream
     """
-    from matplotlib import pyplot
-
     from .. import FitOptions, presets, streams
     from ..base.files import write
     from ..data.encoding import cut_once
     from ..data.sources import in_file
     from ..decisions.watching import in_words
-    from ..plots import stream_overview
-    from ..plots.html import png
     from ..posterior import saving
     from ..streams.record import TEST
     from ..streams.resume import about, encode_ahead
@@ -182,6 +178,11 @@ def stream(
         )
     record = streams.Record.of(last)
     if len(record.rows) > 1:  # nothing is predicted before the first round
+        from matplotlib import pyplot  # which is slow to import
+
+        from ..plots import stream_overview
+        from ..plots.html import png
+
         figure = stream_overview(record)
         write(out / "stream.png", png(figure))
         pyplot.close(figure)

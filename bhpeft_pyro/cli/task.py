@@ -189,6 +189,8 @@ def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
 
 def _is_list(value: object) -> bool:
     """Whether a cell is a list, in a CSV file as JSON."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return False  # sooner than a reader of JSON says so
     try:
         return isinstance(json.loads(value) if isinstance(value, str) else value, list)
     except (ValueError, RecursionError):
@@ -197,9 +199,11 @@ def _is_list(value: object) -> bool:
 
 def _is_literal(value: object) -> bool:
     """Whether a cell is a list as Python shows it, and as `DataFrame.to_csv` writes it."""
+    if not (isinstance(value, str) and value.startswith("[") and value.endswith("]")):
+        return False
     try:
-        return isinstance(ast.literal_eval(value), list) if isinstance(value, str) else False
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return isinstance(ast.literal_eval(value), list)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return False
 
 

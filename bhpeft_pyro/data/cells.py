@@ -27,7 +27,7 @@ from ..errors import DataError
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
 # Neither names such as "007" nor numbers that would lose digits.
 _INTEGER = r"-?(?:0|[1-9]\d{0,14})"
-_WHOLE = _INTEGER + r"(?:\.0)?"  # as pandas writes a column that has had a gap
+_WHOLE = r"[+-]?(?:0|[1-9]\d{0,14})(?:\.0*)?"
 _REAL = r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?"
 _CELLS = (
     "expected commas between cells (or semicolons or tabs, also in the first line), and quotes "
@@ -141,17 +141,15 @@ def _frame(path: Path) -> tuple[pd.DataFrame, bool]:
 def _check_quotes(path: Path, mark: str) -> None:
     """Refuse a quote that ends no cell: pandas would take it as the end of one that an earlier line
     has left open, with all rows between them."""
-    limit = csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(2**31 - 1)  # of a cell; not put back, as other threads may read now
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=mark, strict=True)
             for _ in reader:
                 pass
     except csv.Error as error:
-        what = f'line {reader.line_num}: {error}, so a quote (") is not closed, or not doubled'
-        raise DataError(f"{what}; {_CELLS}") from error
-    finally:
-        csv.field_size_limit(limit)
+        what = f'line {reader.line_num}: {error}: a quote (") is not closed, or not doubled, or no '
+        raise DataError(f"{what}cell ends after it; {_CELLS}") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

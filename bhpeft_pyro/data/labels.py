@@ -120,7 +120,7 @@ def _whole(value: Any) -> Any:
 
 def in_one_form(values: Sequence[Any], names: Sequence[str] | None = None) -> list[Any]:
     """The values with texts as they are in `names` if these have them in any Unicode normal form,
-    or as a number without its ".0", which pandas adds in a column that has had a gap; else in NFC.
+    or as a whole number in another form, such as "3.0"; else in NFC.
 
     >>> in_one_form(["cafe\u0301", 3]) == ["caf\u00e9", 3]
     True
@@ -128,7 +128,8 @@ def in_one_form(values: Sequence[Any], names: Sequence[str] | None = None) -> li
     spelt = {_composed(name): name for name in names or ()} | {name: name for name in names or ()}
 
     def spell(text: str) -> str:
-        forms = (text, _composed(text), *re.findall(r"^(-?\d+)\.0$", text))
+        whole = re.fullmatch(r"\+?(-?\d+)(?:\.0*)?", text)
+        forms = (text, _composed(text), *(whole.groups() if whole else ()))
         return next((spelt[form] for form in forms if form in spelt), _composed(text))
 
     return [spell(value) if isinstance(value, str) else value for value in values]

@@ -256,7 +256,7 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
 
     Raises:
         GuideError: a guide without known means and sds.
-        PriorError: a prior that is not Normal, or samples scales.
+        PriorError: a prior that is not Normal, samples scales, or has observations or factors.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model

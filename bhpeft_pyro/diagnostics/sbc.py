@@ -77,6 +77,7 @@ def sbc(
         ConfigError: invalid numbers, a pattern that matches no site, options for an `infer` that
             takes none.
         DataError: the texts cannot be used, or are so few that labels nearly always agree.
+        PriorError: the prior has observations or factors, which draws would leave out.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> texts = [f"w{i} w{i + 1}" for i in range(5, 25)]

@@ -17,8 +17,8 @@ from ..base.names import sort_by_pattern
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
-from ..priors import MixturePrior, check_no_evidence, checked
-from ..priors.any_prior import joint
+from ..priors import MixturePrior, checked
+from ..priors.any_prior import check_no_evidence, joint
 from .guide import Guide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide
@@ -136,6 +136,9 @@ class MixtureGuide(Guide):
 
     Args:
         components: guides of the same model, at least one.
+
+    Raises:
+        GuideError: there are no components.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> from bhpeft_pyro.guides import NormalGuide

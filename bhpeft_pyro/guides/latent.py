@@ -20,7 +20,8 @@ from ..base.distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..base.threads import undisturbed
 from ..errors import GuideError, PriorError
 from ..model.model import Model
-from ..priors import JOINT, JointPrior, check_no_evidence, checked, independent_normals
+from ..priors import JOINT, JointPrior, checked, independent_normals
+from ..priors.any_prior import check_no_evidence
 
 _TAKEN = ("data", "label", "draw", "draws")  # sites and plates of the model and of predictions
 
@@ -172,7 +173,7 @@ def joint_normal(model: Model) -> tuple[JointPrior, tuple[str, ...], Tensor]:
         else:
             check_no_evidence(model.prior, model.sites, "LaplaceGuide")
     except PriorError as error:
-        raise GuideError(f"{error}; for such priors use 'normal'") from error
+        raise GuideError(f"{error}; for other priors use 'normal'") from error
     if joint is not None:
         normal, name = joint.prior, joint.name
     else:

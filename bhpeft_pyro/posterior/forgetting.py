@@ -45,8 +45,8 @@ def forget(
 
     Raises:
         ConfigError: a pattern matches no site.
-        PriorError: p0 is unknown, q or p0 is not Normal at a site with keep < 1, or q is joint and
-            `keep` differs between sites.
+        PriorError: p0 is unknown or has observations or factors, q or p0 is not Normal at a site
+            with keep < 1, or q is joint and `keep` differs between sites.
 
     >>> import torch
     >>> import pyro.distributions as dist

@@ -48,7 +48,8 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
 
     Raises:
         ConfigError: there is no new label, or one is there already.
-        PriorError: the first prior is unknown, or not Normal at the head.
+        PriorError: the first prior is unknown, not Normal at the head, or has observations or
+            factors.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model

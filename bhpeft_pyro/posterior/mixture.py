@@ -98,7 +98,11 @@ class MixturePosterior(Posterior):
         return cls(components, (*lineage, report))
 
     def as_prior(self) -> MixturePrior:
-        """The mixture as a prior to sample from. `update` fits each component under its own."""
+        """The mixture as a prior to sample from; `update` fits each component under its own part.
+
+        Raises:
+            GuideError: the components are point estimates, or not guides of this package.
+        """
         return MixturePrior([part.as_prior() for part in self.components])
 
     def grow(self, labels: Sequence[str] | int) -> MixturePosterior:

@@ -207,7 +207,8 @@ class Posterior(Predictor):
             ConfigError: `prior` comes with `keep`.
             GuideError: the guide is a point estimate, or one of the guides is not of this package
                 and there is no `prior`.
-            PriorError: forgetting has no closed form between these priors.
+            PriorError: forgetting has no closed form between these priors, or the first one has
+                observations or factors.
             FitError: as for `fit`; if the round was learnt and there is no student, the error's
                 `posterior` has learnt it.
         """

@@ -43,7 +43,10 @@ def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, T
 
     By site they are detached tensors `(S, 1, *site shape)`; the 1 is the dim of the data plate. For
     a mixture S is rounded up to equally many draws per component (`strata`), in their order. The
-    global random state does not change. More draws than there is memory for are a ConfigError.
+    global random state does not change.
+
+    Raises:
+        ConfigError: an argument that cannot work, or more draws than there is memory for.
     """
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.

@@ -1,7 +1,6 @@
 """Priors: Pyro functions from sites to their tensors."""
 
 from .any_prior import (
-    check_no_evidence,
     earlier_posterior,
     independent_normals,
     joint,
@@ -27,7 +26,6 @@ __all__ = [
     "Prior",
     "PriorLike",
     "as_prior",
-    "check_no_evidence",
     "checked",
     "complete",
     "default",

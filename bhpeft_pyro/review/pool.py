@@ -163,8 +163,8 @@ class Pool:
             if kind == "choice":
                 names, named = as_choices(given[row][columns.choices])
                 # In a CSV file a position would be read as the text that is this number.
-                positions = [*range(len(names))] if len({*names}) < len(names) else names
-                labels = positions if named is None else named
+                called = [n if names.count(n) == 1 else k for k, n in enumerate(names)]
+                labels = called if named is None else named
             read = [name for name in columns.inputs(kind) if name != columns.choices]
             items[key] = Item(
                 row,

@@ -55,7 +55,7 @@ class Tally:
     """What the labels of a round say so far."""
 
     labels: int = 0  # how many there are
-    by_promise: dict[str | None, Answers] = field(default_factory=dict)  # the newest last
+    by_promise: dict[str | None, Answers] = field(default_factory=dict)  # by `_which`
 
     @classmethod
     def of(cls, folder: Path, round: str) -> Tally | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +19,7 @@ from ..data.encoding import cut_once
 from ..decisions.watching import watched
 from ..errors import ConfigError, DataError, PriorError
 from ..forecast.metrics import evaluate
-from ..guides import GuideLike, PriorGuide, autoguide
+from ..guides import Guide, GuideLike, PriorGuide, autoguide
 from ..model.model import Model, check_model
 from ..posterior.distill import texts_for, with_student
 from ..posterior.fit import fit
@@ -275,15 +274,19 @@ def _scored(
     if not tested:
         return posterior
     scores: dict[str, float] = {}
+    untrained: Guide | None = None
+    if len(posterior.lineage) == 1:
+        try:
+            untrained = PriorGuide(posterior.model)
+        except PriorError as error:
+            warn(f"{error}; so there will be no forward transfer")
     with work(share=0):
         for test, examples in tested.items():
             metrics = posterior.replace(student=None).evaluate(examples, samples)
             scores |= {TEST + test: _score(metrics), TEST_NLL + test: metrics["nll"]}
-            with suppress(PriorError):  # which has no draws if there is evidence in it
-                if len(posterior.lineage) == 1:
-                    prior = PriorGuide(posterior.model)
-                    untrained = predict(posterior.model, prior, examples, _UNTRAINED)
-                    scores[UNTRAINED + test] = _score(evaluate(untrained))
+            if untrained is not None:
+                forecast = predict(posterior.model, untrained, examples, _UNTRAINED)
+                scores[UNTRAINED + test] = _score(evaluate(forecast))
     learnt = posterior.encode(data)
     if copies := sum(shared(learnt, rows) for rows in tested.values()):
         warn(

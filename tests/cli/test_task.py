@@ -151,6 +151,6 @@ def test_a_list_among_classes_is_asked_about(odd: str, tmp_path: Path) -> None:
 
 
 def test_a_class_in_brackets_is_no_list(tmp_path: Path) -> None:
-    for odd in ("[spam]", "[" * 10**5):
+    for odd in ("[spam]", "[" * 10**5, "{[1]}", "[{[]: 1}]"):
         write_csv(tmp_path / "train.csv", text=TEXTS, label=[odd, "ham"] * 10)
         assert infer(load(tmp_path / "train.csv"), Reading()).name == "classes"

@@ -120,7 +120,7 @@ def test_of_unlabelled_texts_the_texts_alone_are_read() -> None:
         ("True False True", ("False", "True")),
         ("0 1 0", None),
         ("250.1 250.10 250.1", ("250.1", "250.10")),
-        ("250.00 401.0 250.00", ("250.00", "401.0")),
+        ("250.00 401.0 250.00", ("250", "401")),
         ("0.0 1.0 0.0", ("0", "1")),
     ],
 )
@@ -154,6 +154,10 @@ def test_classes_are_found_again_where_their_names_are_written_otherwise(tmp_pat
         model.encode(path, columns)
     path.write_text("text,label\nw5,3.0\nw6,x\n")  # as pandas writes 3 after a gap
     assert model.encode(path, Columns(label_names=("3", "x", "y"))).labels.tolist() == [0, 1]
+    for forms in ("0.00 1.00", "+0 +1", "0. 1.", "0.0 1"):  # of numbers, also without names
+        path.write_text("text,label\n" + "".join(f"w5,{form}\n" for form in forms.split()))
+        for known in (Columns(label_names=("0", "1", "2")), Columns()):
+            assert model.encode(path, known).labels.tolist() == [0, 1]
     two = Columns(label_names=("1.1", "1.10", "beta"))
     assert model.encode(rows(["1.1", "1.10"] * 4), two).labels.tolist() == [0, 1] * 4
     with pytest.raises(DataError, match=r"label_names: '1\.1' and '1\.10' are the same number"):

@@ -139,7 +139,7 @@ def test_an_interrupt_while_tests_are_scored_costs_no_round(
     tests = {"a": {"text": ["w5 w7"], "label": ["no"]}}
     with monkeypatch.context() as patch:
         module = sys.modules["bhpeft_pyro.streams.stream"]  # the name is that of the function too
-        patch.setattr(module, "_scores", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(module, "_score", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, {"a": GROWING["a"]}, tests=tests)
     (id,) = bh.streams.History(tmp_path / "rounds").rounds

@@ -104,18 +104,24 @@ def update(
             if doubt := _doubt(posterior, forecasts):
                 warn(LabelWarning(doubt))
             sites = posterior.model.sites
-            share, told, scale = kept_of_all(keep, sites), None, 1.0
+            share, told, scales = kept_of_all(keep, sites), None, [1.0] * len(rounds)
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
                 told = separation(novelty, new)
                 own = (options.epochs, options.max_steps, options.tau, own_prior)
                 if all(one is None for one in own) and told is not None:
-                    scale = _output_scale(posterior, forecasts) ** (share * (2 - 2 * told))
+                    power = share * (2 - 2 * told)
+                    scales = [scale**power for scale in _output_scales(posterior, forecasts)]
                 novelty = novelty.merged(new, share)
             kept = 0.0 if own_prior is not None else share * rows_kept(posterior.lineage, sites)
-            past = Earlier(kept, told, scale)
             rounds = [
-                replace(one, earlier=past, optimizer=optimizer, callback=callback) for one in rounds
+                replace(
+                    one,
+                    earlier=Earlier(kept, told, scale),
+                    optimizer=optimizer,
+                    callback=callback,
+                )
+                for one, scale in zip(rounds, scales, strict=True)
             ]
             reports = posterior.lineage if posterior.is_mixture else ()
             learnt = run_all(rounds, executor, reports, novelty=novelty)
@@ -189,18 +195,19 @@ def _doubt(posterior: Posterior, forecasts: Sequence[Any]) -> str | None:
     return doubt and f"data: the labels contradict the posterior, which {doubt}"
 
 
-def _output_scale(posterior: Posterior, forecasts: Sequence[Any]) -> float:
-    """The output scale that would have suited central forecasts by all components together; 1 of
-    other labels than classes and choices, and of new ones, which have no logits yet."""
-    likelihood = posterior.model.likelihood
+def _output_scales(posterior: Posterior, forecasts: Sequence[Any]) -> list[float]:
+    """For each component the output scale with which central forecasts by all of them together
+    would have suited best; 1 of other labels than classes and choices, and of new ones, which have
+    no logits yet."""
+    likelihood, none = posterior.model.likelihood, [1.0] * len(posterior.components)
     if not (forecasts and likelihood.softmax):
-        return 1.0
+        return none
     classes, labels = forecasts[0].probabilities.shape[1], forecasts[0].labels
     if likelihood.kind == "class" and not _learnt_classes(posterior, classes)[labels].all():
-        return 1.0
+        return none
     logits = torch.stack([each.probabilities.double().clamp_min(1e-30).log() for each in forecasts])
-    last = posterior.components[0].report.output_scale or 1.0  # it is in these logits
-    return last * best_output_scale(logits, labels)
+    times = best_output_scale(logits, labels)  # the last scales, which are in these logits
+    return [times * (part.report.output_scale or 1.0) for part in posterior.components]
 
 
 def _learnt_classes(posterior: Posterior, count: int) -> Tensor:

@@ -30,6 +30,7 @@ from bhpeft_pyro.errors import (
 )
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.model.likelihoods import Normal, OrderedLogistic
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 
@@ -421,20 +422,26 @@ def test_the_output_scale_is_that_which_suited_the_last_forecasts(
     monkeypatch.setattr("bhpeft_pyro.posterior.update.separation", lambda *_: told)
     options: dict[str, Any] = {"components": 2, "lr": 0.05, "progress": False}
     first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(64), **options)
+    last: Any = first.components[0].report.output_scale
+    lasts, components = [last, 1.5 * last], []  # as components of a first round may have
+    for part, scale in zip(first.components, lasts, strict=True):
+        part.guide.retune(part.guide.tau.item(), output_scale=scale)
+        components.append(part.with_report(output_scale=scale))
+    first = MixturePosterior(components, first.lineage).replace(novelty=first.novelty)
     data = tiny_examples(64, seed=1)
     parts = [part.predict(data, samples=0) for part in first.components]
-    last: Any = first.components[0].report.output_scale
 
-    def loss(scale: float) -> float:
-        powers = [(scale / last * part.log_probabilities).softmax(1) for part in parts]  # type: ignore[union-attr]
+    def loss(log: float) -> float:
+        powers = [(math.exp(log) * part.log_probabilities).softmax(1) for part in parts]  # type: ignore[union-attr]
         fits = torch.stack(powers).mean(0)[range(64), data.labels].log().sum()  # type: ignore[index]
-        return float(-fits + (math.log(scale / last) / 0.5) ** 2 / 2)
+        return float(-fits + (log / 0.5) ** 2 / 2)
 
-    best = minimize_scalar(lambda log: loss(math.exp(log)), bounds=(-2, 2), method="bounded").x
+    best = minimize_scalar(loss, bounds=(-2, 2), method="bounded").x
     second = first.update(data)
     found = [math.log(part.report.output_scale or 0) for part in second.components]
-    assert found == [pytest.approx(share * best, abs=0.05)] * 2
-    assert abs(best) > 0.1  # it is not 1 anyway
+    each = [share * (best + math.log(scale)) for scale in lasts]
+    assert found == pytest.approx(each, abs=0.05)
+    assert all(abs(best + math.log(scale)) > 0.1 for scale in lasts)  # they are not 1 anyway
     assert first.components[0].report.output_scale == last
     half = first.update(data, keep=0.5).components[0].report.output_scale
     assert half == pytest.approx((second.components[0].report.output_scale or 0) ** 0.5)

@@ -185,3 +185,12 @@ def test_requirements_are_added_from_a_list_or_a_file_and_none_are_the_usual_one
         save_model(posterior, f"model{number}", **options)
         found = Path(f"model{number}", "requirements.txt").read_text().split("\n")
         assert [each for each in found if not each.startswith("mlflow")] == expected
+
+
+def test_predictions_keep_the_index_of_the_table(tmp_path: Path) -> None:
+    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    save_model(posterior, tmp_path / "model")
+    table = pd.DataFrame({"text": ["w5 w20", "w6 w21", "w7"]}, index=[7, 8, 1])
+    found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(table)
+    assert found.index.tolist() == [7, 8, 1]
+    assert found["prediction"].tolist() == posterior.predict(table).predicted

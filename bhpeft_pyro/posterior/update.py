@@ -94,9 +94,10 @@ def update(
             vectorised = options.particles > 1 and not posterior.guide.point
             check_prior(own_prior, posterior.model.sites, vectorised)
         with naming_rows(posterior.model, data=examples, validation=held_out):
-            family = guide, own_prior, keep
             rounds = [
-                _round(last, examples, held_out, of_component(options, number), *family)
+                _round(
+                    last, examples, held_out, of_component(options, number), guide, own_prior, keep
+                )
                 for number, last in enumerate(posterior.components)
             ]
             with work(share=0):

@@ -30,7 +30,7 @@ from ..model.linearized import (
     jacobian,
     linear_outputs,
     linear_parts,
-    symmetric_noise,
+    normal_points,
 )
 from ..model.model import Model
 from .draws import TOGETHER, Draws, Statistics, by_batch, draw_parts, passes, strata
@@ -104,8 +104,8 @@ def predict(
                         drawn.next(parts=len(part[0]))
                 values = [torch.cat(column) for column in zip(*parts, strict=True)]
             else:
-                with seeded(derived(seed, number)):  # the same for every example and its batch
-                    noise = symmetric_noise(share, of_likelihood + normals)
+                # The same for every example, so that no batch makes another forecast.
+                noise = normal_points(share, of_likelihood + normals, derived(seed, number))
                 noise = noise.to(model.network.device)
                 read = partial(_read, model, component, how, noise, statistics)
                 values = by_batch(model, batches, read, size=size, bf16=bf16)

@@ -25,7 +25,7 @@ from bhpeft_pyro.model.likelihoods import (
     Normal,
     OrderedLogistic,
 )
-from bhpeft_pyro.model.linearized import jacobian, linear_predictives
+from bhpeft_pyro.model.linearized import jacobian, linear_predictives, normal_points
 from bhpeft_pyro.prediction.draws import draw
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -110,6 +110,17 @@ def test_the_outputs_covariance_is_j_s_j(likelihood: Likelihood, data: Any) -> N
         found[:, count:, count:], whole[size:, size:].expand(len(batch), own, own)
     )
     assert outputs.mean.shape == (len(batch), count + own)
+
+
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_points_of_a_normal_fill_it_evenly(size: int) -> None:
+    """Their covariance is at least three times nearer to the Normal's than that of random pairs."""
+    points = torch.stack([normal_points(256, size, seed).double() for seed in range(20)])
+    assert points.mean(1).abs().max() < 1e-6  # by symmetry
+    error = points.mT @ points / 256 - torch.eye(size)
+    assert error.square().mean().sqrt() < 0.33 * 128**-0.5
+    assert torch.equal(normal_points(256, size, 3).double(), points[3])
+    assert not torch.equal(points[0], points[1])
 
 
 @pytest.mark.parametrize(("likelihood", "data"), [LIKELIHOODS[0], LIKELIHOODS[-1]])

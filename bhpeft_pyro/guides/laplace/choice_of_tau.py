@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ...base.distributions import Covariance
-from ...model.linearized import symmetric_noise
+from ...model.linearized import normal_points
 from ...model.model import Model
 from ...priors import JointPrior
 from .curvature import Jacobians
@@ -187,7 +187,7 @@ def _expected_nll(
             mean = outputs.mean.clone()
             mean[:, outputs.of_noise] = likelihood.log_noise(guide.means())
             outputs = replace(outputs, mean=mean)
-        noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
+        noise = normal_points(DRAWS, outputs.mean.shape[1], seed=0).to(outputs.mean)
         values = outputs.draws(covariance.projected(derivatives), noise)
         nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))
     return torch.cat(nlls).mean().item()

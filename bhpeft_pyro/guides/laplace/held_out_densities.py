@@ -10,11 +10,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ...base.threads import seeded
 from ...data import Examples
 from ...data.batch import random_order
 from ...model.likelihoods.normal import LEAST_NOISE
-from ...model.linearized import LinearOutputs, symmetric_noise
+from ...model.linearized import LinearOutputs, normal_points
 from ...model.model import Model
 from .choice_of_tau import DRAWS, TAUS, Candidates, mean_density
 from .curvature import Curvature, Precision, jacobians
@@ -110,8 +109,8 @@ def _densities(
     for number, (outputs, labels) in enumerate(held):
         values = outputs.mean[None]
         if spreads is not None:
-            with seeded(0):  # the same noise for every tau
-                noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(values)
+            # The same for every tau, so that differences between taus are not those of draws.
+            noise = normal_points(DRAWS, outputs.mean.shape[1], seed=0).to(values)
             values = outputs.draws(spreads[number], noise)
         densities.append(mean_density(forecast(outputs, values).log_prob(labels).movedim(1, 0)))
     return torch.cat(densities, 1).cpu()

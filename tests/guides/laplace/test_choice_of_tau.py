@@ -12,11 +12,10 @@ from laplace_fits import exactly
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.base.threads import seeded
 from bhpeft_pyro.guides.laplace import choice_of_tau, held_out_densities
 from bhpeft_pyro.guides.laplace.choice_of_tau import Candidates
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
-from bhpeft_pyro.model.linearized import LinearOutputs, symmetric_noise
+from bhpeft_pyro.model.linearized import LinearOutputs, normal_points
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
@@ -73,8 +72,7 @@ def test_a_noise_by_text_is_the_best_for_held_out_rows() -> None:
             return held_out_densities.with_constant_noise(taus, found, held, 2.0, free=True)
         made = held_out_densities.with_noise_by_text(taus, found, held)
         index = 3
-        with seeded(0):
-            noise = symmetric_noise(choice_of_tau.DRAWS, size)
+        noise = normal_points(choice_of_tau.DRAWS, size, seed=0)
         factor = made.noises[index].item()
         densities = []
         for each in outputs.draws(found[index][0], noise):
@@ -176,8 +174,7 @@ def test_the_output_scale_is_the_best_for_held_out_rows() -> None:
     spreads = [[sd[:150] / tau, sd[150:] / tau] for tau in taus]
     found = held_out_densities.of_draws(taus, spreads, held, scaled=True)
     scales = held_out_densities.OUTPUT_SCALES
-    with seeded(0):
-        noise = symmetric_noise(choice_of_tau.DRAWS, 3)
+    noise = normal_points(choice_of_tau.DRAWS, 3, seed=0)
     for tau, scale in ((0, 3), (1, 14), (2, 9)):
         drawn = outputs_of(scales[scale] * values).draws(scales[scale] ** 2 * sd / taus[tau], noise)
         chosen = drawn.softmax(-1).gather(-1, labels.expand(len(drawn), -1).unsqueeze(-1))

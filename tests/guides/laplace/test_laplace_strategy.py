@@ -303,7 +303,8 @@ def test_the_output_scale_is_chosen_by_the_forecasts_that_it_makes(likelihood: A
     posterior = bh.fit(model, "laplace", rows, components=2, max_steps=40, **PLAIN)
     held_out = posterior.encode(rows).hold_out(posterior.report.split or 0)[1]
     nll = posterior.evaluate(held_out, samples=4000)["nll"]
-    assert posterior.report.component_nll == pytest.approx(nll, abs=0.01)
+    # The width was chosen by 256 points, among those of many widths.
+    assert posterior.report.component_nll == pytest.approx(nll, abs=0.025)
     assert f"mixture: held-out NLL {posterior.report.component_nll:.3f}" in str(posterior.report)
     assert {each.report.output_scale for each in posterior.components} != {1.0}
     for each in posterior.components:

@@ -30,7 +30,7 @@ from .columns import (
 from .copies import hashes_of, plain
 from .examples import Examples
 from .labels import read_answers, read_classes, read_labels, read_ratings, unlabelled
-from .sources import in_file, read
+from .sources import in_file, ordered_categories, read
 from .tokens import joins_pairs, tokenise, tokenise_words
 
 
@@ -122,6 +122,8 @@ def encode(
         return replace(source, label_names=tuple(names), num_labels=len(names))
 
     target, text = columns.target(kind), columns.inputs(kind)[0]
+    if names is None and new_names and kind == "class":
+        names = ordered_categories(source, target)
     limit = token_limit(tokenizer, columns, kind)
 
     def labels_of(

@@ -218,6 +218,17 @@ def read_classes(
     return labels, None if names is None else tuple(names), count
 
 
+def check_order(names: Sequence[str], column: str) -> None:
+    """Refuse names of ordered classes that are in alphabetical order, but for "1", "2", ..."""
+    digits = [re.search(r"\d+", name) for name in names]
+    places = [int(found[0]) for found in digits if found]
+    if [*names] == sorted(names) and not (len(places) == len(names) and places == sorted(places)):
+        raise DataError(
+            f"column {column!r}: the classes {tuple(names)} are in alphabetical order, and the "
+            "likelihood needs theirs; expected label_names, from the lowest to the highest"
+        )
+
+
 def _indices(
     values: Sequence[str], column: str, names: Sequence[str] | None, count: int | None
 ) -> list[int]:

@@ -107,6 +107,15 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
     return table
 
 
+def ordered_categories(source: object, column: str) -> list[str] | None:
+    """Those of a column of a data frame, in their order, if it has any and they are texts."""
+    kind = source.dtypes.get(column) if isinstance(source, pd.DataFrame) else None
+    if not (isinstance(kind, pd.CategoricalDtype) and kind.ordered):
+        return None
+    names = kind.categories.tolist()
+    return names if all(isinstance(name, str) for name in names) else None
+
+
 def load(
     source: str | Path, texts: Collection[str] | None = (), classes: str | None = None
 ) -> Dataset:

@@ -15,6 +15,7 @@ from ..base.checks import check
 from ..data import Columns, Examples, encode
 from ..data.batch import Batch
 from ..data.columns import wrong
+from ..data.labels import check_order
 from ..data.sources import in_file, read
 from ..errors import ConfigError, DataError, LikelihoodError, PriorError
 from ..peft.architectures import positions_of
@@ -140,7 +141,8 @@ class Model(PyroModule):
             new_names: whether the data may name the classes.
 
         Raises:
-            DataError: as for `data.encode`; or the backbone cannot read `max_length` tokens.
+            DataError: as for `data.encode`; or the backbone cannot read `max_length` tokens; or the
+                classes are ordered, and the data name them without saying their order.
         """
         with in_file(data):
             examples = encode(
@@ -154,6 +156,8 @@ class Model(PyroModule):
                 new_names=new_names,
             )
             self._check_support(examples, columns.label)
+            if self.likelihood.ordered and columns.label_names is None:
+                check_order(examples.label_names or (), columns.label)
         return examples
 
     def _check_support(self, examples: Examples, column: str) -> None:

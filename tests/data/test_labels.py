@@ -181,6 +181,37 @@ def test_truth_values_are_no_places_among_other_classes(numbered: Posterior, nam
         first.update(rows([True, False] * 4))
 
 
+def test_ordered_classes_need_their_order() -> None:
+    """Else "high" would lie below "low", and no error would tell."""
+    order = ["low", "mid", "high"]
+    table = pd.DataFrame({"text": ["w5", "w6", "w7 w8"], "label": ["low", "high", "mid"]})
+    ranked = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(3))
+    with pytest.raises(
+        DataError, match=r"'label': the classes \('high', 'low', 'mid'\) are in alph"
+    ):
+        ranked.encode(table, new_names=True)
+    sorted_by_hand = table.assign(label=pd.Categorical(table["label"], order, ordered=True))
+    for data, columns in (
+        (table, bh.Columns(label_names=order)),
+        (sorted_by_hand, bh.Columns()),
+    ):
+        examples = ranked.encode(data, columns, new_names=True)
+        assert examples.label_names == ("low", "mid", "high")
+        assert examples.labels is not None and examples.labels.tolist() == [0, 2, 1]
+    stars = ranked.encode(
+        table.replace({"low": "1 *", "mid": "2 *", "high": "3 *"}), new_names=True
+    )
+    assert stars.label_names == ("1 *", "2 *", "3 *")
+    many = table.replace({"low": "1", "mid": "2", "high": "10"})  # "1" < "10" < "2"
+    with pytest.raises(DataError, match="alphabetical"):
+        ranked.encode(many, new_names=True)
+    # Where the order does not matter, it is kept too, and unordered categories are names alone.
+    plain = tiny_model((), 3)
+    assert plain.encode(sorted_by_hand, new_names=True).label_names == ("low", "mid", "high")
+    unordered = table.assign(label=table["label"].astype("category"))
+    assert plain.encode(unordered, new_names=True).label_names == ("high", "low", "mid")
+
+
 def test_names_are_the_same_in_every_unicode_form() -> None:
     composed, parts = "caf\u00e9", "cafe\u0301"
     both = [composed, parts, "bar", "bar"] * 2

@@ -65,6 +65,7 @@ class OrderedLogistic(Likelihood):
     levels: int
     kind = "class"
     outputs = 1
+    ordered = True
 
     def __post_init__(self) -> None:
         levels = Number(least=2, whole=True)

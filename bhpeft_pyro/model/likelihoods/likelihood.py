@@ -81,6 +81,7 @@ class Likelihood(ABC):
         softmax: whether only differences between the outputs (of classes or choices) matter.
             Derivatives with respect to the weights then take one backward pass fewer, and held-out
             rows choose a factor of the outputs of `laplace`, after its width.
+        ordered: whether the order of the classes matters, which names in a table do not say.
         grows: whether new classes are new outputs, and nothing else (`Posterior.grow`).
         label_range: the ends of the scale of ratings; None for an end that is open.
         columns: further columns of numbers that it reads, such as an exposure or a rater.
@@ -101,6 +102,7 @@ class Likelihood(ABC):
     noise_site: str | None = None
     unit: float = 1.0
     softmax: bool = False
+    ordered: bool = False
     grows: bool = False
     columns: tuple[str, ...] = ()
     label_range: Range = (None, None)

@@ -113,9 +113,9 @@ _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."
 _VALIDATION = (
     "Rows to test on, which are not learnt: a share of the data, or a file. They also decide how "
-    "certain to be and, in a first fit to 250 rows or more, which step to keep. 0 shows no "
-    "metrics. `fit` still holds rows out for these decisions then; to learn all rows, add "
-    "--temperature 1 --tau 1."
+    "certain to be and, if a first fit has 50 of them or more, which step to keep. 0 shows no "
+    "metrics: then `update` learns all rows, but `fit` holds some out for these decisions, unless "
+    "--temperature 1 --tau 1 are added."
 )
 _ALL_DRAWS = "1000 of the outputs under laplace, else 32 of the weights"
 _FIT = "How to fit"
@@ -194,7 +194,7 @@ TextColumn = Annotated[
 Distill = Annotated[
     str | None,
     typer.Option(
-        help="Texts to train a student on at the end, as `distill` does.",
+        help="Texts to train a student on after each round, as `distill` does.",
         metavar="DATA",
         show_default="no student",
         callback=check_data,
@@ -282,7 +282,8 @@ _TEMPERATURE = (
 )
 _TAU = "Weight of the prior in the covariance of laplace (by default, held-out rows choose it)"
 _PASSES = (
-    "Passes over the data (15; for laplace and delta 5 with 50 to 249 rows and in later rounds)"
+    "Passes over the data (15; for laplace and delta 5 with 1 to 49 held-out rows and in later "
+    "rounds)"
 )
 _KEEP_TEXTS = "Save up to 2,000 of the learnt texts, so that predictions show the nearest one"
 _SEED = "Seed of the draws, the order of the data and the choice of held-out rows"

@@ -61,11 +61,12 @@ def by_share(
     """The threshold above which at least all texts but the share `to_people` lie, and the error
     that is not exceeded there; each with half of the doubt."""
     rows, doubt = len(chance), (1 - confidence) / 2
-    # The share of texts above the k-th of N values has the distribution Beta(k, N - k + 1).
+    # The share of texts at or above the k-th of N values has the distribution Beta(k, N - k + 1).
+    # The k-th row is answered too: if others have its value, the share above it is smaller.
     ranks = np.arange(1, rows + 1)
     enough = beta.cdf(1 - to_people, ranks, rows - ranks + 1) <= doubt
-    count = int(ranks[enough][0]) - 1 if enough.any() else rows
-    ((threshold, answered, mistakes),) = _at_counts(chance, wrong, np.array([max(count, 1)]))
+    count = int(ranks[enough][0]) if enough.any() else rows
+    ((threshold, answered, mistakes),) = _at_counts(chance, wrong, np.array([count]))
     bound = beta.ppf(1 - doubt, mistakes + 1, answered - mistakes) if mistakes < answered else 1.0
     return threshold, float(bound)
 

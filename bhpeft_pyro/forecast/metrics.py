@@ -142,7 +142,10 @@ def aurc(loss: Tensor | Sequence[float], uncertainty: Tensor | Sequence[float]) 
     >>> aurc([0.0, 1.0], [0.1, 0.5])
     0.25
     """
-    return _kept_risk(*_two_columns(loss=loss, uncertainty=uncertainty)).mean().item()
+    columns = _two_columns(loss=loss, uncertainty=uncertainty)
+    if not len(columns[0]) or not torch.stack(columns).isfinite().all():
+        raise DataError("loss and uncertainty: expected finite numbers, one or more")
+    return _kept_risk(*columns).mean().item()
 
 
 def rejection_curve(

@@ -276,7 +276,7 @@ class RatingForecast(Forecast):
         >>> inside, round(width, 2)
         (0.5, 3.29)
         """
-        truth = self.observed(labels)
+        truth = self._rounded(self.observed(labels))  # as the ends are
         lower, upper = self.interval(level)
         inside = (lower <= truth) & (truth <= upper)
         return inside.double().mean().item(), (upper - lower).double().mean().item()

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..guides import Guide, latents
+from ..model.linearized import MAX_BYTES
 from ..model.model import Model
 from ..priors import JOINT
-from .elbo import Parts
+from .elbo import ELBO, Parts
 from .report_text import FEW
 
 Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
@@ -20,6 +21,7 @@ Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
 
 _SETTLED = 0.05  # relative change of a site's sds that is still expected
 _LEVEL = 0.05  # nats per example by which the loss may still fall
+_DRAWS = 256  # for a KL without a closed form
 
 
 class Descent:
@@ -66,17 +68,24 @@ class Descent:
         return bool(falls.mean() > _LEVEL + 2 * falls.std() / len(last) ** 0.5)
 
 
-def at_the_end(guide: Guide, model: Model, parts: Parts) -> dict[str, Any]:
+def at_the_end(guide: Guide, model: Model) -> dict[str, Any]:
     """The fields of a `Training` that say where it ended: `kl`, `points` and `scales`. The KL is of
-    each latent, if each has auxiliary variables of its own; or else of all."""
+    each latent, if each has auxiliary variables of its own; or else of all. Where it has no closed
+    form, it is a mean over up to 256 draws."""
     before = {latent.name: latent.scale for latent in latents(model)}
-    kl = {name: value.item() for name, value in parts.kl.items() if name in before}
-    for name in parts.kl.keys() - before.keys():
+    most = MAX_BYTES // (8 * sum(scale.numel() for scale in before.values()))
+    elbo = ELBO(1 if guide.point else min(_DRAWS, max(1, most)))
+    with torch.no_grad():
+        elbo(model, guide)(None)  # without data, as the KL is that of the weights alone
+    assert elbo.parts is not None
+    found = {name: value.item() for name, value in elbo.parts.kl.items()}
+    kl = {name: value for name, value in found.items() if name in before}
+    for name in found.keys() - before.keys():
         latent = name.removesuffix("_unconstrained")  # of Pyro's AutoNormal
         if latent not in kl:
-            kl = {JOINT: sum(value.item() for value in parts.kl.values())}
+            kl = {JOINT: sum(found.values())}
             break
-        kl[latent] += parts.kl[name].item()
+        kl[latent] += found[name]
     return {
         "kl": kl,
         "points": [name for name in guide.points() if name in kl],

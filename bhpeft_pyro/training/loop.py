@@ -162,16 +162,14 @@ class _Run:
                     settle_noise(self.model, self.guide, self.validation, bf16)
                 elif self.validation is None and self.earlier is None:  # a few rows and steps
                     settle_noise(self.model, self.guide, self.feed, bf16, learnt=True)
-            with torch.no_grad():  # once more, as the state that is kept may be an earlier one
-                self.loss(next(self.batches).to(self.model.network.device))
-            assert self.elbo.parts is not None
-            if not all(kl.isfinite() for kl in self.elbo.parts.kl.values()):
+            ended = at_the_end(self.guide, self.model)
+            if not all(map(math.isfinite, ended["kl"].values())):
                 raise self._diverged("at the end")
             return self.so_far(
                 best_step=best_step,
                 falling=best_step is None and not self.ends_early and self.descent.goes_on(),
                 unsettled=unsettled(self.slopes, best_step or self.done, self.setup.temperature),
-                **at_the_end(self.guide, self.model, self.elbo.parts),
+                **ended,
             )
 
     def so_far(self, **more: Any) -> Training:

@@ -75,6 +75,17 @@ def test_the_error_that_follows_from_a_share_is_kept_with_it() -> None:
     assert no_more_than(broken, 1 - CONFIDENCE) and 0.01 < np.mean(bounds) < 0.05
 
 
+def test_a_share_is_kept_where_values_are_equal() -> None:
+    """Two values, and the asked share lies between them: all rows of the lower go to people."""
+    rng, broken = np.random.default_rng(4), 0
+    for _ in range(2000):
+        sure = rng.random(30) < 0.8 - 1e-6
+        values = torch.from_numpy(np.where(sure, 1.0, 0.9))
+        threshold, _ = by_share(values, torch.zeros(30, dtype=torch.bool), 0.2, CONFIDENCE)
+        broken += threshold >= 0.9  # and more than a fifth of the texts would go to people
+    assert broken <= binom.ppf(0.999, 2000, (1 - CONFIDENCE) / 2)
+
+
 def test_the_sequence_of_tests_is_that_of_the_definition() -> None:
     """By brute force over all numbers of answered rows that are tested."""
     world, rng = World("calibrated"), np.random.default_rng(3)

@@ -134,6 +134,14 @@ def test_aurc_is_that_of_a_loop(news):
     assert 1 - evaluate(news)["aurc"] == pytest.approx(curve.mean().item())
 
 
+def test_aurc_of_no_number_is_an_error():
+    for uncertainty in ([math.nan, 0.1], [math.inf, 0.1]):
+        with pytest.raises(DataError, match="expected finite numbers"):
+            aurc([0.0, 1.0], uncertainty)
+    with pytest.raises(DataError, match="one or more"):
+        aurc([], [])
+
+
 def test_aurc_of_ties_is_the_average_over_their_orders():
     loss, uncertainty = [0.0, 1.0, 0.0, 1.0, 1.0], torch.tensor([0.1, 0.3, 0.3, 0.3, 0.7])
     areas = []
@@ -218,6 +226,13 @@ def test_rating_metrics_are_scikit_learns(stars):
     assert scores["crps"] == pytest.approx(stars.crps().mean().item())
     below = stats.norm.cdf(truth, stars.means.numpy(), stars.sds.numpy()).mean(0)
     assert scores["coverage_90"] == pytest.approx(((below >= 0.05) & (below <= 0.95)).mean())
+
+
+def test_a_rating_at_the_end_of_the_scale_is_within():
+    """Where the end has no exact float32, and the label is a float64."""
+    sds = torch.full((1, 2), 0.2)
+    forecast = RatingForecast.from_draws(torch.tensor([[0.7, 0.1]]), sds, scale=(0.1, 0.7))
+    assert forecast.coverage([0.7, 0.1])[0] == 1.0
 
 
 def test_coverage_and_width_are_those_of_the_mixtures_quantiles(stars):

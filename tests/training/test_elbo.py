@@ -252,7 +252,7 @@ def test_a_scaled_or_masked_prior_counts_as_it_says(factor: float | None) -> Non
 def test_the_report_has_the_kl_of_a_guide_with_auxiliary_variables(name: str) -> None:
     """Site by site where each site has its own; else in one number."""
     model = normal_model(())
-    fitted = bh.fit(model, name, tiny_examples(), max_steps=5, particles=16, progress=False)
+    fitted = bh.fit(model, name, tiny_examples(), max_steps=5, particles=1, progress=False)
     kl = fitted.report.kl
     assert [*kl] == (["head.weight", "head.bias"] if name == "AutoNormal" else ["weights"])
     joint = prior_of(fitted.model, fitted.guide)
@@ -268,7 +268,7 @@ def test_the_report_has_the_kl_of_a_guide_with_auxiliary_variables(name: str) ->
         )
         exact["weights"] = kl_divergence(joint.normal, p).item()
     for site_name, value in kl.items():
-        assert value == pytest.approx(exact[site_name], abs=4.0)  # of 16 draws
+        assert value == pytest.approx(exact[site_name], abs=1.0)  # of 256 draws, not of one
 
 
 def positive_prior(sites: Sequence[Any]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, mean_and_error, ood_auroc, rejection_curve
+from bhpeft_pyro.plots.forecasts import STYLES
 
 from . import circle, decisions, labels_report, new_labels, passes_report, stream_report, students
 from .differences import DIFFERENCES, difference
@@ -370,7 +371,7 @@ def figures(folder: Path = RESULTS) -> dict[str, Figure]:
     """The figures by their paths in the folder."""
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     percent = range(0, 100, 10)
-    for name in (TUNED, ENSEMBLE, ONE, DEFAULT):
+    for name, (colour, marker) in zip((TUNED, ENSEMBLE, ONE, DEFAULT), STYLES, strict=False):
         tests = [
             run.forecasts["test"] for run in _runs(folder, TASKS["tweets"], METHODS[name]).values()
         ]
@@ -379,8 +380,10 @@ def figures(folder: Path = RESULTS) -> dict[str, Figure]:
             [rejection_curve(test, by="total", fractions=shares)[1] for test in tests]
         )
         error = kept.std(0) / len(kept) ** 0.5
-        ax.errorbar(percent, kept.mean(0), error, marker="o", capsize=2, elinewidth=0.8, label=name)
+        look: dict[str, Any] = {"color": colour, "marker": marker, "capsize": 2, "elinewidth": 0.8}
+        ax.errorbar(percent, kept.mean(0), error, label=name, **look)
     ax.set(xlabel="least certain tweets left out (%)", ylabel="mean squared error of those kept")
+    ax.set_title("five seeds, with standard errors", fontsize="medium")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     return {

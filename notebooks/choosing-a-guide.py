@@ -166,7 +166,7 @@ for name in ("laplace", "normal", "mvn"):
 # %%
 for start in (None, 0.001, 0.1):
     guide = bh.autoguide("normal", model, init_scale=start)
-    ended = bh.fit(model, guide, data, max_steps=2 * steps, progress=False)
+    ended = bh.fit(model, guide, data, lr=0.05, max_steps=2 * steps, progress=False)
     widths = [scale.flatten() for scale in ended.guide.scales().values()]
     mean = sum(float(width.sum()) for width in widths) / sum(len(width) for width in widths)
     error, ratio = compare(ended)

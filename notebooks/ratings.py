@@ -147,7 +147,8 @@ for (name, each), (colour, marker) in zip(rivals.items(), STYLES, strict=False):
     left.plot(levels, inside, marker, color=colour, markersize=4, label=name)
     right.plot(levels, width, marker, color=colour, markersize=4, label=name)
 left.set(xlabel="probability of the interval", ylabel="share of ratings within it")
-right.set(xlabel="probability of the interval", ylabel="mean width (rating points)", ylim=0)
+right.set(xlabel="probability of the interval", ylabel="mean width (rating points)")
+right.set_ylim(0, 1.1 * right.get_ylim()[1])
 left.legend()
 _ = right.legend()
 
@@ -197,28 +198,30 @@ print(f"|error| and the raters' sd    {rank_correlation(miss, spread)}")
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 left.scatter(spread, aleatoric, 12, color=BLUE, alpha=0.4, linewidths=0)
-left.set(xlabel="raters' own sd", ylabel="predicted aleatoric sd (rating points)")
+left.set(xlabel="raters' own sd (rating points)", ylabel="predicted aleatoric sd (rating points)")
 fifths = np.array_split(np.argsort(forecast.sd.numpy()), 5)
 claimed = [forecast.sd.numpy()[i].mean() for i in fifths]
 found = [np.sqrt((miss[i] ** 2).mean()) for i in fifths]
 ends = [min(claimed + found), max(claimed + found)]
 right.plot(ends, ends, "--", color="black", linewidth=1, label="honest")
 right.plot(claimed, found, "o", color=VERMILLION, label="a fifth of the sentences")
-right.set(xlabel="predicted sd, mean of a fifth", ylabel="root mean square error in it")
+right.set(
+    xlabel="predicted sd, mean of a fifth (rating points)", ylabel="its root mean square error"
+)
 _ = right.legend()
 
 # %% [markdown]
-# The last lines say that neither uncertainty finds the sentences with large errors. That is the
-# result for a head on frozen features. With five components of LoRA, adapter and prefix weights the
+# The first line shows no significant correlation of the aleatoric sd with the raters' sd, and the
+# last lines say that neither uncertainty finds the sentences with large errors. That is the result
+# for a head on frozen features. With five components of LoRA, adapter and prefix weights the
 # predictions of which the model is most certain did have smaller errors, on films and more so on
-# tweets (see the documentation's results). There are three reasons to read the first line with
-# care:
+# tweets (see the documentation's results). There are three reasons why the first line says little:
 #
 # - The model is trained on means of twenty ratings, which retain only a twentieth of the variance
 #   between raters. Its noise is whatever it cannot read from the text.
 # - The features may contain little information about the raters' sd; see the head that is trained
 #   on it.
-# - People agree more on ratings far from 0. The correlation may come from that alone.
+# - People agree more on ratings far from 0, so a correlation could come from that alone.
 #
 # ## Texts of another kind
 #
@@ -245,7 +248,7 @@ for (name, each), (colour, marker) in zip(
         each.aleatoric, each.epistemic, 14, color=colour, marker=marker, alpha=0.4, linewidths=0,
         label=name,
     )  # fmt: skip
-left.set(xlabel="aleatoric variance", ylabel="epistemic variance")
+left.set(xlabel="aleatoric variance (rating points²)", ylabel="epistemic variance")
 left.legend()
 for by, (colour, marker) in zip(("total", "epistemic"), STYLES, strict=False):
     rejected, error = metrics.rejection_curve(forecast, by=by)
@@ -253,7 +256,8 @@ for by, (colour, marker) in zip(("total", "epistemic"), STYLES, strict=False):
         100 * rejected, error, marker, linestyle="-", color=colour, label=f"by {by} variance"
     )
 right.axhline(metrics.evaluate(forecast)["mse"], color="black", linestyle=":", label="at random")
-right.set(xlabel="handed to a human (%)", ylabel="MSE of the rest", ylim=0)
+right.set(xlabel="handed to a human (%)", ylabel="MSE of the rest")
+right.set_ylim(0, 1.1 * right.get_ylim()[1])
 _ = right.legend()
 
 # %% [markdown]

@@ -158,7 +158,7 @@ def stream(
         tested: dict[str, Dataset] = {}
         if tests:
             learnt, tested = _with_tests(
-                batches, lambda rows: encode_ahead(model, rows, task.columns), tests, how.seed
+                batches, lambda rows: model.encode_texts(rows, task.columns), tests, how.seed
             )
         tables.say_labels(examples, whole.task.levels)
         last = streams.stream(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, TypeVar
 
-from ..base.checks import MAYBE_COUNT, Rule, check_fields, shown, string, strings
+from ..base.checks import MAYBE_COUNT, Rule, check_fields, shown, string, strings, warn
 from ..errors import ConfigError, DataError
 
 Kind = Literal["class", "labels", "rating", "choice"]
@@ -193,7 +193,8 @@ def labelled_words(
     """The labels of those words that have one, neither None nor -100, and these words' numbers. A
     cell is a list for a sentence, in a CSV file as JSON.
 
-    Without labels, or if some word has none and they are not `needed`, None and all words.
+    Without labels, or if some word has none and they are not `needed`, None and all words. Warns if
+    other words have one, which is then not used.
     """
 
     def read(row: tuple[Any, Sequence[str]]) -> list[Any]:
@@ -209,6 +210,10 @@ def labelled_words(
     kept = [i for i, label in enumerate(labels) if label is not None]
     every = [*range(sum(map(len, sentences)))]
     if cells is None or (len(kept) < len(every) and not needed):
+        if kept:
+            missing = f"{len(every) - len(kept)} of {len(every)} words have no label"
+            how = "posterior.encode(data) keeps the words that have one"
+            warn(f"column {column!r}: {missing}, so no label is used; {how}")
         return None, every
     if not kept:
         raise DataError(f"column {column!r}: no word has a label")

@@ -274,10 +274,13 @@ def trace(report: FitReport) -> xr.Dataset:
     group["skipped"] = ("step", ~steps.isin(table.index), {"long_name": words})
     by_site = pandas.DataFrame({"kl": report.marginal_kl | report.kl, "scale": report.scales})
     group = group.assign_coords(site=[*by_site.index])
-    for name, words in (
-        ("kl", "minus log prior density (nats)" if report.points else "KL to the prior (nats)"),
-        ("scale", "posterior sd / prior sd, geometric mean"),
-    ):
+    points, kl = by_site.index.isin(report.points), "KL to the prior (nats)"
+    if points.any():
+        of_points = "minus log prior density (nats)"
+        kl = of_points if points.all() else f"{kl}; of points {of_points}"
+        if not points.all():
+            group["site_point"] = ("site", points, {"long_name": "a point estimate"})
+    for name, words in (("kl", kl), ("scale", "posterior sd / prior sd, geometric mean")):
         group[f"site_{name}"] = ("site", by_site[name].to_numpy(float), {"long_name": words})
     return group
 

@@ -168,7 +168,8 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit texts X (N,) and classes y (N,)."""
-        return self._start(*self._read(X, y, first=True), classes=y)
+        texts, y = self._read(X, y, first=True)
+        return self._start(texts, y, classes=y)
 
     def partial_fit(self, X: Any, y: Any, classes: Sequence[Any] | None = None) -> Self:
         """Learn more texts, with the posterior as the prior (`Posterior.update`).

@@ -37,7 +37,7 @@ def ratings(
 
     Args:
         low, high: the ends of the scale; outputs of -2 and 2 stand for them.
-        limits: whether no rating can be beyond them, so that the intervals of forecasts end there.
+        limits: whether no rating can be beyond them; means and intervals of forecasts end there.
         noise_by_text: predict a noise scale for each text, instead of learning one for all.
         backbone, kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 

@@ -170,7 +170,7 @@ def score_matrix(record: Record, ax: Axes | None = None) -> Axes:
                 shade = "white" if score <= middle else "black"
                 ax.text(column, row, f"{score:.2f}", ha="center", va="center", color=shade)
     _name_batches(ax, record.tests)
-    ax.set_yticks(range(len(record.rows)), [str(row["batch"]) for row in record.rows])
+    ax.set_yticks(*_some([str(row["batch"]) for row in record.rows]))
     ax.set(xlabel="tested on", ylabel="after learning")
     return ax
 
@@ -227,5 +227,10 @@ def _over_time(record: Record, metric: str, ax: Axes, expected: str | None = Non
 
 
 def _name_batches(ax: Axes, names: list[str]) -> None:
+    ax.set_xticks(*_some(names), rotation=45, ha="right")
+
+
+def _some(names: list[str]) -> tuple[range, list[str]]:
+    """Places and names of all batches; of many, of every n-th."""
     step = -(-len(names) // _MANY)
-    ax.set_xticks(range(0, len(names), step), names[::step], rotation=45, ha="right")
+    return range(0, len(names), step), names[::step]

@@ -7,7 +7,9 @@ from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from ..base.checks import check
@@ -44,7 +46,7 @@ def reliability(
     """Reliability diagram (Guo et al. 2017): accuracy against confidence in equal bins.
 
     In each bin a line connects its accuracy with the diagonal at its mean confidence. ECE is the
-    mean length of these lines, weighted by the numbers of examples, which are above the bins.
+    mean length of these lines, weighted by the numbers of examples, at the foot of the bins.
     """
     check(forecast, ClassForecast, "forecast", "a ClassForecast")
     correct = forecast.label == forecast.observed(labels)
@@ -53,18 +55,18 @@ def reliability(
     filled = binned.count > 0
     left = binned.edges[:-1][filled].numpy()
     accuracy, confidence = binned.accuracy[filled].numpy(), binned.confidence[filled].numpy()
-    ax.bar(left, accuracy, 1 / bins, align="edge", color=SKY, edgecolor="white", label="accuracy")
+    bar: dict[str, Any] = {"color": SKY, "edgecolor": "white", "label": "accuracy (examples)"}
+    ax.bar(left, accuracy, 1 / bins, align="edge", **bar)
     ax.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfectly calibrated")
     ax.vlines(
         confidence, accuracy, confidence, color=VERMILLION, linewidth=2.5, label="calibration gap"
     )
-    small: dict[str, Any] = {"fontsize": 7, "color": GREY, "xycoords": ("data", "axes fraction")}
-    small["textcoords"] = "offset points"
+    small: dict[str, Any] = {"fontsize": 7, "textcoords": "offset points"}
+    small["path_effects"] = [withStroke(linewidth=2, foreground="white")]  # over bars and lines
     for x, count in zip(left + 0.5 / bins, binned.count[filled].tolist(), strict=True):
-        ax.annotate(f"{count:.0f}", (x, 1), (0, 3), ha="center", **small)
-    ax.annotate("examples", (0, 1), (0, 12), ha="left", **small)
+        ax.annotate(f"{count:.0f}", (x, 0), (0, 3), ha="center", **small)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-    ax.set_title(f"ECE {binned.expected_error:.3f}", pad=16)
+    ax.set_title(f"ECE {binned.expected_error:.3f}")
     ax.legend(loc="best")
     return ax
 
@@ -128,9 +130,11 @@ def novelty(forecast: Forecast, ax: Axes | None = None) -> Axes:
     Each has 5 % of texts like the learnt ones (dashed); those unlike them are in the first.
     """
     check(forecast, Forecast, "forecast", "a forecast")
-    unlike, p = forecast.unlike().double().mean().item(), 1 - forecast.uncertainty("novelty")
+    unlike, p = forecast.unlike().double().mean().item(), forecast.novelty
+    assert p is not None  # or `unlike` raises
     ax = new_axes(ax)
-    shares = p.histc(_P_BINS, 0, 1).numpy() / len(p)
+    ends = torch.arange(1, _P_BINS, dtype=p.dtype) / _P_BINS  # each belongs to the bin on its left
+    shares = torch.bucketize(p, ends).bincount(minlength=_P_BINS).numpy() / len(p)
     left = [number / _P_BINS for number in range(_P_BINS)]
     colours = [VERMILLION, *[SKY] * (_P_BINS - 1)]
     ax.bar(left, shares, 1 / _P_BINS, align="edge", color=colours, edgecolor="white")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
+import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from tables import tagged
 
 from bhpeft_pyro.data import Columns, encode
 from bhpeft_pyro.data.columns import as_words
+from bhpeft_pyro.errors import BHPEFTWarning
 from bhpeft_pyro.testing import tiny_tokenizer
 
 NER = Columns(text="tokens", label="tags")
@@ -41,8 +44,17 @@ def test_words_without_a_label_are_left_out() -> None:
     hub = encode(rows, tiny_tokenizer(), kind="class", each_word=True, columns=NER)
     assert hub.label_names == ("O", "B") and hub.labels is not None
     assert hub.labels.tolist() == [0, 1, 1, 0]
-    whole = tagged(tokens, [["O", "B"], [None], ["B", None, "O"]], labelled=False)
+
+
+def test_that_gaps_leave_all_labels_of_words_unused_is_said() -> None:
+    tokens = [["w5", "w6"], ["w7"], ["w8", "w9", "w10"]]
+    said = r"'tags': 2 of 6 words have no label, .*; posterior.encode\(data\) keeps the words"
+    with pytest.warns(BHPEFTWarning, match=said):
+        whole = tagged(tokens, [["O", "B"], [None], ["B", None, "O"]], labelled=False)
     assert len(whole) == 6 and whole.labels is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of words that have no label at all nothing is left unused
+        assert tagged(tokens, [[None] * 2, [-100], [None] * 3], labelled=False).labels is None
 
 
 def test_a_word_has_any_kind_of_label_and_the_numbers_of_its_sentence() -> None:

@@ -269,6 +269,18 @@ def test_components_have_the_same_steps_and_points_a_penalty(
     assert not stats["skipped"].values.any() and np.isfinite(stats["loss"].values).all()
     assert stats["kl"].attrs["long_name"].startswith(loss)
     assert stats["site_kl"].attrs["long_name"].startswith(kl)
+    assert "site_point" not in stats
+
+
+def test_points_among_random_sites_are_told_apart() -> None:
+    guide = {"head.*": "normal", "*": "delta"}
+    posterior = fit(tiny_model(), guide, tiny_examples(), max_steps=2, progress=False)
+    stats = posterior.to_arviz(samples=2).sample_stats
+    points = stats["site_point"].to_series()
+    assert points.dtype == bool
+    assert points.to_dict() == {name: "head" not in name for name in posterior.report.kl}
+    words = stats["site_kl"].attrs["long_name"]
+    assert "KL to the prior" in words and "minus log prior density" in words
 
 
 # Names, and what a person can read.

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from saves import backbone_in
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -189,6 +189,13 @@ def test_classes_are_of_one_type(folder: str) -> None:
     classes = np.array([*CLASSES[:-1], None], dtype=object)
     with pytest.raises(DataError, match="y: classes of several types, NoneType, "):
         BayesianTextClassifier(folder, **QUICK).fit(TEXTS, classes)
+
+
+def test_labels_come_in_one_column_too(folder: str) -> None:
+    column = [[label] for label in CLASSES.tolist()]
+    with pytest.warns(DataConversionWarning):
+        classifier = BayesianTextClassifier(folder, **QUICK).fit(TEXTS, column)
+    assert classifier.classes_.tolist() == ["bad", "good"]
 
 
 def test_a_random_state_draws_the_seed(folder: str) -> None:

@@ -58,6 +58,16 @@ def test_reliability_bars_are_the_accuracy_in_their_bins(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence", "accuracy")
 
 
+def test_no_title_covers_the_counts(ax):
+    """At whatever distance from the axes it is."""
+    plots.reliability(forecast_of(0), ax=ax).set_title("posterior", pad=0)
+    ax.figure.canvas.draw()
+    frame = ax.get_window_extent()
+    for text in ax.texts:
+        count = text.get_window_extent()
+        assert count.y0 >= frame.y0 and count.y1 <= frame.y1
+
+
 def test_given_labels_come_before_the_forecasts_own(ax):
     forecast = forecast_of(0)
     plots.reliability(forecast, forecast.label, ax)
@@ -142,8 +152,17 @@ def test_each_twentieth_of_the_p_values_has_its_share(ax):
     p = torch.tensor([0.01, 0.02, 0.049, 0.3, 0.51, 0.52, 0.97, 1.0], dtype=torch.float64)
     plots.novelty(replace(forecast, novelty=p), ax=ax)
     heights = [bar.get_height() for bar in ax.patches]
-    assert [heights[0], heights[6], heights[10], heights[19]] == [3 / 8, 1 / 8, 2 / 8, 2 / 8]
+    assert [heights[0], heights[5], heights[10], heights[19]] == [3 / 8, 1 / 8, 2 / 8, 2 / 8]
     assert sum(heights) == 1 and ax.get_title() == "37.5% at up to 5 %"
+
+
+@pytest.mark.parametrize("count", [20, 100])
+def test_p_values_on_edges_are_in_the_bin_that_they_end(ax, count):
+    """As they are of 19 or 99 learnt texts, and then the first bar is the share that is unlike."""
+    forecast = ClassForecast.from_draws(torch.full((1, count, 2), 0.5))
+    p = torch.arange(1, count + 1, dtype=torch.float64) / count
+    plots.novelty(replace(forecast, novelty=p), ax=ax)
+    assert [bar.get_height() for bar in ax.patches] == [0.05] * 20
 
 
 def test_novelty_is_called_no_uncertainty() -> None:

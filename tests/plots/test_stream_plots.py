@@ -57,3 +57,6 @@ def test_many_rounds_have_few_names_and_colours_for_numbers() -> None:
     ax = plots.score_matrix(record(30))
     assert not ax.texts and len(ax.figure.axes) == 2  # a colour bar
     assert [label.get_text() for label in ax.get_xticklabels()][:2] == ["week 0", "week 3"]
+    year = plots.score_matrix(record(52))
+    assert [label.get_text() for label in year.get_yticklabels()][:2] == ["week 0", "week 5"]
+    assert len(year.get_yticks()) <= 12

@@ -12,7 +12,7 @@ from counts import Counts
 from saves import load
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.errors import BHPEFTWarning, DataError
 from bhpeft_pyro.integrations.huggingface.hub import card
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
@@ -93,7 +93,8 @@ def test_truth_and_predictions_have_the_same_words(laplace: bh.Posterior) -> Non
     expected = [[tag for tag in tags if tag] for tags in data["ner_tags"]]
     assert truth == expected
     assert [*map(len, forecast.by_row(forecast.predicted))] == [*map(len, expected)]
-    everything = laplace.predict(data)  # a word without a label is predicted too
+    with pytest.warns(BHPEFTWarning, match="1 of 21 words have no label"):
+        everything = laplace.predict(data)  # it is predicted too
     assert everything.labels is None and [*map(len, everything.by_row(everything.predicted))] == [
         *map(len, data["tokens"])
     ]

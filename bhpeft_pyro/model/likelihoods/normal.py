@@ -122,7 +122,7 @@ class Normal(Ratings):
         center, spread: the middle of the ratings and a typical distance from it, in the ratings'
             own unit, so that outputs and their priors are of order one. None is the mean and the
             sd of the ratings that `fit` is given in the first round; without a fit, 0 and 1.
-        low, high: the ends of the scale, if no rating can be beyond them: the intervals of
+        low, high: the ends of the scale, if no rating can be beyond them: means and intervals of
             forecasts end there, and nothing else changes.
 
     Raises:

@@ -325,6 +325,26 @@ def test_a_flow_that_cannot_be_made_again_stays_itself() -> None:
     assert bh.Posterior.of(model, guide).guide.module is guide
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"stable": True}, {"log_scale_max_clip": -3.0}, {"hidden_dim": [40], "num_transforms": 2}],
+)
+def test_a_flow_keeps_the_options_that_change_no_shape(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny_model(())
+    guide = trained(model, autoguide.AutoIAFNormal(model, **options))
+    posterior = bh.Posterior.of(model, guide, tiny_examples(12))
+    torch.manual_seed(0)
+    noise = guide.get_base_dist().sample((5,))
+    expected = guide.get_transform()(noise)
+    posterior.save(tmp_path / "p")
+    for each in (posterior, load(tmp_path / "p")):
+        assert isinstance(each.guide, PyroGuide)
+        flow: Any = each.guide.auto
+        torch.testing.assert_close(flow.get_transform()(noise), expected)
+
+
 def test_a_guide_of_another_model_is_refused_before_it_predicts() -> None:
     model, other = tiny_model(()), tiny_model(bh.presets.lora(rank=2))
 

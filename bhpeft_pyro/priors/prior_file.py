@@ -107,7 +107,7 @@ def from_state(plain: Plain, tensors: Tensors, part: str, given: PriorLike | Non
         made = given_for("prior", fields["path"], given if given is None else as_prior(given))
         options = plain_attributes(made)
         for name, saved in fields.get("options", {}).items():  # earlier files have none
-            if (got := options.get(name)) != saved:
+            if not name.startswith("__") and (got := options.get(name)) != saved:
                 raise SaveError(
                     f"prior: this posterior was saved with {name}={saved!r:.80} of the prior; got "
                     f"{got!r:.80}"

@@ -164,6 +164,13 @@ def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> list
     return draws
 
 
+def held_fixed(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """The sites that a prior holds fixed, which have the same value in all its draws."""
+    first, second = _two_draws(prior, sites)
+    values = {site.name: first[site.name]["value"] for site in sites if site.name in first}
+    return {k: value for k, value in values.items() if torch.equal(value, second[k]["value"])}
+
+
 def _two_draws(prior: Prior, sites: Sequence[Site]) -> list[Draw]:
     draws = []
     with undisturbed(), torch.no_grad(), poutine.block():

@@ -199,6 +199,24 @@ def test_a_handler_s_copies_of_names_are_no_options(
     load(folder, prior=handled())
 
 
+def test_a_site_is_held_fixed_at_the_same_values_again(tmp_path: Path) -> None:
+    """In later rounds too, which compute the site from it."""
+
+    def held(bias: float) -> Any:
+        return poutine.condition(plain_normal, {"head.bias": torch.tensor([bias, -bias])})
+
+    later = two_rounds(held(3.0))
+    first = bh.fit(tiny_model((), prior=held(3.0)), "normal", DATA, **QUICK)
+    for number, posterior in enumerate([first, later]):
+        folder = tmp_path / str(number)
+        assert_same(posterior, reload(posterior, folder, held(3.0)))
+        other = r"'head.bias' held fixed at \[3.0, -3.0\]; got \[2.0, -2.0\]"
+        with pytest.raises(SaveError, match=other):
+            load(folder, prior=held(2.0))
+    with pytest.raises(SaveError, match=r"'head.bias' held fixed at .*; got None"):
+        load(tmp_path / "0", prior=plain_normal)
+
+
 def chained(sites: Sequence[Site]) -> dict[str, Tensor]:
     """Cut-offs in order, and a Cholesky factor, that set the scales."""
     factor = pyro.sample("factor", dist.LKJCholesky(3, 1.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -279,7 +279,7 @@ def log_ratios(
             with alone(), poutine.trace() as tracer, pyro.plate(PLATE, count, dim=-2):
                 poutine.condition(checked, data=weights)(model.prior, model.sites)
             _check(_sites(trace), _sites(tracer.trace))
-            densities.append(_log_prob(tracer.trace, weights, temperature) - _log_prob(trace))
+            densities.append(_log_prob(tracer.trace) - _log_prob(trace))
             yield Draws(complete(model.prior, model.sites, weights), at)
 
     likelihood = log_likelihoods(model, draws(), batches, samples)
@@ -298,18 +298,14 @@ def _sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
     }
 
 
-def _log_prob(
-    trace: poutine.Trace, latents: Collection[str] | None = None, temperature: float = 1.0
-) -> Tensor:
-    """(s,) float64: the log-probability of each draw; what is not among the `latents`, such as a
-    prior's factor, is tempered as labels are."""
+def _log_prob(trace: poutine.Trace) -> Tensor:
+    """(s,) float64: the log-probability of each draw."""
     with torch.no_grad():
         trace.compute_log_prob(lambda _name, node: not site_is_subsample(node))
     total = torch.zeros((), dtype=torch.float64)
-    for name, node in _sites(trace).items():
+    for node in _sites(trace).values():
         # Dims but the draws' are those of plates in the guide or prior.
-        log_prob = node["log_prob"].double().movedim(-2, 0).flatten(1).sum(1).cpu()
-        total = total + log_prob / (1.0 if latents is None or name in latents else temperature)
+        total = total + node["log_prob"].double().movedim(-2, 0).flatten(1).sum(1).cpu()
     return total
 
 

@@ -274,7 +274,7 @@ class _Run:
                 self.guide.check_trained()
             assert self.elbo.parts is not None
             nll += self.elbo.parts.nll.item() / options.accumulate
-            total = sum(v.item() for v in self.elbo.parts.kl.values())
+            total = sum(v.item() for v in (*self.elbo.parts.kl.values(), self.elbo.parts.evidence))
             kl += (total - self.least) / options.accumulate
         params = [p for p in self.guide.parameters() if p.grad is not None]
         gradients = [p.grad for p in params if p.grad is not None]

@@ -194,6 +194,14 @@ def test_wrong_draws_are_refused(change: Callable[[Any], object], message: str) 
         bh.Posterior.from_draws(model, draws)
 
 
+def test_a_draw_that_single_precision_cannot_hold_is_refused() -> None:
+    model = tiny_model((), prior=hierarchical)
+    tau = torch.linspace(0.5, 1.0, 40).double()
+    tau[7] = 1e-50
+    with pytest.raises(GuideError, match=r"'tau' has values .* impossible in torch\.float32"):
+        bh.Posterior.from_draws(model, {**draws_of(model), "tau": tau})
+
+
 @pytest.mark.parametrize("more", [1, -1])
 def test_a_joint_vector_of_another_length_is_refused(more: int) -> None:
     """With a weight too many, the last would be left out in silence."""

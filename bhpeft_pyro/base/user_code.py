@@ -48,7 +48,8 @@ def given_for(what: str, path: str, given: object) -> Any:
 
 
 def plain_attributes(thing: object) -> dict[str, Any]:
-    """The attributes of an object of the user's own that come back from JSON, as JSON has them.
+    """The attributes of an object of the user's own that come back from JSON, as JSON has them;
+    none that Python itself or `functools.wraps` sets, such as `__doc__`.
 
     >>> class Wide:
     ...     def __init__(self):
@@ -57,7 +58,9 @@ def plain_attributes(thing: object) -> dict[str, Any]:
     {'sds': [0.5, 1]}
     """
     plain = {
-        key: value for key, value in getattr(thing, "__dict__", {}).items() if _is_plain(value)
+        key: value
+        for key, value in getattr(thing, "__dict__", {}).items()
+        if _is_plain(value) and not key.startswith("__")
     }
     attributes: dict[str, Any] = json.loads(json.dumps(plain))
     return attributes

@@ -268,9 +268,11 @@ class DrawsGuide(Guide):
             _check_shape("draws", name, value, (samples, *shape))
             if not value.is_floating_point():
                 raise GuideError(f"draws: {name!r} is of {value.dtype}; expected floating numbers")
-            if not (support.check(value).all() and value.isfinite().all()):
-                raise GuideError(f"draws: {name!r} has values that are not finite or impossible")
-            guide.get_buffer(key(name)).copy_(value)
+            kept = guide.get_buffer(key(name)).copy_(value)  # in which a small one may be 0
+            if not (support.check(kept).all() and biject_to(support).inv(kept).isfinite().all()):
+                raise GuideError(
+                    f"draws: {name!r} has values that are not finite or impossible in {kept.dtype}"
+                )
         for row, (name, value) in enumerate(statistics.items()):
             _check_shape("statistics", name, value, (samples,))
             guide.get_buffer("_statistics")[row] = value

@@ -111,6 +111,10 @@ class PyroGuide(Guide):
         structured = isinstance(auto, pyro_guides.AutoStructured)
         names = ("conditionals", "dependencies") if structured else ("rank",)
         options = {name: getattr(auto, name) for name in names if hasattr(auto, name)}
+        if isinstance(auto, pyro_guides.AutoIAFNormal):
+            made: Any = auto._init_transform_fn  # a partial of what its constructor was given
+            options = {"num_transforms": made.args[0], **made.keywords}
+            options["hidden_dim"] = options.pop("hidden_dims")
         try:
             guide = cls(model, type(auto), **options)
             if "scale_tril" in auto.state_dict():  # of `laplace_approximation`, not constrained

@@ -33,6 +33,7 @@ from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..prediction.student import Student
 from ..priors import Prior, PriorLike, prior_file
+from ..priors.any_prior import held_fixed
 from ..priors.prior_file import Plain, Tensors, joined
 from ..training.report import FitReport
 from .mixture import MixturePosterior
@@ -81,6 +82,10 @@ def to_state(posterior: Posterior) -> tuple[Plain, Tensors]:
     priors = [part.model.prior for part in parts]
     plain["priors"], more = _priors_to_state(priors, "prior")
     tensors |= more
+    if any(map(prior_file.needs_given, plain["priors"])):
+        for number, part in enumerate(parts):
+            fixed = held_fixed(part.model.prior, part.model.sites)
+            tensors |= {f"{number}.fixed.{name}": value for name, value in fixed.items()}
     first_priors = [part.first_prior for part in parts]
     plain["first_priors"] = None  # in the first round they are the priors
     if any(one is not other for one, other in zip(priors, first_priors, strict=True)):
@@ -231,6 +236,7 @@ def _component_from_state(
     plain: Plain, tensors: Tensors, prefix: str, model: Model, make: Callable[..., Guide]
 ) -> Guide:
     """The guide of a component. What earlier versions saved beside it, a coreset, it has learnt."""
+    prior_file.check_fixed(model.prior, model.sites, _part(tensors, f"{prefix}fixed"))
     name, options = plain["guide"], plain["guide_options"]
     if name in _GUIDES:  # refused before it is made, if the file has too few parameters for it
         room = sum(value.numel() for value in _part(tensors, f"{prefix}guide").values())

@@ -19,6 +19,9 @@ from .from_posterior import JointPrior, MixturePrior, PosteriorPrior, moments_of
 from .prior import Prior, checked
 from .vectorised import with_tensors
 
+Draw = dict[str, Any]
+"""The sample statements of one draw of a prior, by name, as nodes of a trace of Pyro's."""
+
 
 def joint(prior: Prior | None) -> JointPrior | None:
     """The prior, if it is one Normal over all weights."""
@@ -100,7 +103,7 @@ def independent_normals(
 
     Raises:
         PriorError: the prior is unknown, a site is not Normal, other latents are sampled, on which
-            sites may depend, or there is `evidence`.
+            sites may depend, or it has what `check_no_evidence` refuses.
     """
     if prior is None:
         raise PriorError(
@@ -110,9 +113,10 @@ def independent_normals(
     if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
         moments = prior.moments()
         return {name: moments[name] for name in names}
-    check_no_evidence(prior, sites, purpose)
-    with undisturbed():
-        drawn, again = (_drawn(prior, sites) for _ in range(2))
+    drawn, again = (
+        {name: node["fn"] for name, node in draw.items() if not node["is_observed"]}
+        for draw in check_no_evidence(prior, sites, purpose)
+    )
     if others := drawn.keys() - {site.name for site in sites}:
         raise PriorError(
             f"{purpose}: the prior also samples {', '.join(sorted(others))}, on which its sites "
@@ -129,41 +133,50 @@ def independent_normals(
     return first
 
 
-def evidence(prior: Prior, sites: Sequence[Site]) -> list[str]:
-    """Names of a prior's observations and factors, and of what it scales or masks. Neither draws of
-    the prior nor the distributions that it samples from have any of it."""
-    known = {site.name for site in sites}
-    with undisturbed():
-        nodes: dict[str, Any] = _traced(prior, sites).nodes
-    return [
-        name
-        for name, node in nodes.items()
-        if node["type"] == "sample" and not node["infer"].get("_deterministic")
-        if (node["is_observed"] and name not in known)
-        or (not node["is_observed"] and (node["scale"] != 1 or node["mask"] is not None))
-    ]
+def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> list[Draw]:
+    """Two draws of a prior. It may have no observations or factors, and scale or mask nothing that
+    it samples: neither draws of it nor the distributions that it samples from have any of it.
 
-
-def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> None:
-    """Refuse a prior with `evidence`.
+    A site that is held fixed is an observation if its density depends on what is sampled, such as
+    its scale.
 
     Raises:
-        PriorError: starts with `purpose`.
+        PriorError: it has some; starts with `purpose`.
     """
-    if seen := evidence(prior, sites):
+    known = {site.name for site in sites}
+    first, second = draws = _two_draws(prior, sites)
+    seen = []
+    for name, node in first.items():
+        if node["infer"].get("_deterministic"):
+            continue
+        if not node["is_observed"]:
+            found = node["scale"] != 1 or node["mask"] is not None
+        else:
+            again = second[name]["log_prob_sum"]
+            found = name not in known or not torch.equal(node["log_prob_sum"], again)
+        if found:
+            seen.append(name)
+    if seen:
         raise PriorError(
             f"{purpose}: the prior has observations, factors, scales or masks at "
             f"{', '.join(seen)}, which would be left out"
         )
+    return draws
 
 
-def _traced(prior: Prior, sites: Sequence[Site]) -> poutine.Trace:
-    """One draw of a prior."""
-    with torch.no_grad(), poutine.block():
-        return poutine.trace(checked).get_trace(prior, sites)
+def held_fixed(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """The sites that a prior holds fixed, which have the same value in all its draws."""
+    first, second = _two_draws(prior, sites)
+    values = {site.name: first[site.name]["value"] for site in sites if site.name in first}
+    return {k: value for k, value in values.items() if torch.equal(value, second[k]["value"])}
 
 
-def _drawn(prior: Prior, sites: Sequence[Site]) -> dict[str, Any]:
-    """The distributions of what a prior samples, in one draw of it."""
-    nodes = _traced(prior, sites).iter_stochastic_nodes()
-    return {name: node["fn"] for name, node in nodes}
+def _two_draws(prior: Prior, sites: Sequence[Site]) -> list[Draw]:
+    draws = []
+    with undisturbed(), torch.no_grad(), poutine.block():
+        for _ in range(2):
+            trace = poutine.trace(checked).get_trace(prior, sites)
+            trace.compute_log_prob(lambda name, node: node["is_observed"])
+            nodes: dict[str, Any] = trace.nodes
+            draws.append({name: node for name, node in nodes.items() if node["type"] == "sample"})
+    return draws

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch.distributions.constraints import Constraint
 from ..base.distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..base.user_code import given_for, path_of, plain_attributes
 from ..errors import SaveError
+from ..peft.sites import Site
+from .any_prior import held_fixed
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
-from .prior import PriorLike, as_prior
+from .prior import Prior, PriorLike, as_prior
 from .ready_priors import ARD, FunctionSpaceNormal, Gates, Hierarchical, Horseshoe
 
 Plain = dict[str, Any]
@@ -107,7 +109,7 @@ def from_state(plain: Plain, tensors: Tensors, part: str, given: PriorLike | Non
         made = given_for("prior", fields["path"], given if given is None else as_prior(given))
         options = plain_attributes(made)
         for name, saved in fields.get("options", {}).items():  # earlier files have none
-            if (got := options.get(name)) != saved:
+            if not name.startswith("__") and (got := options.get(name)) != saved:
                 raise SaveError(
                     f"prior: this posterior was saved with {name}={saved!r:.80} of the prior; got "
                     f"{got!r:.80}"
@@ -116,6 +118,18 @@ def from_state(plain: Plain, tensors: Tensors, part: str, given: PriorLike | Non
     if kind != "unknown":
         raise SaveError(f"path: the saved posterior uses an unknown kind of prior, {kind!r}")
     return None
+
+
+def check_fixed(prior: Prior, sites: Sequence[Site], saved: Tensors) -> None:
+    """Refuse a user's own prior that does not hold the sites fixed that the saved one held, at the
+    same values. Earlier files have none."""
+    fixed = held_fixed(prior, sites) if saved else {}
+    for name, value in saved.items():
+        if (got := fixed.get(name)) is None or not torch.allclose(got.to(value), value):
+            raise SaveError(
+                f"prior: this posterior was saved with {name!r} held fixed at "
+                f"{value.tolist()!r:.80}; got {None if got is None else got.tolist()!r:.80}"
+            )
 
 
 def needs_given(plain: Plain) -> bool:

@@ -134,6 +134,8 @@ def culprit(guide: nn.Module, parts: Parts | None) -> str:
         for name, kl in parts.kl.items():
             if not kl.isfinite():
                 return f"the KL of site {name!r}"
+        if not parts.evidence.isfinite():
+            return "what the prior observes"
         if not parts.nll.isfinite():
             return "the likelihood (site 'label')"
     for name, parameter in params.items():

@@ -21,10 +21,13 @@ from ..errors import GuideError
 
 
 class Parts(NamedTuple):
-    """Expected NLL and, by site, KL to the prior at the last evaluation, in nats for all data."""
+    """Expected NLL and, by site, KL to the prior at the last evaluation, in nats for all data; and
+    minus the expected log density of `evidence`, what the prior observes: sites that are held
+    fixed, and factors."""
 
     nll: Tensor
     kl: dict[str, Tensor]
+    evidence: Tensor
 
 
 class ELBO(TraceMeanField_ELBO):
@@ -32,8 +35,8 @@ class ELBO(TraceMeanField_ELBO):
 
     It is Pyro's `TraceMeanField_ELBO` (the KL in closed form if there is one, Monte Carlo
     otherwise) with three differences. The KL is weighted by `temperature`, whatever its form. The
-    NLL and the KL per site are kept in `parts`. The log density of a Delta, which is that of a
-    transformed latent, counts.
+    NLL, the KL per site and what the prior observes are kept apart in `parts`. The log density of a
+    Delta, which is that of a transformed latent, counts.
 
     Args:
         num_particles: weight draws per evaluation, in one pass. A batch that is `split` into as
@@ -81,13 +84,16 @@ class ELBO(TraceMeanField_ELBO):
     ) -> tuple[float, Tensor]:
         nodes: dict[str, Any] = model_trace.nodes
         guide_nodes: dict[str, Any] = guide_trace.nodes
-        nll = torch.zeros(())
+        nll = evidence = torch.zeros(())
         kl: dict[str, Tensor] = {}
         for name, site in nodes.items():
             if site["type"] != "sample":
                 continue
             if site["is_observed"]:
-                nll = nll - site["log_prob_sum"]
+                if name == "label":
+                    nll = nll - site["log_prob_sum"]
+                else:
+                    evidence = evidence - site["log_prob_sum"]
             elif name not in guide_nodes:
                 raise GuideError(
                     f"guide: the site {name!r} of the model is not sampled (if it is the "
@@ -105,11 +111,10 @@ class ELBO(TraceMeanField_ELBO):
                 kl[name] = value = _log_prob(site)
                 if value.requires_grad and not site["fn"].has_rsample:
                     raise _no_gradient(name, site)  # noise without parameters is fine
-        loss = nll + self.temperature * sum(kl.values())
+        loss = nll + evidence + self.temperature * sum(kl.values())
         scale = 1.0 / self.num_particles
-        self.parts = Parts(
-            nll.detach() * scale, {name: value.detach() * scale for name, value in kl.items()}
-        )
+        by_site = {name: value.detach() * scale for name, value in kl.items()}
+        self.parts = Parts(nll.detach() * scale, by_site, evidence.detach() * scale)
         return loss.item(), loss
 
 

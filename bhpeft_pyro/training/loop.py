@@ -260,7 +260,7 @@ class _Run:
         size = len(self.feed.examples)
         for optimizer in steppers:
             optimizer.zero_grad()
-        nll = kl = 0.0
+        sums = torch.zeros(3, dtype=torch.float64)
         for _ in range(options.accumulate):
             batch = next(self.batches).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
@@ -271,15 +271,15 @@ class _Run:
             if step == 1:
                 self.guide.check_trained()
             assert self.elbo.parts is not None
-            nll += self.elbo.parts.nll.item() / options.accumulate
-            total = sum(v.item() for v in self.elbo.parts.kl.values())
-            kl += (total - self.least) / options.accumulate
+            kls = sum(value.item() for value in self.elbo.parts.kl.values()) - self.least
+            parts = [self.elbo.parts.nll.item(), kls, self.elbo.parts.evidence.item()]
+            sums += torch.tensor(parts, dtype=torch.float64) / options.accumulate
         params = [p for p in self.guide.parameters() if p.grad is not None]
         gradients = [p.grad for p in params if p.grad is not None]
-        sums = torch.tensor([nll, kl], dtype=torch.float64)
         average([*gradients, sums])
-        nll, kl = sums.tolist()
-        loss = nll + self.elbo.temperature * kl
+        nll, kl, evidence = sums.tolist()
+        temperature = self.elbo.temperature
+        loss = nll + temperature * kl + evidence
         norm = nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
             return None
@@ -297,9 +297,9 @@ class _Run:
             "step": step,
             "loss": loss / size,
             "nll": nll / size,
-            "kl": kl / size,
+            "kl": (kl + evidence / temperature if temperature else kl) / size,
             "draws": 0 if self.point else self.particles,
-            "temperature": self.elbo.temperature,
+            "temperature": temperature,
             "lr": lr,
             "gradient": norm.item() / size,
         }

@@ -62,8 +62,9 @@ class FitReport(Training):
         seconds: wall time.
         history: one entry per step, in nats per example: step, loss, nll, kl, draws (weight draws;
             0 for a point estimate, whose kl is minus its log prior density, under `laplace` above
-            the least value), temperature (the weight of the KL at this step), lr, gradient (its
-            norm), and validation_nll where it was evaluated.
+            the least value; with it comes what the prior observes, over the temperature),
+            temperature (the weight of the KL at this step), lr, gradient (its norm), and
+            validation_nll where it was evaluated.
         kl: KL to the prior per latent at the end, in nats for the whole data set; where it has no
             closed form, a mean over 256 draws (fewer of very many weights). A joint guide has a
             single latent.

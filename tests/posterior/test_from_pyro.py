@@ -194,6 +194,14 @@ def test_wrong_draws_are_refused(change: Callable[[Any], object], message: str) 
         bh.Posterior.from_draws(model, draws)
 
 
+def test_a_draw_that_single_precision_cannot_hold_is_refused() -> None:
+    model = tiny_model((), prior=hierarchical)
+    tau = torch.linspace(0.5, 1.0, 40).double()
+    tau[7] = 1e-50
+    with pytest.raises(GuideError, match=r"'tau' has values .* impossible in torch\.float32"):
+        bh.Posterior.from_draws(model, {**draws_of(model), "tau": tau})
+
+
 @pytest.mark.parametrize("more", [1, -1])
 def test_a_joint_vector_of_another_length_is_refused(more: int) -> None:
     """With a weight too many, the last would be left out in silence."""
@@ -323,6 +331,26 @@ def test_a_flow_that_cannot_be_made_again_stays_itself() -> None:
 
     guide = trained(model, autoguide.AutoNormalizingFlow(model, transform), steps=1)
     assert bh.Posterior.of(model, guide).guide.module is guide
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stable": True}, {"log_scale_max_clip": -3.0}, {"hidden_dim": [40], "num_transforms": 2}],
+)
+def test_a_flow_keeps_the_options_that_change_no_shape(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny_model(())
+    guide = trained(model, autoguide.AutoIAFNormal(model, **options))
+    posterior = bh.Posterior.of(model, guide, tiny_examples(12))
+    torch.manual_seed(0)
+    noise = guide.get_base_dist().sample((5,))
+    expected = guide.get_transform()(noise)
+    posterior.save(tmp_path / "p")
+    for each in (posterior, load(tmp_path / "p")):
+        assert isinstance(each.guide, PyroGuide)
+        flow: Any = each.guide.auto
+        torch.testing.assert_close(flow.get_transform()(noise), expected)
 
 
 def test_a_guide_of_another_model_is_refused_before_it_predicts() -> None:

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact import hierarchical, independent
 from guide_functions import around
 from saves import load
 
@@ -79,7 +80,17 @@ def scaled(sites: Any) -> dict[str, torch.Tensor]:
         }
 
 
-@pytest.mark.parametrize(("prior", "at"), [(with_factor, "knowledge"), (scaled, "head.weight")])
+fixed = {"head.bias": torch.tensor([5.0, -5.0])}
+
+
+@pytest.mark.parametrize(
+    ("prior", "at"),
+    [
+        (with_factor, "knowledge"),
+        (scaled, "head.weight"),
+        (pyro.poutine.condition(hierarchical, fixed), "head.bias"),  # says that tau is large
+    ],
+)
 def test_evidence_in_the_first_prior_is_refused_where_it_would_be_left_out(
     prior: Any, at: str, tmp_path: Path
 ) -> None:
@@ -105,6 +116,11 @@ def test_evidence_in_the_first_prior_is_refused_where_it_would_be_left_out(
         )
     later = posterior.update(tiny_examples(9, seed=3), **QUICK)  # whose prior has none
     assert "prior_predictive" in later.to_arviz(tiny_examples(5), samples=4)
+
+
+def test_a_site_that_is_held_fixed_says_nothing_about_independent_ones() -> None:
+    model = tiny_model((), prior=pyro.poutine.condition(independent, fixed))
+    assert torch.equal(PriorGuide(model)()["head.bias"], fixed["head.bias"])
 
 
 def test_a_mixture_of_real_parts_is_real(first: bh.Posterior) -> None:

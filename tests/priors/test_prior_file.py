@@ -12,7 +12,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from saves import load
+from pyro.infer.reparam import LocScaleReparam
+from saves import load, rewrite
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -174,6 +175,46 @@ def test_a_prior_of_ones_own_must_have_its_options_again(tmp_path: Path) -> None
     assert again.model.prior == Wide(0.05)
     with pytest.raises(SaveError, match=r"prior: .* sd=0\.05 of the prior; got 1\.0"):
         load(tmp_path / "run", prior=Wide())
+
+
+def plain_normal(sites: Sequence[Site]) -> dict[str, Tensor]:
+    return Wide()(sites)
+
+
+def test_a_handler_s_copies_of_names_are_no_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def handled() -> Any:
+        return poutine.reparam(plain_normal, {"head.bias": LocScaleReparam(0.0)})
+
+    def add_doc(plain: dict[str, Any]) -> None:
+        plain["priors"][0]["options"]["__doc__"] = "Of an earlier version."
+
+    fitted = bh.fit(tiny_model((), prior=handled()), "normal", DATA, **QUICK)
+    folder = fitted.save(tmp_path / "run")
+    monkeypatch.setattr(plain_normal, "__module__", "package.priors")
+    monkeypatch.setattr(plain_normal, "__doc__", "Independent weights.")
+    assert_same(fitted, load(folder, prior=handled()))
+    rewrite(folder, add_doc)
+    load(folder, prior=handled())
+
+
+def test_a_site_is_held_fixed_at_the_same_values_again(tmp_path: Path) -> None:
+    """In later rounds too, which compute the site from it."""
+
+    def held(bias: float) -> Any:
+        return poutine.condition(plain_normal, {"head.bias": torch.tensor([bias, -bias])})
+
+    later = two_rounds(held(3.0))
+    first = bh.fit(tiny_model((), prior=held(3.0)), "normal", DATA, **QUICK)
+    for number, posterior in enumerate([first, later]):
+        folder = tmp_path / str(number)
+        assert_same(posterior, reload(posterior, folder, held(3.0)))
+        other = r"'head.bias' held fixed at \[3.0, -3.0\]; got \[2.0, -2.0\]"
+        with pytest.raises(SaveError, match=other):
+            load(folder, prior=held(2.0))
+    with pytest.raises(SaveError, match=r"'head.bias' held fixed at .*; got None"):
+        load(tmp_path / "0", prior=plain_normal)
 
 
 def chained(sites: Sequence[Site]) -> dict[str, Tensor]:

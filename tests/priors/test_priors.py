@@ -23,6 +23,7 @@ from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import (
     JOINT,
     FunctionSpaceNormal,
+    Gates,
     Hierarchical,
     JointPrior,
     MixturePrior,
@@ -129,6 +130,10 @@ def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
         (
             {"lora.querry.A": dist.Normal(0.0, 1.0), "*": dist.Normal(0.0, 1.0)},
             "'lora.querry.A' match no site",
+        ),
+        (
+            {"lora.query.*": Gates(), "lora.*": Gates(probability=0.1), "*": dist.Normal(0.0, 1.0)},
+            r"two Gates for sites of lora; expected one Gates for all .* 'lora\.\*'",
         ),
         ({"*": dist.Normal(torch.zeros(7), 1.0)}, r"shape \(7,\) cannot be expanded to the site"),
         ({"*": dist.Normal(torch.zeros(9), 1.0).to_event(1)}, r"shape \(9,\) cannot be expanded"),

@@ -248,6 +248,36 @@ def test_a_scaled_or_masked_prior_counts_as_it_says(factor: float | None) -> Non
         bh.autoguide("laplace", model.with_prior(change(own)), components=1)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_what_a_prior_observes_is_no_part_of_the_likelihood(temperature: float) -> None:
+    """A site that is held fixed, and a factor: they count whatever the temperature is."""
+    bias = torch.tensor([3.0, -3.0])
+
+    def observing(sites: Sequence[Any]) -> dict[str, Tensor]:
+        values = pyro.poutine.condition(independent, {"head.bias": bias})(sites)
+        pyro.factor("known", -values["head.weight"].square().sum((-2, -1)))
+        return values
+
+    model = tiny_model((), prior=observing)
+    guide = stirred(NormalGuide(model, init_scale=0.3))
+    batch, drawn = tiny_batch(6), dict[str, Tensor]()
+    elbo = bh.training.ELBO(3, temperature)
+    with torch.no_grad():
+        loss = elbo.differentiable_loss(model, spied(guide, drawn), batch)
+        weights = {"head.weight": drawn["head.weight"], "head.bias": bias}
+        nll = -model.predictive(weights, batch).log_prob(batch.labels).sum() / 3
+    evidence = drawn["head.weight"].square().sum() / 3 - Normal(0.0, 0.1).log_prob(bias).sum()
+    assert elbo.parts is not None
+    torch.testing.assert_close(elbo.parts.nll, nll)
+    torch.testing.assert_close(elbo.parts.evidence, evidence)
+    torch.testing.assert_close(loss, nll + temperature * elbo.parts.kl["head.weight"] + evidence)
+    report = bh.fit(model, "normal", tiny_examples(), max_steps=2, progress=False).report
+    assert [*report.kl] == ["head.weight"]
+    first = report.history[0]
+    assert first["nll"] < 5 < first["kl"]
+    assert first["loss"] == pytest.approx(first["nll"] + first["kl"])
+
+
 @pytest.mark.parametrize("name", ["AutoNormal", "mvn"])
 def test_the_report_has_the_kl_of_a_guide_with_auxiliary_variables(name: str) -> None:
     """Site by site where each site has its own; else in one number."""

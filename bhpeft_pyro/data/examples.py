@@ -160,6 +160,11 @@ class Examples:
         """The examples of these `rows`, in their own order."""
         return self.subset(torch.isin(self.rows, torch.as_tensor(rows)).nonzero().flatten())
 
+    def without_copies(self) -> Examples:
+        """The examples of one row of those with the same text, for each text."""
+        one = dict(zip(self.row_hashes.tolist(), self.rows.unique().tolist(), strict=True))
+        return self.of_rows([*one.values()])
+
     def subset(self, indices: Sequence[int] | Tensor) -> Examples:
         """The examples `indices`, in that order.
 

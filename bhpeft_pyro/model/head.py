@@ -57,7 +57,8 @@ class Head(_Linear):
             Face's `num_labels`; `Normal`, `OrderedLogistic` and `MultipleChoice` 1;
             `HeteroscedasticNormal` 2.
         pooling: "mean" over the valid tokens, the "first" of them (CLS), or the "last";
-            "auto" takes "last" for decoders and "mean" otherwise.
+            "auto" takes "last" for decoders, unless they attend in both directions, and "mean"
+            otherwise.
         each_word: give outputs for each word of a text; the states of the word's own tokens are
             pooled. In a decoder they depend on what precedes the word, and on nothing after it.
         principal: turn the features to principal axes. False leaves them as they are, for example
@@ -201,7 +202,10 @@ class ClassifierHead(_Linear):
             backbone(**inputs)
         finally:
             _SEEN.reset(token)
-        return seen[-1].float()
+        states = seen[-1]
+        if states.dim() == 3:  # a decoder that attends both ways scores every token, then takes one
+            states = _at(states, _last(mask))
+        return states.float()
 
 
 def _see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -211,8 +215,10 @@ def _see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen.append(args[0])
 
 
-def is_causal(backbone: nn.Module) -> bool:
+def is_causal(backbone: PreTrainedModel) -> bool:
     """Whether a backbone is a decoder, whose last token alone has seen the whole text."""
+    if not getattr(backbone.config, "is_causal", True):  # it attends in both directions
+        return False
     return any(getattr(module, "is_causal", False) for module in backbone.modules())
 
 

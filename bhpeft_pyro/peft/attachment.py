@@ -7,7 +7,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, cast
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from ..base.checks import shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import Layer, architecture_of, layers_of
-from .binding import Binding, LayerForward, activate, install, new_token, wants_checkpointing
+from .binding import Binding, LayerForward, activate, install, wants_checkpointing
 from .kinds import Kind
 from .low_rank import Adapter, LoRA
 from .prefix import Prefix, claim, release
@@ -32,7 +33,7 @@ class Attachment:
     The backbone is frozen (no gradients, evaluation mode, so no dropout) and gets permanent hooks
     that do nothing outside `bind`. They are removed when the attachment is garbage-collected. With
     a `Prefix`, `backbone.config._attn_implementation` reads "bhpeft_sdpa" or "bhpeft_eager" until
-    then.
+    then. A copy, or one from a pickle, has a backbone and hooks of its own.
 
     Args:
         backbone: any supported Hugging Face model, with or without a head.
@@ -60,13 +61,9 @@ class Attachment:
         self.backbone = backbone
         self.kinds = _checked(kinds)
         self._base = cast(PreTrainedModel, backbone.base_model)
-        self._token = new_token()
         self._layers = layers_of(self._base)
         self._architecture = architecture_of(self._base.config.model_type)
         self.wired = tuple((kind, kind.chosen(self._layers)) for kind in self.kinds)
-        function = self._architecture.rewritten
-        rewritten = {layer.attention: function for layer in self._layers if function}
-        self._claimed = self._base.config, self._token, rewritten
         self._prefixed = any(isinstance(kind, Prefix) for kind in self.kinds)
         if self._prefixed and not self._architecture.prefix:
             raise ArchitectureError(
@@ -74,11 +71,7 @@ class Attachment:
                 "cannot carry a prefix; LoRA and Adapter work"
             )
 
-        self._undo: list[Callable[[], None]] = []
-        self._finalizer = weakref.finalize(self, _undo_all, self._undo)
-        if self._prefixed:
-            claim(*self._claimed)
-            self._undo.append(partial(release, *self._claimed))
+        self._register()
         backbone.requires_grad_(False)
         backbone.eval()
         scales = measure(self._base, self._layers, attention=self._prefixed)
@@ -88,22 +81,39 @@ class Attachment:
         self.sites: tuple[Site, ...] = tuple(
             site for kind, layers in self.wired for site in kind.sites(layers, scales)
         )
-        shapes = {site.name: torch.empty(1, *site.shape, device="meta") for site in self.sites}
         lowest = min((layer.number for _, layers in self.wired for layer in layers), default=0)
         self.constant = lowest if all(b.module in scales.beside for b in self._layers) else 0
         self._beside = scales.beside
-        self._undo += [handle.remove for handle in install(self._binding(shapes, None))]
+        self._install()
         if not self._can_skip():
             self.constant = 0
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """An attachment of these kinds to a copy of the backbone, with hooks of its own."""
-        new = memo[id(self)] = type(self)(self.bare_copy(memo), self.kinds)
-        return new
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, or from a pickle: hooks of its own take the place of the original's."""
+        vars(self).update(state)
+        _undo_all(self._undo)
+        self._register()
+        self._install()
 
-    def bare_copy(self, memo: dict[int, Any] | None = None) -> PreTrainedModel:
+    def _register(self) -> None:
+        """Take a token, and the attention under a prefix, until this is garbage-collected."""
+        self._token = uuid4().int  # of no other attachment, in any process
+        self._undo: list[Callable[[], None]] = []
+        weakref.finalize(self, _undo_all, self._undo)
+        function = self._architecture.rewritten
+        rewritten = {layer.attention: function for layer in self._layers if function}
+        self._claimed = self._base.config, self._token, rewritten
+        if self._prefixed:
+            claim(*self._claimed)
+            self._undo.append(partial(release, *self._claimed))
+
+    def _install(self) -> None:
+        shapes = {site.name: torch.empty(1, *site.shape, device="meta") for site in self.sites}
+        self._undo += [handle.remove for handle in install(self._binding(shapes, None))]
+
+    def bare_copy(self) -> PreTrainedModel:
         """A copy of the backbone without this attachment's hooks, which come with it at first."""
-        memo = {} if memo is None else memo
+        memo: dict[int, Any] = {}
         backbone = copy.deepcopy(self.backbone, memo)
         _undo_all(copy.deepcopy(self._undo, memo))
         return backbone

@@ -17,7 +17,6 @@ from functools import partial
 from inspect import ismethod
 from types import MappingProxyType
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +82,6 @@ class Binding:
 
 _NOTHING: Mapping[int, Binding] = MappingProxyType({})
 _ACTIVE: ContextVar[Mapping[int, Binding]] = ContextVar("bhpeft_active", default=_NOTHING)
-
-
-def new_token() -> int:
-    """Another number for each attachment, in all processes: a pickled one keeps its own."""
-    return uuid4().int
 
 
 def active() -> Mapping[int, Binding]:

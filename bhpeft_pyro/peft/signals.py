@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from ..base.threads import without_autocast
 from ..errors import ArchitectureError
 from .architectures import Layer, Projection
-from .binding import Binding, activate, install, new_token
+from .binding import Binding, activate, install
 
 ROWS, LENGTH = 8, 32
 _NO_CALL = "never called Hugging Face's attention interface"
@@ -92,7 +93,7 @@ def measure(base: PreTrainedModel, layers: Sequence[Layer], attention: bool) -> 
         record(module, "values", value)
         return key, value
 
-    binding = Binding(new_token(), base, 1, None)
+    binding = Binding(uuid4().int, base, 1, None)
     for layer in layers:
         for projection in layer.projections.values():
             binding.after[projection.module].append(partial(after, projection))

@@ -527,6 +527,24 @@ def test_a_decoder_without_a_padding_token_takes_batches() -> None:
     close(network(weights, bh.data.Batch(padded())), before)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "option"),
+    [
+        ("gemma", {"use_bidirectional_attention": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+        ("llama", {"is_causal": False}),
+        ("gpt2", {"is_causal": False}),
+    ],
+)
+def test_a_decoder_that_attends_in_both_directions(
+    model_type: str, option: dict[str, bool]
+) -> None:
+    model = classifier(model_type, **option)
+    posterior = bh.from_peft(model)
+    assert not posterior.model.network.causal
+    close(ours(posterior), logits(model))
+
+
 def test_new_labels_get_rows_of_the_classifier() -> None:
     posterior = bh.from_peft(
         tiny_classifier(), TRAIN, validation=tiny_examples(12, seed=2), tokenizer=tiny_tokenizer()

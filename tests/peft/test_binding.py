@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import pickle
 import threading
 import weakref
 
@@ -45,9 +46,17 @@ def test_two_attachments_on_one_backbone_do_not_touch_each_other():
         assert torch.equal(run(model, batch), alone[0])
 
 
-def test_bindings_on_two_backbones_hold_at_once():
-    batch = tiny.inputs()
-    first, second = Attachment(tiny.build("bert"), KINDS), Attachment(tiny.build("gpt2"), KINDS)
+SECOND = {
+    "another": lambda _: Attachment(tiny.build("gpt2"), KINDS),
+    "copied": copy.deepcopy,
+    "pickled": lambda first: pickle.loads(pickle.dumps(first)),
+}
+
+
+@pytest.mark.parametrize("which", SECOND)
+def test_bindings_on_two_backbones_hold_at_once(which):
+    batch, first = tiny.inputs(), Attachment(tiny.build("bert"), KINDS)
+    second = SECOND[which](first)
     one, two = tiny.draw(first.sites), tiny.draw(second.sites)
     expected = bound(first, one, batch), bound(second, two, batch)
     with first.bind(one, batch["attention_mask"]), second.bind(two, batch["attention_mask"]):
@@ -108,6 +117,25 @@ def test_a_deleted_attachment_leaves_nothing_behind(model_type):
     assert model.config._attn_implementation == attention
     assert torch.equal(run(model, batch), frozen)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mpnet"])
+@pytest.mark.parametrize("how", ["copied", "pickled"])
+def test_a_copied_or_pickled_attachment_leaves_nothing_behind(how, model_type):
+    batch, model = tiny.inputs(), tiny.build(model_type)
+    attention = model.config._attn_implementation
+    first = Attachment(model, KINDS)
+    weights = tiny.draw(first.sites)
+    expected, before = bound(first, weights, batch), hooks(model)
+    second = SECOND[how](first)
+    other = second.backbone
+    assert hooks(other) == before
+    assert torch.equal(bound(second, weights, batch), expected)
+    del second
+    assert hooks(other) == 0
+    assert other.config._attn_implementation == attention
+    assert not any("forward" in vars(module) for module in other.modules())
+    assert torch.equal(bound(first, weights, batch), expected)
 
 
 def test_bound_weights_are_freed_with_the_binding():

@@ -191,7 +191,7 @@ class LaplaceStrategy(Strategy):
 
     @torch.no_grad()
     def learn_outputs(self, model: Model, texts: Examples) -> None:
-        guide = self.guide
+        guide, texts = self.guide, texts.without_copies()
         enough = len(texts) >= LEAST_TEXTS
         if not (enough and guide.measured and model.network.kinds):  # a head alone is exact
             return

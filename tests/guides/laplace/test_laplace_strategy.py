@@ -450,12 +450,13 @@ def test_what_is_learnt_is_near_the_exact_covariance(kind: str) -> None:
 
 
 def test_too_few_texts_leave_the_exact_covariance() -> None:
-    for count, method in ((120, "exact"), (190, "components")):  # with 12 that were held out
+    few, enough = (unlabelled("class", count)["text"] for count in (120, 190))
+    copies = ["w5 w30", "W6  w31"] * 150 + few
+    for texts, method in ((few, "exact"), (copies, "exact"), (enough, "components")):
         model = tiny_model(outputs=3, aligned=True)
         options: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
-        posterior = bh.fit(
-            model, "laplace", table("class"), unlabelled=unlabelled("class", count), **options
-        )
+        posterior = bh.fit(model, "laplace", table("class"), unlabelled=texts, **options)
+        # with 12 that were held out
         assert posterior.predict(["w5"]).method == method
 
 

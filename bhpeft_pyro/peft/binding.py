@@ -119,9 +119,11 @@ def install(binding: Binding) -> list[RemovableHandle]:
     nor weights alive, and a backbone with hooks can still be copied and pickled.
     """
     noted = set(binding.content.values())
-    before = partial(_before, binding.token)
-    handles = [m.register_forward_pre_hook(partial(_note, binding.token)) for m in noted]
-    handles += [m.register_forward_pre_hook(before) for m in binding.before]
+    pairs = [(m, _note) for m in noted] + [(m, _before) for m in binding.before]
+    handles = [
+        m.register_forward_pre_hook(partial(hook, binding.token), with_kwargs=True)
+        for m, hook in pairs
+    ]
     return handles + [
         m.register_forward_hook(partial(_after, binding.token)) for m in binding.after
     ]
@@ -133,21 +135,28 @@ def _hidden_states(binding: Binding, module: nn.Module, x: Tensor) -> bool:
     return attention is None or binding.scratch.get(attention) is x
 
 
-def _note(token: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module gets first: some models call their layers by keyword."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _note(token: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     binding = active().get(token)
     if binding is not None:
-        binding.scratch[module] = args[0]
+        binding.scratch[module] = _input(args, kwargs)
 
 
-def _before(token: int, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _before(
+    token: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     binding = active().get(token)
     if binding is None or not (functions := binding.before.get(module)):
-        return args
-    if _hidden_states(binding, module, args[0]):
+        return args, kwargs
+    if _hidden_states(binding, module, _input(args, kwargs)):
         for function in functions:
-            other = function(args[0])
+            other = function(_input(args, kwargs))
             args = args if other is None else (other, *args[1:])
-    return args
+    return args, kwargs
 
 
 def _after(token: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

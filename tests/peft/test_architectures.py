@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, T5Model
 
 from bhpeft_pyro.errors import ArchitectureError, ConfigError
@@ -278,6 +279,31 @@ def test_a_wrong_declaration_is_an_error(kind, changes, message, own_registry):
     register_architecture("bert", replace(registry.architecture_of("bert"), **changes))
     with pytest.raises(ArchitectureError, match=message):
         Attachment(tiny.build("bert"), (kind,))
+
+
+class ByKeyword(nn.Module):
+    """A layer that gets its hidden states by keyword."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states, attention_mask, *_, **__):
+        return self.layer(hidden_states=hidden_states, attention_mask=attention_mask)
+
+
+def test_layers_that_are_called_by_keyword(own_registry):
+    batch, kinds = tiny.inputs(), (LoRA(rank=3, layers=(-1,)), Adapter(size=4, layers=(-1,)))
+    plain, model = Attachment(tiny.build("bert"), kinds), tiny.build("bert")
+    model.encoder.layer = nn.ModuleList(ByKeyword(layer) for layer in model.encoder.layer)
+    register_architecture(
+        "bert", replace(registry.architecture_of("bert"), layers="encoder.layer.*")
+    )
+    attachment, weights = Attachment(model, kinds), tiny.draw(plain.sites)
+    assert torch.equal(tiny.bound(attachment, weights, batch), tiny.bound(plain, weights, batch))
+    assert (plain.constant, attachment.constant) == (1, 0)  # which are skipped
+    means = [some.layer_means(batch, batch["attention_mask"]) for some in (plain, attachment)]
+    assert all(map(torch.equal, *means))
 
 
 def test_an_encoder_decoder_is_an_error():

@@ -18,8 +18,6 @@ from .checks import (
     check_fields,
 )
 
-__all__ = ["FitOptions"]
-
 _EPOCHS, _BRIEF = 15, 5  # of a fit, of a brief one
 _LEAST_STEPS = 20  # of a brief one
 

@@ -275,7 +275,9 @@ def history(
             raise ConfigError(f"--keep: {folder} is a posterior; expected a folder of rounds")
         for path in history.keep_only(keep):
             say(f"moved to {path}")
-    rounds = saving.read_lineage(folder) if single else tuple(history.rounds.values())
+    rounds = tuple(history.rounds.values())
+    if single:
+        rounds = saving.read_lineage(folder, saving.read_plain(folder))
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
     folders = {rounds[-1].id: folder} if single else history.folders

@@ -12,8 +12,6 @@ from torch.nn.functional import normalize
 
 from .novelty import LEAST, Novelty
 
-__all__ = ["separation"]
-
 _FOLDS = 5
 
 

@@ -233,7 +233,7 @@ def load(
             "'auto', or a backbone that was moved"
         )
     plain, tensors = read(folder)
-    lineage = _lineage(folder, plain)
+    lineage = read_lineage(folder, plain)
     if not isinstance(backbone, PreTrainedModel):
         with _reading(folder, plain):
             # One with a classifier of its own is of another class.
@@ -251,11 +251,6 @@ def load(
         return round_file.from_state(plain, tensors, lineage, backbone, tokenizer, *given)
 
 
-def read_lineage(folder: Path) -> tuple[FitReport, ...]:
-    """The reports of a saved posterior and of the rounds before it, without reading tensors."""
-    return _lineage(folder, read_plain(folder))
-
-
 def read_report(folder: Path) -> FitReport:
     """The report of a saved posterior's last round, or a SaveError if there is none."""
     reports = _reports(folder, read_plain(folder))
@@ -269,7 +264,7 @@ def _reports(folder: Path, plain: Plain) -> list[FitReport]:
         return [FitReport.from_json(report) for report in plain["lineage"]]
 
 
-def _lineage(folder: Path, plain: Plain) -> tuple[FitReport, ...]:
+def read_lineage(folder: Path, plain: Plain) -> tuple[FitReport, ...]:
     """The reports in a file, and those of earlier rounds in the folders beside it."""
     reports = _reports(folder, plain)
     _check_distinct(folder, reports)

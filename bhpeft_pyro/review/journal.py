@@ -23,8 +23,6 @@ from ..data.cells import write_rows
 from ..errors import DataError
 from .pool import ABOUT, Pool
 
-__all__ = ["Decision", "Journal", "agreed", "labelled"]
-
 Action = Literal["label", "none", "skip", "undo"]
 """A label; that none of the labels fits; later; and that the decision before is taken back."""
 

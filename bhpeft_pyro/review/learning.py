@@ -25,8 +25,6 @@ from ..posterior import Posterior, saving
 from ..training.report import FitReport
 from .pool import Pool
 
-__all__ = ["Learning", "State", "Where"]
-
 
 @dataclass(frozen=True)
 class Where:

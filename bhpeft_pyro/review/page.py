@@ -22,8 +22,6 @@ from .learning import Learning
 from .pool import Item
 from .session import Session
 
-__all__ = ["application"]
-
 WHY = "the page needs Starlette; expected pip install 'bhpeft_pyro[serve]'"
 _HOSTS = ("127.0.0.1", "localhost")
 _HEADERS = {

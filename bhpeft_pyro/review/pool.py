@@ -23,8 +23,6 @@ from ..data.sources import in_file, load, records
 from ..errors import ConfigError, DataError, GuideError
 from ..posterior import Posterior
 
-__all__ = ["Item", "Pool"]
-
 _FIRST = 50  # texts whose labels teach most, together; after them the least certain come
 
 

@@ -14,8 +14,6 @@ from ..errors import DataError, SaveError, WriteError
 from .journal import Decision, Journal
 from .pool import Item, Pool
 
-__all__ = ["Agreement", "Progress", "Session"]
-
 _LEASE = 600.0  # seconds that a text is kept for the person who sees it
 
 

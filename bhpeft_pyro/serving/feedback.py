@@ -35,8 +35,6 @@ from .engine import Refused
 from .loading import Served, Table
 from .protocols import columns_of, option, table_of
 
-__all__ = ["FILE", "Feedback", "Labels", "Seen", "Tally", "read"]
-
 FILE = "feedback.jsonl"
 _ENTRY = "feedback"
 _ALARM = 2 / LEVEL  # an e-value; half of the level is for labels, as `Watch` has it

@@ -24,8 +24,6 @@ from .answers import Answer
 from .engine import Batch
 from .feedback import Seen
 
-__all__ = ["Measures"]
-
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 

@@ -25,17 +25,6 @@ from ..base.checks import shown
 from .engine import Answered, Refused
 from .loading import Served, Table
 
-__all__ = [
-    "Question",
-    "about_model",
-    "columns_of",
-    "infer",
-    "invocations",
-    "option",
-    "predict",
-    "table_of",
-]
-
 _SHAPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _TYPES = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
 

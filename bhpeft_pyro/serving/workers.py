@@ -26,8 +26,6 @@ from .engine import Limits
 from .loading import Source
 from .server import Service
 
-__all__ = ["application"]
-
 
 def application() -> Starlette:
     """An application by environment variables: BHPEFT_RUN, and what `bhpeft serve` has as options:

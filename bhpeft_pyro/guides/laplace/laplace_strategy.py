@@ -133,7 +133,10 @@ class LaplaceStrategy(Strategy):
             pooled = (likelihood.log_noise(guide.means()) - last_noise).exp().item()
             guide.move(likelihood.with_log_noise(last_noise))
         trained = guide.unpack(guide.loc.detach())
-        first, more = _sampled(examples, options.seed)
+        # Random examples for the prior's scales and the expected NLL; with the others for the
+        # curvature.
+        order = random_order(len(examples), options.seed)[:_EXAMPLES]
+        first, *more = (examples.subset(part) for part in order.split(_SCALED))
         with seeded(options.seed), work("width", 2 + (held_out is not None)) as doing:
             again = repeatable(model, trained, first)
             if guide.joint_prior.open:  # what earlier data have contributed to it stays
@@ -284,14 +287,6 @@ def around_point(model: Model, point: Guide) -> LaplaceGuide:
         guide = LaplaceGuide(model)
     guide.move(point.strategy.prior_moments()[0])
     return guide
-
-
-def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:
-    """Random examples for the prior's scales and the expected NLL; with the others, if there are
-    more, for the curvature."""
-    order = random_order(len(examples), seed)
-    first, *more = (examples.subset(part) for part in order[:_EXAMPLES].split(_SCALED))
-    return first, more
 
 
 @torch.no_grad()

@@ -72,6 +72,7 @@ def encode(
     num_labels: int | None = None,
     labelled: bool = True,
     new_names: bool = True,
+    ordered: bool = False,
 ) -> Examples:
     """Read, check and tokenise a data set.
 
@@ -92,6 +93,7 @@ def encode(
         labelled: whether labels are required. If not, they are used if every row has one.
         new_names: whether the source may name the classes if `columns.label_names` does not. False
             if the classes are known by number: names are then refused.
+        ordered: whether the order of the classes matters: names that a table has then need it.
 
     Raises:
         DataError: anything that would make the data unusable, with column and row: that of a
@@ -123,7 +125,7 @@ def encode(
 
     target, text = columns.target(kind), columns.inputs(kind)[0]
     if names is None and new_names and kind == "class":
-        names = ordered_categories(source, target)
+        names = ordered_categories(source, target, unused=ordered)
     limit = token_limit(tokenizer, columns, kind)
 
     def labels_of(
@@ -134,8 +136,10 @@ def encode(
             return None, names, num_labels
         if kind == "rating":
             return read_ratings(values, target), None, None
-        reader = read_labels if kind == "labels" else read_classes
-        return reader(values, target, feature, names, num_labels, new_names)
+        how = names, num_labels, new_names
+        if kind == "labels":
+            return read_labels(values, target, feature, *how)
+        return read_classes(values, target, feature, *how, ordered)
 
     with in_file(source):
         table = read(source, kind, columns, labelled)

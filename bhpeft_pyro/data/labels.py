@@ -185,11 +185,12 @@ def read_classes(
     names: Sequence[str] | None,
     num_labels: int | None,
     new_names: bool,
+    ordered: bool = False,
 ) -> Classes:
     """(N,) int64 class indices, the names of the classes, and their number.
 
     If `names` are not given and `new_names` are allowed, they come from a `ClassLabel` feature or
-    from the strings in the column (sorted).
+    from the strings in the column (sorted, or if the classes are `ordered` by numbers in them).
     """
     if isinstance(feature, ClassLabel):
         check_types(values, column, (int,), "an integer")
@@ -209,6 +210,8 @@ def read_classes(
             raise wrong(column, empty, "the label is empty")
         if names is None and new_names:
             names = sorted(set(values))
+            if ordered:
+                names = _in_order(names, column)
             warn_of_classes(column, values)
         values = _indices(values, column, names, num_labels)
     count = _agreed(column, names, num_labels)
@@ -218,15 +221,15 @@ def read_classes(
     return labels, None if names is None else tuple(names), count
 
 
-def check_order(names: Sequence[str], column: str) -> None:
-    """Refuse names of ordered classes that are in alphabetical order, but for "1", "2", ..."""
-    digits = [re.search(r"\d+", name) for name in names]
-    places = [int(found[0]) for found in digits if found]
-    if [*names] == sorted(names) and not (len(places) == len(names) and places == sorted(places)):
+def _in_order(names: Sequence[str], column: str) -> list[str]:
+    """Names of ordered classes by the numbers in them; refused if not each has one."""
+    numbers = {name: re.search(r"-?\d+", name) for name in names}
+    if not all(numbers.values()):
         raise DataError(
-            f"column {column!r}: the classes {tuple(names)} are in alphabetical order, and the "
-            "likelihood needs theirs; expected label_names, from the lowest to the highest"
+            f"column {column!r}: the classes {tuple(names)} are ordered, and their names do not "
+            "say how; expected label_names, from the lowest to the highest"
         )
+    return sorted(names, key=lambda name: int(numbers[name][0]))  # type: ignore[index]
 
 
 def _indices(

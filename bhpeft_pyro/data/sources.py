@@ -107,12 +107,15 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
     return table
 
 
-def ordered_categories(source: object, column: str) -> list[str] | None:
-    """Those of a column of a data frame, in their order, if it has any and they are texts."""
+def ordered_categories(source: object, column: str, unused: bool) -> list[str] | None:
+    """Those of a column of a data frame, in their order, if it has any and they are texts; the
+    `unused` ones too, or not."""
     kind = source.dtypes.get(column) if isinstance(source, pd.DataFrame) else None
     if not (isinstance(kind, pd.CategoricalDtype) and kind.ordered):
         return None
-    names = kind.categories.tolist()
+    assert isinstance(source, pd.DataFrame)
+    found = source[column] if unused else source[column].cat.remove_unused_categories()
+    names = found.cat.categories.tolist()
     return names if all(isinstance(name, str) for name in names) else None
 
 

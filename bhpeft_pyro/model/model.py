@@ -15,7 +15,6 @@ from ..base.checks import check
 from ..data import Columns, Examples, encode
 from ..data.batch import Batch
 from ..data.columns import wrong
-from ..data.labels import check_order
 from ..data.sources import in_file, read
 from ..errors import ConfigError, DataError, LikelihoodError, PriorError
 from ..peft.architectures import positions_of
@@ -154,10 +153,9 @@ class Model(PyroModule):
                 num_labels=self.likelihood.num_labels(self.network.outputs),
                 labelled=labelled,
                 new_names=new_names,
+                ordered=self.likelihood.ordered,
             )
             self._check_support(examples, columns.label)
-            if self.likelihood.ordered and columns.label_names is None:
-                check_order(examples.label_names or (), columns.label)
         return examples
 
     def _check_support(self, examples: Examples, column: str) -> None:

@@ -165,10 +165,13 @@ def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> list
 
 
 def held_fixed(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
-    """The sites that a prior holds fixed, which have the same value in all its draws."""
-    first, second = _two_draws(prior, sites)
-    values = {site.name: first[site.name]["value"] for site in sites if site.name in first}
-    return {k: value for k, value in values.items() if torch.equal(value, second[k]["value"])}
+    """The values of the sites that a prior observes, as under `poutine.condition`."""
+    draw, known = _two_draws(prior, sites)[0], {site.name for site in sites}
+    return {
+        name: node["value"]
+        for name, node in draw.items()
+        if name in known and node["is_observed"] and not node["infer"].get("_deterministic")
+    }
 
 
 def _two_draws(prior: Prior, sites: Sequence[Site]) -> list[Draw]:

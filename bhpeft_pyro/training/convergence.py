@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.batch import Batch
 from ..guides import Guide, latents
-from ..model.linearized import MAX_BYTES
 from ..model.model import Model
 from ..priors import JOINT
 from .elbo import ELBO, Parts
@@ -68,17 +68,23 @@ class Descent:
         return bool(falls.mean() > _LEVEL + 2 * falls.std() / len(last) ** 0.5)
 
 
-def at_the_end(guide: Guide, model: Model) -> dict[str, Any]:
+@torch.no_grad()
+def mean_kl(guide: Guide, model: Model, batch: Batch, particles: int) -> dict[str, Tensor]:
+    """The KL by site, over 256 draws where it has no closed form. The guide sees a batch as in
+    training, and the network does not run."""
+    elbo, values = ELBO(particles), list[dict[str, Tensor]]()
+    for _ in range(1 if guide.point else -(-_DRAWS // particles)):
+        elbo.differentiable_loss(lambda batch: model(), guide, batch)
+        assert elbo.parts is not None
+        values.append(elbo.parts.kl)
+    return {name: torch.stack([kl[name] for kl in values]).mean() for name in values[0]}
+
+
+def at_the_end(guide: Guide, model: Model, parts: Parts) -> dict[str, Any]:
     """The fields of a `Training` that say where it ended: `kl`, `points` and `scales`. The KL is of
-    each latent, if each has auxiliary variables of its own; or else of all. Where it has no closed
-    form, it is a mean over up to 256 draws."""
+    each latent, if each has auxiliary variables of its own; or else of all."""
     before = {latent.name: latent.scale for latent in latents(model)}
-    most = MAX_BYTES // (8 * sum(scale.numel() for scale in before.values()))
-    elbo = ELBO(1 if guide.point else min(_DRAWS, max(1, most)))
-    with torch.no_grad():
-        elbo(model, guide)(None)  # without data, as the KL is that of the weights alone
-    assert elbo.parts is not None
-    found = {name: value.item() for name, value in elbo.parts.kl.items()}
+    found = {name: value.item() for name, value in parts.kl.items()}
     kl = {name: value for name, value in found.items() if name in before}
     for name in found.keys() - before.keys():
         latent = name.removesuffix("_unconstrained")  # of Pyro's AutoNormal

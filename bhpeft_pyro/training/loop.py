@@ -31,7 +31,7 @@ from ..guides.strategy import Earlier
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
-from .convergence import Descent, at_the_end, culprit, unsettled
+from .convergence import Descent, at_the_end, culprit, mean_kl, unsettled
 from .early_stopping import FEWEST, EarlyStopping, copied
 from .elbo import ELBO
 from .estimated_noise import has_noise, noise_of, pool_noise, settle_noise
@@ -162,14 +162,18 @@ class _Run:
                     settle_noise(self.model, self.guide, self.validation, bf16)
                 elif self.validation is None and self.earlier is None:  # a few rows and steps
                     settle_noise(self.model, self.guide, self.feed, bf16, learnt=True)
-            ended = at_the_end(self.guide, self.model)
-            if not all(map(math.isfinite, ended["kl"].values())):
+            assert self.elbo.parts is not None
+            batch = next(self.batches).to(self.model.network.device)
+            # Anew, as the state that is kept may be an earlier one.
+            kl = mean_kl(self.guide, self.model, batch, self.particles)
+            parts = self.elbo.parts = self.elbo.parts._replace(kl=kl)
+            if not all(value.isfinite() for value in kl.values()):
                 raise self._diverged("at the end")
             return self.so_far(
                 best_step=best_step,
                 falling=best_step is None and not self.ends_early and self.descent.goes_on(),
                 unsettled=unsettled(self.slopes, best_step or self.done, self.setup.temperature),
-                **ended,
+                **at_the_end(self.guide, self.model, parts),
             )
 
     def so_far(self, **more: Any) -> Training:

@@ -66,8 +66,7 @@ class FitReport(Training):
             temperature (the weight of the KL at this step), lr, gradient (its norm), and
             validation_nll where it was evaluated.
         kl: KL to the prior per latent at the end, in nats for the whole data set; where it has no
-            closed form, a mean over 256 draws (fewer of very many weights). A joint guide has a
-            single latent.
+            closed form, a mean over 256 draws. A joint guide has a single latent.
         marginal_kl: for a joint guide, the KL of each site's marginal.
         scales: geometric mean of posterior sd / prior sd, per site.
         points: sites with a point estimate. Their `kl` is minus the log prior density.

@@ -187,7 +187,7 @@ def test_ordered_classes_need_their_order() -> None:
     table = pd.DataFrame({"text": ["w5", "w6", "w7 w8"], "label": ["low", "high", "mid"]})
     ranked = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(3))
     with pytest.raises(
-        DataError, match=r"'label': the classes \('high', 'low', 'mid'\) are in alph"
+        DataError, match=r"'label': the classes \('high', 'low', 'mid'\) are ordered"
     ):
         ranked.encode(table, new_names=True)
     sorted_by_hand = table.assign(label=pd.Categorical(table["label"], order, ordered=True))
@@ -202,12 +202,18 @@ def test_ordered_classes_need_their_order() -> None:
         table.replace({"low": "1 *", "mid": "2 *", "high": "3 *"}), new_names=True
     )
     assert stars.label_names == ("1 *", "2 *", "3 *")
-    many = table.replace({"low": "1", "mid": "2", "high": "10"})  # "1" < "10" < "2"
-    with pytest.raises(DataError, match="alphabetical"):
-        ranked.encode(many, new_names=True)
+    signed = table.replace({"low": "-1", "mid": "2", "high": "10"})
+    assert ranked.encode(signed, new_names=True).label_names == ("-1", "2", "10")
+    grades = table.replace({"low": "A", "mid": "B", "high": "C"})  # in alphabetical order
+    encoded = ranked.encode(grades, bh.Columns(label_names=["A", "B", "C"]))
+    assert ranked.encode(encoded, new_names=True).label_names == ("A", "B", "C")
+    graded = grades.assign(label=pd.Categorical(grades["label"], ["A", "B", "C"], ordered=True))
+    assert ranked.encode(graded[:2], new_names=True).label_names == ("A", "B", "C")
     # Where the order does not matter, it is kept too, and unordered categories are names alone.
     plain = tiny_model((), 3)
     assert plain.encode(sorted_by_hand, new_names=True).label_names == ("low", "mid", "high")
+    without = sorted_by_hand[sorted_by_hand["label"] != "mid"]  # whose category is still known
+    assert tiny_model((), 2).encode(without, new_names=True).label_names == ("low", "high")
     unordered = table.assign(label=table["label"].astype("category"))
     assert plain.encode(unordered, new_names=True).label_names == ("high", "low", "mid")
 

@@ -155,8 +155,8 @@ _ = right.legend()
 # %% [markdown]
 # With one noise scale the intervals are calibrated. With noise by text, as without reading, those
 # of up to about 65 % contain too few ratings. The distribution of film ratings has two modes and
-# few values near 0, but a Normal has one mode. A posterior over weights cannot compensate for such a
-# wrong likelihood.
+# few values near 0, but a Normal has one mode. A posterior over weights cannot compensate for such
+# a wrong likelihood.
 #
 # ## Does it know where people disagree?
 #

@@ -165,8 +165,10 @@ def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> list
 
 
 def held_fixed(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
-    """The values of the sites that a prior observes, as under `poutine.condition`."""
-    draw, known = _two_draws(prior, sites)[0], {site.name for site in sites}
+    """The values of the sites that a prior observes, as under `poutine.condition`; of a posterior,
+    those of the first prior, by which it still computes sites."""
+    own = getattr(prior, "structure", None) or prior
+    draw, known = _two_draws(own, sites)[0], {site.name for site in sites}
     return {
         name: node["value"]
         for name, node in draw.items()

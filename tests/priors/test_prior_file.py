@@ -236,3 +236,18 @@ def test_ordered_and_cholesky_latents_come_back(tmp_path: Path) -> None:
     second = two_rounds(chained)
     again = reload(second, tmp_path / "run", chained)
     assert torch.equal(again.predict(["w5"]).probabilities, second.predict(["w5"]).probabilities)
+
+
+def test_a_computed_site_is_not_held_fixed(tmp_path: Path) -> None:
+    """A soft threshold is often at 0, in some draws and not in others."""
+
+    def thresholded(sites: Sequence[Site]) -> dict[str, Tensor]:
+        values = plain_normal([site for site in sites if site.name != "head.bias"])
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        bias = torch.relu(z.abs() - 1.5) * z.sign()
+        return values | {"head.bias": pyro.deterministic("head.bias", bias)}
+
+    posterior = bh.fit(tiny_model((), prior=thresholded), "normal", DATA, **QUICK)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        assert_same(posterior, reload(posterior, tmp_path / str(seed), thresholded))

@@ -144,7 +144,7 @@ def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> list
         PriorError: it has some; starts with `purpose`.
     """
     known = {site.name for site in sites}
-    first, second = draws = _two_draws(prior, sites)
+    first, second = draws = _draws(prior, sites, 2)
     seen = []
     for name, node in first.items():
         if node["infer"].get("_deterministic"):
@@ -168,7 +168,7 @@ def held_fixed(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
     """The values of the sites that a prior observes, as under `poutine.condition`; of a posterior,
     those of the first prior, by which it still computes sites."""
     own = getattr(prior, "structure", None) or prior
-    draw, known = _two_draws(own, sites)[0], {site.name for site in sites}
+    (draw,), known = _draws(own, sites, 1), {site.name for site in sites}
     return {
         name: node["value"]
         for name, node in draw.items()
@@ -176,10 +176,10 @@ def held_fixed(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
     }
 
 
-def _two_draws(prior: Prior, sites: Sequence[Site]) -> list[Draw]:
+def _draws(prior: Prior, sites: Sequence[Site], count: int) -> list[Draw]:
     draws = []
     with undisturbed(), torch.no_grad(), poutine.block():
-        for _ in range(2):
+        for _ in range(count):
             trace = poutine.trace(checked).get_trace(prior, sites)
             trace.compute_log_prob(lambda name, node: node["is_observed"])
             nodes: dict[str, Any] = trace.nodes

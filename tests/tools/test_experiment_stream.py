@@ -52,7 +52,13 @@ def test_what_an_arm_has_learnt_is_known_in_closed_form(arm: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.* repeat another")
-def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("arm", "again"),
+    [("deterministic sequential", 0), ("deterministic sequential, 5 % replay", 3)],
+)
+def test_fine_tuning_goes_on_from_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, arm: str, again: int
+) -> None:
     starts = []
 
     def optimise(setup: Any) -> Training:
@@ -63,11 +69,11 @@ def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) 
         return Training()
 
     monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", optimise)
-    learn = ARMS["deterministic sequential"](Setup(model, ROUNDS, None))
+    learn = ARMS[arm](Setup(model, ROUNDS, None))
     posterior = None
     for data in ROUNDS.values():
         posterior = learn(posterior, data)
-    assert (starts[1] - starts[0] == 48).all() and (starts[2] - starts[1] == 32).all()
+    assert (starts[1] - starts[0] == 48).all() and (starts[2] - starts[1] == 32 + again).all()
     assert posterior is not None
     for last, following in zip(posterior.lineage, posterior.lineage[1:], strict=False):
         assert following.parent == last.id

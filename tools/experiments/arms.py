@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from torch import Tensor
@@ -79,11 +80,12 @@ def updating(components: int = 1, **how: Any) -> Arm:
     return learner
 
 
-def fine_tuning(lr: float | None = None) -> Arm:
+def fine_tuning(lr: float | None = None, replay: float = 0.0) -> Arm:
     """Ordinary fine-tuning, in every round from where the last one ended.
 
     Args:
         lr: its learning rate; by default that of the other arms.
+        replay: the share of each earlier batch that is learnt again, the same rows in every round.
     """
 
     def learner(setup: Setup) -> Learner:
@@ -92,7 +94,10 @@ def fine_tuning(lr: float | None = None) -> Arm:
             options = {"lr": lr, **setup.options}
             if last is None:
                 return fit(setup.model(), "delta", data, **options)
-            return _after(last, fit(last.model, copy.deepcopy(last.guide), data, **options), data)
+            earlier = list(setup.batches.values())[: len(last.lineage)] if replay else []
+            again = [batch.subset(range(ceil(replay * len(batch)))) for batch in earlier]
+            learnt = data.concat(*again)
+            return _after(last, fit(last.model, copy.deepcopy(last.guide), learnt, **options), data)
 
         return learn
 
@@ -183,6 +188,7 @@ ARMS: dict[str, Arm] = {
     f"{OURS}, 5 epochs": updating(epochs=5),
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
+    "deterministic sequential, 5 % replay": fine_tuning(replay=0.05),
     **{f"EWC, strength {strength}": elastic(strength) for strength in (1, 100, 10_000, 1_000_000)},
     "all data so far": _cumulative,
     AT_ONCE: at_once(),

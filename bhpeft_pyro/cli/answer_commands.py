@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from ..base.checks import INSIDE
+from ..base.names import Method
 from ..errors import ConfigError, DataError
 from . import options
 from .screen import command, say, table
@@ -128,6 +129,9 @@ def predict(
         if samples is not None or draw_seed or method not in (None, posterior.promised.method):
             way = f"by {posterior.promised.method}, without --samples and --seed"
             raise ConfigError(f"--coverage: the promise is for predictions {way}; leave these out")
+        # None for draws of the weights, which are no method to ask for.
+        promised_way = posterior.promised.method
+        method = next((name for name in get_args(Method) if name == promised_way), None)
         check_coverage(posterior.promised, coverage)
     saved.check_method(posterior, method, samples)
     single = len(posterior.components) == 1
@@ -140,8 +144,13 @@ def predict(
     inputs = columns.inputs(kind)
     cells, given = cells_of(data, inputs), records(data, inputs)
     tables.check_columns(cells, inputs, data)
+    kept = {*inputs, columns.target(kind)} & given[0].keys()
+
+    def named(name: str) -> str:
+        return f"predicted_{name}" if name in kept else name
+
     if {"prediction", "flagged"} <= given[0].keys():  # of an earlier prediction none is to stay
-        old = {*filter(_ADDED.fullmatch, given[0])} - {*inputs, columns.target(kind)}
+        old = {*map(named, filter(_ADDED.fullmatch, given[0]))}
         given = [{name: row[name] for name in row if name not in old} for row in given]
 
     def forecast_of(some: dict[str, list[Any]]) -> AnyForecast:
@@ -166,6 +175,7 @@ def predict(
     else:
         flagged = forecast.unlike(max_false_alarms)
     added = predicted | {"flagged": forecast.by_row(flagged)}
+    added = {named(name): values for name, values in added.items()}
     none = dict.fromkeys(added)
     of_row = {
         row: dict(zip(added, values, strict=True))

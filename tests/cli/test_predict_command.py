@@ -275,6 +275,24 @@ def test_no_column_of_an_earlier_prediction_stays(run: Path, tmp_path: Path) -> 
     assert first["flagged"] and first["prediction"]
 
 
+def test_texts_and_labels_keep_their_columns_whatever_these_are_called(
+    head_only: tuple[object, ...], tmp_path: Path
+) -> None:
+    train = write_csv(tmp_path / "train.csv", reason=TEXTS, prediction=NAMES)
+    columns = ("--text-column", "reason", "--label-column", "prediction")
+    bhpeft("fit", train, *head_only, *columns, "--out", tmp_path / "run")
+    out, again = tmp_path / "out.csv", tmp_path / "again.csv"
+    bhpeft("predict", tmp_path / "run", train, "--out", out)
+    rows = read_csv(out)
+    assert [row["reason"] for row in rows] == TEXTS
+    assert [row["prediction"] for row in rows] == NAMES
+    assert {row["predicted_prediction"] for row in rows} <= {"bad", "good"}
+    assert all(row["predicted_reason"] for row in rows)
+    write_csv(out, **{name: [row[name] for row in rows] for name in rows[0]}, answered=["x"] * 20)
+    bhpeft("predict", tmp_path / "run", out, "--out", again)
+    assert read_csv(again) == rows  # of an earlier prediction nothing stays
+
+
 def test_rows_are_checked_before_the_first_is_predicted(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

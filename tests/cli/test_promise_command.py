@@ -81,6 +81,16 @@ def test_sets_are_added(copied, calibration, folder):
         assert "--coverage: the promise is for predictions by" in told or "--method" in told
 
 
+def test_sets_are_those_of_the_way_that_is_promised(distilled, calibration, folder, tmp_path):
+    pytest.importorskip("crepes")
+    new, out, run = folder / "new.csv", tmp_path / "out.csv", tmp_path / "run"
+    bhpeft("promise", distilled, calibration, *HALF, "--method", "exact", "--out", run)
+    said = bhpeft("predict", run, new, "--out", out, "--coverage", "80%").stderr
+    assert "by exact" in said and "answered" in said  # by default it is by the student
+    sets = loaded(run, folder).predict(str(new), method="exact").sets(0.8)
+    assert [json.loads(row["set_80"]) for row in read_csv(out)] == sets
+
+
 def test_intervals_are_added(tmp_path, folder):
     pytest.importorskip("crepes")
     texts = [f"w{5 + i % 9} w{10 + i % 30} w{40 - i // 9}" for i in range(120)]

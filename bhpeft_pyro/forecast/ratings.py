@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..base.checks import INSIDE, check
+from ..base.checks import COUNT, INSIDE, check
 from ..errors import LikelihoodError
 from .base import Forecast, Labels, as_labels, digits
 from .metrics import aurc
@@ -39,6 +39,8 @@ class RatingForecast(Forecast):
             Normal. `nlls` of these labels are then exact; those of others are of the Normals.
         outcomes: (S, N, R) labels drawn from each draw's own likelihood, if that is not Normal.
         scale: the ends of the scale, at which intervals end; None for an end that is open.
+        components: how many components of the posterior the draws are of, equally many of each, in
+            their order.
 
     >>> forecast = RatingForecast.from_draws(torch.tensor([[1.0], [3.0]]), torch.full((2, 1), 0.5))
     >>> forecast.mean, forecast.epistemic, forecast.aleatoric
@@ -63,6 +65,7 @@ class RatingForecast(Forecast):
     densities: Tensor | None = None
     outcomes: Tensor | None = None
     scale: tuple[float | None, float | None] = (None, None)
+    components: int = 1
 
     def __post_init__(self) -> None:
         self._check_rows(whole=False)
@@ -79,6 +82,7 @@ class RatingForecast(Forecast):
         densities: Tensor | None = None,
         outcomes: Tensor | None = None,
         scale: tuple[float | None, float | None] = (None, None),
+        components: int = 1,
     ) -> RatingForecast:
         """The mixture over S draws of Normal(mean, sd), both (S, N).
 
@@ -98,6 +102,8 @@ class RatingForecast(Forecast):
                 )
             if not tensor.isfinite().all():
                 raise LikelihoodError(f"{name} must be finite")
+        if len(mean) % COUNT("components", components):
+            raise LikelihoodError(f"components={components} do not divide {len(mean)} draws")
         if not (sd > 0).all():
             raise LikelihoodError(f"sd must be positive, its least value is {sd.min():.3g}")
         more = {"within": within, "densities": densities, "outcomes": outcomes}
@@ -115,7 +121,8 @@ class RatingForecast(Forecast):
             name: part.detach().to("cpu", dtype, copy=True)
             for name, part in {"means": mean, "sds": sd, **parts}.items()
         }
-        return cls(**kept, labels=as_labels(labels), texts=texts, scale=scale)
+        about: dict[str, Any] = {"labels": as_labels(labels), "texts": texts, "scale": scale}
+        return cls(**kept, **about, components=components)
 
     def __len__(self) -> int:
         return self.means.shape[1]
@@ -142,8 +149,14 @@ class RatingForecast(Forecast):
 
     @property
     def between(self) -> Tensor | None:
-        """(N,) the part of `epistemic` that is disagreement between components; None for draws."""
-        return None if self.within is None else self._rounded(self._between)
+        """(N,) the part of `epistemic` that is disagreement between components; None for draws of
+        one."""
+        if self.within is not None:
+            return self._rounded(self._between)
+        if self.components == 1:
+            return None
+        of_each = self.means.double().unflatten(0, (self.components, -1)).mean(1)
+        return self._rounded(of_each.var(0, correction=0))
 
     @property
     def aleatoric(self) -> Tensor:

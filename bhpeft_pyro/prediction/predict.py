@@ -114,7 +114,8 @@ def predict(
 
     def forecast(batches: CachedBatches, done: Callable[[], object]) -> AnyForecast:
         made: AnyForecast
-        if closed and model.likelihood.kind != "rating":
+        apart = closed or (len(guide.components) > 1 and count > 0 and not keep_samples)
+        if apart and model.likelihood.kind != "rating":
             each: list[Any] = [_classes(p, batches.examples) for (p,) in runs(batches, done)]
             made = type(each[0]).mixed(each)
         else:
@@ -126,6 +127,7 @@ def predict(
                 names = ("within",) if exact else ("outcomes", "densities")
                 options: dict[str, Any] = dict(zip(names, more, strict=False))
                 options |= {"scale": model.likelihood.label_range, **known_of(batches.examples)}
+                options |= {"components": len(guide.components) if count else 1}
                 made = RatingForecast.from_draws(first, sds, **options)
             else:
                 made = _classes(first, batches.examples, keep_samples)

@@ -25,6 +25,7 @@ from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import DeltaGuide, DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.guides.laplace.curvature import Curvature
 from bhpeft_pyro.guides.strategy import Strategy
+from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.posterior import round as rounds
 from bhpeft_pyro.posterior.mixture import MixturePosterior
@@ -358,6 +359,44 @@ def test_each_component_is_linearised_around_its_own_mean() -> None:
     within = torch.stack([part.epistemic for part in parts]).mean(0)
     torch.testing.assert_close(together.epistemic, within + between, rtol=1e-3, atol=1e-6)
     assert (between > 0).all() and parts[0].between is None
+
+
+@pytest.mark.parametrize("guide", ["delta", "normal"])
+def test_draws_say_how_much_components_disagree(guide: str) -> None:
+    posterior = fit(guide, max_steps=20, lr=0.05).replace(novelty=None)
+    found, pooled = posterior.predict(TEXTS), posterior.predict(TEXTS, 33, keep_samples=True)
+    assert pooled.between is None and found.draws == pooled.draws == 33
+    for name in ("probabilities", "total", "aleatoric", "epistemic", "variance"):
+        torch.testing.assert_close(getattr(found, name), getattr(pooled, name), msg=name)
+    if guide == "delta":
+        torch.testing.assert_close(found.between, found.epistemic)
+        assert (found.between > 0).all()
+    else:
+        assert ((found.between > 0) & (found.between < found.epistemic)).all()
+
+
+@pytest.mark.parametrize("guide", ["delta", "normal"])
+def test_draws_of_ratings_say_it_too(guide: str) -> None:
+    rated = {"text": list(FIRST.texts), "label": FIRST.labels.float().tolist()}
+    options = {"components": 3, "max_steps": 20, "progress": False}
+    posterior = bh.fit(tiny_model((), 1, likelihood=Normal(0.5, 0.5)), guide, rated, **options)
+    forecast: Any = posterior.predict(TEXTS, 6)
+    means = forecast.means.view(3, 2, -1).mean(1)
+    torch.testing.assert_close(forecast.between, means.var(0, correction=0))
+    assert "6 draws" in repr(forecast)
+    if guide == "delta":
+        torch.testing.assert_close(forecast.between, forecast.epistemic)
+    assert posterior.components[0].predict(TEXTS).between is None
+
+
+def test_members_that_contradict_each_other_disagree() -> None:
+    model = tiny_model()
+    data = {"text": list(FIRST.texts), "label": FIRST.labels.tolist()}
+    other = data | {"label": [1 - label for label in data["label"]]}
+    options: dict[str, Any] = {"temperature": 0.0, "max_steps": 200, "lr": 0.05, "progress": False}
+    parts = [bh.fit(model, "delta", each, **options) for each in (data, other)]
+    both = MixturePosterior(parts, parts[0].lineage).replace(novelty=None)
+    assert both.predict(data["text"][:4]).reasons() == ["components disagree"] * 4
 
 
 def test_how_much_components_disagree_is_reported() -> None:

@@ -168,7 +168,8 @@ class LabelsForecast(Forecast):
             raise DataError(
                 f"threshold={shown(threshold)}; expected a number in 0..1, or {self.count} of them"
             )
-        return replace(self, threshold=given.float(), promised=None)
+        # In the precision of the probabilities, some of which may differ by little.
+        return replace(self, threshold=given.to(self.probabilities.dtype), promised=None)
 
     def with_labels(self, labels: Labels) -> LabelsForecast:
         """This forecast with other observed labels: for each text a list of names, if the labels
@@ -181,10 +182,11 @@ class LabelsForecast(Forecast):
     def best_threshold(self) -> Tensor:
         """(K,) thresholds that maximise each label's F1 on these texts; use them on other texts.
 
-        They lie midway between probabilities; for a label that no text has it is 1.
+        They lie midway between probabilities, and have their precision; for a label that no text
+        has it is 1.
         """
         truth, thresholds = self.observed().double(), []
-        for p, has in zip(self.probabilities.double().T, truth.T, strict=True):
+        for p, has in zip(self.probabilities.T, truth.T, strict=True):
             values, order = p.sort(descending=True)
             right = has[order].cumsum(0)
             # F1 = 2 TP / (predicted + there are), if the most probable 1, 2, ... N have the label.
@@ -193,8 +195,10 @@ class LabelsForecast(Forecast):
             f1[values == lower] = -1.0  # equal ones cannot be told apart
             best = int(f1.argmax())
             middle = (values[best] + lower[best]) / 2
+            if middle == values[best]:  # rounded up, as there is no number between
+                middle = lower[best]
             thresholds.append(middle if has.any() else torch.ones_like(middle))
-        return torch.stack(thresholds).float()
+        return torch.stack(thresholds)
 
     def loss(self, labels: Tensor) -> Tensor:
         return (self.label != labels.bool()).double().mean(-1)

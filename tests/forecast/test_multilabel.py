@@ -99,6 +99,26 @@ def test_the_best_threshold_is_the_best_of_all() -> None:
     assert forecast.label[:, 2].any()  # one half by default
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "p",
+    [
+        torch.tensor([20.0, 19.0, 18.5, -1.0], dtype=torch.float64).sigmoid(),
+        torch.tensor([0.7000000001, 0.7, 0.2, 0.1], dtype=torch.float64),
+        torch.tensor([1.0, math.nextafter(1.0, 0.0), 0.2, 0.1], dtype=torch.float64),
+    ],
+)
+def test_thresholds_tell_near_probabilities_apart(p: Tensor, dtype: torch.dtype) -> None:
+    p, labels = p.to(dtype), torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+    forecast = LabelsForecast.from_draws(p[None, :, None], labels=labels)
+    found = forecast.with_threshold(forecast.best_threshold())
+    best = max(
+        peer.f1_score(labels[:, 0], p > threshold, zero_division=0.0) for threshold in [0.0, *p]
+    )
+    assert peer.f1_score(labels[:, 0], found.label[:, 0]) == best
+    assert best == 1.0 or dtype == torch.float32
+
+
 def test_predictions_by_name_and_as_a_table() -> None:
     p = torch.tensor([[[0.9, 0.2, 0.7], [0.1, 0.2, 0.3]]])
     forecast = LabelsForecast.from_draws(

@@ -337,3 +337,17 @@ def test_numbers_among_names_between_semicolons_stay(tmp_path: Path) -> None:
     file.write_text("text;label;empty\nw5;1,5;\nw6;late;\nw7;lost;\n", encoding="utf-8")
     table = load(file)
     assert table["label"][:] == ["1,5", "late", "lost"] and table["empty"][:] == [None] * 3
+
+
+def test_points_among_decimal_commas_are_refused(tmp_path: Path) -> None:
+    """They may be between thousands."""
+    file = tmp_path / "data.csv"
+    file.write_text("text;label\nw5;1.234\nw6;999\nw7;12,5\n", encoding="utf-8")
+    told = r"column 'label' has numbers with a comma \('12,5'\) and others with a point \('1.234'\)"
+    for read in (load, lambda path: encode(str(path), tiny_tokenizer(), kind="rating")):
+        with pytest.raises(DataError, match=f"{told}; expected one of them in all"):
+            read(file)
+    file.write_text("text;label;note\n1,5;1.5;1.5\n2.5;2.25;2,5\n3;2;no\n", encoding="utf-8")
+    table = load(file, ["text"])  # neither texts nor what is not converted
+    assert table["text"][:] == ["1,5", "2.5", "3"] and table["label"][:] == [1.5, 2.25, 2.0]
+    assert table["note"][:] == ["1.5", "2,5", "no"]

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -215,7 +215,8 @@ class Forecast(ABC):
         """N values, such as `predicted` or `epistemic`, as a list for each row of the data.
 
         Where examples are words, this is a list for each sentence, with the values of its words, as
-        seqeval takes them; else a value for each text.
+        seqeval takes them; else a value for each text. The list of a sentence is empty if none of
+        its words is an example. Such sentences at the end of the data have no list.
 
         Raises:
             DataError: there are not N values.
@@ -226,8 +227,10 @@ class Forecast(ABC):
             raise DataError(f"values: got {len(by_example)} for {len(self)} examples")
         if self.rows is None:
             return by_example
-        ends = self.rows.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
-        return [by_example[start:end] for start, end in pairwise([0, *ends])]
+        lists: list[Any] = [[] for _ in range(int(self.rows.max()) + 1)]
+        for row, value in zip(self.rows.tolist(), by_example, strict=True):
+            lists[row].append(value)
+        return lists
 
     def observed(self, labels: Labels | None = None) -> Tensor:
         """The given labels, once checked, or else the forecast's own."""

@@ -102,6 +102,16 @@ def test_truth_and_predictions_have_the_same_words(laplace: bh.Posterior) -> Non
     assert tempered.by_row(tempered.label) == forecast.by_row(forecast.label)
 
 
+def test_lists_belong_to_rows_where_sentences_have_no_label(laplace: bh.Posterior) -> None:
+    data = sentences(5)
+    for i in (0, 2, 4):
+        data["ner_tags"][i] = [None] * len(data["tokens"][i])
+    forecast = laplace.predict(laplace.encode(data))
+    names = [NAMES[label] for label in forecast.observed().tolist()]
+    assert forecast.by_row(names) == [[], data["ner_tags"][1], [], data["ner_tags"][3]]
+    assert [*map(len, forecast.summary()["prediction"])] == [0, 4, 0, 6]
+
+
 def test_a_forecast_of_texts_has_a_value_for_each() -> None:
     forecast = bh.forecast.ClassForecast.from_draws(torch.full((1, 3, 2), 0.5))
     assert forecast.by_row(forecast.label) == [0, 0, 0]

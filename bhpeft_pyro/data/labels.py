@@ -152,7 +152,7 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
     if isinstance(feature, ClassLabel):
         if tuple(feature.names) == tuple(names):
             return values
-        called = dict(enumerate(feature.names))
+        called = dict(enumerate(in_one_form(feature.names, names)))
         return [called.get(value, value) for value in values]
     if not any(map(is_number, names)) and not all(name in ("True", "False") for name in names):
         return values

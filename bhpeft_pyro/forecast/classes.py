@@ -177,7 +177,7 @@ class ClassForecast(Forecast):
 
     def with_labels(self, labels: Labels) -> ClassForecast:
         """This forecast with other observed labels: names if the classes have them, or indices.
-        Where names are numbers, so are labels, as in `Posterior.evaluate`; a tensor has indices.
+        Where names are numbers or truth values, so are labels; a tensor of numbers has indices.
 
         >>> draws = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]])
         >>> forecast = ClassForecast.from_draws(draws, label_names=["bad", "good"])
@@ -185,7 +185,7 @@ class ClassForecast(Forecast):
         tensor([1, 0])
         """
         names = self.label_names
-        if names is not None and not isinstance(labels, Tensor):
+        if names is not None and not (isinstance(labels, Tensor) and labels.dtype != torch.bool):
             plain = labels.tolist() if hasattr(labels, "tolist") else labels
             check(plain, Iterable, "labels", "a label for each example")
             plain = [cell.item() if isinstance(cell, np.generic) else cell for cell in plain]
@@ -193,7 +193,11 @@ class ClassForecast(Forecast):
             if unknown := [cell for cell in cells if isinstance(cell, str) and cell not in names]:
                 raise DataError(f"labels: {unknown[0]!r} is not one of {tuple(names)}")
             labels = [names.index(cell) if isinstance(cell, str) else cell for cell in cells]
-        return replace(self, labels=as_labels(labels))
+        given = as_labels(labels)
+        if given is not None and given.dtype == torch.bool:
+            expected = "numbers of classes" if names is None else f"some of {tuple(names)}"
+            raise DataError(f"labels are truth values; expected {expected}")
+        return replace(self, labels=given)
 
     def __len__(self) -> int:
         return self.probabilities.shape[0]

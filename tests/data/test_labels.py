@@ -312,3 +312,10 @@ def test_an_answer_is_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
         assert labels is not None and labels.tolist() == [1, 2]
     for texts in (Reading().texts, Columns().texts("choice")):  # as `bhpeft` reads it
         assert load(csv, texts)["answer"][:] == ["2", "2"]
+
+
+def test_names_of_a_feature_may_be_in_another_normal_form() -> None:
+    decomposed = hub(["cafe\u0301", "tea"], [0, 1] * 4)
+    columns = Columns(label_names=("tea", "caf\u00e9"))
+    examples = encode(decomposed, tiny_tokenizer(), kind="class", columns=columns)
+    assert examples.labels is not None and examples.labels.tolist() == [1, 0] * 4

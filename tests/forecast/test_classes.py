@@ -364,3 +364,15 @@ def test_numpy_s_numbers_are_names_where_names_are_numbers() -> None:
     for given in ([1, 2], np.array([1, 2]), [np.int64(1), np.int64(2)]):
         labels = forecast.with_labels(given).labels
         assert labels is not None and labels.tolist() == [0, 1]
+
+
+def test_truth_values_are_labels_only_where_they_are_names() -> None:
+    """As in `Posterior.evaluate`."""
+    p = torch.full((1, 2, 2), 0.5)
+    truths = ClassForecast.from_draws(p, label_names=["False", "True"])
+    for names, expected in ((["bad", "good"], r"some of \('bad', 'good'\)"), (None, "numbers of")):
+        forecast = ClassForecast.from_draws(p, label_names=names)
+        for given in ([True, False], np.array([True, False]), torch.tensor([True, False])):
+            assert truths.with_labels(given).observed().tolist() == [1, 0]
+            with pytest.raises(DataError, match=f"labels are truth values; expected {expected}"):
+                forecast.with_labels(given)

@@ -76,7 +76,7 @@ def columns_of(
     cells = {}
     for name, column in table.items():
         text = texts is None or name in texts
-        column = _with_points(column, name) if comma and not text else column
+        column = _with_points(column) if comma and not text else column
         if typed and not text:
             cells[name] = _typed(column, _WHOLE if name == classes else _REAL)
         else:
@@ -164,10 +164,10 @@ def check_once(names: Sequence[object]) -> None:
         raise DataError(f"column {shown(twice)} is there twice; expected different names")
 
 
-def _with_points(column: pd.Series, name: Any) -> pd.Series:
+def _with_points(column: pd.Series) -> pd.Series:
     """A column with decimal points in its numbers, if most of its cells are numbers; a cell that is
-    none stays, so that it alone is refused. Commas in some numbers and points in others are
-    refused: the points may be between thousands."""
+    none stays, so that it alone is refused. Nothing changes if other numbers have points, which may
+    be between thousands."""
     column = column.astype(object)  # an empty one has no texts
     number = column.str.fullmatch(_REAL.replace(r"\.", ",")).eq(True)
     if 2 * number.sum() <= column.notna().sum():
@@ -175,9 +175,7 @@ def _with_points(column: pd.Series, name: Any) -> pd.Series:
     commas = number & column.str.contains(",").eq(True)
     points = column.str.fullmatch(_REAL).eq(True) & column.str.contains(".", regex=False).eq(True)
     if commas.any() and points.any():
-        what = f"column {shown(name)} has numbers with a comma ({shown(column[commas].iloc[0])})"
-        other = f"others with a point ({shown(column[points].iloc[0])})"
-        raise DataError(f"{what} and {other}; expected one of them in all")
+        return column
     return column.where(~number, column.str.replace(",", "."))
 
 

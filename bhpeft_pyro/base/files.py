@@ -190,31 +190,39 @@ def alone_in(folder: Path, name: str = _LOCK) -> Iterator[None]:
 
 
 def append(path: Path, line: bytes) -> None:
-    """Append a line to a file of lines; it is on the disk when this returns. A last line that a
-    kill has cut, and nobody was told to be there, is removed."""
+    """Append a line to a file of lines; it is on the disk when this returns, and nothing of it if
+    this raises. A last line that a kill has cut, and nobody was told to be there, is removed."""
     with naming(path), alone_in(path.parent, f".{path.name}.lock"):
         refuse_link(path)
         new = not path.exists()
-        with path.open("ab+") as file:
+        with path.open("ab+", buffering=0) as file:  # nothing is left to write on an error
             end = file.tell()
             file.seek(max(0, end - 1))
             if file.read() not in (b"", b"\n"):
                 file.seek(max(0, end - _LONGEST_LINE))
                 last = file.read()
-                file.truncate(end - len(last) + last.rfind(b"\n") + 1)
-            file.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+                end += last.rfind(b"\n") + 1 - len(last)
+                file.truncate(end)
+            data = line + b"\n"
+            try:
+                while data:  # a disk that gets full takes a part
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
         if new:
             keep_names(path.parent)
 
 
 def appended(path: Path, start: int = 0) -> tuple[list[bytes], int]:
     """The lines of a file behind a place in it, and where the last one ends; one that is still
-    written is left out."""
+    written is left out. Of a file that has become shorter than the place, because it was moved away
+    or lines were removed, they are all lines, and end before the place."""
     if not path.exists():
-        return [], start
+        return [], 0
     with path.open("rb") as file:
+        start = start if file.seek(0, os.SEEK_END) >= start else 0
         file.seek(start)
         lines, newline, _ = file.read().rpartition(b"\n")
     return lines.splitlines(), start + len(lines) + len(newline)

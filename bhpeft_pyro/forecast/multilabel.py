@@ -154,7 +154,8 @@ class LabelsForecast(Forecast):
 
     @property
     def predicted(self) -> list[list[str]] | list[list[int]]:
-        """For each text the labels predicted, by name, or by number if they have no names."""
+        """For each text the labels predicted, as data have them: their names, or a 0 or 1 for each
+        label if they have no names."""
         return self._named(self.label)
 
     def with_threshold(self, threshold: float | Sequence[float] | Tensor) -> LabelsForecast:
@@ -248,6 +249,8 @@ class LabelsForecast(Forecast):
         return size, f"labels predicted per text {self.label.double().sum(-1).mean():.2f}"
 
     def _named(self, there: Tensor) -> list[list[str]] | list[list[int]]:
-        numbers: list[list[int]] = [row.nonzero().flatten().tolist() for row in there]
-        names = self.label_names
-        return numbers if names is None else [[names[k] for k in row] for row in numbers]
+        rows: list[list[int]] = there.int().tolist()
+        if self.label_names is None:
+            return rows
+        named = (zip(self.label_names, row, strict=True) for row in rows)
+        return [[name for name, has in row if has] for row in named]

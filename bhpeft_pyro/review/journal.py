@@ -80,6 +80,7 @@ class Journal:
         text the last by time counts, not an older one from elsewhere that is added later."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._thread:
+            self.refresh()
             last = self._made.get(decision.who, ())[-1:]  # a clock may have been set back
             at = decision.at or max([now, *map(_when, last)])
             line = json.dumps(asdict(decision) | {"at": at}, ensure_ascii=False)
@@ -87,9 +88,13 @@ class Journal:
             self.refresh()
 
     def refresh(self) -> None:
-        """Read what has been appended since the last time, by any process."""
+        """Read what has been appended since the last time, by any process; or all anew, if lines
+        were removed."""
         with self._thread:
-            lines, self._read = appended(self.path, self._read)
+            lines, end = appended(self.path, self._read)
+            if end < self._read:
+                self._made, self._by_text = {}, {}
+            self._read = end
             for line in lines:
                 if (decision := _decision(line)) is not None:
                     self._take(decision)

@@ -6,12 +6,15 @@ another process can make the next one.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..base.checks import Number
@@ -70,11 +73,12 @@ class Pool:
     """All different texts of a table, and the order in which people are asked about them.
 
     Attributes:
-        items: by the hash of the text, by which copies are one.
+        items: by the hash of the text, by which copies are one; of a question also by that of its
+            choices as they are, in this order, as an answer may be a position or a name.
         order: hashes of the texts to label, most useful first: those that teach most, together
             (`Posterior.queue`), then the least certain ones. Learnt texts are not there, nor those
             that are answered under the posterior's promise.
-        answered: how many are answered under the promise; None without one.
+        answered: how many texts are answered under the promise; None without one.
         records: the rows of the table, with cells as they are in the file.
         kind: of the labels: "class", "labels", "rating" or "choice".
         column: the name of the column for the label.
@@ -147,19 +151,21 @@ class Pool:
             whole.next()
             hashes, answered = examples.row_hashes, forecast.answered
             asked = ~among(hashes, posterior.learnt_rows)
-            count = None if answered is None else int((asked & answered).sum())
-            if answered is not None:
-                asked &= ~answered
+            promised = torch.zeros_like(asked) if answered is None else asked & answered
+            asked &= ~promised
             queued = _queued(posterior, examples, asked.nonzero().flatten())
             whole.next()
         keys = [f"{value % 2**64:016x}" for value in hashes.tolist()]
+        choices = [as_choices(row[columns.choices]) for row in given] if kind == "choice" else []
+        for row, of_row in enumerate(choices):  # an answer is for this order, spelling and names
+            keys[row] += f"-{sha256(json.dumps(of_row).encode()).hexdigest()[:16]}"
         said, predicted = forecast.summary(), _predicted(forecast, kind)
         uncertainty = {by: said[by] for by in ("epistemic", "aleatoric", "novelty") if by in said}
         items: dict[str, Item] = {}
         for row, key in reversed([*enumerate(keys)]):  # of copies the first stays
             names, labels, probabilities, rating = predicted[row]
             if kind == "choice":
-                names, named = as_choices(given[row][columns.choices])
+                names, named = choices[row]
                 # In a CSV file a position would be read as the text that is this number.
                 called = [n if names.count(n) == 1 else k for k, n in enumerate(names)]
                 labels = called if named is None else named
@@ -177,10 +183,12 @@ class Pool:
                 said["nearest"][row] or None if "nearest" in said else None,
             )
         rows = forecast.uncertainty("total").argsort(descending=True, stable=True).tolist()
+        order = tuple(dict.fromkeys(keys[row] for row in (*queued, *rows) if asked[row]))
+        settled = {keys[row] for row in promised.nonzero().flatten().tolist()} - {*order}
         return Pool(
             items,
-            tuple(dict.fromkeys(keys[row] for row in (*queued, *rows) if asked[row])),
-            count,
+            order,
+            None if answered is None else len(settled),
             tuple(given),
             kind,
             columns.target(kind),

@@ -105,18 +105,21 @@ class Session:
         """
         with self._lock:
             self.journal.refresh()
-            now, skipped = time.monotonic(), []
+            now, found = time.monotonic(), []
             for key in self.pool.order:
                 if (skip := self._wanted(key, who)) is None:
                     continue
                 person, when = self._shown.get(key, (who, now))
                 if self.people == 1 and person != who and now - when < _LEASE:
                     continue
+                found.append((skip, key))
                 if not skip:
-                    self._shown[key] = who, now
-                    return key
-                skipped.append((skip, key))
-            return min(skipped)[1] if skipped else None
+                    break
+            if not found:
+                return None
+            _, chosen = min(found)
+            self._shown[chosen] = who, now
+            return chosen
 
     def _wanted(self, key: str, who: str) -> str | None:
         """When a person has skipped a text that they may decide, "" if they have not; None if they

@@ -54,13 +54,15 @@ class Tally:
 
     labels: int = 0  # how many there are
     by_promise: dict[str | None, Answers] = field(default_factory=dict)  # by `_which`
+    promise: str | None = None  # the one that is served
 
     @classmethod
     def of(cls, folder: Path, round: str) -> Tally | None:
-        """That of a saved round; None if it has no labels."""
+        """That of a saved round, under the newest promise with labels; None if it has none."""
         tally = cls()
         for entry in _entries(appended(folder / FILE)[0], round):
             tally.add(entry)
+        tally.promise = next(reversed(tally.by_promise), None)
         return tally if tally.labels else None
 
     def add(self, entry: Mapping[str, Any]) -> None:
@@ -76,8 +78,8 @@ class Tally:
 
     @property
     def newest(self) -> Answers:
-        """Under the newest promise."""
-        return next(reversed(self.by_promise.values()), Answers())
+        """Under the promise that is served."""
+        return self.by_promise.get(self.promise, Answers())
 
     @property
     def plain(self) -> dict[str, float]:
@@ -114,9 +116,11 @@ def read(payload: Any, served: Served) -> Labels:
     """
     if not isinstance(payload, dict):
         raise Refused(422, f"got {shown(payload)}; expected an object with a text and its label")
-    columns = columns_of(payload.get("rows", [payload]), served)
+    rows = payload.get("rows", [payload])
+    columns = columns_of(rows, served)
+    there = {*columns}.union(*(row for row in rows if isinstance(row, dict)))
     for name in ("random", "by"):
-        if "rows" in payload and name in columns:
+        if "rows" in payload and name in there:
             raise Refused(
                 422, f'{name}: it is in a row; expected it beside "rows", for all of them'
             )
@@ -152,9 +156,10 @@ class Feedback:
         self._begin(served)
 
     def _begin(self, served: Served) -> None:
-        promised = served.posterior.promised
+        promised = served.promised
         self._served, self._end = served, 0
-        self._tally, self._watch = Tally(), None if promised is None else Watch(promised)
+        self._tally = Tally(promise=_which(promised))
+        self._watch = None if promised is None else Watch(promised)
 
     def take(self, served: Served, labels: Labels) -> Seen:
         """Keep labels, and say what all labels of the round say.
@@ -166,6 +171,7 @@ class Feedback:
             table = {**labels.table, **_judged(served, labels, self.tokens)}
             cells = zip(*table.values(), strict=True)
             lines = (json.dumps(dict(zip(table, row, strict=True))) for row in cells)
+            self.seen(served)  # whether the file was moved away, before it grows
             with self._turn:  # not while it predicts: `seen` would wait
                 append(served.folder / FILE, "\n".join(lines).encode())
         except DataError as error:
@@ -179,7 +185,10 @@ class Feedback:
         with self._turn:
             if served is not self._served:
                 self._begin(served)
-            lines, self._end = appended(served.folder / FILE, self._end)
+            lines, end = appended(served.folder / FILE, self._end)
+            if end < self._end:
+                self._begin(served)
+            self._end = end
             entries = _entries(lines, served.id)
             for entry in entries:
                 self._tally.add(entry)

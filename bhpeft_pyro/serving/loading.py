@@ -14,6 +14,7 @@ from ..base.threads import sampling
 from ..data import Examples
 from ..data.columns import Kind
 from ..data.encoding import token_limit
+from ..decisions.promises import Promise
 from ..errors import ConfigError, SaveError
 from ..posterior import Posterior, saving
 from ..prediction.predict import way
@@ -80,6 +81,12 @@ class Served:
         """How it predicts, as was asked for or by itself."""
         found = self.method or ("student" if self.posterior.student is not None else None)
         return found or way(self.posterior.model, self.posterior.guide, None, drawn=False)
+
+    @property
+    def promised(self) -> Promise | None:
+        """What is promised of its answers: the round's promise, if that is for how it predicts."""
+        promised = self.posterior.promised
+        return promised if promised is not None and promised.method == self.way else None
 
     def encode(self, table: Table) -> Examples:
         """Tokens of the rows of a table.

@@ -101,6 +101,8 @@ def infer(name: str, payload: Any, served: Served) -> Question:
             raise Refused(422, f"outputs: {shown(output)}; expected an object with a name")
         wanted.append(output["name"])
     request = {"id": payload["id"]} if isinstance(payload.get("id"), str) else {}
+    if request and not _is_whole(request["id"]):
+        raise Refused(422, f"id: {shown(request['id'])}; expected whole characters")
 
     def write(answered: Answered) -> Any:
         rows = answered.rows
@@ -200,9 +202,14 @@ def _is_number(cell: object) -> bool:
 def _is_text(cell: object, served: Served) -> bool:
     """Whether a cell may be a text; lists of words or choices are looked at when they are read."""
     if isinstance(cell, str):
-        try:
-            cell.encode()
-        except UnicodeEncodeError:  # half of a pair of surrogates
-            return False
-        return bool(cell.strip())
+        return _is_whole(cell) and bool(cell.strip())
     return isinstance(cell, list | dict) and (served.each_word or served.kind == "choice")
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text has no half of a pair of surrogates, which cannot be sent back."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

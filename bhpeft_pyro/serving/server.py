@@ -252,7 +252,7 @@ class Service:
             "columns": [*served.texts, *served.numbers],
             "method": served.way,
             "facts": posterior.facts,
-            "promise": None if posterior.promised is None else str(posterior.promised),
+            "promise": None if served.promised is None else str(served.promised),
         }
         return JSONResponse(facts, headers={_ROUND: served.id})
 

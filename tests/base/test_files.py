@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bhpeft_pyro.base.files import append, appended, writing
+from bhpeft_pyro.errors import WriteError
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no FIFOs")
@@ -37,6 +39,32 @@ def test_lines_are_appended_whole_and_read_as_they_come(tmp_path: Path) -> None:
     path.write_bytes(b"cut off")
     append(path, b"five")
     assert path.read_bytes() == b"five\n" and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_lines_that_cannot_be_kept_leave_the_file_as_it_was(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"one\ncut off")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(WriteError, match="No space left"):
+            append(path, b"two\nthree")
+    assert path.read_bytes() == b"one\n"
+    append(path, b"two")
+    assert appended(path) == ([b"one", b"two"], 8)
+
+
+def test_a_file_that_got_shorter_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append(path, b"one\ntwo\nthree")
+    _, end = appended(path)
+    path.write_bytes(b"two\nthree\n")
+    assert appended(path, end) == ([b"two", b"three"], 10)
+    path.unlink()
+    assert appended(path, end) == ([], 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
 import pytest
-from program import bhpeft, error
+from program import bhpeft, error, loaded
 
 from bhpeft_pyro.cli.serve_command import serve
 from bhpeft_pyro.serving.engine import Limits
@@ -37,6 +38,18 @@ def test_it_serves_a_round(run, run_by, monkeypatch) -> None:
         assert client.post("/predict", json={"inputs": ["w5"] * 3}).status_code == 413
         headers = {"authorization": "Bearer secret"}
         assert client.post("/admin/swap", headers=headers).status_code == 200
+
+
+def test_it_says_that_the_promise_is_for_another_method(copied, folder, run_by) -> None:
+    texts = [f"w{5 + i % 2} w{11 + i % 30} w{9 + i // 30}" for i in range(100)]
+    posterior = loaded(copied, folder).promise(
+        {"text": texts, "label": ["bad", "good"] * 50}, max_share_to_people=0.5
+    )
+    for method, said in (("exact", False), ("student", True)):
+        promised = replace(posterior.promised, method=method)
+        posterior.replace(promised=promised).save(copied, overwrite=True)
+        note = "note: nothing is promised: the promise is for --method student"
+        assert (note in bhpeft("serve", copied, *CPU).stderr) == said
 
 
 def test_what_is_refused(run, run_by, folder) -> None:

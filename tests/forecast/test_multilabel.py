@@ -131,7 +131,9 @@ def test_predictions_by_name_and_as_a_table() -> None:
     assert rows[0]["prediction"] == ["art", "sport"] and rows[0]["text"] == "one"
     entropies = [-q * math.log(q) - (1 - q) * math.log(1 - q) for q in (0.9, 0.2, 0.7)]
     assert rows[0]["total"] == pytest.approx(sum(entropies), rel=1e-5)
-    assert LabelsForecast.from_draws(p).predicted == [[0, 2], []]
+    without = LabelsForecast.from_draws(p, labels=[[1, 1, 0], [0, 0, 0]])
+    assert without.predicted == without.summary()["prediction"] == [[1, 0, 1], [0, 0, 0]]
+    assert [*without.to_dataset()["label"]] == [[1, 1, 0], [0, 0, 0]]
     assert "2 texts, 3 labels" in repr(forecast)
 
 

@@ -61,6 +61,16 @@ def test_processes_that_write_at_once_do_not_overwrite_each_other(path):
     assert len(path.read_text().splitlines()) == 120
 
 
+def test_lines_that_somebody_removes_are_forgotten_and_new_ones_are_read(path):
+    journal = Journal(path)
+    for key in ("t0", "t1"):
+        journal.add(Decision(key, "Ana", "label", "praise"))
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
+    journal.add(Decision("t2", "Ana", "label", "billing"))  # the file is as long as before
+    assert journal.texts == Journal(path).texts == ["t1", "t2"]
+    assert journal.of_person("Ana") == Journal(path).of_person("Ana")
+
+
 def test_what_another_process_wrote_is_read(path):
     mine, theirs = Journal(path), Journal(path)
     theirs.add(Decision("t0", "Bo", "label", "praise"))

@@ -7,13 +7,17 @@ from dataclasses import replace
 
 import pytest
 from program import write_csv
+from students import fitted
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.data.columns import as_choices
+from bhpeft_pyro.data.sources import records
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.review import Pool
+from bhpeft_pyro.review import Journal, Pool, Session
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(24)]
+NAMED = {"text": ["w10", "w11"], "label": ["A", "B"]}
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,8 @@ def test_texts_that_the_promise_answers_are_not_asked_for(classes, tmp_path, mon
     texts = [f"w{i} w{i + 1} w9" for i in range(12, 40)]
     middle = float(classes.predict(texts).confidence.median())
     promised = promised.replace(promised=replace(promised.promised, threshold=middle))
-    file = write_csv(tmp_path / "new.csv", text=texts)
-    pool = Pool.of(promised, file)
+    copies = [*texts, *texts[::2], *map(str.upper, texts[:9])]
+    pool = Pool.of(promised, write_csv(tmp_path / "new.csv", text=copies))
     answered = promised.predict(texts).answered
     assert answered is not None and 0 < int(answered.sum()) < 28
     rows = [pool.items[key].row for key in pool.order]
@@ -143,6 +147,37 @@ def test_choices_have_the_texts_of_each_question(tmp_path, named):
     assert [item.options for item in items] == [("w7", "w8", "w9"), ("w7", "w6")]
     assert items[1].values == (("A", "B") if named else ("w7", "w6"))
     assert [len(item.probabilities) for item in items] == [3, 2] and pool.column == "answer"
+
+
+@pytest.mark.parametrize(
+    ("choices", "other"),
+    [
+        (NAMED, NAMED | {"text": ["w11", "w10"]}),
+        (NAMED, NAMED | {"label": ["B", "A"]}),
+        (["w10", "w10", "w11"], ["w11", "w10", "w10"]),
+        (["w10", "w11"], ["W11", "W10"]),
+    ],
+)
+def test_answers_stay_with_their_choices_when_copies_in_another_order_come(
+    tmp_path, choices, other
+):
+    posterior, file = fitted("choice"), tmp_path / "new.jsonl"
+    first, copy = ({"question": "w5 w9", "choices": cell} for cell in (choices, other))
+
+    def reopened(*rows: object) -> Session:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        journal = Journal(tmp_path / "labels.journal.jsonl")
+        return Session(Pool.of(posterior, file), journal, tmp_path / "labels.csv")
+
+    session = reopened(first)
+    (key,) = session.pool.order
+    place = len(session.item(key).options) - 1
+    session.decide("Ana", key, "label", [str(place)], "")
+    again = reopened(copy, first)
+    assert again.labels == 1 and again.next_for("Ana") not in (key, None)
+    (row,) = records(tmp_path / "labels.csv", ["question", "choices"])
+    assert as_choices(row["choices"]) == as_choices(choices)
+    assert posterior.encode(str(tmp_path / "labels.csv")).labels.tolist() == [place]
 
 
 def test_labels_of_choices_that_are_numbers_come_back_as_they_were_chosen(tmp_path):

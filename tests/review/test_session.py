@@ -71,6 +71,7 @@ def test_skipped_texts_come_at_the_end_and_at_once_to_others(tmp_path):
     session.decide("Bo", "t0", "skip", [], "")
     assert label(session, "Ana", 2) == ["t1", "t2"]
     assert session.next_for("Ana") == "t0"
+    assert session.next_for("Bo") is None  # Ana sees it
     assert label(session, "Ana") == ["t0"] and session.next_for("Ana") is None
 
 

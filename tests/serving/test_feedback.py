@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -19,7 +20,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.data import Columns
 from bhpeft_pyro.serving import feedback as module
 from bhpeft_pyro.serving.engine import Refused
-from bhpeft_pyro.serving.feedback import FILE, Feedback, Seen, Tally, read
+from bhpeft_pyro.serving.feedback import FILE, Answers, Feedback, Seen, Tally, read
 from bhpeft_pyro.serving.loading import Served
 from bhpeft_pyro.serving.server import Service
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
@@ -103,10 +104,34 @@ def test_a_new_promise_of_the_same_round_begins_anew(copied) -> None:
     posterior = copied.posterior.promise({"text": texts, "label": ["bad", "good"] * 100}, error=0.4)
     again = replace(copied, posterior=posterior)
     for seen in (feedback.seen(again), Feedback(again, 16_384).seen(again)):
-        assert seen.holds and seen.tally.labels == 60
+        assert seen.holds and seen.tally.labels == 60 and seen.tally.newest == Answers()
     seen = take(feedback, again, TEXTS[:30], TRUE[:30])
     assert seen.holds and seen.tally.newest.answered <= 30 and seen.tally.newest.evidence < 40
     assert "more than was promised" not in str(Tally.of(copied.folder, copied.id))
+    back = feedback.seen(copied)
+    assert back.holds is False and back.tally.newest.evidence > 40
+
+
+def test_a_promise_for_forecasts_by_another_method_is_none(copied, source) -> None:
+    promised = replace(copied.posterior.promised, method="student")
+    other = replace(copied, posterior=copied.posterior.replace(promised=promised))
+    seen = take(Feedback(other, 16_384), other, TEXTS, FALSE)
+    assert seen.holds is None and seen.tally.plain["answered"] == 0
+    for served, there in ((other, False), (copied, True)):
+        with TestClient(Service(source, served, LIMITS).application) as client:
+            assert (client.get("/info").json()["promise"] is not None) == there
+
+
+def test_a_file_that_is_moved_away_while_it_grows(copied) -> None:
+    """Labels that were learnt, say."""
+    feedback = Feedback(copied, 16_384)
+    for moved in range(2):
+        take(feedback, copied, TEXTS[:30], TRUE[:30])
+        (copied.folder / FILE).rename(copied.folder / f"learnt-{moved}.jsonl")
+    assert take(feedback, copied, TEXTS, FALSE) == Feedback(copied, 16_384).seen(copied)
+    assert feedback.seen(copied).tally.labels == 60 and feedback.seen(copied).holds is False
+    (copied.folder / FILE).unlink()
+    assert feedback.seen(copied).tally.labels == 0
 
 
 def test_many_tokens_are_refused(copied) -> None:
@@ -158,6 +183,23 @@ def test_a_file_that_cannot_be_written(copied) -> None:
     with pytest.raises(Refused, match=r"cannot be kept: .* symbolic link") as refused:
         Feedback(copied, 16_384).take(copied, read({"text": "w5", "label": "bad"}, copied))
     assert refused.value.status == 503
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it limits no files")
+def test_labels_of_a_full_disk_are_not_counted_twice(copied) -> None:
+    from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+
+    feedback, limits = Feedback(copied, 16_384), getrlimit(RLIMIT_FSIZE)
+    take(feedback, copied, TEXTS[:2], TRUE[:2])
+    before = (copied.folder / FILE).read_bytes()
+    try:
+        setrlimit(RLIMIT_FSIZE, (len(before) + 3000, limits[1]))
+        with pytest.raises(Refused, match=r"cannot be kept: .*too large"):
+            take(feedback, copied, TEXTS[:30], TRUE[:30])
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    assert (copied.folder / FILE).read_bytes() == before
+    assert take(feedback, copied, TEXTS[:30], TRUE[:30]).tally.labels == 32
 
 
 def test_over_http(copied, source) -> None:
@@ -234,6 +276,16 @@ def test_choices_are_kept_by_the_names_that_they_have(tmp_path) -> None:
     assert served.posterior.encode(str(tmp_path / FILE)).labels.tolist() == [1, 2, 0]
 
 
+def test_a_prediction_of_labels_without_names_can_be_sent_back(tmp_path) -> None:
+    served = Served(fitted("labels"), tmp_path)
+    texts = TEXTS[:8]
+    said = [answer.said for answer in served.answer(served.encode({"text": texts}))]
+    labels = [row["prediction"] for row in said]
+    assert {n for row in labels for n in row} == {0, 1} and {*map(len, labels)} == {3}
+    take(Feedback(served, 16_384), served, texts, labels)
+    assert [row["feedback"]["wrong"] for row in lines(tmp_path)] == [False] * 8
+
+
 def test_words_without_a_label_have_none_in_the_file(tmp_path) -> None:
     rows = {"text": [["w5", "w6", "w33"]] * 4, "label": [["O", "O", "PER"], ["O", "PER", "O"]] * 2}
     head = bh.Head(2, each_word=True)
@@ -251,7 +303,9 @@ def test_words_without_a_label_have_none_in_the_file(tmp_path) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("random", False), ("by", "Bo")])
 def test_what_is_said_of_all_rows_stands_beside_them(copied, name, value) -> None:
-    row = {"text": "w5 w9", "label": "good", name: value}
-    with pytest.raises(Refused, match=f'{name}: it is in a row; expected it beside "rows"'):
-        read({"rows": [row]}, copied)
+    plain = {"text": "w5 w9", "label": "good"}
+    row = plain | {name: value}
+    for rows in ([row], [plain, row], {k: [v] for k, v in row.items()}):
+        with pytest.raises(Refused, match=f'{name}: it is in a row; expected it beside "rows"'):
+            read({"rows": rows}, copied)
     assert getattr(read(row, copied), name) == value

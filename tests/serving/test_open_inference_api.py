@@ -36,6 +36,7 @@ def test_tensors_are_columns(april, given) -> None:
         ),
         {"inputs": [tensor()], "outputs": ["prediction"]},
         {"inputs": [tensor()], "outputs": "prediction"},
+        {"inputs": [tensor()], "id": "\ud800"},
     ],
 )
 def test_other_requests_are_refused(april, payload) -> None:

@@ -32,7 +32,7 @@ from ..guides.laplace.choice_of_tau import best_output_scale
 from ..guides.strategy import Earlier
 from ..model.cached_batches import naming_rows
 from ..model.model import Model
-from ..priors import Prior, PriorLike, as_prior, earlier_posterior
+from ..priors import Prior, PriorLike, as_prior, earlier_posterior, prior_file
 from ..priors.prior import check_prior
 from ..training.initialization import centred, own_start
 from ..training.loop import Callback, OptimizerFactory
@@ -255,6 +255,7 @@ def _round(
         "keep": keep,
         "projection": projection,
         "own_prior": own_prior is not None,
+        "prior": "" if own_prior is None else prior_file.in_words(own_prior),
     }
     enough = not (examples.few or unclear)
     return Round(

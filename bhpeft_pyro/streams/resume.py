@@ -19,6 +19,7 @@ from ..model.model import Model
 from ..posterior.posterior import Posterior
 from ..posterior.round_file import likelihood_to_give, likelihood_to_state
 from ..posterior.update import has_learnt
+from ..priors import prior_file
 from .history import History
 
 _READING = ("text", "pair", "label", "question", "choices", "answer", "max_length")
@@ -76,6 +77,10 @@ def last_round(history: History, model: Model) -> Posterior | None:
         )
     if not leaves:
         return None
+    first, *_ = history.rounds.values()
+    if first.prior:  # reports of earlier versions have none
+        now = prior_file.in_words(model.prior)
+        _check_same(history, "model", "under the prior", first.prior, now)
     network = model.network
     needed = {"prior": model.prior, "likelihood": likelihood_to_give(model)}
     last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, **needed)

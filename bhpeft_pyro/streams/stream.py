@@ -97,8 +97,8 @@ def stream(
 
     Raises:
         BusyError: another stream is writing into the folder.
-        ConfigError: the folder holds other rounds than these, or rounds of another guide, of
-            another number of components, or of data that were read otherwise.
+        ConfigError: the folder holds other rounds than these, or rounds under another
+            prior, of another guide or number of components, or of data that were read otherwise.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
         GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
         PriorError: `keep` has no closed form under the guide.

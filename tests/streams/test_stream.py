@@ -10,9 +10,11 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
+from exact import independent
 from program import read_csv
 from pyro.infer.autoguide import AutoNormal
 
@@ -28,6 +30,7 @@ from bhpeft_pyro.errors import (
     PriorError,
     SaveError,
 )
+from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.streams import Record, transfer
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -47,9 +50,14 @@ OPTIONS: dict[str, Any] = {
 
 
 def run(
-    folder: Path, batches: Any = WEEKS, likelihood: Any = None, kinds: Any = (), **options: Any
+    folder: Path,
+    batches: Any = WEEKS,
+    likelihood: Any = None,
+    kinds: Any = (),
+    prior: Any = None,
+    **options: Any,
 ) -> bh.Posterior:
-    model = tiny_model(kinds, 2 if likelihood is None else 1, likelihood=likelihood)
+    model = tiny_model(kinds, 2 if likelihood is None else 1, likelihood=likelihood, prior=prior)
     return bh.stream(model, batches, folder, **{**OPTIONS, **options})
 
 
@@ -216,6 +224,22 @@ def test_a_stream_under_a_likelihood_of_one_s_own_continues(tmp_path: Path) -> N
     assert len(last.lineage) == 2 and type(last.model.likelihood) is Counts
 
 
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_a_stream_under_a_prior_of_one_s_own_continues(tmp_path: Path, guide: str) -> None:
+    """Whether the file needs it, as under `normal`, or has it as numbers."""
+    how: dict[str, Any] = {"guide": guide, "components": 1}
+
+    def wide(sites: Any) -> Any:
+        return independent(sites, 2.0)
+
+    for prior in (wide, {"*": dist.Normal(0.0, 2.0)}):
+        folder = tmp_path / type(prior).__name__
+        run(folder, {"week 0": WEEKS["week 0"]}, prior=prior, **how)
+        assert len(run(folder, prior=prior, **how).lineage) == 3
+        with pytest.raises(ConfigError, match=r"model: .* under the prior .*, not FunctionSpace"):
+            run(folder, **how)
+
+
 class Own(AutoNormal):
     """Of no library that could make it again."""
 
@@ -289,6 +313,8 @@ def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
             {"likelihood": bh.likelihoods.Normal()},
             "rounds with a likelihood Categorical.*not Normal",
         ),
+        ({"prior": FunctionSpaceNormal(head=9.0)}, "prior Func.*head=None.*, not .*head=9.0"),
+        ({"prior": {"*": dist.Normal(0, 1)}}, r"under the prior Function.*not {'\*': Normal\(loc"),
         ({"guide": "normal"}, "guide: .*rounds of LaplaceGuide, not NormalGuide"),
         ({"components": 3}, "components: .*rounds of 2, not 3"),
         ({"columns": Columns(label_names=("a", "b"))}, "with labels None, not ..a., .b."),

@@ -157,3 +157,18 @@ def check_same_batch(posterior: Posterior, number: int, name: str, data: object)
             f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
             f"{number + 1} is {name!r}{other}{hint}"
         )
+
+
+def check_same_tests(posterior: Posterior, tests: Mapping[str, object]) -> None:
+    """Check that tests have the rows on which earlier rounds were scored under their names."""
+    scored = {name: mark for report in posterior.lineage for name, mark in report.tests.items()}
+    for name in filter(scored.__contains__, tests):
+        try:
+            same = posterior.encode(tests[name]).fingerprint == scored[name]
+        except DataError:  # such as labels that it does not know
+            same = False
+        if not same:
+            raise ConfigError(
+                f"tests: {name!r} has other rows than those that earlier rounds were scored on; "
+                "use these, or another name"
+            )

@@ -36,6 +36,7 @@ from .resume import (
     check_promise,
     check_same_batch,
     check_same_stream,
+    check_same_tests,
     check_tests,
     last_round,
 )
@@ -81,7 +82,8 @@ def stream(
         guide, components, executor: as for `fit`, which learns the first batch; `update` learns
             the others.
         tests: held-out data by name, scored after every round, for `Record.matrix`. With one for
-            each batch, in the same order, `Record.transfer` works too.
+            each batch, in the same order, `Record.transfer` works too. After a restart there may be
+            new ones.
         unlabelled, columns, options, changes: as for `fit`. If the first batch is small, give
             unlabelled texts.
         keep, grow, again: as for `Posterior.update`.
@@ -97,8 +99,9 @@ def stream(
 
     Raises:
         BusyError: another stream is writing into the folder.
-        ConfigError: the folder holds other rounds than these, or rounds under another
-            prior, of another guide or number of components, or of data that were read otherwise.
+        ConfigError: the folder holds other rounds than these, or rounds under another prior, of
+            another guide, of another number of components, or of data that were read otherwise; or
+            they were scored on other rows of a test.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
         GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
         PriorError: `keep` has no closed form under the guide.
@@ -216,10 +219,12 @@ def prequential(
             if count <= len(done):
                 assert posterior is not None
                 check_same_batch(posterior, count - 1, name, data)
-                if count == len(done) and not _is_scored(posterior, tests):  # it was interrupted
-                    place = history.folders[posterior.report.id]
-                    posterior = _scored(posterior, name, data, tests, samples)
-                    posterior.save(place, overwrite=True)
+                if count == len(done):
+                    check_same_tests(posterior, tests)
+                    if not _is_scored(posterior, tests):  # it was interrupted
+                        place = history.folders[posterior.report.id]
+                        posterior = _scored(posterior, name, data, tests, samples)
+                        posterior.save(place, overwrite=True)
                 bar.next()
                 continue
             metrics: dict[str, float] = {}
@@ -296,7 +301,8 @@ def _scored(
     if name in tested:  # `update` is to refuse the whole batch, with these rows
         whole = learnt.concat(tested[name]).fingerprint
         posterior = posterior.with_report(data_with_held_out=whole)
-    return _noted(posterior, name, scores)
+    marks = {test: rows.fingerprint for test, rows in tested.items()}
+    return _noted(posterior.with_report(tests=marks), name, scores)
 
 
 def _before(

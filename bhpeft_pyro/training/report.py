@@ -114,6 +114,7 @@ class FitReport(Training):
             seconds are sums, losses and KLs are means, and scales are geometric means.
         data_with_held_out: fingerprint of the training data and of rows held out of the same
             source, if known.
+        tests: fingerprints of the tests of a stream that the round was scored on, by name.
     """
 
     examples: int
@@ -147,6 +148,7 @@ class FitReport(Training):
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
     data_with_held_out: str = ""
+    tests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_mixture(

@@ -407,6 +407,30 @@ def test_what_is_wrong_with_a_batch_is_said_with_its_name(tmp_path: Path) -> Non
     gap = {"a": tiny_examples(12), "b": {"text": ["w5", "w6"], "label": [0, 7]}}
     with pytest.raises(DataError, match=r"batches: 'b': .*7"):
         run(tmp_path / "gap", gap, grow=True)
+    file = tmp_path / "first.csv"
+    file.write_text("text,label\nw5 w6,0\nw6 w7,\n")
+    with pytest.raises(DataError, match=r"batches: 'a': first\.csv, .* row 3: .*missing") as error:
+        run(tmp_path / "file", {"a": file})
+    assert (error.value.file, error.value.rows) == ("first.csv", (1,))
+
+
+def test_a_test_has_the_same_rows_in_all_rounds(tmp_path: Path) -> None:
+    first, rows = dict(list(WEEKS.items())[:1]), {"text": ["w5 w9", "w6"], "label": [0, 1]}
+    run(tmp_path, first, tests={"t": rows})
+    for other in ({**rows, "label": [1, 0]}, {**rows, "text": ["w5 w9", "w7"]}):
+        with pytest.raises(ConfigError, match="tests: 't' has other rows than those that earlier"):
+            run(tmp_path, tests={"t": other})
+    last = run(tmp_path, tests={"u": other, "t": {k: v[::-1] for k, v in rows.items()}})
+    assert Record.of(last).matrix.isnan().tolist() == [[False, True]] + [[False, False]] * 2
+
+
+def test_bars_are_as_the_options_say(tmp_path: Path) -> None:
+    options, weeks = bh.FitOptions(progress=False, max_steps=1), dict(list(WEEKS.items())[:1])
+    how: dict[str, Any] = {"guide": "normal", "options": options}
+    last = bh.stream(tiny_model(()), weeks, tmp_path / "none", **how)
+    assert not last.report.options.progress
+    last = bh.stream(tiny_model(()), weeks, tmp_path / "shown", progress=True, **how)
+    assert last.report.options.progress
 
 
 def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) -> None:

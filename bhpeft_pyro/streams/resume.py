@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..base.checks import check, warn
+from ..base.checks import warn
 from ..base.fit_options import FitOptions
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning
@@ -31,7 +31,9 @@ def about(what: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{what}: {error}") from error
+        named = DataError(f"{what}: {error}")
+        vars(named).update(vars(error))
+        raise named from error
 
 
 def encode_ahead(model: Model, data: object, columns: Columns) -> Examples:
@@ -56,7 +58,6 @@ def check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> 
 
 def check_promise(model: Model, promise: Mapping[str, Any], columns: Columns) -> None:
     """Refuse arguments of `Posterior.promise` that cannot work, before anything is learnt."""
-    check(promise, Mapping, "promise", "a mapping of arguments, or None")
     if "calibration" not in promise:
         raise ConfigError(f"promise: got {[*promise]}; expected 'calibration', labelled rows, too")
     asked = {name: promise[name] for name in promise if name not in ("calibration", "method")}

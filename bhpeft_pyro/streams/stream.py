@@ -44,6 +44,7 @@ from .resume import (
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
 
+_TESTS = "a mapping from names to data, or None"
 _UNTRAINED = 8  # draws of the first prior, whose forecasts are near chance; each costs a pass
 
 
@@ -64,7 +65,7 @@ def stream(
     again: bool = False,
     distill: object | None = None,
     promise: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     **changes: Any,
 ) -> Posterior:
     """Go through batches in order: predict, compare with what was expected, learn, save.
@@ -92,7 +93,7 @@ def stream(
         promise: arguments of `Posterior.promise`, such as {"calibration": rows, "error": 0.1}, to
             make a promise after every round. The next batch tells whether it holds
             (`decisions.watching.watched`). The rows must be in no batch.
-        progress: show a progress bar.
+        progress: show a progress bar; by default as `options` say.
 
     Returns:
         The last posterior; `Record.of` makes the table of all rounds from it.
@@ -118,8 +119,9 @@ def stream(
     check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     grow, again = boolean("grow", grow), boolean("again", again)
-    chosen = (options or FitOptions()).change(**{"progress": progress, **changes})
-    tests = _named(tests)
+    chosen = (options or FitOptions()).change(**changes)
+    chosen = chosen if progress is None else chosen.change(progress=progress)
+    tests = _named(tests, "tests", _TESTS)
     check_tests(model, tests, columns)
     with seeded(chosen.seed):
         made = autoguide(guide, model, components=1)
@@ -131,6 +133,7 @@ def stream(
         forget(keep, prior, model.prior, model.sites)
     texts = None if distill is None else texts_for(model, distill, columns, chosen.seed)
     if promise is not None:
+        promise = _named(promise, "promise", "a mapping of arguments, or None")
         check_promise(model, promise, columns)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
@@ -152,7 +155,7 @@ def stream(
     def check_same(history: History, last: Posterior) -> None:
         check_same_stream(history, last, made.title(), components, columns, chosen, keep)
 
-    how: Any = {"tests": tests, "grow": grow, "progress": progress}
+    how: Any = {"tests": tests, "grow": grow, "progress": chosen.progress}
     return prequential(model, learn, batches, folder, check_same=check_same, **how)
 
 
@@ -196,7 +199,7 @@ def prequential(
     (2, 0.0)
     """
     model_to_state(model)  # which refuses what could not be saved
-    tests = _named(tests)
+    tests = _named(tests, "tests", _TESTS)
     check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
     folder = as_path("folder", folder)
     history = History(folder / ROUNDS)
@@ -234,7 +237,9 @@ def prequential(
                     examples = posterior.encode(data)
                 with work(share=0):
                     metrics = _before(posterior, examples, samples, drift)
-            posterior = _noted(learn(posterior, data), name, metrics)
+            with about(f"batches: {name!r}"):
+                learnt = learn(posterior, data)
+            posterior = _noted(learnt, name, metrics)
             try:
                 posterior = _scored(posterior, name, data, tests, samples)
             finally:  # after Ctrl-C what was learnt, to be scored later
@@ -322,10 +327,10 @@ def _before(
     return evaluate(assessed.forecast) | noted
 
 
-def _named(tests: Mapping[str, object] | None) -> dict[str, object]:
-    """Data by name that can be read more than once."""
-    check(tests, Mapping | None, "tests", "a mapping from names to data, or None")
-    return {str(name): _reusable(data) for name, data in (tests or {}).items()}
+def _named(given: Mapping[str, Any] | None, argument: str, expected: str) -> dict[str, Any]:
+    """A mapping whose data can be read more than once."""
+    check(given, Mapping | None, argument, expected)
+    return {str(name): _reusable(data) for name, data in (given or {}).items()}
 
 
 def _reusable(data: object) -> object:

@@ -36,7 +36,7 @@ from ..priors import Prior, PriorLike, prior_file
 from ..priors.any_prior import held_fixed
 from ..priors.prior_file import Plain, Tensors, joined
 from ..training.report import FitReport
-from .mixture import MixturePosterior
+from .mixture import MixturePosterior, lineage_of
 from .posterior import Posterior
 
 _GUIDES: dict[str, Callable[..., Guide]] = {
@@ -161,7 +161,7 @@ def from_state(
     for number, component in enumerate(plain["components"]):
         model = Model(network, priors[number], labels)
         fitted = _component_from_state(component, tensors, f"{number}.", model, makers[number])
-        reports = _lineage_of(number, lineage) if mixed else lineage
+        reports = lineage_of(number, lineage) if mixed else lineage
         part = Posterior(model, fitted, reports, columns, first_priors[number])
         parts.append(part.replace(learnt_rows=None if learnt is None else learnt.cpu()))
     posterior = MixturePosterior(parts, lineage) if mixed else parts[0]
@@ -170,17 +170,6 @@ def from_state(
             made = kind.from_state(state, _part(tensors, name), posterior.model)
             posterior = posterior.replace(**{name: made})
     return posterior
-
-
-def _lineage_of(number: int, lineage: Sequence[FitReport]) -> tuple[FitReport, ...]:
-    """The reports of a component of the last round, whose number was another one in earlier rounds
-    if a component before it has failed since."""
-    *earlier, last = lineage
-    reports = [last.components[number]]
-    for mixture in reversed(earlier):
-        by_id: dict[str | None, FitReport] = {each.id: each for each in mixture.components}
-        reports.insert(0, by_id[reports[0].parent])
-    return tuple(reports)
 
 
 def _priors_to_state(priors: Sequence[Prior | None], part: str) -> tuple[list[Plain], Tensors]:

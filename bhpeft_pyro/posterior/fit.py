@@ -26,6 +26,7 @@ from ..guides.pyro_guides import PYROS
 from ..guides.registry import default_components
 from ..model.cached_batches import naming_rows
 from ..model.model import Model, check_model
+from ..priors import prior_file
 from ..priors.prior import check_prior
 from ..training.initialization import align, centred, own_start, scatter, start
 from ..training.loop import Callback, OptimizerFactory
@@ -133,7 +134,8 @@ def fit(
     if options.particles > 1 and not point:  # a point estimate has one draw only
         check_prior(model.prior, model.sites, vectorised=True)
     named = partial(naming_rows, model, data=examples, validation=held_out)
-    whole, facts = examples, dict[str, Any](data_with_held_out=examples.fingerprint)
+    whole, facts = examples, dict[str, Any](prior=prior_file.in_words(model.prior))
+    facts["data_with_held_out"] = whole.fingerprint
     if held_out is None and strategy.needs_held_out(options):
         if not examples.few:  # of which nothing is held out
             warn_of_copies(examples)

@@ -121,14 +121,12 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
     else:
         count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
         new, old = f"label {count + labels - 1}", f"0 to {count - 1}"
-        if grow and not isinstance(data, Examples):
-            numbers = _numbers(_labels(posterior, data))
-            if missing := set(range(count, max(numbers))) - numbers:
-                raise DataError(
-                    f"column {posterior.columns.label!r}: label {max(numbers)} is new, but there "
-                    f"is no example of {min(missing)}; expected new numbers without gaps, from "
-                    f"{count} on"
-                )
+        if names:  # then only examples have numbers
+            raise DataError(
+                f"data: {new} is new, and the classes have names {names}; expected labels by name"
+            )
+        if grow:
+            _check_no_gap(posterior, data, count)
     if not grow:
         raise DataError(
             f"data: {new} is not among the labels {old}; grow=True adds outputs for new labels"
@@ -137,6 +135,20 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
         values = [value for value in _labels(posterior, data) if isinstance(value, str)]
         warn_of_classes(posterior.columns.label, values, names)
     return posterior.grow(labels)
+
+
+def _check_no_gap(posterior: Posterior, data: object, count: int) -> None:
+    """Refuse a new number, after labels 0 to `count` - 1, if one before it has no example."""
+    where = f"column {posterior.columns.label!r}"
+    if isinstance(data, Examples):
+        where, numbers = "data", set() if data.labels is None else {*data.labels.tolist()}
+    else:
+        numbers = _numbers(_labels(posterior, data))
+    if missing := set(range(count, max(numbers, default=0))) - numbers:
+        raise DataError(
+            f"{where}: label {max(numbers)} is new, but there is no example of {min(missing)}; "
+            f"expected new numbers without gaps, from {count} on"
+        )
 
 
 def _labels(posterior: Posterior, data: object) -> list[Any]:

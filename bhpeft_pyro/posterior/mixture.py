@@ -128,6 +128,17 @@ def parts_of(components: int) -> float:
     return components + _SHARE * (components > 1)
 
 
+def lineage_of(number: int, lineage: Sequence[FitReport]) -> tuple[FitReport, ...]:
+    """The reports of a component of the last round, whose number was another one in earlier rounds
+    if a component before it has failed since."""
+    *earlier, last = lineage
+    reports = [last.components[number]]
+    for mixture in reversed(earlier):
+        by_id: dict[str | None, FitReport] = {each.id: each for each in mixture.components}
+        reports.insert(0, by_id[reports[0].parent])
+    return tuple(reports)
+
+
 def joined(
     fitted: Sequence[Fitted],
     held_out: Examples | None,

@@ -36,7 +36,7 @@ from ..priors import Prior, PriorLike, prior_file
 from ..priors.any_prior import held_fixed
 from ..priors.prior_file import Plain, Tensors, joined
 from ..training.report import FitReport
-from .mixture import MixturePosterior
+from .mixture import MixturePosterior, lineage_of
 from .posterior import Posterior
 
 _GUIDES: dict[str, Callable[..., Guide]] = {
@@ -138,6 +138,8 @@ def from_state(
     labels = _likelihood_from_state(plain["likelihood"], likelihood)
     columns = Columns(**plain["columns"])
     makers = [_maker(component["guide"], guide) for component in plain["components"]]
+    began_with = [report.prior for report in lineage]
+    prior_file.check_needed(plain["priors"] + (plain["first_priors"] or []), began_with, prior)
     priors, first_priors = _priors_from_state(plain, tensors, prior, len(makers))
     fitted_on = plain["backbone"]
     check_identity(backbone, fitted_on)
@@ -159,9 +161,7 @@ def from_state(
     for number, component in enumerate(plain["components"]):
         model = Model(network, priors[number], labels)
         fitted = _component_from_state(component, tensors, f"{number}.", model, makers[number])
-        reports = lineage
-        if mixed:
-            reports = tuple(report.components[number] for report in lineage)
+        reports = lineage_of(number, lineage) if mixed else lineage
         part = Posterior(model, fitted, reports, columns, first_priors[number])
         parts.append(part.replace(learnt_rows=None if learnt is None else learnt.cpu()))
     posterior = MixturePosterior(parts, lineage) if mixed else parts[0]

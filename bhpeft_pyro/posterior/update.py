@@ -22,7 +22,7 @@ from ..data.batch import random_order
 from ..data.copies import BY_CHANCE, among, check_apart
 from ..data.doubts import swapped, turned
 from ..data.encoding import CutWarning
-from ..data.sources import read
+from ..data.sources import in_file, read
 from ..decisions.novelty import Novelty
 from ..decisions.two_samples import separation
 from ..errors import ConfigError, DataError, GuideError
@@ -32,7 +32,7 @@ from ..guides.laplace.choice_of_tau import best_output_scale
 from ..guides.strategy import Earlier
 from ..model.cached_batches import naming_rows
 from ..model.model import Model
-from ..priors import Prior, PriorLike, as_prior, earlier_posterior
+from ..priors import Prior, PriorLike, as_prior, earlier_posterior, prior_file
 from ..priors.prior import check_prior
 from ..training.initialization import centred, own_start
 from ..training.loop import Callback, OptimizerFactory
@@ -76,11 +76,12 @@ def update(
     for part in posterior.components if own_prior is None else ():
         prior_of(part.model, part.guide)  # refused before data are read, if it cannot be one
     with bars(options.progress):
-        if not isinstance(data, Examples):  # for its labels, and to be encoded
-            columns = posterior.model.limited(posterior.columns, data)
-            data = read(data, posterior.model.likelihood.kind, columns, labelled=True)
-        before, posterior = posterior, with_outputs_for(posterior, data, grow)
-        examples = posterior.encode(data)
+        with in_file(data):
+            if not isinstance(data, Examples):  # for its labels, and to be encoded
+                columns = posterior.model.limited(posterior.columns, data)
+                data = read(data, posterior.model.likelihood.kind, columns, labelled=True)
+            before, posterior = posterior, with_outputs_for(posterior, data, grow)
+            examples = posterior.encode(data)
         held_out = None if validation is None else posterior.encode(validation)
         texts = None
         if distill is not None:
@@ -117,10 +118,7 @@ def update(
             kept = 0.0 if own_prior is not None else share * rows_kept(posterior.lineage, sites)
             rounds = [
                 replace(
-                    one,
-                    earlier=Earlier(kept, told, scale),
-                    optimizer=optimizer,
-                    callback=callback,
+                    one, earlier=Earlier(kept, told, scale), optimizer=optimizer, callback=callback
                 )
                 for one, scale in zip(rounds, scales, strict=True)
             ]
@@ -257,6 +255,7 @@ def _round(
         "keep": keep,
         "projection": projection,
         "own_prior": own_prior is not None,
+        "prior": "" if own_prior is None else prior_file.in_words(own_prior),
     }
     enough = not (examples.few or unclear)
     return Round(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.constraints import ordered_vector
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Normal, constraints
 from torch.distributions.constraints import Constraint
@@ -20,7 +22,7 @@ from ..errors import SaveError
 from ..peft.sites import Site
 from .any_prior import held_fixed
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
-from .prior import Prior, PriorLike, as_prior
+from .prior import PatternPrior, Prior, PriorLike, as_prior
 from .ready_priors import ARD, FunctionSpaceNormal, Gates, Hierarchical, Horseshoe
 
 Plain = dict[str, Any]
@@ -136,6 +138,40 @@ def needs_given(plain: Plain) -> bool:
     """Whether a user's own prior is a part of what was saved."""
     parts = [*plain.get("parts", ()), plain.get("structure")]
     return plain["kind"] == "custom" or any(map(needs_given, filter(None, parts)))
+
+
+def check_needed(plain: Iterable[Plain], known: Sequence[str], given: PriorLike | None) -> None:
+    """Refuse a prior that is given for priors which do not need it, unless a round began with it.
+
+    Args:
+        plain: the saved priors.
+        known: the prior of each round in words, if that is known.
+        given: the prior, if any.
+    """
+    if given is None or not (known and known[0]) or any(map(needs_given, plain)):
+        return
+    if (name := in_words(as_prior(given))) not in known:
+        raise SaveError(
+            f"prior: this posterior was saved with {known[0]}, which needs no prior=; got {name}"
+        )
+
+
+def in_words(prior: object) -> str:
+    """A prior in words that are the same in every process: a ready one with its options, and one of
+    a user's own by its name alone, as its options are compared when it is loaded.
+
+    >>> in_words(as_prior({"head.*": dist.Normal(0.0, 1.0), "*": lambda site: dist.Normal(0, 1)}))
+    "{'head.*': Normal(loc: 0.0, scale: 1.0), '*': <lambda>}"
+    """
+    if isinstance(prior, PatternPrior):
+        parts = (f"{pattern!r}: {in_words(each)}" for pattern, each in prior.patterns.items())
+        return f"{{{', '.join(parts)}}}"
+    if type(prior) in _READY.values():
+        return repr(prior)
+    if isinstance(prior, TorchDistributionMixin):
+        with suppress(AttributeError, NotImplementedError):  # of a class without constraints
+            return repr(prior)
+    return path_of(prior).partition(":")[2]
 
 
 def _latent_to_state(name: str, latent: TorchDistribution) -> tuple[Normal, Plain | None]:

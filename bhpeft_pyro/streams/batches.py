@@ -43,6 +43,8 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
     """
     every = one_of(*get_args(Period))("every", every)
     times = _times(table, column)
+    if times.empty:
+        return {}
     frequency, name = _FORMATS[every]
     starts = times.dt.to_period(frequency)
     if (end := starts.max().end_time) > pandas.Timestamp.now("UTC").tz_localize(None):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..base.checks import check, warn
+from ..base.checks import warn
 from ..base.fit_options import FitOptions
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning
@@ -19,6 +19,7 @@ from ..model.model import Model
 from ..posterior.posterior import Posterior
 from ..posterior.round_file import likelihood_to_give, likelihood_to_state
 from ..posterior.update import has_learnt
+from ..priors import prior_file
 from .history import History
 
 _READING = ("text", "pair", "label", "question", "choices", "answer", "max_length")
@@ -30,7 +31,9 @@ def about(what: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{what}: {error}") from error
+        named = DataError(f"{what}: {error}")
+        vars(named).update(vars(error))
+        raise named from error
 
 
 def encode_ahead(model: Model, data: object, columns: Columns) -> Examples:
@@ -55,7 +58,6 @@ def check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> 
 
 def check_promise(model: Model, promise: Mapping[str, Any], columns: Columns) -> None:
     """Refuse arguments of `Posterior.promise` that cannot work, before anything is learnt."""
-    check(promise, Mapping, "promise", "a mapping of arguments, or None")
     if "calibration" not in promise:
         raise ConfigError(f"promise: got {[*promise]}; expected 'calibration', labelled rows, too")
     asked = {name: promise[name] for name in promise if name not in ("calibration", "method")}
@@ -76,6 +78,10 @@ def last_round(history: History, model: Model) -> Posterior | None:
         )
     if not leaves:
         return None
+    first, *_ = history.rounds.values()
+    if first.prior:  # reports of earlier versions have none
+        now = prior_file.in_words(model.prior)
+        _check_same(history, "model", "under the prior", first.prior, now)
     network = model.network
     needed = {"prior": model.prior, "likelihood": likelihood_to_give(model)}
     last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, **needed)
@@ -152,3 +158,18 @@ def check_same_batch(posterior: Posterior, number: int, name: str, data: object)
             f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
             f"{number + 1} is {name!r}{other}{hint}"
         )
+
+
+def check_same_tests(posterior: Posterior, tests: Mapping[str, object]) -> None:
+    """Check that tests have the rows on which earlier rounds were scored under their names."""
+    scored = {name: mark for report in posterior.lineage for name, mark in report.tests.items()}
+    for name in filter(scored.__contains__, tests):
+        try:
+            same = posterior.encode(tests[name]).fingerprint == scored[name]
+        except DataError:  # such as labels that it does not know
+            same = False
+        if not same:
+            raise ConfigError(
+                f"tests: {name!r} has other rows than those that earlier rounds were scored on; "
+                "use these, or another name"
+            )

@@ -36,6 +36,7 @@ from .resume import (
     check_promise,
     check_same_batch,
     check_same_stream,
+    check_same_tests,
     check_tests,
     last_round,
 )
@@ -43,6 +44,7 @@ from .resume import (
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
 
+_TESTS = "a mapping from names to data, or None"
 _UNTRAINED = 8  # draws of the first prior, whose forecasts are near chance; each costs a pass
 
 
@@ -63,7 +65,7 @@ def stream(
     again: bool = False,
     distill: object | None = None,
     promise: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     **changes: Any,
 ) -> Posterior:
     """Go through batches in order: predict, compare with what was expected, learn, save.
@@ -81,7 +83,8 @@ def stream(
         guide, components, executor: as for `fit`, which learns the first batch; `update` learns
             the others.
         tests: held-out data by name, scored after every round, for `Record.matrix`. With one for
-            each batch, in the same order, `Record.transfer` works too.
+            each batch, in the same order, `Record.transfer` works too. After a restart there may be
+            new ones.
         unlabelled, columns, options, changes: as for `fit`. If the first batch is small, give
             unlabelled texts.
         keep, grow, again: as for `Posterior.update`.
@@ -90,15 +93,16 @@ def stream(
         promise: arguments of `Posterior.promise`, such as {"calibration": rows, "error": 0.1}, to
             make a promise after every round. The next batch tells whether it holds
             (`decisions.watching.watched`). The rows must be in no batch.
-        progress: show a progress bar.
+        progress: show a progress bar; by default as `options` say.
 
     Returns:
         The last posterior; `Record.of` makes the table of all rounds from it.
 
     Raises:
         BusyError: another stream is writing into the folder.
-        ConfigError: the folder holds other rounds than these, or rounds of another guide, of
-            another number of components, or of data that were read otherwise.
+        ConfigError: the folder holds other rounds than these, or rounds under another prior, of
+            another guide, of another number of components, or of data that were read otherwise; or
+            they were scored on other rows of a test.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
         GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
         PriorError: `keep` has no closed form under the guide.
@@ -115,8 +119,9 @@ def stream(
     check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     grow, again = boolean("grow", grow), boolean("again", again)
-    chosen = (options or FitOptions()).change(**{"progress": progress, **changes})
-    tests = _named(tests)
+    chosen = (options or FitOptions()).change(**changes)
+    chosen = chosen if progress is None else chosen.change(progress=progress)
+    tests = _named(tests, "tests", _TESTS)
     check_tests(model, tests, columns)
     with seeded(chosen.seed):
         made = autoguide(guide, model, components=1)
@@ -128,6 +133,7 @@ def stream(
         forget(keep, prior, model.prior, model.sites)
     texts = None if distill is None else texts_for(model, distill, columns, chosen.seed)
     if promise is not None:
+        promise = _named(promise, "promise", "a mapping of arguments, or None")
         check_promise(model, promise, columns)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
@@ -149,7 +155,7 @@ def stream(
     def check_same(history: History, last: Posterior) -> None:
         check_same_stream(history, last, made.title(), components, columns, chosen, keep)
 
-    how: Any = {"tests": tests, "grow": grow, "progress": progress}
+    how: Any = {"tests": tests, "grow": grow, "progress": chosen.progress}
     return prequential(model, learn, batches, folder, check_same=check_same, **how)
 
 
@@ -193,7 +199,7 @@ def prequential(
     (2, 0.0)
     """
     model_to_state(model)  # which refuses what could not be saved
-    tests = _named(tests)
+    tests = _named(tests, "tests", _TESTS)
     check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
     folder = as_path("folder", folder)
     history = History(folder / ROUNDS)
@@ -216,10 +222,12 @@ def prequential(
             if count <= len(done):
                 assert posterior is not None
                 check_same_batch(posterior, count - 1, name, data)
-                if count == len(done) and not _is_scored(posterior, tests):  # it was interrupted
-                    place = history.folders[posterior.report.id]
-                    posterior = _scored(posterior, name, data, tests, samples)
-                    posterior.save(place, overwrite=True)
+                if count == len(done):
+                    check_same_tests(posterior, tests)
+                    if not _is_scored(posterior, tests):  # it was interrupted
+                        place = history.folders[posterior.report.id]
+                        posterior = _scored(posterior, name, data, tests, samples)
+                        posterior.save(place, overwrite=True)
                 bar.next()
                 continue
             metrics: dict[str, float] = {}
@@ -229,7 +237,9 @@ def prequential(
                     examples = posterior.encode(data)
                 with work(share=0):
                     metrics = _before(posterior, examples, samples, drift)
-            posterior = _noted(learn(posterior, data), name, metrics)
+            with about(f"batches: {name!r}"):
+                learnt = learn(posterior, data)
+            posterior = _noted(learnt, name, metrics)
             try:
                 posterior = _scored(posterior, name, data, tests, samples)
             finally:  # after Ctrl-C what was learnt, to be scored later
@@ -296,7 +306,8 @@ def _scored(
     if name in tested:  # `update` is to refuse the whole batch, with these rows
         whole = learnt.concat(tested[name]).fingerprint
         posterior = posterior.with_report(data_with_held_out=whole)
-    return _noted(posterior, name, scores)
+    marks = {test: rows.fingerprint for test, rows in tested.items()}
+    return _noted(posterior.with_report(tests=marks), name, scores)
 
 
 def _before(
@@ -316,10 +327,10 @@ def _before(
     return evaluate(assessed.forecast) | noted
 
 
-def _named(tests: Mapping[str, object] | None) -> dict[str, object]:
-    """Data by name that can be read more than once."""
-    check(tests, Mapping | None, "tests", "a mapping from names to data, or None")
-    return {str(name): _reusable(data) for name, data in (tests or {}).items()}
+def _named(given: Mapping[str, Any] | None, argument: str, expected: str) -> dict[str, Any]:
+    """A mapping whose data can be read more than once."""
+    check(given, Mapping | None, argument, expected)
+    return {str(name): _reusable(data) for name, data in (given or {}).items()}
 
 
 def _reusable(data: object) -> object:

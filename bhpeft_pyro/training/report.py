@@ -20,6 +20,7 @@ _OF_ALL = (  # fields that are the same in all components of a mixture
     "temperature",
     "keep",
     "own_prior",
+    "prior",
     "separation",
     "held_out",
     "split",
@@ -81,6 +82,7 @@ class FitReport(Training):
             posterior q to the nearest p in the new family, from which the prior is made; 0 if the
             family can represent q. None if the family stayed.
         own_prior: whether a prior of your own took the place of the last posterior.
+        prior: in words, the prior of a first round or of one with `own_prior`, as it was given.
         held_out: rows that early stopping and the choice of width and output scale used.
         split: the seed by which `fit` itself held these rows out of its data, if it did.
         tau: of a Laplace approximation, the multiple of the first prior's precision in its
@@ -112,6 +114,7 @@ class FitReport(Training):
             seconds are sums, losses and KLs are means, and scales are geometric means.
         data_with_held_out: fingerprint of the training data and of rows held out of the same
             source, if known.
+        tests: fingerprints of the tests of a stream that the round was scored on, by name.
     """
 
     examples: int
@@ -127,6 +130,7 @@ class FitReport(Training):
     keep: float | dict[str, float] = 1.0
     projection: float | None = None
     own_prior: bool = False
+    prior: str = ""
     held_out: int = 0
     split: int | None = None
     tau: float | None = None
@@ -144,6 +148,7 @@ class FitReport(Training):
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
     data_with_held_out: str = ""
+    tests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_mixture(

@@ -203,6 +203,15 @@ def test_a_promise_that_cannot_be_made_is_refused_before_the_first_round(tmp_pat
     assert not [*tmp_path.rglob("*.safetensors")]
 
 
+@pytest.mark.filterwarnings("ignore:.*repeat another's text")
+def test_calibration_rows_may_be_read_but_once(tmp_path: Path) -> None:
+    rows = rows_of(9, 120)
+    once = ({"text": text, "label": label} for text, label in zip(*rows.values(), strict=True))
+    promise = {"calibration": once, "error": 0.4}
+    last = bh.stream(tiny_model(()), {"one": rows_of(0)}, tmp_path, promise=promise, **QUICK)
+    assert last.promised is not None
+
+
 def test_nothing_exceeds_a_promise_of_all_wrong() -> None:
     assert error_evidence(5, 5, 1.0) == 1.0
 

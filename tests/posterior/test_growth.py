@@ -199,9 +199,19 @@ def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> N
 def test_a_number_far_off_is_no_new_label() -> None:
     numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
     data = {"text": ["w5", "w6"], "label": [2, 60]}
-    with pytest.raises(DataError, match="label 60 is new, but there is no example of 3"):
-        numbered.update(data, grow=True)
+    for given in (data, bh.data.encode(data, tiny_tokenizer(), kind="class")):
+        with pytest.raises(DataError, match="label 60 is new, but there is no example of 3"):
+            numbered.update(given, grow=True)
     assert numbered.grow(59).model.network.outputs == 61  # whoever wants them asks for them
+
+
+def test_a_number_is_no_new_name(head: bh.Posterior) -> None:
+    numbers = {"text": ["w5", "w6"], "label": [0, 2]}
+    data = bh.data.encode(numbers, tiny_tokenizer(), kind="class")
+    expected = r"data: label 2 is new, and the classes have names \('angry', 'calm'\); expected"
+    for grow in (True, False):
+        with pytest.raises(DataError, match=expected):
+            head.update(data, grow=grow)
 
 
 def test_levels_and_numbers_as_text_are_counted_as_they_are_read() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from components import FIRST, SECOND, fit, same
 from jobs import Inline, assert_same
+from saves import load
 from torch.optim import Adam
 
 import bhpeft_pyro as bh
@@ -130,6 +131,19 @@ def test_a_worker_that_ends_leaves_all_others() -> None:
         fit(of=model, executor=Inline((0,), ValueError("gone")))
     kept: Any = error.value.posterior
     assert [*map(same, kept.components, fit(of=model).components[1:])] == [True, True]
+
+
+def test_components_keep_their_lineages_after_one_has_failed(tmp_path: Path) -> None:
+    first = fit(of=tiny_model(()))
+    with pytest.raises(FitError, match="component 1 of 3") as error:
+        first.update(SECOND, executor=Inline((0,), ValueError("gone")))
+    kept: Any = error.value.posterior
+    kept.save(tmp_path)
+    lineages = [
+        [[report.id for report in part.lineage] for part in posterior.components]
+        for posterior in (kept, load(tmp_path))
+    ]
+    assert lineages[0] == lineages[1]
 
 
 def test_ctrl_c_cancels_the_rest() -> None:

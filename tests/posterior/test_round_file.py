@@ -30,6 +30,7 @@ from bhpeft_pyro.model.likelihoods import (
     Normal,
     OrderedLogistic,
 )
+from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
 QUIZ = {
@@ -140,6 +141,23 @@ def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:
         load(tmp_path / "distribution")
     assert "0x" not in str(error.value)
     assert load(tmp_path / "distribution", prior=dist.Normal(0.0, 1.0)).report.steps == 3
+
+
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_a_prior_that_no_round_began_with_is_refused(tmp_path: Path, guide: str) -> None:
+    ready, own, other = (tmp_path / name for name in ("ready", "own", "other"))
+    first = fit(guide=guide, components=1)
+    first.save(ready)
+    expected = "prior: .*with FunctionSpaceNormal.*, which needs no prior=; got wide"
+    with pytest.raises(SaveError, match=expected):
+        load(ready, prior=wide)
+    load(ready, prior=first.model.prior if guide == "normal" else FunctionSpaceNormal())
+    fit(guide=guide, prior=wide, components=1).save(own)
+    load(own, prior=wide)
+    with pytest.raises(SaveError, match=r"prior: .*wide.*; got .*tied"):
+        load(own, prior=tied)
+    first.update(STARS | {"label": CLASSES["label"]}, prior=wide, again=True).save(other)
+    load(other, prior=wide)
 
 
 def tied(sites: Any) -> Any:

@@ -125,6 +125,15 @@ def test_rows_that_come_again_in_part_are_counted() -> None:
         first.replace(learnt_rows=None).update(both, max_steps=1)
 
 
+@pytest.mark.parametrize("grow", [False, True])
+def test_rows_of_a_file_have_its_numbers(tmp_path: Path, grow: bool) -> None:
+    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), max_steps=2, progress=False)
+    file = tmp_path / "new.csv"
+    file.write_text("text,label\nw5 w6,0\nw6 w7,1\nw7 w8,\nw8 w9,1\n")
+    with pytest.raises(DataError, match=r"new\.csv, column 'label', row 4: the label is missing"):
+        posterior.update(file, grow=grow)
+
+
 def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:
     """An inherited `max_steps` would win over them, in silence."""
     first = fit(max_steps=5, batch_size=8)

@@ -41,6 +41,8 @@ def test_periods() -> None:
     with pytest.raises(DataError, match="row 1: None is not a date"):
         by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
     frame: Any = pandas.DataFrame({"day": ["2024-01-01"]})
+    empty = Dataset.from_dict({"day": []})
+    assert by_period(empty, "day") == by_count(empty, 3, "day") == {}
     for cut in (partial(by_period, frame, "day"), partial(by_count, frame, 1)):
         with pytest.raises(ConfigError, match="table: expected a"):
             cut()

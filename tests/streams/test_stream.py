@@ -10,9 +10,11 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
+from exact import independent
 from program import read_csv
 from pyro.infer.autoguide import AutoNormal
 
@@ -28,6 +30,7 @@ from bhpeft_pyro.errors import (
     PriorError,
     SaveError,
 )
+from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.streams import Record, transfer
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -47,9 +50,14 @@ OPTIONS: dict[str, Any] = {
 
 
 def run(
-    folder: Path, batches: Any = WEEKS, likelihood: Any = None, kinds: Any = (), **options: Any
+    folder: Path,
+    batches: Any = WEEKS,
+    likelihood: Any = None,
+    kinds: Any = (),
+    prior: Any = None,
+    **options: Any,
 ) -> bh.Posterior:
-    model = tiny_model(kinds, 2 if likelihood is None else 1, likelihood=likelihood)
+    model = tiny_model(kinds, 2 if likelihood is None else 1, likelihood=likelihood, prior=prior)
     return bh.stream(model, batches, folder, **{**OPTIONS, **options})
 
 
@@ -160,7 +168,7 @@ def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         run(tmp_path, swapped)
     with pytest.raises(ConfigError, match="learnt 'week 0', and batch 1 is 'x'"):
         run(tmp_path, {"x": WEEKS["week 0"]})
-    with pytest.raises(DataError, match="learnt 12 of these examples already"):
+    with pytest.raises(DataError, match=r"batches: 'week 0 again': .*learnt 12 of these examples"):
         run(tmp_path, {**dict(list(WEEKS.items())[:2]), "week 0 again": WEEKS["week 0"]})
     bh.streams.History(tmp_path / "rounds").add(bh.fit(tiny_model(()), "normal", WEEKS["week 2"],
                                                max_steps=2, progress=False))  # fmt: skip
@@ -214,6 +222,22 @@ def test_a_stream_under_a_likelihood_of_one_s_own_continues(tmp_path: Path) -> N
     bh.stream(model, {"monday": COUNTS}, tmp_path, **how)
     last = bh.stream(model, weeks, tmp_path, **how)
     assert len(last.lineage) == 2 and type(last.model.likelihood) is Counts
+
+
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_a_stream_under_a_prior_of_one_s_own_continues(tmp_path: Path, guide: str) -> None:
+    """Whether the file needs it, as under `normal`, or has it as numbers."""
+    how: dict[str, Any] = {"guide": guide, "components": 1}
+
+    def wide(sites: Any) -> Any:
+        return independent(sites, 2.0)
+
+    for prior in (wide, {"*": dist.Normal(0.0, 2.0)}):
+        folder = tmp_path / type(prior).__name__
+        run(folder, {"week 0": WEEKS["week 0"]}, prior=prior, **how)
+        assert len(run(folder, prior=prior, **how).lineage) == 3
+        with pytest.raises(ConfigError, match=r"model: .* under the prior .*, not FunctionSpace"):
+            run(folder, **how)
 
 
 class Own(AutoNormal):
@@ -289,6 +313,8 @@ def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
             {"likelihood": bh.likelihoods.Normal()},
             "rounds with a likelihood Categorical.*not Normal",
         ),
+        ({"prior": FunctionSpaceNormal(head=9.0)}, "prior Func.*head=None.*, not .*head=9.0"),
+        ({"prior": {"*": dist.Normal(0, 1)}}, r"under the prior Function.*not {'\*': Normal\(loc"),
         ({"guide": "normal"}, "guide: .*rounds of LaplaceGuide, not NormalGuide"),
         ({"components": 3}, "components: .*rounds of 2, not 3"),
         ({"columns": Columns(label_names=("a", "b"))}, "with labels None, not ..a., .b."),
@@ -381,6 +407,30 @@ def test_what_is_wrong_with_a_batch_is_said_with_its_name(tmp_path: Path) -> Non
     gap = {"a": tiny_examples(12), "b": {"text": ["w5", "w6"], "label": [0, 7]}}
     with pytest.raises(DataError, match=r"batches: 'b': .*7"):
         run(tmp_path / "gap", gap, grow=True)
+    file = tmp_path / "first.csv"
+    file.write_text("text,label\nw5 w6,0\nw6 w7,\n")
+    with pytest.raises(DataError, match=r"batches: 'a': first\.csv, .* row 3: .*missing") as error:
+        run(tmp_path / "file", {"a": file})
+    assert (error.value.file, error.value.rows) == ("first.csv", (1,))
+
+
+def test_a_test_has_the_same_rows_in_all_rounds(tmp_path: Path) -> None:
+    first, rows = dict(list(WEEKS.items())[:1]), {"text": ["w5 w9", "w6"], "label": [0, 1]}
+    run(tmp_path, first, tests={"t": rows})
+    for other in ({**rows, "label": [1, 0]}, {**rows, "text": ["w5 w9", "w7"]}):
+        with pytest.raises(ConfigError, match="tests: 't' has other rows than those that earlier"):
+            run(tmp_path, tests={"t": other})
+    last = run(tmp_path, tests={"u": other, "t": {k: v[::-1] for k, v in rows.items()}})
+    assert Record.of(last).matrix.isnan().tolist() == [[False, True]] + [[False, False]] * 2
+
+
+def test_bars_are_as_the_options_say(tmp_path: Path) -> None:
+    options, weeks = bh.FitOptions(progress=False, max_steps=1), dict(list(WEEKS.items())[:1])
+    how: dict[str, Any] = {"guide": "normal", "options": options}
+    last = bh.stream(tiny_model(()), weeks, tmp_path / "none", **how)
+    assert not last.report.options.progress
+    last = bh.stream(tiny_model(()), weeks, tmp_path / "shown", progress=True, **how)
+    assert last.report.options.progress
 
 
 def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def lineage_of(number: int, lineage: Sequence[FitReport]) -> tuple[FitReport, ..
     reports = [last.components[number]]
     for mixture in reversed(earlier):
         by_id: dict[str | None, FitReport] = {each.id: each for each in mixture.components}
-        reports.insert(0, by_id[reports[0].parent])
+        reports.insert(0, by_id.get(reports[0].parent, mixture.components[number]))
     return tuple(reports)
 
 

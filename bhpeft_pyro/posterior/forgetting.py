@@ -1,16 +1,26 @@
-"""Forgetting: a prior between the last posterior and the first prior."""
+"""Forgetting: on purpose, by a prior between the last posterior and the first prior; and how many
+answers to earlier texts a round has changed."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..base.checks import SHARE, string
 from ..base.names import check_used, first_match
-from ..errors import ConfigError
+from ..data import Examples
+from ..data.batch import random_order
+from ..data.encoding import CutWarning
+from ..errors import ConfigError, GuideError
 from ..peft.sites import Site
 from ..priors import Prior, earlier_posterior, independent_normals
 from ..training.report import FitReport
+from .posterior import Posterior
+
+CHECKED = 256
+"""How many examples, at most, whose labels or answers are compared with what is predicted."""
 
 
 def KEEP(name: str, value: Any) -> float | dict[str, float]:
@@ -88,3 +98,33 @@ def _by_site(keep: float | Mapping[str, float], sites: Sequence[Site]) -> dict[s
     check_used(names, patterns, "keep", ConfigError)
     matches = {name: first_match(name, patterns) for name in names}
     return {name: 1.0 if match is None else patterns[match] for name, match in matches.items()}
+
+
+def kept_texts(posterior: Posterior, new: Examples) -> Examples | None:
+    """Texts of earlier rounds, or some if they are many; None if none are kept, or if examples,
+    such as the new ones, are more than one text each, or words."""
+    kept = () if posterior.novelty is None else posterior.novelty.texts
+    texts = [text for text in kept if text]
+    columns = posterior.columns
+    alone = columns.inputs(new.kind) == (columns.text,) and not new.extra and new.words is None
+    if not (texts and alone):
+        return None
+    order = random_order(len(texts))[:CHECKED]
+    some = {columns.text: [texts[i] for i in order.tolist()]}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=CutWarning)  # given when they were learnt
+        return posterior.encode(some, labelled=False)
+
+
+def compared(before: Posterior, after: Posterior, texts: Examples) -> Posterior:
+    """`after` with the number of texts in its report to which its answer differs from that of
+    `before`, at their central values; without it if they have none."""
+    with suppress(GuideError):
+        old: Any = before.replace(novelty=None).predict(texts, samples=0)
+        new: Any = after.replace(novelty=None).predict(texts, samples=0)
+        if texts.kind == "rating":
+            changed = (new.mean - old.mean).abs() > old.sd
+        else:
+            changed = new.loss(old.label) > 0
+        return after.with_report(compared=len(texts), changed=int(changed.sum()))
+    return after

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -21,7 +20,6 @@ from ..data import Examples, LabelWarning
 from ..data.batch import random_order
 from ..data.copies import BY_CHANCE, among, check_apart
 from ..data.doubts import swapped, turned
-from ..data.encoding import CutWarning
 from ..data.sources import in_file, read
 from ..decisions.novelty import Novelty
 from ..decisions.two_samples import separation
@@ -38,12 +36,10 @@ from ..training.initialization import centred, own_start
 from ..training.loop import Callback, OptimizerFactory
 from ..training.report import FitReport
 from .distill import texts_for, with_student
-from .forgetting import KEEP, forget, kept_of_all, rows_kept
+from .forgetting import CHECKED, KEEP, compared, forget, kept_of_all, kept_texts, rows_kept
 from .growth import with_outputs_for
 from .posterior import Posterior
 from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
-
-_CHECKED = 256  # examples whose labels or answers are compared with what is predicted
 
 
 def update(
@@ -86,7 +82,7 @@ def update(
         texts = None
         if distill is not None:
             texts = texts_for(posterior.model, distill, posterior.columns, options.seed)
-        earlier = _kept_texts(before, examples)
+        earlier = kept_texts(before, examples)
         check_held_out(posterior, examples, held_out)
         if not again:
             refuse_known(posterior, examples)
@@ -126,44 +122,14 @@ def update(
             learnt = run_all(rounds, executor, reports, novelty=novelty)
         if earlier is not None:
             with work(share=0):
-                learnt = _compared(before, learnt, earlier)
+                learnt = compared(before, learnt, earlier)
         return learnt if texts is None else with_student(learnt, texts, options)
-
-
-def _kept_texts(posterior: Posterior, new: Examples) -> Examples | None:
-    """Texts of earlier rounds, or some if they are many; None if none are kept, or if examples,
-    such as the new ones, are more than one text each, or words."""
-    kept = () if posterior.novelty is None else posterior.novelty.texts
-    texts = [text for text in kept if text]
-    columns = posterior.columns
-    alone = columns.inputs(new.kind) == (columns.text,) and not new.extra and new.words is None
-    if not (texts and alone):
-        return None
-    order = random_order(len(texts))[:_CHECKED]
-    some = {columns.text: [texts[i] for i in order.tolist()]}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=CutWarning)  # given when they were learnt
-        return posterior.encode(some, labelled=False)
-
-
-def _compared(before: Posterior, after: Posterior, texts: Examples) -> Posterior:
-    """`after` with the number of texts in its report to which its answer differs from that of
-    `before`, at their central values; without it if they have none."""
-    with suppress(GuideError):
-        old: Any = before.replace(novelty=None).predict(texts, samples=0)
-        new: Any = after.replace(novelty=None).predict(texts, samples=0)
-        if texts.kind == "rating":
-            changed = (new.mean - old.mean).abs() > old.sd
-        else:
-            changed = new.loss(old.label) > 0
-        return after.with_report(compared=len(texts), changed=int(changed.sum()))
-    return after
 
 
 def _central_forecasts(posterior: Posterior, examples: Examples) -> list[Any]:
     """What each component predicts of examples at its central values, before it learns them; of
     some if they are many. Empty if a component has no central values."""
-    some = examples.subset(random_order(len(examples))[:_CHECKED])
+    some = examples.subset(random_order(len(examples))[:CHECKED])
     with suppress(GuideError):
         parts = [part.replace(novelty=None) for part in posterior.components]
         return [part.predict(some, samples=0) for part in parts]
@@ -343,7 +309,15 @@ def _warn_of_known(posterior: Posterior, examples: Examples) -> None:
 
 def check_held_out(posterior: Posterior, examples: Examples, held_out: Examples | None) -> None:
     """Raise a DataError if this round is to learn all rows that are held out, or an earlier one
-    has; warn if it is some."""
+    has; warn if it is some of them."""
     if held_out is not None:
         check_apart(examples, held_out, "validation")
         refuse_known(posterior, held_out, "validation", "; expected rows that are not learnt")
+        known = int(among(held_out.row_hashes, posterior.learnt_rows).sum())
+        earlier = sum(report.held_out for report in posterior.lineage)  # may be given again
+        if posterior.guide.point and known > earlier:
+            warn(
+                f"validation: {known} of {len(held_out.row_hashes)} rows have the text of a row "
+                "that an earlier round has learnt (case and spaces aside), so the uncertainty may "
+                "become too small; expected rows that are not learnt"
+            )

@@ -125,6 +125,19 @@ def test_rows_that_come_again_in_part_are_counted() -> None:
         first.replace(learnt_rows=None).update(both, max_steps=1)
 
 
+def test_held_out_rows_that_were_learnt_are_counted() -> None:
+    """Those that an earlier round held out may come again."""
+    short: dict[str, Any] = {"max_steps": 1, "progress": False}
+    held_out = tiny_examples(20, seed=7)
+    options = {"components": 1, "validation": held_out, **short}
+    first = bh.fit(tiny_model(()), "laplace", FIRST, **options)
+    with warnings.catch_warnings(action="error"):
+        first.update(SECOND, validation=held_out, **short)
+    told = r"^validation: 35 of 35 rows have the text of a row that an earlier round has learnt"
+    with pytest.warns(UserWarning, match=told):
+        first.update(SECOND, validation=held_out.concat(FIRST.subset(range(15))), **short)
+
+
 @pytest.mark.parametrize("grow", [False, True])
 def test_rows_of_a_file_have_its_numbers(tmp_path: Path, grow: bool) -> None:
     posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), max_steps=2, progress=False)

@@ -229,7 +229,7 @@ class DrawsGuide(Guide):
             self.register_buffer("_statistics", torch.zeros(len(self._named), samples).double())
         self._supports: dict[str, tuple[Constraint, tuple[int, ...]]] = {}
         for latent in latents(model):
-            parts = latent.sites or {latent.name: tuple(latent.loc.shape)}
+            parts = latent.sites or {latent.name: tuple(latent.prior.event_shape)}
             for name, shape in parts.items():
                 support = constraints.real if latent.sites else latent.support
                 self._supports[name] = support, shape

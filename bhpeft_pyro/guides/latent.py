@@ -96,7 +96,7 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
                 f"prior: the site {name!r} has batch shape {tuple(fn.batch_shape)}, expected (): "
                 "declare its dims as events with .to_event()"
             )
-        if name in _TAKEN:
+        if name in _TAKEN or (name == JOINT and "sites" not in infer):
             raise PriorError(
                 f"prior: it samples {name!r}, which is a name of the model's own; expected another"
             )

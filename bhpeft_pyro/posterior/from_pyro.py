@@ -126,7 +126,7 @@ def from_draws(
         draws, diverging = _sampled(draws)
         said = diverging | said
     values = _tensors("draws", draws)
-    shapes = {latent.name: tuple(latent.loc.shape) for latent in latents(model)}
+    shapes = {latent.name: tuple(latent.prior.event_shape) for latent in latents(model)}
     shapes |= {name: shape for latent in latents(model) for name, shape in latent.sites.items()}
     if {value.dim() - len(shapes[k]) for k, value in values.items() if k in shapes} != {2}:
         return of(model, DrawsGuide.of(model, values, said), data, columns)

@@ -45,6 +45,7 @@ def test_latents_leave_the_random_state_alone() -> None:
     ("name", "distribution", "words"),
     [
         ("data", dist.Normal(0.0, 1.0), "'data', which is a name of the model's own"),
+        ("weights", dist.Normal(0.0, 1.0), "'weights', which is a name of the model's own"),
         ("w", dist.ProjectedNormal(torch.ones(3)), "'w' has the support .*no guide covers"),
     ],
 )

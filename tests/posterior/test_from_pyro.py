@@ -74,6 +74,34 @@ def test_draws_of_nuts_predict_as_their_mean_over_draws(tmp_path: Path) -> None:
         posterior.update(data, guide="normal", **QUICK)
 
 
+@pytest.mark.parametrize("chains", [1, 2])
+def test_draws_on_a_simplex_have_one_number_more_than_dimensions(
+    tmp_path: Path, chains: int
+) -> None:
+    def prior(sites: Any) -> Any:
+        shares = pyro.sample("shares", dist.Dirichlet(torch.ones(len(sites))))
+        return {
+            s.name: pyro.sample(s.name, dist.Normal(0.0, share).expand(s.shape).to_event())
+            for s, share in zip(sites, shares, strict=True)
+        }
+
+    model, data = tiny_model((), prior=prior), tiny_examples(12)
+    runs = [pyro.poutine.trace(prior).get_trace(model.sites) for _ in range(3 * chains)]
+    draws = {
+        n: torch.stack([run.nodes[n]["value"] for run in runs]) for n in runs[0].stochastic_nodes
+    }
+    if chains > 1:
+        draws = {name: value.unflatten(0, (chains, 3)) for name, value in draws.items()}
+    posterior = bh.Posterior.from_draws(model, draws, data)
+    exported = posterior.to_arviz(samples=3).posterior["shares"]
+    assert exported.shape == (chains, 3, 2)
+    posterior.save(tmp_path / "p")
+    again = load(tmp_path / "p", prior=prior)
+    assert torch.equal(again.predict(data).probabilities, posterior.predict(data).probabilities)
+    new = tiny_examples(8, seed=1)
+    assert posterior.update(new, guide="normal", **QUICK).report.projection is not None
+
+
 def test_every_draw_is_taken_whole() -> None:
     model = tiny_model(())
     draws = draws_of(model, 5)

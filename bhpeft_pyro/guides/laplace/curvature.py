@@ -117,8 +117,11 @@ def equal_effect(
     count = 0
     for batch, outputs, derivatives in rows:
         inside = derivatives[:, : math.prod(outputs.shape)]
+        there = inside.shape[:2].numel()
+        if batch.choices is not None:  # others have no effect
+            exist = batch.choices.repeat_interleave(outputs.shape[-1], 1)
+            inside, there = inside * exist.unsqueeze(-1), int(exist.sum())
         total += inside.square().sum((0, 1))
-        there = inside.shape[:2].numel() if batch.choices is None else int(batch.choices.sum())
         count += there - len(inside) * model.likelihood.softmax
     effects = {name: part.sum().item() for name, part in unpack(total / count, shapes).items()}
     effects = {name: effect for name, effect in effects.items() if name not in kept and effect > 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -107,12 +108,16 @@ def _densities(
     draws of the outputs; from the point estimate if there are no spreads."""
     densities = []
     for number, (outputs, labels) in enumerate(held):
-        values = outputs.mean[None]
-        if spreads is not None:
+        if spreads is None:
+            logs = forecast(outputs, outputs.mean[None]).log_prob(labels)
+        else:
             # The same for every tau, so that differences between taus are not those of draws.
-            noise = normal_points(DRAWS, outputs.mean.shape[1], seed=0).to(values)
-            values = outputs.draws(spreads[number], noise)
-        densities.append(mean_density(forecast(outputs, values).log_prob(labels).movedim(1, 0)))
+            noise = normal_points(DRAWS, outputs.mean.shape[1], seed=0).to(outputs.mean)
+            with pyro.validation_enabled(False):  # a wide draw may give a rate of 0 or infinity
+                values = outputs.draws(spreads[number], noise)
+                logs = forecast(outputs, values).log_prob(labels)
+            logs = logs.masked_fill(logs.isnan(), -torch.inf)  # under which no label is possible
+        densities.append(mean_density(logs.movedim(1, 0)))
     return torch.cat(densities, 1).cpu()
 
 

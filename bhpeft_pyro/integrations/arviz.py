@@ -94,7 +94,8 @@ def to_arviz(
         posterior: the posterior, or a model.
         data: as for `Posterior.predict`.
         samples: S, draws per chain; by default 100, or all of a sampler's. Fewer of a sampler's
-            are a random part of them, in their order.
+            are a random part of them, in their order. Under a mixture for a prior its groups have
+            the next multiple of the number of components.
         sites: patterns of variables' names, such as "lora.*" or "change.*"; by default all of at
             most `SMALL` numbers. Those left out are named in the attribute `left_out` of
             `posterior`.

@@ -97,7 +97,7 @@ class Head(_Linear):
     ) -> Tensor:
         """Run a backbone on R rows of inputs, for (R, D) features; or (M, D) of the tokens in each
         of (M, 3) spans: row, begin and end."""
-        hidden = backbone.base_model(**inputs).last_hidden_state
+        hidden = backbone.base_model(**inputs)[0]  # a tuple, if its configuration says so
         if spans is not None:
             row, begin, end = spans.unsqueeze(-1).unbind(1)
             places = begin + torch.arange(int((end - begin).max()), device=hidden.device)

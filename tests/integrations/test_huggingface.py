@@ -572,6 +572,24 @@ def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_labels_go_out_only_where_the_backbone_says_so(tmp_path: Path) -> None:
     backbone = tiny_classifier()
     network = bh.RandomPEFT(backbone, bh.presets.lora(2), bh.ClassifierHead(2), tiny_tokenizer())
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_texts_that_end_with_the_padding_token(model_type: str, causal: bool) -> None:
+    """As where the tokenizer appends an end that pads too: the token before it is scored."""
+    options = {} if causal else {"is_causal": False}
+    model = adapted(classifier(model_type, **options), target_modules="all-linear")
+    inputs = padded()
+    ids = inputs["input_ids"]
+    ids[0, -1] = ids[1, -2:] = ids[2, 5] = ids[3] = 0  # the last text has nothing else
+    with torch.no_grad():
+        before = model(**inputs).logits
+        posterior = bh.from_peft(model)
+        assert posterior.model.network.causal == causal
+        batch = bh.data.Batch(inputs)
+        close(posterior.model.network(posterior.guide.means(), batch), before)
+        close(posterior.merge()(**inputs).logits, before)
+
+
     model = bh.Model(network, likelihood=bh.likelihoods.MultiLabel())
     rows = {"text": ["w5", "w6", "w7"] * 4, "label": [[0, 1], [1, 1], [0, 0]] * 4}
     posterior = bh.fit(model, "delta", rows, max_steps=2, progress=False)

@@ -179,6 +179,22 @@ def test_places_ranks_and_scales(options: dict[str, Any], tmp_path: Path) -> Non
     ("options", "reason"),
     [
         ({"use_dora": True}, "DoRA cannot become a posterior: its magnitudes"),
+def test_a_rank_above_the_width_of_grouped_heads(tmp_path: Path) -> None:
+    """The value projection is 4 wide, and its rank of 2 is filled up to 8."""
+    base = {"num_key_value_heads": 1, "head_dim": 4}
+    model = adapted(
+        classifier("llama", **base),
+        r=8,
+        target_modules=["q_proj", "v_proj"],
+        rank_pattern={"v_proj": 2},
+    )
+    posterior = bh.from_peft(model)
+    close(ours(posterior), logits(model))
+    posterior.to_peft(tmp_path)
+    again = peft.PeftModel.from_pretrained(classifier("llama", **base), tmp_path).eval()
+    close(logits(again), logits(model))
+
+
         ({"bias": "all"}, "bias='all' cannot"),
         ({"lora_bias": True}, "lora_bias cannot"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' cannot"),

@@ -97,7 +97,7 @@ class Head(_Linear):
     ) -> Tensor:
         """Run a backbone on R rows of inputs, for (R, D) features; or (M, D) of the tokens in each
         of (M, 3) spans: row, begin and end."""
-        hidden = backbone.base_model(**inputs).last_hidden_state
+        hidden = backbone.base_model(**inputs)[0]  # a tuple, if its configuration says so
         if spans is not None:
             row, begin, end = spans.unsqueeze(-1).unbind(1)
             places = begin + torch.arange(int((end - begin).max()), device=hidden.device)
@@ -135,7 +135,8 @@ class ClassifierHead(_Linear):
 
     A prior scale means the same as under `Head`: with weights N(0, unit^2), each output has sd 1,
     given the RMS of the layer's input on random tokens. A decoder's features are those of the last
-    valid token, whatever its padding token is.
+    token that is not the padding token of its configuration, as in Hugging Face, even where that
+    token ends the text itself; without a padding token, those of the last valid token.
 
     Sites: "head.weight" (output, feature) and, unless the layer has no bias, "head.bias" (output,).
 
@@ -195,7 +196,8 @@ class ClassifierHead(_Linear):
     ) -> Tensor:
         """Run a backbone on R rows of inputs, for (R, D) features."""
         if causal:  # nothing is in between
-            return _at(backbone.base_model(**inputs).last_hidden_state.float(), _last(mask))
+            states = backbone.base_model(**inputs)[0]
+            return _at(states.float(), _scored(backbone, inputs["input_ids"], mask))
         seen: list[Tensor] = []
         token = _SEEN.set(seen)
         try:
@@ -204,7 +206,7 @@ class ClassifierHead(_Linear):
             _SEEN.reset(token)
         states = seen[-1]
         if states.dim() == 3:  # a decoder that attends both ways scores every token, then takes one
-            states = _at(states, _last(mask))
+            states = _at(states, _scored(backbone, inputs["input_ids"], mask))
         return states.float()
 
 
@@ -276,6 +278,17 @@ def _linear_sites(outputs: int, unit: Tensor, width: int, biased: bool = True) -
 def _last(mask: Tensor) -> Tensor:
     """The position of each row's last valid token."""
     return mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+
+
+def _scored(backbone: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """The position that a decoder's classifier scores in each row, by Hugging Face's rule: the last
+    token other than the padding token, even where that ends the text itself; if there is no other,
+    the first."""
+    pad = backbone.config.get_text_config().pad_token_id
+    if pad is None:  # Hugging Face takes single texts only, and their last token
+        return _last(mask)
+    first = mask.long().cumsum(1) == 1
+    return _last(mask.bool() & (first | (ids != pad)))
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:

@@ -188,7 +188,7 @@ class Attachment:
         for layer in self._layers:
             binding.before[layer.module].append(note)
         with torch.no_grad(), activate(binding):
-            note(self._base(**inputs).last_hidden_state)
+            note(self._base(**inputs)[0])
         return means
 
     def _can_skip(self) -> bool:

@@ -79,7 +79,7 @@ class LoRA(Kind):
     Attributes:
         targets: out of query, key, value, output, ffn_in, ffn_gate (gated feed-forward blocks
             only) and ffn_out.
-        rank: r, at most the width of the projections.
+        rank: r, the rows of A and columns of B.
         alpha: the branch is scaled by alpha / rank.
 
     >>> LoRA(("query",), rank=4).alpha
@@ -109,17 +109,10 @@ class LoRA(Kind):
     def chosen(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         chosen = super().chosen(layers)
         for layer, target in product(chosen, self.targets):
-            projection = layer.projections.get(target)
-            if projection is None:
+            if target not in layer.projections:
                 raise ArchitectureError(
                     f"lora: this architecture has no {target!r}; layer {layer.number} has "
                     f"{tuple(layer.projections)}"
-                )
-            width = min(projection.inputs, projection.outputs)
-            if self.rank > width:
-                raise ConfigError(
-                    f"lora: rank={self.rank} exceeds the width {width} of {target!r} in layer "
-                    f"{layer.number}"
                 )
         return chosen
 

@@ -52,6 +52,18 @@ def test_errors_are_noticed_and_false_alarms_are_few() -> None:
     assert np.median(found) <= 80 and max(found) < np.inf
 
 
+def test_a_watch_takes_as_many_labels_as_its_page_says() -> None:
+    """Medians, from the exact probabilities of the counts before an alarm."""
+    for true, said in ((0.25, 20), (0.15, 70), (0.1, 260)):
+        left, bound, n = np.eye(1, 400)[0], 1, 0  # left[x]: x are wrong, and no alarm
+        while left.sum() > 0.5:
+            left, n = (1 - true) * left + true * np.roll(left, 1), n + 1
+            while error_evidence(n, bound, ERROR) < 40:
+                bound += 1
+            left[bound:] = 0
+        assert n == pytest.approx(said, rel=0.15)
+
+
 def test_it_is_sooner_than_that_of_mapie() -> None:
     testing = pytest.importorskip("mapie.exchangeability_testing")
     risk = pytest.importorskip("mapie.risk_control").BinaryRisk(

@@ -14,7 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from saves import backbone_in
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    TextClassificationPipeline,
+)
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.saved import open_run
@@ -173,6 +177,22 @@ def test_places_ranks_and_scales(options: dict[str, Any], tmp_path: Path) -> Non
     again = peft.PeftModel.from_pretrained(classifier(), tmp_path).eval()
     close(logits(again), logits(model))
     close(logits(posterior.merge()), logits(model))
+
+
+def test_a_rank_above_the_width_of_grouped_heads(tmp_path: Path) -> None:
+    """The value projection is 4 wide, and its rank of 2 is filled up to 8."""
+    base = {"num_key_value_heads": 1, "head_dim": 4}
+    model = adapted(
+        classifier("llama", **base),
+        r=8,
+        target_modules=["q_proj", "v_proj"],
+        rank_pattern={"v_proj": 2},
+    )
+    posterior = bh.from_peft(model)
+    close(ours(posterior), logits(model))
+    posterior.to_peft(tmp_path)
+    again = peft.PeftModel.from_pretrained(classifier("llama", **base), tmp_path).eval()
+    close(logits(again), logits(model))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +368,14 @@ def test_ratings_and_their_noise() -> None:
     assert later.report.noise == posterior.report.noise
 
 
-@pytest.mark.parametrize("likelihood", [bh.likelihoods.Normal(), bh.likelihoods.StudentT(2.0, 3.0)])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        bh.likelihoods.Normal(),
+        bh.likelihoods.StudentT(2.0, 3.0),
+        bh.likelihoods.Normal(3.0, 20.0, low=1.0, high=5.0),
+    ],
+)
 def test_ratings_go_out_on_their_scale(likelihood: Any, tmp_path: Path) -> None:
     rated = {"text": ["w5 w20", "w6 w21", "w5 w22", "w6 w9"] * 3, "label": [1.0, 4.0, 2.0, 5.0] * 3}
     network = bh.RandomPEFT(
@@ -358,7 +385,7 @@ def test_ratings_go_out_on_their_scale(likelihood: Any, tmp_path: Path) -> None:
         bh.Model(network, likelihood=likelihood), "normal", rated, max_steps=3, progress=False
     )
     examples = posterior.encode(rated)
-    mean = posterior.predict(examples, samples=0).mean
+    mean = posterior.predict(examples, samples=0).free_mean  # before the scale cuts it
     close(logits(posterior.merge(), examples)[:, 0], mean)
     posterior.to_peft(tmp_path / "adapter")
     adapter = peft.PeftModel.from_pretrained(tiny_classifier(1), str(tmp_path / "adapter"))
@@ -545,6 +572,24 @@ def test_a_decoder_that_attends_in_both_directions(
     close(ours(posterior), logits(model))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_texts_that_end_with_the_padding_token(model_type: str, causal: bool) -> None:
+    """As where the tokenizer appends an end that pads too: the token before it is scored."""
+    options = {} if causal else {"is_causal": False}
+    model = adapted(classifier(model_type, **options), target_modules="all-linear")
+    inputs = padded()
+    ids = inputs["input_ids"]
+    ids[0, -1] = ids[1, -2:] = ids[2, 5] = ids[3] = 0  # the last text has nothing else
+    with torch.no_grad():
+        before = model(**inputs).logits
+        posterior = bh.from_peft(model)
+        assert posterior.model.network.causal == causal
+        batch = bh.data.Batch(inputs)
+        close(posterior.model.network(posterior.guide.means(), batch), before)
+        close(posterior.merge()(**inputs).logits, before)
+
+
 def test_new_labels_get_rows_of_the_classifier() -> None:
     posterior = bh.from_peft(
         tiny_classifier(), TRAIN, validation=tiny_examples(12, seed=2), tokenizer=tiny_tokenizer()
@@ -567,6 +612,24 @@ def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(BHPEFTError, match=r"pip install 'bhpeft_pyro\[peft\]'"):
         bh.from_peft(object())
+
+
+@pytest.mark.parametrize("left_over", ["multi_label_classification", "regression"])
+def test_classes_go_out_as_classes(left_over: str, tmp_path: Path) -> None:
+    backbone = tiny_classifier()
+    backbone.config.problem_type = left_over
+    network = bh.RandomPEFT(backbone, bh.presets.lora(2), bh.ClassifierHead(2), tiny_tokenizer())
+    posterior = bh.fit(bh.Model(network), "delta", TRAIN, max_steps=9, progress=False)
+    merged, texts = posterior.merge(), ["w5 w20", "w6 w21"]
+    pipeline = TextClassificationPipeline(model=merged.eval(), tokenizer=tiny_tokenizer())
+    scores = [{each["label"]: each["score"] for each in row} for row in pipeline(texts, top_k=None)]
+    found = torch.tensor([[row["LABEL_0"], row["LABEL_1"]] for row in scores])
+    close(found, posterior.predict(texts, samples=0).probabilities.float())
+    assert backbone.config.problem_type == left_over
+    with pytest.raises(ConfigError, match=f"to_peft: .* one label; .* not '{left_over}'; merge"):
+        posterior.to_peft(tmp_path / "adapter")
+    backbone.config.problem_type = "single_label_classification"
+    posterior.to_peft(tmp_path / "adapter")
 
 
 def test_several_labels_go_out_only_where_the_backbone_says_so(tmp_path: Path) -> None:

@@ -22,7 +22,11 @@ from pyro.infer import Predictive
 from tiny import CAUSAL, MODEL_TYPES, attention_calls, build, draw, drawn, inputs, take
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
@@ -166,6 +170,18 @@ def test_auto_pools_decoders_at_the_end_and_encoders_over_all() -> None:
     for causal, pooling in ((True, "last"), (False, "mean")):
         expected = bh.Head(2, pooling).pool(hidden, mask, False)  # type: ignore[arg-type]
         torch.testing.assert_close(bh.Head(2).pool(hidden, mask, causal), expected)
+
+
+@pytest.mark.parametrize("head", [bh.Head(2), bh.ClassifierHead(2)])
+def test_a_backbone_that_returns_tuples(head: Any) -> None:
+    found, batch, auto = [], tiny_batch(), AutoModelForSequenceClassification
+    for whole in (True, False):
+        backbone = build("gpt2", auto=auto, pad_token_id=0, return_dict=whole)
+        network = bh.RandomPEFT(backbone, (LoRA(rank=2),), head)
+        outputs = network(drawn(network.sites, seed=0), batch)
+        means = network.attachment.layer_means(batch.inputs, batch.inputs["attention_mask"])
+        found.append((outputs, *means))
+    assert all(map(torch.equal, *found))
 
 
 def test_features_take_the_place_of_tokens() -> None:

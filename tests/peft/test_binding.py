@@ -151,8 +151,8 @@ def test_bound_weights_are_freed_with_the_binding():
 
 def test_a_failed_attachment_leaves_nothing_behind():
     model = tiny.build("llama")
-    with pytest.raises(ConfigError, match="rank"):
-        Attachment(model, (LoRA(rank=1000), Prefix(3)))
+    with pytest.raises(ConfigError, match="layers"):
+        Attachment(model, (Prefix(3), LoRA(layers=(9,))))
     assert hooks(model) == 0
     assert model.config._attn_implementation == "sdpa"
     assert all(parameter.requires_grad for parameter in model.parameters())

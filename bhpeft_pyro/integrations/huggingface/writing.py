@@ -26,6 +26,7 @@ from .reading import CONFIG, Change, check_targets, library
 
 _TENSORS = "adapter_model.safetensors"
 _MARK = "bhpeft_pyro"  # of the tensors' metadata
+_CLASSES, _LABELS = "single_label_classification", "multi_label_classification"  # problem types
 
 
 def to_peft(
@@ -39,8 +40,9 @@ def to_peft(
 ) -> Path:
     """Write a posterior's weights as adapters of the `peft` library, classifier included.
 
-    `PeftModel.from_pretrained(backbone, folder)` gives the same logits, or mean ratings, with a
-    backbone of `AutoModelForSequenceClassification.from_pretrained(..., num_labels=...)`.
+    `PeftModel.from_pretrained(backbone, folder)` gives the same logits, or mean ratings before they
+    are cut to the ends of the scale (`forecast.free_mean`), with a backbone of
+    `AutoModelForSequenceClassification.from_pretrained(..., num_labels=...)`.
 
     The adapters appear together, when all are written. What was there stays until then.
 
@@ -60,8 +62,9 @@ def to_peft(
 
     Raises:
         ConfigError: adapter or prefix weights, or a `Head`, which `peft` has no counterpart for;
-            several labels per text, and a backbone whose config does not say so (`problem_type`);
-            no such component; draws of a linearised posterior, which are no weights of the network.
+            several labels per text, or one, and a backbone whose config says otherwise
+            (`problem_type`); no such component; draws of a linearised posterior, which are no
+            weights of the network.
         LikelihoodError: it reads the outputs otherwise than a Hugging Face classifier.
         SaveError: there is an adapter already, or anything that no earlier call wrote.
     """
@@ -72,12 +75,16 @@ def to_peft(
         raise ConfigError(
             "to_peft: this posterior has no LoRA weights; merge() gives a plain classifier"
         )
-    several = "multi_label_classification"
-    kind = posterior.model.likelihood.kind
-    if kind == "labels" and network.backbone.config.problem_type != several:
+    kind, problem = posterior.model.likelihood.kind, network.backbone.config.problem_type
+    if kind == "labels" and problem != _LABELS:
         raise ConfigError(
             f"to_peft: an adapter does not say that a text may have several labels; expected a "
-            f"backbone whose config has problem_type={several!r}; merge() gives one"
+            f"backbone whose config has problem_type={_LABELS!r}; merge() gives one"
+        )
+    if kind == "class" and problem not in (None, _CLASSES):
+        raise ConfigError(
+            "to_peft: an adapter does not say that a text has one label; expected a backbone whose "
+            f"config has problem_type={_CLASSES!r}, not {problem!r}; merge() gives one"
         )
     numbers = range(len(posterior.components)) if component is None else (component,)
     chosen = {f"component-{number}": posterior.weights(number) for number in numbers}
@@ -141,8 +148,9 @@ def _mark(place: str, config: bytes) -> str:
 def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedModel:
     """A plain Hugging Face classifier with the posterior's central values merged into its weights.
 
-    It gives the same logits, or mean ratings, knows the names of the classes (`id2label`), and can
-    be saved by `save_pretrained`; none of this package is needed to use it.
+    It gives the same logits, or mean ratings before they are cut to the ends of the scale
+    (`forecast.free_mean`). It knows the names of the classes (`id2label`), and can be saved by
+    `save_pretrained`; none of this package is needed to use it.
 
     Args:
         posterior: of LoRA alone, or of a head alone, with a `ClassifierHead`.
@@ -170,7 +178,7 @@ def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedMode
     if names is not None:
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {label: i for i, label in enumerate(names)}
-    types: dict[str, Any] = {"labels": "multi_label_classification", "rating": "regression"}
+    types: dict[str, Any] = {"class": _CLASSES, "labels": _LABELS, "rating": "regression"}
     if (kind := posterior.model.likelihood.kind) in types:
         model.config.problem_type = types[kind]
     return model.requires_grad_(True)

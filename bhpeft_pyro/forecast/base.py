@@ -216,7 +216,8 @@ class Forecast(ABC):
 
         Where examples are words, this is a list for each sentence, with the values of its words, as
         seqeval takes them; else a value for each text. The list of a sentence is empty if none of
-        its words is an example. Such sentences at the end of the data have no list.
+        its words is an example, as of a sentence that is not in a part (`Examples.subset`), for
+        lists are by the number of the row in the whole data; such ones at the end have no list.
 
         Raises:
             DataError: there are not N values.

@@ -138,9 +138,9 @@ def from_state(
     labels = _likelihood_from_state(plain["likelihood"], likelihood)
     columns = Columns(**plain["columns"])
     makers = [_maker(component["guide"], guide) for component in plain["components"]]
+    priors, first_priors = _priors_from_state(plain, tensors, prior, len(makers))
     began_with = [report.prior for report in lineage]
     prior_file.check_needed(plain["priors"] + (plain["first_priors"] or []), began_with, prior)
-    priors, first_priors = _priors_from_state(plain, tensors, prior, len(makers))
     fitted_on = plain["backbone"]
     check_identity(backbone, fitted_on)
     _check_room((*kinds, head, labels), tensors, backbone)

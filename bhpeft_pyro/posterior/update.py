@@ -314,7 +314,8 @@ def check_held_out(posterior: Posterior, examples: Examples, held_out: Examples 
         check_apart(examples, held_out, "validation")
         refuse_known(posterior, held_out, "validation", "; expected rows that are not learnt")
         known = int(among(held_out.row_hashes, posterior.learnt_rows).sum())
-        earlier = sum(report.held_out for report in posterior.lineage)  # may be given again
+        # Rows that were given may be given again; those that `fit` held out itself hardly are.
+        earlier = sum(report.held_out for report in posterior.lineage if report.split is None)
         if posterior.guide.point and known > earlier:
             warn(
                 f"validation: {known} of {len(held_out.row_hashes)} rows have the text of a row "

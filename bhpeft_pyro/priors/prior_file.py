@@ -141,28 +141,28 @@ def needs_given(plain: Plain) -> bool:
 
 
 def check_needed(plain: Iterable[Plain], known: Sequence[str], given: PriorLike | None) -> None:
-    """Refuse a prior that is given for priors which do not need it, unless a round began with it.
+    """Refuse a prior that is given, but with which no round began.
 
     Args:
         plain: the saved priors.
         known: the prior of each round in words, if that is known.
         given: the prior, if any.
     """
-    if given is None or not (known and known[0]) or any(map(needs_given, plain)):
-        return
-    if (name := in_words(as_prior(given))) not in known:
-        raise SaveError(
-            f"prior: this posterior was saved with {known[0]}, which needs no prior=; got {name}"
-        )
+    name = "" if given is None else in_words(as_prior(given))
+    if name and known and known[0] and name not in known:
+        advice = "" if any(map(needs_given, plain)) else ", which needs no prior="
+        raise SaveError(f"prior: this posterior was saved with {known[0]}{advice}; got {name}")
 
 
 def in_words(prior: object) -> str:
-    """A prior in words that are the same in every process: a ready one with its options, and one of
-    a user's own by its name alone, as its options are compared when it is loaded.
+    """A prior in words that are the same in every process, with its options; a function or a class
+    by its name alone, as code may move. Empty for an earlier posterior.
 
     >>> in_words(as_prior({"head.*": dist.Normal(0.0, 1.0), "*": lambda site: dist.Normal(0, 1)}))
     "{'head.*': Normal(loc: 0.0, scale: 1.0), '*': <lambda>}"
     """
+    if isinstance(prior, JointPrior | MixturePrior | PosteriorPrior):
+        return ""
     if isinstance(prior, PatternPrior):
         parts = (f"{pattern!r}: {in_words(each)}" for pattern, each in prior.patterns.items())
         return f"{{{', '.join(parts)}}}"
@@ -171,7 +171,9 @@ def in_words(prior: object) -> str:
     if isinstance(prior, TorchDistributionMixin):
         with suppress(AttributeError, NotImplementedError):  # of a class without constraints
             return repr(prior)
-    return path_of(prior).partition(":")[2]
+    name = path_of(prior).rpartition(":")[2].rpartition(".<locals>.")[2]
+    options = ", ".join(f"{key}={value!r}" for key, value in plain_attributes(prior).items())
+    return f"{name}({options})" if options else name
 
 
 def _latent_to_state(name: str, latent: TorchDistribution) -> tuple[Normal, Plain | None]:

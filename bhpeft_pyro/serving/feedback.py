@@ -62,7 +62,7 @@ class Tally:
         tally = cls()
         for entry in _entries(appended(folder / FILE)[0], round):
             tally.add(entry)
-        tally.promise = next(reversed(tally.by_promise), None)
+        tally.promise = next((one for one in reversed(tally.by_promise) if one is not None), None)
         return tally if tally.labels else None
 
     def add(self, entry: Mapping[str, Any]) -> None:

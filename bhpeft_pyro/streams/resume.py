@@ -79,8 +79,8 @@ def last_round(history: History, model: Model) -> Posterior | None:
     if not leaves:
         return None
     first, *_ = history.rounds.values()
-    if first.prior:  # reports of earlier versions have none
-        now = prior_file.in_words(model.prior)
+    # Of earlier versions, and of a posterior for a prior, it is not known.
+    if first.prior and (now := prior_file.in_words(model.prior)):
         _check_same(history, "model", "under the prior", first.prior, now)
     network = model.network
     needed = {"prior": model.prior, "likelihood": likelihood_to_give(model)}

@@ -156,6 +156,10 @@ def test_a_prior_that_no_round_began_with_is_refused(tmp_path: Path, guide: str)
     load(own, prior=wide)
     with pytest.raises(SaveError, match=r"prior: .*wide.*; got .*tied"):
         load(own, prior=tied)
+    fit(guide=guide, prior=dist.Normal(0.0, 1.0), components=1).save(own, overwrite=True)
+    load(own, prior=dist.Normal(0.0, 1.0))
+    with pytest.raises(SaveError, match=r"prior: .*scale: 1\.0.*; got .*scale: 5\.0"):
+        load(own, prior=dist.Normal(0.0, 5.0))
     first.update(STARS | {"label": CLASSES["label"]}, prior=wide, again=True).save(other)
     load(other, prior=wide)
 

@@ -240,6 +240,31 @@ def test_a_stream_under_a_prior_of_one_s_own_continues(tmp_path: Path, guide: st
             run(folder, **how)
 
 
+class Wide:
+    """A prior of one's own with an option."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, sites: Any) -> Any:
+        return independent(sites, self.scale)
+
+
+def test_a_prior_with_options_and_one_that_moved_and_the_last_posterior_s(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"guide": "laplace", "components": 1}
+    first = dict(list(WEEKS.items())[:1])
+    run(tmp_path / "own", first, prior=Wide(0.5), **how)
+    with pytest.raises(ConfigError, match=r"the prior Wide\(scale=0\.5\), not Wide\(scale=9\.0\)"):
+        run(tmp_path / "own", prior=Wide(9.0), **how)
+
+    def inside() -> Any:
+        return lambda site: dist.Normal(0.0, 2.0)
+
+    last = run(tmp_path / "moved", first, prior={"*": inside()}, **how)
+    run(tmp_path / "moved", first, prior={"*": lambda site: dist.Normal(0.0, 2.0)}, **how)
+    assert len(run(tmp_path / "moved", prior=last.model.prior, **how).lineage) == 3
+
+
 class Own(AutoNormal):
     """Of no library that could make it again."""
 

@@ -106,7 +106,5 @@ def test_that_they_are_cut_is_not_said_again() -> None:
 
 
 def test_of_many_texts_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bhpeft_pyro.posterior.update as module
-
-    monkeypatch.setattr(module, "_CHECKED", 20)
+    monkeypatch.setattr("bhpeft_pyro.posterior.forgetting.CHECKED", 20)
     assert fit(table()).update(table(1)).report.compared == 20

@@ -154,8 +154,8 @@ class LabelsForecast(Forecast):
 
     @property
     def predicted(self) -> list[list[str]] | list[list[int]]:
-        """For each text the labels predicted, as data have them: their names, or a 0 or 1 for each
-        label if they have no names."""
+        """For each text the labels predicted, by name, or a 0 or 1 for each label if they have no
+        names, as data have them."""
         return self._named(self.label)
 
     def with_threshold(self, threshold: float | Sequence[float] | Tensor) -> LabelsForecast:

@@ -84,7 +84,7 @@ class Served:
 
     @property
     def promised(self) -> Promise | None:
-        """What is promised of its answers: the round's promise, if that is for how it predicts."""
+        """The round's promise, if that is for how this predicts."""
         promised = self.posterior.promised
         return promised if promised is not None and promised.method == self.way else None
 

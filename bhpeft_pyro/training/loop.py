@@ -117,14 +117,14 @@ class _Run:
         rows = 0 if held_out is None else len(held_out)
         free = self.point and options.temperature is None and setup.temperature == 0 and not later
         self.settles = free and rows > 0
-        # A head alone does not overfit so soon.
-        few = self.settles and rows < FEWEST and bool(model.network.kinds)
-        brief = (later and self.point) or few
-        self.steps = options.steps(per_epoch, brief)
-        # Such a fit is short on purpose: its loss still falls.
-        self.ends_early = brief and options.default_length
-        self.selects = self.settles and not self.ends_early
         ratings = model.likelihood.kind == "rating"
+        # A head alone does not overfit so soon.
+        tuned = self.settles and bool(model.network.kinds)
+        unchosen = (later and self.point) or (tuned and rows < FEWEST)
+        self.steps = options.steps(per_epoch, brief=unchosen or (tuned and not ratings))
+        # Such a fit is short on purpose: its loss still falls.
+        self.ends_early = unchosen and options.default_length
+        self.selects = self.settles and not self.ends_early
         self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects, ratings)
         self.elbo = ELBO(self.particles, weight)
         self.loss: ELBOModule = self.elbo(self.model, guide)

@@ -282,12 +282,12 @@ def test_a_report_says_what_held_out_rows_were_for() -> None:
 @pytest.mark.parametrize("guide", ["delta", "laplace"])
 @pytest.mark.parametrize(
     ("rows", "held_out", "steps"),
-    [(48, 49, 20), (80, 49, 25), (160, 49, 50), (80, 50, 75), (160, 50, 150)],
+    [(48, 49, 20), (80, 49, 25), (160, 49, 50), (160, 50, 50), (240, 50, 75)],
 )
-def test_with_few_held_out_rows_a_fit_is_brief_and_keeps_its_end(
+def test_a_fit_of_classes_is_brief_and_with_few_held_out_rows_keeps_its_end(
     guide: str, rows: int, held_out: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five epochs, at least twenty steps; with more of them fifteen, and a choice of ten."""
+    """Five epochs, at least twenty steps; with more of them there is a choice of ten."""
     states = looks(monkeypatch, *[[0.5 - 0.01 * k] * 4 for k in range(9)], *[[0.6] * 4] * 3)
     options: dict[str, Any] = {"validation": tiny_examples(held_out, seed=1), "progress": False}
     data = tiny_examples(rows)
@@ -303,6 +303,14 @@ def test_with_few_held_out_rows_a_fit_is_brief_and_keeps_its_end(
         looks(monkeypatch, [0.5] * 4, *[[0.6] * 4] * 10)
         report = bh.fit(model, "delta", data, **options, **given).report
         assert report.best_step == report.steps // 4
+
+
+@pytest.mark.parametrize(("held_out", "steps"), [(49, 20), (50, 60)])
+def test_a_fit_of_ratings_is_long_with_many_held_out_rows(held_out: int, steps: int) -> None:
+    data, rows = noisy(64, held_out)
+    model = tiny_model(outputs=1, likelihood=Normal(spread=2.0), aligned=True)
+    posterior = bh.fit(model, "delta", data, validation=rows, progress=False)
+    assert posterior.report.steps == steps
 
 
 def test_a_brief_fit_of_ratings_has_the_noise_of_held_out_rows() -> None:

@@ -48,10 +48,10 @@ class FitOptions:
     Attributes:
         epochs: passes over the data, unless `max_steps` is given. None means 15. For a point
             estimate ("laplace", "delta") it means 5 (at least 20 steps) in later rounds, because
-            longer training forgets earlier rounds, and in a first fit with 1 to 49 held-out rows,
-            unless only a head is trained. A later round of "laplace" on texts of another kind then
-            ends half way between the last point estimate and where training ends
-            (docs/updating.md), unless only a head is trained.
+            longer training forgets earlier rounds, and in a first fit with held-out rows, unless
+            these are 50 ratings or more, or only a head is trained. A later round of "laplace" on
+            texts of another kind then ends half way between the last point estimate and where
+            training ends (docs/updating.md), unless only a head is trained.
         max_steps: optimiser steps.
         batch_size: examples per forward pass, divided equally among the particles. Where words are
             examples, it counts sentences: a batch has as many words as these have on average.

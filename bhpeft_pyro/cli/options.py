@@ -282,8 +282,8 @@ _TEMPERATURE = (
 )
 _TAU = "Weight of the prior in the covariance of laplace (by default, held-out rows choose it)"
 _PASSES = (
-    "Passes over the data (15; for laplace and delta 5 with 1 to 49 held-out rows and in later "
-    "rounds)"
+    "Passes over the data (15; for laplace and delta 5 if rows are held out, but 15 with 50 "
+    "ratings or more; and 5 in later rounds)"
 )
 _KEEP_TEXTS = "Save up to 2,000 of the learnt texts, so that predictions show the nearest one"
 _SEED = "Seed of the draws, the order of the data and the choice of held-out rows"

@@ -24,7 +24,8 @@ from ..model.network import RandomPEFT
 from ..peft.sites import Role, Site
 from ..posterior.posterior import Posterior
 from ..prediction.draws import Draws, draw_parts
-from ..priors import earlier_posterior, independent_normals, unpack
+from ..priors import unpack
+from ..priors.any_prior import earlier_posterior, independent_normals
 from ..priors.ready_priors import gated_layers
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes"]

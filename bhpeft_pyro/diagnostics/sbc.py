@@ -27,7 +27,7 @@ from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
 from ..prediction.draws import Draws, draw_parts, passes
 from ..prediction.predict import simulate
-from ..priors import with_fixed_scales
+from ..priors.any_prior import with_fixed_scales
 from ..training.initialization import align
 from .psis import log_likelihoods
 from .ranks import Calibration

@@ -20,8 +20,8 @@ from ..base.distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..base.threads import undisturbed
 from ..errors import GuideError, PriorError
 from ..model.model import Model
-from ..priors import JOINT, JointPrior, checked, independent_normals
-from ..priors.any_prior import check_no_evidence
+from ..priors import JOINT, JointPrior, checked
+from ..priors.any_prior import check_no_evidence, independent_normals
 
 _TAKEN = ("data", "label", "draw", "draws")  # sites and plates of the model and of predictions
 

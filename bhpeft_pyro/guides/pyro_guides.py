@@ -48,11 +48,10 @@ PYROS: dict[str, type[AutoGuide]] = {
 class PyroGuide(Guide):
     """One of Pyro's autoguides.
 
-    It starts at the sites' own initial values (A Kaiming, B zero), because Pyro's are a saddle
-    point of B A. Without an `init_scale` it starts as wide as the prior, and `fit` first fits the
-    head and sets the sds, as those of a `NormalGuide`; a flow starts as in Pyro. The posterior
-    becomes a prior of independent Normals, or of one Normal over all weights. A flow cannot be a
-    prior.
+    It starts at the sites' own initial values. Without an `init_scale` it starts as wide as the
+    prior, and `fit` first fits the head and sets the sds, as those of a `NormalGuide`; a flow
+    starts as in Pyro. The posterior becomes a prior of independent Normals, or of one Normal over
+    all weights. A flow cannot be a prior.
 
     Args:
         model: the model whose latents it covers.

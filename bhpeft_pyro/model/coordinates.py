@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..peft.sites import Site, projection, zeros
+from ..peft.sites import Site, projection
 
 # The least variance of an axis of the features, as a share of the mean: directions that no training
 # text takes keep a little prior, so a new kind of text can still move the outputs and widen them.
@@ -174,11 +174,8 @@ class Coordinates(nn.Module):
 
 
 def _centred(site: Site) -> Site:
-    """The site in its coordinates, where input sides and prefix values start at zero."""
-    # Prefix values need no random start: between anchored keys, positions differ anyway.
-    if site.anchor is None and site.dims != ("layer", "out", "position"):
-        return site
-    return replace(site, anchor=None, init=zeros(site.shape, site.unit))
+    """The site in its coordinates, whose origin is the anchor."""
+    return replace(site, anchor=None)
 
 
 def _key(site: str, what: str) -> str:

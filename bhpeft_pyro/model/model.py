@@ -19,7 +19,8 @@ from ..data.sources import in_file, read
 from ..errors import ConfigError, DataError, LikelihoodError, PriorError
 from ..peft.architectures import positions_of
 from ..peft.sites import Sites
-from ..priors import Prior, PriorLike, as_prior, checked, default, moved
+from ..priors import Prior, PriorLike, as_prior, checked, default
+from ..priors.any_prior import moved
 from .likelihoods import Categorical, Function, Likelihood, Outputs
 from .network import RandomPEFT
 

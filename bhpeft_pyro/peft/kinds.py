@@ -99,14 +99,14 @@ def stack(
     layers: Sequence[Layer],
     shapes: Iterable[tuple[int, ...]],
     units: Iterable[Tensor],
-    start: Callable[[tuple[int, ...], Tensor], Callable[[], Tensor]],
     anchor: float | None = None,
+    start: Callable[[tuple[int, ...], Tensor], Callable[[], Tensor]] = zeros,
 ) -> Site:
     """The site of one tensor for each layer, stacked along the dimension "layer".
 
-    `dims` are those of one layer's tensor; each unit broadcasts against its shape. `start` makes
-    the site's `init` from its shape and unit; `anchor` is the sd, in units, of a random projection
-    around which a prior may lie.
+    `dims` are those of one layer's tensor; each unit broadcasts against its shape. `anchor` is the
+    sd, in units, of a random projection around which a prior may lie; `start` makes the site's
+    `init` from its shape and unit.
     """
     shape, *others = set(shapes)
     if others:
@@ -147,8 +147,8 @@ def gate_sites(
     ones = [torch.ones_like(unit) for unit in units]
     widths = [(width,) for _, width in inputs]
     return [
-        stack(f"{name}.weight", "gate", ("in",), layers, widths, units, zeros),
-        stack(f"{name}.bias", "gate", (), layers, [()] * len(layers), ones, zeros),
+        stack(f"{name}.weight", "gate", ("in",), layers, widths, units),
+        stack(f"{name}.bias", "gate", (), layers, [()] * len(layers), ones),
     ]
 
 

@@ -34,7 +34,7 @@ from .kinds import (
     wire_gates,
 )
 from .signals import Scales
-from .sites import Site, kaiming, zeros
+from .sites import Site
 
 
 def add_low_rank(
@@ -127,8 +127,8 @@ class LoRA(Kind):
             # A x has RMS 1 in each of r dimensions, so B A x has sd(B) * sqrt(r).
             units_b = [self.boost * scales.outputs(p) * self.rank**0.5 / self.alpha for p in maps]
             sites += [
-                stack(a, "input", ("rank", "in"), layers, shapes_a, units_a, kaiming, anchor=1.0),
-                stack(b, "output", ("out", "rank"), layers, shapes_b, units_b, zeros),
+                stack(a, "input", ("rank", "in"), layers, shapes_a, units_a, anchor=1.0),
+                stack(b, "output", ("out", "rank"), layers, shapes_b, units_b),
             ]
         if self.gated:
             sites += gate_sites("lora", layers, attention_inputs(layers, scales))
@@ -220,8 +220,8 @@ class Adapter(Kind):
         units_up = [self.boost * size / reach for size in rms]
         inner, outer = ("bottleneck", "in"), ("out", "bottleneck")
         return [
-            stack("adapter.down", "input", inner, layers, shapes_down, units_down, kaiming, 1.0),
-            stack("adapter.up", "output", outer, layers, shapes_up, units_up, zeros),
+            stack("adapter.down", "input", inner, layers, shapes_down, units_down, anchor=1.0),
+            stack("adapter.up", "output", outer, layers, shapes_up, units_up),
             *(gate_sites("adapter", layers, inputs) if self.gated else ()),
         ]
 

@@ -24,7 +24,7 @@ from .architectures import Layer
 from .binding import AssignedForward, Attend, Binding, active
 from .kinds import Kind, Weights, attention_inputs, gate_sites, rows, stack, wire_gates
 from .signals import Scales
-from .sites import Site, kaiming, normal, projection
+from .sites import Site, projection, zeros
 
 SMALL = 0.1
 """Starting size of a prefix, in units of the frozen keys and values: larger keys draw attention
@@ -88,8 +88,8 @@ class Prefix(Kind):
             shapes_key = [(self.length, key) for key, _ in widths]
             shapes_value = [(value, self.length) for _, value in widths]
             sites = [
-                stack("prefix.key", "input", inner, layers, shapes_key, keys, _small, SMALL),
-                stack("prefix.value", "output", outer, layers, shapes_value, values, _small),
+                stack("prefix.key", "input", inner, layers, shapes_key, keys, anchor=SMALL),
+                stack("prefix.value", "output", outer, layers, shapes_value, values),
             ]
         else:
             shapes = [(2, key, self.encoder) for key, _ in widths]
@@ -97,9 +97,9 @@ class Prefix(Kind):
             units = [torch.stack(both) / sd for both in zip(keys, values, strict=True)]
             dims, root = ("kv", "out", "bottleneck"), scales.hidden_size**0.5
             sites = [
-                _shared("prefix.embedding", "position", self.length, scales, 1.0, normal),
-                _shared("prefix.down", "bottleneck", self.encoder, scales, root, kaiming),
-                stack("prefix.up", "output", dims, layers, shapes, units, _small),
+                _shared("prefix.embedding", "position", self.length, scales, 1.0),
+                _shared("prefix.down", "bottleneck", self.encoder, scales, root),
+                stack("prefix.up", "output", dims, layers, shapes, units, start=_small),
             ]
         if self.gated:
             sites += gate_sites("prefix", layers, attention_inputs(layers, scales))
@@ -134,16 +134,20 @@ def _widths(layer: Layer) -> tuple[int, int]:
     return layer.projections["key"].outputs, layer.projections["value"].outputs
 
 
-def _shared(name: str, dim: str, rows: int, scales: Scales, inverse: float, start: Any) -> Site:
+def _shared(name: str, dim: str, rows: int, scales: Scales, inverse: float) -> Site:
     """A site of the encoder, one tensor for all layers; `inverse` is 1 / unit."""
     shape = rows, scales.hidden_size
     unit = torch.ones(1, 1, dtype=torch.float32, device=scales.device) / inverse
     anchor = projection(name, shape).to(unit) / inverse
-    return Site(name, shape, (dim, "in"), unit, start(shape, unit), (), anchor, "input")
+    return Site(name, shape, (dim, "in"), unit, zeros(shape, unit), (), anchor, "input")
 
 
-def _small(shape: tuple[int, ...], unit: Tensor) -> Any:
-    return normal(shape, SMALL * unit)
+def _small(shape: tuple[int, ...], unit: Tensor) -> Callable[[], Tensor]:
+    return partial(_drawn, shape, SMALL * unit)
+
+
+def _drawn(shape: tuple[int, ...], sd: Tensor) -> Tensor:
+    return torch.randn(shape, dtype=sd.dtype, device=sd.device) * sd
 
 
 def _join(binding: Binding, prefix: Tensor, frozen: Tensor, scale: Tensor | None) -> Tensor:

@@ -117,21 +117,3 @@ def projection(name: str, shape: tuple[int, ...]) -> Tensor:
 def zeros(shape: tuple[int, ...], unit: Tensor) -> Callable[[], Tensor]:
     """An `init` of zeros, on the device of `unit`."""
     return partial(torch.zeros, shape, dtype=unit.dtype, device=unit.device)
-
-
-def kaiming(shape: tuple[int, ...], unit: Tensor) -> Callable[[], Tensor]:
-    """An `init` from U(-1/sqrt(in), 1/sqrt(in)), as `torch.nn.Linear` has it; `in` comes last."""
-    return partial(_uniform, shape, shape[-1] ** -0.5, unit)
-
-
-def _uniform(shape: tuple[int, ...], bound: float, unit: Tensor) -> Tensor:
-    return unit.new_empty(shape).uniform_(-bound, bound)
-
-
-def normal(shape: tuple[int, ...], sd: Tensor) -> Callable[[], Tensor]:
-    """An `init` from N(0, sd^2), with `sd` broadcastable to `shape`."""
-    return partial(_scaled, shape, sd)
-
-
-def _scaled(shape: tuple[int, ...], sd: Tensor) -> Tensor:
-    return torch.randn(shape, dtype=sd.dtype, device=sd.device) * sd

@@ -15,7 +15,8 @@ from ..data.batch import random_order
 from ..data.encoding import CutWarning
 from ..errors import ConfigError, GuideError
 from ..peft.sites import Site
-from ..priors import Prior, earlier_posterior, independent_normals
+from ..priors import Prior
+from ..priors.any_prior import earlier_posterior, independent_normals
 from ..training.report import FitReport
 from .posterior import Posterior
 

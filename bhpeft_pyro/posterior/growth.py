@@ -23,7 +23,7 @@ from ..guides.guide import prior_of
 from ..model.head import ClassifierHead, Head
 from ..model.model import Model
 from ..model.network import RandomPEFT
-from ..priors import independent_normals, with_rows
+from ..priors.any_prior import independent_normals, with_rows
 from .posterior import Posterior
 
 _HEAD = ("head.weight", "head.bias")  # the latter not in every classifier

@@ -19,7 +19,8 @@ from ..decisions.queue import By, Queue, to_label
 from ..guides import GuideLike
 from ..guides.guide import prior_of
 from ..model.model import Model
-from ..priors import Prior, PriorLike, with_fixed_scales
+from ..priors import Prior, PriorLike
+from ..priors.any_prior import with_fixed_scales
 from ..training.loop import Callback, OptimizerFactory
 from .predictor import Part, Predictor
 

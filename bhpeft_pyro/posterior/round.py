@@ -25,7 +25,8 @@ from ..errors import ConfigError, FitError, PriorError
 from ..guides import Guide
 from ..model.model import Model
 from ..peft.sites import Sites
-from ..priors import Prior, independent_normals
+from ..priors import Prior
+from ..priors.any_prior import independent_normals
 from ..training.loop import Setup, optimise
 from ..training.report import FitReport, Training
 from .jobs import in_workers

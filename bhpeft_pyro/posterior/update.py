@@ -30,7 +30,8 @@ from ..guides.laplace.choice_of_tau import best_output_scale
 from ..guides.strategy import Earlier
 from ..model.cached_batches import naming_rows
 from ..model.model import Model
-from ..priors import Prior, PriorLike, as_prior, earlier_posterior, prior_file
+from ..priors import Prior, PriorLike, as_prior, prior_file
+from ..priors.any_prior import earlier_posterior
 from ..priors.prior import check_prior
 from ..training.initialization import centred, own_start
 from ..training.loop import Callback, OptimizerFactory

@@ -22,7 +22,8 @@ from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
 from bhpeft_pyro.peft.binding import LayerForward, active
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.priors import PosteriorPrior, moved
+from bhpeft_pyro.priors import PosteriorPrior
+from bhpeft_pyro.priors.any_prior import moved
 from bhpeft_pyro.priors.prior import expand_to_site
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 

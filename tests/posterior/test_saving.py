@@ -26,7 +26,7 @@ from bhpeft_pyro.base.files import write
 from bhpeft_pyro.errors import SaveError, WriteError
 from bhpeft_pyro.posterior import saving
 from bhpeft_pyro.posterior.saving import FILE, FORMAT
-from bhpeft_pyro.priors import earlier_posterior
+from bhpeft_pyro.priors.any_prior import earlier_posterior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 from bhpeft_pyro.training.report import FitReport
 

@@ -20,7 +20,8 @@ from ...data.batch import Batch
 from ...errors import GuideError
 from ...model.amortized import LogKernel, OutputCovariance
 from ...model.model import Model
-from ...priors import JointPrior, Prior, moved, unpack
+from ...priors import JointPrior, Prior, unpack
+from ...priors.any_prior import moved
 from ..guide import NOISE_STEPS, Budget, Guide, adam_lr
 from ..latent import joint_normal
 from ..mean_field import ScaledAdam

@@ -13,7 +13,7 @@ from ..base.names import Method
 from ..data import Examples
 from ..decisions.novelty import NONE_KNOWN
 from ..errors import ConfigError
-from ..forecast.metrics import Score, compared, evaluate
+from ..forecast.metrics import compared, evaluate, scored
 from ..guides import GUIDES
 from ..model.likelihoods import Likelihood
 from ..posterior import Posterior, saving
@@ -217,7 +217,7 @@ def finish(
         (*_, newest), (*_, metrics) = forecasts.values(), scores.values()
         posterior = posterior.with_report(
             metrics=posterior.report.metrics | {f"held_out/{k}": v for k, v in metrics.items()},
-            score=str(Score.of(newest, examples.labels)),
+            score=scored(newest, examples.labels),
         )
         posterior.save(out, overwrite=True)
         say(posterior.report.score)

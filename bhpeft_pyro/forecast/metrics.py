@@ -16,13 +16,13 @@ from .base import Forecast, Labels, as_numbers, check_shape
 
 __all__ = [
     "CalibrationBins",
-    "Score",
     "aurc",
     "calibration_bins",
     "compared",
     "evaluate",
     "ood_auroc",
     "rejection_curve",
+    "scored",
 ]
 
 BINS = 15
@@ -221,67 +221,34 @@ def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
     return shared.cumsum(0) / torch.arange(1, len(loss) + 1)
 
 
-@dataclass(frozen=True)
-class Score:
-    """The quality of a forecast in one number, beside that of the simplest forecast of all.
+def scored(forecast: Forecast, known: Tensor) -> str:
+    """The quality of a forecast with labels, beside that of the simplest forecast of all, which is
+    made of the labels `known`: of their most frequent class, or their mean. The forecast is called
+    better if the difference on these examples is more than two standard errors.
 
-    Attributes:
-        name: the forecast's `quality`.
-        value: over the examples.
-        error: its standard error.
-        simplest: what the value is compared with, in words.
-        other: the value of the simplest forecast.
-        gain, gain_error: by how much the forecast is better than that, and the standard error of
-            this difference on the same examples.
-        examples: how many, in words.
-    """
-
-    name: str
-    value: float
-    error: float
-    simplest: str
-    other: float
-    gain: float
-    gain_error: float
-    examples: str
-
-    @classmethod
-    def of(cls, forecast: Forecast, known: Tensor) -> Score:
-        """The score of a forecast with labels, where the simplest forecast is made of the labels
-        `known`: of their most frequent class, or their mean.
-
-        >>> from bhpeft_pyro.forecast import ClassForecast
-        >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]]])
-        >>> print(Score.of(ClassForecast.from_draws(draws, labels=[0, 1, 1, 0]), torch.ones(9)))
-        accuracy 1.000 ± 0.000 on 4 held-out rows (always the most frequent class: 0.500); not \
+    >>> from bhpeft_pyro.forecast import ClassForecast
+    >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]]])
+    >>> print(scored(ClassForecast.from_draws(draws, labels=[0, 1, 1, 0]), torch.ones(9)))
+    accuracy 1.000 ± 0.000 on 4 held-out rows (always the most frequent class: 0.500); not \
 clearly better than that (by 0.500 ± 0.289): label more rows, or try another backbone
-        """
-        loss = forecast.loss(forecast.observed())
-        simplest, other = forecast.simplest(known)
-        gain, error = mean_and_error(other - loss, forecast.rows)
-        value, own_error = mean_and_error(loss, forecast.rows)
-        less = other.mean().item()
-        count = f"{len(forecast)} held-out {'rows' if forecast.rows is None else 'words'}"
-        if forecast.higher_is_better:
-            value, less = 1 - value, 1 - less
-        return cls(forecast.quality, value, own_error, simplest, less, gain, error, count)
-
-    @property
-    def clear(self) -> bool:
-        """Whether the forecast is better by more than two standard errors of the difference."""
-        return self.gain > _CLEAR * self.gain_error
-
-    def __str__(self) -> str:
-        said = (
-            f"{self.name} {self.value:.3f} ± {self.error:.3f} on {self.examples} "
-            f"({self.simplest}: {self.other:.3f})"
-        )
-        if self.clear:
-            return said
-        return (
-            f"{said}; not clearly better than that (by {self.gain:.3f} ± {self.gain_error:.3f}): "
-            "label more rows, or try another backbone"
-        )
+    """
+    loss = forecast.loss(forecast.observed())
+    simplest, other = forecast.simplest(known)
+    (value, error), least = mean_and_error(loss, forecast.rows), other.mean().item()
+    if forecast.higher_is_better:
+        value, least = 1 - value, 1 - least
+    unit = "rows" if forecast.rows is None else "words"
+    said = (
+        f"{forecast.quality} {value:.3f} ± {error:.3f} on {len(forecast)} held-out {unit} "
+        f"({simplest}: {least:.3f})"
+    )
+    gain, error = mean_and_error(other - loss, forecast.rows)
+    if gain > _CLEAR * error:
+        return said
+    return (
+        f"{said}; not clearly better than that (by {gain:.3f} ± {error:.3f}): label more rows, or "
+        "try another backbone"
+    )
 
 
 def mean_and_error(

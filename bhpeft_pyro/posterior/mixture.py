@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base.fit_options import FitOptions
 from ..base.progress import work
 from ..data import Examples
-from ..forecast.metrics import Score
+from ..forecast.metrics import scored
 from ..guides import Guide, MixtureGuide
 from ..guides.laplace.choice_of_tau import Width
 from ..guides.laplace.laplace_strategy import choose_together
@@ -182,7 +182,7 @@ def joined(
             learnt = all(part.guide.output_covariance is not None for part in components)
             forecast = mixture.predict(held_out, None if learnt else 0)
             if labels is not None:
-                fields["score"] = str(Score.of(forecast, labels))
+                fields["score"] = scored(forecast, labels)
             if forecast.between is not None:
                 share = forecast.between.mean() / forecast.epistemic.mean().clamp_min(1e-12)
                 fields["between"] = share.item()

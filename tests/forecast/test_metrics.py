@@ -18,7 +18,6 @@ from torchmetrics.functional.regression import continuous_ranked_probability_sco
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
 from bhpeft_pyro.forecast.metrics import (
-    Score,
     aurc,
     calibration_bins,
     compared,
@@ -26,6 +25,7 @@ from bhpeft_pyro.forecast.metrics import (
     mean_and_error,
     ood_auroc,
     rejection_curve,
+    scored,
 )
 
 
@@ -325,35 +325,31 @@ def test_words_of_a_sentence_count_as_one():
 
 def test_classes_are_beside_the_most_frequent_one():
     forecast = classes([True] * 30 + [False] * 10)
-    score = Score.of(forecast, torch.tensor([1, 1, 0]))
-    assert (score.value, score.other, score.clear) == (0.75, 0.0, True)
-    assert score.error == pytest.approx(np.std([1] * 30 + [0] * 10, ddof=1) / 40**0.5)
-    assert str(score) == (
-        f"accuracy 0.750 ± {score.error:.3f} on 40 held-out rows "
-        "(always the most frequent class: 0.000)"
+    error = np.std([1] * 30 + [0] * 10, ddof=1) / 40**0.5
+    assert scored(forecast, torch.tensor([1, 1, 0])) == (
+        f"accuracy 0.750 ± {error:.3f} on 40 held-out rows (always the most frequent class: 0.000)"
     )
-    tied = Score.of(forecast, torch.tensor([0, 1]))  # no reason to take the one that is rare here
-    assert tied.other == 1.0
-    chance = Score.of(forecast, torch.tensor([1, 0, 0]))
-    assert chance.other == 1.0 and not chance.clear
-    assert "; not clearly better than that (by " in str(chance)
+    # With as many of each there is no reason to take the one that is rare here.
+    for known in ([0, 1], [1, 0, 0]):
+        said = scored(forecast, torch.tensor(known))
+        assert "class: 1.000); not clearly better than that (by -0.250 ± " in said
 
 
 def test_other_kinds_are_beside_their_simplest_forecast():
     there = torch.tensor([[True, True, True, False], [True, True, False, False]])
     values = torch.tensor([[[0.5, 0.3, 0.2, 0.0], [0.4, 0.6, 0.0, 0.0]]])
     choices = ClassForecast.from_draws(values, labels=torch.tensor([0, 1]), choices=there)
-    score = Score.of(choices, torch.zeros(2))
-    assert score.value == 1.0 and score.other == pytest.approx((1 / 3 + 1 / 2) / 2)
+    said = scored(choices, torch.zeros(2))
+    assert said.startswith("accuracy 1.000 ± ") and f": {(1 / 3 + 1 / 2) / 2:.3f})" in said
     truth = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     several = LabelsForecast.from_draws(torch.tensor([[[0.9, 0.1], [0.9, 0.2]]]), labels=truth)
-    score = Score.of(several, torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
-    assert (score.name, score.value, score.other) == ("share of right labels", 0.75, 0.75)
+    said = scored(several, torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    assert said.startswith("share of right labels 0.750 ± ") and ": 0.750)" in said
     labels = torch.tensor([1.0, 3.0, 5.0])
     ratings = RatingForecast.from_draws(labels[None] + 1, torch.ones(1, 3), labels=labels)
-    score = Score.of(ratings, torch.tensor([1.0, 2.0]))
-    assert score.value == pytest.approx(1.0)
-    assert score.other == pytest.approx(((labels - 1.5) ** 2).mean().item())
+    said = scored(ratings, torch.tensor([1.0, 2.0]))
+    assert said.startswith("mean squared error 1.000 ± 0.000 on 3 held-out rows")
+    assert f": {((labels - 1.5) ** 2).mean():.3f})" in said
 
 
 def test_differences_are_of_the_same_rows():

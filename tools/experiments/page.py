@@ -339,6 +339,7 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         _cost(folder),
         *passes_report.tables(folder, TASKS),
         passes_report.lengths(folder, TASKS),
+        passes_report.cheaper(folder, TASKS),
         *(
             table
             for protocol, title in STREAMS.items()

@@ -66,7 +66,8 @@ def _forget_killed() -> None:
 
 
 def _limits(given: dict[str, str]) -> Limits:
-    limits, kinds = Limits(), {f"max_{field.name}": type(field.default) for field in fields(Limits)}
+    kinds: dict[str, Any] = {f"max_{field.name}": type(field.default) for field in fields(Limits)}
+    limits = Limits()
     for name in (name for name in given if name.startswith("max_")):
         variable = f"BHPEFT_{name.upper()}={given[name]!r}"
         if name not in kinds:

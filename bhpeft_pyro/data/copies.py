@@ -35,9 +35,10 @@ def hashes_of(rows: Iterable[Sequence[str]]) -> Tensor:
     return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
 
 
-def among(hashes: Tensor, known: Tensor | None) -> Tensor:
+def among(hashes: Tensor, *known: Tensor | None) -> Tensor:
     """(R,) bool, which hashes are among those that are known; none if it is not known which."""
-    return torch.isin(hashes, hashes[:0] if known is None else known)
+    there = [some for some in known if some is not None]
+    return torch.isin(hashes, torch.cat([hashes[:0], *there]))
 
 
 def apart(order: Tensor, hashes: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -272,15 +272,12 @@ def _unused(posterior: Predictor, examples: Examples) -> Examples:
     Raises:
         DataError: there are none.
     """
-    known = [posterior.learnt_rows]
-    if posterior.student is not None:
-        known.append(posterior.student.learnt_rows)
-    if any(hashes is None for hashes in known):
+    if any(hashes is None for hashes in posterior.used_rows):
         warn(
             "calibration: which rows this posterior has learnt is not known; nothing is promised "
             "if these are among them"
         )
-    used = torch.stack([among(examples.row_hashes, hashes) for hashes in known]).any(0)
+    used = among(examples.row_hashes, *posterior.used_rows)
     if not used.any():
         return examples
     why = (

@@ -217,12 +217,12 @@ def _informative(
     else:
         values = drawn.samples
         noise = (values * (1 - values)).mean(0)
-    best, _ = most_informative(values, noise, n)
+    best = most_informative(values, noise, n)
     forecast = posterior.predict(some.subset(best))
     return among[best], [*_reasons(forecast, kind)]
 
 
-def most_informative(values: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def most_informative(values: Tensor, noise: Tensor, n: int) -> Tensor:
     """The n examples whose labels say most about the labels of all, one after the other.
 
     If the outputs of all examples are jointly Normal with the covariance K of the draws, and labels
@@ -238,11 +238,10 @@ def most_informative(values: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Ten
         n: how many, at most N.
 
     Returns:
-        (n,) the examples in order, and (n,) the mean share of the variance of a label that each
-        removes.
+        (n,) the examples in order.
 
     >>> values = torch.tensor([[1.0, 1.0, 0.5], [-1.0, -1.0, 0.5], [0.0, 0.0, -1.0]])
-    >>> most_informative(values.unsqueeze(-1), torch.ones(3, 1), 2)[0]  # the second is a copy
+    >>> most_informative(values.unsqueeze(-1), torch.ones(3, 1), 2)  # the second is a copy
     tensor([0, 2])
     """
     draws, count, width = values.shape
@@ -251,7 +250,6 @@ def most_informative(values: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Ten
     given = x.clone()  # A^-1 x, with A = I + the sum of x x' over those chosen, (S, S)
     alike = torch.zeros(count, dtype=torch.bool)
     order: list[int] = []
-    shares: list[Tensor] = []
     for _ in range(n):
         covariance = torch.einsum("sne,snf->nef", x, given) + torch.eye(width).to(x)  # of labels
         spread = (x / covariance.diagonal(dim1=1, dim2=2).sqrt()).flatten(1)
@@ -263,12 +261,11 @@ def most_informative(values: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Ten
         usable[order] = -torch.inf
         best = int(usable.argmax())
         order.append(best)
-        shares.append(share[best])
         alike |= torch.einsum("se,sne->n", unit[:, best], unit) > _SAME
         learnt = given[:, best]
         across = torch.einsum("se,snf->enf", learnt, x).flatten(1)
         given = given - (learnt @ torch.linalg.solve(covariance[best], across)).view_as(given)
-    return torch.tensor(order), torch.stack(shares)
+    return torch.tensor(order)
 
 
 def _reasons(forecast: Any, kind: str) -> Iterator[str]:

@@ -92,6 +92,7 @@ class Watch:
         Raises:
             ConfigError: it is not under this promise.
         """
+        check(forecast, Forecast, "forecast", "posterior.predict(texts)")
         if str(forecast.promised) != str(self.promise):
             raise ConfigError(
                 "forecast: it is not under the promise that is watched; expected one of the "

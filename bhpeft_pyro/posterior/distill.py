@@ -142,9 +142,10 @@ def _parted(texts: Examples, seed: int, argument: str) -> tuple[Examples, Exampl
     """Texts to learn, and others on which the student is compared."""
     learnt, held_out = texts.hold_out(seed)
     if held_out is None:
+        count = len(texts.row_hashes) - texts.copies
         raise DataError(
-            f"{argument}: got {len(texts.row_hashes) - texts.copies} different texts; expected at "
-            "least 50, of which a fifth are held out"
+            f"{argument}: got {count} different text{'s' * (count != 1)}; expected at least 50, of "
+            "which a fifth are held out"
         )
     return learnt, held_out
 

@@ -84,6 +84,13 @@ class Predictor:
         return self.lineage[-1]
 
     @property
+    def used_rows(self) -> list[Tensor | None]:
+        """(R,) hashes of the rows that were learnt or held out, and of those of the student; None
+        where they are not known."""
+        of_student = [] if self.student is None else [self.student.learnt_rows]
+        return [self.learnt_rows, *of_student]
+
+    @property
     def facts(self) -> dict[str, str]:
         """The facts of the model, and the guide, the number of rounds and the classes, in words."""
         names, parts = self.columns.label_names, self.components

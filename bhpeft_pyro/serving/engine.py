@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 import torch
+from torch import Tensor
 
 from ..base.checks import COUNT, POSITIVE, check_fields
 from ..data import Examples
@@ -37,7 +38,8 @@ class Limits:
     Attributes:
         requests: at the same time, including those whose body is still being read.
         texts: of a request.
-        tokens: of a request, and of what is predicted together: texts times tokens of the longest.
+        tokens: of a request, and of what is predicted together, with padding: texts times tokens
+            of the longest, times the most choices.
         bytes: of a request's body.
         seconds: that a request may take, from its first byte to its answer.
 
@@ -229,28 +231,21 @@ class Engine:
     ) -> Iterator[tuple[list[_Asked], list[int], int]]:
         """Requests that are predicted together, in the order in which they came: which, which rows
         of the examples are theirs, and their tokens with padding."""
-        counts = [one.count for one in asked]
-        lengths = torch.zeros(sum(counts), dtype=torch.int64)
-        lengths.scatter_reduce_(0, examples.rows, examples.lengths * examples.width, "amax")
+        sizes, limit = sizes_of(examples), self.limits.tokens
         group: list[_Asked] = []
         rows: list[int] = []
-        longest = 0
-        for one, end in zip(asked, accumulate(counts), strict=True):
-            mine = range(end - one.count, end)
-            tokens = int(lengths[mine.start : end].max())
-            if one.count * tokens > self.limits.tokens:
-                why = f"{one.count} texts of up to {tokens} tokens; expected {self.limits.tokens} "
-                one.refuse(413, f"{why}at most, texts times tokens of the longest")
+        for one, end in zip(asked, accumulate(one.count for one in asked), strict=True):
+            mine = [*range(end - one.count, end)]
+            if (tokens := padded(sizes[mine])) > limit:
+                one.refuse(413, f"{tokens} tokens with padding; expected {limit} at most")
                 continue
-            wider = max(longest, tokens)
-            if group and (len(rows) + one.count) * wider > self.limits.tokens:
-                yield group, rows, len(rows) * longest
-                group, rows, wider = [], [], tokens
+            if group and padded(sizes[rows + mine]) > limit:
+                yield group, rows, padded(sizes[rows])
+                group, rows = [], []
             group.append(one)
-            rows.extend(mine)
-            longest = wider
+            rows += mine
         if group:
-            yield group, rows, len(rows) * longest
+            yield group, rows, padded(sizes[rows])
 
     def _predict(
         self, served: Served, group: list[_Asked], examples: Examples, tokens: int
@@ -283,6 +278,23 @@ class Engine:
         else:
             _LOG.error("a request failed", exc_info=error)
             asked[0].refuse(424, "the prediction failed; the server's log says why")
+
+
+def sizes_of(examples: Examples) -> Tensor:
+    """(R, 2) for each row: how many tokens its longest text has, or all parts of a sentence whose
+    words have labels; and how many choices, 1 if it has none."""
+    if examples.words is None:
+        counts = examples.counts
+        width = torch.ones_like(examples.lengths) if counts is None else counts
+        return torch.stack([examples.lengths, width], 1)
+    rows, parts = examples.words[:, [3, 0]].unique(dim=0).T
+    lengths = rows.bincount(examples.tokens.lengths[parts].double()).long()
+    return torch.stack([lengths, torch.ones_like(lengths)], 1)
+
+
+def padded(sizes: Tensor) -> int:
+    """The tokens of rows of these sizes, each padded to the longest text and the most choices."""
+    return len(sizes) * int(sizes.amax(0).prod())
 
 
 def _too_long(asked: _Asked, served: Served) -> bool:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 from ..base.checks import shown
 from ..base.files import append, appended
 from ..data import Examples
-from ..data.columns import as_choices, as_list
+from ..data.columns import as_choices, as_list, as_words
 from ..data.copies import among
 from ..decisions.promises import Promise
 from ..decisions.watching import LEVEL, Watch, error_evidence
 from ..errors import DataError, SaveError
+from ..forecast.base import digits
 from ..prediction.predict import AnyForecast
-from .engine import Refused
+from .engine import Refused, padded, sizes_of
 from .loading import Served, Table
 from .protocols import columns_of, option, table_of
 
@@ -48,38 +49,24 @@ class Answers(NamedTuple):
     evidence: float = 1.0  # that more are wrong than was promised, the largest e-value so far
 
 
-@dataclass
-class Tally:
+class Tally(NamedTuple):
     """What the labels of a round say so far."""
 
     labels: int = 0  # how many there are
-    by_promise: dict[str | None, Answers] = field(default_factory=dict)  # by `_which`
-    promise: str | None = None  # the one that is served
+    newest: Answers = Answers()  # under the promise that is served, or else the newest
 
     @classmethod
     def of(cls, folder: Path, round: str) -> Tally | None:
         """That of a saved round, under the newest promise with labels; None if it has none."""
-        tally = cls()
-        for entry in _entries(appended(folder / FILE)[0], round):
-            tally.add(entry)
-        tally.promise = next((one for one in reversed(tally.by_promise) if one is not None), None)
-        return tally if tally.labels else None
-
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Take the entry of a line into account."""
-        self.labels += 1
-        answered, wrong, evidence = self.by_promise.get(entry["promise"], Answers())
-        if entry["counts"] and entry["answered"]:
-            answered, wrong = answered + 1, wrong + entry["wrong"]
-            evidence = max(evidence, error_evidence(answered, wrong, entry["promised"]))
+        entries = _entries(appended(folder / FILE)[0], round)
         # Of workers that change to a new promise one after the other, some still have the old one.
-        now = Answers(answered, wrong, evidence)
-        self.by_promise = {**self.by_promise, entry["promise"]: now}
-
-    @property
-    def newest(self) -> Answers:
-        """Under the promise that is served."""
-        return self.by_promise.get(self.promise, Answers())
+        *_, newest = dict.fromkeys([None, *(entry["promise"] for entry in entries)])
+        answered, wrong, evidence = Answers()
+        for entry in entries:
+            if entry["promise"] == newest and entry["counts"] and entry["answered"]:
+                answered, wrong = answered + 1, wrong + entry["wrong"]
+                evidence = max(evidence, error_evidence(answered, wrong, entry["promised"]))
+        return cls(len(entries), Answers(answered, wrong, evidence)) if entries else None
 
     @property
     def plain(self) -> dict[str, float]:
@@ -116,21 +103,18 @@ def read(payload: Any, served: Served) -> Labels:
     """
     if not isinstance(payload, dict):
         raise Refused(422, f"got {shown(payload)}; expected an object with a text and its label")
-    rows = payload.get("rows", [payload])
-    columns = columns_of(rows, served)
-    there = {*columns}.union(*(row for row in rows if isinstance(row, dict)))
-    for name in ("random", "by"):
-        if "rows" in payload and name in there:
-            raise Refused(
-                422, f'{name}: it is in a row; expected it beside "rows", for all of them'
-            )
-    table = table_of(columns, served)
-    target = served.posterior.columns.target(served.kind)
-    labels = columns.get(target)
-    if not isinstance(labels, list) or any(label is None for label in labels):
-        raise Refused(422, f"column {target!r}: got {shown(labels)}; expected a label for each row")
+    several, rows = "rows" in payload, payload.get("rows", [payload])
+    columns, beside = columns_of(rows, served), {"random", "by"}
+    # Else "Random": false would be a column that nobody reads, and the label would count.
+    odd = {name for name in columns if name.lower() in beside and (several or name not in beside)}
+    if odd := odd | (payload.keys() - beside - {"rows"} if several else set()):
+        names = ", ".join(map(repr, sorted(odd)))
+        raise Refused(
+            422, f'got {names}; expected "random" and "by", in a single row or beside "rows"'
+        )
+    table = table_of(columns, served, served.posterior.columns.target(served.kind))
     random, by = option(payload, "random", bool, True), option(payload, "by", str, "")
-    return Labels({**table, target: labels}, random, by)
+    return Labels(table, random, by)
 
 
 @dataclass(frozen=True)
@@ -157,8 +141,7 @@ class Feedback:
 
     def _begin(self, served: Served) -> None:
         promised = served.promised
-        self._served, self._end = served, 0
-        self._tally = Tally(promise=_which(promised))
+        self._served, self._end, self._labels = served, 0, 0
         self._watch = None if promised is None else Watch(promised)
 
     def take(self, served: Served, labels: Labels) -> Seen:
@@ -190,11 +173,9 @@ class Feedback:
                 self._begin(served)
             self._end = end
             entries = _entries(lines, served.id)
-            for entry in entries:
-                self._tally.add(entry)
-            watch, tally = self._watch, replace(self._tally)
-            if watch is None:
-                return Seen(tally, None, None)
+            self._labels += len(entries)
+            if (watch := self._watch) is None:
+                return Seen(Tally(self._labels), None, None)
             now = _which(watch.promise)
             counted = [one for one in entries if one["counts"] and one["promise"] == now]
             for entry in counted:
@@ -205,7 +186,8 @@ class Feedback:
                 if None in values["novelty"]:
                     del values["novelty"]
                 watch.compare(values)
-            return Seen(tally, str(watch), watch.holds)
+            newest = Answers(watch.answered, watch.wrong, watch.evidence("labels"))
+            return Seen(Tally(self._labels, newest), str(watch), watch.holds)
 
 
 def _which(promise: Promise | None) -> str | None:
@@ -217,24 +199,21 @@ def _which(promise: Promise | None) -> str | None:
 
 
 def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]:
-    """The label of each row, in the same form whatever the request called it, and the entry: how
-    the round's forecast stands to it."""
+    """The columns that a request may have in several forms, in one of them, and the entry: how the
+    round's forecast stands to each label."""
     posterior = served.posterior
     examples = posterior.encode(labels.table)
     if len(examples.row_hashes) != labels.count:
         raise Refused(422, "a row has no label; expected one for each")
-    padded = int(labels.count * (examples.lengths * examples.width).max())
-    if padded > tokens:
-        raise Refused(
-            413, f"{padded} tokens with padding; expected {tokens} at most: send fewer rows"
-        )
+    if (there := padded(sizes_of(examples))) > tokens:
+        raise Refused(413, f"{there} tokens with padding; expected {tokens} at most")
     forecast = posterior.predict(examples, method=served.method)
     promised = forecast.promised
     tolerance = None if promised is None else promised.tolerance
     judged = served.kind != "rating" or promised is not None
     wrong = forecast.by_row(forecast.wrong(tolerance))
     nothing: list[Any] = [None] * len(wrong)
-    learnt = among(examples.row_hashes, posterior.learnt_rows).tolist()
+    learnt = among(examples.row_hashes, *posterior.used_rows).tolist()
     about = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "round": served.id,
@@ -257,27 +236,29 @@ def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]
 def _called(
     examples: Examples, forecast: AnyForecast, table: Table, served: Served
 ) -> dict[str, list[Any]]:
-    """The column of labels: the names of classes or of choices, the position of a choice without a
-    name, a rating; for each word of a sentence one, None where it has none."""
+    """The column of labels: the names of classes, the position of a choice, a rating; for each word
+    of a sentence one, None where it has none. And that of choices or words, as lists."""
     assert examples.labels is not None
     columns, names = served.posterior.columns, examples.label_names
-    values: list[Any] = examples.labels.tolist()
+    rating, labels = examples.kind == "rating", examples.labels
+    values: list[Any] = digits(labels) if rating else labels.tolist()
     if examples.kind == "labels" and names is not None:
         values = [[n for n, there in zip(names, row, strict=True) if there] for row in values]
     elif examples.kind == "labels":
-        values = examples.labels.int().tolist()
-    elif examples.kind == "choice":
-        of_rows = (as_choices(cell)[1] for cell in table[columns.choices])
-        values = [i if of is None else of[i] for i, of in zip(values, of_rows, strict=True)]
+        values = labels.int().tolist()
     elif examples.kind == "class" and names is not None:
         values = [names[i] for i in values]
     target, rows = columns.target(served.kind), forecast.by_row(values)
+    kept = {target: rows}
+    if examples.kind == "choice":
+        kept[columns.choices] = [as_choices(cell)[0] for cell in table[columns.choices]]
     if served.each_word:
+        kept[columns.text] = [as_words(cell) for cell in table[columns.text]]
         for given, row in zip(table[target], rows, strict=True):
             for place, label in enumerate(as_list(given)):
                 if label is None or label == -100:
                     row.insert(place, None)
-    return {target: rows}
+    return kept
 
 
 def _entries(lines: Sequence[bytes], round: str) -> list[dict[str, Any]]:

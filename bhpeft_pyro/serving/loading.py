@@ -109,7 +109,8 @@ class Served:
         """An answer for each row of the examples."""
         with made_by(None):
             forecast = self.posterior.predict(examples, method=self.method)
-        return answers_of(forecast)
+        answers = answers_of(forecast)  # also of rows before these, where words have labels
+        return [answers[row] for row in examples.rows.unique().tolist()]
 
     def warm_up(self) -> None:
         """Answer a short and a long text, so that the first request does not wait for what is set

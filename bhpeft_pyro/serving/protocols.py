@@ -22,6 +22,7 @@ from itertools import chain
 from typing import Any
 
 from ..base.checks import shown
+from ..data.cells import by_column
 from .engine import Answered, Refused
 from .loading import Served, Table
 
@@ -113,6 +114,9 @@ def infer(name: str, payload: Any, served: Served) -> Question:
             shape, more = [len(rows), len(labels)], {"parameters": {"labels": labels}}
             tensor = {"name": "scores", "shape": shape, "datatype": "FP64", "data": data}
             outputs.append(tensor | more)
+        named = {output["name"]: output for output in outputs}
+        if unknown := [output for output in wanted if output not in named]:
+            raise Refused(422, f"outputs: {shown(unknown[0])}; expected some of {', '.join(named)}")
         chosen = [output for output in outputs if not wanted or output["name"] in wanted]
         about = {"model_name": name} | request | {"model_version": answered.served.id}
         return about | {"outputs": chosen}
@@ -153,8 +157,8 @@ def columns_of(table: Any, served: Served) -> Mapping[str, Any]:
             whole = all(isinstance(row, list) and len(row) == len(names) for row in rows)
             if whole and all(isinstance(name, str) for name in names):
                 return {name: [row[i] for row in rows] for i, name in enumerate(names)}
-        case [dict() as first, *_] if all(isinstance(row, dict) for row in table):
-            return {name: [row.get(name) for row in table] for name in first}
+        case [dict(), *_] if all(isinstance(row, dict) for row in table):
+            return by_column(table)
         case [*texts] if len(served.texts) == 1:
             return {served.texts[0]: texts}
         case dict() if all(isinstance(cells, list) for cells in table.values()):
@@ -162,11 +166,11 @@ def columns_of(table: Any, served: Served) -> Mapping[str, Any]:
     raise Refused(422, f"the table is {shown(table)}; expected columns {', '.join(served.texts)}")
 
 
-def table_of(columns: Mapping[str, Any], served: Served) -> Table:
-    """Of a request's columns those that a round reads, if all are there, of one length, and hold
-    what they should."""
+def table_of(columns: Mapping[str, Any], served: Served, *labels: str) -> Table:
+    """Of a request's columns those that a round reads, and those of `labels`, if all are there, of
+    one length, and hold what they should."""
     table: dict[str, Sequence[Any]] = {}
-    for name in (*served.texts, *served.numbers):
+    for name in (*served.texts, *served.numbers, *labels):
         if name not in columns:
             there = ", ".join(map(repr, columns)) or "none"
             raise Refused(422, f"column {name!r} is missing; columns there: {there:.200}")
@@ -178,11 +182,16 @@ def table_of(columns: Mapping[str, Any], served: Served) -> Table:
         first = next(iter(table.values()), cells)
         if len(cells) != len(first):
             raise Refused(422, f"column {name!r} has {len(cells)} cells, others {len(first)}")
-        number = name in served.numbers
-        for row, cell in enumerate(cells):
-            if not (_is_number(cell) if number else _is_text(cell, served)):
-                what = "a finite number" if number else "a text, not empty, of whole characters"
-                raise Refused(422, f"column {name!r}, row {row}: {shown(cell)}; expected {what}")
+        if name in labels:
+            what, good = "a label", [cell is not None for cell in cells]
+        elif name in served.numbers:
+            what, good = "a finite number", [_is_number(cell) for cell in cells]
+        else:
+            what = "a text, not empty, of whole characters"
+            good = [_is_text(cell, served) for cell in cells]
+        if not all(good):
+            row = good.index(False)
+            raise Refused(422, f"column {name!r}, row {row}: {shown(cells[row])}; expected {what}")
         table[name] = cells
     return table
 

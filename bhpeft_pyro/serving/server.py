@@ -229,7 +229,8 @@ class Service:
         """What is served, and the limits, with the names of Text Embeddings Inference first."""
         served, limits = self.engine.served, self.limits
         posterior, before = served.posterior, self.engine.before
-        names = list(posterior.columns.label_names or ())
+        count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
+        names = posterior.columns.label_names or [*map(str, range(count))]
         facts = {
             "model_id": posterior.facts.get("backbone", ""),
             "model_sha": served.id,
@@ -320,11 +321,12 @@ class Service:
         return JSONResponse({"round": now, "round_before": other})
 
     def _check_token(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if self.token is None:
             raise Refused(401, "rounds are not exchanged here: the service has no admin token")
         # Headers come as Latin-1, whatever their bytes mean.
-        if not hmac.compare_digest(given.encode("latin-1"), self.token.encode()):
+        right = hmac.compare_digest(given.strip().encode("latin-1"), self.token.encode())
+        if scheme.lower() != "bearer" or not right:
             raise Refused(401, "expected the header 'authorization: Bearer TOKEN'")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -66,14 +66,15 @@ def _forget_killed() -> None:
 
 
 def _limits(given: dict[str, str]) -> Limits:
-    values: dict[str, Any] = {}
-    for field in fields(Limits):
-        if (text := given.get(f"max_{field.name}")) is None:
-            continue
-        kind: Any = type(field.default)
+    kinds: dict[str, Any] = {f"max_{field.name}": type(field.default) for field in fields(Limits)}
+    limits = Limits()
+    for name in (name for name in given if name.startswith("max_")):
+        variable = f"BHPEFT_{name.upper()}={given[name]!r}"
+        if name not in kinds:
+            there = ", ".join(f"BHPEFT_{kind.upper()}" for kind in kinds)
+            raise ConfigError(f"{variable}: there is no such limit; expected {there}")
         try:
-            values[field.name] = kind(text)
-        except ValueError:
-            name = f"BHPEFT_MAX_{field.name.upper()}"
-            raise ConfigError(f"{name}={text!r}; expected a number") from None
-    return Limits(**values)
+            limits = replace(limits, **{name.removeprefix("max_"): kinds[name](given[name])})
+        except ValueError as error:  # a ConfigError too
+            raise ConfigError(f"{variable}: {error}") from None
+    return limits

@@ -42,7 +42,7 @@ def test_another_folder_and_another_column(run, folder, tmp_path):
     before = (run / "posterior.safetensors").read_bytes()
     data = write_csv(tmp_path / "texts.csv", text=["w5"] * 60, body=UNLABELLED)
     arguments = ("distill", run, data, *QUICK, "--out", tmp_path / "out")
-    assert "texts: got 1 different texts; expected at least 50" in error(*arguments)
+    assert "texts: got 1 different text; expected at least 50" in error(*arguments)
     assert not (tmp_path / "out").exists()
     bhpeft(*arguments, "--text-column", "body")
     assert (run / "posterior.safetensors").read_bytes() == before

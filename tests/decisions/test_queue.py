@@ -48,14 +48,13 @@ def test_each_label_removes_as_much_variance_as_one_can(outputs: int) -> None:
     own = 0.3 * torch.randn(40, 9 * outputs, generator=generator)
     values = (shared @ ways + own).view(40, 9, outputs)
     noise = 0.2 + torch.rand(9, outputs, generator=generator)
-    order, shares = most_informative(values, noise, 4)
+    order = most_informative(values, noise, 4)
     for number in range(4):
         chosen = order[:number].tolist()
         left = conditioned(values, noise, chosen)
         tried = {i: removed(left, noise, i) for i in {*range(9)} - {*chosen}}
         best = max(tried, key=lambda i: tried[i])
         assert order[number] == best
-        assert shares[number].item() == pytest.approx(tried[best], rel=1e-6)
 
 
 def test_the_covariance_is_that_of_the_outputs() -> None:

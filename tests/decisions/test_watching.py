@@ -147,6 +147,8 @@ def test_what_it_cannot_watch_is_refused() -> None:
         Watch(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="level=2"):
         Watch(made, level=2)
+    with pytest.raises(ConfigError, match="forecast: expected posterior"):
+        Watch(made).see("x")  # type: ignore[arg-type]
     for other in (None, replace(made, round="b")):
         with pytest.raises(ConfigError, match="not under the promise that is watched"):
             Watch(made).see(forecast_of(np.ones(3), other))  # type: ignore[arg-type]

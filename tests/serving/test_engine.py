@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from services import LIMITS, held, probabilities, right, started
+from students import fitted
 
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.serving.engine import Batch, Engine, Refused
@@ -54,12 +55,43 @@ def test_what_is_too_large_is_refused_alone(engine) -> None:
     cut = engine.ask({"text": ["w5", "w6"]}, whole=True)
     with started(engine):
         assert len(futures[0].result(20).rows) == len(futures[2].result(20).rows) == 1
-        with pytest.raises(Refused, match="10 texts of up to 30 tokens; expected 256") as refused:
+        with pytest.raises(Refused, match="300 tokens with padding; expected 256") as refused:
             futures[1].result(20)
         assert refused.value.status == 413
         with pytest.raises(Refused, match="33 tokens; expected 32") as refused:
             whole.result(20)
         assert refused.value.status == 413 and len(cut.result(20).rows) == 2
+
+
+def test_a_request_is_judged_by_its_own_choices(tmp_path) -> None:
+    """One of another client with many choices neither refuses it nor counts for it."""
+    batches: list[Batch] = []
+    served = Served(fitted("choice"), tmp_path)
+    engine = Engine(served, replace(LIMITS, tokens=60), batches.append)
+    few = {"question": ["w5 w6"] * 4, "choices": [["w7", "w8"]] * 4}  # tokens: 4 x 3 x 2 = 24
+    many = {"question": ["w5 w6"] * 2, "choices": [["w7"] * 8] * 2}  # 2 x 3 x 8 = 48
+    too_many = {"question": ["w5 w6"] * 3, "choices": [["w7"] * 8] * 3}
+    first, second, third, fourth = map(engine.ask, (few, many, too_many, few))
+    with started(engine):
+        assert [len(one.result(20).rows) for one in (first, second, fourth)] == [4, 2, 4]
+        with pytest.raises(Refused, match="72 tokens with padding; expected 60 at most"):
+            third.result(20)
+    assert [(batch.texts, batch.tokens) for batch in batches] == [(4, 24), (2, 48), (4, 24)]
+
+
+def test_all_parts_of_a_long_sentence_count(words) -> None:
+    engine = Engine(words, replace(LIMITS, tokens=64))
+    texts = ["w5 w6 w7"] * 10, ["w5 " * 100], ["w5 " * 40], ["w5 w8"]
+    short, long, fits, last = (engine.ask({"text": text}) for text in texts)
+    with started(engine):
+        with pytest.raises(Refused, match="tokens with padding; expected 64 at most"):
+            long.result(20)
+        labels = [[*map(len, column(one, "prediction"))] for one in (short, fits, last)]
+    assert labels == [[3] * 10, [40], [2]]
+
+
+def column(future: Future, name: str) -> list[Any]:
+    return [row.said[name] for row in future.result(20).rows]
 
 
 def test_a_request_that_was_refused_is_not_looked_at_again(engine, monkeypatch) -> None:

@@ -14,16 +14,14 @@ import pytest
 from program import bhpeft
 from services import LIMITS
 from starlette.testclient import TestClient
-from students import fitted
+from students import fitted, fresh, unlabelled, with_student
 
-import bhpeft_pyro as bh
-from bhpeft_pyro.data import Columns
 from bhpeft_pyro.serving import feedback as module
 from bhpeft_pyro.serving.engine import Refused
 from bhpeft_pyro.serving.feedback import FILE, Answers, Feedback, Seen, Tally, read
 from bhpeft_pyro.serving.loading import Served
 from bhpeft_pyro.serving.server import Service
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples
 
 TEXTS = [*tiny_examples(60, seed=21).texts]
 TRUE = ["bad", "good"] * 30
@@ -140,6 +138,12 @@ def test_many_tokens_are_refused(copied) -> None:
         Feedback(copied, 5).take(copied, labels)
     assert refused.value.status == 413 and not (copied.folder / FILE).exists()
     assert Feedback(copied, 6).take(copied, labels).tally.labels == 2
+
+
+def test_all_parts_of_a_long_sentence_count(words) -> None:
+    long = {"text": ["w5"] * 100, "label": ["O"] * 100}
+    with pytest.raises(Refused, match="tokens with padding; expected 64 at most"):
+        Feedback(words, 64).take(words, read(long, words))
 
 
 def test_texts_that_were_chosen_or_learnt_are_kept_and_not_counted(copied) -> None:
@@ -265,17 +269,6 @@ def test_labels_are_kept_in_one_form_whatever_they_are_called(copied, tmp_path) 
     copied.posterior.encode(str(copied.folder / FILE))  # as an update reads it
 
 
-def test_choices_are_kept_by_the_names_that_they_have(tmp_path) -> None:
-    """Where these are numbers, a position would be read as a name."""
-    served = Served(fitted("choice"), tmp_path)
-    cell = {"text": ["w10", "w11", "w12"], "label": ["1", "2", "3"]}
-    questions = [{"question": f"w{30 + i} w5", "choices": cell} for i in range(3)]
-    given = [row | {"answer": name} for row, name in zip(questions, "231", strict=True)]
-    Feedback(served, 16_384).take(served, read({"rows": given}, served))
-    assert [row["answer"] for row in lines(tmp_path)] == ["2", "3", "1"]
-    assert served.posterior.encode(str(tmp_path / FILE)).labels.tolist() == [1, 2, 0]
-
-
 def test_a_prediction_of_labels_without_names_can_be_sent_back(tmp_path) -> None:
     served = Served(fitted("labels"), tmp_path)
     texts = TEXTS[:8]
@@ -286,19 +279,27 @@ def test_a_prediction_of_labels_without_names_can_be_sent_back(tmp_path) -> None
     assert [row["feedback"]["wrong"] for row in lines(tmp_path)] == [False] * 8
 
 
-def test_words_without_a_label_have_none_in_the_file(tmp_path) -> None:
-    rows = {"text": [["w5", "w6", "w33"]] * 4, "label": [["O", "O", "PER"], ["O", "PER", "O"]] * 2}
-    head = bh.Head(2, each_word=True)
-    network = bh.RandomPEFT(tiny_backbone(), (), head, tiny_tokenizer())
-    columns = Columns(label_names=["O", "PER"])
-    posterior = bh.fit(
-        bh.Model(network), "normal", rows, columns=columns, max_steps=2, progress=False
-    )
-    served = Served(posterior, tmp_path)
+def test_words_without_a_label_have_none_in_the_file(words) -> None:
     given = {"text": ["w7", "w8", "w34"], "label": ["O", None, "PER"]}
-    Feedback(served, 16_384).take(served, read(given, served))
-    assert lines(tmp_path)[0]["label"] == ["O", None, "PER"]
-    assert posterior.encode(str(tmp_path / FILE)).labels.tolist() == [0, 1]
+    Feedback(words, 16_384).take(words, read(given, words))
+    assert lines(words.folder)[0]["label"] == ["O", None, "PER"]
+    assert words.posterior.encode(str(words.folder / FILE)).labels.tolist() == [0, 1]
+
+
+def test_rows_are_kept_in_one_form_whatever_a_request_has(words, tmp_path) -> None:
+    """Else one client's form would keep all labels from being learnt."""
+    for text in ("w5 w20", ["w5", "w21"], '["w5", "w22"]'):
+        row = {"text": text, "label": ["O", "PER"]}
+        Feedback(words, 16_384).take(words, read(row, words))
+    assert len(words.posterior.encode(str(words.folder / FILE))) == 6
+    (tmp_path / "choice").mkdir()
+    served = Served(fitted("choice"), tmp_path / "choice")
+    named = {"text": ["w11", "w10"], "label": ["1", "2"]}
+    for cell, answer in ((["w10", "w11"], 1), (named, "1"), (json.dumps(named), 2)):
+        row = {"question": "w30 w5", "choices": cell, "answer": answer}
+        Feedback(served, 16_384).take(served, read(row, served))
+    assert [row["answer"] for row in lines(served.folder)] == [1, 0, 1]
+    assert served.posterior.encode(str(served.folder / FILE)).labels.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("random", False), ("by", "Bo")])
@@ -306,6 +307,34 @@ def test_what_is_said_of_all_rows_stands_beside_them(copied, name, value) -> Non
     plain = {"text": "w5 w9", "label": "good"}
     row = plain | {name: value}
     for rows in ([row], [plain, row], {k: [v] for k, v in row.items()}):
-        with pytest.raises(Refused, match=f'{name}: it is in a row; expected it beside "rows"'):
+        with pytest.raises(Refused, match=f"got '{name}'; expected .* or beside \"rows\""):
             read({"rows": rows}, copied)
     assert getattr(read(row, copied), name) == value
+    many = {"rows": [plain]}
+    for wrong in (plain | {name.title(): value}, many | {name.upper(): value}, many | {"raw": 1}):
+        with pytest.raises(Refused, match='expected "random" and "by"'):
+            read(wrong, copied)
+    assert read(plain | {"id": 3}, copied).table.keys() == {"text", "label"}
+
+
+def test_a_row_without_a_label_is_named(copied) -> None:
+    rows = [{"label": "bad"}, {"text": "w5"}]
+    with pytest.raises(Refused, match="column 'text', row 0: None; expected a text"):
+        read({"rows": rows}, copied)
+    with pytest.raises(Refused, match="column 'label', row 1: None; expected a label"):
+        read({"rows": [{"text": "w5", **rows[0]}, rows[1]]}, copied)
+
+
+def test_ratings_are_kept_with_their_digits(tmp_path) -> None:
+    served = Served(fitted("rating"), tmp_path)
+    take(Feedback(served, 16_384), served, ["w5 w6", "w7"], [4.3, 0.1])
+    assert [row["label"] for row in lines(tmp_path)] == [4.3, 0.1]
+
+
+def test_texts_that_its_student_has_learnt_are_not_counted(tmp_path) -> None:
+    posterior = with_student().promise(fresh("class", 200, 9), error=0.6)
+    served = Served(posterior, tmp_path)
+    texts = unlabelled("class")["text"][:8]
+    take(Feedback(served, 16_384), served, [*texts, "w49 w48 w47"], [0] * 9)
+    counts = [row["feedback"]["counts"] for row in lines(tmp_path)]
+    assert counts == [False] * 8 + [True]

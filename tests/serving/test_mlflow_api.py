@@ -19,6 +19,7 @@ TABLE = {"text": ["w5", "w6"]}
         {"dataframe_split": {"columns": ["id", "text"], "data": [[1, "w5"], [2, "w6"]]}},
         {"dataframe_split": {"columns": ["text"], "index": [3, 4], "data": [["w5"], ["w6"]]}},
         {"dataframe_records": [{"text": "w5", "id": 1}, {"text": "w6", "id": 2}]},
+        {"dataframe_records": [{"text": "w5"}, {"id": 2, "text": "w6"}]},
         {"instances": ["w5", "w6"]},
         {"instances": [{"text": "w5"}, {"text": "w6"}], "params": {}},
         {"inputs": {"text": ["w5", "w6"], "id": [1, 2]}},
@@ -45,6 +46,11 @@ def test_what_is_no_table_is_refused(april, payload) -> None:
     with pytest.raises(Refused) as refused:
         invocations(payload, april)
     assert refused.value.status == 422
+
+
+def test_a_column_that_the_first_row_lacks_is_read(april) -> None:
+    with pytest.raises(Refused, match="column 'text', row 0: None; expected a text"):
+        invocations({"instances": [{"id": 1}, {"text": "w6"}]}, april)
 
 
 def test_choices_and_numbers(april) -> None:

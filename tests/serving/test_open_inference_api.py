@@ -69,6 +69,9 @@ def test_outputs_have_their_types(april) -> None:
     chosen = {"inputs": [tensor()], "outputs": [{"name": "scores"}]}
     (only,) = infer("shop", chosen, april).write(Answered(rows, april))["outputs"]
     assert only["name"] == "scores"
+    question = infer("shop", {"inputs": [tensor()], "outputs": [{"name": "score"}]}, april)
+    with pytest.raises(Refused, match=r"outputs: 'score'; expected some of .*, scores"):
+        question.write(Answered(rows, april))
 
 
 def test_metadata_say_what_is_read(april) -> None:

@@ -95,7 +95,9 @@ def test_rounds_are_exchanged_with_the_token_alone(
         for path in ("/admin/swap", "/admin/rollback"):
             assert client.post(path, headers=coded).status_code == 401
     assert client.post("/admin/rollback", headers=ADMIN).status_code == 422
-    swapped = client.post("/admin/swap", headers=ADMIN)  # to the newest
+    assert client.post("/admin/rollback", headers={"authorization": "secret"}).status_code == 401
+    bearer = {"authorization": "bearer secret"}  # of any case
+    swapped = client.post("/admin/swap", headers=bearer)  # to the newest
     assert swapped.json() == {"round": may.id, "round_before": april.id}
     assert ask(client, inputs="w5").headers["x-bhpeft-round"] == may.id
     assert client.get("/info").json()["round_before"] == april.id

@@ -33,6 +33,7 @@ def test_settings_come_from_the_environment(april, monkeypatch) -> None:
 
 def test_settings_that_cannot_work(monkeypatch) -> None:
     wrong = {"MAX_TEXTS": "many", "MAX_SECONDS": "x", "METHOD": "best", "DEVICE": "tpu", "RUN": ""}
+    wrong |= {"MAX_TOKENS": "0", "MAX_TEXT": "3"}  # out of range, and no limit
     for name, value in wrong.items():
         with monkeypatch.context() as patch:
             patch.setenv(f"BHPEFT_{name}", value)

@@ -25,9 +25,10 @@ from ..errors import BHPEFTError
 from .answers import Answer
 from .loading import Served, Table
 
-__all__ = ["Answered", "Batch", "Engine", "Limits", "Refused"]
+__all__ = ["Answered", "Engine", "Limits", "Refused"]
 
 _TOGETHER = 256  # texts that are tokenised together
+Noted = Callable[[int, int, float], object]
 _LOG = logging.getLogger(__name__)
 
 
@@ -81,20 +82,6 @@ class Answered:
     served: Served
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What was predicted together.
-
-    Attributes:
-        texts, tokens: how many, tokens with padding.
-        seconds: how long it took.
-    """
-
-    texts: int
-    tokens: int
-    seconds: float
-
-
 @dataclass(eq=False)
 class _Asked:
     """A request in the queue."""
@@ -119,7 +106,8 @@ class Engine:
         served: the round that answers.
         before: the round that did before, for `roll_back`; None if there was none.
         limits: what it takes on.
-        noted: called with each batch that was predicted.
+        noted: called with each batch that was predicted: how many texts, how many tokens with
+            padding, and how many seconds it took.
 
     >>> from pathlib import Path
     >>> from bhpeft_pyro import fit
@@ -133,9 +121,7 @@ class Engine:
     >>> engine.close()
     """
 
-    def __init__(
-        self, served: Served, limits: Limits, noted: Callable[[Batch], object] = lambda _: None
-    ) -> None:
+    def __init__(self, served: Served, limits: Limits, noted: Noted = lambda *_: None) -> None:
         self.served, self.limits, self.noted = served, limits, noted
         self.before: Served | None = None
         self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
@@ -256,7 +242,7 @@ class Engine:
         except Exception as error:
             self._failed(group, error, 424)
             return
-        self.noted(Batch(len(answers), tokens, time.perf_counter() - began))
+        self.noted(len(answers), tokens, time.perf_counter() - began)
         start = 0
         for one in group:
             rows = answers[start : start + one.count]

@@ -21,7 +21,6 @@ from prometheus_client import (
 )
 
 from .answers import Answer
-from .engine import Batch
 from .feedback import Seen
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -79,11 +78,11 @@ class Measures:
             self.labels.labels(what).set(seen.tally.plain[what])
         self.holds.set(math.nan if seen.holds is None else float(seen.holds))
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, texts: int, tokens: int, seconds: float) -> None:
         """Count a batch; the engine's thread calls it."""
-        self.batch_texts.observe(batch.texts)
-        self.batch_seconds.observe(batch.seconds)
-        self.tokens.inc(batch.tokens)
+        self.batch_texts.observe(texts)
+        self.batch_seconds.observe(seconds)
+        self.tokens.inc(tokens)
 
     def answers(self, round: str, answers: Iterable[Answer]) -> None:
         """Count answers, by word where words have labels."""

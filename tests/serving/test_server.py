@@ -186,7 +186,7 @@ def test_web_pages_are_refused(client) -> None:
 def test_a_client_that_has_gone_is_dropped(service, april) -> None:
     """Its texts are not predicted, and its place is free at once."""
     seen: list[int] = []
-    service.engine.noted = lambda batch: seen.append(batch.texts)
+    service.engine.noted = lambda texts, *_: seen.append(texts)
     with held() as predictions, listening(service.application) as address:
         body = json.dumps({"inputs": ["w5", "w6", "w7"]}).encode()
         head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"

@@ -174,7 +174,9 @@ def say_dropped(before: Posterior, out: Path) -> None:
     """Say that a promise of the posterior before does not hold for what is saved."""
     if before.promised is not None:
         how = command("promise", out)
-        say(f"note: there was a promise; {how} LABELLED_ROWS makes one for this")
+        say(
+            f"note: there was a promise; {how} LABELLED_ROWS (other rows than these) makes a new one"
+        )
 
 
 def save_with_student(

@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 Labels = Tensor | Sequence[float] | Sequence[str]
 """Observed labels: numbers, or names of classes."""
-_WAYS = {  # by `Forecast.method`
-    "exact": "exact forecasts",
-    "draws": "forecasts by draws of the weights",
-    "point": "forecasts by the mean weights",
-}
+_WAYS = {"exact": "exact forecasts", "point": "forecasts by the mean weights"}
 _REASONS = ("noise in the label", "components disagree", "weights uncertain")
 
 

@@ -12,6 +12,7 @@ from program import NAMES, TEXTS, bhpeft, error, loaded, read_csv, write_csv
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.answer_commands import promise
+from bhpeft_pyro.cli.saved import say_dropped
 from bhpeft_pyro.decisions.novelty import Novelty
 
 HALF = ("--max-share-to-people", "50%")
@@ -40,6 +41,12 @@ def test_it_says_what_is_promised_and_predict_answers(copied, calibration, folde
     assert f"{answered.sum()} answered, the others are for people; " in done.stderr
     assert f"promised: {expected.in_short}\n" in done.stderr
     assert "calibration rows: of the same source" not in done.stderr  # the command above said it
+
+
+def test_after_an_update_other_rows_are_asked_for(posterior, calibration, capsys):
+    say_dropped(posterior.promise(str(calibration), max_share_to_people=0.5), Path("runs/2"))
+    told = "bhpeft promise runs/2 LABELLED_ROWS (other rows than these) makes a new one"
+    assert told in capsys.readouterr().err
 
 
 def test_it_is_not_claimed_for_other_predictions(copied, calibration, folder):

@@ -349,6 +349,24 @@ def test_texts_that_are_cut_are_counted_once(run: Path, tmp_path: Path) -> None:
     assert cut == ["note: 3 of 5 texts are longer than 32 tokens and were cut"]
 
 
+def test_a_length_that_was_asked_for_is_said_when_texts_are_learnt(
+    head_only: tuple[object, ...], tmp_path: Path
+) -> None:
+    data, more = (
+        write_csv(tmp_path / name, text=[f"{word} {text} w9 w9 w9" for text in TEXTS], label=NAMES)
+        for name, word in (("train.csv", "w7"), ("more.csv", "w8"))
+    )
+    run, out = tmp_path / "run", ("--out", tmp_path / "out")
+    fit = ("fit", data, *head_only, "--max-length", 4, "--out", run)
+    for command, told in (
+        (fit, True),
+        (("predict", run, more, "--out", tmp_path / "out.csv"), False),
+        (("evaluate", run, more), False),
+        (("update", run, more, *out), True),
+    ):
+        assert ("were cut" in bhpeft(*command).stderr) == told, command[0]
+
+
 @pytest.mark.usefixtures("refuses_w33")
 def test_rows_left_out_are_named_and_the_others_stay_in_place(run: Path, tmp_path: Path) -> None:
     texts = [*ROWS[:3], "w33 w5", "", *["w33"] * 3, *ROWS[3:5]]

@@ -198,7 +198,7 @@ def predict(
         answered = int(forecast.answered.sum())
         rest = ", the others are for people" if answered < len(forecast) else ""
         assert forecast.promised is not None
-        say(f"{answered} answered{rest}; promised: {forecast.promised.in_short}")
+        say(f"{answered} of {len(forecast)} answered{rest}; promised: {forecast.promised.in_short}")
         unlike = 0.0 if forecast.novelty is None else forecast.unlike().double().mean().item()
         if unlike > _MANY:
             say(f"note: {unlike:.0%} are unlike what was learnt; nothing is promised of such texts")

@@ -38,7 +38,7 @@ def test_it_says_what_is_promised_and_predict_answers(copied, calibration, folde
     done = bhpeft("predict", copied, folder / "new.csv", "--out", out, "--device", "cpu")
     answered = after.predict(str(folder / "new.csv")).answered
     assert [row["answered"] for row in read_csv(out)] == [str(a) for a in answered.tolist()]
-    assert f"{answered.sum()} answered, the others are for people; " in done.stderr
+    assert f"{answered.sum()} of 5 answered, the others are for people; " in done.stderr
     assert f"promised: {expected.in_short}\n" in done.stderr
     assert "calibration rows: of the same source" not in done.stderr  # the command above said it
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _OF_CLASSES = ("variance", "confidence")
 _FLAG = 0.1  # the share of the rows that are flagged by default
+_WIDE = 100  # characters: in less, fewer columns are shown
 _MANY = 0.2  # of the texts unlike what was learnt; 5 % are by chance
 _ADDED = re.compile(  # columns of predictions
     r"prediction|probability|sd|epistemic|aleatoric|novelty|reason|nearest|answered|flagged"
@@ -100,12 +101,13 @@ def predict(
         bhpeft predict runs/reviews new.csv --max-false-alarms 5%
     """
     import torch
+    from rich.console import Console
 
     from ..data.cells import write_rows
     from ..data.encoding import cut_once
     from ..data.sources import cells_of, in_file, places, records
     from ..decisions.sets import check_coverage, covering
-    from ..forecast.base import cost_in_words
+    from ..forecast.base import way_in_words
     from . import saved, tables
 
     for name, share in (("--flag", flag), ("--max-false-alarms", max_false_alarms)):
@@ -127,8 +129,8 @@ def predict(
         if posterior.promised is None:
             raise ConfigError("--coverage: it needs calibration rows; bhpeft promise first")
         if samples is not None or draw_seed or method not in (None, posterior.promised.method):
-            way = f"by {posterior.promised.method}, without --samples and --seed"
-            raise ConfigError(f"--coverage: the promise is for predictions {way}; leave these out")
+            way = f"{way_in_words(posterior.promised.method)}, without --samples and --seed"
+            raise ConfigError(f"--coverage: the promise is for {way}; leave these out")
         # None for draws of the weights, which are no method to ask for.
         promised_way = posterior.promised.method
         method = next((name for name in get_args(Method) if name == promised_way), None)
@@ -185,14 +187,18 @@ def predict(
     write_rows(out, written, given[0] | none)
     size, what = (len(given), "row") if forecast.rows is None else (len(forecast), "word")
     what = f"{size} {what}{'s' * (size != 1)}"
-    cost = cost_in_words(forecast.method, forecast.passes)
-    usual = f" (of rows like the learnt ones at most {max_false_alarms or 0:.4g})"
-    by_what = by + usual * (max_false_alarms is not None)
-    say(f"{what}, {int(flagged.sum())} flagged by {by_what}; {cost}; written to {out}")
+    cost = way_in_words(forecast.method, forecast.passes)
+    order = "the most unlike what was learnt"
+    if by != "novelty":
+        order = f"the least certain by {by}{' uncertainty' * (by not in _OF_CLASSES)}"
+    usual = f": of rows like the learnt ones at most {max_false_alarms or 0:.4g}"
+    by_what = order + usual * (max_false_alarms is not None)
+    say(f"{what}, {int(flagged.sum())} flagged ({by_what}); {cost}; written to {out}")
     if forecast.answered is not None:
         answered = int(forecast.answered.sum())
         rest = ", the others are for people" if answered < len(forecast) else ""
-        say(f"{answered} answered{rest}\n{forecast.promised}")
+        assert forecast.promised is not None
+        say(f"{answered} of {len(forecast)} answered{rest}; promised: {forecast.promised.in_short}")
         unlike = 0.0 if forecast.novelty is None else forecast.unlike().double().mean().item()
         if unlike > _MANY:
             say(f"note: {unlike:.0%} are unlike what was learnt; nothing is promised of such texts")
@@ -203,7 +209,11 @@ def predict(
         )
     if show:
         # Not the probabilities of each of several labels, nor what the reason is taken from.
-        unseen = {"epistemic", "aleatoric"} - {by}
+        unseen = {"epistemic", "aleatoric"}
+        if narrow := Console().width < _WIDE:  # the text needs the room
+            unseen |= {"lower_90", "upper_90", "nearest", "answered"}
+            unseen.add("reason" if by == "novelty" else "novelty")
+        unseen -= {by}
         shown = {name: values for name, values in predicted.items() if name not in unseen}
         if forecast.rows is not None:
             rows = [rows[row] for row in forecast.rows.tolist()]
@@ -213,8 +223,8 @@ def predict(
         least = forecast.flag(1.0, by)[:show].tolist()
         lines = [[number(rows[i]), *(values[i] for values in shown.values())] for i in least]
         where = f"{unit}s as in {called}" if called else "rows count from 0"
-        first = "Most unlike what was learnt" if by == "novelty" else f"Least certain ({by})"
-        table(f"{first}; {where}", [unit, *shown], lines)
+        heads = ["prob." if narrow and name == "probability" else name for name in shown]
+        table(f"{order.capitalize()} first; {where}", [unit, *heads], lines)
 
 
 def _of_good_rows(
@@ -305,4 +315,8 @@ def promise(
     )
     posterior.save(out, overwrite=True)
     typer.echo(str(posterior.promised))
-    say(f"saved in {out}; next: {command('predict', out)} NEW_ROWS")
+    assert posterior.promised is not None
+    following = f"{command('predict', out)} NEW_ROWS"
+    if posterior.promised.threshold is None:
+        following = "label more rows, or give a larger --error, or --max-share-to-people"
+    say(f"saved in {out}; next: {following}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from typing import Annotated
 
@@ -96,6 +97,7 @@ def update(
         bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow
         bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
+    from ..data import CutWarning
     from ..data.sources import in_file
     from ..posterior.distill import texts_for
     from ..posterior.growth import with_outputs_for
@@ -104,6 +106,7 @@ def update(
 
     saved.check_out(saving.out, saving.overwrite)
     opened = saved.open_run(run, backbone, device)
+    warnings.filterwarnings("always", category=CutWarning)  # as a fit says it
     before = saved.reading(opened, text_column)
     family = guide or saved.guide_of(before)
     saved.check_used(fitting, family, selects=False)

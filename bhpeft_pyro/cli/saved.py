@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from ..base.names import Method
-from ..data import Examples
+from ..data import CutWarning, Examples
 from ..decisions.novelty import NONE_KNOWN
 from ..errors import ConfigError
 from ..forecast.metrics import compared, evaluate, scored
@@ -145,8 +146,14 @@ def folder_of(run: Path) -> Path:
 
 
 def open_run(run: Path, backbone: str | None, device: str) -> Posterior:
-    """A saved posterior, or the last one of a stream, on its backbone or on the one given."""
-    return Posterior.load(folder_of(run), backbone, device=device)
+    """A saved posterior, or the last one of a stream, on its backbone or on the one given.
+
+    If a length was asked for at the fit, it is not said of each command's texts that they are cut.
+    """
+    posterior = Posterior.load(folder_of(run), backbone, device=device)
+    if posterior.columns.max_length is not None:
+        warnings.filterwarnings("ignore", category=CutWarning)
+    return posterior
 
 
 def open_to_add(
@@ -173,8 +180,8 @@ def reading(posterior: Posterior, text_column: str | None) -> Posterior:
 def say_dropped(before: Posterior, out: Path) -> None:
     """Say that a promise of the posterior before does not hold for what is saved."""
     if before.promised is not None:
-        how = command("promise", out)
-        say(f"note: there was a promise; {how} LABELLED_ROWS makes one for this")
+        how = f"{command('promise', out)} LABELLED_ROWS (other rows than these)"
+        say(f"note: there was a promise; {how} makes a new one")
 
 
 def save_with_student(

@@ -31,7 +31,7 @@ def evaluate(
         bhpeft evaluate runs/reviews test.csv --json | jq .ece
     """
     from ..forecast import metrics
-    from ..forecast.base import cost_in_words
+    from ..forecast.base import way_in_words
     from . import saved, tables
 
     posterior = saved.open_run(run, backbone, device)
@@ -43,7 +43,7 @@ def evaluate(
     if as_json:
         print_json({"examples": len(examples), **scores})
     else:
-        how = cost_in_words(forecast.method, forecast.passes)
+        how = way_in_words(forecast.method, forecast.passes)
         show_metrics(f"{len(examples)} {examples.unit} of {data}; {how}", {"value": scores})
 
 

@@ -72,6 +72,7 @@ def serve(
         optional_library(library, why)
     uvicorn = optional_library("uvicorn", why)
     from ..data.encoding import CutWarning
+    from ..forecast.base import way_in_words
     from ..serving.engine import Limits
     from ..serving.loading import Source
     from ..serving.server import Service
@@ -80,7 +81,7 @@ def serve(
     limits = Limits(max_requests, max_texts, max_tokens, max_bytes, max_seconds)
     source = Source(run, backbone, device, method)
     served = source.load(round)
-    say(f"serving round {served.id} of {served.folder}, by {served.way}")
+    say(f"serving round {served.id} of {served.folder}: {way_in_words(served.way)}")
     promised = served.posterior.promised
     if promised is not None and served.promised is None:
         say(f"note: nothing is promised: the promise is for --method {promised.method}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -150,9 +151,10 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
     if likely:
         problem = f"{few(likely)} may all be the {what}; name it with --{what}-column"
         raise DataError(f"{problem}, one of {few(there)}")
+    example = next((column for column in there if what in column.lower()), there[-1])
     raise DataError(
         f"no column is known to be the {what}; columns there: {few(there)}; name it, as in "
-        "--label-column category --text-column message"
+        f"--{what}-column {shlex.quote(example)}"
     )
 
 

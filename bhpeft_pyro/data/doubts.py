@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..base.checks import few, warn
 from ..errors import BHPEFTWarning
+from .cells import is_number
 
 if TYPE_CHECKING:
     from .examples import Examples
@@ -93,6 +94,8 @@ def warn_of_classes(column: str, labels: Sequence[str], old: Sequence[str] = ())
     alone = [f"{called(name, often)} is there once" for name in single]
     kinds = [joined, alike, alone if len(labels) >= _FEW else []]
     if any(kinds):
+        if all(map(is_number, names)) and any("." in name for name in names):
+            kinds = [["these are real numbers: --task ratings"]]  # and no names that are misspelt
         listed = (few(some, _SHOWN, "; ", "; and {} more of this kind") for some in kinds if some)
         warn(LabelWarning(f"column {column!r}: {'; '.join(listed)}"))
 

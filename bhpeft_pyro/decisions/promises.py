@@ -19,7 +19,7 @@ from ..base.names import Method
 from ..data import Examples
 from ..data.copies import BY_CHANCE, among
 from ..errors import ConfigError, DataError
-from ..forecast.base import Forecast
+from ..forecast.base import Forecast, way_in_words
 from .thresholds import ALL, by_error, by_share, rows_needed
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ class Promise:
         """What is promised, in one line."""
         return (
             f"at most {in_percent(self.error)} of answers are wrong (confidence "
-            f"{in_percent(self.confidence)}), by {self.method}; {in_percent(self.share)} of "
-            f"{self.rows} calibration rows are answered"
+            f"{in_percent(self.confidence)}, {way_in_words(self.method)}); "
+            f"{in_percent(self.share)} of {self.rows} calibration rows are answered"
         )
 
     def answers(self, forecast: Forecast) -> Tensor:
@@ -157,7 +157,7 @@ class Promise:
                 f"answered: {above}; {in_percent(self.share)} of the calibration rows "
                 f"({self.answered}, {self.wrong} of them wrong). The others are for people"
             )
-        return "\n".join([*lines, f"for forecasts by {self.method} of round {self.round}"])
+        return "\n".join([*lines, f"for {way_in_words(self.method)} of round {self.round}"])
 
     def to_state(self) -> tuple[Plain, Tensors]:
         """Plain data and tensors for a file, from which `from_state` makes the same promise."""

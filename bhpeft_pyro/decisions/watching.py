@@ -33,7 +33,7 @@ from scipy.stats import beta
 
 from ..base.checks import INSIDE, check
 from ..errors import ConfigError
-from ..forecast.base import Forecast
+from ..forecast.base import Forecast, way_in_words
 from .promises import Promise, in_percent
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Watch:
         if str(forecast.promised) != str(self.promise):
             raise ConfigError(
                 "forecast: it is not under the promise that is watched; expected one of the "
-                f"posterior of round {self.promise.round}, by {self.promise.method}"
+                f"posterior of round {self.promise.round}, of {way_in_words(self.promise.method)}"
             )
         if forecast.labels is not None:
             self.count(*self.promise.counts(forecast))

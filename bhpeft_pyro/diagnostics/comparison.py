@@ -155,8 +155,8 @@ def compare(
     >>> with tempfile.TemporaryDirectory() as out:
     ...     compared = compare(tiny_model, *parts, out, components=2, options=how)
     >>> list(compared.forecasts)
-    ['head only', 'LoRA', 'hybrid', 'hybrid, scaled', '2 hybrids', '2 hybrids, scaled', \
-'2 components']
+    ['head only', 'LoRA', 'hybrid', 'hybrid, scaled', 'ensemble of 2', 'ensemble of 2, scaled', \
+'posterior (2 components)']
     """
     components = Number(least=2, whole=True)("components", components)  # to make an ensemble
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
@@ -195,20 +195,21 @@ def compare(
     def points_of(name: str, made: Model, count: int) -> Posterior:
         how: Any = {"validation": held_out, "columns": columns, "options": options}
         make = partial(fit, made, "delta", rows, components=count, **how)
-        return saved(name, f"fitting {name}", make)
+        what = f"an ensemble of {count}" if count > 1 else name
+        return saved(name, f"fitting {what}", make)
 
     head_only = points_of("head only", head, 1)
     lora = points_of(_LORA, model(presets.lora()), 1)
     points = points_of("points", model(presets.bh_peft()), components)
-    widening = f"measuring the width of {components} points"
+    widening = f"measuring the widths of the posterior's {components} components"
     wide = saved("posterior", widening, partial(points.widen, rows, validation=held_out))
-    ensemble = f"{components} hybrids"
+    ensemble = f"ensemble of {components}"
     methods = {
         "head only": head_only,
         _LORA: lora,
         BASELINE: points.components[0],
         ensemble: points,
-        f"{components} components": wide,
+        f"posterior ({components} components)": wide,
     }
     forecasts: dict[str, AnyForecast] = {}
     seconds: dict[str, float] = {}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Labels = Tensor | Sequence[float] | Sequence[str]
 """Observed labels: numbers, or names of classes."""
+_WAYS = {"exact": "exact forecasts", "point": "forecasts by the mean weights"}
 _REASONS = ("noise in the label", "components disagree", "weights uncertain")
 
 
@@ -243,7 +244,7 @@ class Forecast(ABC):
     def __repr__(self) -> str:
         size, usual = self._facts()
         if self.method:
-            usual += f"; {cost_in_words(self.method, self.passes)}"
+            usual += f"; {way_in_words(self.method, self.passes)}"
         mean = {by: f"{self.uncertainty(by).mean():.4f}" for by in Forecast.measures}
         unlike = ""
         if self.novelty is not None:
@@ -293,15 +294,14 @@ class Forecast(ABC):
         }
 
 
-def cost_in_words(method: str, passes: float | None) -> str:
-    """How texts were predicted, and what it cost, on average.
+def way_in_words(method: str, passes: float | None = None) -> str:
+    """How texts are predicted, and what it costs, on average.
 
-    >>> cost_in_words("exact", 3.8)
-    'by exact, 3.8 passes a text'
+    >>> way_in_words("exact", 3.8), way_in_words("student")
+    ('exact forecasts, 3.8 passes a text', 'forecasts by the student')
     """
-    if passes is None:
-        return f"by {method}"
-    return f"by {method}, {passes:.3g} pass{'es' * (passes != 1)} a text"
+    way = _WAYS.get(method, f"forecasts by the {method}")
+    return way if passes is None else f"{way}, {passes:.3g} pass{'es' * (passes != 1)} a text"
 
 
 def join(parts: Sequence[Tensor], dim: int) -> Tensor:

@@ -43,7 +43,7 @@ MEANINGS = {
     "mse": "mean squared error; lower is better",
     "mae": "mean absolute error; lower is better",
     "crps": "continuous ranked score; lower is better",
-    "coverage_90": "labels in the 90 % interval; 0.9 is ideal (of counts more)",
+    "coverage_90": "labels in the 90 % interval; 0.9 is ideal",
 }
 
 

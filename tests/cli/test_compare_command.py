@@ -16,9 +16,10 @@ def test_methods_are_compared_on_rows_that_none_has_learnt(folder, tmp_path):
     command = ("compare", *data, "--components", 2, *QUICK)
     result = bhpeft(*command)
     rows = {row["method"]: row for row in read_csv(out / "table.csv")}
-    assert list(rows)[-1] == "2 components" and "2 hybrids, scaled" in result.stdout
+    assert list(rows)[-1] == "posterior (2 components)" and "ensemble of 2, scaled" in result.stdout
+    assert "fitting an ensemble of 2\n" in result.stderr
     scores = json.loads(bhpeft("evaluate", out / "posterior", test, "--json").stdout)
-    assert float(rows["2 components"]["nll"]) == pytest.approx(scores["nll"], abs=1e-6)
+    assert float(rows["posterior (2 components)"]["nll"]) == pytest.approx(scores["nll"], abs=1e-6)
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
     again = bhpeft(*command, "--json")
     assert "fitting" not in again.stderr

@@ -82,7 +82,7 @@ def test_other_tasks(kind, tmp_path, request, folder):
     data = write_csv(tmp_path / "new.csv", **{"tokens" if kind == "words" else "text": cells})
     bhpeft("distill", root / "run", data, *QUICK, "--out", tmp_path / "out")
     said = bhpeft("predict", tmp_path / "out", data, "--show", 0).stderr
-    assert "by student, 1 pass a text" in said
+    assert "forecasts by the student, 1 pass a text" in said
 
 
 def test_a_stream_gets_the_student_of_its_last_round(folder, unlabelled, tmp_path):

@@ -37,7 +37,7 @@ def test_the_student_is_evaluated_by_default(folder, distilled):
         assert found == pytest.approx({"examples": 20, **scores[method]}), method
     assert scores["student"]["nll"] != pytest.approx(scores["exact"]["nll"], rel=1e-4)
     table = bhpeft(*evaluate).stdout
-    assert "train.csv; by student, 1 pass a text" in " ".join(table.split())
+    assert "train.csv; forecasts by the student, 1 pass a text" in " ".join(table.split())
     assert f"{scores['student']['nll']:.3f}" in table
     assert "leave out --samples" in error(*evaluate, "--method", "student", "--samples", 3)
 

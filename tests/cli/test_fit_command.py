@@ -120,7 +120,9 @@ def test_multiple_choice(folder, tmp_path):
     result = bhpeft(*arguments, "--guide", "delta")
     assert "12 rows, choices: 'answer' from 'question and choices'" in result.stderr
     result = bhpeft("predict", tmp_path / "run", data)
-    assert "flagged by total" in result.stderr  # a point guide has no epistemic uncertainty
+    assert (
+        "flagged (the least certain by total uncertainty)" in result.stderr
+    )  # a point guide has no epistemic uncertainty
     fitted = loaded(tmp_path / "run", folder)
     assert isinstance(fitted.guide, DeltaGuide)
     forecast = fitted.predict(str(data), 0)

@@ -25,6 +25,7 @@ from program import (
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.forecast.base import way_in_words
 from bhpeft_pyro.prediction.predict import PART
 
 ROWS = [f"w{5 + i % 2} w{10 + i}" + " w9" * (i % 5) for i in range(11)]
@@ -52,25 +53,38 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
     assert flagged == sorted(forecast.flag(0.4).tolist()) and len(flagged) == 2
     assert [row["reason"] for row in rows] == forecast.reasons()
     # Two components, each with a forward pass and, of two classes, one backward pass; and novelty.
-    cost = "by exact, 5 passes a text"
-    assert f"5 rows, 2 flagged by total; {cost}; written to {out}" in result.stderr
+    how = "2 flagged (the least certain by total uncertainty); exact forecasts, 5 passes a text"
+    assert f"5 rows, {how}; written to {out}" in result.stderr
     shown = [int(n) for n in re.findall(r"^\s+(\d)\s", result.stdout, re.MULTILINE)]
     assert [row - 2 for row in shown] == forecast.flag(1.0).tolist()  # the header is row 1
+
+
+@pytest.mark.parametrize("by", ["total", "novelty"])
+def test_the_text_has_room_in_a_narrow_window(run, tmp_path, by, monkeypatch):
+    text = "w5 w9 w7 w8 w6 w10 w11 w12 w13"
+    data, out = write_csv(tmp_path / "new.csv", text=[text] * 99), tmp_path / "out.csv"
+    command = ("predict", run, data, "--by", by, "--out", out, "--overwrite")
+    for width, all_shown in ((80, False), (120, True)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        shown = bhpeft(*command).stdout
+        assert text[:29] in shown and "prediction " in shown
+        assert ("novelty" in shown) == (all_shown or by == "novelty")
+        assert ("reason" in shown) == (all_shown or by == "total")
 
 
 def test_the_way_to_predict_is_chosen_and_told(folder, distilled, tmp_path):
     whole = loaded(distilled, folder)
     data, out = folder / "new.csv", tmp_path / "out.csv"
     for options, cost, how in (
-        ((), "by student, 2 passes a text", {}),
-        (("--method", "exact"), "by exact, 5 passes a text", {"method": "exact"}),
-        (("--samples", 8), "by exact, 5 passes a text", {"samples": 8}),
-        (("--samples", 0), "by point, 3 passes a text", {"samples": 0}),
+        ((), "forecasts by the student, 2 passes a text", {}),
+        (("--method", "exact"), "exact forecasts, 5 passes a text", {"method": "exact"}),
+        (("--samples", 8), "exact forecasts, 5 passes a text", {"samples": 8}),
+        (("--samples", 0), "forecasts by the mean weights, 3 passes a text", {"samples": 0}),
     ):
         said = bhpeft("predict", distilled, data, *options, "--out", out, "--overwrite").stderr
-        assert f"flagged by total; {cost}" in said, options
+        assert f"by total uncertainty); {cost}; " in said, options
         forecast = whole.predict(str(data), **how)
-        assert f"; by {forecast.method}, {forecast.passes:.3g} pass" in said, options
+        assert cost == way_in_words(forecast.method, forecast.passes), options
         found = [float(row["epistemic"]) for row in read_csv(out)]
         assert found == pytest.approx(forecast.epistemic.tolist(), rel=1e-5, abs=1e-7), options
 
@@ -206,7 +220,7 @@ def test_predictions_have_the_labels_and_their_probabilities(labels: Path, tmp_p
 def test_a_row_for_each_sentence(words: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     result = bhpeft("predict", words / "run", words / "train.jsonl", "--out", out, "--flag", "20%")
-    assert "30 words, 6 flagged by total" in result.output
+    assert "30 words, 6 flagged (the least certain by total uncertainty)" in result.output
     rows = read_lines(out)
     assert [row["id"] for row in rows] == [*range(12)]
     for row, sentence in zip(rows, TOKENS, strict=True):
@@ -335,6 +349,24 @@ def test_texts_that_are_cut_are_counted_once(run: Path, tmp_path: Path) -> None:
     assert cut == ["note: 3 of 5 texts are longer than 32 tokens and were cut"]
 
 
+def test_a_length_that_was_asked_for_is_said_when_texts_are_learnt(
+    head_only: tuple[object, ...], tmp_path: Path
+) -> None:
+    data, more = (
+        write_csv(tmp_path / name, text=[f"{word} {text} w9 w9 w9" for text in TEXTS], label=NAMES)
+        for name, word in (("train.csv", "w7"), ("more.csv", "w8"))
+    )
+    run, out = tmp_path / "run", ("--out", tmp_path / "out")
+    fit = ("fit", data, *head_only, "--max-length", 4, "--out", run)
+    for command, told in (
+        (fit, True),
+        (("predict", run, more, "--out", tmp_path / "out.csv"), False),
+        (("evaluate", run, more), False),
+        (("update", run, more, *out), True),
+    ):
+        assert ("were cut" in bhpeft(*command).stderr) == told, command[0]
+
+
 @pytest.mark.usefixtures("refuses_w33")
 def test_rows_left_out_are_named_and_the_others_stay_in_place(run: Path, tmp_path: Path) -> None:
     texts = [*ROWS[:3], "w33 w5", "", *["w33"] * 3, *ROWS[3:5]]
@@ -391,8 +423,10 @@ def test_rows_unlike_what_was_learnt_are_flagged(folder, posterior, tmp_path):
     said = bhpeft("predict", folder / "run", data, "--max-false-alarms", level, "--out", out)
     rows = read_csv(out)
     assert [row["flagged"] == "True" for row in rows] == expected and sum(expected) < 5
-    assert f"flagged by novelty (of rows like the learnt ones at most {level:.4g})" in said.stderr
-    assert "Most unlike what was learnt; rows as in" in said.output
+    most = f"of rows like the learnt ones at most {level:.4g}"
+    assert f"flagged (the most unlike what was learnt: {most})" in said.stderr
+    shown = " ".join(said.output.split())
+    assert "The most unlike what was learnt first; rows as in" in shown
     bhpeft("predict", folder / "run", data, "--by", "novelty", "--out", out, "--overwrite")
     (flagged,) = (i for i, row in enumerate(read_csv(out)) if row["flagged"] == "True")
     assert p[flagged] == p.min()

@@ -12,6 +12,7 @@ from program import NAMES, TEXTS, bhpeft, error, loaded, read_csv, write_csv
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.answer_commands import promise
+from bhpeft_pyro.cli.saved import say_dropped
 from bhpeft_pyro.decisions.novelty import Novelty
 
 HALF = ("--max-share-to-people", "50%")
@@ -37,8 +38,15 @@ def test_it_says_what_is_promised_and_predict_answers(copied, calibration, folde
     done = bhpeft("predict", copied, folder / "new.csv", "--out", out, "--device", "cpu")
     answered = after.predict(str(folder / "new.csv")).answered
     assert [row["answered"] for row in read_csv(out)] == [str(a) for a in answered.tolist()]
-    assert f"{answered.sum()} answered, the others are for people" in done.stderr
-    assert str(expected).splitlines()[0] in done.stderr
+    assert f"{answered.sum()} of 5 answered, the others are for people; " in done.stderr
+    assert f"promised: {expected.in_short}\n" in done.stderr
+    assert "calibration rows: of the same source" not in done.stderr  # the command above said it
+
+
+def test_after_an_update_other_rows_are_asked_for(posterior, calibration, capsys):
+    say_dropped(posterior.promise(str(calibration), max_share_to_people=0.5), Path("runs/2"))
+    told = "bhpeft promise runs/2 LABELLED_ROWS (other rows than these) makes a new one"
+    assert told in capsys.readouterr().err
 
 
 def test_it_is_not_claimed_for_other_predictions(copied, calibration, folder):
@@ -78,7 +86,7 @@ def test_sets_are_added(copied, calibration, folder):
     assert "--coverage 1.0 must be" in error(*predict[:-3], "100%", "--overwrite")
     for more in (("--samples", 5), ("--seed", 1), ("--method", "components")):
         told = error(*predict, "--overwrite", *more)  # for which there is no promise
-        assert "--coverage: the promise is for predictions by" in told or "--method" in told
+        assert "--coverage: the promise is for exact forecasts" in told or "--method" in told
 
 
 def test_sets_are_those_of_the_way_that_is_promised(distilled, calibration, folder, tmp_path):
@@ -86,7 +94,7 @@ def test_sets_are_those_of_the_way_that_is_promised(distilled, calibration, fold
     new, out, run = folder / "new.csv", tmp_path / "out.csv", tmp_path / "run"
     bhpeft("promise", distilled, calibration, *HALF, "--method", "exact", "--out", run)
     said = bhpeft("predict", run, new, "--out", out, "--coverage", "80%").stderr
-    assert "by exact" in said and "answered" in said  # by default it is by the student
+    assert "exact forecasts" in said and "answered" in said  # by default it is by the student
     sets = loaded(run, folder).predict(str(new), method="exact").sets(0.8)
     assert [json.loads(row["set_80"]) for row in read_csv(out)] == sets
 
@@ -135,8 +143,9 @@ def test_a_stream_promises_and_history_says_when_it_is_broken(tmp_path, folder, 
 
 
 def test_the_error_is_promised_or_no_row_is_answered(copied, calibration, folder):
-    said = bhpeft("promise", copied, calibration, "--error", "1%", "--confidence", "60%").stdout
-    assert "at most 1% are wrong" in said and "answered: none" in said
+    done = bhpeft("promise", copied, calibration, "--error", "1%", "--confidence", "60%")
+    assert "at most 1% are wrong" in done.stdout and "answered: none" in done.stdout
+    assert "next: label more rows, or give a larger --error, or --max-share" in done.stderr
     told = error("promise", copied, calibration, "--error", "1%")
     assert "100 rows; expected at least 230" in told
     assert "expected one of them" in error("promise", copied, calibration, "--error", "5%", *HALF)

@@ -30,7 +30,7 @@ def test_it_serves_a_round(run, run_by, monkeypatch) -> None:
 
     monkeypatch.setenv("BHPEFT_ADMIN_TOKEN", "secret")
     said = bhpeft("serve", run, "--port", 9000, "--max-texts", 2, *CPU).stderr
-    assert f"of {run}, by exact" in said
+    assert f"of {run}: exact forecasts" in said
     ((app, how),) = run_by
     assert (how["host"], how["port"]) == ("127.0.0.1", 9000)
     with TestClient(app) as client:

@@ -72,9 +72,13 @@ def test_what_is_not_clear_is_asked():
     for columns, message in (
         (table(text=two, label=[1, 5]), "--task classes, or --task ratings \\(if"),
         (table(text=two, label=two, rating=[1, 2]), "label, rating may all be .*--label-column"),
-        (table(text=two, verdict=two), "to be the label; columns there: text, verdict; name it"),
+        (
+            table(text=two, verdict=two),
+            "columns there: text, verdict; name it, as in --label-column verdict$",
+        ),
         (table(title=two, body=two, label=two), "title, body may all be .*--text-column"),
         (table(n=[1, 2], label=two), "no column is known to be the text"),
+        (table(text=two, label_name=two, of=two), "as in --label-column label_name$"),
         (table(text=two, label=["a", "a"]), "at least two classes"),
         (table(text=two, label=["a", None]), "row 1: the label is missing"),
         (table(text=["a", None], label=["a", None]), "^row 1: all cells are empty; delete"),

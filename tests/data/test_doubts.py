@@ -59,6 +59,13 @@ def test_classes_that_are_none(labels: list[str]) -> None:
     assert said(labels) == ""
 
 
+def test_real_numbers_are_not_misspelt() -> None:
+    """Nor are versions that are the names of classes doubted, if each is there often."""
+    numbers = [f"{k / 7:.2f}" for k in range(-12, 12)]
+    assert said([*numbers, "3"]) == "column 'label': these are real numbers: --task ratings"
+    assert said(["1.10", "1.9"] * 6) == ""
+
+
 def test_many_doubts_are_counted() -> None:
     assert said([*NAMES, *"pqrst"]).count("is there once") == 3
     assert "and 2 more of this kind" in said([*NAMES, *"pqrst"])

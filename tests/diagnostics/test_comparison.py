@@ -48,8 +48,8 @@ def test_the_table_is_of_the_saved_posteriors(
     for folder, method in (
         ("head-only", "head only"),
         ("LoRA", "LoRA"),
-        ("points", "2 hybrids"),
-        ("posterior", "2 components"),
+        ("points", "ensemble of 2"),
+        ("posterior", "posterior (2 components)"),
     ):
         saved = saves.load(out / folder)
         scores = saved.evaluate(data[2])
@@ -165,7 +165,13 @@ def test_ratings_are_compared_without_scaling(tmp_path: Path) -> None:
         return bh.tasks.ratings(tiny_backbone(), 1, 5, kinds=kinds, tokenizer=tiny_tokenizer())
 
     found = compare(model, *parts(rows), tmp_path, components=2, options=HOW)
-    assert list(found.forecasts) == ["head only", "LoRA", "hybrid", "2 hybrids", "2 components"]
+    assert list(found.forecasts) == [
+        "head only",
+        "LoRA",
+        "hybrid",
+        "ensemble of 2",
+        "posterior (2 components)",
+    ]
     assert "mse" in found.table() and isinstance(found.forecasts["LoRA"], RatingForecast)
 
     def other(kinds: Sequence[bh.peft.Kind]) -> bh.Model:
@@ -182,14 +188,14 @@ def test_ratings_are_compared_without_scaling(tmp_path: Path) -> None:
 def test_the_verdict_is_a_sentence_about_the_default(made: tuple[Comparison, Path]) -> None:
     found, _ = made
     table = found.table()
-    change = table.loc["2 components", "accuracy"] - table.loc["LoRA", "accuracy"]
-    times = found.seconds["2 components"] / found.seconds["LoRA"]
+    change = table.loc["posterior (2 components)", "accuracy"] - table.loc["LoRA", "accuracy"]
+    times = found.seconds["posterior (2 components)"] / found.seconds["LoRA"]
     said = found.verdict()
     assert said.startswith(
         "the default (2 components) beside LoRA, with standard errors: accuracy "
     )
     assert f"accuracy {change:+.3f} ± " in said and f"{times:.1f} times as long" in said
-    gain = found.forecasts["2 components"].nlls() - found.forecasts["LoRA"].nlls()
+    gain = found.forecasts["posterior (2 components)"].nlls() - found.forecasts["LoRA"].nlls()
     error = gain.std() / len(gain) ** 0.5
     assert f"NLL {gain.mean():+.3f} ± {error:.3f} (" in said
 

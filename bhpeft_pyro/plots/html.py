@@ -175,10 +175,12 @@ def least_certain(forecast: Forecast, longest: int) -> str:
 def forecast_plots(forecast: Forecast) -> str:
     """The plots of a forecast; without labels, of its uncertainty alone."""
     plots: dict[str, Callable[..., Axes]] = {}
-    if forecast.labels is not None and "confidence" in forecast.measures:
+    known, sure = forecast.labels is not None, "confidence" in forecast.measures
+    if known and sure:
         plots["Reliability"] = reliability
-    if forecast.labels is not None:
-        plots["Quality of the rest when the least certain are rejected"] = rejection
+    if known:  # ranked as for the metric AURC
+        rejected = partial(rejection, by="confidence" if sure else "total")
+        plots["Quality of the rest when the least certain are rejected"] = rejected
     plots["Epistemic and aleatoric uncertainty"] = epistemic_aleatoric
     if forecast.novelty is not None:
         plots["Unlike what was learnt"] = novelty

@@ -61,12 +61,11 @@ def posterior_page(
             least_certain(forecast, _LONG_TEXT),
         ]
     if posterior.model.network.kinds:
-        linear = posterior.guide.linear
-        by_branch = changes(posterior, 0 if linear else 64)
+        by_branch = changes(posterior)
         height = 1.5 + max(map(len, by_branch.values())) * (0.15 + 0.12 * len(by_branch))
         parts += [
             "<h2>What the PEFT weights change</h2>",
-            f"<p>{_CENTRAL if linear else _DRAWN}</p>",
+            f"<p>{_CENTRAL if posterior.guide.linear else _DRAWN}</p>",
             image("Change by layer", partial(change_forest, by_branch), height),
         ]
     for number, report in reversed([*enumerate(posterior.lineage, 1)]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import ConfigError
@@ -16,6 +17,7 @@ from .checks import (
     Rule,
     boolean,
     check_fields,
+    shown,
 )
 
 _EPOCHS, _BRIEF = 15, 5  # of a fit, of a brief one
@@ -38,6 +40,12 @@ _RULES: dict[str, Rule] = {
     "keep_texts": boolean,
     "seed": SEED,
     "progress": boolean,
+}
+_ELSEWHERE = {  # names of Hugging Face's for what `fit` takes
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "eval_dataset": "validation",
 }
 
 
@@ -122,8 +130,17 @@ class FitOptions:
         """These options with some changed. `epochs` resets `max_steps`.
 
         Raises:
-            ConfigError: a value outside its range, or both of these.
+            ConfigError: an unknown option, a value outside its range, or both of these.
+
+        >>> FitOptions().change(learning_rate=1e-3)
+        Traceback (most recent call last):
+            ...
+        bhpeft_pyro.errors.ConfigError: learning_rate=0.001: no such option; expected lr
         """
+        for name in (name for name in changes if name not in _RULES):
+            near = get_close_matches(name, _RULES, cutoff=0.5)
+            expected = _ELSEWHERE.get(name) or ", ".join(near or _RULES)
+            raise ConfigError(f"{name}={shown(changes[name])}: no such option; expected {expected}")
         if "epochs" in changes:
             changes = {"max_steps": None, **changes}
         made = replace(self, **changes)

@@ -130,6 +130,9 @@ class Promise:
             )
         return replace(forecast, promised=self) if forecast.method == self.method else forecast
 
+    def __repr__(self) -> str:
+        return f"Promise({self.in_short})"
+
     def __str__(self) -> str:
         wrong, value = (text.format(tolerance=self.tolerance) for text in _ANSWERS[self.kind])
         lines = [

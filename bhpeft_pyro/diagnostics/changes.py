@@ -38,6 +38,8 @@ ByLayer = dict[str, dict[int, Tensor]]
 _LATENTS = {"log_layers": {"layer"}, "log_ranks": {"layer", "rank", "bottleneck"}}
 _BY_WEIGHT = {"standard", "log_local"}
 
+_DRAWS = 64
+
 # The entry of the configuration with the number of attention heads that make a branch's output.
 _HEADS = {
     "lora.query": "num_attention_heads",
@@ -46,15 +48,15 @@ _HEADS = {
 }
 
 
-def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
+def changes(posterior: Posterior, samples: int | None = None, seed: int = 0) -> ByLayer:
     """The `sizes` of branches under draws of the posterior: branch to layer number to (samples,).
 
     For a mixture `samples` is rounded up to equally many draws of each component, in their order.
-    With `samples=0` they are those at the central weights of each component, (components,).
+    With `samples=0` they are those at the central weights of each component, (components,). None
+    means 0 for linearised posteriors ("laplace") and 64 for others: in directions about which the
+    data say nothing, draws are as wide as the prior, which may change a layer many times over.
 
-    Draws of a linearised posterior are sized as its network uses them (`factors`). In directions
-    about which the data say nothing, draws are as wide as the prior; so the central weights
-    (`samples=0`) say more about the layers.
+    Draws of a linearised posterior are sized as its network uses them (`factors`).
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -63,6 +65,8 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     {'lora.query': [0, 1], 'lora.value': [0, 1]}
     """
     check(posterior, Posterior, "posterior", "a bh.Posterior")
+    if samples is None:
+        samples = 0 if posterior.guide.linear else _DRAWS
     samples, seed = SAMPLES("samples", samples), SEED("seed", seed)
     network = posterior.model.network
     drawn = draw_parts(posterior.model, posterior.guide, samples, seed)

@@ -169,11 +169,11 @@ def joint_normal(model: Model) -> tuple[JointPrior, tuple[str, ...], Tensor]:
     joint = covered[0] if covered[0].sites else None
     try:
         if joint is None:
-            moments = independent_normals(model.prior, model.sites, shapes, "LaplaceGuide")
+            moments = independent_normals(model.prior, model.sites, shapes, "reason")
         else:
-            check_no_evidence(model.prior, model.sites, "LaplaceGuide")
+            check_no_evidence(model.prior, model.sites, "reason")
     except PriorError as error:
-        raise GuideError(f"{error}; for other priors use 'normal'") from error
+        raise GuideError(f"use 'normal' under this prior; {error}") from error
     if joint is not None:
         normal, name = joint.prior, joint.name
     else:
@@ -184,8 +184,8 @@ def joint_normal(model: Model) -> tuple[JointPrior, tuple[str, ...], Tensor]:
         normal, name = LowRankNormal(loc, Covariance.diagonal(scale)), JOINT
     if missing := [name for name in order if name not in shapes]:
         raise GuideError(
-            f"LaplaceGuide: the prior does not sample {', '.join(missing)}; expected a Normal at "
-            "every site; for other priors use 'normal'"
+            "use 'normal' under this prior; reason: the prior does not sample "
+            f"{', '.join(missing)}; expected a Normal at every site"
         )
     prior = JointPrior(normal, shapes, name, bool(getattr(model.prior, "open", False)))
     sampled = tuple(shapes) if joint is None else ()

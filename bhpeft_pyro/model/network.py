@@ -22,7 +22,7 @@ from ..data.encoding import probe_of
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
-from .backbone import check_weights, load_tokenizer
+from .backbone import check_weights, load_backbone, load_tokenizer
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
 
@@ -37,7 +37,7 @@ class RandomPEFT(PyroModule):
     moves the backbone along, but not a guide: load a saved posterior on the other device instead.
 
     Args:
-        backbone: any `AutoModel...` of a known architecture.
+        backbone: any `AutoModel...` of a known architecture, or its name as for `load_backbone`.
         kinds: PEFT kinds, such as `presets.lora()`, or a single one; () trains the head alone. By
             default `presets.bh_peft()`.
         head: the random output layer: a `Head`, or a `ClassifierHead` on a model that is loaded as
@@ -68,12 +68,14 @@ class RandomPEFT(PyroModule):
     @torch.inference_mode(False)  # tensors that are made there can't be trained with elsewhere
     def __init__(
         self,
-        backbone: PreTrainedModel,
+        backbone: PreTrainedModel | str,
         kinds: Sequence[Kind] | Kind | None = None,
         head: Head | ClassifierHead = Head(2),
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(backbone, str):
+            backbone, _ = load_backbone(backbone, classifier=isinstance(head, ClassifierHead))
         expected = "a transformers model, such as AutoModel.from_pretrained(...)"
         if isinstance(getattr(backbone, "_orig_mod", None), PreTrainedModel):
             expected += "; from a compiled one, its _orig_mod: hooks break what torch.compile made"
@@ -81,8 +83,7 @@ class RandomPEFT(PyroModule):
         check(head, Head | ClassifierHead, "head", "a Head or a ClassifierHead")
         check(tokenizer, PreTrainedTokenizerBase | None, "tokenizer", "a tokenizer or None")
         check_weights(backbone)
-        if isinstance(kinds, Kind):
-            kinds = (kinds,)
+        kinds = (kinds,) if isinstance(kinds, Kind) else kinds
         check(kinds, Sequence | None, "kinds", "a tuple of LoRA, Adapter or Prefix objects")
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
         self.head = head
@@ -100,9 +101,8 @@ class RandomPEFT(PyroModule):
                 f"backbone: its hidden states are not finite on random tokens ({bad[0]}); load it "
                 "with dtype=torch.float32"
             )
-        self.axes: PrincipalAxes | None = None
-        if head.principal:
-            self.axes = PrincipalAxes(self.attachment.hidden_size).to(backbone.device)
+        axes = PrincipalAxes(self.attachment.hidden_size).to(backbone.device)
+        self.axes = axes if head.principal else None
         self.in_use = False  # a posterior's weights mean what they do in these coordinates
 
     def unused(self) -> RandomPEFT:

@@ -23,7 +23,7 @@ __all__ = ["categories", "multiple_choice", "ratings"]
 
 
 def ratings(
-    backbone: PreTrainedModel,
+    backbone: PreTrainedModel | str,
     low: float,
     high: float,
     *,
@@ -59,7 +59,7 @@ def ratings(
 
 
 def categories(
-    backbone: PreTrainedModel,
+    backbone: PreTrainedModel | str,
     num_labels: int,
     *,
     several: bool = False,
@@ -86,7 +86,7 @@ def categories(
 
 
 def multiple_choice(
-    backbone: PreTrainedModel,
+    backbone: PreTrainedModel | str,
     *,
     kinds: Sequence[Kind] | None = None,
     prior: PriorLike | None = None,

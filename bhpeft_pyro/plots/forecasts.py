@@ -98,7 +98,7 @@ def rejection(
     if isinstance(forecasts, Mapping):
         ax.legend()
     else:
-        ax.set_title(area)
+        ax.set_title(f"{area} by {words}")
     return ax
 
 
@@ -136,9 +136,11 @@ def novelty(forecast: Forecast, ax: Axes | None = None) -> Axes:
     ends = torch.arange(1, _P_BINS, dtype=p.dtype) / _P_BINS  # each belongs to the bin on its left
     shares = torch.bucketize(p, ends).bincount(minlength=_P_BINS).numpy() / len(p)
     left = [number / _P_BINS for number in range(_P_BINS)]
-    colours = [VERMILLION, *[SKY] * (_P_BINS - 1)]
-    ax.bar(left, shares, 1 / _P_BINS, align="edge", color=colours, edgecolor="white")
-    ax.axhline(1 / _P_BINS, linestyle="--", color="black", linewidth=1)
+    looks: dict[str, Any] = {"color": [VERMILLION, *[SKY] * (_P_BINS - 1)], "edgecolor": "white"}
+    words = ["flagged as unlike", *["_"] * (_P_BINS - 1)]
+    ax.bar(left, shares, 1 / _P_BINS, align="edge", label=words, **looks)
+    ax.axhline(1 / _P_BINS, linestyle="--", color="black", linewidth=1, label="expected")
     ax.set(xlim=(0, 1), xlabel="p-value", ylabel="share of the texts")
-    ax.set_title(f"{unlike:.1%} at up to 5 %")
+    ax.set_title(f"{100 * unlike:.1f} % of the texts have p at most 0.05 (5 % expected)")
+    ax.legend()
     return ax

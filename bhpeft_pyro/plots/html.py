@@ -61,12 +61,11 @@ def posterior_page(
             least_certain(forecast, _LONG_TEXT),
         ]
     if posterior.model.network.kinds:
-        linear = posterior.guide.linear
-        by_branch = changes(posterior, 0 if linear else 64)
+        by_branch = changes(posterior)
         height = 1.5 + max(map(len, by_branch.values())) * (0.15 + 0.12 * len(by_branch))
         parts += [
             "<h2>What the PEFT weights change</h2>",
-            f"<p>{_CENTRAL if linear else _DRAWN}</p>",
+            f"<p>{_CENTRAL if posterior.guide.linear else _DRAWN}</p>",
             image("Change by layer", partial(change_forest, by_branch), height),
         ]
     for number, report in reversed([*enumerate(posterior.lineage, 1)]):
@@ -175,10 +174,12 @@ def least_certain(forecast: Forecast, longest: int) -> str:
 def forecast_plots(forecast: Forecast) -> str:
     """The plots of a forecast; without labels, of its uncertainty alone."""
     plots: dict[str, Callable[..., Axes]] = {}
-    if forecast.labels is not None and "confidence" in forecast.measures:
+    known, sure = forecast.labels is not None, "confidence" in forecast.measures
+    if known and sure:
         plots["Reliability"] = reliability
-    if forecast.labels is not None:
-        plots["Quality of the rest when the least certain are rejected"] = rejection
+    if known:  # ranked as for the metric AURC
+        rejected = partial(rejection, by="confidence" if sure else "total")
+        plots["Quality of the rest when the least certain are rejected"] = rejected
     plots["Epistemic and aleatoric uncertainty"] = epistemic_aleatoric
     if forecast.novelty is not None:
         plots["Unlike what was learnt"] = novelty

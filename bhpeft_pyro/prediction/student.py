@@ -134,6 +134,9 @@ class Student:
         """Its forecast of N examples; arguments are as for `Posterior.predict`."""
         return predict_in_one_pass(model, self.weights, self.uncertainty, examples, max_rows, bf16)
 
+    def __repr__(self) -> str:
+        return f"Student({self.report.in_short})"
+
     def to_state(self) -> tuple[Plain, Tensors]:
         """Plain data and tensors for a file, from which `from_state` makes the same student."""
         tensors = {f"weights.{name}": value for name, value in self.weights.items()}

@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..base.checks import few
 from ..base.distributions import Covariance, LowRankNormal
 from ..base.threads import undisturbed
 from ..errors import PriorError
@@ -119,7 +120,7 @@ def independent_normals(
     )
     if others := drawn.keys() - {site.name for site in sites}:
         raise PriorError(
-            f"{purpose}: the prior also samples {', '.join(sorted(others))}, on which its sites "
+            f"{purpose}: the prior also samples {few(sorted(others), 2)}, on which its sites "
             "may depend; expected independent Normals"
         )
     names = [*names]

@@ -161,7 +161,7 @@ def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
     if not isinstance(values, Mapping):
         raise PriorError(
             f"prior: it returns a {type(values).__name__}, expected a mapping from site names to "
-            "tensors"
+            "tensors; for a function of one site write {'*': f}"
         )
     for site in sites:
         if not isinstance(value := values.get(site.name), Tensor):

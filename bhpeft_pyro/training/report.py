@@ -264,6 +264,9 @@ class FitReport(Training):
         components = [report.thinned() for report in self.components]
         return replace(self, history=[*early[::every], *late], components=components)
 
+    def __repr__(self) -> str:
+        return f"FitReport(round {self.id}, {self.steps} steps on {self.examples} examples)"
+
     def __str__(self) -> str:
         return "\n".join(filter(None, (self.score, described(self))))
 

@@ -193,13 +193,17 @@ def test_functions_that_make_no_optimizer_or_guide() -> None:
 
 
 def test_a_joint_guide_under_another_prior_is_called_by_its_name() -> None:
-    also = r"^autoguide: 'laplace': LaplaceGuide: the prior also samples tau"
-    with pytest.raises(GuideError, match=rf"{also}.*for other priors use 'normal'$"):
+    use = "^autoguide: 'laplace': use 'normal' under this prior; reason: "
+    with pytest.raises(GuideError, match=rf"{use}the prior also samples tau, on which"):
         bh.fit(tiny_model((), prior=hierarchical), "laplace", GOOD, progress=False)
     with pytest.raises(
-        GuideError, match=r"'head.weight' is Laplace under the prior.*use 'normal'$"
+        GuideError, match=rf"{use}'head.weight' is Laplace under the prior; expected Normal$"
     ):
         bh.fit(tiny_model((), prior=dist.Laplace(0.0, 1.0)), "laplace", GOOD, progress=False)
+    with pytest.raises(
+        GuideError, match=rf"{use}.* head.bias.log_local, head.bias.log_tau and 4 more"
+    ):
+        bh.fit(tiny_model((), prior=bh.priors.Horseshoe()), "laplace", GOOD, progress=False)
 
 
 class AnOutputTooMany(Likelihood):

@@ -141,6 +141,7 @@ def test_it_is_saved_with_the_round(kind: str, tmp_path: Any) -> None:
     posterior = promised(kind)
     again = load(posterior.save(tmp_path / "run"))
     assert str(again.promised) == str(posterior.promised)
+    assert repr(again.promised) == f"Promise({again.promised.in_short})"
     for name, values in posterior.promised.calibration.items():
         assert torch.equal(again.promised.calibration[name], values)
     texts = table(kind, 20, seed=10)

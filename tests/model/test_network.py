@@ -323,7 +323,7 @@ def test_a_prior_may_hold_a_site_constant(name: str, guide: str) -> None:
 
 def test_a_prior_that_holds_a_site_is_refused_for_a_laplace_approximation() -> None:
     """Its prior is one Normal over all that the network has."""
-    message = r"prior does not sample head\.bias; expected a Normal at every site.*use 'normal'"
+    message = r"use 'normal' .*prior does not sample head\.bias; expected a Normal at every site"
     with pytest.raises(GuideError, match=message):
         bh.fit(tiny_model(prior=constant("head.bias")), "laplace", tiny_examples(), progress=False)
 

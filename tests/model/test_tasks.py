@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,14 @@ def test_categories() -> None:
         model, "normal", data, **FIT, columns=bh.Columns(label_names=["sport", "trade", "world"])
     )
     assert posterior.predict(texts, samples=8).label.tolist() == [2, 0, 1]
+
+
+def test_a_backbone_by_name(tmp_path: Path) -> None:
+    tiny_backbone().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    network = bh.tasks.categories(str(tmp_path), 3, kinds=()).network
+    assert network.outputs == 3 and network.backbone.config.hidden_size == 16
+    assert network.tokenizer("w5")["input_ids"] == tiny_tokenizer()("w5")["input_ids"]
 
 
 def test_multiple_choice() -> None:

@@ -95,7 +95,7 @@ def test_rejection_of_ratings_is_in_mse(ax):
     plots.rejection(forecast, ax=ax)
     assert list(ax.lines[0].get_ydata()) == pytest.approx(rejection_curve(forecast)[1].tolist())
     assert "squared error" in ax.get_ylabel() and ax.get_legend() is None
-    assert ax.get_title() == f"AURC {evaluate(forecast)['aurc']:.3f}"
+    assert ax.get_title() == f"AURC {evaluate(forecast)['aurc']:.3f} by total uncertainty"
 
 
 def test_scatter_has_right_and_wrong_where_they_are(ax):
@@ -153,7 +153,10 @@ def test_each_twentieth_of_the_p_values_has_its_share(ax):
     plots.novelty(replace(forecast, novelty=p), ax=ax)
     heights = [bar.get_height() for bar in ax.patches]
     assert [heights[0], heights[5], heights[10], heights[19]] == [3 / 8, 1 / 8, 2 / 8, 2 / 8]
-    assert sum(heights) == 1 and ax.get_title() == "37.5% at up to 5 %"
+    assert sum(heights) == 1
+    assert ax.get_title() == "37.5 % of the texts have p at most 0.05 (5 % expected)"
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(words) == ["expected", "flagged as unlike"]
 
 
 @pytest.mark.parametrize("count", [20, 100])

@@ -86,6 +86,8 @@ def test_a_posterior_says_how_far_its_student_is(posterior: bh.Posterior) -> Non
     assert both.student is not None and str(both.report) == str(posterior.report)
     kl = f"{both.student.report.divergence:.4f}"
     line = f"1 pass a text for 1, KL {kl} nats on 12 held-out texts"
+    assert repr(both.student) == f"Student({line})"
+    assert repr(both.lineage) == f"(FitReport(round {both.report.id}, 3 steps on 16 examples),)"
     assert repr(both) == f"{posterior!r}\nstudent: {line}"
     assert f"student|{line}|" in shown(both).text
     assert len(shown(posterior.replace(lineage=())).images) == 0

@@ -147,6 +147,20 @@ def test_rows_of_a_file_have_its_numbers(tmp_path: Path, grow: bool) -> None:
         posterior.update(file, grow=grow)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("learning_rate", "lr$"),
+        ("eval_dataset", "validation$"),
+        ("steps", "max_steps, "),
+        ("xyz", "epochs, .*progress$"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest(name: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}=1: no such option; expected {expected}"):
+        fit(**{name: 1})
+
+
 def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:
     """An inherited `max_steps` would win over them, in silence."""
     first = fit(max_steps=5, batch_size=8)

@@ -143,7 +143,7 @@ def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
         ({"*": torch.distributions.Normal(0.0, 1.0)}, "for the site .* expected a distribution"),
         (drop("head.bias"), "no tensor for the site 'head.bias', but None"),
         (transposed, r"for the site 'lora.query.A', expected \(2, 2, 16\)"),
-        (lambda sites: [1], "returns a list"),
+        (lambda sites: [1], r"returns a list, .*; for a function of one site write \{'\*': f\}"),
         (
             lambda sites: {s.name: 0.0 for s in sites},
             "no tensor for the site .*, but 0.0",

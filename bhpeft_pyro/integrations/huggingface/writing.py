@@ -190,7 +190,8 @@ def _check(posterior: Posterior, what: str) -> None:
     if not network.head.mergeable:
         raise ConfigError(
             f"{what}: a {type(network.head).__name__} pools and standardises in a way of its own; "
-            "expected a ClassifierHead on a model of AutoModelForSequenceClassification"
+            "expected a ClassifierHead on a model of AutoModelForSequenceClassification; fit again "
+            f"with bh.RandomPEFT(model, bh.presets.lora(), bh.ClassifierHead({network.outputs}))"
         )
     for kind in network.kinds:
         if kind.name != "lora" or kind.gated:

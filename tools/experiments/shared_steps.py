@@ -30,11 +30,11 @@ def sharing(branches: bool) -> Inference:
         members, whole = job.budget.members, job.budget.steps
         trunk = _fit(job, None, 0, whole // 2)
         points = [] if branches else [trunk]
-        after = 3 * members * whole // 10 - whole // 2  # steps that are left
-        for number in range(members - len(points)):
-            last = trunk if branches or not points else points[-1]
-            count = after // (members if branches else members - 1)
-            points.append(_fit(job, last, number + 1, count))
+        others = members - len(points)
+        each = max(1, (3 * members * whole // 10 - whole // 2) // others)
+        for number in range(others):
+            last = trunk if branches else points[-1]
+            points.append(_fit(job, last, number + 1, each))
         mixture = MixturePosterior.of_round(points, trunk.report.options)
         posterior = mixture.widen(job.train, validation=job.validation)
         reports = posterior.report.components

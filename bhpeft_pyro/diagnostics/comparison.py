@@ -79,7 +79,7 @@ class Comparison:
         difference = compared(self.forecasts[name], self.forecasts[_LORA])
         times = self.seconds[name] / max(self.seconds[_LORA], 1e-9)
         return (
-            f"the default ({name}) beside LoRA, with standard errors: {difference}. Its fit took "
+            f"the {name} beside LoRA, with standard errors: {difference}. Its fit took "
             f"{times:.1f} times as long"
         )
 

@@ -191,9 +191,7 @@ def test_the_verdict_is_a_sentence_about_the_default(made: tuple[Comparison, Pat
     change = table.loc["posterior (2 components)", "accuracy"] - table.loc["LoRA", "accuracy"]
     times = found.seconds["posterior (2 components)"] / found.seconds["LoRA"]
     said = found.verdict()
-    assert said.startswith(
-        "the default (2 components) beside LoRA, with standard errors: accuracy "
-    )
+    assert said.startswith("the posterior (2 components) beside LoRA, with standard errors: acc")
     assert f"accuracy {change:+.3f} ± " in said and f"{times:.1f} times as long" in said
     gain = found.forecasts["posterior (2 components)"].nlls() - found.forecasts["LoRA"].nlls()
     error = gain.std() / len(gain) ** 0.5

@@ -225,7 +225,7 @@ def seen(sites: Sites) -> Mapping[str, Tensor]:
 def test_a_laplace_approximation_refuses_what_its_covariance_would_leave_out(
     prior: Callable[..., Any], name: str
 ) -> None:
-    with pytest.raises(GuideError, match=f"factors, scales or masks at {name}.*use 'normal'"):
+    with pytest.raises(GuideError, match=f"use 'normal'.*factors, scales or masks at {name}"):
         bh.autoguide("laplace", tiny_model((), prior=prior))
 
 
@@ -331,9 +331,7 @@ def test_wrong_things_are_refused_by_name() -> None:
     model, data = tiny_model(()), tiny_examples()
     network = model.network
     Head, likelihoods = bh.Head, bh.likelihoods
-    bad(
-        lambda: bh.RandomPEFT("roberta-base"), ConfigError, "backbone: expected.*got 'roberta-base'"
-    )  # type: ignore[arg-type]
+    bad(lambda: bh.RandomPEFT(3), ConfigError, "backbone: expected.*got 3")  # type: ignore[arg-type]
     bad(lambda: bh.RandomPEFT(tiny_backbone(), (), 2), ConfigError, "head: expected a Head.*2")  # type: ignore[arg-type]
     compiled: Any = torch.compile(tiny_backbone(), backend="eager")
     bad(lambda: bh.RandomPEFT(compiled), ConfigError, "its _orig_mod.*got OptimizedModule")

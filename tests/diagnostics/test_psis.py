@@ -185,7 +185,8 @@ def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None
     options = QUICK | {"components": components}
     posterior = bh.fit(tiny_model(()), "laplace", given, **options)
     for part in (posterior, *posterior.components):  # each has a seed of its own
-        assert psis(part, given, 200) == psis(part, learnt, 200)
+        # As text, since an evidence that is NaN equals no other from Python 3.13 on.
+        assert repr(psis(part, given, 200)) == repr(psis(part, learnt, 200))
     with pytest.raises(DataError, match="are not the 48 that the last round was fitted to"):
         psis(posterior, held_out, 200)
     point = bh.fit(tiny_model(()), "delta", given, **options)  # which the prior has not pulled

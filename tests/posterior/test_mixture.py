@@ -475,7 +475,9 @@ def test_a_mixture_is_diagnosed_with_the_rows_that_it_was_given() -> None:
     options: dict[str, Any] = {"max_steps": 4, "components": 2, "progress": False}
     posterior: Any = bh.fit(tiny_model(()), "laplace", given, **options)
     found = posterior.diagnose(given, samples=100)
-    assert len(found.components) == 2 and found == posterior.diagnose(learnt, samples=100)
+    assert len(found.components) == 2
+    # As text, since an evidence that is NaN equals no other from Python 3.13 on.
+    assert repr(found) == repr(posterior.diagnose(learnt, samples=100))
     point: Any = bh.fit(tiny_model(()), "delta", given, **options)
     for part in (point, point.components[1]):  # a width is chosen by rows that were not learnt
         whole, apart = part.widen(given), part.widen(learnt, validation=held_out)

@@ -149,6 +149,8 @@ def test_protocols_share_no_text_and_come_in_their_order(folder: Path) -> None:
     assert len({*map(tuple, orders)}) == 24 and all(len({*order}) == 4 for order in orders)
     assert orders[0] == orders[17][::-1] == list(protocols.DOMAINS)
     assert {order[0] for order in orders[:4]} == {*protocols.DOMAINS}
+    for name, number in {"tweets-first": 0, "nyt-first": 17}.items():
+        assert all(list(read(name, folder, seed=s).batches) == orders[number] for s in range(3))
     for name, batch in there.batches.items():
         assert not {*map(plain, batch["text"])} & {*map(plain, there.tests[name]["text"])}
         # Words 5 and 6 stand for 0 and 1; what is rated 0.2 begins with word 7.

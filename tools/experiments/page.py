@@ -66,6 +66,8 @@ NOVELTY = tuple(
 )
 STREAMS = {
     "orders": "Rounds: four domains in turn",
+    "tweets-first": "Rounds: four domains, tweets first",
+    "nyt-first": "Rounds: four domains, New York Times first",
     "orders-ratings": "Rounds: four domains in turn, with ratings",
     "questions": "Rounds: questions from two sources",
     "rounds": "Rounds of doubling size",

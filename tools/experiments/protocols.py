@@ -90,11 +90,18 @@ def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
     return Stream("class", 2, dict(zip(names, parts, strict=True)), {}, final, unlabelled)
 
 
-def _domains(folder: Path, seed: int, rows: int, test: int, rated: bool = False) -> Stream:
-    """The domains in one of their 24 orders, another for each seed; with their ratings, or two
+def _domains(
+    folder: Path,
+    seed: int,
+    rows: int,
+    test: int,
+    rated: bool = False,
+    orders: Sequence[tuple[str, ...]] = _ORDERS,
+) -> Stream:
+    """The domains in one of the orders, another for each seed; with their ratings, or two
     classes."""
     batches, tests = {}, {}
-    for domain in _ORDERS[_STEP * seed % len(_ORDERS)]:
+    for domain in orders[_STEP * seed % len(orders)]:
         if rated:
             table = read(folder, f"sentiment-{domain}").rename_column("rating", "label")
             table = table.select_columns(["text", "label"])
@@ -129,6 +136,8 @@ PROTOCOLS = {
     "rounds": Protocol(_rounds, rows=640, test=200),
     "orders": Protocol(_domains, rows=100, test=100),
     "orders-ratings": Protocol(partial(_domains, rated=True), rows=100, test=100),
+    "tweets-first": Protocol(partial(_domains, orders=[DOMAINS]), rows=100, test=100),
+    "nyt-first": Protocol(partial(_domains, orders=[DOMAINS[::-1]]), rows=100, test=100),
     "questions": Protocol(_questions, rows=200, test=200),
     "weekly": Protocol(_weekly, rows=100, test=0),
 }

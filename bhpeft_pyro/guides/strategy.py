@@ -30,11 +30,13 @@ class Earlier(NamedTuple):
         separation: the AUROC with which the round's texts can be told from theirs, from 0.5 to 1;
             None if it is not known.
         output_scale: of the round, if no held-out rows choose it.
+        learnt: (C,) bool, which classes they have learnt; None if it is all.
     """
 
     rows: float
     separation: float | None = None
     output_scale: float = 1.0
+    learnt: Tensor | None = None
 
     def share(self, size: int) -> float:
         """Of the rows of all rounds, those of a round of so many rows."""

@@ -113,18 +113,22 @@ def update(
                     scales = [scale**power for scale in _output_scales(posterior, forecasts)]
                 novelty = novelty.merged(new, share)
             kept = 0.0 if own_prior is not None else share * rows_kept(posterior.lineage, sites)
+            learnt = _learnt_classes(posterior)
             rounds = [
                 replace(
-                    one, earlier=Earlier(kept, told, scale), optimizer=optimizer, callback=callback
+                    one,
+                    earlier=Earlier(kept, told, scale, learnt),
+                    optimizer=optimizer,
+                    callback=callback,
                 )
                 for one, scale in zip(rounds, scales, strict=True)
             ]
             reports = posterior.lineage if posterior.is_mixture else ()
-            learnt = run_all(rounds, executor, reports, novelty=novelty)
+            updated = run_all(rounds, executor, reports, novelty=novelty)
         if earlier is not None:
             with work(share=0):
-                learnt = compared(before, learnt, earlier)
-        return learnt if texts is None else with_student(learnt, texts, options)
+                updated = compared(before, updated, earlier)
+        return updated if texts is None else with_student(updated, texts, options)
 
 
 def _central_forecasts(posterior: Posterior, examples: Examples) -> list[Any]:
@@ -148,15 +152,17 @@ def _doubt(posterior: Posterior, forecasts: Sequence[Any]) -> str | None:
         doubt = turned(torch.stack([each.mean for each in forecasts]).mean(0), labels)
     else:
         scores = torch.stack([each.probabilities for each in forecasts]).mean(0)
-        learnt = _learnt_classes(posterior, scores.shape[1])
-        there = learnt[labels]
-        if learnt.any() and not there.any():
+        learnt = _learnt_classes(posterior)
+        there = torch.ones_like(labels, dtype=torch.bool) if learnt is None else learnt[labels]
+        if not there.any():
             return (
                 "data: all rows have labels that are new, so that every text would be taken "
                 "for one of these; expected rows with earlier labels too"
             )
-        predicted = scores[there].masked_fill(~learnt, -1).argmax(1)
-        names = forecasts[0].label_names or [*map(str, range(len(learnt)))]
+        if learnt is not None:
+            scores = scores.masked_fill(~learnt, -1)
+        predicted = scores[there].argmax(1)
+        names = forecasts[0].label_names or [*map(str, range(scores.shape[1]))]
         doubt = swapped(predicted, labels[there], names)
     return doubt and f"data: the labels contradict the posterior, which {doubt}"
 
@@ -168,20 +174,23 @@ def _output_scales(posterior: Posterior, forecasts: Sequence[Any]) -> list[float
     likelihood, none = posterior.model.likelihood, [1.0] * len(posterior.components)
     if not (forecasts and likelihood.softmax):
         return none
-    classes, labels = forecasts[0].probabilities.shape[1], forecasts[0].labels
-    if likelihood.kind == "class" and not _learnt_classes(posterior, classes)[labels].all():
+    labels, learnt = forecasts[0].labels, _learnt_classes(posterior)
+    if learnt is not None and not learnt[labels].all():
         return none
     logits = torch.stack([each.probabilities.double().clamp_min(1e-30).log() for each in forecasts])
     times = best_output_scale(logits, labels)  # the last scales, which are in these logits
     return [times * (part.report.output_scale or 1.0) for part in posterior.components]
 
 
-def _learnt_classes(posterior: Posterior, count: int) -> Tensor:
-    """(C,) whether each class was learnt: one that has only grown yet has a head of zeros."""
-    head = posterior.components[0].guide.means().get("head.weight")
-    if head is None or len(head) != count:
-        return torch.ones(count, dtype=torch.bool)
-    return head.cpu().any(1)
+def _learnt_classes(posterior: Posterior) -> Tensor | None:
+    """(C,) which classes earlier rounds have learnt, None if it is all: the head of one that has
+    only grown yet is zero."""
+    if posterior.model.likelihood.grows:
+        with suppress(GuideError):
+            head = posterior.components[0].guide.means().get("head.weight")
+            if head is not None and (learnt := head.cpu().any(1)).any() and not learnt.all():
+                return learnt
+    return None
 
 
 def _round(

@@ -32,6 +32,7 @@ from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
 from .convergence import Descent, at_the_end, culprit, mean_kl, unsettled
+from .earlier_labels import earlier_labels
 from .early_stopping import FEWEST, EarlyStopping, copied
 from .elbo import ELBO
 from .estimated_noise import has_noise, noise_of, pool_noise, settle_noise
@@ -148,7 +149,8 @@ class _Run:
                 before = noise_of(self.model, self.guide, self.feed, bf16)[1]
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
-            self._train(bar)
+            with earlier_labels(self.earlier, self.feed.examples):
+                self._train(bar)
             best_step = self.stopping.restore()
             if later and self.earlier is not None:
                 size = len(self.feed.examples)

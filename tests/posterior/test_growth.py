@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, PriorError
 from bhpeft_pyro.guides import LaplaceGuide
+from bhpeft_pyro.guides.strategy import Earlier
 from bhpeft_pyro.posterior.growth import unknown_labels
 from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.posterior.update import _learnt_classes
 from bhpeft_pyro.priors import JointPrior, unpack
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.training.earlier_labels import EarlierLabels, earlier_labels
 
 # Some rounds learn texts again.
 pytestmark = pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
@@ -131,6 +135,42 @@ def test_a_new_label_is_learnt(head: bh.Posterior) -> None:
     assert forecast.label_names == ("angry", "calm", "sad")
     grown = head.grow(["sad"]).predict(["w7 w40", "w7"], samples=64)
     assert (forecast.probabilities[:, 2] > grown.probabilities[:, 2] + 0.1).all()
+
+
+def test_rows_with_earlier_labels_stand_for_all_earlier_rows(
+    head: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"grow": True, "max_steps": 60, "progress": False}
+    texts = ["w5 w24", "w6 w25", "w30"]
+
+    def new_label(**more: Any) -> float:
+        forecast = head.update(NEW, **how, **more).predict(texts, samples=0)
+        return forecast.probabilities[:, 2].mean().item()
+
+    made = []
+
+    def noted(learnt: Tensor, times: float) -> EarlierLabels:
+        made.append((learnt.tolist(), times))
+        return EarlierLabels(learnt, times)
+
+    monkeypatch.setattr("bhpeft_pyro.training.earlier_labels.EarlierLabels", noted)
+    kept = new_label()
+    new_label(keep=0.5)
+    # 16 rows were learnt, 4 of the round's have an earlier label; half of them are kept.
+    assert made == [([True, True, False], 4.0), ([True, True, False], 2.0)]
+    monkeypatch.setattr("bhpeft_pyro.training.loop.earlier_labels", lambda *args: nullcontext())
+    assert kept < new_label() - 0.05
+
+
+def test_without_new_labels_all_rows_count_once(head: bh.Posterior) -> None:
+    grown = head.grow(["sad"])
+    three = grown.update(NEW, max_steps=2, progress=False)  # no `grow`, and yet a new label
+    learnt = [_learnt_classes(each) for each in (head, grown, three)]
+    assert learnt[0] is None and learnt[2] is None
+    assert learnt[1] is not None and learnt[1].tolist() == [True, True, False]
+    data = head.encode(OLD)
+    for earlier in (None, Earlier(16.0), Earlier(16.0, learnt=torch.tensor([False, False, True]))):
+        assert isinstance(earlier_labels(earlier, data), nullcontext)
 
 
 def test_every_family_learns_new_labels_and_comes_back(old: bh.Posterior, tmp_path: Path) -> None:

@@ -31,12 +31,14 @@ class Earlier(NamedTuple):
             None if it is not known.
         output_scale: of the round, if no held-out rows choose it.
         learnt: (C,) bool, which classes they have learnt; None if it is all.
+        texts: of their rows, some that were kept, in random order; None if none were.
     """
 
     rows: float
     separation: float | None = None
     output_scale: float = 1.0
     learnt: Tensor | None = None
+    texts: Examples | None = None
 
     def share(self, size: int) -> float:
         """Of the rows of all rounds, those of a round of so many rows."""

@@ -83,7 +83,7 @@ def update(
         texts = None
         if distill is not None:
             texts = texts_for(posterior.model, distill, posterior.columns, options.seed)
-        earlier = kept_texts(before, examples)
+        earlier, learnt = kept_texts(before, examples), _learnt_classes(posterior)
         check_held_out(posterior, examples, held_out)
         if not again:
             refuse_known(posterior, examples)
@@ -100,8 +100,16 @@ def update(
             ]
             with work(share=0):
                 forecasts = _central_forecasts(posterior, examples)
-            if doubt := _doubt(posterior, forecasts):
+            if doubt := _doubt(posterior, forecasts, learnt):
                 warn(LabelWarning(doubt))
+            elif learnt is not None and not (earlier or learnt[examples.labels].any()):
+                warn(
+                    LabelWarning(
+                        "data: all rows have labels that are new, so that every text would be "
+                        "taken for one of these; expected rows with earlier labels too, or a first "
+                        "fit with keep_texts=True, which keeps texts that have none of the new"
+                    )
+                )
             sites = posterior.model.sites
             share, told, scales = kept_of_all(keep, sites), None, [1.0] * len(rounds)
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
@@ -110,14 +118,14 @@ def update(
                 own = (options.epochs, options.max_steps, options.tau, own_prior)
                 if all(one is None for one in own) and told is not None:
                     power = share * (2 - 2 * told)
-                    scales = [scale**power for scale in _output_scales(posterior, forecasts)]
+                    scales = _output_scales(posterior, forecasts, learnt)
+                    scales = [scale**power for scale in scales]
                 novelty = novelty.merged(new, share)
             kept = 0.0 if own_prior is not None else share * rows_kept(posterior.lineage, sites)
-            learnt = _learnt_classes(posterior)
             rounds = [
                 replace(
                     one,
-                    earlier=Earlier(kept, told, scale, learnt),
+                    earlier=Earlier(kept, told, scale, learnt, earlier),
                     optimizer=optimizer,
                     callback=callback,
                 )
@@ -141,9 +149,8 @@ def _central_forecasts(posterior: Posterior, examples: Examples) -> list[Any]:
     return []
 
 
-def _doubt(posterior: Posterior, forecasts: Sequence[Any]) -> str | None:
-    """Why the labels of central forecasts may be mistaken: all are new, or they contradict what is
-    predicted. None without such a reason."""
+def _doubt(posterior: Posterior, forecasts: Sequence[Any], learnt: Tensor | None) -> str | None:
+    """How the labels of central forecasts contradict what is predicted; None if they do not."""
     kind, doubt = posterior.model.likelihood.kind, None
     if not forecasts or kind not in ("rating", "class"):
         return None
@@ -152,29 +159,24 @@ def _doubt(posterior: Posterior, forecasts: Sequence[Any]) -> str | None:
         doubt = turned(torch.stack([each.mean for each in forecasts]).mean(0), labels)
     else:
         scores = torch.stack([each.probabilities for each in forecasts]).mean(0)
-        learnt = _learnt_classes(posterior)
-        there = torch.ones_like(labels, dtype=torch.bool) if learnt is None else learnt[labels]
-        if not there.any():
-            return (
-                "data: all rows have labels that are new, so that every text would be taken "
-                "for one of these; expected rows with earlier labels too"
-            )
         if learnt is not None:
-            scores = scores.masked_fill(~learnt, -1)
-        predicted = scores[there].argmax(1)
+            there = learnt[labels]
+            scores, labels = scores.masked_fill(~learnt, -1)[there], labels[there]
         names = forecasts[0].label_names or [*map(str, range(scores.shape[1]))]
-        doubt = swapped(predicted, labels[there], names)
+        doubt = swapped(scores.argmax(1), labels, names)
     return doubt and f"data: the labels contradict the posterior, which {doubt}"
 
 
-def _output_scales(posterior: Posterior, forecasts: Sequence[Any]) -> list[float]:
+def _output_scales(
+    posterior: Posterior, forecasts: Sequence[Any], learnt: Tensor | None
+) -> list[float]:
     """For each component the output scale with which central forecasts by all of them together
     would have suited best; 1 of other labels than classes and choices, and of new ones, which have
     no logits yet."""
     likelihood, none = posterior.model.likelihood, [1.0] * len(posterior.components)
     if not (forecasts and likelihood.softmax):
         return none
-    labels, learnt = forecasts[0].labels, _learnt_classes(posterior)
+    labels = forecasts[0].labels
     if learnt is not None and not learnt[labels].all():
         return none
     logits = torch.stack([each.probabilities.double().clamp_min(1e-30).log() for each in forecasts])

@@ -3,17 +3,19 @@
 Where some classes are new, the likelihood of an earlier row has two factors: the probability of its
 class among the earlier ones, which the last posterior has learnt, and the probability that its
 class is an earlier one. The second is not in that posterior, which had no outputs for new classes.
-Rows of the round that have earlier labels stand for the earlier rows in it.
+In it rows of the round with earlier labels, and texts that were kept, stand for all earlier rows.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.nn import functional
 
 from ..data import Examples
 from ..guides.strategy import Earlier
@@ -25,16 +27,17 @@ class EarlierLabels(Messenger):
         log p(y | x) + times * log p(an earlier label | x).
 
     Args:
-        learnt: (C,) bool, which labels are earlier ones.
+        learnt: (C,) bool, which labels are earlier ones. The label C stands for any of them: its
+            log density is the second term alone.
         times: how many earlier rows such a row stands for.
 
     >>> import pyro
     >>> with EarlierLabels(torch.tensor([True, True, False]), 3.0):
     ...     site = pyro.poutine.trace(pyro.sample).get_trace(
-    ...         "label", dist.Categorical(logits=torch.zeros(2, 3)), obs=torch.tensor([0, 2])
+    ...         "label", dist.Categorical(logits=torch.zeros(3, 3)), obs=torch.tensor([0, 2, 3])
     ...     ).nodes["label"]
-    >>> site["fn"].log_prob(site["value"])  # log 1/3 + 3 log 2/3; log 1/3
-    tensor([-2.3150, -1.0986])
+    >>> site["fn"].log_prob(site["value"])  # log 1/3 + 3 log 2/3; log 1/3; 3 log 2/3
+    tensor([-2.3150, -1.0986, -1.2164])
     """
 
     def __init__(self, learnt: Tensor, times: float) -> None:
@@ -53,13 +56,27 @@ class _Counted(dist.Categorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         earlier = self.logits[..., self.learnt].logsumexp(-1)  # the logits are normalised
-        return super().log_prob(value) + self.times * earlier * self.learnt[value]
+        any_label = value == len(self.learnt)
+        own = super().log_prob(value.masked_fill(any_label, 0)).masked_fill(any_label, 0)
+        return own + self.times * earlier * functional.pad(self.learnt, (0, 1), value=True)[value]
 
 
-def earlier_labels(earlier: Earlier | None, examples: Examples) -> AbstractContextManager[object]:
-    """The handler for a round's fit; one that does nothing where no label is new, or where no row
-    has an earlier one."""
-    if earlier is None or earlier.learnt is None or examples.labels is None:
-        return nullcontext()
-    rows = int(earlier.learnt[examples.labels].sum())
-    return EarlierLabels(earlier.learnt, earlier.rows / rows) if rows else nullcontext()
+def with_earlier_texts(
+    earlier: Earlier | None, examples: Examples
+) -> tuple[Examples, EarlierLabels | None]:
+    """What a round learns: its examples, with as many earlier texts if a label is new; and the
+    handler to learn these under, if any of them has an earlier label."""
+    if earlier is None or earlier.learnt is None or not earlier.rows or examples.labels is None:
+        return examples, None
+    there = earlier.learnt[examples.labels]
+    if there.all():
+        return examples, None
+    rows = int(there.sum())
+    if earlier.texts is not None:
+        texts = earlier.texts.subset(range(min(len(earlier.texts), len(examples))))
+        rows += len(texts)
+        any_label = torch.full((len(texts),), len(earlier.learnt))
+        examples = examples.concat(
+            replace(texts, labels=any_label, label_names=examples.label_names)
+        )
+    return examples, EarlierLabels(earlier.learnt, earlier.rows / rows) if rows else None

@@ -32,7 +32,7 @@ from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
 from .convergence import Descent, at_the_end, culprit, mean_kl, unsettled
-from .earlier_labels import earlier_labels
+from .earlier_labels import with_earlier_texts
 from .early_stopping import FEWEST, EarlyStopping, copied
 from .elbo import ELBO
 from .estimated_noise import has_noise, noise_of, pool_noise, settle_noise
@@ -102,7 +102,10 @@ class _Run:
     def __init__(self, setup: Setup) -> None:
         model, data, held_out = setup.model, setup.data, setup.held_out
         self.setup, self.guide, self.earlier = setup, setup.guide, setup.earlier
-        self.feed = data if isinstance(data, CachedBatches) else CachedBatches(model, data)
+        examples = data.examples if isinstance(data, CachedBatches) else data
+        learnt, self.labels = with_earlier_texts(self.earlier, examples)
+        self.feed = data if isinstance(data, CachedBatches) else CachedBatches(model, learnt)
+        self.size = len(examples)
         self.validation = None if held_out is None else CachedBatches(model, held_out)
         guide, feed, later = self.guide, self.feed, self.earlier is not None
         size = setup.options.batch_size * feed.per_text
@@ -142,6 +145,7 @@ class _Run:
             bars(self.options.progress),
             work("training", self.steps) as bar,
         ):
+            checks.enter_context(self.labels or nullcontext())
             self._prepare()
             later = self.earlier is not None and self.ends_early
             if self.setup.pools_noise:
@@ -149,16 +153,14 @@ class _Run:
                 before = noise_of(self.model, self.guide, self.feed, bf16)[1]
             # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
-            with earlier_labels(self.earlier, self.feed.examples):
-                self._train(bar)
+            self._train(bar)
             best_step = self.stopping.restore()
             if later and self.earlier is not None:
-                size = len(self.feed.examples)
-                self.guide.strategy.average(self.earlier.step(size))
+                self.guide.strategy.average(self.earlier.step(self.size))
                 if self.setup.pools_noise:
                     after = noise_of(self.model, self.guide, self.feed, bf16)[1]
                     here = before, after
-                    pool_noise(self.model, self.guide, last, here, self.earlier.share(size))
+                    pool_noise(self.model, self.guide, last, here, self.earlier.share(self.size))
             if has_noise(self.guide, self.model):
                 if self.validation is not None and (self.settles or later):
                     settle_noise(self.model, self.guide, self.validation, bf16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.data import LabelWarning
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, PriorError
 from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.guides.strategy import Earlier
@@ -23,7 +23,8 @@ from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.posterior.update import _learnt_classes
 from bhpeft_pyro.priors import JointPrior, unpack
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
-from bhpeft_pyro.training.earlier_labels import EarlierLabels, earlier_labels
+from bhpeft_pyro.training import loop
+from bhpeft_pyro.training.earlier_labels import with_earlier_texts
 
 # Some rounds learn texts again.
 pytestmark = pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
@@ -140,26 +141,34 @@ def test_a_new_label_is_learnt(head: bh.Posterior) -> None:
 def test_rows_with_earlier_labels_stand_for_all_earlier_rows(
     head: bh.Posterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how: dict[str, Any] = {"grow": True, "max_steps": 60, "progress": False}
-    texts = ["w5 w24", "w6 w25", "w30"]
+    made: list[Any] = []
+    kept = bh.fit(tiny_model((), aligned=True), "normal", OLD, **QUICK, keep_texts=True)
 
-    def new_label(**more: Any) -> float:
-        forecast = head.update(NEW, **how, **more).predict(texts, samples=0)
-        return forecast.probabilities[:, 2].mean().item()
+    def new_label(data: dict[str, Any], before: bh.Posterior = head, **more: Any) -> float:
+        """The probability of the new label for earlier texts."""
+        new = before.update(data, grow=True, max_steps=60, progress=False, **more)
+        assert new.report.examples == len(data["text"])
+        return new.predict(OLD["text"][:4], samples=0).probabilities[:, 2].mean().item()
 
-    made = []
+    def counted(*given: Any) -> Any:
+        learnt, handler = with_earlier_texts(*given)
+        made.append((len(learnt), handler.learnt.tolist(), handler.times))
+        return learnt, handler
 
-    def noted(learnt: Tensor, times: float) -> EarlierLabels:
-        made.append((learnt.tolist(), times))
-        return EarlierLabels(learnt, times)
-
-    monkeypatch.setattr("bhpeft_pyro.training.earlier_labels.EarlierLabels", noted)
-    kept = new_label()
-    new_label(keep=0.5)
-    # 16 rows were learnt, 4 of the round's have an earlier label; half of them are kept.
-    assert made == [([True, True, False], 4.0), ([True, True, False], 2.0)]
-    monkeypatch.setattr("bhpeft_pyro.training.loop.earlier_labels", lambda *args: nullcontext())
-    assert kept < new_label() - 0.05
+    alone: dict[str, Any] = {"text": ["w7 w20", "w7 w21", "w7"] * 4, "label": ["sad"] * 12}
+    monkeypatch.setattr(loop, "with_earlier_texts", lambda earlier, data: (data, None))
+    before = new_label(NEW)
+    with pytest.warns(LabelWarning, match="all rows have labels that are new.*keep_texts=True"):
+        at_worst = new_label(alone)
+    monkeypatch.setattr(loop, "with_earlier_texts", counted)
+    assert new_label(NEW) < before - 0.02
+    new_label(NEW, keep=0.5)
+    # 16 rows were learnt, 4 of the round's have an earlier label; then half of them are kept.
+    assert made == [(16, [True, True, False], 4.0), (16, [True, True, False], 2.0)]
+    made.clear()
+    # As many texts as rows, if there are so many: 4 different ones of 16. No warning.
+    assert new_label(alone, kept) < at_worst - 0.3
+    assert made == [(12 + 4, [True, True, False], 4.0)]
 
 
 def test_without_new_labels_all_rows_count_once(head: bh.Posterior) -> None:
@@ -169,8 +178,10 @@ def test_without_new_labels_all_rows_count_once(head: bh.Posterior) -> None:
     assert learnt[0] is None and learnt[2] is None
     assert learnt[1] is not None and learnt[1].tolist() == [True, True, False]
     data = head.encode(OLD)
-    for earlier in (None, Earlier(16.0), Earlier(16.0, learnt=torch.tensor([False, False, True]))):
-        assert isinstance(earlier_labels(earlier, data), nullcontext)
+    new = torch.tensor([False, False, True])
+    for earlier in (None, Earlier(16.0), Earlier(16.0, learnt=~new), Earlier(0.0, learnt=new)):
+        assert with_earlier_texts(earlier, data) == (data, None)
+    assert with_earlier_texts(Earlier(16.0, learnt=new), data) == (data, None)  # no earlier one
 
 
 def test_every_family_learns_new_labels_and_comes_back(old: bh.Posterior, tmp_path: Path) -> None:

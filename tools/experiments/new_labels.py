@@ -33,8 +33,9 @@ __all__ = ["ARMS", "new_labels", "table"]
 Rows = dict[str, list[str]]
 
 _ALONE = "posterior, rows of the new topic alone"
+_TEXTS = "posterior, rows of the new topic, earlier texts kept"
 _TUNING = "fine-tuning, with rows of earlier topics"
-ARMS = ("posterior, with rows of earlier topics", _ALONE, _TUNING, AT_ONCE)
+ARMS = ("posterior, with rows of earlier topics", _TEXTS, _ALONE, _TUNING, AT_ONCE)
 _FIRST = 2  # topics of the first round
 
 
@@ -56,7 +57,7 @@ def new_labels(
         return bh.tasks.categories(AutoModel.from_pretrained(backbone), topics)
 
     def result(seed: int, arm: str) -> dict[str, Any]:
-        count = 0 if arm == _ALONE else again
+        count = 0 if arm in (_ALONE, _TEXTS) else again
         rounds, tests = _stream(data, seed, rows, count, test)
         how: dict[str, Any] = {"seed": seed, "progress": False}
         if arm == AT_ONCE:
@@ -64,6 +65,7 @@ def new_labels(
             topics = len({topic for _, topic in whole})
             posterior = bh.fit(model(seed, topics), GUIDE, _columns(whole), components=1, **how)
         else:
+            how["keep_texts"] = arm == _TEXTS
             posterior = bh.fit(model(seed, _FIRST), GUIDE, rounds[0], components=1, **how)
             for part in rounds[1:]:
                 if arm == _TUNING:

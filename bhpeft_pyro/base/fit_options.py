@@ -93,7 +93,8 @@ class FitOptions:
         eval_samples: weight draws of an evaluation.
         bf16: autocast to bfloat16.
         keep_texts: keep the learnt texts with the posterior, up to 2,000 of all rounds, so that a
-            forecast shows the `nearest` one. They are in the files that are saved.
+            forecast shows the `nearest` one, and a round with new labels needs no rows with earlier
+            ones. They are in the files that are saved.
         seed: of the draws and of the order of the data.
         progress: show progress bars, in terminals and notebooks.
 

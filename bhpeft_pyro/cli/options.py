@@ -285,7 +285,10 @@ _PASSES = (
     "Passes over the data (15; for laplace and delta 5 if rows are held out, but 15 with 50 "
     "ratings or more; and 5 in later rounds)"
 )
-_KEEP_TEXTS = "Save up to 2,000 of the learnt texts, so that predictions show the nearest one"
+_KEEP_TEXTS = (
+    "Save up to 2,000 of the learnt texts: predictions show the nearest one, and rounds with new "
+    "labels need no earlier rows"
+)
 _SEED = "Seed of the draws, the order of the data and the choice of held-out rows"
 
 

@@ -106,8 +106,8 @@ def update(
                 warn(
                     LabelWarning(
                         "data: all rows have labels that are new, so that every text would be "
-                        "taken for one of these; expected rows with earlier labels too, or a first "
-                        "fit with keep_texts=True, which keeps texts that have none of the new"
+                        "taken for one of these; expected rows with earlier labels too, or texts "
+                        "that earlier rounds have kept (keep_texts=True, --keep-texts)"
                     )
                 )
             sites = posterior.model.sites

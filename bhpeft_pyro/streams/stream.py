@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, get_args
 
-from ..base.checks import as_path, boolean, check, warn
+from ..base.checks import as_path, boolean, check, shown, warn
 from ..base.distributed import agree
 from ..base.fit_options import FitOptions
 from ..base.names import Method
@@ -239,6 +239,11 @@ def prequential(
                     metrics = _before(posterior, examples, samples, drift)
             with about(f"batches: {name!r}"):
                 learnt = learn(posterior, data)
+            if not isinstance(learnt, Posterior) or len(learnt.lineage) != count:
+                raise ConfigError(
+                    f"learn: got {shown(learnt)} in round {count}; expected a bh.Posterior whose "
+                    "lineage is that of the last one and a report more"
+                )
             posterior = _noted(learnt, name, metrics)
             try:
                 posterior = _scored(posterior, name, data, tests, samples)

@@ -68,11 +68,8 @@ class Predictor:
         return self.replace(guide=guides[0])
 
     def with_report(self, **changes: Any) -> Self:
-        """The same posterior with some fields of its last report changed, such as `name`.
-
-        Raises:
-            ConfigError: a field is of another type, and could not be loaded again.
-        """
+        """The same posterior with some fields of its last report changed, such as `name`; a
+        ConfigError if one is of another type, which no file would give back."""
         report = dataclasses.replace(self.report, **changes)
         try:
             check_types(report)

@@ -30,7 +30,7 @@ def widen(
     posterior: Posterior, data: object, *, validation: object | None, changes: Mapping[str, Any]
 ) -> Posterior:
     """See `Posterior.widen`."""
-    for part in posterior.components:
+    for part in (parts := posterior.components):
         if not part.guide.point:
             raise GuideError(
                 f"widen: {part.guide.title()} cannot get a width; expected a 'delta' guide"
@@ -43,13 +43,11 @@ def widen(
         if (last := posterior.report).data not in ("", examples.fingerprint):
             raise DataError(
                 f"data: these {len(examples)} examples are not the {last.examples} that the last "
-                "round learnt, with or without those that it held out, or are in another order; "
-                "expected these, or validation rows"
+                "round learnt, or are in another order; expected these, or validation rows"
             )
     else:
         check_apart(examples, held_out, "validation")
     options = posterior.report.options.change(**changes)
-    parts = posterior.components
     with bars(options.progress), work("width", parts_of(len(parts)), at_once=True) as whole:
         fitted = []
         for number, part in enumerate(parts, 1):

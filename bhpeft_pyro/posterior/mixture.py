@@ -22,7 +22,7 @@ from .posterior import Posterior
 
 __all__ = ["MixturePosterior"]
 
-_SHARED = {"columns", "first_prior", "learnt_rows"}
+_SHARED = {"columns", "first_prior", "learnt_rows"}  # all components learn the same rows
 _SHARE = 0.2  # what joining components takes, of the time of one of them, about
 
 
@@ -56,8 +56,8 @@ class MixturePosterior(Posterior):
         self._components = tuple(components)
         model = first.model.with_prior(MixturePrior.of([part.model.prior for part in components]))
         guide = MixtureGuide([part.guide for part in components])
-        super().__init__(model, guide, lineage, first.columns, first.first_prior)
-        self.learnt_rows = first.learnt_rows  # all components learn the same rows
+        shared = {name: getattr(first, name) for name in _SHARED}
+        super().__init__(model, guide, lineage, **shared)
 
     @property
     def components(self) -> tuple[Posterior, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..base.checks import Number
+from ..base.checks import Number, check_types
 from ..base.names import Method
 from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
@@ -68,8 +68,13 @@ class Predictor:
         return self.replace(guide=guides[0])
 
     def with_report(self, **changes: Any) -> Self:
-        """The same posterior with some fields of its last report changed, such as `name`."""
+        """The same posterior with some fields of its last report changed, such as `name`; a
+        ConfigError if one is of another type, which no file would give back."""
         report = dataclasses.replace(self.report, **changes)
+        try:
+            check_types(report)
+        except TypeError as error:
+            raise ConfigError(f"with_report: {error}") from None
         return self.replace(lineage=(*self.lineage[:-1], report))
 
     @property

@@ -11,7 +11,7 @@ from ..base.progress import bars, work
 from ..data import Examples
 from ..data.copies import check_apart
 from ..decisions.novelty import Novelty
-from ..errors import GuideError
+from ..errors import DataError, GuideError
 from ..guides.laplace.laplace_strategy import around_point
 from ..training.estimated_noise import has_noise, settle_noise
 from ..training.initialization import centred
@@ -22,24 +22,15 @@ from .update import note_first_prior
 
 # Fields of a report that a width changes. A `History` may have the point estimate too, by its id;
 # and the metrics are of that.
-_NEW = (
-    "id",
-    "options",
-    "temperature",
-    "point",
-    "held_out",
-    "metrics",
-    "score",
-    "output_scale",
-    "seconds",
-)
+_NEW = {"id", "options", "temperature", "point", "held_out", "metrics", "score"}
+_NEW |= {"output_scale", "seconds"}
 
 
 def widen(
     posterior: Posterior, data: object, *, validation: object | None, changes: Mapping[str, Any]
 ) -> Posterior:
     """See `Posterior.widen`."""
-    for part in posterior.components:
+    for part in (parts := posterior.components):
         if not part.guide.point:
             raise GuideError(
                 f"widen: {part.guide.title()} cannot get a width; expected a 'delta' guide"
@@ -49,10 +40,14 @@ def widen(
     held_out = None if validation is None else posterior.encode(validation)
     if held_out is None:
         examples, held_out = posterior.report.parted(examples)
+        if (last := posterior.report).data not in ("", examples.fingerprint):
+            raise DataError(
+                f"data: these {len(examples)} examples are not the {last.examples} that the last "
+                "round learnt, or are in another order; expected these, or validation rows"
+            )
     else:
         check_apart(examples, held_out, "validation")
     options = posterior.report.options.change(**changes)
-    parts = posterior.components
     with bars(options.progress), work("width", parts_of(len(parts)), at_once=True) as whole:
         fitted = []
         for number, part in enumerate(parts, 1):

@@ -47,12 +47,12 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
         return {}
     frequency, name = _FORMATS[every]
     starts = times.dt.to_period(frequency)
-    if (end := starts.max().end_time) > pandas.Timestamp.now("UTC").tz_localize(None):
+    if (last := starts.max()).end_time > pandas.Timestamp.now("UTC").tz_localize(None):
         warn(
-            f"{column}: the last {every} ends on {end:%Y-%m-%d} and is not over; once learnt, it "
-            "takes no more rows. Leave out its rows until then"
+            f"{column}: the last {every} ends on {last.asfreq('D')} and is not over; once learnt, "
+            "it takes no more rows. Leave out its rows until then"
         )
-    names = (starts.dt.start_time.dt if every == "week" else starts.dt).strftime(name)
+    names = starts.dt.asfreq("D", how="start").dt.strftime(name)
     groups = names.groupby(names).groups
     return {str(batch): table.select(rows.tolist()) for batch, rows in groups.items()}
 
@@ -89,7 +89,9 @@ def _times(table: Dataset, column: str) -> pandas.Series:
             f"there is no date column {column!r}; columns there: {', '.join(table.column_names)}"
         )
     values = pandas.Series(table[column][:], dtype=object)
-    times = pandas.to_datetime(values.map(str), format="ISO8601", errors="coerce", utc=True)
+    texts = values.map(str)
+    texts = texts.where(texts.str[:1].str.isdigit())  # to pandas "now" and "today" are dates too
+    times = pandas.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     if times.isna().any():
         rows = [*times[times.isna()].index]
         what = f"{values[rows[0]]!r:.40} is not a date; expected ISO 8601, such as 2024-03-31 or "

@@ -11,10 +11,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..base.checks import COUNT, SEED, derived
+from ..base.checks import SEED, Number, derived
 from ..base.threads import seeded
 from ..data import Examples
-from ..errors import ConfigError, GuideError, PriorError
+from ..errors import GuideError, PriorError
 from ..guides import Guide, MixtureGuide, PriorGuide
 from ..model.cached_batches import CachedBatches
 from ..model.model import Model
@@ -165,12 +165,8 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     >>> drift.surprising, 0 < drift.nll.p <= 1
     (False, True)
     """
-    samples, seed = COUNT("samples", samples), SEED("seed", seed)
-    if 1 / (samples + 1) > _LEVEL:
-        raise ConfigError(
-            f"samples={samples}: p-values are multiples of 1/{samples + 1}, and {_LEVEL} or less "
-            f"is a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
-        )
+    samples = Number(least=math.ceil(1 / _LEVEL) - 1, whole=True)("samples", samples)
+    seed = SEED("seed", seed)
     posterior = posterior.replace(student=None)  # which has no draws to compare with
     examples = posterior.encode(data, labelled=False)
     forecast = posterior.predict(examples, seed=derived(2 * seed))
@@ -194,9 +190,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
             p=(1 + as_large) / (1 + len(expected)),
         )
         if nll.p <= _LEVEL:
-            alternatives = {
-                keep: _nll_with(posterior, keep, examples, seed) for keep in (_HALF, 0.0)
-            }
+            alternatives = {k: _nll_with(posterior, k, examples, seed) for k in (_HALF, 0.0)}
     total = forecast.total.double().mean().item()
     epistemic = forecast.epistemic.double().mean().item()
     known = 1 - epistemic / total if total > 0 else 1.0

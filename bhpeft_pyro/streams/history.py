@@ -16,10 +16,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
-from ..base.checks import Number, as_path, check
+from ..base.checks import Number, as_path, check, shown
 from ..base.distributed import is_main
 from ..base.files import keep_names, make_folder, naming, refuse_link, write
-from ..errors import BusyError, SaveError
+from ..errors import BusyError, ConfigError, SaveError
 from ..posterior import Posterior, saving
 from ..training.report import FitReport
 
@@ -147,12 +147,16 @@ class History:
 
         Raises:
             BusyError: another process is writing into the folder, and did not end within a minute.
+            ConfigError: `metrics` are not numbers.
             SaveError: the round is here already, or it cannot be saved.
             WriteError: the disk is full, or it cannot be written for another reason.
         """
         check(posterior, Posterior, "posterior", "a bh.Posterior")
         last = posterior.report
-        noted = last.metrics | {name: float(value) for name, value in (metrics or {}).items()}
+        try:
+            noted = last.metrics | {str(k): float(v) for k, v in (metrics or {}).items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(f"metrics={shown(metrics)}; expected numbers by name") from None
         named = posterior.with_report(name=str(name) or last.name, metrics=noted)
         folder = self.folder / last.id
         if is_main():
@@ -273,6 +277,7 @@ class History:
 
 def find(rounds: Mapping[str, Path], name: str, folder: Path) -> str:
     """The id of the round whose own folder has a name, or whose id begins with it."""
+    name = str(name)
     named = [id for id, path in rounds.items() if path.name == name]
     found = named or [id for id in rounds if name and id.startswith(name)]
     if len(found) != 1:

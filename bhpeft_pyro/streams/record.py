@@ -44,7 +44,7 @@ class Record:
             row |= {name: getattr(report, name) for name in ("examples", "steps", "seconds")}
             if report.separation is not None:
                 row["separation"] = report.separation
-            rows.append(row | report.metrics)
+            rows.append(row | report.metrics | row)  # whatever names metrics of your own have
         return cls(rows)
 
     @property
@@ -113,7 +113,7 @@ def transfer(scores: Tensor, untrained: Tensor) -> dict[str, float]:
     >>> print(*(f"{name} {value:.2f}" for name, value in scores.items()), sep=", ")
     average_accuracy 0.75, backward_transfer -0.20, forward_transfer 0.10, forgetting 0.20
     """
-    scores, untrained = scores.double(), untrained.double()
+    scores, untrained = (torch.as_tensor(x, dtype=torch.float64) for x in (scores, untrained))
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
         raise DataError(f"scores must be a (T, T) matrix, got {tuple(scores.shape)}")
     if gaps := int(scores.isnan().sum()):

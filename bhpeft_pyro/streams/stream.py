@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, get_args
 
-from ..base.checks import as_path, boolean, check, warn
+from ..base.checks import as_path, boolean, check, shown, warn
 from ..base.distributed import agree
 from ..base.fit_options import FitOptions
 from ..base.names import Method
@@ -224,10 +224,11 @@ def prequential(
                 check_same_batch(posterior, count - 1, name, data)
                 if count == len(done):
                     check_same_tests(posterior, tests)
-                    if not _is_scored(posterior, tests):  # it was interrupted
-                        place = history.folders[posterior.report.id]
-                        posterior = _scored(posterior, name, data, tests, samples)
-                        posterior.save(place, overwrite=True)
+                    last = posterior
+                    if not last.report.tests:  # as after an interrupt
+                        posterior = _scored(last, name, data, tests, samples)
+                    if posterior is not last:
+                        posterior.save(history.folders[last.report.id], overwrite=True)
                 bar.next()
                 continue
             metrics: dict[str, float] = {}
@@ -239,6 +240,11 @@ def prequential(
                     metrics = _before(posterior, examples, samples, drift)
             with about(f"batches: {name!r}"):
                 learnt = learn(posterior, data)
+            if not isinstance(learnt, Posterior) or len(learnt.lineage) != count:
+                raise ConfigError(
+                    f"learn: got {shown(learnt)} in round {count}; expected a bh.Posterior whose "
+                    "lineage is that of the last one and a report more"
+                )
             posterior = _noted(learnt, name, metrics)
             try:
                 posterior = _scored(posterior, name, data, tests, samples)
@@ -261,14 +267,6 @@ def _noted(posterior: Posterior, name: str, metrics: dict[str, float]) -> Poster
     """The posterior with the name of its batch and more metrics beside those of the learner."""
     report = posterior.report
     return posterior.with_report(name=name or report.name, metrics=report.metrics | metrics)
-
-
-def _is_scored(posterior: Posterior, tests: Mapping[str, object]) -> bool:
-    """Whether the last round has scores, if there are tests whose labels it knows. (Tests that come
-    later are not for it.)"""
-    if any(name.startswith(TEST) for name in posterior.report.metrics):
-        return True
-    return all(unknown_labels(posterior, rows) for rows in tests.values())
 
 
 def _scored(

@@ -19,7 +19,7 @@ from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.errors import ConfigError, SaveError
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
@@ -89,6 +89,15 @@ def test_numpys_numbers_come_back_as_plain_ones(tmp_path: Path) -> None:
     again = load(tmp_path / "run").model
     assert again.network.kinds == (bh.peft.LoRA(rank=3, alpha=4.0, layers=(0,)),)
     assert again.network.head == bh.Head(2) and again.prior == fitted.model.prior
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": 5}, {"name": None}, {"metrics": {"a": "good"}}, {"metrics": {"a": True}}]
+)
+def test_a_report_that_no_file_could_give_back_is_refused(changes: dict[str, Any]) -> None:
+    """It was saved, over an older posterior too, and could not be loaded again."""
+    with pytest.raises(ConfigError, match=rf"{next(iter(changes))}=.*; expected"):
+        fit(*DATA[0]).with_report(**changes)
 
 
 @pytest.mark.parametrize("guide", ["normal", "laplace"])

@@ -87,6 +87,16 @@ def test_widening_in_a_later_round_leaves_the_first_prior_what_it_was() -> None:
     assert (sds > 0.1).all()  # as wide as the first prior, where the round's own had 0.0025
 
 
+def test_rows_that_the_fit_did_not_have_in_this_order_are_refused() -> None:
+    """All were learnt, and none chose the width, without a word."""
+    rows = tiny_examples(60)
+    points = bh.fit(tiny_model(()), "delta", rows, **QUICK)
+    for other in (rows.subset(range(59, -1, -1)), tiny_examples(60, seed=1)):
+        with pytest.raises(DataError, match=r"data: these 60 .* not the 48 .* in another order"):
+            points.widen(other)
+        assert points.widen(other, validation=tiny_examples(9, seed=7)).report.examples == 60
+
+
 def test_what_has_a_width_or_no_labels_cannot_be_widened() -> None:
     normal = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
     with pytest.raises(GuideError, match=r"widen: NormalGuide .* expected a 'delta' guide"):

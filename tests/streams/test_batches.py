@@ -40,6 +40,9 @@ def test_periods() -> None:
         by_count(table, 0)
     with pytest.raises(DataError, match="row 1: None is not a date"):
         by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
+    for word in ("now", "today"):  # to pandas a date, and another one in every run
+        with pytest.raises(DataError, match=f"row 0: '{word}' is not a date"):
+            by_period(Dataset.from_dict({"day": [word]}), "day")
     frame: Any = pandas.DataFrame({"day": ["2024-01-01"]})
     empty = Dataset.from_dict({"day": []})
     assert by_period(empty, "day") == by_count(empty, 3, "day") == {}
@@ -54,3 +57,6 @@ def test_a_period_that_is_not_over() -> None:
     by_period(before, "day", "week")  # is over on every day of the week
     with pytest.warns(BHPEFTWarning, match=r"day: the last week ends on \d+-\d+-\d+ and is not"):
         by_period(Dataset.from_dict({"day": [f"{today:%Y-%m-%d}"]}), "day", "week")
+    with pytest.warns(BHPEFTWarning, match="ends on 10000-01-02 and is not over"):
+        last = by_period(Dataset.from_dict({"day": ["9999-12-31"]}), "day")  # "for ever"
+    assert list(last) == ["9999-12-27"]

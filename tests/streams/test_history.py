@@ -142,7 +142,7 @@ def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(OSError, match="killed"):
         history.add(first, "monday", {"acc": 0.5})
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError):
         history.add(first, "monday", {"acc": None})  # type: ignore[dict-item]
     assert first.report.name == "" and first.report.metrics == {}
     monkeypatch.undo()
@@ -165,6 +165,20 @@ def test_metrics_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:
     expected = {"a": 0.5, "b": 0.25, "c": 3.0, "d": 1.0}
     assert history.rounds[id].metrics == expected and posterior.report.metrics == {}
     history.add(posterior.update(DATA[1]))
+
+
+@pytest.mark.parametrize("metrics", [{"note": "good"}, {"note": None}, [0.5]])
+def test_metrics_that_are_no_numbers_are_refused(tmp_path: Path, metrics: Any) -> None:
+    with pytest.raises(ConfigError, match=r"metrics=.*; expected numbers by name"):
+        bh.streams.History(tmp_path).add(fit(), metrics=metrics)
+    assert not bh.streams.History(tmp_path).rounds
+
+
+def test_an_id_that_is_no_str_is_no_round(tmp_path: Path) -> None:
+    history = bh.streams.History(tmp_path)
+    history.add(fit())
+    with pytest.raises(SaveError, match=r"no round in .* for '-5'"):
+        load(history, -5)  # type: ignore[arg-type]
 
 
 def test_rounds_that_are_their_own_ancestors_are_named(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.streams import Record, transfer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 # Rows: after rounds 1, 2, 3. Columns: tests 1, 2, 3.
 SCORES = torch.tensor([[0.90, 0.30, 0.40], [0.95, 0.80, 0.60], [0.70, 0.60, 1.00]])
@@ -31,6 +33,7 @@ def test_by_hand() -> None:
 
 
 def test_bad_matrices() -> None:
+    assert transfer(SCORES.tolist(), UNTRAINED.tolist()) == transfer(SCORES, UNTRAINED)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="9 of 9 are missing"):
         transfer(SCORES * float("nan"), UNTRAINED)
     for bad in (SCORES[:2], SCORES[0]):
@@ -49,6 +52,14 @@ def test_a_record_is_a_table() -> None:
     assert record.table["nll"].isna().tolist() == [True, False]
     with pytest.raises(DataError, match="without tests"):
         _ = Record([{"batch": "a"}]).matrix
+
+
+def test_metrics_of_ones_own_leave_the_columns_of_a_record_as_they_are() -> None:
+    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), max_steps=1, progress=False)
+    given = {"examples": 0.5, "batch": 1.0, "own": 2.0}
+    record = Record.of(posterior.with_report(name="monday", metrics=given))
+    (row,) = record.rows
+    assert (row["examples"], row["batch"], row["own"]) == (12, "monday", 2.0)
 
 
 def test_tests_with_the_names_of_batches_come_in_their_order() -> None:

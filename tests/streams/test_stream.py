@@ -41,6 +41,7 @@ GROWING = {
     "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
 }
 AGAIN = pytest.mark.filterwarnings("ignore:.*data. .* that an earlier round has learnt")
+QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
 OPTIONS: dict[str, Any] = {
     "max_steps": 2,
     "lr": 0.3,
@@ -196,6 +197,19 @@ def test_a_stream_beside_another_in_one_folder_is_refused_at_once(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("record.csv", "record.json", "rounds")
     ]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_learner_has_to_continue_the_last_posterior(tmp_path: Path, kept: bool) -> None:
+    """A new fit in every round left one row in the record, and branches that nothing continues."""
+
+    def learn(last: Any, data: object) -> Any:
+        return last if kept else bh.fit(tiny_model(()), "normal", data, **QUICK)
+
+    first = "1" if kept else "2"
+    with pytest.raises(ConfigError, match=rf"learn: .* in round {first}; expected a bh.Posterior"):
+        bh.streams.prequential(tiny_model(()), learn, WEEKS, tmp_path, drift=False, progress=False)
+    assert len(bh.streams.History(tmp_path / "rounds").rounds) == int(not kept)
 
 
 @AGAIN

@@ -31,7 +31,7 @@ class Earlier(NamedTuple):
             None if it is not known.
         output_scale: of the round, if no held-out rows choose it.
         learnt: (C,) bool, which classes they have learnt; None if it is all.
-        texts: of their rows, some that were kept, in random order; None if none were.
+        texts: of their rows, some that were kept; None if none were.
     """
 
     rows: float

@@ -64,8 +64,8 @@ class _Counted(dist.Categorical):
 def with_earlier_texts(
     earlier: Earlier | None, examples: Examples
 ) -> tuple[Examples, EarlierLabels | None]:
-    """What a round learns: its examples, with as many earlier texts if a label is new; and the
-    handler to learn these under, if any of them has an earlier label."""
+    """What a round learns: its examples, with the earlier texts if a label is new; and the handler
+    to learn these under, if any of them has an earlier label."""
     if earlier is None or earlier.learnt is None or not earlier.rows or examples.labels is None:
         return examples, None
     there = earlier.learnt[examples.labels]
@@ -73,10 +73,9 @@ def with_earlier_texts(
         return examples, None
     rows = int(there.sum())
     if earlier.texts is not None:
-        texts = earlier.texts.subset(range(min(len(earlier.texts), len(examples))))
-        rows += len(texts)
-        any_label = torch.full((len(texts),), len(earlier.learnt))
+        rows += len(earlier.texts)
+        any_label = torch.full((len(earlier.texts),), len(earlier.learnt))
         examples = examples.concat(
-            replace(texts, labels=any_label, label_names=examples.label_names)
+            replace(earlier.texts, labels=any_label, label_names=examples.label_names)
         )
     return examples, EarlierLabels(earlier.learnt, earlier.rows / rows) if rows else None

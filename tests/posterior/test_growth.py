@@ -166,7 +166,7 @@ def test_rows_with_earlier_labels_stand_for_all_earlier_rows(
     # 16 rows were learnt, 4 of the round's have an earlier label; then half of them are kept.
     assert made == [(16, [True, True, False], 4.0), (16, [True, True, False], 2.0)]
     made.clear()
-    # As many texts as rows, if there are so many: 4 different ones of 16. No warning.
+    # The texts of 16 rows, of which 4 differ. No warning.
     assert new_label(alone, kept) < at_worst - 0.3
     assert made == [(12 + 4, [True, True, False], 4.0)]
 

@@ -162,7 +162,7 @@ def _by_component(posterior: Posterior, data: object, samples: int, seed: int) -
     if examples.fingerprint != last.data:
         raise DataError(
             f"data: these {len(examples)} examples are not the {last.examples} that the last "
-            "round was fitted to"
+            "round was fitted to; expected all rows that were given, in their order"
         )
     batches = CachedBatches(posterior.model, examples)
     # Each component has its own prior after the first round, and its own linearised network.

@@ -201,6 +201,8 @@ def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None
         assert repr(psis(part, given, 200)) == repr(psis(part, learnt, 200))
     with pytest.raises(DataError, match="are not the 48 that the last round was fitted to"):
         psis(posterior, held_out, 200)
+    with pytest.raises(DataError, match="all rows that were given, in their order"):
+        psis(posterior, given.subset(range(59, -1, -1)), 200)
     point = bh.fit(tiny_model(()), "delta", given, **options)  # which the prior has not pulled
     with pytest.raises(ConfigError, match="maximum likelihood: there is no posterior"):
         psis(point, given)

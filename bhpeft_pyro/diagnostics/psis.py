@@ -78,7 +78,7 @@ log evidence -21.50 ± 0.05
         raw = log_ratios.detach().cpu().double().numpy()
         smooth, k_hat, samples = raw - np.logaddexp.reduce(raw), 0.0, len(raw)
         tail = math.ceil(min(samples / 5, 3 * samples**0.5))
-        if np.sort(raw)[-tail - 1] < raw.max() + _NOTHING:  # there is nothing that it is the tail of
+        if np.sort(raw)[-tail - 1] < raw.max() + _NOTHING:  # nothing that it is the tail of
             k_hat = math.inf
         elif np.ptp(raw) >= _EQUAL:
             from ..integrations.arviz import psislw  # slow to import

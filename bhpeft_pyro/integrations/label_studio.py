@@ -113,9 +113,8 @@ def from_export(export: str | Path | Sequence[Mapping[str, Any]], pool: Pool) ->
         try:
             tasks = json.loads(as_path("export", export).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"export={shown(str(export))} cannot be read as JSON: {error}"
-            ) from error
+            what = f"export={shown(str(export))} cannot be read as JSON: {error}"
+            raise DataError(what) from error
     check(tasks, (list, tuple), "export", "a list of tasks, as Label Studio exports")
     decisions, unknown = [], 0
     for number, task in enumerate(tasks):

@@ -222,14 +222,16 @@ def read_classes(
 
 
 def _in_order(names: Sequence[str], column: str) -> list[str]:
-    """Names of ordered classes by the numbers in them; refused if not each has one."""
-    numbers = {name: re.search(r"-?\d+", name) for name in names}
-    if not all(numbers.values()):
+    """Names of ordered classes by the numbers in them; refused unless each has one of its own."""
+    # A hyphen after a letter is no minus, and commas may be between thousands.
+    found = [re.search(r"(?:(?<!\w)-)?\d+(?:[.,]\d+)*", name) for name in names]
+    numbers = {m.string: float(m[0]) for m in found if m and is_number(m[0])}
+    if len({*numbers.values()}) < len(names):
         raise DataError(
             f"column {column!r}: the classes {tuple(names)} are ordered, and their names do not "
             "say how; expected label_names, from the lowest to the highest"
         )
-    return sorted(names, key=lambda name: int(numbers[name][0]))  # type: ignore[index]
+    return sorted(names, key=numbers.__getitem__)
 
 
 def _indices(

@@ -178,7 +178,7 @@ def tokenise_words(
     unknown words.
 
     A sentence of more than `limit` tokens becomes several sequences that overlap by half. Each word
-    is read in the sequence that has all of its tokens and the most context on both sides.
+    is read in the sequence that has most of its tokens, then the most context on both sides.
 
     Returns:
         The sequences; and (N, 4) int64, for each word the number of its sequence, where its tokens

@@ -29,6 +29,7 @@ from ..priors import checked, complete
 
 _FEWEST = 100  # draws; with fewer, no k-hat above 0.5 could be trusted
 _SAMPLES = Number(least=_FEWEST, whole=True)
+_NOTHING = np.log(np.finfo(float).tiny)  # from here down the ratio to the largest is no number
 _EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only, so there is no tail
 
 
@@ -75,13 +76,15 @@ log evidence -21.50 ± 0.05
         if log_ratios.isnan().any() or not log_ratios.max().isfinite():
             raise ConfigError("log_ratios: some are not numbers, or none is finite")
         raw = log_ratios.detach().cpu().double().numpy()
-        smooth, k_hat = raw - np.logaddexp.reduce(raw), 0.0
-        if np.ptp(raw) >= _EQUAL:
+        smooth, k_hat, samples = raw - np.logaddexp.reduce(raw), 0.0, len(raw)
+        tail = math.ceil(min(samples / 5, 3 * samples**0.5))
+        if np.sort(raw)[-tail - 1] < raw.max() + _NOTHING:  # nothing that it is the tail of
+            k_hat = math.inf
+        elif np.ptp(raw) >= _EQUAL:
             from ..integrations.arviz import psislw  # slow to import
 
             smooth, k_hat = psislw(raw)
         least = int(np.argmin(np.where(np.isfinite(raw), raw, np.inf)))  # never smoothed
-        samples = len(raw)
         effective = float(1 / np.exp(2 * smooth).sum())
         return cls(
             k_hat=k_hat,
@@ -159,7 +162,7 @@ def _by_component(posterior: Posterior, data: object, samples: int, seed: int) -
     if examples.fingerprint != last.data:
         raise DataError(
             f"data: these {len(examples)} examples are not the {last.examples} that the last "
-            "round was fitted to"
+            "round was fitted to; expected all rows that were given, in their order"
         )
     batches = CachedBatches(posterior.model, examples)
     # Each component has its own prior after the first round, and its own linearised network.

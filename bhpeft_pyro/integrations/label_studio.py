@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from ..base.checks import as_path, check, shown
+from ..base.checks import as_path, check, shown, warn
 from ..errors import DataError
 from ..review.journal import Action, Decision
 from ..review.pool import Item, Pool
@@ -95,7 +95,7 @@ def to_tasks(pool: Pool) -> list[dict[str, Any]]:
     return tasks
 
 
-def from_export(export: str | Path | Iterable[Mapping[str, Any]], pool: Pool) -> list[Decision]:
+def from_export(export: str | Path | Sequence[Mapping[str, Any]], pool: Pool) -> list[Decision]:
     """What people annotated, as decisions: `review.labelled(decisions, pool)` are rows to update
     with, and a `review.Journal` can add them to those of the page.
 
@@ -111,11 +111,10 @@ def from_export(export: str | Path | Iterable[Mapping[str, Any]], pool: Pool) ->
     tasks: Any = export
     if isinstance(export, (str, Path)):
         try:
-            tasks = json.loads(as_path("export", export).read_text(encoding="utf-8"))
+            tasks = json.loads(as_path("export", export).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"export={shown(str(export))} cannot be read as JSON: {error}"
-            ) from error
+            what = f"export={shown(str(export))} cannot be read as JSON: {error}"
+            raise DataError(what) from error
     check(tasks, (list, tuple), "export", "a list of tasks, as Label Studio exports")
     decisions, unknown = [], 0
     for number, task in enumerate(tasks):
@@ -130,8 +129,11 @@ def from_export(export: str | Path | Iterable[Mapping[str, Any]], pool: Pool) ->
             unknown += 1
             continue
         decisions += [_decision(key, one, pool) for one in annotations]
-    if unknown and unknown == len(tasks):
-        raise DataError(f"export: none of the {unknown} tasks is of a text of this pool's table")
+    if unknown:
+        what = f"export: {unknown} of {len(tasks)} tasks are of no text of this pool's table"
+        if unknown == len(tasks):
+            raise DataError(f"{what}; expected the table that they were made of")
+        warn(f"{what}, so they are left out")
     return decisions
 
 
@@ -166,10 +168,10 @@ def _decision(key: str, annotation: Mapping[str, Any], pool: Pool) -> Decision:
         number = value.get("number", value.get("rating"))
         label = None if number is None else pool.rating(number)
     else:
-        unknown = [name for name in value.get("choices", ()) if name not in item.options]
-        if unknown:
+        names = value.get("choices", ())
+        if unknown := [name for name in names if name not in item.options]:
             raise DataError(f"export: {unknown[0]!r} is not one of {item.options}")
-        chosen = [item.options.index(name) for name in value.get("choices", ())]
+        chosen = [item.options.index(name) for name in names]
         if chosen or pool.kind == "labels":
             label = pool.label(item, chosen)
     if action == "label" and label is None:

@@ -96,8 +96,8 @@ class _TextEstimator(BaseEstimator):
         """
         check_is_fitted(self, "posterior_")
         texts, y = self._read(X, y, first=False)
-        data = {"text": texts, "label": self._labels(y)}
-        self.posterior_ = self.posterior_.promise(data, **how)
+        labels = _named(y, self.classes_) if is_classifier(self) else y
+        self.posterior_ = self.posterior_.promise({"text": texts, "label": labels}, **how)
         return self
 
     def answers(self, X: Any) -> np.ndarray:
@@ -106,10 +106,6 @@ class _TextEstimator(BaseEstimator):
         if answered is None:
             raise ConfigError("answers: nothing is promised yet; expected a call of promise before")
         return answered.numpy()
-
-    def _labels(self, y: np.ndarray) -> Any:
-        """y as the posterior reads it."""
-        return y
 
     def _forecast(self, X: Any) -> Any:
         check_is_fitted(self, "posterior_")
@@ -186,7 +182,7 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
             return self._start(texts, y, classes)
         if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ConfigError(f"classes={classes}: expected {self.classes_}, as in the first call")
-        return self._learn(texts, self._labels(y))
+        return self._learn(texts, _named(y, self.classes_))
 
     def predict(self, X: Any) -> np.ndarray:
         """(N,) the most probable classes."""
@@ -201,9 +197,6 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """(N, C) float64 logarithms of `predict_proba`."""
         return np.log(self.predict_proba(X))
-
-    def _labels(self, y: np.ndarray) -> Any:
-        return _named(y, self.classes_)
 
     def _start(self, texts: list[str], y: np.ndarray, classes: Any) -> Self:
         classes = unique_labels(classes)

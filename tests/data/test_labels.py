@@ -202,8 +202,18 @@ def test_ordered_classes_need_their_order() -> None:
         table.replace({"low": "1 *", "mid": "2 *", "high": "3 *"}), new_names=True
     )
     assert stars.label_names == ("1 *", "2 *", "3 *")
-    signed = table.replace({"low": "-1", "mid": "2", "high": "10"})
-    assert ranked.encode(signed, new_names=True).label_names == ("-1", "2", "10")
+    for names in (
+        ("-1", "2", "10"),
+        ("level-1", "level-2", "level-3"),  # a hyphen is no minus
+        ("-1.5 V", "-1.2 V", "0 V"),
+        ("0-5", "6-10", "11-20"),
+    ):
+        named = table.replace(dict(zip(order, names, strict=True)))
+        assert ranked.encode(named, new_names=True).label_names == names
+    for names in (("1 bad", "1 good", "2"), ("0 to 500", "500 to 1,000", "1,000 to 2,000")):
+        named = table.replace(dict(zip(order, names, strict=True)))
+        with pytest.raises(DataError, match="are ordered, and their names do not say how"):
+            ranked.encode(named, new_names=True)
     grades = table.replace({"low": "A", "mid": "B", "high": "C"})  # in alphabetical order
     encoded = ranked.encode(grades, bh.Columns(label_names=["A", "B", "C"]))
     assert ranked.encode(encoded, new_names=True).label_names == ("A", "B", "C")

@@ -115,6 +115,18 @@ def test_evidence_and_its_error() -> None:
     assert 0.85 < scores.std() < 1.15
 
 
+@pytest.mark.parametrize("outside", [-math.inf, -1000.0])
+def test_few_draws_with_any_weight_are_bad(outside: float) -> None:
+    """A tail without a body has no shape: k-hat was -1.2 here, and the evidence 4 nats too high."""
+    ratios = torch.full((4000,), outside, dtype=torch.float64)
+    ratios[:120] = 0.1 * torch.randn(120, dtype=torch.float64)
+    found = PSIS.of(ratios)
+    assert (found.k_hat, found.verdict) == (math.inf, "bad")
+    assert found.log_evidence == pytest.approx(ratios.logsumexp(0).item() - math.log(4000))
+    ratios[:2000] = ratios[:2000].clamp(min=0.0)  # as of a guide that is wider than the posterior
+    assert PSIS.of(ratios).verdict == "good"
+
+
 def test_threshold_grows_with_the_number_of_draws() -> None:
     limits = {samples: PSIS(0.6, 1.0, 0.0, 0.0, samples) for samples in (100, 1000, 10_000)}
     assert {n: round(found.threshold, 3) for n, found in limits.items()} == {
@@ -189,6 +201,8 @@ def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None
         assert repr(psis(part, given, 200)) == repr(psis(part, learnt, 200))
     with pytest.raises(DataError, match="are not the 48 that the last round was fitted to"):
         psis(posterior, held_out, 200)
+    with pytest.raises(DataError, match="all rows that were given, in their order"):
+        psis(posterior, given.subset(range(59, -1, -1)), 200)
     point = bh.fit(tiny_model(()), "delta", given, **options)  # which the prior has not pulled
     with pytest.raises(ConfigError, match="maximum likelihood: there is no posterior"):
         psis(point, given)

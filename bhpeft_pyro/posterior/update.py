@@ -33,6 +33,7 @@ from ..model.model import Model
 from ..priors import Prior, PriorLike, as_prior, prior_file
 from ..priors.any_prior import earlier_posterior
 from ..priors.prior import check_prior
+from ..training.earlier_labels import with_earlier_texts
 from ..training.initialization import centred, own_start
 from ..training.loop import Callback, OptimizerFactory
 from ..training.report import FitReport
@@ -91,12 +92,16 @@ def update(
         if own_prior is not None:
             vectorised = options.particles > 1 and not posterior.guide.point
             check_prior(own_prior, posterior.model.sites, vectorised)
+        sites = posterior.model.sites
+        share, told = kept_of_all(keep, sites), None
+        kept = 0.0 if own_prior is not None else share * rows_kept(posterior.lineage, sites)
+        known = Earlier(kept, learnt=learnt, texts=earlier)
+        few = with_earlier_texts(known, examples)[0].few
         with naming_rows(posterior.model, data=examples, validation=held_out):
+            how = [of_component(options, i) for i in range(len(posterior.components))]
             rounds = [
-                _round(
-                    last, examples, held_out, of_component(options, number), guide, own_prior, keep
-                )
-                for number, last in enumerate(posterior.components)
+                _round(last, examples, few, held_out, own, guide, own_prior, keep)
+                for last, own in zip(posterior.components, how, strict=True)
             ]
             with work(share=0):
                 forecasts = _central_forecasts(posterior, examples)
@@ -110,8 +115,7 @@ def update(
                         "that earlier rounds have kept (keep_texts=True, --keep-texts)"
                     )
                 )
-            sites = posterior.model.sites
-            share, told, scales = kept_of_all(keep, sites), None, [1.0] * len(rounds)
+            scales = [1.0] * len(rounds)
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
                 told = separation(novelty, new)
@@ -121,11 +125,10 @@ def update(
                     scales = _output_scales(posterior, forecasts, learnt)
                     scales = [scale**power for scale in scales]
                 novelty = novelty.merged(new, share)
-            kept = 0.0 if own_prior is not None else share * rows_kept(posterior.lineage, sites)
             rounds = [
                 replace(
                     one,
-                    earlier=Earlier(kept, told, scale, learnt, earlier),
+                    earlier=known._replace(separation=told, output_scale=scale),
                     optimizer=optimizer,
                     callback=callback,
                 )
@@ -198,13 +201,15 @@ def _learnt_classes(posterior: Posterior) -> Tensor | None:
 def _round(
     last: Posterior,
     examples: Examples,
+    few: bool,
     held_out: Examples | None,
     options: FitOptions,
     family: GuideLike | None,
     own_prior: Prior | None,
     keep: float | dict[str, float],
 ) -> Round:
-    """The next round of a component."""
+    """The next round of a component; `few` says whether it learns too few rows to do without the
+    first prior."""
     model, sites, start = last.model, last.model.sites, last.guide
     projection = None
     if own_prior is not None:
@@ -235,7 +240,7 @@ def _round(
         "own_prior": own_prior is not None,
         "prior": "" if own_prior is None else prior_file.in_words(own_prior),
     }
-    enough = not (examples.few or unclear)
+    enough = not (few or unclear)
     return Round(
         model,
         guide,

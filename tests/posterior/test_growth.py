@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,15 @@ def test_rows_with_earlier_labels_stand_for_all_earlier_rows(
     # The texts of 16 rows, of which 4 differ. No warning.
     assert new_label(alone, kept) < at_worst - 0.3
     assert made == [(12 + 4, [True, True, False], 4.0)]
+
+
+def test_kept_texts_count_among_the_rows_that_need_no_first_prior() -> None:
+    examples, new = tiny_examples(60), {"text": ["w7 w20", "w7"] * 4, "label": [2] * 8}
+    for keep, temperature in ((True, 0), (False, 1)):
+        how: dict[str, Any] = {"max_steps": 2, "progress": False, "keep_texts": keep}
+        last = bh.fit(tiny_model(()), "laplace", examples, components=1, **how)
+        with warnings.catch_warnings(action="ignore", category=LabelWarning):
+            assert last.update(new, grow=True).report.temperature == temperature
 
 
 def test_without_new_labels_all_rows_count_once(head: bh.Posterior) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data import Examples
+from ..data.copies import among
 from ..guides.strategy import Earlier
 
 
@@ -71,11 +72,12 @@ def with_earlier_texts(
     there = earlier.learnt[examples.labels]
     if there.all():
         return examples, None
-    rows = int(there.sum())
-    if earlier.texts is not None:
-        rows += len(earlier.texts)
-        any_label = torch.full((len(earlier.texts),), len(earlier.learnt))
-        examples = examples.concat(
-            replace(earlier.texts, labels=any_label, label_names=examples.label_names)
-        )
+    rows, texts = int(there.sum()), earlier.texts
+    if texts is not None:
+        others = ~among(texts.row_hashes, examples.row_hashes)  # the same text may get a new label
+        if count := int(others.sum()):
+            texts = texts.subset(others.nonzero().flatten())
+            labels = torch.full((count,), len(earlier.learnt))
+            texts = replace(texts, labels=labels, label_names=examples.label_names)
+            rows, examples = rows + count, examples.concat(texts)
     return examples, EarlierLabels(earlier.learnt, earlier.rows / rows) if rows else None

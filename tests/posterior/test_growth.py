@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,16 @@ def test_rows_with_earlier_labels_stand_for_all_earlier_rows(
     # The texts of 16 rows, of which 4 differ. No warning.
     assert new_label(alone, kept) < at_worst - 0.3
     assert made == [(12 + 4, [True, True, False], 4.0)]
+
+
+def test_a_kept_text_that_gets_a_new_label_says_nothing_of_it(head: bh.Posterior) -> None:
+    data = head.grow(["sad"]).encode({"text": ["w5 w20", "w7"], "label": ["sad", "sad"]})
+    texts = replace(head.encode({"text": ["w6 w21", "w5 w20"]}, labelled=False), labels=None)
+    earlier = Earlier(16.0, learnt=torch.tensor([True, True, False]), texts=texts)
+    learnt, handler = with_earlier_texts(earlier, data)
+    assert learnt.texts == ("w5 w20", "w7", "w6 w21") and learnt.labels is not None
+    assert learnt.labels.tolist() == [2, 2, 3] and handler is not None and handler.times == 16
+    assert with_earlier_texts(earlier._replace(texts=texts.subset([1])), data) == (data, None)
 
 
 def test_kept_texts_count_among_the_rows_that_need_no_first_prior() -> None:

@@ -96,7 +96,8 @@ def update(
         share, told = kept_of_all(keep, sites), None
         kept = 0.0 if own_prior is not None else share * rows_kept(posterior.lineage, sites)
         known = Earlier(kept, learnt=learnt, texts=earlier)
-        few = with_earlier_texts(known, examples)[0].few
+        with_texts, handler = with_earlier_texts(known, examples)
+        few = with_texts.few
         with naming_rows(posterior.model, data=examples, validation=held_out):
             how = [of_component(options, i) for i in range(len(posterior.components))]
             rounds = [
@@ -107,12 +108,12 @@ def update(
                 forecasts = _central_forecasts(posterior, examples)
             if doubt := _doubt(posterior, forecasts, learnt):
                 warn(LabelWarning(doubt))
-            elif learnt is not None and not (earlier or learnt[examples.labels].any()):
+            elif learnt is not None and handler is None and not learnt[examples.labels].any():
                 warn(
                     LabelWarning(
                         "data: all rows have labels that are new, so that every text would be "
                         "taken for one of these; expected rows with earlier labels too, or texts "
-                        "that earlier rounds have kept (keep_texts=True, --keep-texts)"
+                        "that earlier rounds have kept (option keep_texts)"
                     )
                 )
             scales = [1.0] * len(rounds)

@@ -160,7 +160,7 @@ def test_rows_with_earlier_labels_stand_for_all_earlier_rows(
     alone: dict[str, Any] = {"text": ["w7 w20", "w7 w21", "w7"] * 4, "label": ["sad"] * 12}
     monkeypatch.setattr(loop, "with_earlier_texts", lambda earlier, data: (data, None))
     before = new_label(NEW)
-    with pytest.warns(LabelWarning, match="all rows have labels that are new.*keep_texts=True"):
+    with pytest.warns(LabelWarning, match="all rows have labels that are new.*keep_texts"):
         at_worst = new_label(alone)
     monkeypatch.setattr(loop, "with_earlier_texts", counted)
     assert new_label(NEW) < before - 0.02

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
@@ -23,22 +24,23 @@ from ..guides.strategy import Earlier
 
 
 class EarlierLabels(Messenger):
-    """An effect handler under which the log density of a row with an earlier label y is
-
-        log p(y | x) + times * log p(an earlier label | x).
+    """An effect handler that adds a factor to the model, evidence as a prior's own factors are: for
+    each row with an earlier label, with the log density times * log p(an earlier label | x).
 
     Args:
-        learnt: (C,) bool, which labels are earlier ones. The label C stands for any of them: its
-            log density is the second term alone.
+        learnt: (C,) bool, which labels are earlier ones. The label C stands for any of them: such a
+            row is in the factor alone.
         times: how many earlier rows such a row stands for.
 
-    >>> import pyro
     >>> with EarlierLabels(torch.tensor([True, True, False]), 3.0):
-    ...     site = pyro.poutine.trace(pyro.sample).get_trace(
+    ...     trace = pyro.poutine.trace(pyro.sample).get_trace(
     ...         "label", dist.Categorical(logits=torch.zeros(3, 3)), obs=torch.tensor([0, 2, 3])
-    ...     ).nodes["label"]
-    >>> site["fn"].log_prob(site["value"])  # log 1/3 + 3 log 2/3; log 1/3; 3 log 2/3
-    tensor([-2.3150, -1.0986, -1.2164])
+    ...     )
+    >>> trace.compute_log_prob()
+    >>> trace.nodes["label"]["log_prob"]  # log 1/3; log 1/3; nothing
+    tensor([-1.0986, -1.0986,  0.0000])
+    >>> trace.nodes["earlier labels"]["log_prob"]  # 3 log 2/3; nothing; 3 log 2/3
+    tensor([-1.2164, -0.0000, -1.2164])
     """
 
     def __init__(self, learnt: Tensor, times: float) -> None:
@@ -46,20 +48,14 @@ class EarlierLabels(Messenger):
         self.learnt, self.times = learnt, times
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == "label" and isinstance(msg["fn"], dist.Categorical):
-            msg["fn"] = _Counted(msg["fn"].logits, self.learnt.to(msg["value"].device), self.times)
-
-
-class _Counted(dist.Categorical):
-    def __init__(self, logits: Tensor, learnt: Tensor, times: float) -> None:
-        super().__init__(logits=logits, validate_args=False)
-        self.learnt, self.times = learnt, times
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        earlier = self.logits[..., self.learnt].logsumexp(-1)  # the logits are normalised
-        any_label = value == len(self.learnt)
-        own = super().log_prob(value.masked_fill(any_label, 0)).masked_fill(any_label, 0)
-        return own + self.times * earlier * functional.pad(self.learnt, (0, 1), value=True)[value]
+        if msg["name"] != "label" or not isinstance(msg["fn"], dist.Categorical):
+            return
+        labels, logits = msg["value"], msg["fn"].logits  # these are normalised
+        learnt = self.learnt.to(labels.device)
+        any_label = labels == len(learnt)
+        msg["value"], msg["fn"] = labels.masked_fill(any_label, 0), msg["fn"].mask(~any_label)
+        there = functional.pad(learnt, (0, 1), value=True)[labels]
+        pyro.factor("earlier labels", self.times * logits[..., learnt].logsumexp(-1) * there)
 
 
 def with_earlier_texts(

@@ -264,8 +264,7 @@ class _Run:
 
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if it was skipped: the loss or gradient was not finite."""
-        options, device = self.options, self.model.network.device
-        size = len(self.feed.examples)
+        options, device, size = self.options, self.model.network.device, self.size
         for optimizer in steppers:
             optimizer.zero_grad()
         sums = torch.zeros(3, dtype=torch.float64)

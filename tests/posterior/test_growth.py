@@ -183,6 +183,18 @@ def test_a_kept_text_that_gets_a_new_label_says_nothing_of_it(head: bh.Posterior
     assert with_earlier_texts(earlier._replace(texts=texts.subset([1])), data) == (data, None)
 
 
+def test_the_nll_of_a_round_is_that_of_its_own_rows() -> None:
+    how: dict[str, Any] = {"components": 1, "keep_texts": True, **QUICK}
+    last = bh.fit(tiny_model((), aligned=True), "laplace", OLD, **how)
+    alone: dict[str, Any] = {"text": ["w7 w20", "w7 w21", "w7"] * 4, "label": ["sad"] * 12}
+    # A step learns all 12 rows and 4 texts; the first is at the last point estimate.
+    new = last.update(alone, grow=True, batch_size=16, max_steps=1)
+    before = last.grow(["sad"]).predict(alone, samples=0).nlls().mean().item()
+    step = new.report.history[0]
+    assert step["nll"] == pytest.approx(before, rel=1e-4)
+    assert step["loss"] > before  # what earlier rows say of the new label is in it
+
+
 def test_kept_texts_count_among_the_rows_that_need_no_first_prior() -> None:
     examples, new = tiny_examples(60), {"text": ["w7 w20", "w7"] * 4, "label": [2] * 8}
     for keep, temperature in ((True, 0), (False, 1)):

@@ -22,15 +22,25 @@ from .update import note_first_prior
 
 # Fields of a report that a width changes. A `History` may have the point estimate too, by its id;
 # and the metrics are of that.
-_NEW = {"id", "options", "temperature", "point", "held_out", "metrics", "score"}
-_NEW |= {"output_scale", "seconds"}
+_NEW = (
+    "id",
+    "options",
+    "temperature",
+    "point",
+    "held_out",
+    "metrics",
+    "score",
+    "output_scale",
+    "seconds",
+)
 
 
 def widen(
     posterior: Posterior, data: object, *, validation: object | None, changes: Mapping[str, Any]
 ) -> Posterior:
     """See `Posterior.widen`."""
-    for part in (parts := posterior.components):
+    parts = posterior.components
+    for part in parts:
         if not part.guide.point:
             raise GuideError(
                 f"widen: {part.guide.title()} cannot get a width; expected a 'delta' guide"

@@ -187,13 +187,19 @@ def to_arviz(
 
 
 def psislw(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
-    """Normalised Pareto-smoothed log-weights and k-hat of (S,) log importance ratios."""
+    """Normalised Pareto-smoothed log-weights and k-hat of (S,) log importance ratios.
+
+    Where most of the tail is equal, ArviZ 1 has no k-hat, and no smooth weights: it is infinite
+    here, and the weights are those of the ratios.
+    """
     if hasattr(arviz, "psislw"):
         smooth, k_hat = arviz.psislw(log_ratios)
     else:
         from arviz_stats.base import array_stats
 
         smooth, k_hat = array_stats.psislw(-log_ratios)  # it takes log-likelihoods
+    if np.isnan(k_hat):
+        return log_ratios - np.logaddexp.reduce(log_ratios), np.inf
     return smooth, float(k_hat)
 
 

@@ -123,8 +123,18 @@ def test_few_draws_with_any_weight_are_bad(outside: float) -> None:
     found = PSIS.of(ratios)
     assert (found.k_hat, found.verdict) == (math.inf, "bad")
     assert found.log_evidence == pytest.approx(ratios.logsumexp(0).item() - math.log(4000))
-    ratios[:2000] = ratios[:2000].clamp(min=0.0)  # as of a guide that is wider than the posterior
+    # As of a guide that is wider than the posterior.
+    ratios[:2000] = 0.1 * torch.randn(2000, generator=torch.Generator().manual_seed(1)).double()
     assert PSIS.of(ratios).verdict == "good"
+
+
+def test_a_tail_without_a_shape_is_never_vouched_for() -> None:
+    """Half of it is equal: ArviZ 1 gives NaN, which was "ok"; ArviZ 0 fits a shape all the same."""
+    ratios = torch.zeros(4000, dtype=torch.float64)
+    ratios[:60] = 0.1 * torch.randn(60, generator=torch.Generator().manual_seed(0)).abs().double()
+    found = PSIS.of(ratios)
+    assert found.verdict == ("bad" if found.k_hat == math.inf else "good")
+    assert not math.isnan(found.k_hat) and math.isfinite(found.log_evidence)
 
 
 def test_threshold_grows_with_the_number_of_draws() -> None:

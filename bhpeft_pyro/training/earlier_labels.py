@@ -61,13 +61,11 @@ class EarlierLabels(Messenger):
 def with_earlier_texts(
     earlier: Earlier | None, examples: Examples
 ) -> tuple[Examples, EarlierLabels | None]:
-    """What a round learns: its examples, with the earlier texts if a label is new; and the handler
-    to learn these under, if any of them has an earlier label."""
+    """What a round learns: its examples, with the earlier texts if a label is new, even one that
+    none of its rows has; and the handler to learn these under, if any has an earlier label."""
     if earlier is None or earlier.learnt is None or not earlier.rows or examples.labels is None:
         return examples, None
     there = earlier.learnt[examples.labels]
-    if there.all():
-        return examples, None
     rows, texts = int(there.sum()), earlier.texts
     if texts is not None:
         others = ~among(texts.row_hashes, examples.row_hashes)  # the same text may get a new label

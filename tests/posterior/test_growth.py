@@ -212,9 +212,24 @@ def test_without_new_labels_all_rows_count_once(head: bh.Posterior) -> None:
     assert learnt[1] is not None and learnt[1].tolist() == [True, True, False]
     data = head.encode(OLD)
     new = torch.tensor([False, False, True])
-    for earlier in (None, Earlier(16.0), Earlier(16.0, learnt=~new), Earlier(0.0, learnt=new)):
+    for earlier in (None, Earlier(16.0), Earlier(0.0, learnt=~new)):
         assert with_earlier_texts(earlier, data) == (data, None)
     assert with_earlier_texts(Earlier(16.0, learnt=new), data) == (data, None)  # no earlier one
+
+
+def test_a_round_without_rows_of_a_grown_label_learns_that_no_earlier_text_has_it() -> None:
+    """So it is no loss that afterwards the label counts as learnt."""
+    more: dict[str, Any] = {"text": ["w5 w24", "w6 w25"] * 4, "label": ["calm", "angry"] * 4}
+    alone: dict[str, Any] = {"text": ["w7 w20", "w7 w21", "w7"] * 4, "label": ["sad"] * 12}
+    how: dict[str, Any] = {**QUICK, "max_steps": 60}
+    first = bh.fit(tiny_model((), aligned=True), "normal", OLD, **how, keep_texts=True)
+    grown = first.grow(["sad"]).update(more, max_steps=60)
+    assert _learnt_classes(grown) is None
+    sad = [
+        last.update(alone, grow=True, max_steps=60).predict(OLD["text"], 0).probabilities[:, 2]
+        for last in (first, grown)
+    ]
+    assert sad[1].mean() < sad[0].mean() + 0.03
 
 
 def test_every_family_learns_new_labels_and_comes_back(old: bh.Posterior, tmp_path: Path) -> None:

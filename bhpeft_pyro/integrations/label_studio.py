@@ -128,7 +128,7 @@ def from_export(export: str | Path | Sequence[Mapping[str, Any]], pool: Pool) ->
         if key not in pool.items:
             unknown += 1
             continue
-        decisions += [_decision(key, one, pool) for one in annotations]
+        decisions += [_decision(key, one, pool) for one in annotations or ()]
     if unknown:
         what = f"export: {unknown} of {len(tasks)} tasks are of no text of this pool's table"
         if unknown == len(tasks):

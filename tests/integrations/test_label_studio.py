@@ -143,6 +143,10 @@ def test_what_is_no_export_of_these_tasks_is_refused(export, problem):
         from_export(export, pool())
 
 
+def test_a_task_without_annotations_is_not_decided() -> None:
+    assert from_export([{"data": {"key": "t0"}, "annotations": None}], pool()) == []
+
+
 def test_an_export_is_a_list_of_tasks() -> None:
     with pytest.raises(ConfigError, match="export: expected a list of tasks"):
         from_export(exported(annotation(None))[0], pool())

@@ -137,6 +137,16 @@ def check_attributes(names: Sequence[str], guide: str) -> None:
             )
 
 
+def check_separate(guide: str, covered: Sequence[Latent]) -> None:
+    """Raise a GuideError if one latent contains several sites."""
+    if parts := [name for latent in covered for name in latent.sites]:
+        raise GuideError(
+            f"guide: this prior samples {', '.join(parts)} jointly, and {guide} samples each site "
+            "on its own; expected 'laplace', or posterior.update(data, guide=...) of the posterior "
+            "that the prior comes from"
+        )
+
+
 def with_mean(model: Model) -> set[str]:
     """The names of sites whose prior has a mean that is known and other than zero. A joint prior
     with such a mean has it at all of its sites."""

@@ -142,8 +142,8 @@ class _Rest(Messenger):
         `tensors` are those of its distribution and of `_BESIDES`, in every draw; those that
         `varies` says differ between draws are `(draws, *shape)`.
         """
-        outer, fn = {**message}, message["fn"]
-        shape = fn.shape()
+        outer: Any = {**message}
+        fn, shape = message["fn"], message["fn"].shape()
         if (value := self.sampled.get(message["name"])) is None:
             for part in reversed(_BESIDES):
                 if isinstance(message[part], Tensor):

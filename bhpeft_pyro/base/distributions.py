@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, biject_to, constraints, register_kl
+from torch.distributions import Distribution, Independent, constraints, register_kl
+from torch.distributions.constraint_registry import biject_to, transform_to
 from torch.distributions.constraints import Constraint
 
 from .threads import without_autocast
@@ -189,10 +190,11 @@ class Constrained(TransformedDistribution):
 
 
 # Torch has no transform for mixtures. Components with one support (spike and slab) share its own.
-biject_to.register(
-    constraints.MixtureSameFamilyConstraint,
-    lambda constraint: biject_to(constraint.base_constraint),
-)
+for registry in (biject_to, transform_to):
+    registry.register(
+        constraints.MixtureSameFamilyConstraint,
+        lambda mixture, registry=registry: registry(mixture.base_constraint),
+    )
 
 
 def leading(factor: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:

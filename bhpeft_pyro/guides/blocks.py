@@ -20,7 +20,7 @@ from ..model.model import Model
 from ..priors import MixturePrior, checked
 from ..priors.any_prior import check_no_evidence, joint
 from .guide import Guide
-from .latent import Latent, latents
+from .latent import check_separate, latents
 from .mean_field import DeltaGuide, NormalGuide
 
 FAMILIES: dict[str, type[NormalGuide | DeltaGuide]] = {"normal": NormalGuide, "delta": DeltaGuide}
@@ -234,16 +234,6 @@ class PriorGuide(Guide):
         if self._around is None:
             raise GuideError("a prior has no central values; expected samples=1 or more")
         return dict(self._around)
-
-
-def check_separate(guide: str, covered: Sequence[Latent]) -> None:
-    """Raise a GuideError if one latent contains several sites."""
-    if parts := [name for latent in covered for name in latent.sites]:
-        raise GuideError(
-            f"guide: this prior samples {', '.join(parts)} jointly, and {guide} samples each site "
-            "on its own; expected 'laplace', or posterior.update(data, guide=...) of the posterior "
-            "that the prior comes from"
-        )
 
 
 def _parsed(pattern: str, family: Family) -> tuple[str, Mapping[str, Any]]:

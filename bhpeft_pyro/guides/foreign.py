@@ -115,7 +115,7 @@ class FunctionGuide(ForeignGuide):
         ):
             try:
                 function(None)
-            except (AttributeError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise GuideError(
                     f"guide: calling {shown(function)} with None, as predictions do: {error} "
                     "(bh.autoguide takes an autoguide's class, with options)"

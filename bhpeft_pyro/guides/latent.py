@@ -72,9 +72,9 @@ def normal_on(support: Constraint, loc: Tensor, scale: Tensor) -> TorchDistribut
 def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     """The latents of a model, in the order in which its prior samples them.
 
-    Sites start at their prior's mean, or at their own `init` if the mean is zero or unknown; other
-    latents (scales, gates) start at their median or mean. A site that the prior computes from
-    other latents is not a latent. The global random state is unchanged.
+    Sites start at their prior's mean, or at their own `init` if the mean is zero or unknown; those
+    with bounds, and other latents (scales, gates), start at their median or mean. A site that the
+    prior computes from others is not a latent. The global random state is unchanged.
 
     Args:
         model: the model.
@@ -120,9 +120,7 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
         scale = _prior_scale(fn, loc, unit)
         joined = infer.get("sites", {})
         covered.append(Latent(name, fn.support, loc, scale, fn, unit, name in sites, joined))
-    made = {name for name in trace.observation_nodes if name in sites}
-    missing = sites.keys() - {latent.name for latent in covered} - made
-    if missing:
+    if missing := sites.keys() - {latent.name for latent in covered} - {*trace.observation_nodes}:
         raise PriorError(f"prior: it has no sample statement for {', '.join(sorted(missing))}")
     return [latent for latent in covered if names is None or set(latent.names) <= set(names)]
 
@@ -137,6 +135,16 @@ def check_attributes(names: Sequence[str], guide: str) -> None:
                 f"{guide}: the prior samples {outer!r} and {inner!r}, whose names collide as "
                 f"attributes; rename the second, for example to {other!r}"
             )
+
+
+def check_separate(guide: str, covered: Sequence[Latent]) -> None:
+    """Raise a GuideError if one latent contains several sites."""
+    if parts := [name for latent in covered for name in latent.sites]:
+        raise GuideError(
+            f"guide: this prior samples {', '.join(parts)} jointly, and {guide} samples each site "
+            "on its own; expected 'laplace', or posterior.update(data, guide=...) of the posterior "
+            "that the prior comes from"
+        )
 
 
 def with_mean(model: Model) -> set[str]:
@@ -199,7 +207,7 @@ def _traced(model: Model) -> poutine.Trace:
 
     def start(node: dict[str, Any]) -> Tensor:
         fn, site = node["fn"], sites.get(node["name"])
-        if site is None or tuple(fn.shape()) != site.shape:
+        if site is None or tuple(fn.shape()) != site.shape or not is_real(fn.support):
             return _center(fn)
         # The prior mean, unless it is zero, a saddle point of B A.
         mean: Tensor = fn.mean.clone() if has_mean(fn) else site.init()
@@ -219,7 +227,9 @@ def has_mean(fn: Any) -> bool:
 
 def _center(fn: Any) -> Tensor:
     """The median, the mean, or else a draw."""
-    base = base_of(fn)
+    base: Any = base_of(fn)
+    if isinstance(base, Constrained):  # it has neither, but its coordinates do
+        return biject_to(base.support)(base.base_dist.mean).clone()
     for center in (lambda: base.icdf(torch.tensor(0.5)), lambda: fn.mean):
         try:
             value: Tensor = center()

@@ -25,7 +25,7 @@ from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
 from .guide import NOISE_STEPS, Guide, adam_lr, key
-from .latent import Latent, is_real, latents, normal_on
+from .latent import Latent, check_separate, is_real, latents, normal_on
 
 _TRUST = 0.2  # largest change of a log precision per step
 
@@ -35,6 +35,7 @@ class _Located(Guide):
 
     def __init__(self, covered: Sequence[Latent]) -> None:
         super().__init__()
+        check_separate(type(self).__name__, covered)
         self._supports = {latent.name: latent.support for latent in covered}
         self.loc = nn.ParameterDict()
         for latent in covered:

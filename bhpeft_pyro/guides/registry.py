@@ -19,11 +19,11 @@ from ..base.names import first_match
 from ..base.threads import alone, seeded
 from ..errors import GuideError
 from ..model.model import Model
-from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide, check_separate
+from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide
 from .foreign import ForeignGuide, FunctionGuide, ModuleGuide
 from .guide import Budget, Guide, check_no_others
 from .laplace.laplace_guide import LaplaceGuide
-from .latent import latents
+from .latent import check_separate, latents
 from .mean_field import DeltaGuide, NormalGuide
 from .pyro_guides import PYROS, PyroGuide
 

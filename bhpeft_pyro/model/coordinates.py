@@ -65,7 +65,7 @@ class Coordinates(nn.Module):
         super().__init__()
         self.register_buffer("fitted", torch.tensor(False))
         self.fitted: Tensor
-        self.sites = tuple(map(_centred, sites))
+        self.sites = tuple(replace(site, anchor=None) for site in sites)  # the anchor is at Z = 0
         self._inner = tuple(site for site in sites if site.anchor is not None)
         outer = [site for site in sites if site.role == "output" and site.dims[1:-1] == ("out",)]
         self._outer = tuple(site for site in outer if site.shape[1] <= self.widest)
@@ -171,11 +171,6 @@ class Coordinates(nn.Module):
 
     def _buffer(self, site: Site, what: str) -> Tensor:
         return self.get_buffer(_key(site.name, what))
-
-
-def _centred(site: Site) -> Site:
-    """The site in its coordinates, whose origin is the anchor."""
-    return replace(site, anchor=None)
 
 
 def _key(site: str, what: str) -> str:

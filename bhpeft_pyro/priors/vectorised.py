@@ -33,6 +33,8 @@ from ..peft.sites import Site
 if TYPE_CHECKING:
     from .prior import Prior
 
+_BESIDES = ("value", "scale", "mask")  # parts of a message that may be tensors, as an observation
+
 
 def for_all_draws(prior: Prior, sites: Sequence[Site]) -> Mapping[str, Tensor]:
     """Call a prior such that every value has the leading dims of draws.
@@ -130,26 +132,26 @@ class _Rest(Messenger):
             tensors.append(tensor)
             return tensor
 
-        with_tensors([message["fn"], message["value"]], seen)
+        with_tensors([message[part] for part in ("fn", *_BESIDES)], seen)
         value = _Outside.apply(partial(self._sample, message), self.number, *tensors)
         message.update(value=value, done=True, stop=True)
 
     def _sample(self, message: Any, tensors: Sequence[Tensor], varies: Sequence[bool]) -> Tensor:
         """All draws of a value, `(draws, *shape)`, by the handlers around, from the message of one.
 
-        `tensors` are those of its distribution and of its observed value, in every draw; those
-        that `varies` says differ between draws are `(draws, *shape)`.
+        `tensors` are those of its distribution and of `_BESIDES`, in every draw; those that
+        `varies` says differ between draws are `(draws, *shape)`.
         """
-        fn, observed = message["fn"], message["value"]
-        shape = fn.shape()
+        outer: Any = {**message}
+        fn, shape = message["fn"], message["fn"].shape()
         if (value := self.sampled.get(message["name"])) is None:
-            if observed is not None:
-                *tensors, observed = tensors
-                *varies, apart = varies
-                observed = observed.unflatten(0, self.lead) if apart else observed
+            for part in reversed(_BESIDES):
+                if isinstance(message[part], Tensor):
+                    *tensors, own = tensors
+                    *varies, apart = varies
+                    outer[part] = own.unflatten(0, self.lead) if apart else own
             if any(varies):
-                fn = self._together(fn, tensors, varies)
-            outer: Any = {**message, "fn": fn, "value": observed}
+                outer["fn"] = self._together(fn, tensors, varies)
             with _only_around(self), pyro.validation_enabled(self.valid):
                 apply_stack(outer)
             value = outer["value"]

@@ -158,8 +158,7 @@ class _Run:
             if later and self.earlier is not None:
                 self.guide.strategy.average(self.earlier.step(self.size))
                 if self.setup.pools_noise:
-                    after = noise_of(self.model, self.guide, self.feed, bf16)[1]
-                    here = before, after
+                    here = before, noise_of(self.model, self.guide, self.feed, bf16)[1]
                     pool_noise(self.model, self.guide, last, here, self.earlier.share(self.size))
             if has_noise(self.guide, self.model):
                 if self.validation is not None and (self.settles or later):

@@ -190,3 +190,5 @@ def test_a_joint_prior_is_refused() -> None:
     for guide in (POINT_BIAS, "normal", "delta"):
         with pytest.raises(GuideError, match=r"samples head\.weight, head\.bias jointly.*laplace"):
             bh.fit(model, guide, tiny_examples(), **QUICK)
+        with pytest.raises(GuideError, match=r"samples head\.weight, head\.bias jointly.*laplace"):
+            whole.update(tiny_examples(seed=1), guide=guide, prior=whole.as_prior())

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scaled_priors import with_extras, with_scales_named
+from torch.distributions.transforms import SigmoidTransform
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
@@ -30,6 +31,36 @@ def test_a_prior_without_sd_starts_at_the_units() -> None:
     model = tiny_model((), prior=dist.Cauchy(0.0, 3.0))
     scales = NormalGuide(model).scales()
     torch.testing.assert_close(scales["head.weight"], torch.full((2, 16), 0.25))  # 1 / sqrt(16)
+
+
+@pytest.mark.parametrize("family", ["normal", "delta", "mvn"])
+@pytest.mark.parametrize(
+    "prior",
+    [
+        dist.HalfCauchy(0.3),
+        dist.TransformedDistribution(dist.Normal(0.0, 1.0), [SigmoidTransform()]),
+        dist.FoldedDistribution(dist.Normal(0.0, 0.3)),
+    ],
+)
+def test_bounded_weights_start_inside_of_their_bounds(prior: Any, family: str) -> None:
+    """Also where the prior has no mean: at zero all of them would stay at the bound."""
+    model = tiny_model((), prior={"*": prior})
+    assert all(latent.loc.abs().max() < 10 for latent in latents(model))
+    before = bh.autoguide(family, model).means()
+    posterior = bh.fit(model, family, tiny_examples(), max_steps=5, progress=False)
+    after = posterior.guide.means()
+    assert all(bool((after[name] > 0).all()) for name in after)
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
+@pytest.mark.parametrize("support", [dist.LogNormal(-1.0, 0.5), dist.Uniform(-1.0, 1.0)])
+def test_another_family_goes_on_from_bounded_weights(support: Any) -> None:
+    model = tiny_model((), prior={"*": support})
+    posterior = bh.fit(model, "normal", tiny_examples(), max_steps=20, progress=False)
+    for family in ("normal", "mvn", "delta"):
+        one = posterior.update(tiny_examples(seed=1), guide=family, max_steps=1, lr=1e-9)
+        for name, mean in posterior.guide.means().items():
+            torch.testing.assert_close(one.guide.means()[name], mean, atol=1e-4, rtol=0)
 
 
 def test_latents_leave_the_random_state_alone() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from exact import hierarchical
 from pyro import poutine
+from pyro.distributions import TorchDistribution
 from pyro.infer import autoguide as pyro_guides
 from pyro.infer.autoguide import AutoNormal
 from saves import load
@@ -20,6 +21,8 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError, SaveError
 from bhpeft_pyro.guides import PyroGuide
+from bhpeft_pyro.guides.pyro_guides import PYROS
+from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import JointPrior, PosteriorPrior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -153,6 +156,17 @@ def test_they_start_at_the_sites_own_start(name: Any) -> None:
     means = {site: mean[None] for site, mean in guide.means().items()}
     for site, value in model.network.coordinates(means).items():
         assert bool(value.any()) == site.endswith(".A"), site
+
+
+@pytest.mark.parametrize("name", [n for n in PYROS if n != "AutoNormalizingFlow"])
+def test_all_of_them_fit_under_a_mixture_of_distributions(name: str) -> None:
+    def spike_and_slab(site: Site) -> TorchDistribution:
+        sds = torch.tensor([0.05, 1.0]).expand(*site.shape, 2)
+        weights = torch.tensor([0.9, 0.1]).expand(*site.shape, 2)
+        return dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(0 * sds, sds))
+
+    posterior = fitted(name, {}, tiny_model((), prior={"*": spike_and_slab}))
+    assert posterior.predict(["w5 w6"], samples=3).probabilities.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,19 @@ def other_families(sites: Sites) -> Mapping[str, Tensor]:
     return values
 
 
-PRIORS = {f.__name__: f for f in (one_scale, by_layer, reparametrised, other_families)}
+def handled_by_values(sites: Sites) -> Mapping[str, Tensor]:
+    values = one_scale(sites)
+    bias, tau = values["head.bias"], values["head.bias"].sum().exp()
+    with poutine.mask(mask=bias[0] > 0):
+        pyro.sample("seen", dist.Normal(bias[1], tau), obs=torch.tensor(0.5))
+        with poutine.scale(scale=tau):
+            pyro.factor("near zero", -bias.square().sum())
+    return values
+
+
+PRIORS = {
+    f.__name__: f for f in (one_scale, by_layer, reparametrised, other_families, handled_by_values)
+}
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -121,7 +133,7 @@ def test_draws_differ_and_follow_their_own_scale() -> None:
     torch.testing.assert_close(value.std((-1, -2)), tau, rtol=0.1, atol=0)
 
 
-@pytest.mark.parametrize("name", ["one_scale", "by_layer", "other_families"])
+@pytest.mark.parametrize("name", ["one_scale", "by_layer", "other_families", "handled_by_values"])
 def test_a_fit_with_several_particles(name: str) -> None:
     model = tiny_model(prior=PRIORS[name])
     posterior = bh.fit(model, "normal", tiny_examples(12), particles=4, **QUICK)

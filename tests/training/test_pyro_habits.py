@@ -159,6 +159,19 @@ def test_an_easy_guide_in_a_function() -> None:
     assert any(value.any() for value in posterior.guide.state_dict().values())
 
 
+def test_what_an_easy_guide_cannot_do_is_an_error_of_the_guide() -> None:
+    """Pyro's `map_estimate` makes an attribute of the site's name, in which there may be no dot."""
+    model = tiny_model(())
+
+    class Easy(EasyGuide):
+        def guide(self, batch: object) -> None:
+            self.map_estimate("head.bias")
+
+    easy = Easy(model)
+    with pytest.raises(GuideError, match=r"calling .* with None, .*name can.*t contain"):
+        bh.fit(model, lambda batch: easy(batch), tiny_examples(), **QUICK)
+
+
 def test_standard_normal_latents_converge_under_pyro_s_own_guide() -> None:
     examples = tiny_examples(16)
     batch = next(examples.batches(16))

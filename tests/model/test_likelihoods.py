@@ -504,7 +504,7 @@ def test_what_a_likelihood_cannot_train_or_sample_is_refused() -> None:
         (own, "normal", r"trainable tensors of the shapes \(\) are no parameters of the guide"),
         (own, "laplace", r"trainable tensors of the shapes \(\) are no parameters of the guide"),
         (stored, "normal", "weights of a likelihood are its `sites`"),
-        (sampled, "normal", "'noise' of the model is not sampled .if it is the likelihood's"),
+        (sampled, "normal", "'noise' of the model is not sampled .*if it is the likelihood's"),
     ):
         model = tiny_model((), 1, likelihood=likelihood)
         with pytest.raises(GuideError, match=message), warnings.catch_warnings():

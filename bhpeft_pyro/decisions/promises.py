@@ -189,9 +189,9 @@ def terms(
     confidence: float = 0.9,
     tolerance: float | None = None,
     max_share_to_people: float | None = None,
-) -> tuple[float | None, float]:
-    """The error that is asked for, None if it follows from the share to people, and the confidence,
-    once all arguments of a promise are checked."""
+) -> tuple[float | None, float, float | None, float | None]:
+    """The arguments of a promise as Python's numbers, once all are checked; the error is None if it
+    follows from the share to people."""
     confidence, tolerance = INSIDE("confidence", confidence), MAYBE_POSITIVE("tolerance", tolerance)
     error = Number(above=0, below=1, none=True)("error", error)
     to_people = Number(least=0, below=1, none=True)("max_share_to_people", max_share_to_people)
@@ -209,7 +209,8 @@ def terms(
             "promise: the words of a sentence are wrong together, so that no error can be promised "
             "for them one by one; expected a posterior of whole texts"
         )
-    return 0.05 if error is None and to_people is None else error, confidence
+    error = 0.05 if error is None and to_people is None else error
+    return error, confidence, tolerance, to_people
 
 
 def check_rows(count: int, error: float | None, confidence: float) -> None:
@@ -233,7 +234,8 @@ def with_promise(
     method: Method | None,
 ) -> P:
     """See `Posterior.promise`."""
-    error, confidence = terms(posterior.model, error, confidence, tolerance, max_share_to_people)
+    asked = terms(posterior.model, error, confidence, tolerance, max_share_to_people)
+    error, confidence, tolerance, to_people = asked
     kind = posterior.model.likelihood.kind
     posterior = posterior.replace(promised=None)
     examples = _unused(posterior, posterior.encode(calibration))
@@ -249,15 +251,15 @@ def with_promise(
     if error is not None:
         threshold = by_error(chance, wrong, error, confidence)
     else:
-        assert max_share_to_people is not None
-        threshold, error = by_share(chance, wrong, max_share_to_people, confidence)
+        assert to_people is not None
+        threshold, error = by_share(chance, wrong, to_people, confidence)
     above = torch.zeros_like(wrong) if threshold is None else chance > threshold
     promised = Promise(
         kind=kind,
         error=error,
         confidence=confidence,
         tolerance=tolerance,
-        to_people=max_share_to_people,
+        to_people=to_people,
         threshold=threshold,
         rows=len(examples),
         answered=int(above.sum()),

@@ -117,9 +117,7 @@ def to_label(
     seed: int,
 ) -> Queue:
     """See `Posterior.queue`, and `first_to_label` where there is no posterior."""
-    COUNT("n", n)
-    SEED("seed", seed)
-    one_of(*get_args(By))("by", by)
+    n, seed, by = COUNT("n", n), SEED("seed", seed), one_of(*get_args(By))("by", by)
     if model.network.head.each_word:
         raise ConfigError(
             "queue: a text has a label for each word here, and whole texts are labelled; expected "

@@ -35,7 +35,7 @@ class ClassForecast(Forecast):
         epistemic: (N,) total - aleatoric, the mutual information of label and weights (BALD,
             Houlsby et al. 2011).
         between: (N,) the part of `epistemic` that is disagreement between the components of a
-            mixture; None if there is only one, or draws of all of them are pooled.
+            mixture; None if there is only one.
         variance: (N,) variance over the draws of the class probabilities, summed over classes:
             the uncertainty that BH-PEFT ranks by.
         draws: S.
@@ -147,8 +147,7 @@ class ClassForecast(Forecast):
 
     @classmethod
     def mixed(cls, components: Sequence[ClassForecast]) -> ClassForecast:
-        """The equal-weight mixture of forecasts of the same examples, by equally many draws, which
-        it does not keep."""
+        """The equal-weight mixture of forecasts of the same examples, by equally many draws."""
         first = components[0]
         if len(components) == 1:
             return first
@@ -173,7 +172,9 @@ class ClassForecast(Forecast):
         }
         changes: dict[str, Any] = {k: v.to(first.probabilities) for k, v in values.items()}
         draws = sum(component.draws for component in components)
-        return replace(first, **changes, draws=draws, samples=None, promised=None)
+        kept = [each.samples for each in components if each.samples is not None]
+        samples = torch.cat(kept) if kept else None
+        return replace(first, **changes, draws=draws, samples=samples, promised=None)
 
     def with_labels(self, labels: Labels) -> ClassForecast:
         """This forecast with other observed labels: names if the classes have them, or indices.

@@ -149,13 +149,12 @@ class RatingForecast(Forecast):
 
     @property
     def between(self) -> Tensor | None:
-        """(N,) the part of `epistemic` that is disagreement between components; None for draws of
-        one."""
-        if self.within is not None:
-            return self._rounded(self._between)
-        if self.components == 1:
+        """(N,) the part of `epistemic` that is disagreement between components; None if there is
+        only one."""
+        count = self.components if self.within is None else self.draws
+        if count == 1:
             return None
-        of_each = self.means.double().unflatten(0, (self.components, -1)).mean(1)
+        of_each = self.means.double().unflatten(0, (count, -1)).mean(1)
         return self._rounded(of_each.var(0, correction=0))
 
     @property

@@ -183,7 +183,7 @@ def joined(
             forecast = mixture.predict(held_out, None if learnt else 0)
             if labels is not None:
                 fields["score"] = scored(forecast, labels)
-            if forecast.between is not None:
+            if learnt and forecast.between is not None:
                 share = forecast.between.mean() / forecast.epistemic.mean().clamp_min(1e-12)
                 fields["between"] = share.item()
         last.next()

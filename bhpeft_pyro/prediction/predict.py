@@ -114,23 +114,20 @@ def predict(
 
     def forecast(batches: CachedBatches, done: Callable[[], object]) -> AnyForecast:
         made: AnyForecast
-        apart = closed or (len(guide.components) > 1 and count > 0 and not keep_samples)
-        if apart and model.likelihood.kind != "rating":
-            each: list[Any] = [_classes(p, batches.examples) for (p,) in runs(batches, done)]
-            made = type(each[0]).mixed(each)
-        else:
+        known: dict[str, Any] = known_of(batches.examples)
+        if model.likelihood.kind == "rating":
             columns = zip(*runs(batches, done), strict=True)
-            first, *more = (torch.cat(column) for column in columns)
-            if model.likelihood.kind == "rating":
-                sds, *more = more
-                exact = closed and model.likelihood.constant_noise
-                names = ("within",) if exact else ("outcomes", "densities")
-                options: dict[str, Any] = dict(zip(names, more, strict=False))
-                options |= {"scale": model.likelihood.label_range, **known_of(batches.examples)}
-                options |= {"components": len(guide.components) if count else 1}
-                made = RatingForecast.from_draws(first, sds, **options)
-            else:
-                made = _classes(first, batches.examples, keep_samples)
+            means, sds, *more = (torch.cat(column) for column in columns)
+            exact = closed and model.likelihood.constant_noise
+            names = ("within",) if exact else ("outcomes", "densities")
+            known |= dict(zip(names, more, strict=False))
+            known |= {"scale": model.likelihood.label_range, "components": len(guide.components)}
+            made = RatingForecast.from_draws(means, sds, **known)
+        else:
+            kind = LabelsForecast if model.likelihood.kind == "labels" else ClassForecast
+            known |= {"keep_samples": keep_samples}
+            each: list[Any] = [kind.from_draws(p, **known) for (p,) in runs(batches, done)]
+            made = kind.mixed(each)
         if examples.words is not None:
             made = replace(made, rows=batches.examples.rows)
         return replace(made, method=how if count else "point", passes=cost)
@@ -226,13 +223,6 @@ def _read(
         variance = likelihood.unit**2 * covariance[:, 0, 0]
         return center.mean[None], center.stddev[None], variance[None]
     return statistics(outputs.labels(outputs.draws(covariance, noise)), batch.labels)
-
-
-def _classes(
-    probabilities: Tensor, examples: Examples, keep_samples: bool = False
-) -> ClassForecast | LabelsForecast:
-    made = LabelsForecast if examples.kind == "labels" else ClassForecast
-    return made.from_draws(probabilities, keep_samples=keep_samples, **known_of(examples))
 
 
 def known_of(examples: Examples) -> dict[str, Any]:

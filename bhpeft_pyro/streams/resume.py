@@ -61,10 +61,10 @@ def check_promise(model: Model, promise: Mapping[str, Any], columns: Columns) ->
     if "calibration" not in promise:
         raise ConfigError(f"promise: got {[*promise]}; expected 'calibration', labelled rows, too")
     asked = {name: promise[name] for name in promise if name not in ("calibration", "method")}
-    how = terms(model, **asked)
+    error, confidence, *_ = terms(model, **asked)
     with about("promise"):
         rows = encode_ahead(model, promise["calibration"], replace(columns, label_names=None))
-        check_rows(len(rows), *how)
+        check_rows(len(rows), error, confidence)
 
 
 def last_round(history: History, model: Model) -> Posterior | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from saves import load, rewrite
@@ -152,6 +153,13 @@ def test_it_is_saved_with_the_round(kind: str, tmp_path: Any) -> None:
         rewrite(broken, lambda plain, n=name, v=value: plain["promised"].update({n: v}))
         with pytest.raises(SaveError):
             load(broken)
+
+
+def test_numpy_s_numbers_are_saved_too(tmp_path: Any) -> None:
+    how = {"tolerance": np.float32(1.5), "max_share_to_people": np.float32(0.25)}
+    posterior = fitted("rating").promise(fresh("rating", 100, 9), **how)
+    again = load(posterior.save(tmp_path / "run")).promised
+    assert again.tolerance == 1.5 and again.to_people == 0.25
 
 
 def test_what_cannot_be_promised_is_refused() -> None:

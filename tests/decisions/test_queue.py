@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from saves import backbone_in
@@ -85,7 +86,7 @@ def test_learnt_texts_and_copies_are_left_out(by: By) -> None:
     examples = tiny_examples(60)
     posterior = fit(tiny_model(()), "normal", examples, **QUICK)
     texts = [*examples.texts[:8], "w20 w21", "W20  w21", "w33 w21", "w20 w21"]
-    queue = posterior.queue(texts, 5, by=by)
+    queue = posterior.queue(texts, np.int64(5), by=by, seed=np.int64(0))  # type: ignore[arg-type]
     assert sorted(queue.rows.tolist()) == [8, 10]
     assert (queue.learnt, queue.copies) == (8, 2)
     assert len(queue.reasons) == len(queue.texts) == 2

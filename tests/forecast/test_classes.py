@@ -35,7 +35,8 @@ def test_a_mixture_is_that_of_all_draws():
     within = torch.stack([part.epistemic for part in parts]).mean(0)
     torch.testing.assert_close(mixed.between, mixed.epistemic - within, atol=1e-6, rtol=1e-4)
     assert mixed.draws == 6 and ClassForecast.mixed(parts[:1]) is parts[0]
-    assert mixed.samples is None  # those of one component would pass for all of them
+    assert torch.equal(mixed.samples, draws)
+    assert ClassForecast.mixed([ClassForecast.from_draws(draws)] * 2).samples is None
 
 
 def test_decomposition_is_that_of_a_loop():

@@ -173,6 +173,8 @@ def test_draws_do_not_say_which_part_is_between_components() -> None:
     mean, sd = torch.zeros(2, 3), torch.ones(2, 3)
     exact = RatingForecast.from_draws(mean, sd, within=torch.ones(2, 3))
     assert exact.between is not None and torch.equal(exact.between, torch.zeros(3))
+    # Nor is there such a part of a single component, or of a student.
+    assert RatingForecast.from_draws(mean[:1], sd[:1], within=sd[:1]).between is None
 
 
 def test_means_and_intervals_end_where_the_scale_does() -> None:

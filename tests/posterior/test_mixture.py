@@ -365,8 +365,12 @@ def test_each_component_is_linearised_around_its_own_mean() -> None:
 def test_draws_say_how_much_components_disagree(guide: str) -> None:
     posterior = fit(guide, max_steps=20, lr=0.05).replace(novelty=None)
     found, pooled = posterior.predict(TEXTS), posterior.predict(TEXTS, 33, keep_samples=True)
-    assert pooled.between is None and found.draws == pooled.draws == 33
-    for name in ("probabilities", "total", "aleatoric", "epistemic", "variance"):
+    assert found.draws == pooled.draws == 33 and found.samples is None
+    by_component = pooled.samples.unflatten(0, (3, 11)).mean(1)  # kept in the components' order
+    if guide == "delta":
+        last = posterior.components[2].predict(TEXTS).probabilities
+        torch.testing.assert_close(by_component[2], last)
+    for name in ("probabilities", "total", "aleatoric", "epistemic", "variance", "between"):
         torch.testing.assert_close(getattr(found, name), getattr(pooled, name), msg=name)
     if guide == "delta":
         torch.testing.assert_close(found.between, found.epistemic)
@@ -386,6 +390,7 @@ def test_draws_of_ratings_say_it_too(guide: str) -> None:
     assert "6 draws" in repr(forecast)
     if guide == "delta":
         torch.testing.assert_close(forecast.between, forecast.epistemic)
+        torch.testing.assert_close(posterior.predict(TEXTS, 0).between, forecast.between)
     assert posterior.components[0].predict(TEXTS).between is None
 
 
@@ -396,7 +401,8 @@ def test_members_that_contradict_each_other_disagree() -> None:
     options: dict[str, Any] = {"temperature": 0.0, "max_steps": 200, "lr": 0.05, "progress": False}
     parts = [bh.fit(model, "delta", each, **options) for each in (data, other)]
     both = MixturePosterior(parts, parts[0].lineage).replace(novelty=None)
-    assert both.predict(data["text"][:4]).reasons() == ["components disagree"] * 4
+    for how in ({}, {"samples": 0}, {"keep_samples": True}):
+        assert both.predict(data["text"][:4], **how).reasons() == ["components disagree"] * 4, how
 
 
 def test_how_much_components_disagree_is_reported() -> None:

@@ -61,7 +61,7 @@ def test_a_robust_mixture_is_the_next_prior(first: bh.Posterior, tmp_path: Path)
 
 def test_a_prior_with_latents_that_the_guide_lacks_needs_a_guide(first: bh.Posterior) -> None:
     data, prior = tiny_examples(9, seed=3), bh.priors.Horseshoe()
-    with pytest.raises(GuideError, match="log_tau.*in an update with prior=, give guide= too"):
+    with pytest.raises(GuideError, match=r"log_tau.*in an update with prior=, give guide= too"):
         first.update(data, prior=prior, **QUICK)
     under = first.update(data, prior=prior, guide="normal", **QUICK)
     assert "head.weight.log_tau" in under.guide.means()

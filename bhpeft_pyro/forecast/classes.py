@@ -171,10 +171,9 @@ class ClassForecast(Forecast):
             "variance": mean_of("variance") + mean(squares),
         }
         changes: dict[str, Any] = {k: v.to(first.probabilities) for k, v in values.items()}
-        draws = sum(component.draws for component in components)
-        kept = [each.samples for each in components if each.samples is not None]
-        samples = torch.cat(kept) if kept else None
-        return replace(first, **changes, draws=draws, samples=samples, promised=None)
+        if kept := [each.samples for each in components if each.samples is not None]:
+            changes["samples"] = torch.cat(kept)
+        return replace(first, **changes, draws=len(components) * first.draws, promised=None)
 
     def with_labels(self, labels: Labels) -> ClassForecast:
         """This forecast with other observed labels: names if the classes have them, or indices.

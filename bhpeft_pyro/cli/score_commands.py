@@ -69,6 +69,7 @@ def report(
         bhpeft report runs/reviews test.csv --out report.html
     """
     from ..base.files import write
+    from ..data.sources import places
     from ..plots.html import posterior_page
     from . import saved, tables
 
@@ -80,7 +81,8 @@ def report(
         examples = tables.labelled_examples(posterior, data)
         forecast = posterior.predict(examples, samples, seed=draw_seed)
         heading = f"On {len(examples)} {examples.unit} of {data}"
-    write(out, posterior_page(posterior, str(run), forecast, heading).encode())
+    page = posterior_page(posterior, str(run), forecast, heading, places(data)[2])
+    write(out, page.encode())
     say(f"written to {out}")
 
 

@@ -42,6 +42,7 @@ class _TextEstimator(BaseEstimator):
         epochs: int | None = None,
         lr: float | None = None,
         random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
     ) -> None:
         self.backbone = backbone
         self.preset = preset
@@ -50,6 +51,7 @@ class _TextEstimator(BaseEstimator):
         self.epochs = epochs
         self.lr = lr
         self.random_state = random_state
+        self.verbose = verbose
 
     def _read(self, X: Any, y: Any, first: bool) -> tuple[list[str], np.ndarray]:
         how: dict[str, Any] = {"dtype": object, "ensure_2d": False, "ensure_min_samples": 1 + first}
@@ -76,8 +78,9 @@ class _TextEstimator(BaseEstimator):
             seed = check_random_state(seed).randint(2**31 - 1)
         seed = SEED("random_state", seed)
         options: dict[str, Any] = {"epochs": self.epochs, "lr": self.lr, "seed": seed}
+        options["progress"] = bool(self.verbose)  # 1 is usual too
         if likelihood is None:
-            self.posterior_: Posterior = self.posterior_.update(data, progress=False, **options)
+            self.posterior_: Posterior = self.posterior_.update(data, **options)
             return self
         kinds = getattr(presets, one_of(*get_args(Preset))("preset", self.preset))()
         check(self.backbone, str | Path, "backbone", "a name or a folder, as `bhpeft fit` takes it")
@@ -85,7 +88,7 @@ class _TextEstimator(BaseEstimator):
         network = RandomPEFT(backbone, kinds, Head(len(names) if names else 1), tokenizer)
         model = Model(network, likelihood=likelihood)
         options |= {"columns": Columns(label_names=names), "components": self.components}
-        self.posterior_ = fit(model, self.guide, data, progress=False, **options)
+        self.posterior_ = fit(model, self.guide, data, **options)
         return self
 
     def promise(self, X: Any, y: Any, **how: Any) -> Self:
@@ -147,6 +150,7 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         epochs, lr: passes over the data, and learning rate; None takes the default of the guide.
         random_state: an int, the seed of the fit; a RandomState from which the seed is drawn; or
             None, to draw it from NumPy's global one.
+        verbose: whether fits show their progress.
 
     Attributes:
         classes_: (C,) the classes, sorted.

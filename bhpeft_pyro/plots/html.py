@@ -47,9 +47,14 @@ footer { margin-top: 3rem; color: #767676; }
 
 
 def posterior_page(
-    posterior: Posterior, title: str, forecast: Forecast | None, heading: str
+    posterior: Posterior,
+    title: str,
+    forecast: Forecast | None,
+    heading: str,
+    row_number: Callable[[int], int],
 ) -> str:
-    """A document about a posterior, and under `heading` a forecast of labelled rows, if any."""
+    """A document about a posterior, and under `heading` a forecast of labelled rows, if any, with
+    the `row_number` that each row has in its file."""
     parts = [f"<h1>{escape(title)}</h1>", table((), posterior.facts.items())]
     if forecast is not None:
         scores = [(name, value, MEANINGS[name]) for name, value in evaluate(forecast).items()]
@@ -57,8 +62,8 @@ def posterior_page(
             f"<h2>{escape(heading)}</h2>",
             table(("metric", "value", ""), scores),
             forecast_plots(forecast),
-            "<h3>Least certain</h3>\n<p>Rows count from 0.</p>",
-            least_certain(forecast, _LONG_TEXT),
+            "<h3>Least certain</h3>\n<p>Rows are numbered as in the file.</p>",
+            least_certain(forecast, _LONG_TEXT, row_number),
         ]
     if posterior.model.network.kinds:
         by_branch = changes(posterior)
@@ -152,11 +157,12 @@ def forecast_html(forecast: Forecast) -> str:
     return words + least_certain(forecast, _TEXT) + forecast_plots(forecast)
 
 
-def least_certain(forecast: Forecast, longest: int) -> str:
+def least_certain(forecast: Forecast, longest: int, row_number: Callable[[int], int] = int) -> str:
     """The ten least certain examples, with at most so many characters of their texts."""
     order = forecast.flag(1.0)[:_LISTED].tolist()
     rows = forecast.to_dataset()
-    columns = {"row": order, **rows[order]}
+    columns = {"row": order, **rows[order]}  # of a word, the row of its sentence
+    columns["row"] = [*map(row_number, columns["row"])]
     for name, feature in rows.features.items():
         if isinstance(feature, ClassLabel):
             columns[name] = feature.int2str(columns[name])

@@ -209,6 +209,12 @@ def test_a_random_state_draws_the_seed(folder: str) -> None:
     assert seed(np.int64(3)) == 3
 
 
+def test_verbose_shows_the_progress(folder: str) -> None:
+    for verbose in (False, 1):
+        fitted = BayesianTextClassifier(folder, **QUICK, verbose=verbose).fit(TEXTS, CLASSES)
+        assert fitted.posterior_.report.options.progress is bool(verbose)
+
+
 def test_pipelines_and_searches(folder: str) -> None:
     steps = make_pipeline(
         FunctionTransformer(lambda table: table["review"]), BayesianTextClassifier(folder, **QUICK)

@@ -90,10 +90,11 @@ def predict(
     of the 90 % interval, and the epistemic and aleatoric variance. With several labels per text,
     the prediction is the list of the labels that are more probable than not. Where words have
     labels, a cell is a list for a sentence. Novelty is a p-value, small for rows unlike the learnt
-    ones; the reason is the main one to doubt the prediction. The last column says which rows are
-    flagged.
+    ones; the reason is the main one to doubt the prediction, empty if there is none. The last
+    column says which rows are flagged.
 
-    After bhpeft promise, a column says which rows are answered; the others are for people.
+    After bhpeft promise, the column answered says which rows are answered; the others are for
+    people. Without a promise it is empty.
 
     Examples:
         bhpeft predict runs/reviews new.csv --flag 10%
@@ -195,14 +196,10 @@ def predict(
     by_what = order + usual * (max_false_alarms is not None)
     say(f"{what}, {int(flagged.sum())} flagged ({by_what}); {cost}; written to {out}")
     if forecast.answered is not None:
-        answered = int(forecast.answered.sum())
-        rest = ", the others are for people" if answered < len(forecast) else ""
-        assert forecast.promised is not None
-        say(f"{answered} of {len(forecast)} answered{rest}; promised: {forecast.promised.in_short}")
-        unlike = 0.0 if forecast.novelty is None else forecast.unlike().double().mean().item()
-        if unlike > _MANY:
-            say(f"note: {unlike:.0%} are unlike what was learnt; nothing is promised of such texts")
-    elif posterior.promised is not None:
+        _say_answered(forecast)
+    elif posterior.promised is None:
+        say("nothing is promised, so that no row is answered; bhpeft promise makes a promise")
+    else:
         say(
             f"note: nothing is promised of these: the promise is for --method "
             f"{posterior.promised.method}, without other options that change predictions"
@@ -225,6 +222,22 @@ def predict(
         where = f"{unit}s as in {called}" if called else "rows count from 0"
         heads = ["prob." if narrow and name == "probability" else name for name in shown]
         table(f"{order.capitalize()} first; {where}", [unit, *heads], lines)
+
+
+def _say_answered(forecast: AnyForecast) -> None:
+    """How many rows are answered, how many are for people and why, and what is promised."""
+    from ..decisions.promises import left_in_words
+
+    promised, answered = forecast.promised, forecast.answered
+    assert promised is not None and answered is not None
+    unlike = None if forecast.novelty is None else forecast.unlike()
+    left = 0 if unlike is None or promised.answer_unlike else int(unlike.sum())
+    count, yes = len(forecast), int(answered.sum())
+    rest = f", for people: {left_in_words(count, yes, left)}" if yes < count else ""
+    say(f"{yes} of {count} answered{rest}; promised: {promised.in_short}")
+    if unlike is not None and unlike.double().mean() > _MANY:
+        share = f"{unlike.double().mean():.0%} of the rows are unlike what was learnt"
+        say(f"note: {share} (5% by chance): they are not like the calibration rows")
 
 
 def _of_good_rows(
@@ -280,6 +293,13 @@ def promise(
             "none",
         ),
     ] = None,
+    answer_unlike: Annotated[
+        bool,
+        typer.Option(
+            "--answer-unlike",
+            help="Answer rows unlike what was learnt too. By default people take them.",
+        ),
+    ] = False,
     method: options.Method = None,
     text_column: options.TextColumn = None,
     out: options.OtherOut = None,
@@ -312,6 +332,7 @@ def promise(
         tolerance=tolerance,
         max_share_to_people=max_share_to_people,
         method=method,
+        answer_unlike=answer_unlike,
     )
     posterior.save(out, overwrite=True)
     typer.echo(str(posterior.promised))

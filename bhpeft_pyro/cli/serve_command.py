@@ -82,9 +82,10 @@ def serve(
     source = Source(run, backbone, device, method)
     served = source.load(round)
     say(f"serving round {served.id} of {served.folder}: {way_in_words(served.way)}")
-    promised = served.posterior.promised
-    if promised is not None and served.promised is None:
-        say(f"note: nothing is promised: the promise is for --method {promised.method}")
+    if served.promised is None:
+        say(f"nothing is promised: {served.no_promise}")
+    else:
+        say(f"promised: {served.promised.in_short}")
     token = os.environ.get("BHPEFT_ADMIN_TOKEN") or None
     uvicorn.run(
         Service(source, served, limits, token).application,

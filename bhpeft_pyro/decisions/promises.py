@@ -2,7 +2,9 @@
 
 Texts are ordered by the probability that their answer is right, `Forecast.chance_right`. Only those
 above a threshold are answered. It is set on labelled calibration rows (`decisions.thresholds`) that
-nothing was learnt from or chosen by.
+nothing was learnt from or chosen by. Far from what was learnt that probability means little, so
+texts unlike it (`Forecast.unlike`) are left to people, among the calibration rows too: what is
+promised is then true of what is answered.
 """
 
 from __future__ import annotations
@@ -60,7 +62,10 @@ class Promise:
         to_people: the share of texts without an answer that is not exceeded either; None if it was
             not asked for.
         threshold: texts with a `Forecast.chance_right` above it are answered; None answers none.
+        answer_unlike: whether texts unlike what was learnt are answered too; promises in files of
+            earlier versions do so.
         rows: N, how many calibration rows it was set on.
+        unlike: how many of these are left to people since they are unlike what was learnt.
         answered, wrong: how many of these are answered, and how many of those wrongly.
         method: how forecasts have to be made, as `Forecast.method` says.
         round: id of the round whose forecasts it is for.
@@ -84,6 +89,8 @@ class Promise:
     tolerance: float | None = None
     to_people: float | None = None
     threshold: float | None = None
+    answer_unlike: bool = True
+    unlike: int = 0
     rows: int
     answered: int
     wrong: int
@@ -105,11 +112,17 @@ class Promise:
             f"{in_percent(self.share)} of {self.rows} calibration rows are answered"
         )
 
+    @property
+    def to_people_in_words(self) -> str:
+        """How many calibration rows are left to people, for each of the two reasons."""
+        return left_in_words(self.rows, self.answered, self.unlike)
+
     def answers(self, forecast: Forecast) -> Tensor:
         """(N,) bool, which texts are answered."""
         if self.threshold is None:
             return torch.zeros(len(forecast), dtype=torch.bool)
-        return forecast.chance_right(self.tolerance) > self.threshold
+        sure = forecast.chance_right(self.tolerance) > self.threshold
+        return sure if self.answer_unlike else sure & ~forecast.unlike()
 
     def counts(self, forecast: Forecast) -> tuple[int, int]:
         """How many texts of a forecast with labels are answered, and how many of these wrongly."""
@@ -118,7 +131,8 @@ class Promise:
         return int(answered.sum()), int(wrong.sum())
 
     def on(self, forecast: Any, round: str) -> Any:
-        """The forecast with this promise, if it was made in the way that the promise is for.
+        """The forecast with this promise, if it was made in the way that the promise is for, and
+        says which texts are unlike what was learnt, if the promise asks.
 
         Raises:
             ConfigError: it is a forecast of another round.
@@ -128,7 +142,9 @@ class Promise:
                 f"promised: it is of round {self.round}, this is round {round}; "
                 "posterior.promise(calibration) makes another"
             )
-        return replace(forecast, promised=self) if forecast.method == self.method else forecast
+        told = self.answer_unlike or forecast.novelty is not None
+        like = told and forecast.method == self.method
+        return replace(forecast, promised=self) if like else forecast
 
     def __repr__(self) -> str:
         return f"Promise({self.in_short})"
@@ -156,10 +172,12 @@ class Promise:
             )
         else:
             above = "all" if self.threshold == ALL else f"if {value} is above {self.threshold:.4g}"
+            like = "" if self.answer_unlike else " that are not unlike what was learnt"
             lines.append(
-                f"answered: {above}; {in_percent(self.share)} of the calibration rows "
-                f"({self.answered}, {self.wrong} of them wrong). The others are for people"
+                f"answered: texts{like}, {above}; {in_percent(self.share)} of the calibration rows "
+                f"({self.answered}, {self.wrong} of them wrong)"
             )
+            lines.append(f"for people: {self.to_people_in_words}")
         return "\n".join([*lines, f"for {way_in_words(self.method)} of round {self.round}"])
 
     def to_state(self) -> tuple[Plain, Tensors]:
@@ -213,13 +231,13 @@ def terms(
     return error, confidence, tolerance, to_people
 
 
-def check_rows(count: int, error: float | None, confidence: float) -> None:
+def check_rows(count: int, error: float | None, confidence: float, what: str = "rows") -> None:
     """Raise a DataError if so many calibration rows are too few."""
     fewest = rows_needed(error, confidence) if error else 1
     if count < fewest:
         raise DataError(
-            f"calibration: {count} rows; expected at least {fewest} for an error of {error:g} with "
-            f"confidence {confidence:g} (enough only if no answer is wrong), and better some "
+            f"calibration: {count} {what}; expected at least {fewest} for an error of {error:g} "
+            f"with confidence {confidence:g} (enough only if no answer is wrong), and better some "
             "hundreds"
         )
 
@@ -227,14 +245,11 @@ def check_rows(count: int, error: float | None, confidence: float) -> None:
 def with_promise(
     posterior: P,
     calibration: object,
-    error: float | None,
-    confidence: float,
-    tolerance: float | None,
-    max_share_to_people: float | None,
+    asked: tuple[float | None, float, float | None, float | None],
     method: Method | None,
+    answer_unlike: bool,
 ) -> P:
-    """See `Posterior.promise`."""
-    asked = terms(posterior.model, error, confidence, tolerance, max_share_to_people)
+    """See `Posterior.promise`; `asked` is what `terms` returns."""
     error, confidence, tolerance, to_people = asked
     kind = posterior.model.likelihood.kind
     posterior = posterior.replace(promised=None)
@@ -248,12 +263,14 @@ def with_promise(
     check_rows(len(examples), error, confidence)
     forecast: Any = posterior.predict(examples, method=method)
     chance, wrong = forecast.chance_right(tolerance), forecast.wrong(tolerance)
+    unlike = torch.zeros_like(wrong) if answer_unlike else _unlike(forecast)
     if error is not None:
-        threshold = by_error(chance, wrong, error, confidence)
+        check_rows(int((~unlike).sum()), error, confidence, "rows that are like the learnt ones")
+        threshold = by_error(chance[~unlike], wrong[~unlike], error, confidence)
     else:
         assert to_people is not None
-        threshold, error = by_share(chance, wrong, to_people, confidence)
-    above = torch.zeros_like(wrong) if threshold is None else chance > threshold
+        threshold, error = by_share(chance.masked_fill(unlike, ALL), wrong, to_people, confidence)
+    above = torch.zeros_like(wrong) if threshold is None else (chance > threshold) & ~unlike
     promised = Promise(
         kind=kind,
         error=error,
@@ -261,6 +278,8 @@ def with_promise(
         tolerance=tolerance,
         to_people=to_people,
         threshold=threshold,
+        answer_unlike=answer_unlike,
+        unlike=int(unlike.sum()),
         rows=len(examples),
         answered=int(above.sum()),
         wrong=int((wrong & above).sum()),
@@ -269,6 +288,17 @@ def with_promise(
         calibration={"chance": chance, **calibration_of(forecast, kind)},
     )
     return posterior.replace(promised=promised)
+
+
+def _unlike(forecast: Forecast) -> Tensor:
+    """(N,) bool, which calibration rows are unlike what was learnt."""
+    if forecast.novelty is None:
+        raise DataError(
+            "promise: texts unlike what was learnt cannot be told from others, for this posterior "
+            "does not know what it has learnt (fewer than 19 texts, or it was made without data); "
+            "expected answer_unlike=True, which answers them too"
+        )
+    return forecast.unlike()
 
 
 def _unused(posterior: Predictor, examples: Examples) -> Examples:
@@ -305,6 +335,19 @@ def calibration_of(forecast: Any, kind: str) -> dict[str, Tensor]:
         labels, mean = forecast.labels.double(), forecast.mean.double()
         kept = {"residual": labels - mean, "sd": forecast.sd.double()}
     return kept | ({} if forecast.novelty is None else {"novelty": forecast.novelty})
+
+
+def left_in_words(count: int, answered: int, unlike: int) -> str:
+    """How many of `count` texts are for people, and why.
+
+    >>> left_in_words(60, 44, 6)
+    '6 (10%) unlike what was learnt, 10 (16.7%) too unsure'
+    """
+    unsure = count - answered - unlike
+    return (
+        f"{unlike} ({in_percent(unlike / count)}) unlike what was learnt, "
+        f"{unsure} ({in_percent(unsure / count)}) too unsure"
+    )
 
 
 def in_percent(value: float) -> str:

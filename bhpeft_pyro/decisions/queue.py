@@ -283,7 +283,7 @@ def _reasons(forecast: Any, kind: str) -> Iterator[str]:
             what = " or ".join(f"{names[k] if names else k} ({share[k]:.0%})" for k in likely)
         if between is not None and epistemic > 0:
             apart = between[i].item() > epistemic / 2
-            what += "; components disagree" if apart else "; each component is unsure"
+            what += "; models disagree" if apart else "; each model is unsure"
         yield f"{what}; unlike what was learnt" if unlike[i] else what
 
 

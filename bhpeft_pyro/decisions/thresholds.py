@@ -12,7 +12,9 @@ gap below this threshold's own interval, a row is then wrong with probability `e
 in the part of that interval before the threshold with a higher one. So the errors are binomial at
 least, and the test passes with probability at most 1 - confidence, although the thresholds are
 values of the same rows: none are spent on choosing them. (Rows with exactly the same value are
-answered together or not at all.)
+answered together or not at all.) Rows that are never answered, since their texts are unlike what
+was learnt, are left out first. Whether a text is so depends on it alone, not on other rows or on
+its label, so the remaining rows are a random sample of the texts that may be answered.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import math
 import numpy as np
 from scipy.stats import beta, binom
 from torch import Tensor
+
+from ..errors import DataError
 
 __all__ = ["ALL", "by_error", "by_share", "rows_needed"]
 
@@ -59,13 +63,25 @@ def by_share(
     chance: Tensor, wrong: Tensor, to_people: float, confidence: float
 ) -> tuple[float, float]:
     """The threshold above which at least all texts but the share `to_people` lie, and the error
-    that is not exceeded there; each with half of the doubt."""
+    that is not exceeded there; each with half of the doubt. Rows whose `chance` is `ALL` are never
+    answered.
+
+    Raises:
+        DataError: too many are never answered.
+    """
     rows, doubt = len(chance), (1 - confidence) / 2
     # The share of texts at or above the k-th of N values has the distribution Beta(k, N - k + 1).
     # The k-th row is answered too: if others have its value, the share above it is smaller.
     ranks = np.arange(1, rows + 1)
     enough = beta.cdf(1 - to_people, ranks, rows - ranks + 1) <= doubt
     count = int(ranks[enough][0]) if enough.any() else rows
+    never = int((chance <= ALL).sum())
+    if count > rows - never:
+        raise DataError(
+            f"max_share_to_people={to_people:g}: {never} of {rows} calibration rows are unlike "
+            f"what was learnt and left to people, where at most {rows - count} may be; expected a "
+            "larger share or more rows, or answer_unlike=True"
+        )
     ((threshold, answered, mistakes),) = _at_counts(chance, wrong, np.array([count]))
     bound = beta.ppf(1 - doubt, mistakes + 1, answered - mistakes) if mistakes < answered else 1.0
     return threshold, float(bound)

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 Labels = Tensor | Sequence[float] | Sequence[str]
 """Observed labels: numbers, or names of classes."""
 _WAYS = {"exact": "exact forecasts", "point": "forecasts by the mean weights"}
-_REASONS = ("noise in the label", "components disagree", "weights uncertain")
+_REASONS = ("people may differ", "models disagree", "little learnt from such texts")
+_UNLIKE = "unlike what was learnt"
+_SURE = 0.9  # a probability of being right from which nothing is to doubt
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -173,24 +175,31 @@ class Forecast(ABC):
             raise DataError(f"novelty: {NONE_KNOWN}; {how}")
         return self.novelty <= share
 
-    def reasons(self) -> list[str]:
-        """For each example the main reason to doubt its forecast.
+    def reasons(self) -> list[str | None]:
+        """For each example the main reason to doubt its forecast; None if there is none.
 
         A text with a p-value of at most 5 % is "unlike what was learnt": far from that a forecast
-        may look sure, and need not be wrong. Otherwise the reason is the largest part of its
-        uncertainty: "noise in the label" is aleatoric, "components disagree" is what is epistemic
-        between the components of a mixture, and "weights uncertain" is the rest of that, within
-        them.
+        may look sure, and need not be wrong. Other forecasts are doubted if the promise leaves them
+        to people; without a promise, if they are right with a probability below 0.9, or, for
+        ratings, if most of the variance is epistemic. The reason is then the largest part of the
+        uncertainty: "people may differ" is aleatoric, "models disagree" is what is epistemic
+        between the components of a mixture, and "little learnt from such texts" is the rest of
+        that, within them.
         """
         noise, epistemic = self.uncertainty("aleatoric"), self.uncertainty("epistemic")
         between = getattr(self, "between", None)
         between = torch.zeros_like(epistemic) if between is None else between
         main = torch.stack([noise, between, epistemic - between]).argmax(0)
-        reasons = [_REASONS[number] for number in main.tolist()]
-        if self.novelty is None:
-            return reasons
-        unlike = zip(self.unlike().tolist(), reasons, strict=True)
-        return ["unlike what was learnt" if novel else why for novel, why in unlike]
+        doubted = self._doubted() if self.answered is None else ~self.answered
+        unlike = torch.zeros_like(doubted) if self.novelty is None else self.unlike()
+        return [
+            _UNLIKE if novel else _REASONS[why] if doubt else None
+            for novel, doubt, why in zip(*map(Tensor.tolist, (unlike, doubted, main)), strict=True)
+        ]
+
+    def _doubted(self) -> Tensor:
+        """(N,) bool, which forecasts are to doubt if nothing is promised of them."""
+        return self.chance_right() < _SURE
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -279,7 +288,9 @@ class Forecast(ABC):
         """Columns of `summary`, with those that all kinds have at the end."""
         columns |= {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
         columns |= {"novelty": None if self.novelty is None else digits(self.novelty)}
-        columns |= {"reason": self.reasons(), "nearest": self.nearest, "answered": self.answered}
+        columns |= {"reason": self.reasons(), "nearest": self.nearest}
+        # There with and without a promise, so that a new round changes no columns.
+        columns |= {"answered": [None] * len(self) if self.answered is None else self.answered}
         return {k: self.by_row(values) for k, values in columns.items() if values is not None}
 
     def _columns(self, *names: str) -> dict[str, Any]:

@@ -214,6 +214,10 @@ class RatingForecast(Forecast):
     def exact(self) -> bool:
         return self.outcomes is None
 
+    def _doubted(self) -> Tensor:
+        # Noise alone, the same for most texts, is no reason to doubt one of them.
+        return self.epistemic > self.aleatoric
+
     def loss(self, labels: Tensor) -> Tensor:
         return (self.mean.double() - labels.double()).square()
 

@@ -17,7 +17,7 @@ from ..base.names import Method
 from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
 from ..decisions.novelty import Novelty
-from ..decisions.promises import Promise, with_promise
+from ..decisions.promises import Promise, terms, with_promise
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
 from ..guides import Guide
@@ -267,6 +267,7 @@ class Predictor:
         tolerance: float | None = None,
         max_share_to_people: float | None = None,
         method: Method | None = None,
+        answer_unlike: bool = False,
     ) -> Self:
         """Promise that few answers are wrong; predict then says which texts it answers.
 
@@ -283,16 +284,19 @@ class Predictor:
             max_share_to_people: the largest share of texts that are not answered, in place of
                 `error`, which then follows.
             method: of the forecasts that it is for, as for `predict`.
+            answer_unlike: answer texts unlike what was learnt as well (`forecast.unlike`); by
+                default they are left to people, however sure their forecast looks.
 
         Returns:
             This posterior with `promised`, of which `print` says word for word what it is.
 
         Raises:
             ConfigError: an argument is out of range; or words have labels of their own.
-            DataError: the rows cannot be used, or are too few; says how many would do.
+            DataError: the rows cannot be used, or are too few; says how many would do. Too many are
+                unlike what was learnt; or the posterior cannot tell which are.
         """
-        how = (error, confidence, tolerance, max_share_to_people, method)
-        return with_promise(self, calibration, *how)
+        asked = terms(self.model, error, confidence, tolerance, max_share_to_people)
+        return with_promise(self, calibration, asked, method, answer_unlike)
 
     @fitting()
     @with_gradients()

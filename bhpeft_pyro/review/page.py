@@ -40,9 +40,9 @@ KEYS = [key for key in string.digits[1:] + string.ascii_lowercase if key not in 
 """Keys of the options, in order; those after them have none."""
 
 REASONS = {
-    "noise in the label": "People may differ about texts like this one.",
-    "components disagree": "Independent fits say different things about it.",
-    "weights uncertain": "Little was learnt from texts like this one.",
+    "people may differ": "People may differ about texts like this one.",
+    "models disagree": "Independent fits say different things about it.",
+    "little learnt from such texts": "Little was learnt from texts like this one.",
     "unlike what was learnt": "It is unlike the texts that were learnt.",
 }
 
@@ -110,7 +110,7 @@ def application(session: Session, learning: Learning, token: str = "", title: st
             steps=_steps(session.pool.scale),
             mine=mine,
             others=[one for one in decisions if one.who != who and one.action != "skip"],
-            reason=REASONS.get(item.reason, item.reason) if item else "",
+            reason=REASONS.get(item.reason, item.reason) if item and item.reason else "",
             progress=session.progress(who),
             agreement=session.agreement(),
             recent=session.recent(who),

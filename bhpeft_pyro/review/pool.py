@@ -41,7 +41,7 @@ class Item:
         probabilities: for each of them how probable it is.
         rating: the predicted mean, and the ends of the 90 % interval.
         uncertainty: "epistemic" and "aleatoric", in the forecast's unit, and "novelty" if known.
-        reason: the main one to doubt the prediction; see `Forecast.reasons`.
+        reason: the main one to doubt the prediction, or None; see `Forecast.reasons`.
         queued: whether it is there because its label teaches most; in words, or "".
         nearest: the learnt text that is most like it, if the posterior keeps texts.
     """
@@ -53,7 +53,7 @@ class Item:
     probabilities: tuple[float, ...]
     rating: tuple[float, float, float] | None
     uncertainty: Mapping[str, float]
-    reason: str
+    reason: str | None
     queued: str
     nearest: str | None
 

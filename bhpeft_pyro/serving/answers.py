@@ -18,7 +18,8 @@ class Answer:
     Attributes:
         said: the columns of `bhpeft predict`: the prediction; its probability, or for ratings the
             sd and the ends of the 90 % interval; the epistemic and aleatoric uncertainty, the
-            novelty, the main reason to doubt it, and whether it is answered under the promise.
+            novelty, the main reason to doubt it, if any, and whether it is answered under the
+            promise, None if nothing is promised.
             Where words have labels, each is a list.
         scores: the probability of each class, label or choice by its name or number, the most
             probable first; empty for ratings, and where words have labels.
@@ -26,11 +27,6 @@ class Answer:
 
     said: dict[str, Any]
     scores: dict[str, float]
-
-    def in_full(self, round: str) -> dict[str, Any]:
-        """All that is said, and the id of the round that says it."""
-        more: dict[str, Any] = {"scores": self.scores} if self.scores else {}
-        return self.said | more | {"round": round}
 
 
 def answers_of(forecast: AnyForecast) -> list[Answer]:
@@ -43,7 +39,7 @@ def answers_of(forecast: AnyForecast) -> list[Answer]:
     >>> answer.scores
     {'good': 0.75, 'bad': 0.25}
     >>> answer.said["prediction"], answer.said["reason"]
-    ('good', 'noise in the label')
+    ('good', 'people may differ')
     """
     columns = forecast.summary()
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,15 @@ class Answered:
 
     rows: Sequence[Answer]
     served: Served
+
+    @property
+    def in_full(self) -> list[dict[str, Any]]:
+        """All that is said of each row, the id of the round, and why it promises nothing."""
+        about: dict[str, Any] = {"round": self.served.id}
+        if self.served.no_promise:
+            about["no_promise"] = self.served.no_promise
+        scores = ({"scores": row.scores} if row.scores else {} for row in self.rows)
+        return [row.said | score | about for row, score in zip(self.rows, scores, strict=True)]
 
 
 @dataclass(eq=False)

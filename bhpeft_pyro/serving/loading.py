@@ -85,8 +85,17 @@ class Served:
     @property
     def promised(self) -> Promise | None:
         """The round's promise, if that is for how this predicts."""
+        return None if self.no_promise else self.posterior.promised
+
+    @property
+    def no_promise(self) -> str | None:
+        """Why nothing is promised of the answers; None if something is."""
         promised = self.posterior.promised
-        return promised if promised is not None and promised.method == self.way else None
+        if promised is None:
+            return f"round {self.id} has no promise; bhpeft promise makes one"
+        if promised.method != self.way:
+            return f"the promise of round {self.id} is for --method {promised.method}"
+        return None
 
     def encode(self, table: Table) -> Examples:
         """Tokens of the rows of a table.

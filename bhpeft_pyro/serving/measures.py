@@ -90,7 +90,7 @@ class Measures:
             reasons, answered = said["reason"], said.get("answered")
             named = "unknown" if answered is None else "yes" if answered else "no"
             for reason in reasons if isinstance(reasons, list) else [reasons]:
-                self.texts.labels(round, reason, named).inc()
+                self.texts.labels(round, reason or "none", named).inc()
 
     def text(self) -> bytes:
         """All counters as Prometheus reads them."""

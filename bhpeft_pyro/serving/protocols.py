@@ -6,7 +6,8 @@
   words and columns of numbers too. The answers are what `bhpeft predict` says of each row.
 - `infer` has that of the Open Inference Protocol (KServe, Triton, MLServer). An input tensor is a
   column of the training data, of shape [N] or [N, 1]. The outputs are the columns of `bhpeft
-  predict`, and `scores` (N, C) for classes, labels and choices, whose names are its parameter
+  predict` (tensors have no null: no reason is "", and `answered` is false where nothing is
+  promised), and `scores` (N, C) for classes, labels and choices, whose names are its parameter
   `labels`. What is no number, truth value or text, such as several labels, is a text of JSON.
 
 A table is checked before it waits: these functions raise `Refused` for what cannot be read.
@@ -27,6 +28,7 @@ from .engine import Answered, Refused
 from .loading import Served, Table
 
 _SHAPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
+_NULLS = {"reason": "", "answered": False}  # tensors have no null
 _TYPES = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
 
 
@@ -60,7 +62,7 @@ def predict(payload: Any, served: Served) -> Question:
 
     def write(answered: Answered) -> Any:
         if details:
-            answers: list[Any] = [row.in_full(answered.served.id) for row in answered.rows]
+            answers: list[Any] = answered.in_full
         else:  # of a rating its mean, under the name of its column
             name = served.posterior.columns.label
             scores = [row.scores or {name: row.said["prediction"]} for row in answered.rows]
@@ -77,7 +79,7 @@ def invocations(payload: Any, served: Served) -> Question:
         raise Refused(422, f"got {shown(payload)}; expected one of {', '.join(_SHAPES)}")
 
     def write(answered: Answered) -> Any:
-        return {"predictions": [row.in_full(answered.served.id) for row in answered.rows]}
+        return {"predictions": answered.in_full}
 
     return Question(table_of(columns_of(payload[given[0]], served), served), write)
 
@@ -107,7 +109,11 @@ def infer(name: str, payload: Any, served: Served) -> Question:
 
     def write(answered: Answered) -> Any:
         rows = answered.rows
-        outputs = [_tensor(column, [row.said[column] for row in rows]) for column in rows[0].said]
+        columns = {
+            name: [_NULLS.get(name) if row.said[name] is None else row.said[name] for row in rows]
+            for name in rows[0].said
+        }
+        outputs = [_tensor(name, cells) for name, cells in columns.items()]
         if rows[0].scores:
             labels = sorted({label for row in rows for label in row.scores})
             data = [row.scores.get(label, 0.0) for row in rows for label in labels]
@@ -118,7 +124,9 @@ def infer(name: str, payload: Any, served: Served) -> Question:
         if unknown := [output for output in wanted if output not in named]:
             raise Refused(422, f"outputs: {shown(unknown[0])}; expected some of {', '.join(named)}")
         chosen = [output for output in outputs if not wanted or output["name"] in wanted]
-        about = {"model_name": name} | request | {"model_version": answered.served.id}
+        about: dict[str, Any] = {"model_name": name, "model_version": answered.served.id} | request
+        if answered.served.no_promise:
+            about["parameters"] = {"no_promise": answered.served.no_promise}
         return about | {"outputs": chosen}
 
     return Question(table_of(columns, served), write)

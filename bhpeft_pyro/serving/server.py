@@ -314,11 +314,14 @@ class Service:
 
     def _exchanged(self, exchange: Callable[[], None]) -> Response:
         exchange()
-        now, before = self.engine.served.id, self.engine.before
-        other = None if before is None else before.id
-        self.measures.exchanges.labels(now).inc()
-        _LOG.info("round %s answers in place of %s", now, other)
-        return JSONResponse({"round": now, "round_before": other})
+        now, before = self.engine.served, self.engine.before
+        told = {"round": now.id, "round_before": None if before is None else before.id}
+        if now.no_promise and before is not None and before.promised is not None:
+            told["warning"] = f"nothing is promised any more: {now.no_promise}"
+            _LOG.warning(told["warning"])
+        self.measures.exchanges.labels(now.id).inc()
+        _LOG.info("round %s answers in place of %s", now.id, told["round_before"])
+        return JSONResponse(told)
 
     def _check_token(self, request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")

@@ -60,7 +60,8 @@ def check_promise(model: Model, promise: Mapping[str, Any], columns: Columns) ->
     """Refuse arguments of `Posterior.promise` that cannot work, before anything is learnt."""
     if "calibration" not in promise:
         raise ConfigError(f"promise: got {[*promise]}; expected 'calibration', labelled rows, too")
-    asked = {name: promise[name] for name in promise if name not in ("calibration", "method")}
+    later = ("calibration", "method", "answer_unlike")
+    asked = {name: promise[name] for name in promise if name not in later}
     error, confidence, *_ = terms(model, **asked)
     with about("promise"):
         rows = encode_ahead(model, promise["calibration"], replace(columns, label_names=None))

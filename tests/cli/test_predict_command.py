@@ -38,7 +38,7 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
     forecast = posterior.predict(str(folder / "new.csv"))
     assert list(rows[0]) == [
         *("id", "text", "prediction", "probability", "epistemic", "aleatoric"),
-        *("novelty", "reason", "flagged"),
+        *("novelty", "reason", "answered", "flagged"),
     ]
     assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"]
     assert [row["prediction"] for row in rows] == [["bad", "good"][k] for k in forecast.label]
@@ -51,7 +51,7 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
         assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6)
     flagged = [i for i, row in enumerate(rows) if row["flagged"] == "True"]
     assert flagged == sorted(forecast.flag(0.4).tolist()) and len(flagged) == 2
-    assert [row["reason"] for row in rows] == forecast.reasons()
+    assert [row["reason"] or None for row in rows] == forecast.reasons()
     # Two components, each with a forward pass and, of two classes, one backward pass; and novelty.
     how = "2 flagged (the least certain by total uncertainty); exact forecasts, 5 passes a text"
     assert f"5 rows, {how}; written to {out}" in result.stderr
@@ -285,7 +285,8 @@ def test_no_column_of_an_earlier_prediction_stays(run: Path, tmp_path: Path) -> 
     write_csv(tmp_path / "again.csv", text=ROWS, sdk=["own"] * 11, **old)
     bhpeft("predict", run, tmp_path / "again.csv", "--out", tmp_path / "out.csv")
     (first, *_) = read_csv(tmp_path / "out.csv")
-    assert first["sdk"] == "own" and not {"answered", "set_90", "from_95", "sd"} & first.keys()
+    assert first["sdk"] == "own" and not {"set_90", "from_95", "sd"} & first.keys()
+    assert first["answered"] == ""
     assert first["flagged"] and first["prediction"]
 
 
@@ -302,7 +303,8 @@ def test_texts_and_labels_keep_their_columns_whatever_these_are_called(
     assert [row["prediction"] for row in rows] == NAMES
     assert {row["predicted_prediction"] for row in rows} <= {"bad", "good"}
     assert all(row["predicted_reason"] for row in rows)
-    write_csv(out, **{name: [row[name] for row in rows] for name in rows[0]}, answered=["x"] * 20)
+    earlier = {name: [row[name] for row in rows] for name in rows[0]} | {"answered": ["x"] * 20}
+    write_csv(out, **earlier)
     bhpeft("predict", tmp_path / "run", out, "--out", again)
     assert read_csv(again) == rows  # of an earlier prediction nothing stays
 

@@ -38,7 +38,7 @@ def test_it_says_what_is_promised_and_predict_answers(copied, calibration, folde
     done = bhpeft("predict", copied, folder / "new.csv", "--out", out, "--device", "cpu")
     answered = after.predict(str(folder / "new.csv")).answered
     assert [row["answered"] for row in read_csv(out)] == [str(a) for a in answered.tolist()]
-    assert f"{answered.sum()} of 5 answered, the others are for people; " in done.stderr
+    assert f"{answered.sum()} of 5 answered, for people: " in done.stderr
     assert f"promised: {expected.in_short}\n" in done.stderr
     assert "calibration rows: of the same source" not in done.stderr  # the command above said it
 
@@ -54,7 +54,7 @@ def test_it_is_not_claimed_for_other_predictions(copied, calibration, folder):
     new, out = folder / "new.csv", copied.parent / "out.csv"
     said = bhpeft("predict", copied, new, "--out", out, "--seed", 1, "--device", "cpu").stderr
     assert "note: nothing is promised of these" in said and "for people" not in said
-    assert "answered" not in read_csv(out)[0]
+    assert read_csv(out)[0]["answered"] == ""
 
 
 def test_nothing_is_promised_of_strange_texts(copied, calibration, folder):
@@ -70,7 +70,8 @@ def test_nothing_is_promised_of_strange_texts(copied, calibration, folder):
         ).stderr
         for data in (strange, calibration)
     }
-    assert "note: 100% are unlike what was learnt" in said[strange]
+    assert "0 of 30 answered, for people: 30 (100%) unlike what was learnt, 0 (0%)" in said[strange]
+    assert "note: 100% of the rows are unlike what was learnt" in said[strange]
     assert " answered" in said[calibration] and "note:" not in said[calibration]
 
 
@@ -122,7 +123,7 @@ def test_intervals_are_added(tmp_path, folder):
         assert found == pytest.approx(values.tolist(), rel=1e-5)
 
 
-def test_a_stream_promises_and_history_says_when_it_is_broken(tmp_path, folder, calibration):
+def test_a_stream_promises_and_history_says_when_it_is_broken(tmp_path, folder):
     first = [i % 2 for i in range(90)]
     names = ["good" if k else "bad" for k in first]
     names[60:] = ["good" if i % 3 else "bad" for i in range(30)]
@@ -134,7 +135,10 @@ def test_a_stream_promises_and_history_says_when_it_is_broken(tmp_path, folder, 
     assert "expected --promise too" in error(*stream, *out, "--error", "5%")
     few = write_csv(tmp_path / "few.csv", text=["w6 w49"] * 3, label=["good"] * 3)
     assert "calibration: 3 rows; expected at least 45" in error(*stream, *out, "--promise", few)
-    bhpeft(*stream, *out, "--promise", calibration, "--error", "20%")
+    texts = [f"w{5 + i % 2} w{30 + i // 6} w{7 + i % 3}" for i in range(90)]  # like the data
+    names = ["good" if i % 2 else "bad" for i in range(90)]
+    calibration = write_csv(tmp_path / "calibration.csv", text=texts, label=names)
+    bhpeft(*stream, *out, "--promise", calibration, "--error", "30%")
     rows = read_csv(tmp_path / "stream" / "record.csv")
     assert rows[0]["promise/answered"] == "" and float(rows[1]["promise/answered"]) > 0
     shown = bhpeft("history", tmp_path / "stream").stdout
@@ -143,7 +147,7 @@ def test_a_stream_promises_and_history_says_when_it_is_broken(tmp_path, folder, 
 
 
 def test_the_error_is_promised_or_no_row_is_answered(copied, calibration, folder):
-    done = bhpeft("promise", copied, calibration, "--error", "1%", "--confidence", "60%")
+    done = bhpeft("promise", copied, calibration, "--error", "1%", "--confidence", "50%")
     assert "at most 1% are wrong" in done.stdout and "answered: none" in done.stdout
     assert "next: label more rows, or give a larger --error, or --max-share" in done.stderr
     told = error("promise", copied, calibration, "--error", "1%")

@@ -48,7 +48,7 @@ def test_it_says_that_the_promise_is_for_another_method(copied, folder, run_by) 
     for method, said in (("exact", False), ("student", True)):
         promised = replace(posterior.promised, method=method)
         posterior.replace(promised=promised).save(copied, overwrite=True)
-        note = "note: nothing is promised: the promise is for --method student"
+        note = "is for --method student"
         assert (note in bhpeft("serve", copied, *CPU).stderr) == said
 
 

@@ -61,8 +61,8 @@ def test_predict_answers_the_texts_above_the_threshold(kind: str) -> None:
     posterior = promised(kind)
     made = posterior.promised
     forecast = posterior.predict(table(kind, 40, seed=10))
-    chance = forecast.chance_right(made.tolerance)
-    assert forecast.answered.tolist() == (chance > made.threshold).tolist()
+    sure = forecast.chance_right(made.tolerance) > made.threshold
+    assert forecast.answered.tolist() == (sure & ~forecast.unlike()).tolist()
     assert 0 < forecast.answered.sum() < 40
     assert forecast.summary()["answered"] == forecast.answered.tolist()
     words = str(made)
@@ -73,6 +73,73 @@ def test_predict_answers_the_texts_above_the_threshold(kind: str) -> None:
     assert f"texts like the {made.rows} calibration rows" in words
     assert f"({made.answered}, {made.wrong} of them wrong)" in words and "confidence 90%" in words
     assert made.answered == posterior.predict(fresh(kind, 200, 9)).answered.sum()
+
+
+def with_unlike(count: int) -> dict[str, list[Any]]:
+    """Calibration rows, `count` of them unlike all that was learnt, each with a wrong label."""
+    rows = fresh("class", 200, 9)
+    odd = [f"w2 w2 w2 w2 w2 w{2 + i // 47} w{2 + i % 47}" for i in range(count)]
+    rows["text"][:count] = odd
+    rows["label"][:count] = [(row + 1) % 3 for row in fitted("class").predict(odd).predicted]
+    return rows
+
+
+def test_texts_unlike_what_was_learnt_are_for_people() -> None:
+    rows = with_unlike(11)
+    made = fitted("class").promise(rows, error=0.9)
+    unlike = made.predict(rows["text"]).unlike()
+    assert unlike[:11].all() and made.promised.unlike == unlike.sum()
+    forecast = made.predict(rows["text"])
+    assert not (forecast.answered & unlike).any()
+    assert made.promised.answered == forecast.answered.sum()
+    assert f"{unlike.sum()} (" in str(made.promised) and "too unsure" in str(made.promised)
+    # Answered too, they count too.
+    asked = fitted("class").promise(rows, error=0.9, answer_unlike=True).promised
+    assert asked.unlike == 0 and asked.answers(forecast)[:11].any()
+    assert asked.wrong > made.promised.wrong and "not unlike" not in str(asked)
+
+
+def test_the_promise_is_set_on_the_rows_that_may_be_answered() -> None:
+    """With the texts that are unlike left out beforehand, by hand, it is the same promise."""
+    rows = with_unlike(11)
+    like = (~fitted("class").predict(rows["text"]).unlike()).nonzero().flatten().tolist()
+    alone = {name: [cells[i] for i in like] for name, cells in rows.items()}
+    made, by_hand = (fitted("class").promise(given, error=0.9).promised for given in (rows, alone))
+    assert (made.threshold, made.answered, made.wrong) == (
+        by_hand.threshold,
+        by_hand.answered,
+        by_hand.wrong,
+    )
+    assert made.share < by_hand.share  # of all rows, the unlike ones too
+
+
+def test_too_many_unlike_texts_are_named() -> None:
+    with pytest.raises(DataError, match=r"calibration rows are unlike .* where at most"):
+        fitted("class").promise(with_unlike(60), max_share_to_people=0.2)
+    few = fresh("class", 60, 9)
+    few["text"][:40] = with_unlike(40)["text"][:40]
+    with pytest.raises(DataError, match="rows that are like the learnt ones; expected at least 45"):
+        fitted("class").promise(few)
+
+
+def test_a_posterior_that_does_not_know_what_it_has_learnt() -> None:
+    unknown = fitted("class").replace(novelty=None)
+    with pytest.raises(DataError, match="expected answer_unlike=True"):
+        unknown.promise(fresh("class", 100, 9), error=0.5)
+    posterior = unknown.promise(fresh("class", 100, 9), error=0.5, answer_unlike=True)
+    assert posterior.predict(["w5 w9"]).answered is not None
+    # A promise that needs to know is not made of forecasts that do not say it.
+    assert promised("class").replace(novelty=None).predict(["w5 w9"]).answered is None
+
+
+def test_a_promise_of_an_earlier_file_answers_as_it_did(tmp_path: Any) -> None:
+    promised("class", answer_unlike=True).save(tmp_path)
+
+    def earlier(plain: dict[str, Any]) -> None:
+        del plain["promised"]["answer_unlike"], plain["promised"]["unlike"]
+
+    rewrite(tmp_path, earlier)
+    assert load(tmp_path).promised.answer_unlike
 
 
 def test_it_is_for_one_way_to_predict() -> None:

@@ -126,7 +126,7 @@ def test_every_kind_of_label(kind: str, by: By) -> None:
         said = "known to ±" if kind.endswith("rating") else "%)"
         assert all(said in reason for reason in queue.reasons)
         if kind != "noisy rating":  # of which draws of all components are pooled
-            assert all("component" in reason for reason in queue.reasons)
+            assert all("model" in reason for reason in queue.reasons)
 
 
 def test_long_queues(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,9 @@ def rows_of(seed: int, count: int = 40, wrong: bool = False) -> dict[str, list[A
 
 def test_a_stream_promises_after_every_round_and_says_when_it_is_broken(tmp_path: Path) -> None:
     batches = {"one": rows_of(0, 80), "two": rows_of(1), "three": rows_of(2, 60, wrong=True)}
-    how: dict[str, Any] = {"promise": {"calibration": rows_of(9, 120), "error": 0.2}}
+    how: dict[str, Any] = {
+        "promise": {"calibration": rows_of(9, 120), "error": 0.2, "answer_unlike": True}
+    }
     how |= QUICK | {"components": 1, "guide": "normal", "max_steps": 60}
     last = bh.stream(tiny_model(()), batches, tmp_path, **how)
     one, two, three = Record.of(last).rows
@@ -235,6 +237,7 @@ def test_a_promise_of_another_way_to_predict_is_watched_too(tmp_path: Path) -> N
     batches = {"one": rows_of(0, 80), "two": rows_of(1)}
     texts = {"text": [text for seed in (21, 22) for text in rows_of(seed)["text"]]}
     promise = {"calibration": rows_of(9, 120), "error": 0.4, "method": "exact"}
+    promise["answer_unlike"] = True
     how: dict[str, Any] = QUICK | {"components": 1, "guide": "laplace", "max_steps": 40}
     last = bh.stream(tiny_model(()), batches, tmp_path, promise=promise, distill=texts, **how)
     assert last.promised is not None and last.promised.method == "exact"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from students import promise_on
 from torch import Tensor
 
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
@@ -346,18 +347,34 @@ def test_texts_are_ranked_by_novelty_where_it_is_known() -> None:
 
 
 def test_the_reason_is_the_largest_part_unless_the_text_is_novel() -> None:
-    parts = [[0.9, 0.1], [0.2, 0.8], [0.99, 0.01]]  # components: agree, disagree, ...
-    other = [[0.9, 0.1], [0.8, 0.2], [0.01, 0.99]]
+    parts = [[0.95, 0.05], [0.2, 0.8], [0.99, 0.01]]  # components: agree, disagree, ...
+    other = [[0.95, 0.05], [0.8, 0.2], [0.01, 0.99]]
     one, two = (ClassForecast.from_draws(torch.tensor([rows])) for rows in (parts, other))
     mixed = ClassForecast.mixed([one, two])
-    assert mixed.reasons() == ["noise in the label", "noise in the label", "components disagree"]
+    assert mixed.reasons() == [None, "people may differ", "models disagree"]
     draws = torch.tensor([[[0.99, 0.01]], [[0.01, 0.99]]])
     alone = ClassForecast.from_draws(draws)
-    assert alone.reasons() == ["weights uncertain"]
-    assert ClassForecast.mixed([alone, alone]).reasons() == ["weights uncertain"]
+    assert alone.reasons() == ["little learnt from such texts"]
+    assert ClassForecast.mixed([alone, alone]).reasons() == ["little learnt from such texts"]
     novel = replace(mixed, novelty=torch.tensor([0.05, 0.06, 0.01], dtype=torch.float64))
-    wanted = ["unlike what was learnt", "noise in the label", "unlike what was learnt"]
+    wanted = ["unlike what was learnt", "people may differ", "unlike what was learnt"]
     assert novel.reasons() == novel.summary()["reason"] == wanted
+
+
+def test_of_ratings_noise_alone_is_no_reason() -> None:
+    means, sds = torch.tensor([[0.0, 0.0], [0.1, 4.0]]), torch.full((2, 2), 1.0)
+    forecast = RatingForecast.from_draws(means, sds, within=torch.zeros(2, 2))
+    assert forecast.reasons() == [None, "models disagree"]
+
+
+def test_under_a_promise_what_is_left_to_people_has_a_reason_and_nothing_else_has() -> None:
+    forecast = ClassForecast.from_draws(torch.tensor([[[0.95, 0.05], [0.8, 0.2]]]))
+    strict, lax = (
+        replace(forecast, promised=promise_on("class", threshold=threshold, chance=torch.ones(1)))
+        for threshold in (0.97, 0.7)
+    )
+    assert strict.reasons() == ["people may differ"] * 2 and lax.reasons() == [None, None]
+    assert forecast.summary()["answered"] == [None, None]
 
 
 def test_numpy_s_numbers_are_names_where_names_are_numbers() -> None:

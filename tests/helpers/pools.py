@@ -19,7 +19,7 @@ def pool(count: int = 5, kind: str = "class", **changes: Any) -> Pool:
     uncertainty = {"epistemic": 0.25, "aleatoric": 0.5}
     about = {}
     for i in range(count):
-        said = (0.2, 0.5, 0.3)[: len(names)], rating, uncertainty, "weights uncertain"
+        said = (0.2, 0.5, 0.3)[: len(names)], rating, uncertainty, "little learnt from such texts"
         queued = "praise (30%)" if i == 0 else ""
         about[f"t{i}"] = Item(i, (f"text {i}",), names, names, *said, queued, None)
     records = tuple({"id": f"0{i}", "text": f"text {i}"} for i in range(count))

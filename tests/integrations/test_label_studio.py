@@ -42,7 +42,10 @@ def test_label_studio_accepts_the_interface_and_the_tasks(kind):
 def test_tasks_have_the_prediction_its_score_and_the_uncertainty(kind):
     first, second = json.loads(json.dumps(to_tasks(pool(2, kind)), allow_nan=False))
     assert first["data"]["text"] == "text 0" and first["data"]["key"] == "t0"
-    assert first["data"]["epistemic"] == 0.25 and first["data"]["reason"] == "weights uncertain"
+    assert (
+        first["data"]["epistemic"] == 0.25
+        and first["data"]["reason"] == "little learnt from such texts"
+    )
     assert second["data"]["text"] == "text 1"
     (prediction,) = first["predictions"]
     (result,) = prediction["result"]

@@ -402,7 +402,7 @@ def test_members_that_contradict_each_other_disagree() -> None:
     parts = [bh.fit(model, "delta", each, **options) for each in (data, other)]
     both = MixturePosterior(parts, parts[0].lineage).replace(novelty=None)
     for how in ({}, {"samples": 0}, {"keep_samples": True}):
-        assert both.predict(data["text"][:4], **how).reasons() == ["components disagree"] * 4, how
+        assert both.predict(data["text"][:4], **how).reasons() == ["models disagree"] * 4, how
 
 
 def test_how_much_components_disagree_is_reported() -> None:

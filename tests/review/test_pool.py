@@ -57,7 +57,7 @@ def test_texts_that_the_promise_answers_are_not_asked_for(classes, tmp_path, mon
     texts = [f"w{i} w{i + 1} w9" for i in range(12, 40)]
     middle = float(classes.predict(texts).confidence.median())
     promised = promised.replace(promised=replace(promised.promised, threshold=middle))
-    copies = [*texts, *texts[::2], *map(str.upper, texts[:9])]
+    copies = [*texts, *texts[::2], *(text.replace(" ", "  ") for text in texts[:9])]
     pool = Pool.of(promised, write_csv(tmp_path / "new.csv", text=copies))
     answered = promised.predict(texts).answered
     assert answered is not None and 0 < int(answered.sum()) < 28

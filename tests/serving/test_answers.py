@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
 from bhpeft_pyro.serving.answers import answers_of
+from bhpeft_pyro.serving.engine import Answered
 
 
 def test_classes_are_named_and_ordered() -> None:
@@ -18,8 +20,10 @@ def test_classes_are_named_and_ordered() -> None:
     assert [*first.scores] == ["b", "c", "a"] and [*second.scores] == ["a", "b", "c"]
     assert first.said["prediction"] == "b" and first.said["probability"] == pytest.approx(0.5)
     assert answers_of(ClassForecast.from_draws(draws))[0].scores.keys() == {"0", "1", "2"}
-    full = first.in_full("5f0c")
-    assert full["round"] == "5f0c" and full["scores"] == first.scores
+    (full,) = Answered([first], SimpleNamespace(id="5f0c", no_promise=None)).in_full
+    assert full == first.said | {"scores": first.scores, "round": "5f0c"}
+    (full,) = Answered([first], SimpleNamespace(id="5f0c", no_promise="none was made")).in_full
+    assert full["answered"] is None and full["no_promise"] == "none was made"
 
 
 def test_choices_that_do_not_exist_have_no_score() -> None:
@@ -35,7 +39,9 @@ def test_several_labels_ratings_and_words() -> None:
     assert answer.scores == pytest.approx({"x": 0.9, "y": 0.6})
     assert answer.said["prediction"] == ["x", "y"]
     (answer,) = answers_of(RatingForecast.from_draws(torch.tensor([[3.0]]), torch.tensor([[1.0]])))
-    assert answer.scores == {} and "scores" not in answer.in_full("r")
+    assert answer.scores == {}
+    (full,) = Answered([answer], SimpleNamespace(id="r", no_promise=None)).in_full
+    assert "scores" not in full
     assert answer.said["lower_90"] < answer.said["prediction"] == 3.0 < answer.said["upper_90"]
     words = ClassForecast.from_draws(torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]]))
     first, second = answers_of(replace(words, rows=torch.tensor([0, 0, 1])))

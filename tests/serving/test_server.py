@@ -98,7 +98,14 @@ def test_rounds_are_exchanged_with_the_token_alone(
     assert client.post("/admin/rollback", headers={"authorization": "secret"}).status_code == 401
     bearer = {"authorization": "bearer secret"}  # of any case
     swapped = client.post("/admin/swap", headers=bearer)  # to the newest
-    assert swapped.json() == {"round": may.id, "round_before": april.id}
+    assert swapped.json() == {
+        "round": may.id,
+        "round_before": april.id,
+        "warning": f"nothing is promised any more: round {may.id} has no promise; bhpeft promise "
+        "makes one",
+    }
+    (reply,) = ask(client, inputs=["w5"], parameters={}, details=True).json()
+    assert reply["answered"] is None and may.id in reply["no_promise"]
     assert ask(client, inputs="w5").headers["x-bhpeft-round"] == may.id
     assert client.get("/info").json()["round_before"] == april.id
     back = client.post("/admin/rollback", headers=ADMIN)

@@ -127,7 +127,7 @@ def test_a_stream_promises_and_history_says_when_it_is_broken(tmp_path, folder):
     first = [i % 2 for i in range(90)]
     names = ["good" if k else "bad" for k in first]
     names[60:] = ["good" if i % 3 else "bad" for i in range(30)]
-    texts = [f"w{5 + k} w{7 + i % 3} w{30 + i // 6}" for i, k in enumerate(first)]
+    texts = [f"w{5 + k} w{7 + i % 3} w{30 + 7 * i % 17}" for i, k in enumerate(first)]
     data = write_csv(tmp_path / "data.csv", text=texts, label=names)
     out = ("--out", tmp_path / "stream")
     stream = ("stream", data, "--batch", 30, "--backbone", folder / "tiny", "--components", 1)
@@ -135,7 +135,7 @@ def test_a_stream_promises_and_history_says_when_it_is_broken(tmp_path, folder):
     assert "expected --promise too" in error(*stream, *out, "--error", "5%")
     few = write_csv(tmp_path / "few.csv", text=["w6 w49"] * 3, label=["good"] * 3)
     assert "calibration: 3 rows; expected at least 45" in error(*stream, *out, "--promise", few)
-    texts = [f"w{5 + i % 2} w{30 + i // 6} w{7 + i % 3}" for i in range(90)]  # like the data
+    texts = [f"w{5 + i % 2} w{30 + 7 * i % 17} w{7 + i % 3}" for i in range(90)]  # like the data
     names = ["good" if i % 2 else "bad" for i in range(90)]
     calibration = write_csv(tmp_path / "calibration.csv", text=texts, label=names)
     bhpeft(*stream, *out, "--promise", calibration, "--error", "30%")

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bhpeft_pyro.decisions.promises import Promise, by_error, calibration_of
+from bhpeft_pyro.decisions.promises import Promise, calibration_of
 from bhpeft_pyro.decisions.sets import intervals_of, sets_of
+from bhpeft_pyro.decisions.thresholds import ALL, by_error
 from bhpeft_pyro.decisions.watching import error_evidence
 from bhpeft_pyro.forecast import RatingForecast
 from bhpeft_pyro.forecast.metrics import ood_auroc
@@ -40,12 +41,13 @@ _ALARM = 20.0  # evidence, at which a promise is taken for broken
 
 def promise(outcome: Outcome, errors: Sequence[float] = ERRORS) -> list[Score]:
     """For each error and number of calibration rows: how often a promise is broken, and what share
-    is answered; the same on rows of another kind, and after how many labels that is noticed."""
+    is answered; the same on rows of another kind, and after how many labels that is noticed. Texts
+    unlike the learnt ones are left to people, where the novelty of the test rows is known."""
     test, task = outcome.forecasts["test"], outcome.facts["task"]
     tolerance = TOLERANCE if isinstance(test, RatingForecast) else None
-    chance, wrong = test.chance_right(tolerance), test.wrong(tolerance)
+    chance, wrong = _sureness(test, tolerance), test.wrong(tolerance)
     others = {
-        name: (forecast.chance_right(tolerance), forecast.wrong(tolerance))
+        name: (_sureness(forecast, tolerance), forecast.wrong(tolerance))
         for name, forecast in outcome.forecasts.items()
         if name not in ("validation", "test") and forecast.labels is not None
     }
@@ -53,7 +55,7 @@ def promise(outcome: Outcome, errors: Sequence[float] = ERRORS) -> list[Score]:
     for error in errors:
         for rows in _sizes(len(test)):
             drawn = [*_draws(len(test), rows, _SPLITS)]
-            thresholds = [by_error(chance[i], wrong[i], error, CONFIDENCE) for i in drawn]
+            thresholds = [_threshold(chance[i], wrong[i], error) for i in drawn]
             here = _kept(chance, wrong, thresholds, error)
             made.append(Score(f"{task}: a promise of {error:.0%}", here, str(rows)))
             for name, (there, mistakes) in others.items():
@@ -61,6 +63,17 @@ def promise(outcome: Outcome, errors: Sequence[float] = ERRORS) -> list[Score]:
                 values["labels until noticed"] = _noticed(there, mistakes, thresholds, error)
                 made.append(Score(f"{task} {name}: a promise of {error:.0%}", values, str(rows)))
     return made
+
+
+def _sureness(forecast: AnyForecast, tolerance: float | None) -> Tensor:
+    """(N,) `chance_right`; `ALL`, which is never answered, of texts unlike the learnt ones."""
+    chance = forecast.chance_right(tolerance)
+    return chance if forecast.novelty is None else chance.masked_fill(forecast.unlike(), ALL)
+
+
+def _threshold(chance: Tensor, wrong: Tensor, error: float) -> float | None:
+    like = chance > ALL
+    return by_error(chance[like], wrong[like], error, CONFIDENCE)
 
 
 def sets(outcome: Outcome) -> list[Score]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from math import nan
@@ -278,6 +279,7 @@ def _decisions(folder: Path) -> Iterator[Table]:
             for score in made(outcome)
         ]
         yield Table.over_seeds(title, ["task", "method", "calibration rows"], records, note)
+    yield _unlike(folder, promises)
     more = [
         {"method": name, "calibration rows": score.by, **score.values}
         for name in (ONE, TUNED + SCALING)
@@ -289,6 +291,25 @@ def _decisions(folder: Path) -> Iterator[Table]:
     note = f"On news, drawn 40 times a seed from 3,000 test rows. {OVER_SEEDS}"
     title = "A promise of at most 5 % errors, with more calibration rows"
     yield Table.over_seeds(title, ["method", "calibration rows"], more, note)
+
+
+def _unlike(folder: Path, note: str) -> Table:
+    """Promises with and without texts unlike the learnt ones, of one component."""
+    records = [
+        {"task": shown, "unlike texts": unlike, "calibration rows": score.by, **score.values}
+        for shown in ("news", "tweets")
+        for outcome in stored_runs(
+            folder / "unlike", TASKS[shown], method(METHODS[ONE]), 400
+        ).values()
+        for unlike, test in (
+            ("for people", outcome.forecasts["test"]),
+            ("answered too", replace(outcome.forecasts["test"], novelty=None)),
+        )
+        for score in decisions.promise(Outcome(outcome.facts, {"test": test}), (0.05,))
+    ]
+    columns = ["task", "unlike texts", "calibration rows"]
+    title = "A promise of at most 5 % errors, where texts unlike the learnt ones are for people"
+    return Table.over_seeds(title, columns, records, note)
 
 
 def _novelty(folder: Path) -> Iterator[Table]:

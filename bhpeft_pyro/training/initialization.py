@@ -20,7 +20,7 @@ from torch.distributions import biject_to
 from ..base.checks import warn
 from ..base.distributed import same
 from ..base.fit_options import FitOptions
-from ..base.threads import give_way, seeded
+from ..base.threads import give_way, own_parameters, seeded
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import GuideError
@@ -166,7 +166,7 @@ def start(
     set.
     """
     done: set[str] = set()
-    with pyro.get_param_store().scope():  # Pyro's guides put their parameters there
+    with own_parameters():
         guide.narrow(from_prior(model, guide.means()))
         if model.network.kinds:
             frozen = CachedBatches(model, examples, frozen=True)

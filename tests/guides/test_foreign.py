@@ -76,7 +76,9 @@ def test_parameters_of_a_module_that_only_the_store_has_are_refused() -> None:
     """A posterior would answer with their initial values."""
     model = tiny_model(())
     for use in (partial(bh.fit, data=tiny_examples(8), max_steps=2), bh.Posterior.of):
-        with pytest.raises(GuideError, match="Stored declares 'head.weight.loc', 'head.bias.loc'"):
+        with pytest.raises(
+            GuideError, match=r"Stored declares 'head\.weight\.loc', 'head\.bias\.loc'"
+        ):
             use(model, Stored(model))
 
 

@@ -325,7 +325,7 @@ def _rate(done: int, steps: int) -> float:
     """The share of the learning rate that is used after `done` of the steps."""
     rise = int(_WARM_UP * steps)
     if done < rise:
-        return done / rise
+        return (done + 1) / (rise + 1)
     progress = (done - rise) / (steps - rise)
     return 0.5 * (1 + math.cos(math.pi * progress))
 

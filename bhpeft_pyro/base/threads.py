@@ -179,15 +179,23 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def own_parameters() -> Iterator[None]:
+    """An empty store of Pyro's, and the caller's again at the end: in one store, parameters of the
+    same names are the same parameters. (`scope` of the store would take away the attribute
+    `unconstrained`, which SVI reads after a call.)"""
+    store = pyro.get_param_store()
+    before = {**vars(store)}
+    store.clear()  # makes new dicts
+    try:
+        yield
+    finally:
+        vars(store).update(before)
+
+
+@contextmanager
 def alone() -> Iterator[None]:
     """Run Pyro in one thread, without gradients, autocast, outer handlers or global parameters."""
-    with (
-        sampling(),
-        torch.no_grad(),
-        without_autocast(),
-        pyro.get_param_store().scope(),
-        poutine.block(),
-    ):
+    with sampling(), torch.no_grad(), without_autocast(), own_parameters(), poutine.block():
         yield
 
 

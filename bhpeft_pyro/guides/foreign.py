@@ -177,10 +177,10 @@ class FunctionGuide(ForeignGuide):
             return dict(values) if named else {}
 
         params = {name: self.parameters_[key(name)] for name in self._names}
-        store = pyro.get_param_store()
-        with store.scope({"params": params, "constraints": self._constraints}) as state:
-            values = run_for_all_draws(sample, "guide")
-        if late := [name for name in state["params"] if name not in params]:
+        store = pyro.get_param_store()  # this guide's own
+        store.set_state({"params": params, "constraints": self._constraints})
+        values = run_for_all_draws(sample, "guide")
+        if late := [name for name in store if name not in params]:
             raise GuideError(
                 f"guide: the function declares {', '.join(map(repr, late))} only if it gets data; "
                 "expected all parameters when it is called with None, as predictions call it"

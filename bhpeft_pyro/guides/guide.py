@@ -14,6 +14,7 @@ from torch.optim import Adam, Optimizer
 
 from ..base.distributions import Covariance
 from ..base.fit_options import FitOptions
+from ..base.threads import own_parameters
 from ..data.batch import Batch
 from ..errors import ConfigError, GuideError
 from ..model.amortized import OutputCovariance
@@ -82,8 +83,8 @@ class Guide(nn.Module):
     * `distributions` (one per site), or `as_prior` if sites are correlated.
 
     Everything else has a default; docs/own-guide.md has an example. A guide holds its parameters as
-    a plain torch module does: in Pyro's global store they would mix with parameters of the same
-    names in another guide.
+    a plain torch module does, or as a `PyroModule`. They never enter Pyro's global store, where
+    they would mix with parameters of the same names in another guide.
 
     Attributes:
         point: SVI trains a point estimate; a width, if any, is computed afterwards.
@@ -104,10 +105,24 @@ class Guide(nn.Module):
     numbers: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module, and announce its parameters to Pyro's `SVI`, which collects them."""
+        """Call the module, and announce its parameters to Pyro's `SVI`, which collects them.
+
+        Raises:
+            GuideError: it has a `pyro.param` statement, whose parameter would be lost.
+        """
         for name, parameter in self.named_parameters():
             _announce(name, parameter)
-        return super().__call__(*args, **kwargs)
+        with own_parameters():
+            values = super().__call__(*args, **kwargs)
+            own = {id(parameter) for parameter in self.parameters()}
+            stored = pyro.get_param_store().named_parameters()
+            if lost := [name for name, value in stored if id(value) not in own]:
+                raise GuideError(
+                    f"guide: {self.title()} declares {', '.join(map(repr, lost))} by pyro.param; "
+                    "expected parameters of its own (nn.Parameter, PyroParam), or a function that "
+                    "calls it"
+                )
+        return values
 
     # What a family must define
 

@@ -28,7 +28,15 @@ from ..model.cached_batches import naming_rows
 from ..model.model import Model, check_model
 from ..priors import prior_file
 from ..priors.prior import check_prior
-from ..training.initialization import align, centred, own_start, scatter, start
+from ..training.initialization import (
+    align,
+    centred,
+    moved,
+    narrowed,
+    own_start,
+    scatter,
+    start,
+)
 from ..training.loop import Callback, OptimizerFactory
 from .posterior import Posterior
 from .round import Round, check_arguments, of_component, run_all, temperature
@@ -184,12 +192,12 @@ def _initialised(one: Round, batches: list[Batch]) -> Model:
         labels = one.data.labels
         assert labels is not None
         drawn = own_start(model, options.seed) if _starts_at_random(one) else {}
-        there = (mean for name, mean in guide.means().items() if name in drawn)
-        if not any(bool(mean.any()) for mean in there):  # otherwise an earlier fit has moved it
-            guide.move(drawn | model.likelihood.start(labels))
+        initial = drawn | model.likelihood.start(labels)
+        if not moved(model, guide, initial):  # by an earlier fit
+            guide.move(initial)
         return centred(model, guide)
     if options.temperature != 0:  # at 0 the weights themselves are trained
-        if guide.free_sds():
+        if guide.free_sds() and not narrowed(model, guide):
             start(model, guide, one.data, options, batches)
         else:
             align(model, batches)  # has an effect once: all components share the coordinates

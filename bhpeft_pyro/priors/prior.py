@@ -88,6 +88,19 @@ class PatternPrior:
             for value in patterns.values()
         )
 
+    @property
+    def open(self) -> bool:
+        """Whether a `laplace` guide sets the scales of all sites."""
+        return all(getattr(prior, "open", False) for prior in self.patterns.values())
+
+    def with_fixed_scales(self) -> PatternPrior:
+        """This prior with the default scales of ready priors in place of None."""
+        fixed = {
+            pattern: prior.with_fixed_scales() if isinstance(prior, FunctionSpaceNormal) else prior
+            for pattern, prior in self.patterns.items()
+        }
+        return PatternPrior(fixed)
+
     def __repr__(self) -> str:
         parts = ", ".join(f"{name!r}: {prior}" for name, prior in self.patterns.items())
         return f"{{{parts}}}"

@@ -155,7 +155,11 @@ class _Rest(Messenger):
             with _only_around(self), pyro.validation_enabled(self.valid):
                 apply_stack(outer)
             value = outer["value"]
-        return value.expand(self.lead + shape).reshape(self.lead.numel(), *shape)
+        # Pyro's `Predictive` gives values that have dims of their own no dims of plates.
+        draws = self.lead.numel()
+        if value.numel() != draws * shape.numel():
+            value = value.expand(self.lead + shape)
+        return value.reshape(draws, *shape)
 
     def _together(self, fn: Any, tensors: Sequence[Tensor], varies: Sequence[bool]) -> Any:
         """The distributions of all draws as one, of batch shape `(*P, *batch)`."""

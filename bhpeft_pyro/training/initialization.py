@@ -7,7 +7,7 @@ the first steps diverge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -20,7 +20,7 @@ from torch.distributions import biject_to
 from ..base.checks import warn
 from ..base.distributed import same
 from ..base.fit_options import FitOptions
-from ..base.threads import give_way, seeded
+from ..base.threads import give_way, own_parameters, seeded
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import GuideError
@@ -29,7 +29,7 @@ from ..guides.latent import with_mean
 from ..model.cached_batches import CachedBatches
 from ..model.fisher import diagonal, from_prior, scores
 from ..model.model import Model
-from ..priors import complete
+from ..priors import complete, unpack
 from .loop import Setup, optimise
 
 # Size of the output side, in units, while the input side is measured: at zero it has no effect.
@@ -166,7 +166,7 @@ def start(
     set.
     """
     done: set[str] = set()
-    with pyro.get_param_store().scope():  # Pyro's guides put their parameters there
+    with own_parameters():
         guide.narrow(from_prior(model, guide.means()))
         if model.network.kinds:
             frozen = CachedBatches(model, examples, frozen=True)
@@ -191,6 +191,23 @@ def own_start(model: Model, seed: int) -> dict[str, Tensor]:
     with seeded(seed):
         drawn = {site.name: coordinates.another(site.name) for site in model.network.sites}
     return {k: away for k, away in drawn.items() if away is not None and k not in given}
+
+
+def moved(model: Model, guide: Guide, names: Collection[str]) -> bool:
+    """Whether any of some sites is not at its initial value any more."""
+    initial: dict[str, Tensor] = {}
+    for latent in latents(model):
+        value = biject_to(latent.support)(latent.loc)
+        initial |= unpack(value, latent.sites) if latent.sites else {latent.name: value}
+    means = guide.means()
+    return any(not torch.allclose(means[k], initial[k]) for k in initial.keys() & {*names})
+
+
+def narrowed(model: Model, guide: Guide) -> bool:
+    """Whether an earlier fit has set a guide's sds, and with them its means."""
+    sds, means = guide.scales(), guide.means()
+    same = (torch.allclose(sds[x.name], x.scale) for x in latents(model) if x.name in sds)
+    return moved(model, guide, means) and not (sds and all(same))
 
 
 def centred(model: Model, guide: Guide) -> Model:

@@ -21,7 +21,7 @@ from ..base.checks import check, shown
 from ..base.distributed import average, rank, same, world
 from ..base.fit_options import FitOptions
 from ..base.progress import Work, bars, work
-from ..base.threads import give_way, seeded
+from ..base.threads import give_way, own_parameters, seeded
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError, FitError
@@ -140,7 +140,7 @@ class _Run:
         bf16 = self.options.bf16
         with (
             seeded(self.options.seed),
-            pyro.get_param_store().scope(),
+            own_parameters(),
             ExitStack() as checks,
             bars(self.options.progress),
             work("training", self.steps) as bar,
@@ -325,7 +325,7 @@ def _rate(done: int, steps: int) -> float:
     """The share of the learning rate that is used after `done` of the steps."""
     rise = int(_WARM_UP * steps)
     if done < rise:
-        return done / rise
+        return (done + 1) / (rise + 1)
     progress = (done - rise) / (steps - rise)
     return 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -10,12 +10,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import FunctionGuide, NormalGuide
-from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 
 def test_a_function_guide_keeps_its_own_parameters_and_their_constraints() -> None:
@@ -55,6 +56,44 @@ def test_a_function_guide_cannot_declare_parameters_for_data_alone() -> None:
 
     with pytest.raises(GuideError, match=r"guide: .*'head.weight.shift', 'head.bias.shift'.*None"):
         bh.fit(model, guide, tiny_examples(), max_steps=4, progress=False)
+    assert len(pyro.get_param_store()) == 0
+
+
+class Stored(nn.Module):
+    """A module whose parameters are in Pyro's store."""
+
+    def __init__(self, model: bh.Model) -> None:
+        super().__init__()
+        self.sites, self.own = model.sites, nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch: bh.data.Batch | None = None) -> None:
+        for site in self.sites:
+            loc = pyro.param(f"{site.name}.loc", site.init()) + self.own
+            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+
+
+def test_parameters_of_a_module_that_only_the_store_has_are_refused() -> None:
+    """A posterior would answer with their initial values."""
+    model = tiny_model(())
+    for use in (partial(bh.fit, data=tiny_examples(8), max_steps=2), bh.Posterior.of):
+        with pytest.raises(
+            GuideError, match=r"Stored declares 'head\.weight\.loc', 'head\.bias\.loc'"
+        ):
+            use(model, Stored(model))
+
+
+def test_svi_by_hand_goes_on_with_a_fitted_function() -> None:
+    model = tiny_model(())
+
+    def guide(batch: bh.data.Batch | None) -> None:
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", site.init())
+            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+
+    fitted = bh.fit(model, guide, tiny_examples(8), max_steps=2, progress=False).guide
+    before = [value.clone() for value in fitted.parameters()]
+    SVI(model, fitted, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(tiny_batch(8))
+    assert all(not torch.equal(*pair) for pair in zip(before, fitted.parameters(), strict=True))
     assert len(pyro.get_param_store()) == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from exact import hierarchical
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer import autoguide as pyro_guides
 from pyro.infer.autoguide import AutoNormal
 from saves import load
@@ -24,7 +26,7 @@ from bhpeft_pyro.guides import PyroGuide
 from bhpeft_pyro.guides.pyro_guides import PYROS
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import JointPrior, PosteriorPrior
-from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
 FAMILIES: list[tuple[Any, dict[str, Any], type]] = [
@@ -167,6 +169,38 @@ def test_all_of_them_fit_under_a_mixture_of_distributions(name: str) -> None:
 
     posterior = fitted(name, {}, tiny_model((), prior={"*": spike_and_slab}))
     assert posterior.predict(["w5 w6"], samples=3).probabilities.isfinite().all()
+
+
+def evaluated(posterior: bh.Posterior, batch: bh.data.Batch) -> None:
+    svi = SVI(posterior.model, posterior.guide, pyro.optim.Adam({}), Trace_ELBO())
+    svi.evaluate_loss(batch)  # type: ignore[no-untyped-call]
+
+
+USES: dict[str, Callable[[bh.Posterior, bh.data.Batch], Any]] = {
+    "Predictive": lambda p, batch: Predictive(p.model, guide=p.guide, num_samples=2)(batch),
+    "trace": lambda p, batch: poutine.trace(p.guide).get_trace(batch),
+    "SVI": evaluated,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("name", [n for n in PYROS if n != "AutoNormalizingFlow"])
+def test_pyro_s_inference_on_one_posterior_leaves_another_as_it_is(name: str, use: str) -> None:
+    """Their parameters have the same names, and Pyro's store is global."""
+    posteriors = [
+        bh.fit(tiny_model(()), name, tiny_examples(16, seed=seed), **QUICK, lr=0.05, seed=seed)
+        for seed in (0, 1)
+    ]
+
+    def answers() -> list[Tensor]:
+        return [p.predict(tiny_examples(5), 4).probabilities for p in posteriors]
+
+    before = answers()
+    assert not torch.equal(*before)
+    for posterior in posteriors:
+        USES[use](posterior, tiny_batch(8))
+    assert all(map(torch.equal, before, answers()))
+    assert not list(pyro.get_param_store())
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,20 @@ def test_points_of_a_normal_fill_it_evenly(size: int) -> None:
     assert not torch.equal(points[0], points[1])
 
 
+@pytest.mark.parametrize("samples", [None, 200])
+def test_the_epistemic_variance_of_ratings_is_that_of_their_mean(samples: int | None) -> None:
+    """Of a likelihood of one's own, which is drawn; in closed form it is J S J'."""
+    rows = {"text": TEXTS * 8, "label": [0.5 * (i % 5) for i in range(40)]}
+    model = tiny_model((), 1, likelihood=lambda outputs: dist.Normal(outputs[..., 0], 1.0))
+    posterior = bh.fit(model, "laplace", rows, components=1, max_steps=5, progress=False)
+    guide: Any = posterior.guide
+    batch = next(posterior.model.encode(rows).batches(40))
+    _, derivatives = jacobian(posterior.model, guide.means(), batch)
+    expected = guide.covariance.projected(derivatives)[:, 0, 0].detach()
+    found = torch.as_tensor(posterior.predict(rows["text"], samples).epistemic)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize(("likelihood", "data"), [LIKELIHOODS[0], LIKELIHOODS[-1]])
 def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: Any) -> None:
     """Those of every draw of the weights too, while the posterior that becomes a prior stays."""

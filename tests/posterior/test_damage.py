@@ -164,8 +164,8 @@ def test_what_is_damaged_or_made_up_is_refused(
 def test_a_covariance_of_another_size_is_refused(tmp_path: Path) -> None:
     laplace = bh.fit(tiny_model(()), "laplace", tiny_examples(), components=1, max_steps=2)
     folder = laplace.save(tmp_path)
-    tensors("0.guide.scale", lambda value: value[1:].clone())(folder)
-    with pytest.raises(SaveError, match="size mismatch for scale"):
+    tensors("0.guide.rest", lambda value: value[1:].clone())(folder)
+    with pytest.raises(SaveError, match="size mismatch for rest"):
         load(folder)
 
 

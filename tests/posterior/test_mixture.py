@@ -23,7 +23,7 @@ from bhpeft_pyro.base.distributions import LowRankNormal
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import DeltaGuide, DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
-from bhpeft_pyro.guides.laplace.curvature import Curvature
+from bhpeft_pyro.guides.laplace.curvature import Information
 from bhpeft_pyro.guides.strategy import Strategy
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.peft import LoRA
@@ -270,7 +270,7 @@ def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.Monke
 def test_too_little_memory_for_a_width_leaves_the_fitted_components(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compute, left = Curvature.of, iter(range(2))
+    compute, left = Information.of, iter(range(2))
 
     def failing(*args: Any, **how: Any) -> Any:
         if next(left, None) is None:
@@ -280,7 +280,7 @@ def test_too_little_memory_for_a_width_leaves_the_fitted_components(
     def passes(*_: Any, **__: Any) -> None:
         pytest.fail("all texts went through the transformer")
 
-    monkeypatch.setattr(Curvature, "of", failing)
+    monkeypatch.setattr(Information, "of", failing)
     monkeypatch.setattr("bhpeft_pyro.model.cached_batches.check_all", passes)
     with pytest.raises(FitError, match=r"ended after 2 of 3 components: .*out of memory") as error:
         fit("laplace", max_steps=2)

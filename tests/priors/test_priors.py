@@ -30,6 +30,7 @@ from bhpeft_pyro.priors import (
     PosteriorPrior,
     as_prior,
 )
+from bhpeft_pyro.priors.prior import PatternPrior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 MODEL = tiny_model()
@@ -280,3 +281,28 @@ def test_a_mixture_of_joint_posteriors_has_its_density() -> None:
         drawn = prior([])["w"].mean(-1)
     assert drawn.shape == (500, 1)
     assert (drawn > 2).float().mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_mapping_of_default_priors_is_the_default_prior() -> None:
+    """Also under 'laplace', which sets its scales."""
+    fits = [
+        bh.fit(
+            tiny_model(prior=prior),
+            "laplace",
+            tiny_examples(16),
+            components=1,
+            max_steps=3,
+            progress=False,
+        )
+        for prior in (
+            None,
+            {"*": bh.priors.default()},
+            {"head.*": bh.priors.default(), "*": bh.priors.default()},
+        )
+    ]
+    states = [fitted.guide.state_dict() for fitted in fits]
+    for state in states[1:]:
+        torch.testing.assert_close(state["first_scale"], states[0]["first_scale"])
+    assert not PatternPrior(
+        {"head.*": FunctionSpaceNormal(head=1.0), "*": bh.priors.default()}
+    ).open

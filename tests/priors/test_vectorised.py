@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -10,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Predictive
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
@@ -205,3 +207,41 @@ def test_parts_of_ready_priors_are_written_for_one_draw_too(prior: Any) -> None:
     model = tiny_model((), prior=prior)
     drawn = draw(model, PriorGuide(model), 5)
     assert drawn["head.weight"].shape == (5, 1, 2, 16)
+
+
+def scale_first(sites: Sites) -> Mapping[str, Tensor]:
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    return {site.name: normal(site, tau) for site in sites}
+
+
+def scale_last(sites: Sites) -> Mapping[str, Tensor]:
+    values = {site.name: normal(site, 1.0) for site in sites}
+    pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    return values
+
+
+def scale_between(sites: Sites) -> Mapping[str, Tensor]:
+    first, *others = sites
+    values = {first.name: normal(first, 1.0)}
+    tau = pyro.sample("tau", dist.LogNormal(values[first.name].mean(), 1.0))
+    return values | {site.name: normal(site, tau) for site in others}
+
+
+@pytest.mark.parametrize("prior", [scale_first, scale_last, scale_between])
+@pytest.mark.parametrize("guide", ["normal", "AutoNormal"])
+def test_predictive_in_parallel_is_predictive_in_turn(guide: str, prior: Any) -> None:
+    """It gives a scalar the dims of the model's plates, and weights, which have dims, none."""
+    model = tiny_model(prior=prior)
+    batch = replace(tiny_batch(8), labels=None)
+    pyro.set_rng_seed(0)
+    drawn = Predictive(bh.autoguide(guide, model), num_samples=300)(batch)
+    wide = {name: value + 3 * torch.randn_like(value) for name, value in drawn.items()}
+    drawn = wide | {"tau": drawn["tau"]}
+    shares = [
+        Predictive(model, drawn, parallel=parallel)(batch)["label"].float().mean(0)
+        for parallel in (True, False)
+    ]
+    assert shares[0].shape == (8,) and 0.1 < shares[0].mean() < 0.9
+    torch.testing.assert_close(*shares, atol=0.1, rtol=0)
+    whole = Predictive(model, guide=bh.autoguide(guide, model), num_samples=7, parallel=True)(batch)
+    assert whole["label"].shape == (7, 8)

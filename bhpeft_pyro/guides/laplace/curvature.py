@@ -1,9 +1,8 @@
-"""The curvature of a linearised network, and the precision of the weights that comes of it.
+"""The information that data have about the weights of a linearised network.
 
-The curvature is the Fisher information of all examples, N F, kept as its leading directions and the
-diagonal of the rest. It is computed from the derivatives of the outputs with respect to the
-weights, example by example; labels are not used. A precision is tau P + I, with P the first prior's
-and I the information of data.
+It is the Fisher information of all examples, N F, kept as its leading directions and the diagonal
+of the rest. It is computed from the derivatives of the outputs with respect to the weights, example
+by example; labels are not used.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,9 +132,19 @@ def equal_effect(
     return torch.cat([part.flatten() for part in scales])
 
 
-@dataclass(frozen=True)
-class Curvature:
-    """N F in units of the prior's scale: diag(rest) + root root', (D,) and (D, rank)."""
+@dataclass(frozen=True, eq=False)
+class Information:
+    """What data say about the weights, I = N_1 F_1 + N_2 F_2 + ..., in units of the precision of
+    the first round's prior, P = diag(`first`^-2): diag(rest) + root root', (D,) and (D, rank).
+
+    A covariance is the inverse of tau P + I. It is computed from I, which at a large tau could not
+    be found again by subtraction.
+
+    >>> import torch
+    >>> information = Information(torch.tensor([3.0, 8.0]), torch.zeros(2, 0))
+    >>> information.covariance(torch.tensor([0.5, 0.5]), tau=1.0).variance
+    tensor([0.0625, 0.0278])
+    """
 
     rest: Tensor
     root: Tensor
@@ -142,23 +152,68 @@ class Curvature:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, rows: Jacobians, scale: Tensor, rank: int, outputs: int, weight: float
-    ) -> Curvature:
-        """From the Jacobians of some examples, each of which counts `weight` times, under a prior
-        of scale (D,); `rank` directions are kept."""
-        room = rank + gradients_at_once(len(scale), rank)
-        gathered = Gathered(scale, rank, room + examples_at_once(len(scale), outputs))
+        cls, rows: Jacobians, first: Tensor, rank: int, outputs: int, weight: float
+    ) -> Information:
+        """From the Jacobians of some examples, each of which counts `weight` times; `rank`
+        directions are kept."""
+        room = rank + gradients_at_once(len(first), rank)
+        gathered = Gathered(first, rank, room + examples_at_once(len(first), outputs))
         for _, linear, derivatives in rows:
             for score in _scores(linear):
-                gathered.add(torch.einsum("be,bed->bd", score, derivatives) * scale)
+                gathered.add(torch.einsum("be,bed->bd", score, derivatives) * first)
                 if gathered.count >= room:
                     gathered.shorten()
         root, rest = gathered.parts()
         return cls(weight * rest, weight**0.5 * root)
 
-    def times(self, factor: Tensor) -> Curvature:
-        """C N F C, with C the diagonal matrix of the roots of `factor`, (D,)."""
-        return Curvature(factor * self.rest, factor.sqrt().unsqueeze(-1) * self.root)
+    @classmethod
+    def within(cls, covariance: Covariance, first: Tensor) -> Information:
+        """That in the inverse of P + I."""
+        rest = (first / covariance.scale).square() - 1
+        return cls(rest, first.unsqueeze(-1) * covariance.precision_root())
+
+    def leading(self, tau: float) -> tuple[Tensor, Tensor]:
+        """The axes (D, K) and strengths (K,) of `root`, with tau P + diag(rest) for the unit."""
+        return leading((tau + self.rest).rsqrt().unsqueeze(-1) * self.root)
+
+    def covariance(self, first: Tensor, tau: float) -> Covariance:
+        """The inverse of tau P + I."""
+        axes, strength = self.leading(tau)
+        return Covariance(first * (tau + self.rest).rsqrt(), axes, (1 + strength).rsqrt())
+
+    @property
+    def is_zero(self) -> bool:
+        # A prior's covariance leaves rounding errors.
+        return not (self.root.shape[1] or (self.rest > 0.002).any())
+
+    def times(self, factor: Tensor) -> Information:
+        """C I C, with C the diagonal matrix of the roots of `factor`, (D,)."""
+        return Information(factor * self.rest, factor.sqrt().unsqueeze(-1) * self.root)
+
+    @without_autocast()
+    def plus(self, other: Information, rank: int) -> Information:
+        """The sum: its `rank` leading directions, and the diagonal of the rest."""
+        root, rest = self.root, self.rest + other.rest
+        if other.root.shape[1]:
+            both = torch.cat([root, other.root], 1)
+            gathered = Gathered(rest, rank, both.shape[1])
+            gathered.add(both.mT)
+            root, left = gathered.parts()
+            rest = rest + left
+        return Information(rest, root)
+
+
+def with_information(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The tensors of a saved `LaplaceGuide`; an older file has the covariance in place of the
+    information, which a large tau leaves few digits of."""
+    new = dict(state)
+    older = [prefix + name for name in ("scale", "first_scale", "tau", "ratio")]
+    if {*older} <= new.keys():
+        scale, first, tau, ratio = (state[name] for name in older)
+        del new[older[0]], new[older[-1]]
+        new[prefix + "rest"] = ((first / scale).square() - tau).clamp_min(0)
+        new[prefix + "strength"] = ratio.pow(-2) - 1
+    return new
 
 
 def _scores(outputs: LinearOutputs) -> list[Tensor]:
@@ -227,70 +282,3 @@ class Gathered:
         root = self._root()
         self.count = root.shape[-1]
         self._table[: self.count] = root.mT
-
-
-@dataclass(frozen=True, eq=False)
-class Precision:
-    """The precision tau P + I, where P = diag(`first`^-2) is that of the first round's prior and I
-    is what data have contributed since, N_1 F_1 + N_2 F_2 + ... (`LaplaceGuide`).
-
-    Attributes:
-        covariance: the inverse of tau P + I.
-        first: (D,) sds of the first round's prior.
-        tau: the multiple of P.
-
-    >>> import torch
-    >>> covariance = Covariance.from_precision(torch.tensor([4.0, 5.0]), torch.zeros(2, 0))
-    >>> precision = Precision(covariance, first=torch.tensor([0.5, 0.5]))
-    >>> precision.informed, 1 / precision.at(0.5).variance
-    (True, tensor([2.0000, 3.0000]))
-    """
-
-    covariance: Covariance
-    first: Tensor
-    tau: float = 1.0
-
-    @property
-    def informed(self) -> bool:
-        """For tau = 1, whether I is not zero."""
-        # Setting the first prior's scales leaves rounding errors in the scales.
-        less = self.covariance.scale < 0.999 * self.first
-        return bool(self.covariance.rank) or bool(less.any())
-
-    def at(
-        self, tau: float, times: Tensor | None = None, first: Tensor | None = None
-    ) -> Covariance:
-        """The inverse of tau P + I at another tau; with `times`, (D,), of tau P + C I C, where C is
-        the diagonal matrix of their roots; and with other sds of the first prior, (D,)."""
-        if tau == self.tau and times is None and first is None:
-            return self.covariance
-        rest = self.covariance.scale.pow(-2) - self.tau * self.first.pow(-2)
-        learnt, root = rest.clamp_min(0), self.covariance.precision_root()
-        if times is not None:
-            learnt, root = times * learnt, times.sqrt().unsqueeze(-1) * root
-        prior = tau * (self.first if first is None else first).pow(-2)
-        return Covariance.from_precision(prior + learnt, root)
-
-    def diagonal(self, tau: float) -> Tensor:
-        """(D,) that of tau P + I besides its directions, in units of the covariance's scale; of a
-        prior, with a tau of 1."""
-        first = (self.covariance.scale / self.first).square()
-        return tau * first + (1 - first)
-
-    def root(self) -> Tensor:
-        """(D, K) the directions of I in the same units."""
-        return self.covariance.scale.unsqueeze(-1) * self.covariance.precision_root()
-
-    def with_data(self, curvature: Curvature, tau: float, rank: int) -> Covariance:
-        """The inverse of tau P + I + N F: `rank` leading directions, and the diagonal of the
-        rest."""
-        scale = self.covariance.scale
-        with without_autocast():
-            root, rest = curvature.root, self.diagonal(tau) + curvature.rest
-            if self.covariance.rank:  # the directions of an earlier posterior
-                both = torch.cat([root, self.root()], 1)
-                gathered = Gathered(rest, rank, both.shape[1])
-                gathered.add(both.mT)
-                root, left = gathered.parts()
-                rest = rest + left
-            return Covariance.from_precision(rest / scale.square(), root / scale.unsqueeze(-1))

@@ -17,7 +17,7 @@ from ...model.likelihoods.normal import LEAST_NOISE
 from ...model.linearized import LinearOutputs, normal_points
 from ...model.model import Model
 from .choice_of_tau import DRAWS, TAUS, Candidates, mean_density
-from .curvature import Curvature, Precision, jacobians
+from .curvature import Information, jacobians
 from .laplace_guide import LaplaceGuide
 
 NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
@@ -36,22 +36,20 @@ Held = Sequence[tuple[LinearOutputs, Tensor]]
 def candidates_of(
     model: Model,
     guide: LaplaceGuide,
-    precision: Precision,
-    curvature: Curvature,
+    prior: Information,
+    curvature: Information,
     held_out: Examples,
     given: float | None,
 ) -> Candidates:
-    """The densities of held-out rows at every tau, or at the one that is given; `precision` is the
-    prior's."""
+    """The densities of held-out rows at every tau, or at the one that is given, from what is
+    in the prior and what the round adds."""
     taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
     shown = held_out
     if len(held_out) > _HELD_OUT:
         shown = held_out.subset(random_order(len(held_out))[:_HELD_OUT])
-    root = torch.cat([curvature.root, precision.root()], 1)
+    root = torch.cat([curvature.root, prior.root], 1)
     # The inverse of d + R R' by Woodbury's identity: a small matrix for each tau.
-    inverses = torch.stack(
-        [1 / (precision.diagonal(tau) + curvature.rest) for tau in taus.tolist()]
-    )
+    inverses = torch.stack([1 / (tau + prior.rest + curvature.rest) for tau in taus.tolist()])
     ones = torch.eye(root.shape[1]).to(root)
     inner = [
         torch.linalg.inv((ones + root.mT @ (root * inverse.unsqueeze(-1))).double())
@@ -61,7 +59,7 @@ def candidates_of(
     held: list[tuple[LinearOutputs, Tensor]] = []
     for batch, outputs, derivatives in jacobians(model, guide.unpack(guide.loc.detach()), shown):
         assert batch.labels is not None
-        rows = derivatives * precision.covariance.scale
+        rows = derivatives * guide.first_scale
         held.append((outputs, batch.labels))
         products = [(rows * row.unsqueeze(1)) @ inverses.mT for row in rows.unbind(1)]
         grams = torch.stack(products, 1).double().unbind(-1)  # for each tau (B, E, E)
@@ -72,7 +70,7 @@ def candidates_of(
     free = model.likelihood.noise_site is not None and given is None
     if model.likelihood.constant_noise:
         return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
-    if free and not precision.informed:  # earlier rounds had noise of their own
+    if free and prior.is_zero:  # earlier rounds had noise of their own
         return with_noise_by_text(taus, spreads, held)
     return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
 

@@ -26,7 +26,7 @@ from ..guide import NOISE_STEPS, Budget, Guide, adam_lr
 from ..latent import joint_normal
 from ..mean_field import ScaledAdam
 from ..strategy import Strategy
-from .curvature import Precision, numbers_held
+from .curvature import Information, numbers_held, with_information
 
 _LEARNT = ("shape", *(field.name for field in fields(LogKernel)))
 _OUTPUT = "learnt_"  # begins the names of these buffers
@@ -72,6 +72,7 @@ class LaplaceGuide(Guide):
             al. 2017). The outputs are linear in the head's weights, so draws of those, `means()`,
             `scales()` and `covariance` include the factor; `loc` and `as_prior()` do not.
         first_scale: (D,) sds of the first round's prior; where a later prior is wider, of that.
+        information: what data have contributed since the first round's prior.
 
     Raises:
         GuideError: the prior is not an independent Normal at every site, or has observations.
@@ -87,9 +88,9 @@ class LaplaceGuide(Guide):
 
     point = True
     joint = True
-    scale: Tensor
+    rest: Tensor
     axes: Tensor
-    ratio: Tensor
+    strength: Tensor
     measured: Tensor
     tau: Tensor
     output_scale: Tensor
@@ -106,13 +107,12 @@ class LaplaceGuide(Guide):
         scaled = model.likelihood.softmax
         self._head = {site.name for site in model.sites if scaled and site.role == "head"}
         self.loc = nn.Parameter(start)
-        covariance = self.prior.covariance
-        for name in ("scale", "axes", "ratio"):
-            self.register_buffer(name, getattr(covariance, name))
+        for name, shape in self.information_sizes(0).items():
+            self.register_buffer(name, start.new_zeros(shape))
         self.register_buffer("measured", torch.tensor(False))
         self.register_buffer("tau", start.new_tensor(1.0))
         self.register_buffer("output_scale", start.new_tensor(1.0))
-        self.register_buffer("first_scale", covariance.scale.clone())
+        self.register_buffer("first_scale", self.prior.covariance.scale.clone())
         for name in _LEARNT:
             self.register_buffer(_OUTPUT + name, start.new_zeros(0))
 
@@ -125,14 +125,22 @@ class LaplaceGuide(Guide):
         """Whether the covariance has been computed; before, the network itself predicts."""
         return bool(self.measured)
 
+    def information_sizes(self, rank: int) -> dict[str, tuple[int, ...]]:
+        """Of its tensors: `rest` besides `axes`, in units of the first prior's precision, and
+        `strength` along them, in units of tau + rest."""
+        size = len(self.loc)
+        return {"rest": (size,), "axes": (size, rank), "strength": (rank,)}
+
     @property
     def unscaled(self) -> Covariance:
         """The covariance at an output scale of 1."""
-        return Covariance(self.scale, self.axes, self.ratio)
+        scale = self.first_scale * (self.tau + self.rest).rsqrt()
+        return Covariance(scale, self.axes, (1 + self.strength).rsqrt())
 
-    @unscaled.setter
-    def unscaled(self, value: Covariance) -> None:
-        self.scale, self.axes, self.ratio = value.scale, value.axes, value.ratio
+    @property
+    def information(self) -> Information:
+        root = self.axes * self.strength.sqrt()
+        return Information(self.rest, (self.tau + self.rest).sqrt().unsqueeze(-1) * root)
 
     @property
     def covariance(self) -> Covariance:
@@ -237,20 +245,22 @@ class LaplaceGuide(Guide):
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt()) if self.measured else {}
 
-    def set_covariance(
-        self,
-        covariance: Covariance,
-        tau: float = 1.0,
-        noise: float = 1.0,
-        output_scale: float = 1.0,
+    def set_covariance(self, covariance: Covariance) -> None:
+        """Set the covariance of all weights, at a tau and an output scale of 1."""
+        self.set_information(Information.within(covariance, self.first_scale))
+
+    def set_information(
+        self, information: Information, tau: float = 1.0, noise: float = 1.0, scale: float = 1.0
     ) -> None:
-        """Set the covariance of all weights, in which tau multiplies the first prior's precision,
-        and multiply the ratings' noise scale by `noise`."""
+        """Set what data have contributed, and with it the covariance, in which tau multiplies the
+        first prior's precision; multiply the ratings' noise scale by `noise`; set that of the
+        outputs."""
         if noise != 1:
             self.move({self._noise: self.means()[self._noise] + math.log(noise)})
-        self.unscaled = covariance
+        self.rest = information.rest
+        self.axes, self.strength = information.leading(tau)
         self.tau.fill_(tau)
-        self.output_scale.fill_(output_scale)
+        self.output_scale.fill_(scale)
         self.measured.fill_(True)
         self.set_output_covariance(None)
 
@@ -258,8 +268,11 @@ class LaplaceGuide(Guide):
         """Change tau and, if given, the output scale, and multiply the ratings' noise scale by
         `noise`."""
         scale = self.output_scale.item() if output_scale is None else output_scale
-        times = None if noise == 1 else self.information_factor(noise)
-        self.set_covariance(self.precision.at(tau, times), tau, noise, scale)
+        if noise == 1 and tau == self.tau:  # the axes stay as they are
+            self.output_scale.fill_(scale)
+            return self.set_output_covariance(None)
+        information = self.information.times(self.information_factor(noise))
+        self.set_information(information, tau, noise, scale)
 
     def information_factor(self, noise: float) -> Tensor:
         """(D,) by how much a noise scale `noise` times as large multiplies the information of
@@ -275,14 +288,10 @@ class LaplaceGuide(Guide):
         return prior.independent()[0] if self._sampled else prior
 
     @property
-    def prior_precision(self) -> Precision:
-        """Of the prior, with a tau of 1."""
-        return Precision(self.prior.covariance, self.first_scale)
-
-    @property
-    def precision(self) -> Precision:
-        """At an output scale of 1."""
-        return Precision(self.unscaled, self.first_scale, self.tau.item())
+    def prior_information(self) -> Information:
+        """What data have contributed to the prior."""
+        within = Information.within(self.prior.covariance, self.first_scale)
+        return replace(within, rest=within.rest.clamp_min(0))
 
     def as_prior(self) -> JointPrior:
         if not self.measured:
@@ -290,25 +299,24 @@ class LaplaceGuide(Guide):
                 "this Laplace approximation has no covariance yet, so it cannot be a prior; in "
                 "Python, fit it with bh.fit, or call widen(data) on its posterior"
             )
-        covariance = self.precision.at(1.0)
+        covariance = self.unscaled
+        if self.tau != 1:
+            covariance = self.information.covariance(self.first_scale, 1.0)
         return self.joined(LowRankNormal(self.loc.detach().clone(), covariance))
 
     @torch.no_grad()
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        old, root = self.unscaled, self.tau.sqrt()
         # A column for each weight.
-        parts = self.unpack(torch.cat([self.loc[None], old.scale[None], old.axes.mT]))
-        first = self.unpack(self.first_scale)
+        parts = self.unpack(torch.stack([self.loc, self.first_scale, self.rest, *self.axes.mT]))
         for name, (means, sds) in rows.items():
-            axes = means.new_zeros(old.rank, *means.shape)
-            more = torch.cat([means[None], (sds / root)[None], axes]).to(self.loc)
+            nothing = means.new_zeros(1 + len(self.strength), *means.shape)
+            more = torch.cat([torch.stack([means, sds]), nothing]).to(self.loc)
             parts[name] = torch.cat([parts[name], more], 1)
-            first[name] = torch.cat([first[name], sds.to(first[name])])
         self.shapes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
         table = torch.cat([part.flatten(1) for part in parts.values()], 1)
         self.loc = nn.Parameter(table[0].clone())
-        self.unscaled = Covariance(table[1].clone(), table[2:].mT.contiguous(), old.ratio)
-        self.first_scale = torch.cat([part.flatten() for part in first.values()])
+        self.first_scale, self.rest = table[1:3].clone()
+        self.axes = table[3:].mT.contiguous()
         self.set_output_covariance(None)
 
     def options(self) -> dict[str, Any]:
@@ -329,15 +337,13 @@ class LaplaceGuide(Guide):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Load a state whose number of directions may differ."""
-        rank = tuple(state_dict.get(prefix + "ratio", self.ratio).shape)
-        shapes = {"scale": self.loc.shape, "axes": (*self.loc.shape, *rank), "ratio": rank}
-        for name, shape in shapes.items():
-            value = state_dict.get(prefix + name)
-            if value is not None and value.shape == shape:
-                setattr(self, name, value.to(self.loc).clone())
+        state = with_information(state_dict, prefix)
+        rank = len(state.get(prefix + "strength", self.strength))
+        for name, shape in self.information_sizes(rank).items():
+            setattr(self, name, self.loc.new_zeros(shape))
         # Files from before there were such tensors have none.
         names = [prefix + _OUTPUT + name for name in _LEARNT]
-        state_dict = dict.fromkeys(names, self.loc.new_zeros(0)) | {**state_dict}
+        state_dict = dict.fromkeys(names, self.loc.new_zeros(0)) | state
         for name in names:
             setattr(self, name.removeprefix(prefix), state_dict[name].to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)

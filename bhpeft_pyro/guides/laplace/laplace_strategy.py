@@ -29,7 +29,7 @@ from ...priors.any_prior import joint
 from ..guide import Guide
 from ..strategy import Earlier, Strategy
 from .choice_of_tau import Choice, Width, best_together
-from .curvature import Curvature, Jacobians, Precision, equal_effect, jacobians, repeatable
+from .curvature import Information, Jacobians, equal_effect, jacobians, repeatable
 from .held_out_densities import candidates_of
 from .laplace_guide import LaplaceGuide
 
@@ -52,12 +52,14 @@ class LaplaceStrategy(Strategy):
 
     @property
     def default_temperature(self) -> float:
-        return 0.0 if self.guide.prior_precision.informed else 1.0
+        return 1.0 if self.guide.prior_information.is_zero else 0.0
 
     def drop_covariance(self) -> None:
-        self.guide.measured.fill_(False)
-        self.guide.unscaled = self.guide.prior.covariance
-        self.guide.set_output_covariance(None)
+        guide = self.guide
+        for name, shape in guide.information_sizes(0).items():
+            setattr(guide, name, guide.loc.new_zeros(shape))
+        guide.measured.fill_(False)
+        guide.set_output_covariance(None)
 
     def centre_prior(self, values: Mapping[str, Tensor]) -> JointPrior:
         guide = self.guide
@@ -95,7 +97,7 @@ class LaplaceStrategy(Strategy):
         """Labels that are new have no earlier weights, and take the whole step."""
         guide = self.guide
         # For a head alone, which is linear, the last posterior holds far from its mean too.
-        if not (guide.has_peft and guide.prior_precision.informed):
+        if not guide.has_peft or guide.prior_information.is_zero:
             return
         last = guide.prior.loc.to(guide.loc)
         back = torch.full_like(last, 1 - share)
@@ -109,9 +111,10 @@ class LaplaceStrategy(Strategy):
 
     def _acting(self, temperature: float, later: bool) -> tuple[Covariance, float]:
         """The covariance of the prior that acts on the mean, and the prior's weight."""
-        if not (later and self.guide.prior_precision.informed):
-            return self.guide.prior.covariance, temperature
-        return self.guide.prior_precision.at(max(temperature, _LEAST)), 1.0
+        guide, information = self.guide, self.guide.prior_information
+        if not later or information.is_zero:
+            return guide.prior.covariance, temperature
+        return information.covariance(guide.first_scale, max(temperature, _LEAST)), 1.0
 
     def compute_width(
         self,
@@ -141,14 +144,15 @@ class LaplaceStrategy(Strategy):
             again = repeatable(model, trained, first)
             if guide.joint_prior.open:  # what earlier data have contributed to it stays
                 scale = equal_effect(model, guide.shapes, guide.first_scale, again())
-                normal = LowRankNormal(guide.prior.loc, guide.prior_precision.at(1.0, first=scale))
+                there = guide.prior_information.times((scale / guide.first_scale).square())
+                normal = LowRankNormal(guide.prior.loc, there.covariance(scale, 1.0))
                 model = model.with_prior(guide.set_joint_prior(normal, scale))
-            prior = self._prior_precision(model)
+            prior = self._prior_information(model)
             doing.next()
             rest = [jacobians(model, trained, part, share=1 / len(more)) for part in more]
-            curvature = Curvature.of(
+            curvature = Information.of(
                 chain(again(), *rest),
-                prior.covariance.scale,
+                guide.first_scale,
                 guide.rank,
                 model.network.outputs,
                 weight=len(examples) / (len(first) + sum(map(len, more))),
@@ -162,9 +166,9 @@ class LaplaceStrategy(Strategy):
                 candidates = candidates_of(model, guide, prior, curvature, held_out, options.tau)
                 choice = candidates.best()
                 doing.next()
-        if last_noise is not None or (prior.informed and choice.noise != 1):
+        if last_noise is not None or (not prior.is_zero and choice.noise != 1):
             tau = choice.tau * choice.noise**2  # under the noise that all of this was measured with
-            guide.set_covariance(prior.with_data(curvature, tau, guide.rank), tau)
+            guide.set_information(curvature.plus(prior, guide.rank), tau)
             if earlier is not None and last_noise is not None:
                 share = earlier.share(len(examples))
                 noise = _besides_width(again(), guide.covariance, pooled, share)
@@ -172,25 +176,22 @@ class LaplaceStrategy(Strategy):
             guide.retune(choice.tau, choice.noise)
         else:
             learnt = curvature.times(guide.information_factor(choice.noise))
-            covariance = prior.with_data(learnt, choice.tau, guide.rank)
-            guide.set_covariance(covariance, choice.tau, choice.noise, choice.output_scale)
+            whole = learnt.plus(prior, guide.rank)
+            guide.set_information(whole, choice.tau, choice.noise, choice.output_scale)
         with seeded(options.seed):
             return model, Width.of(model, guide, choice, again(), candidates)
 
-    def _prior_precision(self, model: Model) -> Precision:
+    def _prior_information(self, model: Model) -> Information:
         """Of the prior, with what earlier ratings have contributed under the present noise scale:
         about their means it is inversely proportional to the noise variance."""
         guide, likelihood = self.guide, model.likelihood
-        precision = guide.prior_precision
+        information = guide.prior_information
         if not (likelihood.constant_noise and likelihood.noise_site in guide.shapes):
-            return precision
+            return information
         now, before = (
             likelihood.log_noise(guide.unpack(loc.detach())) for loc in (guide.loc, guide.prior.loc)
         )
-        if now == before or not precision.informed:
-            return precision
-        times = guide.information_factor((now - before).exp().item())
-        return Precision(precision.at(1.0, times), guide.first_scale)
+        return information.times(guide.information_factor((now - before).exp().item()))
 
     @torch.no_grad()
     def learn_outputs(self, model: Model, texts: Examples) -> None:
@@ -229,7 +230,8 @@ class LaplaceStrategy(Strategy):
         is T times that of N(m, P^-1).
         """
         guide = self.guide
-        loc, wide = guide.loc.detach(), self._prior_precision(model).at(guide.tau.item())
+        loc, tau = guide.loc.detach(), guide.tau.item()
+        wide = self._prior_information(model).covariance(guide.first_scale, tau)
         acting, weight = self._acting(temperature, later)
         center = loc + weight * wide.apply(acting.solve(guide.prior.loc - loc))
         model = model.with_prior(guide.joined(LowRankNormal(center, wide)))
@@ -243,8 +245,8 @@ class LaplaceStrategy(Strategy):
         """With this guide's tau and output scale, around the mean of the prior."""
         guide, start = self.guide, LaplaceGuide(model)
         loc = guide.factors() * start.prior.loc
-        precision = Precision(start.prior.covariance, guide.first_scale)
-        wide = guide.scaled(precision.at(guide.tau.item()))
+        information = Information.within(start.prior.covariance, guide.first_scale)
+        wide = guide.scaled(information.covariance(guide.first_scale, guide.tau.item()))
         return model.with_prior(start.joined(LowRankNormal(loc, wide))), start.unpack(loc)
 
 

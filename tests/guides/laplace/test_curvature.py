@@ -17,7 +17,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.guides.laplace import curvature
-from bhpeft_pyro.guides.laplace.curvature import Curvature, jacobians
+from bhpeft_pyro.guides.laplace.curvature import Information, jacobians
 from bhpeft_pyro.model import linearized
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.model.linearized import jacobian
@@ -89,7 +89,7 @@ def test_all_gradients_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     guide = LaplaceGuide(model, rank=1)
     with warnings.catch_warnings(action="error"):  # torch would enlarge the table
         rows, scale = jacobians(model, guide.means(), examples), guide.prior.covariance.scale
-        Curvature.of(rows, scale, guide.rank, model.network.outputs, weight=1.0)
+        Information.of(rows, scale, guide.rank, model.network.outputs, weight=1.0)
 
 
 @pytest.mark.parametrize("kept", [0, 256])
@@ -109,7 +109,7 @@ def test_a_width_is_the_same_whether_jacobians_are_kept_or_computed_again(
     monkeypatch.setattr(curvature, "jacobian", counted)
     monkeypatch.setattr(curvature, "rows_kept", lambda latents: kept)
     found = posterior.widen(examples)
-    assert torch.equal(guide_of(found).scale, guide_of(expected).scale)
+    assert torch.equal(guide_of(found).rest, guide_of(expected).rest)
     assert found.report.expected_nll == expected.report.expected_nll
     # 64 rows are learnt and 16 held out; 32 of the first are used for the prior's scales, the
     # curvature and the expected NLL.

@@ -34,7 +34,6 @@ from bhpeft_pyro.diagnostics.changes import shifts
 from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, budget
 from bhpeft_pyro.guides.laplace import curvature
-from bhpeft_pyro.guides.laplace.curvature import Precision
 from bhpeft_pyro.model import linearized
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.priors import FunctionSpaceNormal
@@ -73,9 +72,28 @@ def test_another_tau_and_noise_are_those_of_a_new_measurement() -> None:
     )
     prior = torch.eye(len(guide.loc)).double() / exact.prior_sd**2
     half = torch.full_like(guide.loc, 0.5)
-    noisy = Precision(guide.covariance, guide.first_scale, 30.0).at(2.0, half)
+    noisy = guide.information.times(half).covariance(guide.first_scale, 2.0)
     expected = 2.0 * prior + 0.5 * (exact.precision - prior)
     torch.testing.assert_close(torch.linalg.inv(dense(noisy)), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_what_the_next_round_inherits_does_not_depend_on_tau(tmp_path: Path) -> None:
+    """In single precision a covariance with a large tau has few digits of what data contributed."""
+
+    def inherited(posterior: bh.Posterior) -> tuple[Any, Any]:
+        guide = guide_of(posterior)
+        covariance, first = guide.as_prior().normal.covariance, guide.first_scale.double()
+        root = first.unsqueeze(-1) * covariance.precision_root()
+        return (first / covariance.scale).square() - 1, root @ root.mT
+
+    how: dict[str, Any] = {**QUICK, "components": 1, "temperature": 1.0}
+    fits = [bh.fit(tiny_model(), "laplace", tiny_examples(64), tau=t, **how) for t in (1, 1e3, 1e5)]
+    retuned, again = (load(fits[i].save(tmp_path / str(i))) for i in range(2))
+    guide_of(retuned).retune(1e5)
+    expected = inherited(fits[0])
+    for other in (*fits, retuned, again):
+        for found, part in zip(inherited(other), expected, strict=True):
+            assert ((found - part).abs().sum() / part.abs().sum()).item() < 1e-5
 
 
 @pytest.mark.parametrize("likelihood", [Normal(), HeteroscedasticNormal()])

@@ -76,6 +76,18 @@ def shared(data: Examples, others: Examples) -> int:
     return int(torch.isin(others.row_hashes, data.row_hashes).sum())
 
 
+def new_among(examples: Examples, learnt: Tensor | None) -> Tensor:
+    """(M,) the numbers of the examples whose texts are new, by the hashes `learnt` of the rows that
+    were learnt or held out (None: not known). Warns of the others, whose scores are too good."""
+    known = among(examples.hashes, learnt)
+    if known.any():
+        warn(
+            f"data: {int(known.sum())} of {len(known)} {examples.unit} were learnt or held out "
+            "(by their texts, case and spaces aside), so scores on them are too good"
+        )
+    return (~known).nonzero().flatten()
+
+
 def check_apart(data: Examples, held_out: Examples, name: str) -> None:
     """Refuse rows to test on or to choose by that are all copies of `data`; warn if some are."""
     rows, copies = len(held_out.row_hashes), shared(data, held_out)

@@ -290,7 +290,9 @@ def _scored(
             warn(f"{error}; so there will be no forward transfer")
     with work(share=0):
         for test, examples in tested.items():
-            metrics = posterior.replace(student=None).evaluate(examples, samples)
+            # Of rows that were learnt it is said below.
+            alone = posterior.replace(student=None, learnt_rows=None)
+            metrics = alone.evaluate(examples, samples)
             scores |= {TEST + test: _score(metrics), TEST_NLL + test: metrics["nll"]}
             if untrained is not None:
                 forecast = predict(posterior.model, untrained, examples, _UNTRAINED)
@@ -319,7 +321,8 @@ def _before(
         forecast = posterior.replace(novelty=None).predict(examples, method=method)
         noted = watched(forecast, posterior.lineage)
     if not drift:
-        return posterior.replace(student=None).evaluate(examples, samples) | noted
+        alone = posterior.replace(student=None, learnt_rows=None)
+        return alone.evaluate(examples, samples) | noted
     assessed = assess(posterior, examples)
     noted |= {f"drift/{key}": value for key, value in assessed.metrics().items()}
     return evaluate(assessed.forecast) | noted

@@ -14,6 +14,7 @@ from program import FIFTH, NAMES, TEXTS, UNLABELLED, bhpeft, error, loaded, writ
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.learn_commands import distill
 from bhpeft_pyro.errors import FitError
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_examples
 
@@ -133,7 +134,9 @@ def test_fit_and_update_make_a_student_at_the_end(folder, unlabelled, tmp_path):
     told = said.stderr.replace("\n", " ")
     assert str(after.student.report).replace("\n", " ") in told
     rows = after.encode(str(train)).hold_out(0, 0.2)[1]
-    exact, student = (after.evaluate(rows, method=name) for name in ("exact", "student"))
+    exact, student = (
+        metrics.evaluate(after.predict(rows, method=name)) for name in ("exact", "student")
+    )
     assert found["held_out"] == pytest.approx(exact) != pytest.approx(student)
     update = ("update", first, train, "--again", "--max-steps", 2, *FIFTH, "--json")
     found = json.loads(bhpeft(*update, "--out", second, "--distill", unlabelled).stdout)

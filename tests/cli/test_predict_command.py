@@ -245,9 +245,7 @@ def read(out: Path) -> tuple[list[Any], list[float]]:
     return rows, [float(row.pop(name)) for row in rows for name in names]
 
 
-def test_columns_of_each_kind_of_file_stay(
-    run: Path, tmp_path: Path
-) -> None:
+def test_columns_of_each_kind_of_file_stay(run: Path, tmp_path: Path) -> None:
     notes = [None if i % 3 else f"a\r{i}" for i in range(11)]
     sources: dict[str, list[Any]] = {"id": list(range(11)), "text": ROWS, "note": notes}
     own = {"flagged": "by us", "reason": "late parcel"}

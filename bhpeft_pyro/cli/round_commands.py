@@ -242,9 +242,10 @@ def history(
     folder: Annotated[
         Path, typer.Argument(help="A saved posterior, a stream, or a folder of saved posteriors.")
     ],
-    keep: Annotated[
+    round: Annotated[  # as messages about a round call it
         str | None,
         typer.Option(
+            "--keep",
             metavar="ROUND",
             help="Keep the line of rounds that ends in this one (its id, the beginning of it, or "
             "its folder's name), and move all others into the folder aside.",
@@ -271,10 +272,10 @@ def history(
 
     history = History.of(folder)
     single = saving.exists(folder)
-    if keep is not None:
+    if round is not None:
         if single:
             raise ConfigError(f"--keep: {folder} is a posterior; expected a folder of rounds")
-        for path in history.keep_only(keep):
+        for path in history.keep_only(round):
             say(f"moved to {path}")
     rounds = tuple(history.rounds.values())
     if single:

@@ -118,6 +118,12 @@ def test_what_cannot_work_is_refused(folder, run, unlabelled, tmp_path):
         assert re.search(message, error("distill", *arguments)), arguments
 
 
+def test_a_training_that_diverges_says_so(run, unlabelled, tmp_path):
+    options = ("--lr", 1e30, "--device", "cpu", "--out", tmp_path / "fast")
+    told = error("distill", run, unlabelled, *options, code=1)
+    assert told.startswith("error: distill: ")  # --distill is an option of other commands
+
+
 def test_the_defaults_are_those_of_python():
     own, python = (inspect.signature(each).parameters for each in (distill, bh.Posterior.distill))
     for name in ("epochs", "batch_size", "lr", "seed"):

@@ -24,7 +24,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import table
 from bhpeft_pyro.forecast import RatingForecast
-from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
+from bhpeft_pyro.forecast.metrics import evaluate, mean_and_error, rejection_curve
 from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.plots.forecasts import BLUE, GREY, ORANGE
 from bhpeft_pyro.posterior import MixturePosterior
@@ -113,7 +113,7 @@ def run(
         posterior.save(out / "posterior-1", overwrite=True)
         updated.save(out / "posterior-2", overwrite=True)
         scores.to_csv(out / "table.csv")
-        _plot(before, scores).savefig(out / "plot.png", dpi=110)
+        _plot(parts).savefig(out / "plot.png", dpi=110)
         _say(f"{out} holds posterior-1/, posterior-2/, table.csv; look at {out / 'plot.png'}")
     return scores
 
@@ -157,26 +157,29 @@ def _doubts(forecast: RatingForecast, count: int = 3) -> None:
             _say(f"  {ends}, rated {truth[i]:+.1f}: {forecast.texts[i]:.45}")
 
 
-def _plot(before: Forecasts, scores: pandas.DataFrame) -> Figure:
-    """The error of what is kept when the least certain are left out; errors before and after."""
+def _plot(parts: Mapping[str, Forecasts]) -> Figure:
+    """The error of the films that are kept when the least certain are left out; and the errors on
+    each part, with 95 % intervals."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     rejected = [share / 20 for share in range(16)]
-    for name, forecast in before.items():
+    for name, forecast in parts["films"].items():
         _, error = rejection_curve(forecast, fractions=rejected)
         left.plot([100 * share for share in rejected], error, color=_COLOURS[name], label=name)
-    left.set_title("It knows which ratings it gets wrong")
+    left.set_title("Films: the error without the least certain")
     left.set_xlabel("least certain film sentences left to a person (%)")
     left.set_ylabel("mean squared error of the others")
     left.legend(frameon=False)
-    errors = scores["error"].unstack("test")[["films", "films after tweets", "tweets"]]
-    for number, (name, row) in enumerate(errors.loc[list(_COLOURS)].iterrows()):
-        places = [k + 0.25 * (number - 1) for k in range(len(row))]
-        bars = right.bar(places, row, 0.22, color=_COLOURS[str(name)])
-        right.bar_label(bars, fmt="%.2f", fontsize=8)
-    right.set_title("It learns tweets and keeps the films")
+    for number, (name, colour) in enumerate(_COLOURS.items()):
+        forecasts = [found[name] for found in parts.values()]
+        found = [mean_and_error(each.loss(each.observed())) for each in forecasts]
+        errors, ends = [mse for mse, _ in found], [1.96 * se for _, se in found]
+        places = [k + 0.25 * (number - 1) for k in range(len(parts))]
+        bars = right.bar(places, errors, 0.22, yerr=ends, color=colour, ecolor="black")
+        right.bar_label(bars, fmt="%.2f", fontsize=8, label_type="center")
+    right.set_title("The error before and after the tweets were learnt")
     right.set_xticks(range(3), ["films, learnt first", "films, after the tweets", "tweets"])
-    right.set_ylabel("mean squared error")
+    right.set_ylabel("mean squared error (95 % interval over sentences)")
     for axes in (left, right):
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)

@@ -147,14 +147,8 @@ def predict(
     inputs = columns.inputs(kind)
     cells, given = cells_of(data, inputs), records(data, inputs)
     tables.check_columns(cells, inputs, data)
-    kept = {*inputs, columns.target(kind)} & given[0].keys()
-
-    def named(name: str) -> str:
-        return f"predicted_{name}" if name in kept else name
-
-    if {"prediction", "flagged"} <= given[0].keys():  # of an earlier prediction none is to stay
-        old = {*map(named, filter(_ADDED.fullmatch, given[0]))}
-        given = [{name: row[name] for name in row if name not in old} for row in given]
+    own = _own_columns([*given[0]], {*inputs, columns.target(kind)})
+    given = [{name: row[name] for name in own} for row in given]
 
     def forecast_of(some: dict[str, list[Any]]) -> AnyForecast:
         rows = model.encode_texts(some, columns)
@@ -178,7 +172,9 @@ def predict(
     else:
         flagged = forecast.unlike(max_false_alarms)
     added = predicted | {"flagged": forecast.by_row(flagged)}
-    added = {named(name): values for name, values in added.items()}
+    if same := [name for name in added if name in own]:
+        say(f"note: {data} has its own {', '.join(same)}; these are written as predicted_...")
+    added = {f"predicted_{name}" if name in own else name: of for name, of in added.items()}
     none = dict.fromkeys(added)
     of_row = {
         row: dict(zip(added, values, strict=True))
@@ -263,6 +259,21 @@ def _of_good_rows(
         left_out = DataError.of_rows("", sorted(bad), bad[min(bad)].removesuffix(FILL_IN))
         if not rows:
             raise left_out
+
+
+def _own_columns(names: list[str], read: set[str]) -> list[str]:
+    """The columns of a table without those of an earlier prediction, which follow its own; those
+    that are `read` stay wherever they are."""
+    if not {"prediction", "epistemic", "flagged"} <= {*names}:
+        return names
+    first = "predicted_prediction" if "predicted_prediction" in names else "prediction"
+    start = names.index(first)
+    later = [
+        name
+        for name in names[start:]
+        if name in read or not _ADDED.fullmatch(name.removeprefix("predicted_"))
+    ]
+    return names[:start] + later
 
 
 def _beside(data: str) -> Path:

@@ -26,44 +26,48 @@ from .learn_commands import distill, fit, update
 from .options import flat
 from .round_commands import history, stream
 from .score_commands import compare, evaluate, report
-from .screen import in_options, interactive, say, spoken_warnings
+from .screen import Flags, in_options, interactive, say, spoken_warnings
 from .serve_command import serve
 
 
 @contextmanager
-def spoken_errors() -> Iterator[None]:
-    """Print deliberate errors in one line, without a traceback."""
+def spoken_errors(group: Any = None) -> Iterator[None]:
+    """Print deliberate errors in one line, without a traceback; with the options of the command
+    that the context of a `group` runs in place of arguments."""
+
+    def translated(message: str) -> str:
+        return in_options(message, {} if group is None else _flags(group))
+
+    def fail(error: Exception, code: int) -> NoReturn:
+        rank = f"rank {os.environ['RANK']}: " if _launched() else ""
+        say(f"error: {rank}{translated(str(error))}")
+        raise typer.Exit(code) from error
+
     try:
-        with spoken_warnings(_translated):
+        with spoken_warnings(translated):
             yield
     except BrokenPipeError:  # under `| head`: Typer then ends the program without a message
         raise
     except (FitError, BusyError, ProcessError, OSError) as error:  # the input may be fine
-        _fail(error, 1)
+        fail(error, 1)
     except BHPEFTError as error:
-        _fail(error, 2)
+        fail(error, 2)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         first, *_ = str(error).splitlines() or [""]
-        _fail(MemoryError(f"not enough memory. {first}"), 1)
+        fail(MemoryError(f"not enough memory. {first}"), 1)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
-    rank = f"rank {os.environ['RANK']}: " if _launched() else ""
-    say(f"error: {rank}{_translated(str(error))}")
-    raise typer.Exit(code) from error
-
-
-def _translated(message: str) -> str:
-    program: Any = typer.main.get_command(app)
-    parameters = (each for command in program.commands.values() for each in command.params)
-    flags = {
+def _flags(group: Any) -> Flags:
+    """By the name of an argument the options of the command that is run, and of no other."""
+    command = group.command.commands.get(group.invoked_subcommand)
+    options = [] if command is None else command.params
+    return {
         option.name: (max(option.opts, key=len), max(option.secondary_opts, default="", key=len))
-        for option in parameters
+        for option in options
         if option.param_type_name == "option"
     }
-    return in_options(message, flags)
 
 
 def _launched() -> bool:
@@ -75,7 +79,7 @@ class Commands(TyperGroup):
     """Commands whose errors are printed in one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        with spoken_errors():
+        with spoken_errors(ctx):
             return super().invoke(ctx)
 
 

@@ -123,9 +123,11 @@ def stream(
     saved.check_folder(out)
     saved.check_inputs(out, ["record.csv", "record.json"], data, distill, promise)
     whole = tables.LabelledTable(data, reading, yes)
+    rounds = streams.History(out / saved.ROUNDS).rounds
     with in_file(data):
         if isinstance(batch, int):
-            batches = streams.by_count(whole.rows, batch, by)
+            learnt_before = [report.name for report in rounds.values()]
+            batches = streams.by_count(whole.rows, batch, by, learnt_before)
         elif by is not None:
             batches = streams.by_period(whole.rows, by, batch)
         else:
@@ -141,7 +143,6 @@ def stream(
             task = infer(batches[first], reading)
     say(f"{len(batches)} batch{'es' * (len(batches) > 1)}" + f", {task}" * (task is not whole.task))
     model = task.model(*whole.backbone(device), getattr(presets, preset)())
-    rounds = streams.History(out / saved.ROUNDS).rounds
     if done := len(rounds):
         tested_before = any(name.startswith(TEST) for r in rounds.values() for name in r.metrics)
         if bool(tests) != tested_before and (done > 1 or tested_before):  # one may be interrupted
@@ -241,9 +242,10 @@ def history(
     folder: Annotated[
         Path, typer.Argument(help="A saved posterior, a stream, or a folder of saved posteriors.")
     ],
-    keep: Annotated[
+    round: Annotated[  # as messages about a round call it
         str | None,
         typer.Option(
+            "--keep",
             metavar="ROUND",
             help="Keep the line of rounds that ends in this one (its id, the beginning of it, or "
             "its folder's name), and move all others into the folder aside.",
@@ -270,10 +272,10 @@ def history(
 
     history = History.of(folder)
     single = saving.exists(folder)
-    if keep is not None:
+    if round is not None:
         if single:
             raise ConfigError(f"--keep: {folder} is a posterior; expected a folder of rounds")
-        for path in history.keep_only(keep):
+        for path in history.keep_only(round):
             say(f"moved to {path}")
     rounds = tuple(history.rounds.values())
     if single:

@@ -26,10 +26,13 @@ def evaluate(
 ) -> None:
     """Measure accuracy, NLL, calibration and more on labelled data.
 
+    If some rows were learnt or held out, by their texts, the others are scored apart too.
+
     Examples:
         bhpeft evaluate runs/reviews test.csv
         bhpeft evaluate runs/reviews test.csv --json | jq .ece
     """
+    from ..data.copies import new_among
     from ..forecast import metrics
     from ..forecast.base import way_in_words
     from . import saved, tables
@@ -37,14 +40,23 @@ def evaluate(
     posterior = saved.open_run(run, backbone, device)
     saved.check_method(posterior, method, samples)
     examples = tables.labelled_examples(saved.reading(posterior, text_column), data)
+    new = new_among(examples, posterior.learnt_rows)
     known = posterior.replace(novelty=None)  # which no metric is about
     forecast = known.predict(examples, samples, method=method, seed=draw_seed)
-    scores = metrics.evaluate(forecast)
+    shown = {"value": metrics.evaluate(forecast)}
+    learnt = len(examples) - len(new)
+    if learnt and len(new):
+        of_new = known.predict(examples.subset(new), samples, method=method, seed=draw_seed)
+        shown = {"all": shown["value"], "new": metrics.evaluate(of_new)}
     if as_json:
-        print_json({"examples": len(examples), **scores})
+        every, *apart = shown.values()
+        more = {"new": {"examples": len(new), **apart[0]}} if apart else {}
+        print_json({"examples": len(examples), "learnt": learnt, **every, **more})
     else:
         how = way_in_words(forecast.method, forecast.passes)
-        show_metrics(f"{len(examples)} {examples.unit} of {data}; {how}", {"value": scores})
+        what = f"{len(examples)} {examples.unit} of {data}"
+        what += f", {learnt} of them learnt or held out" * (learnt > 0)
+        show_metrics(f"{what}; {how}", shown)
 
 
 def report(
@@ -64,24 +76,36 @@ def report(
 ) -> None:
     """Write an HTML page: each round's fit, what the weights change, metrics and plots of a test.
 
+    If some rows of the test were learnt or held out, by their texts, the others come first, apart.
+
     Examples:
         bhpeft report runs/reviews --out report.html
         bhpeft report runs/reviews test.csv --out report.html
     """
     from ..base.files import write
+    from ..data.copies import new_among
     from ..data.sources import places
-    from ..plots.html import posterior_page
+    from ..plots.html import posterior_page, tested_html
     from . import saved, tables
 
     saved.check_file(out, ".html")
     posterior = saved.open_run(run, backbone, device)
     saved.check_method(posterior, None, samples, data is not None)
-    forecast, heading = None, ""
+    tested = []
     if data is not None:
-        examples = tables.labelled_examples(posterior, data)
+        examples, number = tables.labelled_examples(posterior, data), places(data)[2]
+        new = new_among(examples, posterior.learnt_rows)
+        what, learnt = f"{examples.unit} of {data}", len(examples) - len(new)
+        if learnt and len(new):
+            of_new = posterior.predict(examples.subset(new), samples, seed=draw_seed)
+            # Words know the row of their sentence.
+            at = new.tolist() if examples.words is None else range(len(examples))
+            heading = f"On the {len(new)} new {what}"
+            tested.append(tested_html(of_new, heading, lambda row: number(at[row])))
+        heading = f"On {len(examples)} {what}" + f", {learnt} learnt or held out" * (learnt > 0)
         forecast = posterior.predict(examples, samples, seed=draw_seed)
-        heading = f"On {len(examples)} {examples.unit} of {data}"
-    page = posterior_page(posterior, str(run), forecast, heading, places(data)[2])
+        tested.append(tested_html(forecast, heading, number))
+    page = posterior_page(posterior, str(run), tested)
     write(out, page.encode())
     say(f"written to {out}")
 

@@ -13,8 +13,8 @@ from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base import names
-from ..base.checks import few, shown
-from ..data import Columns, Kind
+from ..base.checks import few, shown, warn
+from ..data import Columns, Kind, LabelWarning
 from ..data.cells import is_number
 from ..data.columns import as_words, labelled_words, naming_words, read_cells, wrong
 from ..data.doubts import warn_of_classes
@@ -28,6 +28,10 @@ from .options import Reading
 _RATINGS = ("rating", "stars", "score")
 _LABELS = ("label", "labels", *_RATINGS)
 _TAGS = ("tags", "ner_tags")
+_NO_HEADER = (
+    "the first line of the file may be a row; expected the names of the columns there, such as "
+    "text,label"
+)
 _LEVELS = 11  # 0 to 10: of more whole numbers the ends may not be those of the scale
 
 
@@ -91,7 +95,7 @@ def infer(table: Dataset, reading: Reading) -> Task:
         return Task("choices", Columns(answer=needed[2], max_length=reading.max_length))
     words = name == "words" or (not name and _has_lists(table, "tokens"))
     labels = [column for column in (*_LABELS, *(_TAGS if words else ())) if column in there]
-    label = _column("label", reading.label_column, labels, there)
+    label = _column("label", reading.label_column, labels, table)
     words = words and (bool(name) or _has_lists(table, label))
     texts = [
         column
@@ -100,19 +104,21 @@ def infer(table: Dataset, reading: Reading) -> Task:
         and column not in (label, pair)
     ]
     usual = [column for column in ("tokens" if words else "text", "text") if column in there]
-    text = _column("text", reading.text_column, usual[:1] or texts, there)
+    text = _column("text", reading.text_column, usual[:1] or texts, table)
     if text == label:
         raise DataError(
             f"column {text!r} cannot be the text and the label; name the other with "
             "--text-column or --label-column"
         )
     if pair is not None:
-        _column("pair", pair, [], there)
+        _column("pair", pair, [], table)
     values, feature = table[label][:], table.features[label]
     if missing_rows := [i for i, value in enumerate(values) if value is None]:
         if not any(cell not in (None, "") for cell in table[missing_rows[0]].values()):
             raise DataError.of_rows("", missing_rows[:1], "all cells are empty; delete the line")
         raise wrong(label, missing_rows, "the label is missing")
+    if _is_cell(label, values):
+        warn(LabelWarning(f"column {label!r}: its name is like its cells; {_NO_HEADER}"))
     name = name or ("words" if words else _guess(values, label, feature))
     _check_noise(name, reading)
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
@@ -141,7 +147,8 @@ def _check_noise(task: names.Task, reading: Reading) -> None:
         raise DataError(f"--noise-by-text: the task is {task}; expected --task ratings")
 
 
-def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence[str]) -> str:
+def _column(what: str, given: str | None, likely: Sequence[str], table: Dataset) -> str:
+    there = table.column_names
     if given is not None:
         if given not in there:
             raise DataError(f"--{what}-column: no column {given!r}; columns there: {few(there)}")
@@ -151,11 +158,16 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
     if likely:
         problem = f"{few(likely)} may all be the {what}; name it with --{what}-column"
         raise DataError(f"{problem}, one of {few(there)}")
+    known = f"no column is known to be the {what}; columns there: {few(there)}"
+    if any(_is_cell(column, table[column][:]) for column in there):
+        raise DataError(f"{known}; {_NO_HEADER}")
     example = next((column for column in there if what in column.lower()), there[-1])
-    raise DataError(
-        f"no column is known to be the {what}; columns there: {few(there)}; name it, as in "
-        f"--{what}-column {shlex.quote(example)}"
-    )
+    raise DataError(f"{known}; name it, as in --{what}-column {shlex.quote(example)}")
+
+
+def _is_cell(column: str, values: Sequence[Any]) -> bool:
+    """Whether the name of a column is rather the first of its cells."""
+    return is_number(column) or column in map(str, values)
 
 
 def _has_lists(table: Dataset, column: str) -> bool:

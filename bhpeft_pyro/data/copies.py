@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import warn
+from ..base.checks import shown, warn
 from ..errors import DataError
 from .tokens import CHUNK
 
@@ -71,9 +72,44 @@ def warn_of_copies(examples: Examples) -> None:
         )
 
 
+def warn_of_contradictions(*parts: Examples | None) -> None:
+    """Say how many texts come with different labels, and show one. Ratings of a text may differ."""
+    labels: dict[int, set[str]] = defaultdict(set)
+    texts: dict[int, str] = {}
+    for part in parts:
+        if part is None or part.labels is None or part.kind == "rating" or not part.copies:
+            continue
+        by_row: dict[int, list[object]] = defaultdict(list)  # of a sentence those of its words
+        for row, label in zip(part.rows.tolist(), part.labels.tolist(), strict=True):
+            by_row[row].append(label)
+        for row, key in zip(sorted(by_row), part.row_hashes.tolist(), strict=True):
+            labels[key].add(str(by_row[row]))
+        if part.words is None:
+            texts |= dict(zip(part.hashes.tolist(), part.texts, strict=True))
+    if several := [key for key, of_text in labels.items() if len(of_text) > 1]:
+        count = f"{len(several)} text{'s come' if len(several) > 1 else ' comes'}"
+        example = f", such as {shown(texts[several[0]])}" if texts else ""
+        warn(
+            f"data: {count} with different labels (case and spaces aside){example}; mend the "
+            "labels, or leave these rows out"
+        )
+
+
 def shared(data: Examples, others: Examples) -> int:
     """How many rows of `others` have the text of a row of `data`."""
     return int(torch.isin(others.row_hashes, data.row_hashes).sum())
+
+
+def new_among(examples: Examples, learnt: Tensor | None) -> Tensor:
+    """(M,) the numbers of the examples whose texts are new, by the hashes `learnt` of the rows that
+    were learnt or held out (None: not known). Warns of the others, whose scores are too good."""
+    known = among(examples.hashes, learnt)
+    if known.any():
+        warn(
+            f"data: {int(known.sum())} of {len(known)} {examples.unit} were learnt or held out "
+            "(by their texts, case and spaces aside), so scores on them are too good"
+        )
+    return (~known).nonzero().flatten()
 
 
 def check_apart(data: Examples, held_out: Examples, name: str) -> None:

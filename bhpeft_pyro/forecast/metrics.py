@@ -251,6 +251,22 @@ clearly better than that (by 0.500 ± 0.289): label more rows, or try another ba
     )
 
 
+def standard_errors(forecast: Forecast) -> dict[str, float]:
+    """Standard errors, over examples, of the accuracy or the MSE, and of the NLL: `accuracy_se` or
+    `mse_se`, and `nll_se`. None of a single example (or sentence).
+
+    >>> from bhpeft_pyro.forecast import ClassForecast
+    >>> draws = torch.tensor([[[0.9, 0.1]] * 4])
+    >>> standard_errors(ClassForecast.from_draws(draws, labels=[0, 1, 0, 1]))["accuracy_se"]
+    0.28867513459481287
+    """
+    rating = not forecast.higher_is_better
+    values = forecast.loss(forecast.observed()) if rating else forecast.wrong().double()
+    columns = {"mse_se" if rating else "accuracy_se": values, "nll_se": forecast.nlls()}
+    errors = {name: mean_and_error(of, forecast.rows)[1] for name, of in columns.items()}
+    return {name: error for name, error in errors.items() if not math.isnan(error)}
+
+
 def mean_and_error(
     values: Tensor | Sequence[float], rows: Tensor | None = None
 ) -> tuple[float, float]:

@@ -161,14 +161,15 @@ def score_matrix(record: Record, ax: Axes | None = None) -> Axes:
     """The matrix R[i, j]: the score on test j after round i, in colours; a small one in numbers."""
     ax = new_axes(ax)
     matrix = record.matrix.numpy()
-    image = ax.imshow(matrix, cmap="viridis", aspect="auto")
+    # The whole scale, of accuracies or of minus MSEs: else chance would look like a change.
+    low, high = (0.0, 1.0) if np.nanmin(matrix) >= 0 else (np.nanmin(matrix), 0.0)
+    image = ax.imshow(matrix, cmap="viridis", aspect="auto", vmin=low, vmax=high)
     if max(matrix.shape) > _MANY:
         ax.figure.colorbar(image, ax=ax, label="score")
     else:
-        middle = (np.nanmin(matrix) + np.nanmax(matrix)) / 2
         for (row, column), score in np.ndenumerate(matrix):
             if not np.isnan(score):
-                shade = "white" if score <= middle else "black"
+                shade = "white" if score <= (low + high) / 2 else "black"
                 ax.text(column, row, f"{score:.2f}", ha="center", va="center", color=shade)
     _name_batches(ax, record.tests)
     ax.set_yticks(*_some([str(row["batch"]) for row in record.rows]))
@@ -179,6 +180,7 @@ def score_matrix(record: Record, ax: Axes | None = None) -> Axes:
 def stream_overview(record: Record) -> Figure:
     """Accuracy, NLL, calibration and surprise over time, and with tests the matrix of scores.
 
+    Bars are 95 % intervals over the examples of a batch (1.96 standard errors on each side).
     For ratings the first is the MSE, and calibration is the coverage of 90 % intervals.
 
     Raises:
@@ -200,7 +202,7 @@ def stream_overview(record: Record) -> Figure:
     _over_time(record, "nll", axes[1], "drift/nll_expected")
     _over_time(record, calibration, axes[2])
     _over_time(record, "drift/nll_z", axes[3])
-    axes[0].set_title("Each batch before it was learnt")
+    axes[0].set_title("Each batch before it was learnt (bars: 95 % intervals over its examples)")
     axes[3].set_xlabel("batch")
     ideal = {"color": GREY, "linewidth": 1, "linestyle": ":"}
     axes[2].axhline(0.0 if classes else 0.9, label="ideal", **ideal)
@@ -223,6 +225,8 @@ def _over_time(record: Record, metric: str, ax: Axes, expected: str | None = Non
     for column, (colour, dash, label) in looks.items():
         values = record.column(column).numpy()
         ax.plot(range(len(values)), values, dash, color=colour, label=label, markersize=4)
+        errors = 1.96 * record.column(f"{column}_se").numpy()  # nan, and no bar, if not known
+        ax.errorbar(range(len(values)), values, errors, fmt="none", ecolor=colour, elinewidth=1)
     _name_batches(new_axes(ax), [str(row["batch"]) for row in record.rows])
     ax.set_ylabel(_LABELS[metric])
 

@@ -46,25 +46,9 @@ footer { margin-top: 3rem; color: #767676; }
 """
 
 
-def posterior_page(
-    posterior: Posterior,
-    title: str,
-    forecast: Forecast | None,
-    heading: str,
-    row_number: Callable[[int], int],
-) -> str:
-    """A document about a posterior, and under `heading` a forecast of labelled rows, if any, with
-    the `row_number` that each row has in its file."""
-    parts = [f"<h1>{escape(title)}</h1>", table((), posterior.facts.items())]
-    if forecast is not None:
-        scores = [(name, value, MEANINGS[name]) for name, value in evaluate(forecast).items()]
-        parts += [
-            f"<h2>{escape(heading)}</h2>",
-            table(("metric", "value", ""), scores),
-            forecast_plots(forecast),
-            "<h3>Least certain</h3>\n<p>Rows are numbered as in the file.</p>",
-            least_certain(forecast, _LONG_TEXT, row_number),
-        ]
+def posterior_page(posterior: Posterior, title: str, tested: Iterable[str] = ()) -> str:
+    """A document about a posterior, with the sections of its tests (`tested_html`), if any."""
+    parts = [f"<h1>{escape(title)}</h1>", table((), posterior.facts.items()), *tested]
     if posterior.model.network.kinds:
         by_branch = changes(posterior)
         height = 1.5 + max(map(len, by_branch.values())) * (0.15 + 0.12 * len(by_branch))
@@ -82,6 +66,20 @@ def posterior_page(
         + "\n".join(parts)
         + f"\n<footer>bhpeft_pyro {__version__}</footer>\n</body>\n</html>\n"
     )
+
+
+def tested_html(forecast: Forecast, heading: str, row_number: Callable[[int], int]) -> str:
+    """A section about a forecast of labelled rows: metrics, plots, and the least certain rows, with
+    the `row_number` that each has in its file."""
+    scores = [(name, value, MEANINGS[name]) for name, value in evaluate(forecast).items()]
+    parts = [
+        f"<h2>{escape(heading)}</h2>",
+        table(("metric", "value", ""), scores),
+        forecast_plots(forecast),
+        "<h3>Least certain</h3>\n<p>Rows are numbered as in the file.</p>",
+        least_certain(forecast, _LONG_TEXT, row_number),
+    ]
+    return "\n".join(parts)
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -17,7 +17,7 @@ from ..base.progress import bars, tracked, work
 from ..base.threads import fitting, seeded, with_gradients
 from ..data import Columns, Examples
 from ..data.batch import Batch, random_order
-from ..data.copies import check_apart, warn_of_copies
+from ..data.copies import check_apart, warn_of_contradictions, warn_of_copies
 from ..decisions.novelty import Novelty
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, as_guide, autoguide, check_made_for
@@ -123,6 +123,7 @@ def fit(
     if held_out is not None:
         check_apart(examples, held_out, "validation")
     _check_classes(examples, columns.label)
+    warn_of_contradictions(examples, held_out)
     likelihood = model.likelihood.standardised(examples.labels)
     if likelihood is not model.likelihood:
         model = Model(model.network, model.prior, likelihood)

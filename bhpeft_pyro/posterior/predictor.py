@@ -16,6 +16,7 @@ from ..base.checks import Number, check_types
 from ..base.names import Method
 from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
+from ..data.copies import new_among
 from ..decisions.novelty import Novelty
 from ..decisions.promises import Promise, terms, with_promise
 from ..errors import ConfigError
@@ -109,15 +110,11 @@ class Predictor:
         return facts | ({"classes": ", ".join(names)} if names else {})
 
     def __repr__(self) -> str:
-        kind, guide = type(self).__name__, self.facts["guide"]
+        kind, facts = type(self).__name__, self.facts
         if not self.lineage:
-            return f"{kind}(no round, {guide})"
-        more = (
-            f"\n{name}: {self.facts[name]}"
-            for name in ("student", "promise", "texts")
-            if name in self.facts
-        )
-        return f"{kind}(round {len(self.lineage)}, {guide})\n{self.report}{''.join(more)}"
+            return f"{kind}(no round, {facts['guide']})"
+        more = (f"\n{k}: {facts[k]}" for k in ("student", "promise", "texts") if k in facts)
+        return f"{kind}(round {len(self.lineage)}, {facts['guide']})\n{self.report}{''.join(more)}"
 
     def encode(self, data: object, *, labelled: bool = True) -> Examples:
         """Read and tokenise data as the training data were; see `data.encode`."""
@@ -254,9 +251,18 @@ class Predictor:
     def evaluate(
         self, data: object, samples: int | None = None, **options: Any
     ) -> dict[str, float]:
-        """Accuracy, NLL, ECE and other metrics (`metrics.evaluate`) on labelled data."""
-        known = self.replace(novelty=None)  # which no metric is about
-        return evaluate(known.predict(self.encode(data), samples, **options))
+        """Accuracy, NLL, ECE and other metrics (`metrics.evaluate`) on labelled data.
+
+        If some rows have texts that were learnt or held out, a warning says how many, and the
+        scores of the others follow those of all, as "new/accuracy" and so on.
+        """
+        examples, known = self.encode(data), self.replace(novelty=None)  # no metric is about it
+        new = new_among(examples, self.learnt_rows)
+        scores = evaluate(known.predict(examples, samples, **options))
+        if not 0 < len(new) < len(examples):
+            return scores
+        of_new = evaluate(known.predict(examples.subset(new), samples, **options))
+        return scores | {f"new/{name}": value for name, value in of_new.items()}
 
     def promise(
         self,

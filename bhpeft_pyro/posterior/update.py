@@ -18,7 +18,7 @@ from ..base.progress import bars, work
 from ..base.threads import seeded
 from ..data import Examples, LabelWarning
 from ..data.batch import random_order
-from ..data.copies import BY_CHANCE, among, check_apart
+from ..data.copies import BY_CHANCE, among, check_apart, warn_of_contradictions
 from ..data.doubts import swapped, turned
 from ..data.sources import in_file, read
 from ..decisions.novelty import Novelty
@@ -86,6 +86,7 @@ def update(
             texts = texts_for(posterior.model, distill, posterior.columns, options.seed)
         earlier, learnt = kept_texts(before, examples), _learnt_classes(posterior)
         check_held_out(posterior, examples, held_out)
+        warn_of_contradictions(examples, held_out)
         if not again:
             refuse_known(posterior, examples)
             _warn_of_known(posterior, examples)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import get_args
 
 import pandas
@@ -19,6 +22,8 @@ _FORMATS: dict[Period, tuple[str, str]] = {  # pandas' frequency, and the name o
     "quarter": ("Q", "%Y-Q%q"),
     "year": ("Y", "%Y"),
 }
+
+_ROWS = re.compile(r"rows (\d+)-(\d+)")  # the name of a batch of so many
 
 
 def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, Dataset]:
@@ -57,13 +62,17 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
     return {str(batch): table.select(rows.tolist()) for batch, rows in groups.items()}
 
 
-def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str, Dataset]:
+def by_count(
+    table: Dataset, count: int, column: str | None = None, learnt: Iterable[str] = ()
+) -> dict[str, Dataset]:
     """Batches of `count` rows; the last may be smaller.
 
     Args:
         table: the rows, in order of time if `column` is None.
         count: rows in a batch.
         column: order by these dates, as for `by_period`.
+        learnt: the names of the batches of a stream so far, which stay as they are: rows that have
+            come since are in new ones, also where the last batch was smaller.
 
     Raises:
         ConfigError: a count below 1.
@@ -71,14 +80,22 @@ def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str,
 
     >>> list(by_count(Dataset.from_dict({"text": ["a", "b", "c"]}), 2))
     ['rows 1-2', 'rows 3-3']
+    >>> grown = Dataset.from_dict({"text": ["a", "b", "c", "d", "e"]})
+    >>> list(by_count(grown, 2, learnt=["rows 1-2", "rows 3-3"]))
+    ['rows 1-2', 'rows 3-3', 'rows 4-5']
     """
     count = COUNT("count", count)
     check(table, Dataset, "table", "a datasets.Dataset")
     if column is not None:
         table = table.select(_times(table, column).index)
-    every = range(len(table))
-    parts = [every[start : start + count] for start in every[::count]]
-    return {f"rows {part[0] + 1}-{part[-1] + 1}": table.select(part) for part in parts}
+    size, starts = len(table), [0]
+    for name in learnt:
+        rows = _ROWS.fullmatch(name)
+        if rows and int(rows[1]) == starts[-1] + 1 and int(rows[2]) < size:
+            starts.append(int(rows[2]))
+    starts += range(starts.pop(), size, count)
+    parts = pairwise([*starts, size])
+    return {f"rows {start + 1}-{end}": table.select(range(start, end)) for start, end in parts}
 
 
 def _times(table: Dataset, column: str) -> pandas.Series:

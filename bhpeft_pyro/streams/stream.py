@@ -18,7 +18,7 @@ from ..data.copies import shared
 from ..data.encoding import cut_once
 from ..decisions.watching import watched
 from ..errors import ConfigError, DataError, PriorError
-from ..forecast.metrics import evaluate
+from ..forecast.metrics import evaluate, standard_errors
 from ..guides import Guide, GuideLike, PriorGuide, autoguide
 from ..model.model import Model, check_model
 from ..posterior.distill import texts_for, with_student
@@ -290,7 +290,9 @@ def _scored(
             warn(f"{error}; so there will be no forward transfer")
     with work(share=0):
         for test, examples in tested.items():
-            metrics = posterior.replace(student=None).evaluate(examples, samples)
+            # Of rows that were learnt it is said below.
+            alone = posterior.replace(student=None, learnt_rows=None)
+            metrics = alone.evaluate(examples, samples)
             scores |= {TEST + test: _score(metrics), TEST_NLL + test: metrics["nll"]}
             if untrained is not None:
                 forecast = predict(posterior.model, untrained, examples, _UNTRAINED)
@@ -318,11 +320,13 @@ def _before(
         method = made if made in get_args(Method) else None
         forecast = posterior.replace(novelty=None).predict(examples, method=method)
         noted = watched(forecast, posterior.lineage)
-    if not drift:
-        return posterior.replace(student=None).evaluate(examples, samples) | noted
-    assessed = assess(posterior, examples)
-    noted |= {f"drift/{key}": value for key, value in assessed.metrics().items()}
-    return evaluate(assessed.forecast) | noted
+    if drift:
+        assessed = assess(posterior, examples)
+        noted |= {f"drift/{key}": value for key, value in assessed.metrics().items()}
+        forecast = assessed.forecast
+    else:
+        forecast = posterior.replace(student=None, novelty=None).predict(examples, samples)
+    return evaluate(forecast) | standard_errors(forecast) | noted
 
 
 def _named(given: Mapping[str, Any] | None, argument: str, expected: str) -> dict[str, Any]:

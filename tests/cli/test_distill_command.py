@@ -14,6 +14,7 @@ from program import FIFTH, NAMES, TEXTS, UNLABELLED, bhpeft, error, loaded, writ
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.learn_commands import distill
 from bhpeft_pyro.errors import FitError
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_examples
 
@@ -117,6 +118,12 @@ def test_what_cannot_work_is_refused(folder, run, unlabelled, tmp_path):
         assert re.search(message, error("distill", *arguments)), arguments
 
 
+def test_a_training_that_diverges_says_so(run, unlabelled, tmp_path):
+    options = ("--lr", 1e30, "--device", "cpu", "--out", tmp_path / "fast")
+    told = error("distill", run, unlabelled, *options, code=1)
+    assert told.startswith("error: distill: ")  # --distill is an option of other commands
+
+
 def test_the_defaults_are_those_of_python():
     own, python = (inspect.signature(each).parameters for each in (distill, bh.Posterior.distill))
     for name in ("epochs", "batch_size", "lr", "seed"):
@@ -133,7 +140,9 @@ def test_fit_and_update_make_a_student_at_the_end(folder, unlabelled, tmp_path):
     told = said.stderr.replace("\n", " ")
     assert str(after.student.report).replace("\n", " ") in told
     rows = after.encode(str(train)).hold_out(0, 0.2)[1]
-    exact, student = (after.evaluate(rows, method=name) for name in ("exact", "student"))
+    exact, student = (
+        metrics.evaluate(after.predict(rows, method=name)) for name in ("exact", "student")
+    )
     assert found["held_out"] == pytest.approx(exact) != pytest.approx(student)
     update = ("update", first, train, "--again", "--max-steps", 2, *FIFTH, "--json")
     found = json.loads(bhpeft(*update, "--out", second, "--distill", unlabelled).stdout)

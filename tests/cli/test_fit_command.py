@@ -23,6 +23,7 @@ from program import (
 )
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.guides import DeltaGuide
 from bhpeft_pyro.guides.mean_field import ScaledAdam
 
@@ -60,7 +61,9 @@ def test_rows_are_held_out_as_fit_does_unless_a_share_is_given(folder, tmp_path)
     assert "steps on 48 examples" in said[first + 2]
     train, held_out = run.encode({"text": texts, "label": NAMES * 3}).hold_out(0)
     assert (run.report.examples, run.report.held_out) == (len(train), len(held_out)) == (48, 12)
-    assert json.loads(result.stdout)["held_out"] == pytest.approx(run.evaluate(held_out))
+    assert json.loads(result.stdout)["held_out"] == pytest.approx(
+        metrics.evaluate(run.predict(held_out))
+    )
 
 
 def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch):

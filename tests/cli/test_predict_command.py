@@ -245,12 +245,11 @@ def read(out: Path) -> tuple[list[Any], list[float]]:
     return rows, [float(row.pop(name)) for row in rows for name in names]
 
 
-def test_columns_of_each_kind_of_file_stay_and_those_of_old_are_replaced(
-    run: Path, tmp_path: Path
-) -> None:
+def test_columns_of_each_kind_of_file_stay(run: Path, tmp_path: Path) -> None:
     notes = [None if i % 3 else f"a\r{i}" for i in range(11)]
     sources: dict[str, list[Any]] = {"id": list(range(11)), "text": ROWS, "note": notes}
-    sources["flagged"] = ["of old"] * 11
+    own = {"flagged": "by us", "reason": "late parcel"}
+    sources |= {name: [cell] * 11 for name, cell in own.items()}
     write_csv(tmp_path / "new.csv", **sources)
     rows = [dict(zip(sources, row, strict=True)) for row in zip(*sources.values(), strict=True)]
     rows[9]["late"] = [1, 2]  # a column that earlier rows lack
@@ -265,12 +264,15 @@ def test_columns_of_each_kind_of_file_stay_and_those_of_old_are_replaced(
         out = tmp_path / f"{name}.{suffix}"
         result = bhpeft("predict", run, tmp_path / name, "--flag", "30%", "--out", out)
         assert "11 rows, 4 flagged" in result.stderr
+        note = f"{name} has its own reason, flagged; these are written as predicted_"
+        assert note in result.stderr
         shown = re.findall(r"^\s+(\d+)\s", result.stdout, re.MULTILINE)
         written, numbers = read(out)
         found[name] = [int(row) - header for row in shown], numbers
         assert [str(row["id"]) for row in written] == [*map(str, range(11))]
         assert [row["note"] or None for row in written] == notes
-        assert [str(row["flagged"]) for row in written].count("True") == 4
+        assert all(row.items() >= own.items() for row in written)
+        assert [str(row["predicted_flagged"]) for row in written].count("True") == 4
     assert found["new.csv"] == found["new.jsonl"] == found["new.json"]
     lines = read_lines(tmp_path / "new.jsonl.jsonl")
     assert [row["late"] for row in lines] == [None] * 9 + [[1, 2], None]
@@ -281,13 +283,31 @@ def test_columns_of_each_kind_of_file_stay_and_those_of_old_are_replaced(
 def test_no_column_of_an_earlier_prediction_stays(run: Path, tmp_path: Path) -> None:
     """What was promised then may not be promised now."""
     old = {"prediction": ["bad"] * 11, "answered": ["True"] * 11, "set_90": ["[]"] * 11}
-    old |= {"from_95": [1] * 11, "sd": [0.5] * 11, "flagged": ["True"] * 11}
+    old |= {"from_95": [1] * 11, "sd": [0.5] * 11, "epistemic": [0.1] * 11}
+    old |= {"flagged": ["True"] * 11}
     write_csv(tmp_path / "again.csv", text=ROWS, sdk=["own"] * 11, **old)
     bhpeft("predict", run, tmp_path / "again.csv", "--out", tmp_path / "out.csv")
     (first, *_) = read_csv(tmp_path / "out.csv")
     assert first["sdk"] == "own" and not {"set_90", "from_95", "sd"} & first.keys()
     assert first["answered"] == ""
     assert first["flagged"] and first["prediction"]
+
+
+def test_an_earlier_prediction_is_replaced_beside_the_tables_own_columns(
+    run: Path, tmp_path: Path
+) -> None:
+    """The columns reason, nearest and probability of a team were written over."""
+    own = {"reason": ["late parcel"] * 5, "nearest": ["Leeds"] * 5, "probability": ["low"] * 5}
+    data = write_csv(tmp_path / "new.csv", text=ROWS[:5], **own)
+    out, again = tmp_path / "out.csv", tmp_path / "again.csv"
+    bhpeft("predict", run, data, "--out", out)
+    rows = read_csv(out)
+    assert [{name: row[name] for name in own} for row in rows] == [
+        {name: cells[0] for name, cells in own.items()}
+    ] * 5
+    assert {"predicted_reason", "predicted_probability"} <= rows[0].keys()
+    bhpeft("predict", run, out, "--out", again)
+    assert read_csv(again) == rows
 
 
 def test_texts_and_labels_keep_their_columns_whatever_these_are_called(

@@ -97,7 +97,8 @@ def test_a_branch_is_moved_aside_and_the_stream_goes_on(folder: Path) -> None:
     branch = history.add(root.update({"text": ["w5 w9", "w6"], "label": ["bad", "good"]}))
     message = error(*options)
     assert "2 branches" in message and "--keep ROUND" in message
-    assert "no round" in error("history", folder / "out", "--keep", "zzz")
+    told = error("history", folder / "out", "--keep", "zzz")
+    assert told.startswith("error: --keep: no round in ")  # not --round, an option of others
     assert "is a posterior" in error("history", history.folder / branch, "--keep", branch)
     shown = bhpeft("history", folder / "out", "--keep", last.id[:6])
     assert branch in shown.stderr and branch not in shown.stdout and last.id in shown.stdout
@@ -138,6 +139,22 @@ def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
     assert "none is new" in idle.stderr and "steps on" not in idle.stderr
     assert [report.examples for report in rounds(folder)] == [5, 5, 4]
     assert calls == [1, 1, 2]  # no round was learnt twice
+
+
+@pytest.mark.parametrize("tests", [(), ("--tests", "40%")])
+def test_a_last_batch_that_was_smaller_stays_and_the_table_may_grow(
+    folder: Path, tests: tuple[str, ...]
+) -> None:
+    """It was filled up to 5 rows with those that had come, and refused as another batch."""
+    options = ("--by", "date", "--batch", 5, *tests)
+    for rows in (7, 8, 14):
+        write_csv(folder / "news.csv", date=DAYS[-rows:], text=TEXTS[-rows:], label=NAMES[-rows:])
+        bhpeft(*arguments(folder, *options))
+    names = [report.name for report in rounds(folder)]
+    assert names == ["rows 1-5", "rows 6-7", "rows 8-8", "rows 9-13", "rows 14-14"]
+    assert "none is new" in bhpeft(*arguments(folder, *options)).stderr
+    if not tests:
+        assert sum(report.examples for report in rounds(folder)) == 14  # each row once
 
 
 def test_held_out_rows_make_the_matrix(folder: Path) -> None:

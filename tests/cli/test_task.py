@@ -64,6 +64,29 @@ def test_a_label_may_have_the_name_of_a_column_of_choices(column):
     assert infer(table, Reading(label_column=column)).name == "classes"
 
 
+@pytest.mark.parametrize(
+    ("rows", "column"),
+    [
+        ([("w5 w7 won", "Sports"), ("w6 fell", "World"), ("w5 lost", "Sports")], "Sports"),
+        ([("w5", "3.5"), ("w6", "2.25"), ("w7", "1.0")], "3.5"),
+        ([("w5", "1"), ("w6", "0"), ("w7", "1")], "1"),
+    ],
+)
+def test_a_file_without_a_header_loses_no_row(rows, column, tmp_path):
+    """It was advised to name the column, "as in --label-column Sports", and that was followed."""
+    path = tmp_path / "rows.csv"
+    path.write_text("".join(f"{text},{label}\n" for text, label in rows))
+    first_line = "the first line of the file may be a row; expected the names of the columns there"
+    fit = ("fit", path, "--out", tmp_path / "run", "--backbone", tmp_path)
+    told = error(*fit)
+    assert first_line in told and "name it" not in told
+    told = error(*fit, "--label-column", column)
+    assert f"column '{column}': its name is like its cells; {first_line}" in told
+    assert "--yes" in told
+    told = error(*fit, "--label-column", column, "--yes", "--task", "choices")
+    assert first_line not in told  # the names are taken as they are
+
+
 def test_what_is_not_clear_is_asked():
     def table(**columns):
         return Dataset.from_dict(columns)

@@ -21,6 +21,7 @@ from program import (
     write_lines,
 )
 
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.guides import NormalGuide
 
 
@@ -39,7 +40,9 @@ def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
     assert first.name == second.name == "train.csv"
     assert second.options.batch_size == 8  # as in the first round
     run = loaded(folder / "run", folder)
-    before_scores = run.evaluate(run.encode(folder / "train.csv").hold_out(0, 0.2)[1])
+    before_scores = metrics.evaluate(
+        run.predict(run.encode(folder / "train.csv").hold_out(0, 0.2)[1])
+    )
     assert found["before"] == pytest.approx(before_scores)
     assert "--overwrite" in error(*arguments)
     bhpeft(*arguments, "--max-steps", 1, "--overwrite", "--validation", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data import Columns, Examples, encode
-from bhpeft_pyro.data.copies import hashes_of
+from bhpeft_pyro.data.copies import hashes_of, warn_of_contradictions
 from bhpeft_pyro.diagnostics.comparison import compare
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.errors import BHPEFTWarning, DataError
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
 HOW: dict[str, Any] = {"max_steps": 1, "progress": False}
@@ -54,6 +55,52 @@ def test_without_copies_rows_are_held_out_as_ever() -> None:
     assert held_out is not None
     assert held_out.texts == tuple(TEXTS[i] for i in sorted(order[:12].tolist()))
     assert rest.texts == tuple(TEXTS[i] for i in sorted(order[12:].tolist()))
+
+
+SAME = ["w5 w9", "w6 w8", "W5  w9", "w6 w8", "w7"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "texts"),
+    [
+        ("class", {"text": SAME, "label": ["a", "b", "b", "b", "a"]}, "1 text comes"),
+        ("class", {"text": SAME, "label": ["a", "b", "a", "b", "a"]}, ""),
+        ("labels", {"text": SAME, "label": [["a"], ["a"], [], ["b"], ["b"]]}, "2 texts come"),
+        ("rating", {"text": SAME, "label": [1.0, 2.0, 2.0, 3.0, 1.0]}, ""),  # of several people
+        (
+            "choice",
+            {"question": SAME, "choices": [["w1", "w2"]] * 5, "answer": [0, 1, 1, 1, 0]},
+            "1 text comes",
+        ),
+    ],
+)
+def test_texts_with_different_labels_are_mentioned(
+    kind: Any, table: dict[str, Any], texts: str
+) -> None:
+    examples = encode(table, tiny_tokenizer(), kind=kind)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_contradictions(examples, None)
+    assert [f"{texts} with different labels" in str(each.message) for each in told] == (
+        [True] if texts else []
+    )
+
+
+def test_sentences_with_different_tags_are_mentioned() -> None:
+    words = {"text": [["w5", "w9"], ["w6"]] * 2, "label": [["a", "b"], ["a"], ["a", "a"], ["a"]]}
+    examples = encode(words, tiny_tokenizer(), kind="class", each_word=True)
+    with pytest.warns(BHPEFTWarning, match="data: 1 text comes with different labels"):
+        warn_of_contradictions(examples)
+
+
+def test_fits_and_updates_mention_texts_with_different_labels() -> None:
+    data = {"text": SAME, "label": [0, 1, 1, 1, 0]}
+    told = r"1 text comes with different labels \(case and spaces aside\), such as 'W5  ?w9'; mend"
+    with pytest.warns(BHPEFTWarning, match=told):
+        posterior = bh.fit(tiny_model(()), "normal", data, **HOW)
+    more = {"text": ["w8", "w8"], "label": [0, 1]}
+    with pytest.warns(BHPEFTWarning, match="such as 'w8'; mend"):
+        posterior.update(more, progress=False)
 
 
 @pytest.mark.parametrize("share", [None, 0.1])

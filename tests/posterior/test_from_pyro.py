@@ -20,6 +20,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, DataError, GuideError
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.guides import DrawsGuide, NormalGuide, PyroGuide
 from bhpeft_pyro.guides.guide import prior_of
 from bhpeft_pyro.guides.latent import latents
@@ -269,7 +270,7 @@ def test_a_guide_that_pyro_trained_is_saved_and_updated(family: Any, tmp_path: P
         assert torch.equal(posterior.guide.means()[name], value)
     posterior.save(tmp_path / "p")
     again = load(tmp_path / "p")
-    assert again.evaluate(data) == posterior.evaluate(data)
+    assert metrics.evaluate(again.predict(data)) == metrics.evaluate(posterior.predict(data))
     assert len(posterior.update(tiny_examples(9, seed=5), **QUICK).lineage) == 2
 
 
@@ -306,7 +307,9 @@ def test_a_posterior_is_pickled() -> None:
     """As spawned processes need it, for example the chains of NUTS."""
     posterior = bh.fit(tiny_model(), "normal", tiny_examples(12), **QUICK)
     again = pickle.loads(pickle.dumps(posterior))
-    assert again.evaluate(tiny_examples(9)) == posterior.evaluate(tiny_examples(9))
+    assert metrics.evaluate(again.predict(tiny_examples(9))) == metrics.evaluate(
+        posterior.predict(tiny_examples(9))
+    )
     other = bh.RandomPEFT(again.model.network.backbone, head=bh.Head(2))
     assert other.attachment._token != posterior.model.network.attachment._token
 

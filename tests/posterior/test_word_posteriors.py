@@ -13,6 +13,7 @@ from saves import load
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTWarning, DataError
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.integrations.huggingface.hub import card
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
@@ -60,7 +61,7 @@ def laplace() -> bh.Posterior:
 def test_laplace_learns_names(laplace: bh.Posterior) -> None:
     report = laplace.report
     assert report.held_out > 0 and report.examples + report.held_out == 270
-    assert laplace.evaluate(sentences(20, seed=1))["accuracy"] > 0.9
+    assert metrics.evaluate(laplace.predict(sentences(20, seed=1)))["accuracy"] > 0.9
     forecast = laplace.predict([["w5", "w6", "w30"], ["w20", "w5", "w6"], ["w21"]])
     assert forecast.probabilities.shape == (7, 3)
     assert forecast.between is not None and (forecast.epistemic > 0).all()

@@ -51,6 +51,22 @@ def test_periods() -> None:
             cut()
 
 
+def test_batches_that_were_learnt_stay_when_the_table_grows() -> None:
+    table = Dataset.from_dict({"text": list("abcdefghijkl")})
+
+    def ends(*learnt: str) -> list[int]:
+        batches = by_count(table, 5, learnt=learnt)
+        assert "".join("".join(rows["text"][:]) for rows in batches.values()) == "abcdefghijkl"
+        return [int(name.partition("-")[2]) for name in batches]
+
+    assert ends() == [5, 10, 12]
+    assert ends("rows 1-5", "rows 6-7") == [5, 7, 12]
+    assert ends("rows 1-5", "rows 6-10", "rows 11-12") == [5, 10, 12]
+    assert ends("rows 1-2", "rows 3-4", "rows 5-5") == [2, 4, 5, 10, 12]
+    # Of another table, such as a longer one, or of weeks: a stream then says what differs.
+    assert ends("rows 1-5", "rows 6-13") == ends("2024-01-01") == ends("rows 2-4") == [5, 10, 12]
+
+
 def test_a_period_that_is_not_over() -> None:
     today = datetime.now(UTC)
     before = Dataset.from_dict({"day": [f"{today - timedelta(days=8):%Y-%m-%d}"]})

@@ -12,6 +12,7 @@ import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 from bhpeft_pyro.training import loop
@@ -241,7 +242,7 @@ def test_a_few_skewed_ratings_do_not_make_a_fit_too_certain() -> None:
     for ratings in ([5.0] * 39 + [1.0], [5.0] * 40):
         data = {"text": [f"w{5 + i % 30}" for i in range(40)], "label": ratings}
         fitted = bh.fit(model, "laplace", data, components=1, progress=False)
-        scores = fitted.evaluate(data)
+        scores = metrics.evaluate(fitted.predict(data))
         assert scores["mse"] ** 0.5 == pytest.approx(fitted.report.noise, rel=0.05)
         assert scores["coverage_90"] > 0.9
 

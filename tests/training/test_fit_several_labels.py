@@ -15,6 +15,7 @@ from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.fisher import all_outcomes
 from bhpeft_pyro.model.likelihoods import Function, MultiLabel, StudentT
@@ -88,7 +89,7 @@ def test_the_information_of_several_labels_is_exact() -> None:
 
 
 def test_laplace_learns_several_labels(laplace: bh.Posterior) -> None:
-    scores = laplace.evaluate(table())
+    scores = metrics.evaluate(laplace.predict(table()))
     assert scores["f1_micro"] > 0.9 and scores["accuracy"] > 0.7
     forecast = laplace.predict(["w6 w20", "w11"])
     assert forecast.predicted == [["art"], ["money", "sport"]]
@@ -136,7 +137,9 @@ def test_rounds_files_arviz_and_drift_of_several_labels(
     assert idata.observed_data["label"].values.tolist() == expected.labels.tolist()  # type: ignore[union-attr]
     drift = newer.assess(more, 20)
     assert drift.nll is not None and 0.05 < drift.nll.p <= 1
-    assert drift.nll.observed == pytest.approx(newer.evaluate(more, 20, seed=0)["nll"], rel=0.2)
+    assert drift.nll.observed == pytest.approx(
+        metrics.evaluate(newer.predict(more, 20, seed=0))["nll"], rel=0.2
+    )
 
 
 def test_a_variational_guide_learns_several_labels_with_peft_weights() -> None:
@@ -162,7 +165,7 @@ def test_counts_with_an_exposure(guide: str, tmp_path: Path) -> None:
     assert forecast.outcomes is not None and forecast.outcomes.shape[1] == 60
     assert forecast.outcomes[..., 0].numel() * forecast.outcomes.shape[2] >= 60_000
     assert torch.equal(forecast.outcomes, posterior.predict(data).outcomes)  # type: ignore[arg-type]
-    assert posterior.evaluate(data)["coverage_90"] > 0.75
+    assert metrics.evaluate(posterior.predict(data))["coverage_90"] > 0.75
     with pytest.raises(bh.errors.DataError, match="column 'hours' is missing"):
         posterior.predict(["w5"])
     if guide != "AutoNormal":

@@ -19,6 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, FitError
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.model.likelihoods import Categorical
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -253,7 +254,7 @@ def test_validation_is_the_nll_of_the_forecast() -> None:
     posterior = fit(validation=held_out, eval_every=3, eval_samples=5, max_steps=6)
     history = posterior.report.history
     assert ["validation_nll" in entry for entry in history] == [False, False, True] * 2
-    expected = posterior.evaluate(held_out, samples=5)["nll"]
+    expected = metrics.evaluate(posterior.predict(held_out, samples=5))["nll"]
     assert history[-1]["validation_nll"] == pytest.approx(expected, rel=1e-6)
     assert posterior.report.best_step is None  # without patience the last state is kept
 

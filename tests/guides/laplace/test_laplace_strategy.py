@@ -27,6 +27,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.data import Examples
 from bhpeft_pyro.diagnostics import psis
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.guides.laplace import choice_of_tau, curvature, held_out_densities
 from bhpeft_pyro.guides.laplace.choice_of_tau import Candidates
@@ -340,7 +341,7 @@ def test_the_output_scale_is_chosen_by_the_forecasts_that_it_makes(likelihood: A
         rows = {"question": random_texts(60), "choices": answers, "answer": right}
     posterior = bh.fit(model, "laplace", rows, components=2, max_steps=40, **PLAIN)
     held_out = posterior.encode(rows).hold_out(posterior.report.split or 0)[1]
-    nll = posterior.evaluate(held_out, samples=4000)["nll"]
+    nll = metrics.evaluate(posterior.predict(held_out, samples=4000))["nll"]
     # The width was chosen by 256 points, among those of many widths.
     assert posterior.report.component_nll == pytest.approx(nll, abs=0.025)
     assert f"mixture: held-out NLL {posterior.report.component_nll:.3f}" in str(posterior.report)
@@ -370,7 +371,9 @@ def test_a_noise_that_differs_by_row_is_that_of_each_row() -> None:
     )
     model = tiny_model((), 1, likelihood=Precise(0.0, 3.0))
     fitted = bh.fit(model, "laplace", train, components=1, validation=held_out, **QUICK)
-    assert fitted.report.component_nll == pytest.approx(fitted.evaluate(held_out)["nll"], rel=1e-3)
+    assert fitted.report.component_nll == pytest.approx(
+        metrics.evaluate(fitted.predict(held_out))["nll"], rel=1e-3
+    )
     assert fitted.report.noise == pytest.approx(3.0, rel=0.3)
 
 
@@ -402,7 +405,9 @@ def test_a_later_rounds_width_is_chosen_by_the_forecasts_that_it_makes() -> None
     texts, labels = random_texts(120)[60:], [float(i % 3) for i in range(30)]
     new, others = ({"text": part, "label": labels} for part in (texts[:30], texts[30:]))
     second = first.update(new, guide="laplace", validation=others, max_steps=20)
-    assert second.report.component_nll == pytest.approx(second.evaluate(others)["nll"], rel=5e-3)
+    assert second.report.component_nll == pytest.approx(
+        metrics.evaluate(second.predict(others))["nll"], rel=5e-3
+    )
 
 
 class Constant(KnownNoise):

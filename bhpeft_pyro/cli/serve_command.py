@@ -73,6 +73,7 @@ def serve(
     uvicorn = optional_library("uvicorn", why)
     from ..data.encoding import CutWarning
     from ..forecast.base import way_in_words
+    from ..serving.connections import Connection, most_connections
     from ..serving.engine import Limits
     from ..serving.loading import Source
     from ..serving.server import Service
@@ -91,5 +92,7 @@ def serve(
         host=host,
         port=port,
         access_log=False,
+        http=Connection,
+        limit_concurrency=most_connections(max_requests),
         timeout_graceful_shutdown=math.ceil(max_seconds),
     )

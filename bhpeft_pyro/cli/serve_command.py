@@ -49,6 +49,23 @@ def serve(
     max_seconds: Annotated[
         float, typer.Option(help="Seconds until a request is given up, with 429.", min=0.001)
     ] = 30.0,
+    nearest: Annotated[
+        bool,
+        typer.Option(
+            "--nearest",
+            help="Tell clients the learnt text nearest to theirs, after fit --keep-texts. They "
+            "can read most of the texts that were kept by asking.",
+        ),
+    ] = False,
+    allow_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Names of this machine, with commas between, that clients may use besides "
+            "addresses and names without a dot.",
+            show_default="none",
+        ),
+    ] = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
 ) -> None:
@@ -80,15 +97,15 @@ def serve(
 
     warnings.filterwarnings("ignore", category=CutWarning)  # of each request anew
     limits = Limits(max_requests, max_texts, max_tokens, max_bytes, max_seconds)
-    source = Source(run, backbone, device, method)
+    source = Source(run, backbone, device, method, nearest)
     served = source.load(round)
     say(f"serving round {served.id} of {served.folder}: {way_in_words(served.way)}")
     promised = served.posterior.promised
     if promised is not None and served.promised is None:
         say(f"note: nothing is promised: the promise is for --method {promised.method}")
-    token = os.environ.get("BHPEFT_ADMIN_TOKEN") or None
+    hosts = [host, *(allow_host or "").split(",")]
     uvicorn.run(
-        Service(source, served, limits, token).application,
+        Service(source, served, limits, os.environ.get("BHPEFT_ADMIN_TOKEN"), hosts).application,
         host=host,
         port=port,
         access_log=False,

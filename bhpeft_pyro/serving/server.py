@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -284,7 +284,9 @@ class Service:
 
     async def _metrics(self, request: Request) -> Response:
         """Counters for Prometheus."""
-        seen = await asyncio.to_thread(self.feedback.seen, self.engine.served)
+        seen = feedback.Seen(feedback.Tally(), None, None)
+        with suppress(Refused):  # the file of labels cannot be read, and the log says so
+            seen = await asyncio.to_thread(self.feedback.seen, self.engine.served)
         self.measures.feedback(seen)
         return Response(self.measures.text(), media_type="text/plain; version=0.0.4")
 

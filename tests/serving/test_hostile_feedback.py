@@ -63,19 +63,8 @@ def test_deep_and_half_lines_are_left_out(copied) -> None:
     assert before.tally.newest.answered > 0
     written = map(json.loads, (copied.folder / FILE).read_text().splitlines())
     entry = next(one for line in written if (one := line["feedback"])["answered"])
-    odd = [
-        {name: value for name, value in entry.items() if name != left}
-        for left in (
-            "round",
-            "promise",
-            "promised",
-            "counts",
-            "answered",
-            "wrong",
-            "chance",
-            "novelty",
-        )
-    ]
+    names = ["round", "promise", "promised", "counts", "answered", "wrong", "chance", "novelty"]
+    odd = [{name: entry[name] for name in entry if name != left} for left in names]
     odd += [entry | {name: "many"} for name in ("promised", "counts", "wrong", "chance")]
     odd += [entry | {"chance": float("nan")}, entry | {"promised": 0.0}, entry | {"promise": []}]
     with (copied.folder / FILE).open("a") as file:

@@ -90,7 +90,7 @@ def serve(
     uvicorn = optional_library("uvicorn", why)
     from ..data.encoding import CutWarning
     from ..forecast.base import way_in_words
-    from ..serving.connections import Connection, most_connections
+    from ..serving.connections import Connection, room_for
     from ..serving.engine import Limits
     from ..serving.loading import Source
     from ..serving.server import Service
@@ -103,6 +103,7 @@ def serve(
     promised = served.posterior.promised
     if promised is not None and served.promised is None:
         say(f"note: nothing is promised: the promise is for --method {promised.method}")
+    connections = room_for(max_requests)
     hosts = [host, *(allow_host or "").split(",")]
     uvicorn.run(
         Service(source, served, limits, os.environ.get("BHPEFT_ADMIN_TOKEN"), hosts).application,
@@ -110,6 +111,7 @@ def serve(
         port=port,
         access_log=False,
         http=Connection,
-        limit_concurrency=most_connections(max_requests),
+        limit_concurrency=connections,
+        backlog=connections,
         timeout_graceful_shutdown=math.ceil(max_seconds),
     )

@@ -14,23 +14,31 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["Connection", "most_connections"]
+__all__ = ["Connection", "room_for"]
 
 _FILES = 64  # that a service opens beside its connections
 _MINUTE = 60.0
 _LOG = logging.getLogger("uvicorn.error")  # which is shown at this level
 
 
-def most_connections(requests: int) -> int:
-    """How many connections to keep for so many requests at once: more, so that others are told
-    that it is too much, and fewer if the system does not let the process open as many files."""
+def room_for(requests: int) -> int:
+    """How many connections to keep, and to let wait, for so many requests at once: more, so that
+    others are told that it is too much. The process may open as many files afterwards, or there are
+    fewer connections where the system does not let it.
+
+    asyncio takes all that wait before it closes one, and logs each for which no file is left.
+    """
     most = 2 * requests + _FILES
     if sys.platform == "win32":
         return most
-    from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+    from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 
-    files, _ = getrlimit(RLIMIT_NOFILE)
-    return most if files == RLIM_INFINITY else max(2, min(most, files - _FILES))
+    need = 4 * most + _FILES  # those kept, taken, being closed, and taken meanwhile
+    soft, hard = (need if n == RLIM_INFINITY else n for n in getrlimit(RLIMIT_NOFILE))
+    if soft < min(need, hard):
+        soft = min(need, hard)
+        setrlimit(RLIMIT_NOFILE, (soft, getrlimit(RLIMIT_NOFILE)[1]))
+    return max(2, min(most, (soft - _FILES) // 4))
 
 
 class Connection(H11Protocol):

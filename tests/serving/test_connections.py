@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bhpeft_pyro.serving.connections import Connection, most_connections
+from bhpeft_pyro.serving.connections import Connection, room_for
 from bhpeft_pyro.serving.server import Service
 
 HOW = {"http": Connection, "log_level": "warning", "log_config": None}
@@ -142,7 +142,19 @@ def test_a_client_that_reads_nothing_is_closed(caplog) -> None:
         assert ended(connection)
 
 
-def test_there_are_fewer_than_files_may_be_open(monkeypatch) -> None:
-    for files, most in ((1024, 960), (1 << 20, 1088), (resource.RLIM_INFINITY, 1088), (10, 2)):
-        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
-        assert most_connections(512) == most
+@pytest.mark.parametrize(
+    ("limits", "most", "files"),
+    [
+        ((1024, 1 << 20), 1088, 4416),
+        ((1024, resource.RLIM_INFINITY), 1088, 4416),
+        ((1 << 20, 1 << 20), 1088, 1 << 20),
+        ((resource.RLIM_INFINITY,) * 2, 1088, resource.RLIM_INFINITY),
+        ((256, 1024), 240, 1024),
+        ((60, 60), 2, 60),
+    ],
+)
+def test_as_many_files_as_connections_may_be_open(monkeypatch, limits, most, files) -> None:
+    now = [limits]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: now[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: now.append(new))
+    assert room_for(512) == most and now[-1] == (files, limits[1])

@@ -13,6 +13,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ if sys.platform != "win32":
     import fcntl
 
 _LOCK = ".posterior.lock"
-_LONGEST_LINE = 10_000_000  # bytes of what `append` looks at
+_BLOCK = 1_000_000  # bytes that `append` looks at together
 _WAIT = 60.0  # seconds that a save waits for another; it takes a few at most
 
 
@@ -194,15 +195,11 @@ def append(path: Path, line: bytes) -> None:
     this raises. A last line that a kill has cut, and nobody was told to be there, is removed."""
     with naming(path), alone_in(path.parent, f".{path.name}.lock"):
         refuse_link(path)
-        new = not path.exists()
+        if not (new := not path.exists()):
+            check_regular(path)
         with path.open("ab+", buffering=0) as file:  # nothing is left to write on an error
-            end = file.tell()
-            file.seek(max(0, end - 1))
-            if file.read() not in (b"", b"\n"):
-                file.seek(max(0, end - _LONGEST_LINE))
-                last = file.read()
-                end += last.rfind(b"\n") + 1 - len(last)
-                file.truncate(end)
+            end = _end_of_lines(file)
+            file.truncate(end)
             data = line + b"\n"
             try:
                 while data:  # a disk that gets full takes a part
@@ -215,12 +212,24 @@ def append(path: Path, line: bytes) -> None:
             keep_names(path.parent)
 
 
+def _end_of_lines(file: FileIO) -> int:
+    """Where the last whole line of a file ends."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = file.seek(max(0, end - _BLOCK))
+        if newline := file.read(end - start).rfind(b"\n") + 1:
+            return start + newline
+        end = start
+    return 0
+
+
 def appended(path: Path, start: int = 0) -> tuple[list[bytes], int]:
     """The lines of a file behind a place in it, and where the last one ends; one that is still
     written is left out. Of a file that has become shorter than the place, because it was moved away
     or lines were removed, they are all lines, and end before the place."""
     if not path.exists():
         return [], 0
+    check_regular(path)
     with path.open("rb") as file:
         start = start if file.seek(0, os.SEEK_END) >= start else 0
         file.seek(start)

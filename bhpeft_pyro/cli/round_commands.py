@@ -283,7 +283,12 @@ def history(
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
     folders = {rounds[-1].id: folder} if single else history.folders
-    labels = {id: Tally.of(path, id) for id, path in folders.items()}
+    labels = {}
+    for id, path in folders.items():
+        try:
+            labels[id] = Tally.of(path, id)
+        except (SaveError, OSError) as error:
+            say(f"note: the labels of {id} are left out: {error}")
     if as_json:
         facts = [
             {

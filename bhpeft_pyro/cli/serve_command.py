@@ -49,6 +49,23 @@ def serve(
     max_seconds: Annotated[
         float, typer.Option(help="Seconds until a request is given up, with 429.", min=0.001)
     ] = 30.0,
+    nearest: Annotated[
+        bool,
+        typer.Option(
+            "--nearest",
+            help="Tell clients the learnt text nearest to theirs, after fit --keep-texts. They "
+            "can read most of the texts that were kept by asking.",
+        ),
+    ] = False,
+    allow_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Names of this machine, with commas between, that clients may use besides "
+            "addresses and names without a dot.",
+            show_default="none",
+        ),
+    ] = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
 ) -> None:
@@ -73,24 +90,29 @@ def serve(
     uvicorn = optional_library("uvicorn", why)
     from ..data.encoding import CutWarning
     from ..forecast.base import way_in_words
+    from ..serving.connections import Connection, room_for
     from ..serving.engine import Limits
     from ..serving.loading import Source
     from ..serving.server import Service
 
     warnings.filterwarnings("ignore", category=CutWarning)  # of each request anew
     limits = Limits(max_requests, max_texts, max_tokens, max_bytes, max_seconds)
-    source = Source(run, backbone, device, method)
+    source = Source(run, backbone, device, method, nearest)
     served = source.load(round)
     say(f"serving round {served.id} of {served.folder}: {way_in_words(served.way)}")
     if served.promised is None:
         say(f"nothing is promised: {served.no_promise}")
     else:
         say(f"promised: {served.promised.in_short}")
-    token = os.environ.get("BHPEFT_ADMIN_TOKEN") or None
+    connections = room_for(max_requests)
+    hosts = [host, *(allow_host or "").split(",")]
     uvicorn.run(
-        Service(source, served, limits, token).application,
+        Service(source, served, limits, os.environ.get("BHPEFT_ADMIN_TOKEN"), hosts).application,
         host=host,
         port=port,
         access_log=False,
+        http=Connection,
+        limit_concurrency=connections,
+        backlog=connections,
         timeout_graceful_shutdown=math.ceil(max_seconds),
     )

@@ -25,9 +25,10 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import betaln
 from scipy.stats import beta
 
@@ -39,7 +40,7 @@ from .promises import Promise, in_percent
 if TYPE_CHECKING:
     from ..training.report import FitReport
 
-__all__ = ["LEVEL", "Watch", "error_evidence", "in_words", "watched"]
+__all__ = ["LEVEL", "Watch", "error_evidence", "in_words", "largest_evidence", "watched"]
 
 LEVEL = 0.05
 """The largest probability of a false alarm, ever."""
@@ -114,6 +115,15 @@ class Watch:
         self._largest["labels"] = max(evidence, self.evidence("labels"))
         return self
 
+    def count_each(self, wrong: Sequence[bool]) -> Self:
+        """Take labels of answered texts into account one after the other: whether each answer is
+        wrong. What they say does not depend on how many come at once."""
+        evidence = largest_evidence(wrong, self.promise.error, self.answered, self.wrong)
+        self._largest["labels"] = max(evidence, self.evidence("labels"))
+        self.answered += len(wrong)
+        self.wrong += sum(wrong)
+        return self
+
     def compare(self, values: Mapping[str, Sequence[float]]) -> Self:
         """Take texts into account by the "chance" of being right and the "novelty" of each; what
         `see` reads from their forecast."""
@@ -170,12 +180,27 @@ def error_evidence(answered: int, wrong: int, error: float) -> float:
     >>> round(error_evidence(100, 5, 0.05), 2), round(error_evidence(100, 15, 0.05))
     (0.04, 105)
     """
+    return float(_evidence(np.array(answered), np.array(wrong), error))
+
+
+def largest_evidence(
+    wrong: Sequence[bool], error: float, answered: int = 0, before: int = 0
+) -> float:
+    """The largest `error_evidence` while answers come of which each is wrong or not, after so many
+    `answered`, of which so many were wrong `before`; 1 at least."""
+    counts = answered + np.arange(1, len(wrong) + 1)
+    evidence = _evidence(counts, before + np.cumsum(np.array(wrong, dtype=int)), error)
+    return float(evidence.max(initial=1.0))
+
+
+def _evidence(answered: NDArray[Any], wrong: NDArray[Any], error: float) -> NDArray[Any]:
     if error >= 1:  # which nothing exceeds
-        return 1.0
+        return np.ones(answered.shape)
     right = answered - wrong
     log = betaln(wrong + 1, right + 1) + beta.logsf(error, wrong + 1, right + 1)
     log -= math.log1p(-error) + wrong * math.log(error) + right * math.log1p(-error)
-    return float(np.exp(min(log, 700.0)))
+    evidence: NDArray[Any] = np.exp(np.minimum(log, 700.0))
+    return evidence
 
 
 def watched(forecast: Forecast, lineage: Sequence[FitReport]) -> dict[str, float]:

@@ -62,8 +62,8 @@ class Limits:
 
 class Refused(Exception):
     """A request that is not answered, with the HTTP status that says whose fault it is: 401 no
-    token, 403 from a web page, 413 too large, 422 cannot be read, 424 the prediction failed, 429
-    too much to do, 503 not ready, or the disk cannot be written."""
+    token, 403 from a web page, 404 another version, 413 too large, 415 no JSON, 422 cannot be read,
+    424 the prediction failed, 429 too much to do, 503 not ready, or the disk cannot be used."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)

@@ -13,6 +13,8 @@ those of texts that the round has learnt.
 from __future__ import annotations
 
 import json
+import logging
+import math
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,7 +30,7 @@ from ..data import Examples
 from ..data.columns import as_choices, as_list, as_words
 from ..data.copies import among
 from ..decisions.promises import Promise
-from ..decisions.watching import LEVEL, Watch, error_evidence
+from ..decisions.watching import LEVEL, Watch, largest_evidence
 from ..errors import DataError, SaveError
 from ..forecast.base import digits
 from ..prediction.predict import AnyForecast
@@ -38,6 +40,7 @@ from .protocols import columns_of, option, table_of
 
 FILE = "feedback.jsonl"
 _ENTRY = "feedback"
+_LOG = logging.getLogger("uvicorn.error")  # which is shown
 _ALARM = 2 / LEVEL  # an e-value; half of the level is for labels, as `Watch` has it
 
 
@@ -57,16 +60,18 @@ class Tally(NamedTuple):
 
     @classmethod
     def of(cls, folder: Path, round: str) -> Tally | None:
-        """That of a saved round, under the newest promise with labels; None if it has none."""
+        """That of a saved round, under the newest promise with labels; None if it has none.
+
+        Raises:
+            SaveError, OSError: the file of labels cannot be read.
+        """
         entries = _entries(appended(folder / FILE)[0], round)
         # Of workers that change to a new promise one after the other, some still have the old one.
         *_, newest = dict.fromkeys([None, *(entry["promise"] for entry in entries)])
-        answered, wrong, evidence = Answers()
-        for entry in entries:
-            if entry["promise"] == newest and entry["counts"] and entry["answered"]:
-                answered, wrong = answered + 1, wrong + entry["wrong"]
-                evidence = max(evidence, error_evidence(answered, wrong, entry["promised"]))
-        return cls(len(entries), Answers(answered, wrong, evidence)) if entries else None
+        counted = [one for one in entries if one["promise"] == newest and one["counts"]]
+        wrong = [one["wrong"] for one in counted if one["answered"]]
+        evidence = largest_evidence(wrong, counted[-1]["promised"]) if counted else 1.0
+        return cls(len(entries), Answers(len(wrong), sum(wrong), evidence)) if entries else None
 
     @property
     def plain(self) -> dict[str, float]:
@@ -159,12 +164,24 @@ class Feedback:
                 append(served.folder / FILE, "\n".join(lines).encode())
         except DataError as error:
             raise Refused(422, str(error)) from error
-        except (SaveError, OSError) as error:
-            raise Refused(503, f"the labels cannot be kept: {error}") from error
+        except (SaveError, OSError) as error:  # which names a path of this machine
+            _LOG.error("labels cannot be kept: %s", error)
+            raise Refused(503, "the labels cannot be kept; the server's log says why") from error
         return self.seen(served)
 
     def seen(self, served: Served) -> Seen:
-        """What the labels of a round say, with those that another process has appended."""
+        """What the labels of a round say, with those that another process has appended.
+
+        Raises:
+            Refused: the file cannot be read.
+        """
+        try:
+            return self._seen(served)
+        except (SaveError, OSError) as error:
+            _LOG.error("labels cannot be read: %s", error)
+            raise Refused(503, "the labels cannot be read; the server's log says why") from error
+
+    def _seen(self, served: Served) -> Seen:
         with self._turn:
             if served is not self._served:
                 self._begin(served)
@@ -178,10 +195,8 @@ class Feedback:
                 return Seen(Tally(self._labels), None, None)
             now = _which(watch.promise)
             counted = [one for one in entries if one["counts"] and one["promise"] == now]
-            for entry in counted:
-                if entry["answered"]:
-                    watch.count(1, int(entry["wrong"]))
             if counted:
+                watch.count_each([one["wrong"] for one in counted if one["answered"]])
                 values = {name: [one[name] for one in counted] for name in ("chance", "novelty")}
                 if None in values["novelty"]:
                     del values["novelty"]
@@ -265,7 +280,25 @@ def _entries(lines: Sequence[bytes], round: str) -> list[dict[str, Any]]:
     """The entries of a round; other rounds may have been saved in the same folder before it."""
     entries = []
     for line in lines:
-        with suppress(ValueError, TypeError, LookupError):  # a line of somebody else's
+        with suppress(ValueError, TypeError, LookupError, RecursionError):  # of somebody else's
             entry = json.loads(line)[_ENTRY]
-            entries += [entry] if entry["round"] == round and "promise" in entry else []
+            entries += [entry] if entry["round"] == round and _is_whole(entry) else []
     return entries
+
+
+def _is_whole(entry: dict[str, Any]) -> bool:
+    """Whether an entry has what counting it takes."""
+    match entry:
+        case {"promise": str() | None, "counts": False}:
+            return True
+        case {
+            "promise": str(),
+            "promised": float(error),
+            "counts": True,
+            "answered": bool(),
+            "wrong": bool(),
+            "chance": float(chance),
+            "novelty": float() | None as novelty,
+        }:
+            return error > 0 and math.isfinite(chance) and math.isfinite(novelty or 0)
+    return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +122,16 @@ class Served:
         answers = answers_of(forecast)  # also of rows before these, where words have labels
         return [answers[row] for row in examples.rows.unique().tolist()]
 
-    def warm_up(self) -> None:
-        """Answer a short and a long text, so that the first request does not wait for what is set
-        up once; what cannot be answered in this way raises its error here."""
+    @cached_property
+    def sample(self) -> list[Answer]:
+        """Answers to a short and a long text. With them the first request does not wait for what is
+        set up once; what cannot be answered in this way raises its error here."""
         words = " ".join(["the"] * min(_LONG, (self.limit or 4 * _LONG) // 4))
         table: dict[str, Sequence[Any]] = dict.fromkeys(self.texts, ("the", words))
         table |= dict.fromkeys(self.numbers, (1.0, 1.0))
         if self.kind == "choice":
             table[self.posterior.columns.choices] = (["the", "the"], [words, words])
-        self.answer(self.encode(table))
+        return self.answer(self.encode(table))
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,15 @@ class Source:
         backbone: where the backbone is, if it has moved.
         device: of the backbone, as for `Posterior.load`.
         method: how to predict, as for `Posterior.predict`.
+        nearest: tell clients the learnt text that is most like theirs, of those that the posterior
+            keeps. They could read most of these texts so.
     """
 
     run: Path
     backbone: str | None = None
     device: str = "auto"
     method: Method | None = None
+    nearest: bool = False
 
     def find(self, name: str | None = None) -> Path:
         """The folder of a round.
@@ -190,10 +195,12 @@ class Source:
                 posterior = Posterior.load(folder, network.backbone, tokenizer=network.tokenizer)
         if posterior is None:
             posterior = Posterior.load(folder, self.backbone, device=self.device)
+        if not self.nearest and posterior.novelty is not None:
+            posterior = posterior.replace(novelty=replace(posterior.novelty, texts=()))
         served = Served(posterior, folder, self.method)
         if beside is not None:
             _check_like(served, beside)
-        served.warm_up()
+        _ = served.sample
         return served
 
 

@@ -10,6 +10,8 @@
   promised), and `scores` (N, C) for classes, labels and choices, whose names are its parameter
   `labels`. What is no number, truth value or text, such as several labels, is a text of JSON.
 
+What a client asks for and does not get is refused, as the answer would be another one.
+
 A table is checked before it waits: these functions raise `Refused` for what cannot be read.
 """
 
@@ -17,19 +19,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from ..base.checks import shown
 from ..data.cells import by_column
+from .answers import Answer
 from .engine import Answered, Refused
 from .loading import Served, Table
 
 _SHAPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _NULLS = {"reason": "", "answered": False}  # tensors have no null
 _TYPES = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
+_NUMBERS = re.compile("U?INT(8|16|32|64)|FP(16|32|64)")  # datatypes
+_APPLIED = {"class": "softmax", "choice": "softmax", "labels": "sigmoid"}  # to make scores
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ def predict(payload: Any, served: Served) -> Question:
     cut = option(payload, "truncate", bool, True)
     if option(payload, "raw_scores", bool, False):
         raise Refused(422, "raw_scores: a mixture of networks has none; expected false")
+    if (side := payload.get("truncation_direction", "Right")) not in ("Right", "right"):
+        raise Refused(422, f"truncation_direction: got {shown(side)}; expected 'Right'")
+    top = _top_of(option(payload, "parameters", dict, {}), served)
     rows = inputs if isinstance(inputs, list) else [inputs]
     rows = [row if isinstance(row, list) else [row] for row in rows]
     for row in rows:
@@ -61,15 +71,33 @@ def predict(payload: Any, served: Served) -> Question:
     columns = {name: [row[i] for row in rows] for i, name in enumerate(texts)}
 
     def write(answered: Answered) -> Any:
+        kept = [replace(row, scores=dict([*row.scores.items()][:top])) for row in answered.rows]
         if details:
-            answers: list[Any] = answered.in_full
+            answers: list[Any] = replace(answered, rows=kept).in_full
         else:  # of a rating its mean, under the name of its column
             name = served.posterior.columns.label
-            scores = [row.scores or {name: row.said["prediction"]} for row in answered.rows]
+            scores = [row.scores or {name: row.said["prediction"]} for row in kept]
             answers = [[{"label": k, "score": v} for k, v in row.items()] for row in scores]
         return answers if isinstance(inputs, list) else answers[0]
 
     return Question(table_of(columns, served), write, whole=not cut)
+
+
+def _top_of(parameters: Mapping[str, Any], served: Served) -> int | None:
+    """How many labels a text gets by the parameters of huggingface_hub; None for all. Those that
+    are null say nothing."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    top, applied = given.pop("top_k", None), given.pop("function_to_apply", None)
+    if top is not None and (type(top) is not int or top < 1):
+        raise Refused(422, f"top_k: got {shown(top)}; expected a whole number from 1 on")
+    if applied not in (None, does := _APPLIED.get(served.kind, "none")):
+        raise Refused(
+            422, f"function_to_apply: got {shown(applied)}; this round has {does!r} alone"
+        )
+    if given:
+        names = ", ".join(map(shown, given))
+        raise Refused(422, f"parameters: got {names}; expected top_k or function_to_apply")
+    return top
 
 
 def invocations(payload: Any, served: Served) -> Question:
@@ -77,6 +105,8 @@ def invocations(payload: Any, served: Served) -> Question:
     given = [name for name in _SHAPES if isinstance(payload, dict) and name in payload]
     if len(given) != 1:
         raise Refused(422, f"got {shown(payload)}; expected one of {', '.join(_SHAPES)}")
+    if payload.get("params"):
+        raise Refused(422, f"params: got {shown(payload['params'])}; this model has none")
 
     def write(answered: Answered) -> Any:
         return {"predictions": answered.in_full}
@@ -88,16 +118,12 @@ def infer(name: str, payload: Any, served: Served) -> Question:
     """A question of the Open Inference Protocol to the model `name`."""
     if not isinstance(payload, dict):
         raise Refused(422, f"got {shown(payload)}; expected an object with 'inputs'")
-    columns = {}
+    columns: dict[str, Any] = {}
     for tensor in option(payload, "inputs", list, []):
-        match tensor:
-            case {"name": str(column), "shape": [int(count), *ones], "data": [*data]}:
-                if all(isinstance(cell, list) for cell in data) and ones == [1]:
-                    data = [*chain.from_iterable(data)]
-                if len(data) == count and ones in ([], [1]):
-                    columns[column] = data
-                    continue
-        raise Refused(422, f"inputs: {shown(tensor)}; expected name, shape [N], datatype and data")
+        column, data = _column_of(tensor, served)
+        if column in columns:
+            raise Refused(422, f"inputs: {shown(column)} is there twice")
+        columns[column] = data
     wanted = []
     for output in option(payload, "outputs", list, []):
         if not isinstance(output, dict) or not isinstance(output.get("name"), str):
@@ -108,18 +134,7 @@ def infer(name: str, payload: Any, served: Served) -> Question:
         raise Refused(422, f"id: {shown(request['id'])}; expected whole characters")
 
     def write(answered: Answered) -> Any:
-        rows = answered.rows
-        columns = {
-            name: [_NULLS.get(name) if row.said[name] is None else row.said[name] for row in rows]
-            for name in rows[0].said
-        }
-        outputs = [_tensor(name, cells) for name, cells in columns.items()]
-        if rows[0].scores:
-            labels = sorted({label for row in rows for label in row.scores})
-            data = [row.scores.get(label, 0.0) for row in rows for label in labels]
-            shape, more = [len(rows), len(labels)], {"parameters": {"labels": labels}}
-            tensor = {"name": "scores", "shape": shape, "datatype": "FP64", "data": data}
-            outputs.append(tensor | more)
+        outputs = _outputs(answered.rows)
         named = {output["name"]: output for output in outputs}
         if unknown := [output for output in wanted if output not in named]:
             raise Refused(422, f"outputs: {shown(unknown[0])}; expected some of {', '.join(named)}")
@@ -132,6 +147,36 @@ def infer(name: str, payload: Any, served: Served) -> Question:
     return Question(table_of(columns, served), write)
 
 
+def _column_of(tensor: Any, served: Served) -> tuple[str, list[Any]]:
+    """The name and the cells of a column that an input tensor is."""
+    match tensor:
+        case {"name": str(name), "shape": [int(n), *ones], "datatype": str(kind), "data": [*data]}:
+            if all(isinstance(cell, list) for cell in data) and ones == [1]:
+                data = [*chain.from_iterable(data)]
+            if name in served.texts and kind != "BYTES":
+                raise Refused(422, f"inputs: {shown(name)} is {shown(kind)}; expected BYTES")
+            if name in served.numbers and not _NUMBERS.fullmatch(kind):
+                raise Refused(422, f"inputs: {shown(name)} is {shown(kind)}; expected a number")
+            if len(data) == n and ones in ([], [1]):
+                return name, data
+    raise Refused(422, f"inputs: {shown(tensor)}; expected name, shape [N], datatype and data")
+
+
+def _outputs(rows: Sequence[Answer]) -> list[dict[str, Any]]:
+    """The output tensors of answers."""
+    columns = {
+        name: [_NULLS.get(name) if row.said[name] is None else row.said[name] for row in rows]
+        for name in rows[0].said
+    }
+    outputs = [_tensor(name, cells) for name, cells in columns.items()]
+    if rows[0].scores:
+        labels = sorted({label for row in rows for label in row.scores})
+        data = [row.scores.get(label, 0.0) for row in rows for label in labels]
+        tensor = {"name": "scores", "shape": [len(rows), len(labels)], "datatype": "FP64"}
+        outputs.append(tensor | {"data": data, "parameters": {"labels": labels}})
+    return outputs
+
+
 def _tensor(name: str, values: list[Any]) -> dict[str, Any]:
     kind = type(values[0])
     if kind not in _TYPES or any(type(value) is not kind for value in values):
@@ -142,20 +187,14 @@ def _tensor(name: str, values: list[Any]) -> dict[str, Any]:
 def about_model(name: str, served: Served) -> dict[str, Any]:
     """The metadata of the model in the Open Inference Protocol; its version is the round."""
     columns = dict.fromkeys(served.texts, "BYTES") | dict.fromkeys(served.numbers, "FP64")
-    named = served.posterior.columns.label_names is not None
-    if served.kind == "rating" and not served.each_word:
-        predicted = "FP64"
-    else:
-        predicted = "BYTES" if named or served.kind == "labels" or served.each_word else "INT64"
-    return {
-        "name": name,
-        "versions": [served.id],
-        "platform": "bhpeft_pyro",
-        "inputs": [
-            {"name": column, "datatype": kind, "shape": [-1]} for column, kind in columns.items()
-        ],
-        "outputs": [{"name": "prediction", "datatype": predicted, "shape": [-1]}],
-    }
+    outputs = _outputs(served.sample)
+    for output in outputs:
+        count = [-1] if served.kind == "choice" else output["shape"][1:]  # as many as the text has
+        output["shape"] = [-1, *count] if output["name"] == "scores" else [-1]
+    about = {"name": name, "versions": [served.id], "platform": "bhpeft_pyro"}
+    inputs = [{"name": column, "datatype": kind, "shape": [-1]} for column, kind in columns.items()]
+    kept = ("name", "datatype", "shape")
+    return about | {"inputs": inputs, "outputs": [{k: one[k] for k in kept} for one in outputs]}
 
 
 def columns_of(table: Any, served: Served) -> Mapping[str, Any]:
@@ -164,6 +203,9 @@ def columns_of(table: Any, served: Served) -> Mapping[str, Any]:
         case {"columns": [*names], "data": [*rows]}:
             whole = all(isinstance(row, list) and len(row) == len(names) for row in rows)
             if whole and all(isinstance(name, str) for name in names):
+                if len({*names}) < len(names):
+                    ((twice, _),) = Counter(names).most_common(1)
+                    raise Refused(422, f"column {shown(twice)} is there twice")
                 return {name: [row[i] for row in rows] for i, name in enumerate(names)}
         case [dict(), *_] if all(isinstance(row, dict) for row in table):
             return by_column(table)

@@ -8,14 +8,13 @@ expect, and the body `{"error": ..., "error_type": ...}`.
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -32,6 +31,7 @@ from .engine import Answered, Engine, Limits, Refused
 from .loading import Served, Source
 from .measures import Measures
 from .protocols import Question
+from .requests import check_host, check_token, disconnected, json_of, no_path, refusal
 
 __all__ = ["Service"]
 
@@ -40,14 +40,6 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 _LOG = logging.getLogger("uvicorn.error")  # which is shown at this level
 _GONE = 499  # nobody reads it; nginx has the number for a client that closed its request
-_TYPES = {
-    401: "Unauthorized",
-    403: "Unauthorized",
-    422: "Tokenizer",
-    424: "Backend",
-    429: "Overloaded",
-    503: "Unhealthy",
-}
 _ROUND = "x-bhpeft-round"
 
 
@@ -59,6 +51,8 @@ class Service:
         served: the round that answers first.
         limits: what is taken on.
         token: with which rounds are exchanged; None if nobody may.
+        hosts: names of this machine that clients may use, besides addresses and names without a
+            dot.
 
     Attributes:
         name: of the model in the Open Inference Protocol, from that of the folder.
@@ -78,9 +72,15 @@ class Service:
     """
 
     def __init__(
-        self, source: Source, served: Served, limits: Limits, token: str | None = None
+        self,
+        source: Source,
+        served: Served,
+        limits: Limits,
+        token: str | None = None,
+        hosts: Sequence[str] = (),
     ) -> None:
         self.source, self.limits, self.token = source, limits, token
+        self.hosts = {host.strip().lower() for host in hosts}
         self.name = re.sub(r"[^\w.-]", "-", source.run.resolve().name)
         self.measures = Measures()
         self.engine = Engine(served, limits, self.measures.batch)
@@ -92,6 +92,7 @@ class Service:
     def application(self) -> Starlette:
         """The application, for any ASGI server."""
         model = f"/v2/models/{self.name}"
+        version = f"{model}/versions/{{version}}"
         asked: dict[str, Read] = {
             "/predict": protocols.predict,
             "/invocations": protocols.invocations,
@@ -107,9 +108,9 @@ class Service:
             "/v2": self._about_server,
             "/v2/health/live": self._health,
             "/v2/health/ready": self._ready,
-            model: self._about_model,
-            f"{model}/ready": self._ready,
         }
+        for one in (model, version):
+            read |= {one: self._about_model, f"{one}/ready": self._ready}
         posted: dict[str, Endpoint] = {
             "/admin/swap": self._refusing(self._swap),
             "/admin/rollback": self._refusing(self._roll_back),
@@ -117,10 +118,11 @@ class Service:
         }
         for path, reader in asked.items():
             posted[path] = self._limited(path, partial(self._answered, reader))
+        posted[f"{version}/infer"] = posted[f"{model}/infer"]
         routes = [Route(path, self._refusing(endpoint)) for path, endpoint in read.items()]
         routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in posted.items()]
         return Starlette(
-            routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _no_path}
+            routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: no_path}
         )
 
     @asynccontextmanager
@@ -166,15 +168,18 @@ class Service:
 
     async def _answered(self, read: Read, request: Request) -> Response:
         async with self._in_time():
-            question = read(await self._json(request), self.engine.served)
+            payload = await json_of(request, self.limits.bytes)
+            _check_version(request, self.engine.served)
+            question = read(payload, self.engine.served)
             answered = await self._predict(request, question)
+        _check_version(request, answered.served)  # which may have come meanwhile
         self.measures.answers(answered.served.id, answered.rows)
         return JSONResponse(question.write(answered), headers={_ROUND: answered.served.id})
 
     async def _predict(self, request: Request, question: Question) -> Answered:
         """The engine's answer; if the client goes before it, its request leaves the queue."""
         answer = asyncio.wrap_future(self.engine.ask(question.table, whole=question.whole))
-        gone = asyncio.ensure_future(_disconnected(request))
+        gone = asyncio.ensure_future(disconnected(request))
         either: set[asyncio.Future[Any]] = {answer, gone}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -185,31 +190,20 @@ class Service:
             gone.cancel()
             answer.cancel()
 
-    async def _json(self, request: Request) -> Any:
-        """The JSON of a body that is not too large; None of an empty one."""
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > self.limits.bytes:
-                raise Refused(413, f"the body has more than {self.limits.bytes} bytes")
-        try:
-            return json.loads(body, parse_constant=_no_number) if body else None
-        except (ValueError, RecursionError) as error:
-            raise Refused(422, f"the body is not JSON: {str(error) or 'too deep'}") from None
-
     def _refusing(self, endpoint: Endpoint) -> Endpoint:
         """The endpoint with a response in place of what it raises."""
 
         async def refusing(request: Request) -> Response:
             try:
+                check_host(request, self.hosts)
                 return await endpoint(request)
             except Refused as error:
-                return _error(error.status, str(error))
+                return refusal(error.status, str(error))
             except ClientDisconnect:
                 return Response(status_code=_GONE)
             except Exception:  # a bug, which is counted too
                 _LOG.exception("a request failed")
-                return _error(500, "the request failed; the server's log says why")
+                return refusal(500, "the request failed; the server's log says why")
 
         return refusing
 
@@ -221,6 +215,7 @@ class Service:
 
     async def _ready(self, request: Request) -> Response:
         """Whether to send requests here."""
+        _check_version(request, self.engine.served)
         if self.running >= self.limits.requests:
             raise Refused(503, "too much to do")
         return await self._health(request)
@@ -231,8 +226,11 @@ class Service:
         posterior, before = served.posterior, self.engine.before
         count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
         names = posterior.columns.label_names or [*map(str, range(count))]
+        backbone = posterior.facts["backbone"]
+        if Path(backbone).is_absolute():
+            backbone = Path(backbone).name  # where it is on this machine is nobody's business
         facts = {
-            "model_id": posterior.facts.get("backbone", ""),
+            "model_id": backbone,
             "model_sha": served.id,
             "model_type": {
                 "classifier": {
@@ -252,7 +250,7 @@ class Service:
             "kind": served.kind,
             "columns": [*served.texts, *served.numbers],
             "method": served.way,
-            "facts": posterior.facts,
+            "facts": posterior.facts | {"backbone": backbone},
             "promise": None if served.promised is None else str(served.promised),
         }
         return JSONResponse(facts, headers={_ROUND: served.id})
@@ -261,12 +259,14 @@ class Service:
         return JSONResponse({"name": "bhpeft_pyro", "version": __version__, "extensions": []})
 
     async def _about_model(self, request: Request) -> Response:
-        return JSONResponse(protocols.about_model(self.name, self.engine.served))
+        served = self.engine.served
+        _check_version(request, served)
+        return JSONResponse(protocols.about_model(self.name, served))
 
     async def _take_labels(self, request: Request) -> Response:
         """Keep labels of texts, which are on the disk when this answers."""
         async with self._in_time():
-            payload = await self._json(request)
+            payload = await json_of(request, self.limits.bytes)
         served = self.engine.served
         labels = feedback.read(payload, served)
         if labels.count > self.limits.texts:
@@ -284,14 +284,16 @@ class Service:
 
     async def _metrics(self, request: Request) -> Response:
         """Counters for Prometheus."""
-        seen = await asyncio.to_thread(self.feedback.seen, self.engine.served)
+        seen = feedback.Seen(feedback.Tally(), None, None)
+        with suppress(Refused):  # the file of labels cannot be read, and the log says so
+            seen = await asyncio.to_thread(self.feedback.seen, self.engine.served)
         self.measures.feedback(seen)
         return Response(self.measures.text(), media_type="text/plain; version=0.0.4")
 
     async def _swap(self, request: Request) -> Response:
         """Load a round beside the one that is served, warm it up, and let it answer."""
-        self._check_token(request)
-        payload = {} if (given := await self._json(request)) is None else given
+        check_token(request, self.token)
+        payload = {} if (given := await json_of(request, self.limits.bytes)) is None else given
         name = payload.get("round") if isinstance(payload, dict) else payload
         if not isinstance(name, str | None) or not isinstance(payload, dict):
             raise Refused(422, f"round: got {shown(name)}; expected the id or folder of a round")
@@ -308,7 +310,7 @@ class Service:
 
     async def _roll_back(self, request: Request) -> Response:
         """Let the round before answer again, which is still loaded."""
-        self._check_token(request)
+        check_token(request, self.token)
         async with self._exchange:
             return self._exchanged(self.engine.roll_back)
 
@@ -323,30 +325,9 @@ class Service:
         _LOG.info("round %s answers in place of %s", now.id, told["round_before"])
         return JSONResponse(told)
 
-    def _check_token(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if self.token is None:
-            raise Refused(401, "rounds are not exchanged here: the service has no admin token")
-        # Headers come as Latin-1, whatever their bytes mean.
-        right = hmac.compare_digest(given.strip().encode("latin-1"), self.token.encode())
-        if scheme.lower() != "bearer" or not right:
-            raise Refused(401, "expected the header 'authorization: Bearer TOKEN'")
 
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _error(status: int, why: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    body = {"error": why, "error_type": _TYPES.get(status, "Validation")}
-    return JSONResponse(body, status, headers={"retry-after": "1"} if status == 429 else headers)
-
-
-async def _no_path(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail, error.headers)
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+def _check_version(request: Request, served: Served) -> None:
+    """Refuse a version of the model that is not this round, if the path names one."""
+    version = request.path_params.get("version", served.id)
+    if version != served.id:
+        raise Refused(404, f"version: {shown(version)} does not answer; expected {served.id!r}")

@@ -1,6 +1,7 @@
-"""The application for servers that make it themselves, in several processes.
+r"""The application for servers that make it themselves, in several processes.
 
-    BHPEFT_RUN=runs/weeks uvicorn --factory bhpeft_pyro.serving.workers:application --workers 2
+    BHPEFT_RUN=runs/weeks uvicorn --factory bhpeft_pyro.serving.workers:application --workers 2 \
+        --http bhpeft_pyro.serving.connections:Connection --limit-concurrency 900
 
 Each process loads a round of its own. `/admin/...` would exchange that of one process alone, so it
 is refused here: SIGHUP starts uvicorn's or gunicorn's processes anew, and each loads the newest
@@ -29,7 +30,8 @@ from .server import Service
 
 def application() -> Starlette:
     """An application by environment variables: BHPEFT_RUN, and what `bhpeft serve` has as options:
-    BHPEFT_ROUND, BHPEFT_METHOD, BHPEFT_BACKBONE, BHPEFT_DEVICE, BHPEFT_MAX_TEXTS and so on.
+    BHPEFT_ROUND, BHPEFT_METHOD, BHPEFT_BACKBONE, BHPEFT_DEVICE, BHPEFT_MAX_TEXTS and so on;
+    BHPEFT_NEAREST is 0 or 1.
 
     Raises:
         ConfigError: BHPEFT_RUN is missing, or another one has a value that cannot work.
@@ -47,10 +49,11 @@ def application() -> Starlette:
         method = one_of(*get_args(Method))("BHPEFT_METHOD", method)
     device = one_of("auto", "cpu", "cuda")("BHPEFT_DEVICE", given.get("device", "auto"))
     warnings.filterwarnings("ignore", category=CutWarning)  # of each request anew
-    source = Source(Path(given["run"]), given.get("backbone"), device, method)
-    limits = _limits(given)
+    nearest = one_of("0", "1")("BHPEFT_NEAREST", given.get("nearest", "0")) == "1"
+    source = Source(Path(given["run"]), given.get("backbone"), device, method, nearest)
+    limits, hosts = _limits(given), given.get("allow_host", "").split(",")
     _forget_killed()
-    return Service(source, source.load(given.get("round")), limits).application
+    return Service(source, source.load(given.get("round")), limits, hosts=hosts).application
 
 
 def _forget_killed() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bhpeft_pyro.base.files import append, appended, writing
-from bhpeft_pyro.errors import WriteError
+from bhpeft_pyro.errors import SaveError, WriteError
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no FIFOs")
@@ -39,6 +39,28 @@ def test_lines_are_appended_whole_and_read_as_they_come(tmp_path: Path) -> None:
     path.write_bytes(b"cut off")
     append(path, b"five")
     assert path.read_bytes() == b"five\n" and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_cut_line_of_any_length_is_removed(tmp_path: Path) -> None:
+    """Else the next line would be glued to what is left of it."""
+    path = tmp_path / "lines.jsonl"
+    for whole in (b"one\n", b""):
+        path.write_bytes(whole + b"x" * 11_000_000)
+        append(path, b"two")
+        assert path.read_bytes() == whole + b"two\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no FIFOs")
+def test_lines_of_what_is_no_file_are_refused(tmp_path: Path) -> None:
+    """A FIFO would be waited for, and a device read for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("fifo", "device", "folder"):
+        with pytest.raises(SaveError, match="not a regular file"):
+            appended(tmp_path / name)
+        with pytest.raises(SaveError, match=r"regular file|symbolic link"):
+            append(tmp_path / name, b"one")
 
 
 def test_lines_that_cannot_be_kept_leave_the_file_as_it_was(tmp_path: Path, monkeypatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from program import bhpeft, error, loaded
 
 from bhpeft_pyro.cli.serve_command import serve
+from bhpeft_pyro.serving.connections import Connection
 from bhpeft_pyro.serving.engine import Limits
 
 pytest.importorskip("starlette")
@@ -33,11 +34,23 @@ def test_it_serves_a_round(run, run_by, monkeypatch) -> None:
     assert f"of {run}: exact forecasts" in said
     ((app, how),) = run_by
     assert (how["host"], how["port"]) == ("127.0.0.1", 9000)
+    assert how["http"] is Connection and 2 <= how["limit_concurrency"] <= 1088
     with TestClient(app) as client:
         assert client.post("/predict", json={"inputs": ["w5", "w6"]}).status_code == 200
         assert client.post("/predict", json={"inputs": ["w5"] * 3}).status_code == 413
         headers = {"authorization": "Bearer secret"}
         assert client.post("/admin/swap", headers=headers).status_code == 200
+
+
+def test_other_names_of_this_machine_are_told_to_it(run, run_by) -> None:
+    from starlette.testclient import TestClient
+
+    bhpeft("serve", run, "--host", "texts.lan", "--allow-host", "a.example,b.example", *CPU, code=0)
+    ((app, _),) = run_by
+    with TestClient(app) as client:
+        for host in ("texts.lan", "a.example", "b.example:8080"):
+            assert client.get("/health", headers={"host": host}).status_code == 200
+        assert client.get("/health", headers={"host": "c.example"}).status_code == 403
 
 
 def test_it_says_that_the_promise_is_for_another_method(copied, folder, run_by) -> None:

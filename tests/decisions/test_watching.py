@@ -14,7 +14,13 @@ from students import QUICK, fitted, promise_on, table
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.decisions.promises import Promise
-from bhpeft_pyro.decisions.watching import Watch, error_evidence, in_words, watched
+from bhpeft_pyro.decisions.watching import (
+    Watch,
+    error_evidence,
+    in_words,
+    largest_evidence,
+    watched,
+)
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.streams import Record
@@ -34,6 +40,17 @@ def test_the_evidence_is_the_integral() -> None:
         assert error_evidence(answered, wrong, ERROR) == pytest.approx(
             expected / (1 - ERROR), rel=1e-6
         )
+
+
+def test_labels_one_by_one_are_judged_together() -> None:
+    wrong = (np.random.default_rng(1).random(60) < 0.2).tolist()
+    counts = [(n, sum(wrong[:n])) for n in range(61)]
+    expected = max(error_evidence(n, x, ERROR) for n, x in counts)
+    assert largest_evidence(wrong, ERROR) == pytest.approx(expected, rel=1e-12)
+    rest = max(error_evidence(n, x, ERROR) for n, x in counts[21:])
+    given = largest_evidence(wrong[20:], ERROR, *counts[20])
+    assert given == pytest.approx(max(rest, 1.0), rel=1e-12)
+    assert largest_evidence([], ERROR) == largest_evidence([True], 1.0) == 1.0
 
 
 def first_alarm(true: float, rng: np.random.Generator, rows: int, every: int) -> float:

@@ -40,11 +40,11 @@ def started(engine: Engine) -> Iterator[Engine]:
 
 
 @contextmanager
-def listening(app: Any) -> Iterator[str]:
+def listening(app: Any, **how: Any) -> Iterator[str]:
     """The address of a server of the application, in a thread."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, **{"log_level": "error"} | how))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,13 @@ def april(source: Source) -> Served:
 @pytest.fixture(scope="session")
 def may(source: Source, april: Served) -> Served:
     return source.load("may", beside=april)
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path, april: Served) -> Served:
+    """April, in a folder of its own."""
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    return replace(april, folder=tmp_path / "runs" / "april")
 
 
 @pytest.fixture

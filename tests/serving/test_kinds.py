@@ -20,7 +20,7 @@ def test_every_kind(kind: str, tmp_path: Path) -> None:
     posterior = fitted(kind)
     rows: Any = table(kind, 6, seed=5)
     served = Served(posterior, tmp_path)
-    served.warm_up()
+    assert len(served.sample) == 2
     expected = posterior.predict(rows).summary()
     inputs = {name: rows[name] for name in served.texts}
     with TestClient(Service(Source(tmp_path), served, LIMITS).application) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,22 @@ def test_a_round_that_answers_other_questions_is_refused(april, tmp_path, folder
     bh.fit(model, "normal", ratings, max_steps=2, progress=False).save(tmp_path / "ratings")
     with pytest.raises(ConfigError, match="kind 'rating' from text; expected one like"):
         Source(tmp_path / "ratings", device="cpu").load(beside=april)
+
+
+def test_learnt_texts_are_told_to_nobody_by_default(folder, tmp_path) -> None:
+    """By asking, clients could read most of those that are kept."""
+    network = network_in(folder, (), 2)
+    quick = {"max_steps": 3, "progress": False, "keep_texts": True}
+    bh.fit(Model(network), "normal", tiny_examples(60), **quick).save(tmp_path / "kept")
+    texts = {*tiny_examples(60).texts}
+    source = Source(tmp_path / "kept", device="cpu")
+    asked = {"text": [*tiny_examples(60).texts[:5]]}
+    served = source.load()
+    answers = served.answer(served.encode(asked))
+    assert not any("nearest" in answer.said for answer in (*answers, *served.sample))
+    assert not any("nearest" in str(answer.in_full("r")) for answer in answers)
+    told = replace(source, nearest=True).load(beside=served)
+    assert {answer.said["nearest"] for answer in told.answer(told.encode(asked))} <= texts
 
 
 def test_a_way_to_predict_that_there_is_not_is_refused(folder) -> None:

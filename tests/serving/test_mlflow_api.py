@@ -48,6 +48,18 @@ def test_what_is_no_table_is_refused(april, payload) -> None:
     assert refused.value.status == 422
 
 
+def test_a_column_that_is_there_twice_is_refused(april) -> None:
+    """The last would win, whatever the first says."""
+    split = {"columns": ["text", "id", "text"], "data": [["w5", 1, "w6"]]}
+    with pytest.raises(Refused, match="column 'text' is there twice"):
+        invocations({"dataframe_split": split}, april)
+
+
+def test_parameters_are_refused(april) -> None:
+    with pytest.raises(Refused, match=r"params: got .*; this model has none"):
+        invocations({"inputs": ["w5"], "params": {"temperature": 2}}, april)
+
+
 def test_a_column_that_the_first_row_lacks_is_read(april) -> None:
     with pytest.raises(Refused, match="column 'text', row 0: None; expected a text"):
         invocations({"instances": [{"id": 1}, {"text": "w6"}]}, april)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,9 +32,12 @@ def test_tensors_are_columns(april, given) -> None:
             {"inputs": [tensor(**wrong)]}
             for wrong in (
                 *({"name": 3}, {"name": "body"}, {"shape": [3]}, {"shape": 2}, {"shape": []}),
+                *({"datatype": "INT64"}, {"datatype": None}, {"datatype": "bytes"}),
                 *({"shape": [1, 2]}, {"data": "w5"}, {"data": ["w5", 3]}, {"shape": ["2"]}),
             )
         ),
+        {"inputs": [{k: v for k, v in tensor().items() if k != "datatype"}]},
+        {"inputs": [tensor(), tensor()]},
         {"inputs": [tensor()], "outputs": ["prediction"]},
         {"inputs": [tensor()], "outputs": "prediction"},
         {"inputs": [tensor()], "id": "\ud800"},
@@ -78,4 +82,23 @@ def test_metadata_say_what_is_read(april) -> None:
     about = about_model("shop", april)
     assert about["versions"] == [april.id]
     assert about["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
-    assert about["outputs"][0] == {"name": "prediction", "datatype": "BYTES", "shape": [-1]}
+    outputs = {one["name"]: (one["datatype"], one["shape"]) for one in about["outputs"]}
+    assert outputs["prediction"] == outputs["reason"] == ("BYTES", [-1])
+    assert outputs["scores"] == ("FP64", [-1, 2]) and outputs["answered"] == ("BOOL", [-1])
+    answered = Answered(april.sample, april)
+    written = infer("shop", {"inputs": [tensor()]}, april).write(answered)["outputs"]
+    assert {one["name"]: one["datatype"] for one in written} == {
+        name: kind for name, (kind, _) in outputs.items()
+    }
+
+
+def test_columns_of_numbers_are_of_a_type_of_numbers() -> None:
+    usual = {"texts": ("text",), "numbers": ("price",), "each_word": False, "kind": "class"}
+    other: Any = SimpleNamespace(**usual)
+    price = tensor(name="price", data=[1, 2.5])
+    for kind in ("FP32", "INT64", "UINT8"):
+        payload = {"inputs": [tensor(), price | {"datatype": kind}]}
+        assert infer("shop", payload, other).table["price"] == [1, 2.5]
+    for kind in ("BYTES", "BOOL", "FP33"):
+        with pytest.raises(Refused, match=f"'price' is '{kind}'; expected a number"):
+            infer("shop", {"inputs": [tensor(), price | {"datatype": kind}]}, other)

@@ -58,6 +58,33 @@ def test_details_and_truncation(april) -> None:
     }
 
 
+def test_parameters_of_huggingface_hub(april) -> None:
+    scores = {"good": 0.5, "bad": 0.3, "odd": 0.2}
+    for top in (1, 2, 3, 5, None):
+        parameters = {"top_k": top, "function_to_apply": "softmax"}
+        question = predict({"inputs": ["w5"], "parameters": parameters}, april)
+        ((*labels,),) = question.write(answered(april, 1, **scores))
+        assert [label["label"] for label in labels] == [*scores][:top]
+        question = predict({"inputs": "w5", "parameters": parameters, "details": True}, april)
+        assert [*question.write(answered(april, 1, **scores))["scores"]] == [*scores][:top]
+    assert predict({"inputs": "w5", "truncation_direction": "Right"}, april)
+
+
+@pytest.mark.parametrize(
+    ("kind", "does"), [("class", "softmax"), ("labels", "sigmoid"), ("rating", "none")]
+)
+def test_what_makes_scores_may_be_asked_for_as_it_is(kind, does) -> None:
+    usual = {"kind": kind, "each_word": False, "numbers": (), "texts": ("text",)}
+    other: Any = SimpleNamespace(**usual)
+    for applied in ("softmax", "sigmoid", "none"):
+        payload = {"inputs": "w5", "parameters": {"function_to_apply": applied}}
+        if applied == does:
+            predict(payload, other)
+        else:
+            with pytest.raises(Refused, match=f"function_to_apply: got '{applied}'.*'{does}'"):
+                predict(payload, other)
+
+
 @pytest.mark.parametrize(
     "payload",
     [
@@ -66,6 +93,10 @@ def test_details_and_truncation(april) -> None:
         *({"inputs": wrong} for wrong in (["w5", 3], [["w5", "w6"]], [[["w5"]]], "\ud800")),
         *({"inputs": "w5", name: "yes"} for name in ("details", "truncate", "raw_scores")),
         {"inputs": "w5", "raw_scores": True},
+        {"inputs": "w5", "truncation_direction": "Left"},
+        *({"inputs": "w5", "parameters": {"top_k": wrong}} for wrong in (0, -1, True, 1.5, "2")),
+        *({"inputs": "w5", "parameters": wrong} for wrong in (3, [], {"top": 1})),
+        *({"inputs": "w5", "parameters": {"function_to_apply": f}} for f in ("sigmoid", "none", 1)),
     ],
 )
 def test_what_is_no_question_is_refused(april, payload) -> None:

@@ -31,9 +31,17 @@ def test_settings_come_from_the_environment(april, monkeypatch) -> None:
         assert client.post("/admin/swap", headers=headers).status_code == 401
 
 
+def test_names_of_hosts_and_nearest_texts_are_settings(monkeypatch) -> None:
+    monkeypatch.setenv("BHPEFT_ALLOW_HOST", "a.example, Texts.example")
+    monkeypatch.setenv("BHPEFT_NEAREST", "1")
+    with TestClient(application()) as client:
+        for host, status in (("texts.example:80", 200), ("b.example", 403)):
+            assert client.get("/info", headers={"host": host}).status_code == status
+
+
 def test_settings_that_cannot_work(monkeypatch) -> None:
     wrong = {"MAX_TEXTS": "many", "MAX_SECONDS": "x", "METHOD": "best", "DEVICE": "tpu", "RUN": ""}
-    wrong |= {"MAX_TOKENS": "0", "MAX_TEXT": "3"}  # out of range, and no limit
+    wrong |= {"MAX_TOKENS": "0", "MAX_TEXT": "3", "NEAREST": "yes"}  # out of range, and no limit
     for name, value in wrong.items():
         with monkeypatch.context() as patch:
             patch.setenv(f"BHPEFT_{name}", value)

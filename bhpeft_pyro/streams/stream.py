@@ -318,7 +318,7 @@ def _before(
     if posterior.promised is not None:
         made: Any = posterior.promised.method
         method = made if made in get_args(Method) else None
-        forecast = posterior.replace(novelty=None).predict(examples, method=method)
+        forecast = posterior.predict(examples, method=method)
         noted = watched(forecast, posterior.lineage)
     if drift:
         assessed = assess(posterior, examples)

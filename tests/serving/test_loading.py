@@ -15,6 +15,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, SaveError
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.model.model import Model
+from bhpeft_pyro.serving.engine import Answered
 from bhpeft_pyro.serving.loading import Source
 from bhpeft_pyro.testing import tiny_examples
 
@@ -68,7 +69,7 @@ def test_learnt_texts_are_told_to_nobody_by_default(folder, tmp_path) -> None:
     served = source.load()
     answers = served.answer(served.encode(asked))
     assert not any("nearest" in answer.said for answer in (*answers, *served.sample))
-    assert not any("nearest" in str(answer.in_full("r")) for answer in answers)
+    assert not any("nearest" in str(row) for row in Answered(answers, served).in_full)
     told = replace(source, nearest=True).load(beside=served)
     assert {answer.said["nearest"] for answer in told.answer(told.encode(asked))} <= texts
 

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from ..errors import SaveError, WriteError
+from ..errors import BusyError, SaveError, WriteError
 from .distributed import is_main
 
 if sys.platform != "win32":
@@ -169,17 +169,17 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path, name: str = _LOCK) -> Iterator[None]:
+def alone_in(folder: Path, name: str = _LOCK, busy: str = "") -> Iterator[None]:
     """Let one process at a time write into a folder, where the lock is `name`; it ends with its
-    process. Give up after a minute."""
-    file = folder / name
+    process. Give up after a minute; at once if there are words for what the other one does."""
+    file, wait = folder / name, 0 if busy else _WAIT
     refuse_link(file)
-    lock = FileLock(file, timeout=_WAIT)
+    lock = FileLock(file, timeout=wait)
     try:
         lock.acquire()
     except Timeout:
-        raise SaveError(
-            f"path: another process has been saving to {folder} for {_WAIT:g} seconds"
+        raise BusyError(
+            busy or f"path: another process has been saving to {folder} for {wait:g} seconds"
         ) from None
     try:
         yield

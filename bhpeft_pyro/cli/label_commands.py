@@ -6,6 +6,7 @@ import getpass
 import shlex
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -144,6 +145,7 @@ def review(
         bhpeft review runs/reviews new.csv --out labels.csv --people 2 --port 8765
     """
     from ..base.checks import optional_library
+    from ..base.files import alone_in, naming
     from ..review import Journal, Learning, Pool, Session, Where, application
     from ..review.page import WHY
     from . import saved
@@ -163,12 +165,18 @@ def review(
     if newer := where.newer():
         learnt = newer.examples
         say(f"going on with the round in {where.out}, which has learnt {learnt} labels")
-    with socket.socket() as listening:
+    busy = (
+        f"--out: another page labels into {out}; expected another file, or the address of that "
+        "page, which serves several people"
+    )
+    with socket.socket() as listening, ExitStack() as until_the_end:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConfigError(f"--port: {port} cannot be used: {error.strerror}") from error
+        with naming(out):
+            until_the_end.enter_context(alone_in(out.parent, f".{journal.path.name}.page", busy))
         pool = Pool.of(saved.open_run(where.out if newer else run, backbone, device), data)
         session = Session(pool, journal, out, people)
         app = application(session, Learning(where, session.take, learnt), title=run.resolve().name)

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..base.checks import Number
 from ..base.distributed import map_over_ranks
 from ..base.progress import tracked
 from ..base.threads import without_autocast
 from ..data import Examples
 from ..data.batch import random_order, within
-from ..errors import DataError
+from ..errors import DataError, SaveError
 from ..model.cached_batches import MAX_ROWS, most_tokens
 from ..model.head import check_features
 from ..model.model import Model
@@ -52,6 +53,7 @@ _DEPTH = 2 / 3
 _NOISE = 0.1  # of the Gaussian process, whose own variance is 1
 _SAME = 0.01  # a distance of unit vectors up to which two texts are copies
 _TINY = 1e-9  # in place of 0
+_HOW_MANY = Number(least=0, most=2**53)  # beyond which float64 no longer counts
 
 F = TypeVar("F", bound=AnyForecast)
 
@@ -155,6 +157,7 @@ class Novelty:
 
         Raises:
             KeyError, TypeError, ValueError: parts are missing, or do not fit the model.
+            SaveError: the count is none.
         """
         middle, last = (tensors[name].cpu().float() for name in ("middle", "last"))
         width = model.network.attachment.hidden_size
@@ -164,7 +167,7 @@ class Novelty:
         texts = tuple(str(text) for text in plain.get("texts", ()))  # earlier files have none
         if texts and len(texts) != len(last):
             raise ValueError(f"novelty: {len(texts)} texts for {len(last)} states")
-        return cls(middle, last, float(plain["count"]), texts)
+        return cls(middle, last, _HOW_MANY("novelty: count", plain["count"], SaveError), texts)
 
     @property
     def enough(self) -> bool:

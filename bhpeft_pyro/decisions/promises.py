@@ -16,11 +16,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..base.checks import INSIDE, MAYBE_POSITIVE, Number, check_types, warn
+from ..base.checks import (
+    COUNT,
+    INSIDE,
+    MAYBE_POSITIVE,
+    SAMPLES,
+    Number,
+    Rule,
+    check_fields,
+    check_types,
+    warn,
+)
 from ..base.names import Method
 from ..data import Examples
 from ..data.copies import BY_CHANCE, among
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, SaveError
 from ..forecast.base import Forecast, way_in_words
 from .thresholds import ALL, by_error, by_share, rows_needed
 
@@ -47,6 +57,23 @@ _ANSWERS = {  # by the kind of labels, when an answer is wrong, and what texts a
         "the prediction is more than {tolerance:g} from the rating",
         "the probability that the rating is at most {tolerance:g} from the prediction",
     ),
+}
+
+_CALIBRATION = {  # by the kind of labels, what is kept of the calibration rows
+    "class": ("miss", "label"),
+    "choice": ("miss", "label"),
+    "labels": (),
+    "rating": ("residual", "sd"),
+}
+_RULES: dict[str, Rule] = {
+    "error": Number(above=0, most=1),
+    "confidence": INSIDE,
+    "tolerance": MAYBE_POSITIVE,
+    "to_people": Number(least=0, below=1, none=True),
+    "threshold": Number(none=True),
+    "rows": COUNT,
+    "answered": SAMPLES,
+    "wrong": SAMPLES,
 }
 
 
@@ -190,14 +217,25 @@ class Promise:
         """The promise that was saved.
 
         Raises:
-            KeyError, TypeError, ValueError: parts are missing, or do not fit the model.
+            TypeError, ValueError: parts are missing, or do not fit the model.
         """
         made = cls(**plain, calibration={name: value.cpu() for name, value in tensors.items()})
         check_types(made)
+        check_fields(made, _RULES, "promised", SaveError)
         if made.kind != model.likelihood.kind:
             raise ValueError(f"promised: it is of kind {made.kind!r}")
+        if not made.wrong <= made.answered <= made.rows:
+            raise ValueError(f"promised: {made.wrong} of {made.answered} of {made.rows} rows")
+        if missing := {"chance", *_CALIBRATION[made.kind]} - made.calibration.keys():
+            raise ValueError(f"promised: its calibration has no {', '.join(sorted(missing))}")
         if any(value.shape != (made.rows,) for value in made.calibration.values()):
             raise ValueError("promised: its calibration has another number of rows")
+        if "label" in made.calibration:
+            labels = made.calibration["label"]
+            count = model.likelihood.num_labels(model.network.outputs)
+            beyond = count is not None and bool((labels >= count).any())
+            if labels.dtype != torch.int64 or beyond or bool((labels < 0).any()):
+                raise ValueError(f"promised: its labels are no classes of {count}")
         return made
 
 

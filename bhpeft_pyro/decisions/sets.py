@@ -160,7 +160,7 @@ def _rows_needed(level: float) -> int:
 
 def _say_classes(labels: np.ndarray, level: float, names: Any) -> None:
     """Warn of classes with too few calibration rows to be left out of any set."""
-    counts = np.bincount(labels, minlength=len(names))
+    counts = [int((labels == k).sum()) for k in range(len(names))]
     fewest = _rows_needed(level)
     rare = [f"{name!r} ({n})" for name, n in zip(names, counts, strict=True) if n < fewest]
     if rare:

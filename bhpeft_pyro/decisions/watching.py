@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from scipy.special import betaln
 from scipy.stats import beta
 
-from ..base.checks import INSIDE, check
-from ..errors import ConfigError
+from ..base.checks import INSIDE, Number, check
+from ..errors import ConfigError, SaveError
 from ..forecast.base import Forecast, way_in_words
 from .promises import Promise, in_percent
 
@@ -47,6 +47,7 @@ LEVEL = 0.05
 
 _BETS = np.array([-1, -0.5, 0, 0.5, 1])  # that p-values are small, or large, or neither
 _JUMPS = 0.01  # of the stakes, from one bet to all
+_BROKEN = "promise/broken"
 _MOST = 1e100  # evidence, long after the alarm, so that it stays finite
 
 
@@ -210,23 +211,29 @@ def watched(forecast: Forecast, lineage: Sequence[FitReport]) -> dict[str, float
     `promise/answered` and `promise/wrong` count these data; `promise/evidence` is `error_evidence`
     of them and of the rounds before, as far as they promised the same error, and since the last
     alarm; `promise/broken` is 1 if that is an alarm.
+
+    Raises:
+        SaveError: a report that tells of a promise lacks a count, or has one that is none.
     """
     promised = forecast.promised
     if promised is None or forecast.labels is None:
         return {}
     counts = [*promised.counts(forecast)]
     noted = {"promise/answered": float(counts[0]), "promise/wrong": float(counts[1])}
+    count = Number(least=0, most=2**53)
     for report in reversed(lineage):
         before = report.metrics
         if "promise/error" not in before:  # a round with new labels
             continue
-        if before.get("promise/error") != promised.error or before["promise/broken"]:
+        where = f"the report of round {report.id}: metrics"
+        told = {k: count(f"{where}: {k}", before.get(k), SaveError) for k in (*noted, _BROKEN)}
+        if before["promise/error"] != promised.error or told[_BROKEN]:
             break
-        counts = [n + int(before[k]) for n, k in zip(counts, noted, strict=True)]
+        counts = [n + int(told[k]) for n, k in zip(counts, noted, strict=True)]
     evidence = error_evidence(counts[0], counts[1], promised.error)
     broken = float(evidence >= 1 / LEVEL)
     noted |= {"promise/error": promised.error, "promise/evidence": evidence}
-    return noted | {"promise/broken": broken}
+    return noted | {_BROKEN: broken}
 
 
 def in_words(metrics: Mapping[str, float]) -> str | None:

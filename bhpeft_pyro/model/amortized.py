@@ -68,7 +68,11 @@ class LogKernel:
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """That with these tensors by name, as `vars` gives them; others may be among them."""
-        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
+        used = {field.name: tensors[field.name] for field in fields(cls)}
+        for name, value in used.items():
+            if value.dtype != torch.float32:
+                raise ValueError(f"{name} is {value.dtype}; expected torch.float32")
+        return cls(**used)
 
     @without_autocast()  # in bfloat16 the sum would be right to a digit or two
     def __call__(self, features: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -296,8 +297,8 @@ def read_lineage(folder: Path, plain: Plain) -> tuple[FitReport, ...]:
 
 
 def _check_distinct(folder: Path, reports: list[FitReport]) -> None:
-    ids = [report.id for report in reports]
-    if twice := {round_id for round_id in ids if ids.count(round_id) > 1}:
+    times = Counter(report.id for report in reports)
+    if twice := {round_id for round_id, count in times.items() if count > 1}:
         raise SaveError(f"path: {folder} continues round {', '.join(sorted(twice))} twice")
 
 

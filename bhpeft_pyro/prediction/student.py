@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import COUNT, boolean
+from ..base.checks import COUNT, boolean, check_types
 from ..data import Examples
 from ..data.batch import Batch
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
@@ -160,7 +160,9 @@ class Student:
             name.removeprefix("uncertainty."): value.cpu() for name, value in tensors.items()
         }
         rows = on_cpu.pop("learnt_rows", None)  # which earlier files do not have
-        return cls(weights, LogKernel.of_tensors(on_cpu), StudentReport(**plain), rows)
+        report = StudentReport(**plain)
+        check_types(report)
+        return cls(weights, LogKernel.of_tensors(on_cpu), report, rows)
 
 
 def learnt_uncertainty(

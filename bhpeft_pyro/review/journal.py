@@ -2,7 +2,8 @@
 
 A decision is on the disk (fsync) before the page shows the next text. A line that a kill has cut
 was never confirmed, and is left out. Several processes may write: each line is appended under a
-lock, and what others have written is read first.
+lock, and what others have written is read first. A whole line that is no decision was altered by
+hand, and is refused: a label would be lost without a word.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..base.checks import string
 from ..base.files import alone_in, append, appended
 from ..data.cells import write_rows
 from ..errors import DataError
@@ -71,7 +73,7 @@ class Journal:
         self.path = path
         self._made: dict[str, list[Decision]] = {}  # of each person, but those taken back
         self._by_text: dict[str, dict[str, Decision]] = {}  # the last of each person
-        self._read = 0  # bytes
+        self._read = self._lines = 0  # bytes, and the lines in them
         self._thread = threading.RLock()
         self.refresh()
 
@@ -92,12 +94,17 @@ class Journal:
         were removed."""
         with self._thread:
             lines, end = appended(self.path, self._read)
+            before = self._lines if end >= self._read else 0
+            decisions = [
+                _decision(line, f"{self.path.name}, line {number}")
+                for number, line in enumerate(lines, before + 1)
+                if line.strip()  # an editor may leave one that is empty
+            ]
             if end < self._read:
                 self._made, self._by_text = {}, {}
-            self._read = end
-            for line in lines:
-                if (decision := _decision(line)) is not None:
-                    self._take(decision)
+            self._read, self._lines = end, before + len(lines)
+            for decision in decisions:
+                self._take(decision)
 
     def _take(self, decision: Decision) -> None:
         made = self._made.setdefault(decision.who, [])
@@ -152,6 +159,9 @@ def labelled(decisions: Iterable[Decision], pool: Pool) -> list[dict[str, Any]]:
 
     Texts without such a label (`agreed`), and texts that are not in the pool, are left out. The
     rows are as `Posterior.update` takes them.
+
+    Raises:
+        DataError: a label is of another kind than the pool's.
     """
     by_text: dict[str, dict[str, Decision]] = {}
     for one in decisions:
@@ -159,11 +169,14 @@ def labelled(decisions: Iterable[Decision], pool: Pool) -> list[dict[str, Any]]:
         of_text[one.who] = max(one, of_text.get(one.who, one), key=_when)
     rows = []
     for key, of_text in by_text.items():
-        item = pool.items.get(key)
-        label = agreed([*of_text.values()], pool.kind)
-        if item is None or label is None:
+        if (item := pool.items.get(key)) is None:
             continue
         given = [one for one in of_text.values() if one.action == "label"]
+        for one in given:
+            pool.check(one.label, f"label of {one.who!r:.60} for the text {key!r:.60}")
+        label = agreed([*of_text.values()], pool.kind)
+        if label is None:
+            continue
         if pool.kind != "rating":  # of which the label is the mean
             given = [one for one in given if one.label == label]
         notes = " / ".join(one.note for one in given if one.note)
@@ -193,12 +206,16 @@ def agreed(decisions: list[Decision], kind: str) -> Any:
     return json.loads(ranked[0][0])
 
 
-def _decision(line: bytes) -> Decision | None:
-    """A line of the journal; None for one that was cut."""
+def _decision(line: bytes, where: str) -> Decision:
+    """A line of the journal, which people may have altered."""
     try:
         decision = Decision(**json.loads(line))
-    except (ValueError, TypeError):
-        return None
+    except (RecursionError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}, is no decision: {error!s:.100}; correct the line, or remove it"
+        ) from None
     if decision.action not in get_args(Action):
-        raise DataError(f"journal: {decision.action!r}; expected one of {get_args(Action)}")
+        raise DataError(f"{where}: {decision.action!r}; expected one of {get_args(Action)}")
+    for name in ("key", "who", "note", "at", "round"):
+        string(f"{where}: {name}", getattr(decision, name), DataError)
     return decision

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import Number
+from ..base.checks import Number, shown
 from ..base.progress import work
 from ..data import Examples
 from ..data.columns import as_choices
@@ -123,6 +123,18 @@ class Pool:
         low, high = self.scale if self.scale and self.limited else (None, None)
         rating: float = Number(least=low, most=high)("rating", number, DataError)
         return rating
+
+    def check(self, label: object, name: str) -> None:
+        """Raise a DataError for what cannot be a label of this kind, such as one that was altered
+        by hand."""
+        if self.kind == "rating":
+            Number()(name, label, DataError)
+            return
+        several = isinstance(label, list)
+        parts = label if isinstance(label, list) else [label]
+        if several != (self.kind == "labels") or not all(isinstance(o, str | int) for o in parts):
+            expected = "a list of labels" if self.kind == "labels" else "a name or a number"
+            raise DataError(f"{name}: {shown(label)}; expected {expected}")
 
     @staticmethod
     def of(posterior: Posterior, source: str | Path) -> Pool:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
-from ..base.checks import check_types
+from ..base.checks import SEED, check_types
 from ..base.fit_options import FitOptions
 from ..data import Examples
 from .report_text import described, warnings_of
@@ -252,6 +252,8 @@ class FitReport(Training):
         options = FitOptions(**data["options"])
         report = cls(**{**known, "options": options, "components": components})
         check_types(report)
+        if report.split is not None:
+            SEED("split", report.split)
         return report
 
     def thinned(self) -> FitReport:

@@ -130,6 +130,24 @@ def test_what_is_refused(begin, run, folder, pool, tmp_path, labels):
     assert "cannot be used: Address already in use" in refused
 
 
+def test_a_second_page_of_one_table_is_refused(begin, run, pool, tmp_path):
+    """It would show the texts that the first one shows."""
+    out = ("--out", tmp_path / "labels.csv")
+    first = begin(run, pool, *out)
+    refused = error("review", run, pool, *out, *CPU, code=1)  # as of any folder in use
+    assert "--out: another page labels into" in refused
+    begin(run, pool, "--out", tmp_path / "others.csv")
+    first.end(signal.SIGKILL)
+    begin(run, pool, *out).end(signal.SIGINT)
+    assert not [*tmp_path.glob(".labels*")]
+
+
+def test_a_journal_that_was_altered_by_hand_ends_it_in_a_line(run, pool, tmp_path):
+    (tmp_path / "labels.journal.jsonl").write_text('{"key": ["t0"], "who": "Ana"}\n')
+    refused = error("review", run, pool, "--out", tmp_path / "labels.csv", *CPU)
+    assert "labels.journal.jsonl, line 1, is no decision" in refused
+
+
 @pytest.mark.slow
 def test_label_kill_resume_and_update_in_a_browser(begin, run, folder, pool, tmp_path):
     out = tmp_path / "labels.csv"

@@ -177,3 +177,62 @@ def test_a_journal_of_another_kind_is_refused(path, tmp_path):
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(WriteError, match="symbolic link"):
         Journal(path).add(Decision("t0", "Ana", "skip"))
+
+
+GOOD = {"key": "t0", "who": "Ana", "action": "label", "label": "praise", "note": "", "at": "2026"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (GOOD | {"key": ["t0"]}, "key=.* must be a str"),
+        (GOOD | {"who": 7}, "who=7 must be a str"),
+        (GOOD | {"at": None}, "at=None must be a str"),
+        (GOOD | {"at": 2026}, "at=2026 must be a str"),
+        (GOOD | {"note": None}, "note=None must be a str"),
+        (GOOD | {"lable": 1}, "is no decision: .*lable"),
+        (GOOD | {"action": ["label"]}, "expected one of"),
+        ([], "is no decision"),
+        ("", "is no decision"),
+        ({"key": "t0"}, "is no decision: .*who"),
+    ],
+)
+def test_a_line_that_was_altered_by_hand_is_named(path, line, message):
+    """It was left out without a word, or ended the page with a traceback."""
+    path.write_text(json.dumps(GOOD) + "\n\n" + json.dumps(line) + "\n")
+    with pytest.raises(DataError, match=f"labels.journal.jsonl, line 3.*{message}"):
+        Journal(path)
+    path.write_text(json.dumps(GOOD) + "\n")
+    journal = Journal(path)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n" + json.dumps(GOOD | {"key": "t1"}) + "\n")
+    for _ in range(2):  # nothing behind it is passed over
+        with pytest.raises(DataError, match=f"line 2.*{message}"):
+            journal.refresh()
+
+
+def test_a_line_that_is_no_json_is_named(path):
+    path.write_text(json.dumps(GOOD)[:-2] + "\n" + json.dumps(GOOD) + "\n")
+    with pytest.raises(DataError, match=r"line 1, is no decision.*correct the line"):
+        Journal(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"),
+    [
+        ("class", None),
+        ("class", ["praise"]),
+        ("class", {}),
+        ("choice", [0]),
+        ("labels", "praise"),
+        ("labels", [["praise"]]),
+        ("rating", "good"),
+        ("rating", None),
+        ("rating", float("nan")),
+        ("rating", [3]),
+    ],
+)
+def test_a_label_that_was_altered_by_hand_is_named(path, kind, label):
+    path.write_text(json.dumps(GOOD | {"label": label}) + "\n")
+    with pytest.raises(DataError, match="label of 'Ana' for the text 't0'"):
+        labelled(Journal(path).of_text("t0"), pool(kind=kind))

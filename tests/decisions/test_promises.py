@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from saves import load, rewrite
 from students import fitted, fresh, table, unlabelled, with_student
 
+import bhpeft_pyro as bh
 from bhpeft_pyro.decisions.promises import Promise
 from bhpeft_pyro.errors import ConfigError, DataError, SaveError
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
+from bhpeft_pyro.testing import tiny_model
 
 # When an answer is right
 
@@ -75,18 +78,33 @@ def test_predict_answers_the_texts_above_the_threshold(kind: str) -> None:
     assert made.answered == posterior.predict(fresh(kind, 200, 9)).answered.sum()
 
 
+def easy(seed: int) -> dict[str, list[Any]]:
+    """200 texts whose first word says the label; of two seeds none is the same."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, 200).tolist()
+    words = 2 * rng.choice(800, 200, replace=False) + seed % 2
+    texts = [f"w{5 + k} w{8 + n // 40} w{8 + n % 40}" for k, n in zip(labels, words, strict=True)]
+    return {"text": texts, "label": labels}
+
+
+@cache
+def sure() -> Any:
+    quick = {"max_steps": 60, "batch_size": 16, "lr": 0.03, "progress": False}
+    return bh.fit(tiny_model(()), "normal", easy(0), **quick)
+
+
 def with_unlike(count: int) -> dict[str, list[Any]]:
     """Calibration rows, `count` of them unlike all that was learnt, each with a wrong label."""
-    rows = fresh("class", 200, 9)
+    rows = easy(1)
     odd = [f"w2 w2 w2 w2 w2 w{2 + i // 47} w{2 + i % 47}" for i in range(count)]
     rows["text"][:count] = odd
-    rows["label"][:count] = [(row + 1) % 3 for row in fitted("class").predict(odd).predicted]
+    rows["label"][:count] = (1 - sure().predict(odd).label).tolist()
     return rows
 
 
 def test_texts_unlike_what_was_learnt_are_for_people() -> None:
     rows = with_unlike(11)
-    made = fitted("class").promise(rows, error=0.9)
+    made = sure().promise(rows, error=0.2)
     unlike = made.predict(rows["text"]).unlike()
     assert unlike[:11].all() and made.promised.unlike == unlike.sum()
     forecast = made.predict(rows["text"])
@@ -94,7 +112,8 @@ def test_texts_unlike_what_was_learnt_are_for_people() -> None:
     assert made.promised.answered == forecast.answered.sum()
     assert f"{unlike.sum()} (" in str(made.promised) and "too unsure" in str(made.promised)
     # Answered too, they count too.
-    asked = fitted("class").promise(rows, error=0.9, answer_unlike=True).promised
+    how = {"max_share_to_people": 0.1, "answer_unlike": True}
+    asked = sure().promise(rows, **how).promised
     assert asked.unlike == 0 and asked.answers(forecast)[:11].any()
     assert asked.wrong > made.promised.wrong and "not unlike" not in str(asked)
 
@@ -102,9 +121,9 @@ def test_texts_unlike_what_was_learnt_are_for_people() -> None:
 def test_the_promise_is_set_on_the_rows_that_may_be_answered() -> None:
     """With the texts that are unlike left out beforehand, by hand, it is the same promise."""
     rows = with_unlike(11)
-    like = (~fitted("class").predict(rows["text"]).unlike()).nonzero().flatten().tolist()
+    like = (~sure().predict(rows["text"]).unlike()).nonzero().flatten().tolist()
     alone = {name: [cells[i] for i in like] for name, cells in rows.items()}
-    made, by_hand = (fitted("class").promise(given, error=0.9).promised for given in (rows, alone))
+    made, by_hand = (sure().promise(given, error=0.2).promised for given in (rows, alone))
     assert (made.threshold, made.answered, made.wrong) == (
         by_hand.threshold,
         by_hand.answered,
@@ -115,11 +134,10 @@ def test_the_promise_is_set_on_the_rows_that_may_be_answered() -> None:
 
 def test_too_many_unlike_texts_are_named() -> None:
     with pytest.raises(DataError, match=r"calibration rows are unlike .* where at most"):
-        fitted("class").promise(with_unlike(60), max_share_to_people=0.2)
-    few = fresh("class", 60, 9)
-    few["text"][:40] = with_unlike(40)["text"][:40]
+        sure().promise(with_unlike(60), max_share_to_people=0.2)
+    few = {name: cells[:60] for name, cells in with_unlike(40).items()}
     with pytest.raises(DataError, match="rows that are like the learnt ones; expected at least 45"):
-        fitted("class").promise(few)
+        sure().promise(few)
 
 
 def test_a_posterior_that_does_not_know_what_it_has_learnt() -> None:

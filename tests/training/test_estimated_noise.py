@@ -47,7 +47,7 @@ def test_the_noise_of_rounds_is_pooled_by_their_rows(
     kinds: Any, held_out: bool, keep: float
 ) -> None:
     model = tiny_model(kinds, 1, likelihood=bh.likelihoods.Normal(1.0, 2.0))
-    how: dict[str, Any] = {"components": 1, "progress": False}
+    how: dict[str, Any] = {"components": 1, "progress": False, "seed": 1}
     first = bh.fit(model, "laplace", ratings(60, 0, 0.3), **how)
     new, others = ratings(30, 1, 2.0), ratings(30, 2, 2.0)
     second = first.update(new, validation=others if held_out else None, keep=keep, progress=False)

@@ -216,16 +216,17 @@ def test_the_loss_is_nll_plus_temperature_times_kl(temperature: float) -> None:
 
 @pytest.mark.parametrize("guide", ["normal", "delta"])
 def test_the_learning_rate_rises_and_falls_as_in_transformers(guide: str) -> None:
-    """That of the weights: a point's noise scale has ten times as much."""
+    """That of the weights: a point's noise scale has ten times as much. The step with a rate of 0,
+    with which theirs begins, is left out."""
     model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(0.0, 1.0))
     data = {"text": tiny_examples(16).texts, "label": [float(i % 3) for i in range(16)]}
     history = fit(model, guide, data=data, max_steps=45, lr=0.3).report.history
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    expected = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=2, num_training_steps=45)
+    expected = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=3, num_training_steps=46)
     for entry in history:
-        assert entry["lr"] == expected.get_last_lr()[0]  # to the last bit
         optimizer.step()
         expected.step()
+        assert entry["lr"] == expected.get_last_lr()[0]  # to the last bit
 
 
 def test_clipping_bounds_the_gradient_per_example() -> None:

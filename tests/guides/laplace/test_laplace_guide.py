@@ -118,7 +118,7 @@ def test_another_noise_scale_says_as_much_about_itself(likelihood: Any) -> None:
 def test_the_prior_may_sample_the_sites_in_any_order(likelihood: Any) -> None:
     """A mapping samples the sites of a ready prior first."""
     rows = {"text": random_texts(60), "label": [i % 2 for i in range(60)]}
-    ready, same = bh.priors.FunctionSpaceNormal(), lambda site: dist.Normal(0.0, site.unit)
+    ready, same = bh.priors.FunctionSpaceNormal(head=1.0), lambda site: dist.Normal(0.0, site.unit)
     found = []
     for prior in ({"*": ready}, {"*.weight": same, "*": ready}):
         model = tiny_model((), 2 if likelihood is None else 1, prior, likelihood)

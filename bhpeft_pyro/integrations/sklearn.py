@@ -169,6 +169,8 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
     def fit(self, X: Any, y: Any) -> Self:
         """Fit texts X (N,) and classes y (N,)."""
         texts, y = self._read(X, y, first=True)
+        if len(there := unique_labels(y)) < 2:
+            raise DataError(f"y: the only class is {there[0]}; expected at least two classes")
         return self._start(texts, y, classes=y)
 
     def partial_fit(self, X: Any, y: Any, classes: Sequence[Any] | None = None) -> Self:
@@ -176,7 +178,8 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
 
         Args:
             X, y: as for `fit`. A batch that was learnt before is refused: it would count twice.
-            classes: all classes there will be. The first call, unless after `fit`, needs them.
+            classes: all classes there will be. The first call, unless after `fit`, needs them; its
+                texts may be of one class alone.
         """
         first = not hasattr(self, "posterior_")
         texts, y = self._read(X, y, first)
@@ -206,8 +209,6 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         classes = unique_labels(classes)
         if not all(str(name).strip() for name in classes):
             raise DataError("y: the name of a class is empty; expected one that can be read")
-        if len(there := unique_labels(y)) < 2:
-            raise DataError(f"y: the only class is {there[0]}; expected at least two classes")
         self._learn(texts, _named(y, classes), Categorical(), [*map(str, classes)])
         self.classes_ = classes
         return self

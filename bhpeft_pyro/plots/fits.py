@@ -225,8 +225,9 @@ def _over_time(record: Record, metric: str, ax: Axes, expected: str | None = Non
     for column, (colour, dash, label) in looks.items():
         values = record.column(column).numpy()
         ax.plot(range(len(values)), values, dash, color=colour, label=label, markersize=4)
-        errors = 1.96 * record.column(f"{column}_se").numpy()  # nan, and no bar, if not known
-        ax.errorbar(range(len(values)), values, errors, fmt="none", ecolor=colour, elinewidth=1)
+        errors = 1.96 * record.column(f"{column}_se").numpy()
+        if not np.isnan(errors).all():
+            ax.errorbar(range(len(values)), values, errors, fmt="none", ecolor=colour)
     _name_batches(new_axes(ax), [str(row["batch"]) for row in record.rows])
     ax.set_ylabel(_LABELS[metric])
 

@@ -118,11 +118,12 @@ def fit(
     visible = partial(bars, options.progress)
     with visible():
         examples = model.encode(data, columns, new_names=True)
+        if columns.label_names is None:  # else the user knows of other classes
+            _check_classes(examples, columns.label)
         columns = model.columns_of(examples, columns)
         held_out = None if validation is None else model.encode(validation, columns)
     if held_out is not None:
         check_apart(examples, held_out, "validation")
-    _check_classes(examples, columns.label)
     warn_of_contradictions(examples, held_out)
     likelihood = model.likelihood.standardised(examples.labels)
     if likelihood is not model.likelihood:
@@ -241,7 +242,7 @@ def _made(guide: Any, model: Model, options: FitOptions, count: int) -> list[Gui
 
 
 def _check_classes(examples: Examples, column: str) -> None:
-    """The first round needs two classes; later rounds may have examples of only one."""
+    """Unless others are named, a first round needs two classes; later ones may have only one."""
     if examples.kind == "class" and examples.labels is not None:
         classes = examples.labels.unique()
         if len(classes) == 1:

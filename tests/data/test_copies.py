@@ -166,6 +166,7 @@ def test_all_texts_of_a_row_count() -> None:
     assert len(held_out) == 40 and len(rest) == 60
 
 
+@pytest.mark.filterwarnings("ignore:.* with different labels")
 def test_fit_says_how_many_copies_there_are() -> None:
     with pytest.warns(UserWarning, match="120 of 180 rows repeat another's text"):
         posterior = bh.fit(tiny_model(()), "delta", tripled(), **HOW)

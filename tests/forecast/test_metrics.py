@@ -26,6 +26,7 @@ from bhpeft_pyro.forecast.metrics import (
     ood_auroc,
     rejection_curve,
     scored,
+    standard_errors,
 )
 
 
@@ -369,3 +370,19 @@ def test_differences_are_of_the_same_rows():
     rows = torch.arange(30) // 10
     grouped = (replace(each, rows=rows) for each in (better, before))
     assert f"± {error:.3f}" not in compared(*grouped)
+
+
+def test_standard_errors_are_those_of_means_over_examples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.softmax(torch.randn(1, 200, 3, generator=generator), -1)
+    labels = torch.randint(0, 3, (200,), generator=generator)
+    forecast = ClassForecast.from_draws(draws, labels=labels)
+    found, right = standard_errors(forecast), evaluate(forecast)["accuracy"]
+    assert found["accuracy_se"] == pytest.approx((right * (1 - right) / 199) ** 0.5)
+    assert found["nll_se"] == pytest.approx(float(forecast.nlls().std() / 200**0.5))
+    ratings = RatingForecast.from_draws(draws[..., 0], draws[..., 1], labels=labels.double())
+    squares = (ratings.mean.double() - labels).square()
+    found = standard_errors(ratings)
+    assert found["mse_se"] == pytest.approx(float(squares.std() / 200**0.5))
+    alone = ClassForecast.from_draws(draws[:, :1], labels=labels[:1])
+    assert standard_errors(alone) == {}

@@ -125,7 +125,7 @@ def test_partial_fit_is_an_update(folder: str) -> None:
     with pytest.raises(ConfigError, match="classes=None"):
         classifier.partial_fit(TEXTS[:30], CLASSES[:30])
     with pytest.raises(DataError, match="y: the only class is good; expected at least two"):
-        classifier.partial_fit(TEXTS[:2], ["good", "good"], classes=["good", "bad"])
+        classifier.fit(TEXTS[:2], ["good", "good"])
     classifier.partial_fit(TEXTS[:30], CLASSES[:30], classes=["good", "so-so", "bad"])
     assert classifier.predict_proba(TEXTS).shape == (len(TEXTS), 3)
     first = classifier.posterior_
@@ -139,6 +139,19 @@ def test_partial_fit_is_an_update(folder: str) -> None:
     with pytest.raises(ConfigError, match="as in the first call"):
         classifier.partial_fit(TEXTS[31:], CLASSES[31:], classes=["good", "bad"])
     assert len(classifier.fit(TEXTS, CLASSES).posterior_.lineage) == 1  # starts anew
+
+
+def test_a_first_batch_may_be_of_one_class_if_all_are_named(folder: str) -> None:
+    """As for the estimators of scikit-learn: a stream may begin with one class."""
+    good = CLASSES == "good"
+    for guide in ("laplace", "normal", "delta"):
+        classifier = BayesianTextClassifier(
+            folder, preset="head_only", components=1, guide=guide, epochs=9
+        )
+        first = np.array(TEXTS)[good]
+        classifier.partial_fit(first, CLASSES[good], classes=["good", "bad"])
+        assert classifier.predict_proba(TEXTS).shape == (len(TEXTS), 2)
+        assert (classifier.predict(first) == "good").all()
 
 
 def test_a_copy_predicts_the_same_and_holds_the_files_of_a_saved_posterior(folder: str) -> None:

@@ -42,10 +42,26 @@ def test_the_overview_has_all_that_the_record_has(classes: bool) -> None:
 
 
 def test_numbers_can_be_read_where_all_are_equal() -> None:
-    """The darkest colour is then in every cell."""
     names = [f"week {i}" for i in range(2)]
-    same = Record([{"batch": name} | {f"test/{each}": 1.0 for each in names} for name in names])
-    assert {text.get_color() for text in plots.score_matrix(same).texts} == {"white"}
+    for score, colour in ((1.0, "black"), (0.0, "white"), (-2.0, "white")):  # the last is an MSE
+        same = [{"batch": name} | {f"test/{each}": score for each in names} for name in names]
+        texts = plots.score_matrix(Record(same)).texts
+        assert {text.get_color() for text in texts} == {colour}
+
+
+def test_chance_does_not_look_like_growth() -> None:
+    """Of few rows 0.25 was at the foot of the axis and 0.31 at its top, from dark to light."""
+    given = record(4)
+    for row in given.rows[1:]:
+        row |= {"accuracy_se": 0.08, "nll_se": 0.2}
+    axes = plots.stream_overview(given).axes
+    for ax, name, error in ((axes[0], "accuracy", 0.08), (axes[1], "nll", 0.2)):
+        (bars,) = ax.collections
+        ends = np.array([[y for _, y in bar] for bar in bars.get_segments() if len(bar)])
+        ends = ends[~np.isnan(ends).any(1)]
+        np.testing.assert_allclose(ends.mean(1), given.column(name)[1:])
+        np.testing.assert_allclose(ends[:, 1] - ends[:, 0], 2 * 1.96 * error)
+    assert axes[4].images[0].get_clim() == (0, 1)
 
 
 def test_a_first_round_has_nothing_to_show() -> None:

@@ -13,6 +13,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.base.threads import seeded
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.posterior.mixture import MixturePosterior
@@ -173,7 +174,7 @@ def test_alternatives_of_ratings_are_in_closed_form_as_the_posterior_is() -> Non
     )
     fitted = bh.fit(model, "laplace", data, components=1, max_steps=30, tau=0.01, progress=False)
     kept = drift._nll_with(fitted, 1 - 1e-7, data, seed=2**62)  # the largest that is allowed
-    assert kept == pytest.approx(fitted.evaluate(data)["nll"], abs=1e-3)
+    assert kept == pytest.approx(evaluate(fitted.predict(data))["nll"], abs=1e-3)
 
 
 def test_a_value_that_a_sure_posterior_did_not_expect_is_infinitely_far() -> None:

@@ -459,7 +459,7 @@ def test_the_output_scale_is_that_which_suited_the_last_forecasts(
     options: dict[str, Any] = {"components": 2, "lr": 0.05, "progress": False}
     first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(64), **options)
     last: Any = first.components[0].report.output_scale
-    lasts, components = [last, 1.5 * last], []  # as components of a first round may have
+    lasts, components = [last, 0.5 * last], []  # as components of a first round may have
     for part, scale in zip(first.components, lasts, strict=True):
         part.guide.retune(part.guide.tau.item(), output_scale=scale)
         components.append(part.with_report(output_scale=scale))

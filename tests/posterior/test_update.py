@@ -217,7 +217,7 @@ def test_a_round_with_one_class_only_is_learnt() -> None:
     second = first.update(sevens, max_steps=60)
     before = first.predict(["w7 w9"], samples=64).probabilities[0, 1]
     assert second.predict(["w7 w9"], samples=64).probabilities[0, 1] > before + 0.05
-    assert second.evaluate({"text": ["w7"], "label": [1]}, samples=8)["nll"] > 0
+    assert second.evaluate({"text": ["w7 w30"], "label": [1]}, samples=8)["nll"] > 0
 
 
 @pytest.mark.parametrize("likelihood", [Normal(1.0, 2.0), OrderedLogistic(2)])

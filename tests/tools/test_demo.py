@@ -8,13 +8,16 @@ from pathlib import Path
 import pandas
 import pytest
 import saves
+import torch
 from sentences import sentences
 from typer.testing import CliRunner
 
 from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.forecast import RatingForecast
+from bhpeft_pyro.forecast.metrics import evaluate, standard_errors
 from bhpeft_pyro.model.backbone import LOCAL
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
-from tools.demo import ENSEMBLE, ONE, POSTERIOR, Settings, app, run
+from tools.demo import _COLOURS, ENSEMBLE, ONE, POSTERIOR, Settings, _plot, app, run
 from tools.sentiment import two_rounds
 
 TINY = Settings((24, 12), validation=10, test=16, components=2, epochs=2)
@@ -45,6 +48,33 @@ def test_numbers_are_those_of_the_saved_posteriors(tmp_path: Path) -> None:
     assert before.loc[POSTERIOR, "error"] == pytest.approx(before.loc[ENSEMBLE, "error"], rel=1e-4)
     one = before.loc[ONE]
     assert one["certain half"] == pytest.approx(one["error"], rel=1e-4)
+
+
+def test_the_picture_claims_nothing_that_its_bars_may_deny() -> None:
+    """ "keeps the films" stood over bars without errors, of which the posterior's was the worst."""
+    labels = torch.arange(8.0)
+
+    def forecasts(shift: float) -> dict[str, RatingForecast]:
+        means = (labels + shift * k * torch.linspace(0.5, 1.5, 8) for k in range(1, 4))
+        names = (ONE, ENSEMBLE, POSTERIOR)
+        return {
+            name: RatingForecast.from_draws(mean[None], torch.ones(1, 8), labels=labels)
+            for name, mean in zip(names, means, strict=True)
+        }
+
+    parts = {name: forecasts(k) for k, name in enumerate(("films", "films after tweets", "tweets"))}
+    left, right = _plot(parts).axes
+    assert not any(word in left.get_title() + right.get_title() for word in ("keeps", "knows"))
+    heights = [bar.get_height() for bar in right.patches]
+    expected = [evaluate(found[name])["mse"] for name in _COLOURS for found in parts.values()]
+    assert heights == pytest.approx(expected)
+    bars = [segment for each in right.collections for segment in each.get_segments()]
+    errors = [
+        standard_errors(found[name])["mse_se"] for name in _COLOURS for found in parts.values()
+    ]
+    assert [(high - low) / 2 for (_, low), (_, high) in bars] == pytest.approx(
+        [1.96 * error for error in errors]
+    )
 
 
 def test_missing_weights_end_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.streams import Record
 from bhpeft_pyro.testing import tiny_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* with different labels")  # which are random
+
 ERROR = 0.05
 
 

@@ -69,7 +69,10 @@ def copied(folder: Path, tmp_path: Path, april: Served) -> Served:
 @pytest.fixture
 def words(tmp_path: Path) -> Served:
     """A round that labels words, of which a sequence has 32 tokens at most."""
-    rows = {"text": [["w5", "w6", "w33"]] * 4, "label": [["O", "O", "PER"], ["O", "PER", "O"]] * 2}
+    rows = {
+        "text": [["w5", "w6", "w33"], ["w5", "w33", "w6"]] * 2,
+        "label": [["O", "O", "PER"], ["O", "PER", "O"]] * 2,
+    }
     network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2, each_word=True), tiny_tokenizer())
     columns = Columns(label_names=["O", "PER"])
     quick = {"max_steps": 2, "progress": False}

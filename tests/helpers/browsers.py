@@ -27,6 +27,7 @@ def chromium() -> Iterator[Any]:
 
 def press(page: Any, key: str) -> None:
     """Press a key, and wait for the page that follows."""
+    page.wait_for_timeout(100)  # two presses of a key in less count as one
     with page.expect_navigation():
         page.keyboard.press(key)
 

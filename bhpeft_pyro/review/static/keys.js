@@ -68,9 +68,10 @@ const press = (event, at) => {
   const found = one(`[data-key="${CSS.escape(key)}"]:not(:disabled)`);
   if (!found) return;
   event.preventDefault();
+  if (event.repeat) return; // a key that is held
   const bounced = event.key === last.key && event.timeStamp - last.timeStamp < BOUNCE;
-  if (event.repeat || bounced) return; // a key that is held, or that bounces
   last = event;
+  if (bounced && found.matches("button")) return; // a tick is only taken back
   if (found.matches("textarea")) found.focus();
   else found.click();
 };

@@ -102,7 +102,7 @@ class Promise:
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=30, progress=False)
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(40), max_steps=9, progress=False)
     >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
     >>> posterior.promised.rows
     200

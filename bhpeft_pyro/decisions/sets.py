@@ -51,7 +51,7 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=30, progress=False)
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(40), max_steps=9, progress=False)
     >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
     >>> sets_of(posterior.predict(["w5 w20"]), 0.5, empty=False)
     [[0]]
@@ -141,7 +141,7 @@ def covering(forecast: Forecast, level: float) -> dict[str, list[Any]]:
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=30, progress=False)
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(40), max_steps=9, progress=False)
     >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
     >>> covering(posterior.predict(["w5 w20"]), 0.5)
     {'set_50': [[0]]}

@@ -65,7 +65,7 @@ class Watch:
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=30, progress=False)
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(40), max_steps=9, progress=False)
     >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
     >>> watch = Watch(posterior.promised)
     >>> watch.see(posterior.predict(tiny_examples(100, seed=2))).holds

@@ -105,15 +105,17 @@ class _TextEstimator(BaseEstimator):
 
     def answers(self, X: Any) -> np.ndarray:
         """(N,) bool, which texts are answered under the promise; the others are for people."""
-        answered = self._forecast(X).answered
+        answered = self._forecast(X, alike=True).answered
         if answered is None:
             raise ConfigError("answers: nothing is promised yet; expected a call of promise before")
         return answered.numpy()
 
-    def _forecast(self, X: Any) -> Any:
+    def _forecast(self, X: Any, alike: bool = False) -> Any:
+        """That of texts; with `alike` it knows which are like the learnt ones."""
         check_is_fitted(self, "posterior_")
         X = check_array(X, dtype=object, ensure_2d=False, estimator=self, input_name="X")
-        return self.posterior_.replace(novelty=None).predict(_texts(X))
+        posterior = self.posterior_ if alike else self.posterior_.replace(novelty=None)
+        return posterior.predict(_texts(X))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -39,7 +39,7 @@ NOTED = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(40), max_steps=3, progress=False)
     posterior = posterior.distill(tiny_examples(60, seed=1), epochs=1, progress=False)
     posterior = posterior.promise(tiny_examples(100, seed=2), error=0.4)
     return posterior.save(tmp_path_factory.mktemp("crafted") / "whole")

@@ -425,7 +425,7 @@ def test_what_was_learnt_is_known_if_the_data_are_given() -> None:
     )
     assert unknown.learnt_rows is None
     with pytest.warns(UserWarning, match="which rows this posterior has learnt is not known"):
-        unknown.promise(tiny_examples(100, seed=5), error=0.5)
+        unknown.promise(tiny_examples(100, seed=5), error=0.5, answer_unlike=True)
 
 
 def test_draws_that_are_all_equal_are_doubted() -> None:

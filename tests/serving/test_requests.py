@@ -76,7 +76,11 @@ def test_no_token_lets_nobody_in(client, service, token) -> None:
 @pytest.mark.parametrize(
     ("headers", "body", "why"),
     [
-        ({"content-encoding": "gzip"}, gzip.compress(b'{"inputs": "w5"}', mtime=0), "compressed .*gzip"),
+        (
+            {"content-encoding": "gzip"},
+            gzip.compress(b'{"inputs": "w5"}', mtime=0),
+            "compressed .*gzip",
+        ),
         ({"content-type": "text/csv"}, b"text\nw5\n", "text/csv"),
         ({"content-type": "application/octet-stream"}, b"\x01", "octet-stream"),
         ({"inference-header-content-length": "2"}, b"{}\x02\0\0\0w5", "binary tensors"),

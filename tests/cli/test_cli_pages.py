@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from program import read_csv
+from program import read_csv, write_csv
 from saves import backbone_in
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -35,9 +35,12 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     labels = ["good" if i % 2 else "bad" for i in range(20)]
     shutil.copytree(assets.sample(), "shop")
-    for month in (Path("shop/march.csv"), Path("shop/april.csv")):  # a fourth of each week is quick
-        head, *lines = month.read_text().splitlines(keepends=True)
-        month.write_text(head + "".join(lines[::4]))
+    for number, path in enumerate(sorted(Path("shop").glob("*.csv"))):
+        rows = read_csv(path)
+        few = rows[::4] if path.stem == "march" else rows  # a fourth of each week is quick
+        for i, row in enumerate(few):  # in words that the tiny tokenizer knows
+            row["text"] = f"w{5 + i % 2} w{9 + (7 * i + number) % 40} w{9 + (11 * i + number) % 39}"
+        write_csv(path, **{name: [row[name] for row in few] for name in few[0]})
     rows = [{"review": t, "verdict": v} for t, v in zip(TEXTS, labels, strict=True)]
     Path("films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for content in blocks(page, "yaml"):

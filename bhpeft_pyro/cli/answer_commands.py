@@ -206,6 +206,8 @@ def predict(
         if narrow := Console().width < _WIDE:  # the text needs the room
             unseen |= {"lower_90", "upper_90", "nearest", "answered"}
             unseen.add("reason" if by == "novelty" else "novelty")
+        if forecast.answered is None:
+            unseen.add("answered")
         unseen -= {by}
         shown = {name: values for name, values in predicted.items() if name not in unseen}
         if forecast.rows is not None:

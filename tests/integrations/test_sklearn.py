@@ -85,6 +85,7 @@ def fails(estimator: Any) -> dict[str, str]:
     return {"check_fit_score_takes_y": TWICE}
 
 
+@pytest.mark.filterwarnings("ignore:.*with different labels")  # theirs are random
 @pytest.mark.slow
 @parametrize_with_checks(
     [NumberClassifier(**QUICK), NumberRegressor(**QUICK)], expected_failed_checks=fails

@@ -139,11 +139,6 @@ class Promise:
             f"{in_percent(self.share)} of {self.rows} calibration rows are answered"
         )
 
-    @property
-    def to_people_in_words(self) -> str:
-        """How many calibration rows are left to people, for each of the two reasons."""
-        return left_in_words(self.rows, self.answered, self.unlike)
-
     def answers(self, forecast: Forecast) -> Tensor:
         """(N,) bool, which texts are answered."""
         if self.threshold is None:
@@ -204,7 +199,8 @@ class Promise:
                 f"answered: texts{like}, {above}; {in_percent(self.share)} of the calibration rows "
                 f"({self.answered}, {self.wrong} of them wrong)"
             )
-            lines.append(f"for people: {self.to_people_in_words}")
+            left = left_in_words(self.rows, self.answered, self.unlike)
+            lines.append(f"for people: {left}")
         return "\n".join([*lines, f"for {way_in_words(self.method)} of round {self.round}"])
 
     def to_state(self) -> tuple[Plain, Tensors]:

@@ -20,7 +20,6 @@ __all__ = [
     "GuideError",
     "LikelihoodError",
     "PriorError",
-    "ProcessError",
     "SaveError",
     "WriteError",
     "is_out_of_memory",
@@ -133,10 +132,6 @@ class FitError(BHPEFTError, RuntimeError):
 
     posterior: object | None = None
     training: Training | None = None
-
-
-class ProcessError(BHPEFTError, RuntimeError):
-    """Processes that work together were given different things, or one of them has ended."""
 
 
 class SaveError(BHPEFTError, ValueError):

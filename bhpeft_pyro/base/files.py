@@ -20,7 +20,6 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from ..errors import BusyError, SaveError, WriteError
-from .distributed import is_main
 
 if sys.platform != "win32":
     import fcntl
@@ -55,12 +54,8 @@ def write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to under a temporary name; it is renamed at the end, or removed on an error.
-    Of several processes that work together, only the first writes."""
-    if not is_main():
-        with open(os.devnull, "wb") as nothing:
-            yield nothing
-        return
+    """A file to write to under a temporary name; it is renamed at the end, or removed on an
+    error."""
     with naming(path):
         _remove_left(path)
         temporary, file = _begun(path)

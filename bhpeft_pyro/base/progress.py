@@ -1,7 +1,7 @@
 """Signs of progress: one bar for a piece of work, with the time that is left of all of it.
 
 Bars are shown in terminals and notebooks; the program's logs get a line a minute (`Lines`). There
-are none in workers, on other ranks than the first, and in a fit with `progress=False`.
+are none in workers and in a fit with `progress=False`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm as plain
 from tqdm.auto import tqdm
-
-from .distributed import is_main
 
 Item = TypeVar("Item")
 
@@ -120,7 +118,7 @@ _work: ContextVar[Work | None] = ContextVar("work", default=None)
 
 def _bar(title: str, ends: bool, at_once: bool) -> Any:
     make = _make.get()
-    if make is None or not is_main():
+    if make is None:
         return tqdm(disable=True)
     how: dict[str, Any] = {"miniters": 0, "smoothing": 0, "dynamic_ncols": True}
     how |= {"desc": title, "delay": 0.0 if at_once else _DELAY}

@@ -8,18 +8,16 @@ seconds to import. So a command's module imports them in the command itself, whe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from functools import wraps
-from io import StringIO
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import BHPEFTError, BusyError, FitError, ProcessError, is_out_of_memory
+from ..errors import BHPEFTError, BusyError, FitError, is_out_of_memory
 from .answer_commands import predict, promise
 from .label_commands import queue, review
 from .learn_commands import distill, fit, update
@@ -39,8 +37,7 @@ def spoken_errors(group: Any = None) -> Iterator[None]:
         return in_options(message, {} if group is None else _flags(group))
 
     def fail(error: Exception, code: int) -> NoReturn:
-        rank = f"rank {os.environ['RANK']}: " if _launched() else ""
-        say(f"error: {rank}{translated(str(error))}")
+        say(f"error: {translated(str(error))}")
         raise typer.Exit(code) from error
 
     try:
@@ -48,7 +45,7 @@ def spoken_errors(group: Any = None) -> Iterator[None]:
             yield
     except BrokenPipeError:  # under `| head`: Typer then ends the program without a message
         raise
-    except (FitError, BusyError, ProcessError, OSError) as error:  # the input may be fine
+    except (FitError, BusyError, OSError) as error:  # the input may be fine
         fail(error, 1)
     except BHPEFTError as error:
         fail(error, 2)
@@ -70,11 +67,6 @@ def _flags(group: Any) -> Flags:
     }
 
 
-def _launched() -> bool:
-    """Whether `torchrun` or `accelerate launch` has set the environment for several processes."""
-    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-
-
 class Commands(TyperGroup):
     """Commands whose errors are printed in one line."""
 
@@ -85,8 +77,7 @@ class Commands(TyperGroup):
 
 def quietly(command: Callable[..., None]) -> Callable[..., None]:
     """The command without messages of other libraries, and where stderr is no terminal with lines
-    in place of progress bars; in the process group that `torchrun` asks for, if it does. Only the
-    first process prints, but for errors."""
+    in place of progress bars."""
 
     @wraps(command)
     def run(**arguments: Any) -> None:
@@ -96,22 +87,14 @@ def quietly(command: Callable[..., None]) -> Callable[..., None]:
         from huggingface_hub.utils import enable_progress_bars
         from transformers import logging
 
-        from ..base.distributed import from_environment, is_main
         from ..base.progress import Lines, made_by
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
-        with ExitStack() as around:
-            if interactive():
-                enable_progress_bars()  # of downloads
-            else:
-                around.enter_context(made_by(Lines))
-            if _launched():
-                around.enter_context(from_environment())
-            if not is_main():
-                around.enter_context(redirect_stdout(StringIO()))
-                around.enter_context(redirect_stderr(StringIO()))
+        if interactive():
+            enable_progress_bars()  # of downloads
+        with nullcontext() if interactive() else made_by(Lines):
             command(**arguments)
 
     return run

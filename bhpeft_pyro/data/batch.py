@@ -33,7 +33,6 @@ class Batch:
         extra: further columns of the data by name, (B,) each, which the likelihood may read.
         particles: the number of weight draws that share the batch. With 1 every draw sees all B
             examples; with S the s-th draw sees the s-th B/S examples.
-        weight: another factor of the likelihood, for a batch that is an uneven `share`.
         spans: None; or, where examples are words, (B, 3) int64: the row of `inputs` that a word is
             in, and where its tokens begin and end there. Words of a sentence share a row.
 
@@ -50,7 +49,6 @@ class Batch:
     states: Tensor | None = None
     particles: int = 1
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    weight: float = 1.0
     spans: Tensor | None = None
 
     def __len__(self) -> int:
@@ -122,33 +120,6 @@ class Batch:
         ]
         read = self._changed(lambda value: value[at], "inputs", "states")
         return replace(split, **read, spans=torch.cat(spans))
-
-    def share(self, number: int, of: int) -> Batch:
-        """One of `of` parts of a batch that was split: every `of`-th example of each draw.
-
-        The mean over all parts of the log-likelihood, as it is scaled, is that of the whole batch.
-        If a draw has fewer examples than there are parts, each part is the whole batch.
-
-        >>> batch = Batch({"input_ids": torch.ones(10, 3, dtype=torch.long)}, torch.arange(10), 100)
-        >>> part = batch.split(2).share(1, of=2)
-        >>> part.labels.tolist(), part.weight
-        ([[1, 3], [6, 8]], 0.8)
-        """
-        count = len(self) // self.particles  # examples of a draw
-        if of == 1 or count < of:
-            return self
-        share = torch.arange(number, count, of)
-        rows = (torch.arange(self.particles).unsqueeze(1) * count + share).flatten()
-        # Of words, `split` leaves out the sentences without one of this part.
-        by_row = ("inputs", "states") if self.spans is None else ("spans",)
-        return replace(
-            self,
-            **self._changed(lambda value: value[rows], *by_row, "choices", "features"),
-            labels=None if self.labels is None else self.labels.flatten(0, 1)[rows],
-            extra={name: values.flatten()[rows] for name, values in self.extra.items()},
-            size=len(self) if self.size is None else self.size,
-            weight=of * len(share) / count,
-        ).split(self.particles)
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on another device."""

@@ -15,7 +15,6 @@ these have a p-value of up to 5 % (conformal prediction; Barber et al. 2021, the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -25,7 +24,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..base.checks import Number
-from ..base.distributed import map_over_ranks
 from ..base.progress import tracked
 from ..base.threads import without_autocast
 from ..data import Examples
@@ -328,7 +326,7 @@ def states_of(
     examples are words, of each sequence."""
     tokens, counts = examples.tokens, examples.counts
 
-    def read(rows: Tensor) -> Iterable[Tensor]:
+    def read(rows: Tensor) -> list[Tensor]:
         inputs = {name: value.to(network.device) for name, value in tokens.padded(rows).items()}
         mask = inputs["attention_mask"]
         means = network.attachment.layer_means(network.accepted(inputs), mask)
@@ -338,7 +336,7 @@ def states_of(
     order = tokens.lengths.argsort(descending=True)
     batches = within(order, tokens.lengths, max_rows, most_tokens(network.device))
     reading = tracked(batches, "reading frozen states", len(batches))
-    parts = [states for _, states in map_over_ranks(reading, read)]
+    parts = [read(rows) for rows in reading]
     middle, last = (torch.cat(states)[order.argsort()] for states in zip(*parts, strict=True))
     if counts is None:
         return middle, last

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..base.checks import shown
-from ..base.distributed import agree, map_over_ranks
 from ..base.progress import tracked
 from ..base.threads import without_autocast
 from ..data import Columns, Examples
@@ -48,8 +47,6 @@ class CachedBatches:
         self.examples = examples
         self.features: Tensor | None = None
         self.states: Tensor | None = None
-        tensors = (examples.tokens.ids, examples.tokens.lengths, examples.labels, examples.words)
-        agree("data", *(tensor for tensor in tensors if tensor is not None))
         network = model.network
         if frozen or not network.kinds:
             self._compute(model)
@@ -99,15 +96,15 @@ class CachedBatches:
         )
 
     def _compute(self, model: Model) -> None:
-        def features_of(indices: Tensor) -> list[Tensor]:
+        def features_of(indices: Tensor) -> Tensor:
             batch = self.examples.batch(indices).to(model.network.device)
             features = model.network.features(batch).cpu()
             with naming_rows(model, data=self.examples):
-                return [check_features(features)]
+                return check_features(features)
 
         plan = self.plan(MAX_ROWS * self.per_text, most_tokens(model.network.device))
         reading = tracked(plan, "reading features", len(plan))
-        parts = [(indices, *of) for indices, of in map_over_ranks(reading, features_of)]
+        parts = [(indices, features_of(indices)) for indices in reading]
         # Examples come with the most choices first, so the first batch is the widest.
         first = parts[0][1]
         self.features = first.new_zeros(len(self.examples), *first.shape[1:])

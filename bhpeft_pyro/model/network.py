@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base.checks import check
-from ..base.distributed import same
 from ..base.threads import give_way
 from ..data.batch import Batch
 from ..data.encoding import probe_of
@@ -277,7 +276,6 @@ class RandomPEFT(PyroModule):
             features = self.features(batch.to(self.device)).flatten(0, -2)
             rows.append(check_features(features[exist]))
         self.axes.fit(torch.cat(rows))
-        same(self.axes)
 
     def _fold(
         self, weights: Mapping[str, Tensor], shares: int = 1, features: bool = False

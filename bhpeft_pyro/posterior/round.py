@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..base.checks import check, derived, warn
-from ..base.distributed import Ranks, agree, gathered, same, world
 from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
 from ..data import Columns, Examples
@@ -72,12 +70,10 @@ class Round(Setup):
         try:
             with work(share=strategy.training_share):
                 training = optimise(self)
-            fitted = self.with_width(vars(training), started, last_noise)
+            return self.with_width(vars(training), started, last_noise)
         except FitError as error:
             error.posterior = self._posterior(self.model, vars(error.training or Training()))
             raise
-        same(self.guide, trained=True)
-        return fitted
 
     def _last_noise(self) -> Tensor | None:
         """The noise scale of ratings before a later round that pools it with the errors of its own
@@ -154,12 +150,9 @@ def check_arguments(
     """
     if isinstance(validation, int | float):
         raise ConfigError(f"validation={validation}: expected rows, or None to hold some out")
-    agree("options", repr(options.change(progress=False)))
     check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
     if callback is not None and executor is not None:
         raise ConfigError("callback: an executor's workers cannot call it; expected None")
-    if executor is not None and world() > 1:
-        raise ConfigError("executor: the ranks share the components out already; expected None")
     pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
     if pool and pool.get_start_method() == "fork" and torch.get_num_threads() > 1:
         raise ConfigError(
@@ -224,13 +217,9 @@ def run_all(
             one = replace(one, callback=lambda step: callback({"component": number, **step}))
         return one.run()
 
-    away = 0 if executor is None else len(rounds)
-    if executor is None and world() > 1 and first.callback is None:
-        executor = Ranks()  # as many for each; what is left is fitted by all of them together
-        away = len(rounds) // world() * world()
-    results: Iterator[Fitted] = map(here, range(away, len(rounds)))
-    if executor is not None and away:
-        results = chain(in_workers(executor, rounds[:away]), results)
+    results: Iterator[Fitted] = map(here, range(len(rounds)))
+    if executor is not None:
+        results = in_workers(executor, rounds)
     fitted: list[Fitted] = []
 
     def so_far(last: object) -> object:
@@ -258,5 +247,4 @@ def run_all(
             failed = FitError(f"the fit ended after {done}: {error!r}")
             failed.posterior = so_far(None)
             raise failed from error
-    posterior = posterior.replace(novelty=novelty)
-    return posterior.with_report(id=gathered(posterior.report.id)[0])  # each rank made its own
+    return posterior.replace(novelty=novelty)

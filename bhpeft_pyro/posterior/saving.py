@@ -36,7 +36,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..base.checks import shallow, warn
-from ..base.distributed import is_main
 from ..base.files import alone_in, check_regular, make_folder, writing
 from ..errors import BHPEFTError, ConfigError, SaveError, is_out_of_memory
 from ..model.backbone import device_named, load_backbone
@@ -65,8 +64,6 @@ def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True
     Unless `alone`, the reports of rounds whose folders, named by their ids, are beside this one are
     not written again, so that files do not grow with each round.
     """
-    if not is_main():
-        return folder
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
     _check_free(folder, overwrite)

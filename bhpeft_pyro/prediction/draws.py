@@ -16,7 +16,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..base.checks import COUNT, SEED, check_memory
-from ..base.distributed import map_over_ranks
 from ..base.progress import tracked
 from ..base.threads import alone, seeded
 from ..data.batch import Batch
@@ -216,8 +215,8 @@ def by_batch(
     parts: list[Iterable[Tensor]] = []
     plan = batches.plan(size, most_tokens(device))
     shown = tracked(plan, "", len(plan), share=1.0)
-    for indices, quantities in map_over_ranks(shown, values):
-        parts.append(quantities)
+    for indices in shown:
+        parts.append(values(indices))
         order.append(indices)
     back = torch.cat(order).argsort()
     return tuple(join([*column], 1)[:, back] for column in zip(*parts, strict=True))

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
 from ..base.checks import COUNT, SEED, Number, boolean, check_memory, derived
-from ..base.distributed import independent
 from ..base.distributions import base_of
 from ..base.names import Method
 from ..base.progress import work
@@ -273,7 +272,6 @@ def _statistics(model: Model, samples: int, seed: int, rows: int) -> Statistics:
     return moments
 
 
-@independent()  # ranks would draw the same labels for different examples
 def simulate(model: Model, draws: Iterable[Draws], batches: CachedBatches) -> list[Tensor]:
     """Labels drawn from the likelihood for N examples, a set under each of S draws of the weights.
 

@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from ..base.checks import Number, as_path, check, shown
-from ..base.distributed import is_main
 from ..base.files import keep_names, make_folder, naming, refuse_link, write
 from ..errors import BusyError, ConfigError, SaveError
 from ..posterior import Posterior, saving
@@ -109,9 +108,6 @@ class History:
         bhpeft_pyro.errors.BusyError: history: ...
         """
         wait = Number(least=0)("wait", wait)
-        if not is_main():  # the first of the processes that work together holds it for all
-            yield
-            return
         writer, nested = self.folder / _WRITER, self._lock.is_locked
         with naming(self.folder):
             for path in (self.folder, self.folder / _LOCK):
@@ -159,12 +155,11 @@ class History:
             raise ConfigError(f"metrics={shown(metrics)}; expected numbers by name") from None
         named = posterior.with_report(name=str(name) or last.name, metrics=noted)
         folder = self.folder / last.id
-        if is_main():
-            with self.writing(_WAIT), naming(folder):
-                if saving.exists(folder):
-                    raise SaveError(f"history: {self.folder} has the round {last.id} already")
-                refuse_link(folder)
-                saving.save(named, folder, overwrite=False, alone=False)
+        with self.writing(_WAIT), naming(folder):
+            if saving.exists(folder):
+                raise SaveError(f"history: {self.folder} has the round {last.id} already")
+            refuse_link(folder)
+            saving.save(named, folder, overwrite=False, alone=False)
         return last.id
 
     def load(
@@ -223,7 +218,7 @@ class History:
             BusyError: another process is writing into the folder, perhaps such a round.
         """
         with self.writing():
-            for folder in self.folder.iterdir() if is_main() else ():
+            for folder in self.folder.iterdir():
                 if not (_ID.fullmatch(folder.name) and folder.is_dir()):
                     continue
                 if all(path.name.startswith(".") for path in folder.iterdir()):  # of a killed save

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..base.checks import as_path, boolean, check, shown, warn
-from ..base.distributed import agree
 from ..base.fit_options import FitOptions
 from ..base.names import Method
 from ..base.progress import bars, work
@@ -211,7 +210,6 @@ def prequential(
         if posterior is not None and check_same is not None:
             check_same(history, posterior)
         done = () if posterior is None else posterior.lineage
-        agree("folder", *(report.id for report in done))
         count = 0
         for count, pair in enumerate(pairs, 1):
             bar.name(f"round {count}{f' of {total}' if total else ''}")

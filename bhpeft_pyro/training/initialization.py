@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..base.checks import warn
-from ..base.distributed import same
 from ..base.fit_options import FitOptions
 from ..base.threads import give_way, own_parameters, seeded
 from ..data import Examples
@@ -79,7 +78,6 @@ def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) ->
 
     coordinates.fit_anchors(_leading(model, batches, inner, lambda n: drawn_values(n, _SMALL)))
     coordinates.fit_axes(*_moments(model, batches, outer, lambda n: drawn_values(n, 0.0)))
-    same(coordinates)
 
 
 @torch.no_grad()

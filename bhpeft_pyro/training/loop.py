@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..base.checks import check, shown
-from ..base.distributed import average, rank, same, world
 from ..base.fit_options import FitOptions
 from ..base.progress import Work, bars, work
 from ..base.threads import give_way, own_parameters, seeded
@@ -245,8 +244,7 @@ class _Run:
     def _endless(self) -> Iterator[Batch]:
         while True:
             size = self.options.batch_size
-            for batch in self.feed.training(size, self.particles, self.generator):
-                yield batch.share(rank(), world())
+            yield from self.feed.training(size, self.particles, self.generator)
 
     def _prepare(self) -> None:
         """Let lazy guides create their parameters, and check that guide and model fit together."""
@@ -258,7 +256,6 @@ class _Run:
             batch = next(self.batches)
             self.batches = chain([batch], self.batches)  # it is trained on later
             self.loss(batch.to(device))
-        same(self.guide)
         self.good = copied(self.guide.state_dict())
 
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
@@ -282,7 +279,6 @@ class _Run:
             sums += torch.tensor(parts, dtype=torch.float64) / options.accumulate
         params = [p for p in self.guide.parameters() if p.grad is not None]
         gradients = [p.grad for p in params if p.grad is not None]
-        average([*gradients, sums])
         nll, kl, evidence = sums.tolist()
         temperature = self.elbo.temperature
         loss = nll + temperature * kl + evidence

@@ -1,4 +1,4 @@
-"""Batches: every example its due, with little padding, and shares for draws and ranks."""
+"""Batches: every example its due, with little padding, and shares for draws."""
 
 from __future__ import annotations
 
@@ -192,33 +192,6 @@ def test_draws_that_share_a_batch_read_the_same_words(particles: int) -> None:
     owner: Tensor = shared.spans[:, 0] // (rows // particles)
     assert owner.tolist() == sorted([*range(particles)] * (24 // particles))
     assert readings(shared.split(24)) == readings(batch)  # of what was shared out already
-
-
-@pytest.mark.parametrize("each", [2, 3, 7])
-@pytest.mark.parametrize("parts", [2, 3])
-def test_shares_of_ranks_have_each_row_once_and_count_as_much(each: int, parts: int) -> None:
-    draws, size = 2, 40
-    rows = torch.arange(draws * each)
-    whole = Batch(
-        {"input_ids": rows.unsqueeze(1)},
-        torch.stack([rows, -rows], 1).float(),  # two labels a text
-        size=size,
-        choices=rows.unsqueeze(1) >= 0,
-        extra={"exposure": rows.float()},
-    ).split(draws)
-    if each < parts:  # every rank takes it whole
-        assert whole.share(1, parts) is whole
-        return
-    counts = torch.zeros(draws, each)
-    for number in range(parts):
-        part = whole.share(number, parts)
-        ids = part.inputs["input_ids"].view(draws, -1)
-        assert torch.equal(part.labels, torch.stack([ids, -ids], 2).float())  # type: ignore[arg-type]
-        assert torch.equal(part.extra["exposure"], ids.float()) and len(part.choices) == len(part)  # type: ignore[arg-type]
-        for draw in range(draws):  # as a likelihood scales them, in the mean over the ranks
-            scale = part.weight * size / ids.shape[1] / parts
-            counts[draw, ids[draw] - draw * each] += scale
-    torch.testing.assert_close(counts, torch.full((draws, each), size / each))
 
 
 @pytest.mark.parametrize(

@@ -103,23 +103,6 @@ def test_an_epoch_sums_to_the_whole_loss() -> None:
     torch.testing.assert_close(torch.stack(steps).mean(), every)
 
 
-@pytest.mark.parametrize("draws", [1, 4])
-def test_parts_of_a_batch_count_as_much_as_the_whole(draws: int) -> None:
-    """Several processes share the words out; each runs the sentences of its own words."""
-    model = model_of()
-    weights = drawn(model.sites, draws) if draws > 1 else drawn(model.sites)
-
-    def log_likelihood(batch: Batch) -> Tensor:
-        found = model.predictive(weights, batch).log_prob(batch.labels)
-        return batch.weight * found.sum() * 8 / len(batch)
-
-    batch = whole(model).split(draws)
-    parts = [batch.share(number, 2) for number in range(2)]
-    assert [len(part) for part in parts] == [4, 4]
-    found = torch.stack([log_likelihood(part) for part in parts]).mean()
-    torch.testing.assert_close(found, log_likelihood(batch))
-
-
 def test_constant_layers_are_skipped_for_words_too() -> None:
     model = model_of(kinds=(bh.peft.LoRA(rank=2, layers=(-1,)),))
     examples, weights = examples_of(model), drawn(model.sites, 2)

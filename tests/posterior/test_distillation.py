@@ -7,7 +7,6 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from ranks import together
 from students import fitted, unlabelled
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -101,14 +100,6 @@ def test_a_seed_repeats_it_and_the_global_random_state_stays() -> None:
     _, again = distilled("choice")
     _, other = distilled("choice", seed=1)
     assert first.divergences == again.divergences != other.divergences
-
-
-def test_two_processes_train_what_one_does() -> None:
-    _, one = distilled("class", epochs=1)
-    for _, other in together(lambda: distilled("class", epochs=1)):
-        assert other.divergences == pytest.approx(one.divergences, rel=1e-4)
-        for name, value in one.weights.items():
-            torch.testing.assert_close(other.weights[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_targets() -> None:

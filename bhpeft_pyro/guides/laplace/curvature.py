@@ -8,7 +8,7 @@ by example; labels are not used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...base.distributed import map_over_ranks
 from ...base.distributions import CHUNK, Covariance, leading
 from ...base.progress import tracked
 from ...base.threads import without_autocast
@@ -59,24 +58,13 @@ def numbers_held(latents: int, rank: int) -> int:
 def jacobians(
     model: Model, at: Mapping[str, Tensor], examples: Examples, share: float = 1.0
 ) -> Jacobians:
-    """Those of examples at some weights, by site, as many at a time as there is memory for; several
-    processes divide the batches. `share` is that of the progress bar."""
+    """Those of examples at some weights, by site, as many at a time as there is memory for. `share`
+    is that of the progress bar."""
     at_once = examples_at_once(_count(at), _outputs(model, examples))
-
-    def batches() -> Iterator[Batch]:
-        parts = -(-len(examples) // at_once)
-        whole = CachedBatches(model, examples).prediction(at_once)
-        for _, batch in tracked(whole, "", parts, share):
-            yield batch.to(model.network.device)
-
-    def compute(batch: Batch) -> list[Tensor]:
-        outputs, rows = jacobian(model, at, batch)
-        return [torch.tensor(outputs.shape), outputs.mean, outputs.of_texts, rows]
-
-    for batch, (shape, mean, of_texts, rows) in map_over_ranks(batches(), compute):
-        of_one = tuple(shape.tolist())
-        linear = LinearOutputs(model, mean, of_one, of_texts, batch.choices, batch.extra)
-        yield batch, linear, rows
+    batches = CachedBatches(model, examples).prediction(at_once)
+    for _, indexed in tracked(batches, "", -(-len(examples) // at_once), share):
+        batch = indexed.to(model.network.device)
+        yield batch, *jacobian(model, at, batch)
 
 
 def repeatable(

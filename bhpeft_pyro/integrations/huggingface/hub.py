@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from ... import __version__
 from ...base.checks import as_path
-from ...base.distributed import is_main
 from ...base.files import write
 from ...errors import SaveError
 from ...model.backbone import shared_name
@@ -79,7 +78,7 @@ def save_pretrained(posterior: Posterior, folder: str | Path, overwrite: bool = 
         SaveError: as for `Posterior.save`; or there is a README.md.
     """
     readme = as_path("folder", folder) / "README.md"
-    if readme.exists() and not overwrite and is_main():
+    if readme.exists() and not overwrite:
         raise SaveError(f"folder: {readme} is there already; pass overwrite=True")
     posterior.save(folder, overwrite)
     write(readme, str(card(posterior, str(folder))).encode())
@@ -104,14 +103,12 @@ def push_to_hub(
         commit_message: of the commit.
 
     Returns:
-        The address of the commit; "" on other ranks than the first, where nothing happens.
+        The address of the commit.
 
     Raises:
         SaveError: as for `Posterior.save`.
         OSError: the hub refuses it (a `huggingface_hub.errors.HfHubHTTPError`).
     """
-    if not is_main():
-        return ""
     api = HfApi(token=token, library_name="bhpeft_pyro", library_version=__version__)
     with TemporaryDirectory() as folder:
         posterior.save(folder)

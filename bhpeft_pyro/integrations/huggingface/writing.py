@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...base.checks import as_path
-from ...base.distributed import is_main
 from ...base.files import make_folder, replacing, write
 from ...errors import ConfigError, SaveError
 from ...guides.guide import check_not_linear
@@ -100,8 +99,6 @@ def to_peft(
         }
     likelihood = posterior.model.likelihood
     chosen = {name: likelihood.exported(values) for name, values in chosen.items()}
-    if not is_main():
-        return folder
     there = folder.resolve()
     with replacing(there, lambda: _check_ours(there, overwrite)) as new:
         for name, values in chosen.items():

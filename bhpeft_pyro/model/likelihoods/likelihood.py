@@ -228,7 +228,7 @@ class Likelihood(ABC):
         size = len(batch) if batch.size is None else batch.size
         subsample = torch.arange(shown, device=outputs.values.device)
         plate = pyro.plate("data", size, subsample=subsample, dim=-1)
-        with plate, pyro.poutine.scale(scale=batch.weight):
+        with plate:
             return pyro.sample("label", distribution, obs=batch.labels)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -20,7 +19,6 @@ from exact import (
 )
 from laplace_fits import NOISE, PLAIN, QUICK, exactly, guide_of
 from linearised import centred, derivative
-from ranks import together
 from students import fitted, table, unlabelled
 from torch import Tensor
 
@@ -514,18 +512,3 @@ def test_unlabelled_texts_in_another_form() -> None:
     options: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
     posterior = bh.fit(model, "laplace", named, unlabelled=encoded, **options)
     assert posterior.predict(["w5"]).method == "components"
-
-
-def test_two_processes_learn_what_one_does() -> None:
-    posterior = fitted("class", enough=False)
-    texts = posterior.encode(unlabelled("class", 210), labelled=False)
-
-    def learn() -> dict[str, Tensor]:
-        guide = copy.deepcopy(posterior.components[0].guide)
-        guide.strategy.learn_outputs(posterior.model, texts)
-        assert guide.output_covariance is not None
-        return guide.output_covariance.tensors()
-
-    one = learn()
-    for other in together(learn):
-        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3)

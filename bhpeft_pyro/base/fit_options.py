@@ -61,8 +61,7 @@ class FitOptions:
             texts of another kind then ends half way between the last point estimate and where
             training ends (docs/updating.md), unless only a head is trained.
         max_steps: optimiser steps.
-        batch_size: examples per forward pass, divided equally among the particles. Where words are
-            examples, it counts sentences: a batch has as many words as these have on average.
+        batch_size: examples per forward pass, divided equally among the particles.
         particles: weight draws per forward pass; they divide `batch_size`. A point estimate always
             uses 1.
         accumulate: forward passes per optimiser step.

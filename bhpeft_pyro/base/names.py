@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..errors import BHPEFTError, ConfigError
 from .checks import string
 
-Task = Literal["classes", "labels", "words", "ratings", "choices"]
+Task = Literal["classes", "labels", "ratings", "choices"]
 """The uses of a table."""
 
 Preset = Literal["adapter", "bh_peft", "head_only", "lora", "mam", "prefix", "unipelt"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -88,10 +87,9 @@ def predict(
     The file has the columns of the data and the prediction. For classes these follow: its
     probability, and the epistemic and aleatoric uncertainty (nats). For ratings: the sd, the ends
     of the 90 % interval, and the epistemic and aleatoric variance. With several labels per text,
-    the prediction is the list of the labels that are more probable than not. Where words have
-    labels, a cell is a list for a sentence. Novelty is a p-value, small for rows unlike the learnt
-    ones; the reason is the main one to doubt the prediction, empty if there is none. The last
-    column says which rows are flagged.
+    the prediction is the list of the labels that are more probable than not. Novelty is a p-value,
+    small for rows unlike the learnt ones; the reason is the main one to doubt the prediction, empty
+    if there is none. The last column says which rows are flagged.
 
     After bhpeft promise, the column answered says which rows are answered; the others are for
     people. Without a promise it is empty.
@@ -171,7 +169,7 @@ def predict(
         flagged[forecast.flag(flag or _FLAG, by)] = True
     else:
         flagged = forecast.unlike(max_false_alarms)
-    added = predicted | {"flagged": forecast.by_row(flagged)}
+    added = predicted | {"flagged": flagged.tolist()}
     if same := [name for name in added if name in own]:
         say(f"note: {data} has its own {', '.join(same)}; these are written as predicted_...")
     added = {f"predicted_{name}" if name in own else name: of for name, of in added.items()}
@@ -182,8 +180,7 @@ def predict(
     }
     written = (row | of_row.get(i, none) for i, row in enumerate(given))
     write_rows(out, written, given[0] | none)
-    size, what = (len(given), "row") if forecast.rows is None else (len(forecast), "word")
-    what = f"{size} {what}{'s' * (size != 1)}"
+    what = f"{len(given)} row{'s' * (len(given) != 1)}"
     cost = way_in_words(forecast.method, forecast.passes)
     order = "the most unlike what was learnt"
     if by != "novelty":
@@ -210,9 +207,6 @@ def predict(
             unseen.add("answered")
         unseen -= {by}
         shown = {name: values for name, values in predicted.items() if name not in unseen}
-        if forecast.rows is not None:
-            rows = [rows[row] for row in forecast.rows.tolist()]
-            shown = {name: [*chain.from_iterable(values)] for name, values in shown.items()}
         shown = {name: values for name, values in shown.items() if not isinstance(values[0], dict)}
         shown["text"] = [" ".join(text.split()) for text in forecast.texts or ()]
         least = forecast.flag(1.0, by)[:show].tolist()

@@ -27,8 +27,7 @@ def fit(
     """Fit a posterior to labelled text, and save it.
 
     The data have columns text and label (classes by name or number, lists of several labels, or
-    real-valued ratings), tokens and ner_tags (lists of words and of their labels), or question,
-    choices and answer.
+    real-valued ratings), or question, choices and answer.
 
     Examples:
         bhpeft fit reviews.csv --backbone minilm --out runs/reviews
@@ -60,7 +59,7 @@ def fit(
     if used is None and held_out is not None:
         check_apart(train, held_out, "validation")
     where = f"{reading.backbone}, {model.network.device}"
-    say(f"fitting {preset} on {where}, to {len(train)} {train.unit}")
+    say(f"fitting {preset} on {where}, to {len(train)} rows")
     posterior = learn(
         model, guide, train, validation=used, options=how, components=components, columns=columns
     )
@@ -136,7 +135,7 @@ def update(
     used = held_out if how.patience or point else None
     if used is None:
         check_held_out(start, train, held_out)
-    say(f"round {len(before.lineage) + 1}: fitting to {len(train)} {train.unit}")
+    say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
     with tables.doubting(saving.yes, data):
         after = start.update(
             train, validation=used, options=how, guide=guide, keep=keep, again=again

@@ -136,7 +136,7 @@ def stream(
                 f"{', '.join(whole.rows.column_names)} (--batch 100 needs none)"
             )
     task = whole.task
-    if grow and task.name in ("classes", "words"):
+    if grow and task.name == "classes":
         # All rows have been looked at; the classes of the other batches come later.
         first = next(iter(batches))
         with about(f"--grow: the first batch, {first}"), tables.doubting(True, data):
@@ -212,7 +212,7 @@ def _with_tests(
     learnt, tested = {}, {}
     for name, rows in batches.items():
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
-        kept, held_out = apart(order, read(rows).row_hashes, round(tests * len(rows)))
+        kept, held_out = apart(order, read(rows).hashes, round(tests * len(rows)))
         if len(kept) and len(held_out):
             learnt[name], tested[name] = rows.select(kept.tolist()), rows.select(held_out.tolist())
         else:

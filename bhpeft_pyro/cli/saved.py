@@ -243,6 +243,6 @@ def finish(
         print_json({"round": len(posterior.lineage), **of_report, **scores})
     elif held_out is not None:
         titles = {name.replace("_", " "): values for name, values in scores.items()}
-        show_metrics(f"{len(held_out)} held-out {held_out.unit}", titles)
+        show_metrics(f"{len(held_out)} held-out rows", titles)
     if texts is not None:
         save_with_student(posterior, texts, out, seed=report.options.seed)

@@ -54,7 +54,7 @@ def evaluate(
         print_json({"examples": len(examples), "learnt": learnt, **every, **more})
     else:
         how = way_in_words(forecast.method, forecast.passes)
-        what = f"{len(examples)} {examples.unit} of {data}"
+        what = f"{len(examples)} rows of {data}"
         what += f", {learnt} of them learnt or held out" * (learnt > 0)
         show_metrics(f"{what}; {how}", shown)
 
@@ -95,11 +95,10 @@ def report(
     if data is not None:
         examples, number = tables.labelled_examples(posterior, data), places(data)[2]
         new = new_among(examples, posterior.learnt_rows)
-        what, learnt = f"{examples.unit} of {data}", len(examples) - len(new)
+        what, learnt = f"rows of {data}", len(examples) - len(new)
         if learnt and len(new):
             of_new = posterior.predict(examples.subset(new), samples, seed=draw_seed)
-            # Words know the row of their sentence.
-            at = new.tolist() if examples.words is None else range(len(examples))
+            at = new.tolist()
             heading = f"On the {len(new)} new {what}"
             tested.append(tested_html(of_new, heading, lambda row: number(at[row])))
         heading = f"On {len(examples)} {what}" + f", {learnt} learnt or held out" * (learnt > 0)
@@ -164,7 +163,7 @@ def compare(
         if parts[name] is None:
             raise ConfigError(f"--{name}: got 0; expected rows, which all methods need")
     test_rows = len(parts["test"])
-    counts = f"{len(parts['validation'])} validation and {test_rows} test {examples.unit}"
+    counts = f"{len(parts['validation'])} validation and {test_rows} test rows"
     say(f"{len(examples)} training, {counts}")
     result = run(
         lambda kinds: rows.task.model(backbone, tokenizer, kinds),
@@ -184,7 +183,7 @@ def compare(
     if as_json:
         print_json({"test_rows": test_rows, "methods": methods.to_dict(orient="index")})
     else:
-        what = f"{test_rows} test {examples.unit}"
+        what = f"{test_rows} test rows"
         title = f"{what}; diff.: NLL minus the hybrid's, with its 95 % interval"
         short = methods.rename(columns={"nll difference": "diff."})
         table(title, ("", *short.columns), [*short.itertuples(name=None)])

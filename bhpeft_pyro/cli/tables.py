@@ -156,7 +156,7 @@ def split(
         different = "different " if examples.copies else ""
         say(f"too few {different}rows to hold some out; {option} 20% does, and shows their metrics")
     elif given:
-        rows, copies = len(examples.row_hashes), examples.copies
+        rows, copies = len(examples), examples.copies
         where = f", and {copies} repeat another's text" if copies else ""
         raise DataError(
             f"{option}: {given:.3g} of {rows} rows is {round(given * rows)}{where}; expected "

@@ -16,7 +16,7 @@ from ..base import names
 from ..base.checks import few, shown, warn
 from ..data import Columns, Kind, LabelWarning
 from ..data.cells import is_number
-from ..data.columns import as_words, labelled_words, naming_words, read_cells, wrong
+from ..data.columns import wrong
 from ..data.doubts import warn_of_classes
 from ..data.labels import check_types, in_one_form, name_of, read_labels, read_ratings
 from ..errors import DataError
@@ -27,7 +27,6 @@ from .options import Reading
 
 _RATINGS = ("rating", "stars", "score")
 _LABELS = ("label", "labels", *_RATINGS)
-_TAGS = ("tags", "ner_tags")
 _NO_HEADER = (
     "the first line of the file may be a row; expected the names of the columns there, such as "
     "text,label"
@@ -66,8 +65,8 @@ class Task:
         if self.name == "choices":
             return tasks.multiple_choice(backbone, **how)
         if self.classes:
-            how |= {"several": self.name == "labels", "each_word": self.name == "words"}
-            return tasks.categories(backbone, self.classes, **how)
+            several = self.name == "labels"
+            return tasks.categories(backbone, self.classes, several=several, **how)
         how |= {"limits": bool(self.levels), "noise_by_text": self.noise_by_text}
         return tasks.ratings(backbone, *self.scale, **how)
 
@@ -93,18 +92,15 @@ def infer(table: Dataset, reading: Reading) -> Task:
                 )
         _check_noise("choices", reading)
         return Task("choices", Columns(answer=needed[2], max_length=reading.max_length))
-    words = name == "words" or (not name and _has_lists(table, "tokens"))
-    labels = [column for column in (*_LABELS, *(_TAGS if words else ())) if column in there]
+    labels = [column for column in _LABELS if column in there]
     label = _column("label", reading.label_column, labels, table)
-    words = words and (bool(name) or _has_lists(table, label))
     texts = [
         column
         for column, feature in table.features.items()
         if getattr(feature, "dtype", "") in ("string", "large_string")
         and column not in (label, pair)
     ]
-    usual = [column for column in ("tokens" if words else "text", "text") if column in there]
-    text = _column("text", reading.text_column, usual[:1] or texts, table)
+    text = _column("text", reading.text_column, ["text"] if "text" in there else texts, table)
     if text == label:
         raise DataError(
             f"column {text!r} cannot be the text and the label; name the other with "
@@ -119,15 +115,10 @@ def infer(table: Dataset, reading: Reading) -> Task:
         raise wrong(label, missing_rows, "the label is missing")
     if _is_cell(label, values):
         warn(LabelWarning(f"column {label!r}: its name is like its cells; {_NO_HEADER}"))
-    name = name or ("words" if words else _guess(values, label, feature))
+    name = name or _guess(values, label, feature)
     _check_noise(name, reading)
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
     task = Task(name, columns, noise_by_text=reading.noise_by_text)
-    if name == "words":
-        sentences = read_cells(table[text][:], text, as_words)
-        values, kept = labelled_words(values, label, sentences, needed=True)
-        with naming_words(sentences, kept):
-            return _classes(task, values or (), getattr(feature, "feature", None))
     if name == "classes":
         return _classes(task, values, feature)
     if name == "labels":
@@ -168,12 +159,6 @@ def _column(what: str, given: str | None, likely: Sequence[str], table: Dataset)
 def _is_cell(column: str, values: Sequence[Any]) -> bool:
     """Whether the name of a column is rather the first of its cells."""
     return is_number(column) or column in map(str, values)
-
-
-def _has_lists(table: Dataset, column: str) -> bool:
-    """Whether a column has lists, in a CSV file as JSON."""
-    feature = table.features.get(column)
-    return hasattr(feature, "feature") or (feature is not None and _is_list(table[0][column]))
 
 
 def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:

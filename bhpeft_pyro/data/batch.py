@@ -33,8 +33,6 @@ class Batch:
         extra: further columns of the data by name, (B,) each, which the likelihood may read.
         particles: the number of weight draws that share the batch. With 1 every draw sees all B
             examples; with S the s-th draw sees the s-th B/S examples.
-        spans: None; or, where examples are words, (B, 3) int64: the row of `inputs` that a word is
-            in, and where its tokens begin and end there. Words of a sentence share a row.
 
     >>> batch = Batch({"input_ids": torch.ones(4, 3, dtype=torch.long)}, torch.zeros(4), size=100)
     >>> len(batch), batch.split(2).labels.shape
@@ -49,15 +47,11 @@ class Batch:
     states: Tensor | None = None
     particles: int = 1
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    spans: Tensor | None = None
 
     def __len__(self) -> int:
         """B, the number of examples, however many particles share them."""
-        if self.features is not None:
-            return self.features.shape[0]
-        if self.spans is not None:
-            return len(self.spans)
-        return next(iter(self.inputs.values())).shape[0]
+        values = next(iter(self.inputs.values())) if self.features is None else self.features
+        return values.shape[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,14 +71,6 @@ class Batch:
                     f"{tuple(first.shape)}: a number for each token"
                 )
         return {k: self.shared(value, particles).flatten(0, 1) for k, value in self.inputs.items()}
-
-    def row_spans(self, particles: int) -> Tensor | None:
-        """The spans in the rows of all draws, draw by draw."""
-        if self.spans is None or self.particles > 1:
-            return self.spans
-        rows = len(next(iter(self.inputs.values())))
-        shift = torch.arange(particles).reshape(-1, 1, 1) * torch.tensor([rows, 0, 0])
-        return (self.spans + shift.to(self.spans)).flatten(0, 1)
 
     def shared(self, value: Tensor, particles: int) -> Tensor:
         """(B, ..., D) as (S, rows, D) for S draws: all rows for each, or its share of them."""
@@ -108,18 +94,7 @@ class Batch:
             labels = labels.reshape(particles, -1, *((width,) if width > 1 else ()))
         shape = (-1,) if particles == 1 else (particles, -1)  # outputs of one draw may be (B, .)
         extra = {name: values.reshape(shape) for name, values in self.extra.items()}
-        split = replace(self, labels=labels, extra=extra, particles=particles)
-        if self.spans is None:
-            return split
-        # Draws have equally many rows, so some read a few more than they see.
-        shares = [in_rows(share) for share in self.spans.chunk(particles)]
-        most = max(len(rows) for rows, _ in shares)
-        at = torch.cat([rows[torch.arange(most) % len(rows)] for rows, _ in shares])
-        spans = [
-            share + torch.tensor([s * most, 0, 0]).to(share) for s, (_, share) in enumerate(shares)
-        ]
-        read = self._changed(lambda value: value[at], "inputs", "states")
-        return replace(split, **read, spans=torch.cat(spans))
+        return replace(self, labels=labels, extra=extra, particles=particles)
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on another device."""
@@ -135,13 +110,6 @@ class Batch:
             elif isinstance(value, Mapping):
                 fields[name] = {key: change(tensor) for key, tensor in value.items()}
         return fields
-
-
-def in_rows(spans: Tensor) -> tuple[Tensor, Tensor]:
-    """The R different numbers in the first column, (R,), and the spans with their places among
-    these."""
-    rows, places = spans[:, 0].unique(return_inverse=True)
-    return rows, torch.cat([places.unsqueeze(1), spans[:, 1:]], 1)
 
 
 def random_order(count: int, seed: int = 0) -> Tensor:
@@ -179,11 +147,7 @@ def within(
 
 
 def shuffled(
-    keys: Tensor,
-    batch_size: int,
-    multiple_of: int,
-    generator: torch.Generator | None,
-    groups: Tensor | None = None,
+    keys: Tensor, batch_size: int, multiple_of: int, generator: torch.Generator | None
 ) -> tuple[Tensor, ...]:
     """One epoch of random batches, with examples of similar length together.
 
@@ -195,9 +159,6 @@ def shuffled(
 
     Args:
         keys: (N,) int64 what to group by, such as lengths.
-        groups: (N,) int64 examples that go together, such as the words of a sentence: whole groups
-            are shuffled, and cut only where batches end. The order then starts at a random place,
-            even within a group, so that every example is equally likely at every place.
     """
     batch_size = COUNT("batch_size", batch_size, DataError)
     multiple_of = COUNT("multiple_of", multiple_of, DataError)
@@ -210,11 +171,7 @@ def shuffled(
     steps = -(-count // (batch_size - batch_size % multiple_of))
     width = multiple_of * -(-count // (steps * multiple_of))
     total = steps * width
-    if groups is None:
-        order = torch.randperm(count, generator=generator)
-    else:
-        order = torch.rand(int(groups.max()) + 1, generator=generator)[groups].argsort(stable=True)
-        order = order.roll(int(torch.randint(count, (), generator=generator)))
+    order = torch.randperm(count, generator=generator)
     # The repeated examples are those of the first batch, so no batch holds one twice
     # (unless the data set is smaller than a batch).
     order = order.repeat(-(-total // count))[:total]
@@ -228,9 +185,5 @@ def shuffled(
 
     batches = batches[torch.randperm(steps, generator=generator)]
     # Within a batch the order is random again: its parts go to different weight draws.
-    if groups is None:
-        places = torch.rand(steps, width, generator=generator)
-    else:
-        places = torch.rand(int(groups.max()) + 1, generator=generator)[groups[batches]]
-    within = places.argsort(dim=1, stable=True)
+    within = torch.rand(steps, width, generator=generator).argsort(dim=1, stable=True)
     return batches.gather(1, within).unbind(0)

@@ -1,15 +1,14 @@
-"""How a table is read, and its cells: texts, choices, and words with their labels."""
+"""How a table is read, and its cells: texts and choices."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal, TypeVar
 
-from ..base.checks import MAYBE_COUNT, Rule, check_fields, shown, string, strings, warn
+from ..base.checks import MAYBE_COUNT, Rule, check_fields, shown, string, strings
 from ..errors import ConfigError, DataError
 
 Kind = Literal["class", "labels", "rating", "choice"]
@@ -27,10 +26,9 @@ class Columns:
     """How a table is read.
 
     Attributes:
-        text: the column of the text (all kinds but "choice"), or of the list of words.
+        text: the column of the text (all kinds but "choice").
         pair: the column of a second text that is read after the first (premise and hypothesis).
-        label: the column of the class, of the list of classes, or of the rating; of a list of
-            them, one for each word, where words are labelled.
+        label: the column of the class, of the list of classes, or of the rating.
         question: the column of the question (kind "choice").
         choices: the column of the 2 to 8 answers: a list of str, or
             `{"text": [...], "label": [...]}`.
@@ -164,68 +162,6 @@ def as_choices(value: Any) -> tuple[list[str], list[Any] | None]:
     if names is not None and len(names) != len(texts):
         raise CellError(f"{len(texts)} texts but {len(names)} labels")
     return [check_text(text, f"choice {k}: ") for k, text in enumerate(texts)], names
-
-
-def as_words(value: Any) -> list[str]:
-    """The words of a sentence: a list of them, in a CSV file as JSON, or a str that is split at
-    white space.
-
-    >>> as_words('["New York", "is"]'), as_words("New York"), as_words("[1]")
-    (['New York', 'is'], ['New', 'York'], ['[1]'])
-    """
-    words = value
-    if isinstance(value, str):
-        words = value.split()
-        if value.startswith("["):
-            with suppress(ValueError, RecursionError):
-                listed = json.loads(value)
-                words = listed if all(isinstance(word, str) for word in listed) else words
-    if not isinstance(words, list):
-        raise CellError(f"{shown(words)}; expected a list of words, or a text")
-    if not words:
-        raise CellError(f"there is no word{FILL_IN}")
-    return [check_text(word, f"word {k}: ") for k, word in enumerate(words)]
-
-
-def labelled_words(
-    cells: Sequence[Any] | None, column: str, sentences: Sequence[Sequence[str]], needed: bool
-) -> tuple[list[Any] | None, list[int]]:
-    """The labels of those words that have one, neither None nor -100, and these words' numbers. A
-    cell is a list for a sentence, in a CSV file as JSON.
-
-    Without labels, or if some word has none and they are not `needed`, None and all words. Warns if
-    other words have one, which is then not used.
-    """
-
-    def read(row: tuple[Any, Sequence[str]]) -> list[Any]:
-        of_words, words = as_list(row[0]), row[1]
-        if not isinstance(of_words, list):
-            raise CellError(f"{shown(of_words)}; expected a list with a label for each word")
-        if len(of_words) != len(words):
-            raise CellError(f"{len(of_words)} labels for {len(words)} words")
-        return [None if label == -100 else label for label in of_words]
-
-    rows = zip(cells or (), sentences, strict=False)
-    labels = [*chain.from_iterable(read_cells(rows, column, read))]
-    kept = [i for i, label in enumerate(labels) if label is not None]
-    every = [*range(sum(map(len, sentences)))]
-    if cells is None or (len(kept) < len(every) and not needed):
-        if kept:
-            missing = f"{len(every) - len(kept)} of {len(every)} words have no label"
-            how = "posterior.encode(data) keeps the words that have one"
-            warn(f"column {column!r}: {missing}, so no label is used; {how}")
-        return None, every
-    if not kept:
-        raise DataError(f"column {column!r}: no word has a label")
-    return [labels[i] for i in kept], kept
-
-
-def naming_words(
-    sentences: Sequence[Sequence[str]], kept: Sequence[int]
-) -> AbstractContextManager[None]:
-    """Name sentence and word where reading the labels of the words `kept` fails at one of them."""
-    words = [(i, f"word {k}: ") for i, words in enumerate(sentences) for k in range(len(words))]
-    return naming_entries([words[i] for i in kept])
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def warn_of_copies(examples: Examples) -> None:
     """Say how many rows of data of which some are held out are copies."""
     if examples.copies:
         warn(
-            f"{examples.copies} of {len(examples.row_hashes)} rows repeat another's text (case and "
+            f"{examples.copies} of {len(examples)} rows repeat another's text (case and "
             "spaces aside); such rows are held out together or not at all, and each still counts "
             "as an observation"
         )
@@ -79,25 +79,21 @@ def warn_of_contradictions(*parts: Examples | None) -> None:
     for part in parts:
         if part is None or part.labels is None or part.kind == "rating" or not part.copies:
             continue
-        by_row: dict[int, list[object]] = defaultdict(list)  # of a sentence those of its words
-        for row, label in zip(part.rows.tolist(), part.labels.tolist(), strict=True):
-            by_row[row].append(label)
-        for row, key in zip(sorted(by_row), part.row_hashes.tolist(), strict=True):
-            labels[key].add(str(by_row[row]))
-        if part.words is None:
-            texts |= dict(zip(part.hashes.tolist(), part.texts, strict=True))
+        keys = part.hashes.tolist()
+        for key, label in zip(keys, part.labels.tolist(), strict=True):
+            labels[key].add(str(label))
+        texts |= dict(zip(keys, part.texts, strict=True))
     if several := [key for key, of_text in labels.items() if len(of_text) > 1]:
         count = f"{len(several)} text{'s come' if len(several) > 1 else ' comes'}"
-        example = f", such as {shown(texts[several[0]])}" if texts else ""
         warn(
-            f"data: {count} with different labels (case and spaces aside){example}; mend the "
-            "labels, or leave these rows out"
+            f"data: {count} with different labels (case and spaces aside), such as "
+            f"{shown(texts[several[0]])}; mend the labels, or leave these rows out"
         )
 
 
 def shared(data: Examples, others: Examples) -> int:
     """How many rows of `others` have the text of a row of `data`."""
-    return int(torch.isin(others.row_hashes, data.row_hashes).sum())
+    return int(torch.isin(others.hashes, data.hashes).sum())
 
 
 def new_among(examples: Examples, learnt: Tensor | None) -> Tensor:
@@ -106,7 +102,7 @@ def new_among(examples: Examples, learnt: Tensor | None) -> Tensor:
     known = among(examples.hashes, learnt)
     if known.any():
         warn(
-            f"data: {int(known.sum())} of {len(known)} {examples.unit} were learnt or held out "
+            f"data: {int(known.sum())} of {len(known)} rows were learnt or held out "
             "(by their texts, case and spaces aside), so scores on them are too good"
         )
     return (~known).nonzero().flatten()
@@ -114,7 +110,7 @@ def new_among(examples: Examples, learnt: Tensor | None) -> Tensor:
 
 def check_apart(data: Examples, held_out: Examples, name: str) -> None:
     """Refuse rows to test on or to choose by that are all copies of `data`; warn if some are."""
-    rows, copies = len(held_out.row_hashes), shared(data, held_out)
+    rows, copies = len(held_out), shared(data, held_out)
     if copies == rows:
         raise DataError(
             f"{name}: each of the {rows} rows has the text of a row that is learnt (case and "
@@ -139,11 +135,6 @@ def fingerprint_of(data: Examples) -> str:
     }
     if tokens.types is not None:
         parts["types"] = _pieces(tokens.types, spans)
-    if data.words is not None:  # each with its whole sequence
-        whole = {name: [*pieces] for name, pieces in parts.items()}
-        owner = data.words[:, 0].tolist()
-        parts = {name: [pieces[i] for i in owner] for name, pieces in whole.items()}
-        parts["word"] = _pieces(data.words[:, 1:3].flatten(), 2 * single)
     if data.labels is not None:
         parts["labels"] = _pieces(data.labels, single)
     parts |= {f"extra {name}": _pieces(values, single) for name, values in data.extra.items()}

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from typing import Any, get_args
 
 import torch
@@ -20,10 +19,7 @@ from .columns import (
     Columns,
     Kind,
     as_choices,
-    as_words,
     check_text,
-    labelled_words,
-    naming_words,
     read_cells,
     wrong,
 )
@@ -31,7 +27,7 @@ from .copies import hashes_of, plain
 from .examples import Examples
 from .labels import read_answers, read_classes, read_labels, read_ratings, unlabelled
 from .sources import in_file, ordered_categories, read
-from .tokens import joins_pairs, tokenise, tokenise_words
+from .tokens import joins_pairs, tokenise
 
 
 class CutWarning(BHPEFTWarning):
@@ -67,7 +63,6 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     kind: Kind,
-    each_word: bool = False,
     columns: Columns = Columns(),
     num_labels: int | None = None,
     labelled: bool = True,
@@ -81,13 +76,10 @@ def encode(
             "owner/name:test" (by default train; slices such as "owner/name:train[:1000]" work) and
             a configuration "owner/name[config]:split"; a `datasets.Dataset`; a path to a .csv,
             .json or .jsonl file; a mapping of lists; a list of dicts; with `labelled=False` also a
-            list of texts, of lists of words, or of (question, choices) pairs; or `Examples`, which
-            are checked and returned as they are.
+            list of texts or of (question, choices) pairs; or `Examples`, which are checked and
+            returned as they are.
         tokenizer: the backbone's.
         kind: "class", "labels", "rating" or "choice".
-        each_word: whether every word has a label. The text is then a list of words, or a str that
-            is split at white space, and each word becomes an example. Words whose label is None or
-            -100 are left out; without `labelled`, labels are used if every word has one.
         columns: how the source is read.
         num_labels: number of classes, if they have no names; by default the largest plus 1.
         labelled: whether labels are required. If not, they are used if every row has one.
@@ -110,10 +102,10 @@ def encode(
     >>> batch.choices.tolist(), batch.labels.tolist()
     ([[True, True, False], [True, True, True]], [1, 2])
     """
-    num_labels = _check_arguments(tokenizer, kind, each_word, columns, num_labels)
+    num_labels = _check_arguments(tokenizer, kind, columns, num_labels)
     names = columns.label_names
     if isinstance(source, Examples):
-        _check_compatible(source, tokenizer, kind, each_word, columns, num_labels, labelled)
+        _check_compatible(source, tokenizer, kind, columns, num_labels, labelled)
         if names is None and source.label_names is not None and not new_names:
             raise DataError(
                 f"source has the classes {source.label_names}; expected classes without names"
@@ -150,44 +142,31 @@ def encode(
         extra = {name: read_ratings(table[name][:], name, "number") for name in columns.extra}
         feature = table.features.get(target)
         counts: Tensor | None = None
-        words: Tensor | None = None
-        if each_word:
-            sentences = read_cells(table[text][:], text, as_words)
-            values, kept = labelled_words(values, target, sentences, labelled)
-            with naming_words(sentences, kept):
-                labels, called, count = labels_of(values, getattr(feature, "feature", None))
-            tokens, every = tokenise_words(tokenizer, sentences, limit, text)
-            words = every[kept]
-            hashes = hashes_of((" ".join(sentence),) for sentence in sentences)[words[:, 3]]
-            extra = {name: value[words[:, 3]] for name, value in extra.items()}
-            whole = [*chain.from_iterable(sentences)]
-            texts = [whole[i] for i in kept]
+        texts = read_cells(table[text][:], text, check_text)
+        rows: list[tuple[str, ...]] = [(one,) for one in texts]
+        if kind == "choice":
+            choices = read_cells(table[columns.choices][:], columns.choices, as_choices)
+            counts = torch.tensor([len(options) for options, _ in choices])
+            asked = [(q, options) for q, (options, _) in zip(texts, choices, strict=True)]
+            # Each choice is read on its own, so their order makes no difference.
+            hashes = hashes_of((q, *sorted(map(plain, options))) for q, options in asked)
+            rows = [(q, option) for q, options in asked for option in options]
+            labels = None if values is None else read_answers(values, target, choices)
+            called, count = names, num_labels
         else:
-            texts = read_cells(table[text][:], text, check_text)
-            rows: list[tuple[str, ...]] = [(one,) for one in texts]
-            if kind == "choice":
-                choices = read_cells(table[columns.choices][:], columns.choices, as_choices)
-                counts = torch.tensor([len(options) for options, _ in choices])
-                asked = [(q, options) for q, (options, _) in zip(texts, choices, strict=True)]
-                # Each choice is read on its own, so their order makes no difference.
-                hashes = hashes_of((q, *sorted(map(plain, options))) for q, options in asked)
-                rows = [(q, option) for q, options in asked for option in options]
-                labels = None if values is None else read_answers(values, target, choices)
-                called, count = names, num_labels
-            else:
-                if columns.pair is not None:
-                    second = read_cells(table[columns.pair][:], columns.pair, check_text)
-                    rows = [*zip(texts, second, strict=True)]
-                hashes = hashes_of(rows)
-                labels, called, count = labels_of(values, feature)
-            tokens, cut = tokenise(tokenizer, rows, limit)
-            owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
-            if int(tokens.lengths.min()) == 0:
-                empty = owner[tokens.lengths == 0].unique().tolist()
-                problem = f"the tokenizer finds no token in {shown(texts[empty[0]])}"
-                raise wrong(text, empty, problem)
-            if cut:
-                warn(CutWarning(len(owner[cut].unique()), len(texts), limit))
+            if columns.pair is not None:
+                second = read_cells(table[columns.pair][:], columns.pair, check_text)
+                rows = [*zip(texts, second, strict=True)]
+            hashes = hashes_of(rows)
+            labels, called, count = labels_of(values, feature)
+        tokens, cut = tokenise(tokenizer, rows, limit)
+        owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
+        if int(tokens.lengths.min()) == 0:
+            empty = owner[tokens.lengths == 0].unique().tolist()
+            problem = f"the tokenizer finds no token in {shown(texts[empty[0]])}"
+            raise wrong(text, empty, problem)
+        if cut:
+            warn(CutWarning(len(owner[cut].unique()), len(texts), limit))
     return Examples(
         kind=kind,
         tokens=tokens,
@@ -199,12 +178,11 @@ def encode(
         probe=probe_of(tokenizer),
         hashes=hashes,
         extra=extra,
-        words=words,
     )
 
 
 def _check_arguments(
-    tokenizer: object, kind: Kind, each_word: bool, columns: Columns, num_labels: int | None
+    tokenizer: object, kind: Kind, columns: Columns, num_labels: int | None
 ) -> int | None:
     """Whether they are what `encode` takes, and go together; the number of labels as an int."""
     check(tokenizer, PreTrainedTokenizerBase, "tokenizer", "a tokenizer of transformers")
@@ -220,11 +198,8 @@ def _check_arguments(
         raise DataError(
             f"label_names and num_labels are for kind='class' and 'labels', not for kind={kind!r}"
         )
-    if each_word and kind == "choice":
-        raise DataError("each_word is not for kind='choice'")
-    if (each_word or kind == "choice") and columns.pair is not None:
-        what = "each_word=True" if each_word else f"{kind=}"
-        raise DataError(f"columns.pair={columns.pair!r} is not for {what}")
+    if kind == "choice" and columns.pair is not None:
+        raise DataError(f"columns.pair={columns.pair!r} is not for {kind=}")
     count: int | None = Number(least=2, whole=True, none=True)("num_labels", num_labels, DataError)
     if names is not None and count not in (None, len(names)):
         raise DataError(f"num_labels={count}, but there are {len(names)} label_names")
@@ -235,7 +210,6 @@ def _check_compatible(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind,
-    each_word: bool,
     columns: Columns,
     num_labels: int | None,
     labelled: bool,
@@ -243,10 +217,6 @@ def _check_compatible(
     """Refuse examples that were encoded in another way than is asked for."""
     if examples.kind != kind:
         raise DataError(f"source holds examples of kind={examples.kind!r}; expected {kind!r}")
-    if (examples.words is not None) != each_word:
-        raise DataError(
-            f"source was encoded with each_word={not each_word}; expected each_word={each_word}"
-        )
     if examples.probe != probe_of(tokenizer):
         raise DataError("source was encoded with another tokenizer; encode the texts again")
     if labelled and examples.labels is None:

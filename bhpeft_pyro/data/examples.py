@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..base.checks import shown
 from ..errors import DataError
-from .batch import Batch, in_rows, random_order, shuffled, within
+from .batch import Batch, random_order, shuffled, within
 from .columns import Kind
 from .copies import apart, fingerprint_of
 from .tokens import Tokens, cat
@@ -33,10 +33,8 @@ class Examples:
         num_labels: number of classes (kinds "class" and "labels", with labels or names).
         counts: (N,) number of choices (kind "choice").
         probe: ids by which another tokenizer is recognised.
-        hashes: (N,) int64 of all texts of an example, or of a word's sentence, the same for copies.
+        hashes: (N,) int64 of all texts of an example, the same for copies.
         extra: further columns of numbers by name, each (N,) float32.
-        words: None; or, where examples are words, (N, 4) int64: the number of the word's sequence,
-            where its tokens begin and end there, and the number of its sentence.
 
     >>> from bhpeft_pyro.data import encode
     >>> from bhpeft_pyro.testing import tiny_tokenizer
@@ -59,47 +57,23 @@ class Examples:
     probe: tuple[int, ...]
     hashes: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    words: Tensor | None = None
 
     def __len__(self) -> int:
         """N."""
         return len(self.texts)
 
-    @cached_property
-    def rows(self) -> Tensor:
-        """(N,) int64 the row of the data that an example comes from, its own or its sentence's."""
-        return torch.arange(len(self)) if self.words is None else self.words[:, 3]
-
-    @cached_property
-    def row_hashes(self) -> Tensor:
-        """(R,) the hash of each row, in ascending order of `rows`."""
-        rows, at = self.rows.unique(return_inverse=True)
-        return torch.empty_like(rows).scatter_(0, at, self.hashes)
-
     @property
     def copies(self) -> int:
-        """How many rows have the text of another one; of several alike, all but one."""
-        return len(self.row_hashes) - len(self.row_hashes.unique())
+        """How many examples have the text of another one; of several alike, all but one."""
+        return len(self) - len(self.hashes.unique())
 
     def __repr__(self) -> str:
         what = "no labels" if self.labels is None else f"labels {self.label_names or ''}".strip()
         return f"Examples({len(self)} of kind {self.kind!r}, {what})"
 
-    @property
-    def unit(self) -> str:
-        """The name of an example in messages, "rows" or "words"."""
-        return "rows" if self.words is None else "words"
-
-    @property
-    def per_text(self) -> int:
-        """How many examples a text has, about the mean number of words of a sentence, else 1."""
-        return max(1, len(self) // len(self.tokens.lengths))
-
     @cached_property
     def lengths(self) -> Tensor:
-        """(N,) number of tokens; of the longest choice for kind "choice", of a word's sequence."""
-        if self.words is not None:
-            return self.tokens.lengths[self.words[:, 0]]
+        """(N,) number of tokens; of the longest choice for kind "choice"."""
         if self.counts is None:
             return self.tokens.lengths
         owner = torch.arange(len(self)).repeat_interleave(self.counts)
@@ -126,44 +100,34 @@ class Examples:
 
     @property
     def few(self) -> bool:
-        """Whether there are fewer than 50 rows, too few to hold some out."""
-        return len(self.rows.unique()) < _FEW
+        """Whether there are fewer than 50, too few to hold some out."""
+        return len(self) < _FEW
 
     def hold_out(self, seed: int, share: float | None = None) -> tuple[Examples, Examples | None]:
-        """The examples without a random `share` of the rows, and that share; None if that is no
-        row, or all.
+        """The examples without a random `share`, and that share; None if it has none, or all.
 
-        By default it is a fifth, but 500 rows at most, and none of fewer than 50 different ones.
-        Both parts keep their order. What is informative about each other stays together: the words
-        of a sentence, and rows with the same text (copies), of which a part may then be smaller.
-        Rows of a class that would be held out whole are not.
+        By default it is a fifth, but 500 at most, and none of fewer than 50 different ones. Both
+        parts keep their order. Examples with the same text (copies) stay together; the share may
+        then be smaller. Examples of a class that would be held out whole are not.
         """
-        rows = self.rows.unique()
         if share is None:
-            few = len(rows) - self.copies < _FEW
-            count = 0 if few else min(len(rows) // 5, _HELD_OUT)
+            few = len(self) - self.copies < _FEW
+            count = 0 if few else min(len(self) // 5, _HELD_OUT)
         else:
-            count = round(share * len(rows))
-        order = random_order(len(rows), seed)
-        hashes = self.row_hashes
-        rest, held_out = apart(order, hashes, count)
+            count = round(share * len(self))
+        rest, held_out = apart(random_order(len(self), seed), self.hashes, count)
         if self.kind == "class" and self.labels is not None:
-            learnt = self.labels[torch.isin(self.rows, rows[rest])]
-            lost = torch.isin(rows, self.rows[~torch.isin(self.labels, learnt)])
-            back = torch.isin(hashes[held_out], hashes[lost])
+            lost = ~torch.isin(self.labels, self.labels[rest])
+            back = torch.isin(self.hashes[held_out], self.hashes[lost])
             rest, held_out = torch.cat([rest, held_out[back]]), held_out[~back]
         if not (len(rest) and len(held_out)):
             return self, None
-        return self.of_rows(rows[rest]), self.of_rows(rows[held_out])
-
-    def of_rows(self, rows: Sequence[int] | Tensor) -> Examples:
-        """The examples of these `rows`, in their own order."""
-        return self.subset(torch.isin(self.rows, torch.as_tensor(rows)).nonzero().flatten())
+        return self.subset(rest.sort().values), self.subset(held_out.sort().values)
 
     def without_copies(self) -> Examples:
-        """The examples of one row of those with the same text, for each text."""
-        one = dict(zip(self.row_hashes.tolist(), self.rows.unique().tolist(), strict=True))
-        return self.of_rows([*one.values()])
+        """The last of the examples with the same text, for each text, in their order."""
+        last = {key: number for number, key in enumerate(self.hashes.tolist())}
+        return self.subset(sorted(last.values()))
 
     def subset(self, indices: Sequence[int] | Tensor) -> Examples:
         """The examples `indices`, in that order.
@@ -181,10 +145,9 @@ class Examples:
         if not one or int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
             what = f"one or more integers from 0 to {len(self) - 1}"
             raise DataError(f"indices={shown(indices)}; expected {what}")
-        rows, present, words = self._rows(chosen)
+        rows, present = self._rows(chosen)
         return replace(
             self,
-            words=words,
             tokens=self.tokens.take(rows if present is None else rows[present]),
             labels=None if self.labels is None else self.labels[chosen],
             texts=tuple(self.texts[i] for i in chosen.tolist()),
@@ -205,7 +168,6 @@ class Examples:
             same = {
                 "kind": other.kind == self.kind,
                 "label_names": other.label_names == self.label_names,
-                "each_word": (other.words is None) == (self.words is None),
                 "num_labels": self.kind != "labels" or other.num_labels == self.num_labels,
                 "tokenizer": other.probe == self.probe and other.tokens.pad == self.tokens.pad,
                 "presence of labels": (other.labels is None) == (self.labels is None),
@@ -214,18 +176,10 @@ class Examples:
             wrong = [name for name, agrees in same.items() if not agrees]
             if wrong:
                 raise DataError(f"{self} and {other} differ in {', '.join(wrong)}")
-        # The sequences and sentences of words get the numbers after those of the parts before.
-        counted = torch.tensor(
-            [(len(part.tokens.lengths), 0, 0, int(part.rows.max()) + 1) for part in parts]
-        )
-        moved = zip(parts, counted.cumsum(0) - counted, strict=True)
         numbers = [part.num_labels for part in parts if part.num_labels is not None]
         return replace(
             self,
             tokens=Tokens.joined([part.tokens for part in parts]),
-            words=cat(
-                [None if part.words is None else part.words + shift for part, shift in moved]
-            ),
             labels=cat([part.labels for part in parts]),
             texts=tuple(text for part in parts for text in part.texts),
             num_labels=max(numbers, default=None),
@@ -262,8 +216,7 @@ class Examples:
             DataError: the sizes cannot work. Raised at the call, not at the first batch.
         """
         if shuffle:
-            groups = None if self.words is None else self.words[:, 0]
-            plan = shuffled(self._keys, batch_size, multiple_of, generator, groups)
+            plan = shuffled(self._keys, batch_size, multiple_of, generator)
         else:
             plan = within(torch.arange(len(self)), self.lengths, batch_size)
         return (self.batch(indices, states) for indices in plan)
@@ -280,35 +233,28 @@ class Examples:
         unless they are of a single example."""
         order = self._keys.argsort(descending=True, stable=True)
         sizes = self.lengths if self.counts is None else self.lengths * self.counts
-        return within(order, sizes / self.per_text, batch_size, most)
+        return within(order, sizes, batch_size, most)
 
     @property
     def _keys(self) -> Tensor:
-        """(N,) sort keys that put similar examples together: by choices, then by length; words
-        then by sequence."""
-        if self.words is not None:
-            return self.lengths * len(self.tokens.lengths) + self.words[:, 0]
+        """(N,) sort keys that put similar examples together: by choices, then by length."""
         if self.counts is None:
             return self.lengths
         return self.counts * (int(self.lengths.max()) + 1) + self.lengths
 
-    def _rows(self, indices: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Sequences of the examples: (B,), or (B, C) with which of them exist; or those of words,
-        each once, with `words` in these."""
-        if self.words is not None:
-            rows, words = in_rows(self.words[indices])
-            return rows, None, words
+    def _rows(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sequences of the examples: (B,), or (B, C) with which of them exist."""
         if self.counts is None:
-            return indices, None, None
+            return indices, None
         counts = self.counts[indices].unsqueeze(-1)
         first = (self.counts.cumsum(0) - self.counts)[indices].unsqueeze(-1)
         choice = torch.arange(int(counts.max()))
         present = choice < counts
-        return (first + choice).masked_fill(~present, 0), present, None
+        return (first + choice).masked_fill(~present, 0), present
 
     def batch(self, indices: Tensor, states: Tensor | None = None) -> Batch:
         """The examples `indices` as one batch; `states` are as for `batches`."""
-        rows, present, words = self._rows(indices)
+        rows, present = self._rows(indices)
         if states is not None:
             at, real = self.tokens.places(rows, present)
             states = states[at].masked_fill_(~real.unsqueeze(-1), 0)
@@ -319,5 +265,4 @@ class Examples:
             choices=present,
             states=states,
             extra={name: values[indices] for name, values in self.extra.items()},
-            spans=None if words is None else words[:, :3],
         )

@@ -224,13 +224,12 @@ def _from_hub(source: str) -> Dataset:
 
 
 def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str, list[Any]]:
-    """A list of dicts, of texts or lists of words, or of pairs (text and pair, question and
-    choices)."""
+    """A list of dicts, of texts, or of pairs (text and pair, question and choices)."""
     if isinstance(rows[0], Mapping):
         return by_column(rows)
     names = columns.inputs(kind)
     if len(names) == 1:
-        return {names[0]: expect(rows, (str, list), "a text")}
+        return {names[0]: expect(rows, str, "a text")}
     what = f"a pair ({names[0]}, {names[1]})"
     pairs = expect(rows, (tuple, list), what)
     if bad := [i for i, pair in enumerate(pairs) if len(pair) != 2]:

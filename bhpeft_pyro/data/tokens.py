@@ -1,4 +1,4 @@
-"""Token sequences of any length, end to end in one tensor, and how texts and words become them."""
+"""Token sequences of any length, end to end in one tensor, and how texts become them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..base.checks import shown
 from ..base.progress import tracked
 from ..base.threads import give_way, sampling
-from ..errors import DataError
-from .columns import CellError, read_cells
 
 CHUNK = 10_000  # sequences looked at together, or given to the tokenizer: bounds memory
 
@@ -162,101 +158,3 @@ def tokenise(
         cut += [start + i for i in over]
         parts.append(Tokens.of(tokenizer, encoded["input_ids"], encoded.get("token_type_ids")))
     return Tokens.joined(parts), cut
-
-
-def tokenise_words(
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[Sequence[str]],
-    limit: int | None,
-    column: str,
-) -> tuple[Tokens, Tensor]:
-    """Token sequences, and where each of the N words is in them.
-
-    Words are joined by spaces, and a word's tokens are found by their character offsets. So the
-    transformer reads running text; byte-level tokenizers would leave out the spaces if words were
-    given one by one. A word for which the tokenizer has no token is replaced by its token for
-    unknown words.
-
-    A sentence of more than `limit` tokens becomes several sequences that overlap by half. Each word
-    is read in the sequence that has most of its tokens, then the most context on both sides.
-
-    Returns:
-        The sequences; and (N, 4) int64, for each word the number of its sequence, where its tokens
-        begin and end there, and the number of its sentence.
-
-    Raises:
-        DataError: the tokenizer gives no offsets, or no token for a word.
-    """
-    if not tokenizer.is_fast:
-        raise DataError(
-            f"tokenizer: {type(tokenizer).__name__} does not say which tokens a word has; expected "
-            "a fast one"
-        )
-    tokens, words = _windows(tokenizer, sentences, limit)
-    lost = (words[:, 2] == 0).split([*map(len, sentences)])
-    if not any(bad.any() for bad in lost):
-        return tokens, words
-    unknown = tokenizer.unk_token
-
-    def mend(row: tuple[Sequence[str], Tensor]) -> list[str]:
-        words = [*row[0]]
-        for k in row[1].nonzero().flatten().tolist():
-            if unknown in (None, words[k]):
-                raise CellError(f"word {k}: the tokenizer finds no token in {shown(words[k])}")
-            words[k] = unknown
-        return words
-
-    mended = read_cells(zip(sentences, lost, strict=True), column, mend)
-    return tokenise_words(tokenizer, mended, limit, column)
-
-
-@sampling()
-def _windows(
-    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sequence[str]], limit: int | None
-) -> tuple[Tokens, Tensor]:
-    """Sequences and words for `tokenise_words`; a word without tokens ends at 0."""
-    sizes = np.array([*map(len, sentences)])
-    firsts = sizes.cumsum() - sizes
-    places = np.zeros((sizes.sum(), 4), dtype=np.int64)
-    places[:, 3] = np.arange(len(sizes)).repeat(sizes)
-    best = np.zeros(len(places))
-    room = 0 if limit is None else limit - tokenizer.num_special_tokens_to_add()
-    parts: list[Tokens] = []
-    sequence = count()
-    for start in range(0, len(sentences), CHUNK):
-        give_way()
-        encoded = tokenizer(
-            [" ".join(sentence) for sentence in sentences[start : start + CHUNK]],
-            padding=False,
-            truncation=limit is not None,
-            max_length=limit,
-            stride=room // 2,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        parts.append(Tokens.of(tokenizer, encoded["input_ids"], encoded.get("token_type_ids")))
-        for i, offsets, special in zip(
-            encoded["overflow_to_sample_mapping"],
-            encoded["offset_mapping"],
-            encoded["special_tokens_mask"],
-            strict=True,
-        ):
-            row = start + i
-            # A word begins with the space before it, which is the first token's or its own token.
-            begins = np.cumsum([0, *(len(word) + 1 for word in sentences[row][:-1])])
-            begins[1:] -= 1
-            real = np.flatnonzero(np.array(special) == 0)
-            last = np.array(offsets)[real, 1] - 1  # the last character of each token
-            owner = begins.searchsorted(last.clip(0), side="right") - 1
-            words, first, tokens = np.unique(owner, return_index=True, return_counts=True)
-            at, until = real[first], real[first + tokens - 1] + 1
-            # First how much of the word is there, then how much context on the shorter side.
-            score = tokens + np.minimum(first, len(real) - first - tokens) / (len(real) + 1)
-            number, here = firsts[row] + words, np.full(len(words), next(sequence))
-            better = score > best[number]
-            best[number[better]] = score[better]
-            places[number[better], :3] = np.stack([here, at, until], 1)[better]
-    return Tokens.joined(parts), torch.from_numpy(places)

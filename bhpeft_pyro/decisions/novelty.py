@@ -96,11 +96,10 @@ class Novelty:
         Raises:
             DataError: the backbone makes non-finite numbers of some texts.
         """
-        rows = examples.rows.unique()
-        times = max(1.0, len(rows) / MOST)  # as many are there as are read
+        times = max(1.0, len(examples) / MOST)  # as many are there as are read
         if times > 1:
-            examples = examples.of_rows(rows[random_order(len(rows))[:MOST]])
-        texts = _texts_of(examples) if keep_texts else ()
+            examples = examples.subset(random_order(len(examples))[:MOST].sort().values)
+        texts = examples.texts if keep_texts else ()
         middle, last = states_of(model.network, examples)
         return cls(middle, last, times * len(last), texts)._sample(MOST)._distinct()
 
@@ -202,12 +201,8 @@ class Novelty:
         for at in torch.arange(len(examples)).split(PART):
             part = examples if len(at) == len(examples) else examples.subset(at)
             middle, last = states_of(model.network, part, max_rows)
-            p = self._ranked(middle, last)
-            owner = torch.arange(len(p)) if part.words is None else part.words[:, 0]
-            values.append(p[owner])
-            if self.texts:
-                near = self._nearest(last)
-                nearest += [near[row] for row in owner.tolist()]
+            values.append(self._ranked(middle, last))
+            nearest += self._nearest(last) if self.texts else ()
         return torch.cat(values), tuple(nearest) if self.texts else None
 
     def _nearest(self, last: Tensor) -> list[str]:
@@ -308,22 +303,11 @@ def _inverse(matrix: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
 
-def _texts_of(examples: Examples) -> tuple[str, ...]:
-    """The text of each of the states that `states_of` gives."""
-    if examples.words is None:
-        return examples.texts
-    sequences: list[list[str]] = [[] for _ in examples.tokens.lengths]
-    for word, sequence in zip(examples.texts, examples.words[:, 0].tolist(), strict=True):
-        sequences[sequence].append(word)
-    return tuple(" ".join(words) for words in sequences)
-
-
 @without_autocast()
 def states_of(
     network: RandomPEFT, examples: Examples, max_rows: int = MAX_ROWS
 ) -> tuple[Tensor, Tensor]:
-    """(R, D) and (R, D'), float32 on the CPU, of each text in `middle` and in `last`; where
-    examples are words, of each sequence."""
+    """(N, D) and (N, D'), float32 on the CPU, of each text in `middle` and in `last`."""
     tokens, counts = examples.tokens, examples.counts
 
     def read(rows: Tensor) -> list[Tensor]:

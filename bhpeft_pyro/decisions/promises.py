@@ -256,11 +256,6 @@ def terms(
     if (kind == "rating") != (tolerance is not None):
         what = "a distance up to which an answer is right" if kind == "rating" else "None"
         raise ConfigError(f"tolerance={tolerance}: for kind {kind!r} expected {what}")
-    if model.network.head.each_word:
-        raise ConfigError(
-            "promise: the words of a sentence are wrong together, so that no error can be promised "
-            "for them one by one; expected a posterior of whole texts"
-        )
     error = 0.05 if error is None and to_people is None else error
     return error, confidence, tolerance, to_people
 
@@ -288,9 +283,9 @@ def with_promise(
     kind = posterior.model.likelihood.kind
     posterior = posterior.replace(promised=None)
     examples = _unused(posterior, posterior.encode(calibration))
-    if examples.copies > BY_CHANCE * len(examples.row_hashes):
+    if examples.copies > BY_CHANCE * len(examples):
         warn(
-            f"calibration: {examples.copies} of {len(examples.row_hashes)} rows repeat another's "
+            f"calibration: {examples.copies} of {len(examples)} rows repeat another's "
             "text (case and spaces aside), and each counts as an answer of its own; if texts do "
             "not come so often in use, give each once, or the promise does not hold"
         )
@@ -346,7 +341,7 @@ def _unused(posterior: Predictor, examples: Examples) -> Examples:
             "calibration: which rows this posterior has learnt is not known; nothing is promised "
             "if these are among them"
         )
-    used = among(examples.row_hashes, *posterior.used_rows)
+    used = among(examples.hashes, *posterior.used_rows)
     if not used.any():
         return examples
     why = (

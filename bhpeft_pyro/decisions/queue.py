@@ -118,11 +118,6 @@ def to_label(
 ) -> Queue:
     """See `Posterior.queue`, and `first_to_label` where there is no posterior."""
     n, seed, by = COUNT("n", n), SEED("seed", seed), one_of(*get_args(By))("by", by)
-    if model.network.head.each_word:
-        raise ConfigError(
-            "queue: a text has a label for each word here, and whole texts are labelled; expected "
-            "a model with labels for texts"
-        )
     if by == "typical":
         _activeml()  # before the texts are read
     if by == "information":
@@ -158,9 +153,8 @@ def to_label(
 def _different(examples: Examples, learnt: Tensor | None) -> tuple[Tensor, int]:
     """The places of the texts that have not been learnt, of copies the first; and how many have
     been."""
-    hashes = examples.row_hashes
-    known = among(hashes, learnt)
-    first = {value: i for i, value in reversed([*enumerate(hashes.tolist())])}
+    known = among(examples.hashes, learnt)
+    first = {value: i for i, value in reversed([*enumerate(examples.hashes.tolist())])}
     places = torch.tensor(sorted(first.values()))
     return places[~known[places]], int(known.sum())
 

@@ -59,15 +59,15 @@ class Comparison:
 
     def table(self) -> pandas.DataFrame:
         """A row for each method: its metrics on the test rows, and its NLL minus that of `BASELINE`
-        (negative is better) with the ends of its 95 % interval, 1.96 standard errors on each side:
-        over test rows, or over sentences where words have labels."""
-        base, sentences = self.forecasts[BASELINE].nlls(), self.forecasts[BASELINE].rows
+        (negative is better) with the ends of its 95 % interval, 1.96 standard errors over test rows
+        on each side."""
+        base = self.forecasts[BASELINE].nlls()
         rows: dict[str, dict[str, float]] = {}
         for name, forecast in self.forecasts.items():
             scores = evaluate(forecast)
             rows[name] = {metric: scores[metric] for metric in _METRICS if metric in scores}
             if name != BASELINE:
-                mean, error = mean_and_error(forecast.nlls() - base, sentences)
+                mean, error = mean_and_error(forecast.nlls() - base)
                 ends = {"low": mean - _WIDTH * error, "high": mean + _WIDTH * error}
                 rows[name] |= {"nll difference": mean} | ends
             rows[name]["seconds"] = self.seconds[name]

@@ -153,8 +153,7 @@ def _remembering(network: RandomPEFT) -> RandomPEFT:
     kept: dict[bytes, Tensor] = {}
 
     def features(batch: Batch) -> Tensor:
-        seen = (*batch.inputs.values(), *(() if batch.spans is None else (batch.spans,)))
-        key = b"|".join(value.cpu().numpy().tobytes() for value in seen)
+        key = b"|".join(value.cpu().numpy().tobytes() for value in batch.inputs.values())
         if key not in kept:
             kept[key] = network.features(batch)
         return kept[key]

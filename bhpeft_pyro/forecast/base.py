@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -36,7 +36,6 @@ class Forecast(ABC):
     Attributes:
         labels: (N,) the observed labels, (N, K) if each text may have K of them, or None.
         texts: the N texts, or None.
-        rows: None; or, where examples are words, (N,) the number of the sentence of each.
         method: how it was made, as `Posterior.predict` takes it; "draws" of the weights; "point".
         passes: mean number of passes of the network for each text, forward and backward, including
             that of the frozen backbone for `novelty`; None if unknown.
@@ -66,7 +65,6 @@ class Forecast(ABC):
 
     labels: Tensor | None = None
     texts: Sequence[str] | None = None
-    rows: Tensor | None = None
     method: str = ""
     passes: float | None = None
     promised: Promise | None = None
@@ -221,28 +219,6 @@ class Forecast(ABC):
         """This forecast with other observed labels."""
         return replace(self, labels=as_labels(labels))
 
-    def by_row(self, values: Tensor | Sequence[Any]) -> list[Any]:
-        """N values, such as `predicted` or `epistemic`, as a list for each row of the data.
-
-        Where examples are words, this is a list for each sentence, with the values of its words, as
-        seqeval takes them; else a value for each text. The list of a sentence is empty if none of
-        its words is an example, as of a sentence that is not in a part (`Examples.subset`), for
-        lists are by the number of the row in the whole data; such ones at the end have no list.
-
-        Raises:
-            DataError: there are not N values.
-        """
-        check(values, Iterable, "values", "a value for each example")
-        by_example = [*(values.tolist() if isinstance(values, Tensor) else values)]
-        if len(by_example) != len(self):
-            raise DataError(f"values: got {len(by_example)} for {len(self)} examples")
-        if self.rows is None:
-            return by_example
-        lists: list[Any] = [[] for _ in range(int(self.rows.max()) + 1)]
-        for row, value in zip(self.rows.tolist(), by_example, strict=True):
-            lists[row].append(value)
-        return lists
-
     def observed(self, labels: Labels | None = None) -> Tensor:
         """The given labels, once checked, or else the forecast's own."""
         checked = self.labels if labels is None else self.with_labels(labels).labels
@@ -284,18 +260,22 @@ class Forecast(ABC):
         if whole and (odd := self.labels[self.labels != self.labels.long()]).numel():
             raise DataError(f"labels must be whole numbers (class indices), got {odd[0].item():g}")
 
-    def _by_row(self, **columns: Any) -> dict[str, list[Any]]:
+    def _summary(self, **columns: Sequence[Any]) -> dict[str, list[Any]]:
         """Columns of `summary`, with those that all kinds have at the end."""
         columns |= {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
-        columns |= {"novelty": None if self.novelty is None else digits(self.novelty)}
-        columns |= {"reason": self.reasons(), "nearest": self.nearest}
+        if self.novelty is not None:
+            columns["novelty"] = digits(self.novelty)
+        columns["reason"] = self.reasons()
+        if self.nearest is not None:
+            columns["nearest"] = self.nearest
         # There with and without a promise, so that a new round changes no columns.
-        columns |= {"answered": [None] * len(self) if self.answered is None else self.answered}
-        return {k: self.by_row(values) for k, values in columns.items() if values is not None}
+        answered = self.answered
+        columns["answered"] = [None] * len(self) if answered is None else answered.tolist()
+        return {name: list(values) for name, values in columns.items()}
 
     def _columns(self, *names: str) -> dict[str, Any]:
-        """Text, label and row, where known, as they are shown; and the attributes `names`."""
-        known = {"text": self.texts, "label": self.labels, "row": self.rows}
+        """Text and label, where known, as they are shown; and the attributes `names`."""
+        known = {"text": self.texts, "label": self.labels}
         known |= {"novelty": self.novelty, "nearest": self.nearest}
         known |= {name: getattr(self, name) for name in names}
         return {

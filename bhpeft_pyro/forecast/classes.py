@@ -287,7 +287,7 @@ class ClassForecast(Forecast):
         return "always the most frequent class", losses[losses.mean(1).argmin()]
 
     def summary(self) -> dict[str, list[Any]]:
-        return self._by_row(prediction=self.predicted, probability=digits(self.confidence))
+        return self._summary(prediction=self.predicted, probability=digits(self.confidence))
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), prediction, confidence, uncertainties and E[p].

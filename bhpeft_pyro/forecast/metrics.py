@@ -234,15 +234,14 @@ clearly better than that (by 0.500 ± 0.289): label more rows, or try another ba
     """
     loss = forecast.loss(forecast.observed())
     simplest, other = forecast.simplest(known)
-    (value, error), least = mean_and_error(loss, forecast.rows), other.mean().item()
+    (value, error), least = mean_and_error(loss), other.mean().item()
     if forecast.higher_is_better:
         value, least = 1 - value, 1 - least
-    unit = "rows" if forecast.rows is None else "words"
     said = (
-        f"{forecast.quality} {value:.3f} ± {error:.3f} on {len(forecast)} held-out {unit} "
+        f"{forecast.quality} {value:.3f} ± {error:.3f} on {len(forecast)} held-out rows "
         f"({simplest}: {least:.3f})"
     )
-    gain, error = mean_and_error(other - loss, forecast.rows)
+    gain, error = mean_and_error(other - loss)
     if gain > _CLEAR * error:
         return said
     return (
@@ -253,7 +252,7 @@ clearly better than that (by 0.500 ± 0.289): label more rows, or try another ba
 
 def standard_errors(forecast: Forecast) -> dict[str, float]:
     """Standard errors, over examples, of the accuracy or the MSE, and of the NLL: `accuracy_se` or
-    `mse_se`, and `nll_se`. None of a single example (or sentence).
+    `mse_se`, and `nll_se`. None of a single example.
 
     >>> from bhpeft_pyro.forecast import ClassForecast
     >>> draws = torch.tensor([[[0.9, 0.1]] * 4])
@@ -263,28 +262,21 @@ def standard_errors(forecast: Forecast) -> dict[str, float]:
     rating = not forecast.higher_is_better
     values = forecast.loss(forecast.observed()) if rating else forecast.wrong().double()
     columns = {"mse_se" if rating else "accuracy_se": values, "nll_se": forecast.nlls()}
-    errors = {name: mean_and_error(of, forecast.rows)[1] for name, of in columns.items()}
+    errors = {name: mean_and_error(of)[1] for name, of in columns.items()}
     return {name: error for name, error in errors.items() if not math.isnan(error)}
 
 
-def mean_and_error(
-    values: Tensor | Sequence[float], rows: Tensor | None = None
-) -> tuple[float, float]:
-    """The mean of (N,) values and its standard error; values of the same row count as dependent.
+def mean_and_error(values: Tensor | Sequence[float]) -> tuple[float, float]:
+    """The mean of (N,) values and its standard error, NaN of a single one.
 
     >>> mean_and_error([0.0, 1.0, 0.0, 1.0])
     (0.5, 0.28867513459481287)
     """
     values = torch.as_tensor(values, dtype=torch.double)
-    mean = values.mean()
-    away = values - mean
-    if rows is not None:
-        _, rows = rows.unique(return_inverse=True)
-        away = torch.zeros(int(rows.max()) + 1, dtype=away.dtype).index_add(0, rows, away)
-    if (count := len(away)) < 2:
-        return mean.item(), math.nan
-    error = (away.square().sum() * count / (count - 1)).sqrt() / len(values)
-    return mean.item(), error.item()
+    mean = values.mean().item()
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, (values.var() / len(values)).sqrt().item()
 
 
 def compared(after: Forecast, before: Forecast) -> str:
@@ -304,7 +296,7 @@ def compared(after: Forecast, before: Forecast) -> str:
         (after.quality, up, after.loss(truth) - before.loss(truth)),
         ("NLL", 1, after.nlls() - before.nlls()),
     ):
-        mean, error = mean_and_error(values, after.rows)
+        mean, error = mean_and_error(values)
         verdict = "no significant difference"
         if abs(mean) > _CLEAR * error:
             verdict = "better" if mean < 0 else "worse"

@@ -234,7 +234,7 @@ class LabelsForecast(Forecast):
     def summary(self) -> dict[str, list[Any]]:
         called = self.label_names or [str(k) for k in range(self.count)]
         rows = [dict(zip(called, digits(row), strict=True)) for row in self.probabilities]
-        return self._by_row(prediction=self.predicted, probability=rows)
+        return self._summary(prediction=self.predicted, probability=rows)
 
     def to_dataset(self) -> Dataset:
         """Rows of text and labels (where known), labels predicted, probabilities, uncertainties."""

@@ -300,7 +300,7 @@ class RatingForecast(Forecast):
     def summary(self) -> dict[str, list[Any]]:
         lower, upper = self.interval(0.9)
         columns = {"prediction": self.mean, "sd": self.sd, "lower_90": lower, "upper_90": upper}
-        return self._by_row(**{name: digits(values) for name, values in columns.items()})
+        return self._summary(**{name: digits(values) for name, values in columns.items()})
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), mean, sd, variances, ends of the 90 % interval."""

@@ -226,17 +226,13 @@ def fixed_outputs(network: RandomPEFT) -> list[list[float]]:
     mask = (torch.arange(length) < lengths.unsqueeze(1)).long()
     # A large prime, so that neighbours are far apart.
     ids = torch.arange(mask.numel()).reshape(mask.shape) * 2_654_435_761 % vocabulary * mask
-    spans = None
-    if network.head.each_word:  # the last token of each text
-        spans = torch.stack([torch.arange(len(lengths)), lengths - 1, lengths], 1)
-        spans = spans.to(backbone.device)
     mask = mask.to(backbone.device)
     inputs = network.accepted({"input_ids": ids.to(backbone.device), "attention_mask": mask})
     training = [module for module in backbone.modules() if module.training]
     backbone.eval()
     try:
         with torch.no_grad(), torch.autocast(backbone.device.type, enabled=False):
-            features = network.head.read(backbone, inputs, mask, network.causal, spans)
+            features = network.head.read(backbone, inputs, mask, network.causal)
     finally:
         for module in training:
             module.training = True

@@ -53,11 +53,6 @@ class CachedBatches:
         elif network.attachment.constant:
             self.states = _constant_states(network, examples.tokens)
 
-    @property
-    def per_text(self) -> int:
-        """How many examples a text has, which share its pass; 1 if features are computed once."""
-        return self.examples.per_text if self.features is None else 1
-
     def training(
         self, batch_size: int, particles: int, generator: torch.Generator
     ) -> Iterator[Batch]:
@@ -102,7 +97,7 @@ class CachedBatches:
             with naming_rows(model, data=self.examples):
                 return check_features(features)
 
-        plan = self.plan(MAX_ROWS * self.per_text, most_tokens(model.network.device))
+        plan = self.plan(MAX_ROWS, most_tokens(model.network.device))
         reading = tracked(plan, "reading features", len(plan))
         parts = [(indices, features_of(indices)) for indices in reading]
         # Examples come with the most choices first, so the first batch is the widest.
@@ -165,7 +160,7 @@ def check_all(model: Model, **sources: Examples | None) -> None:
         if examples is None:
             continue
         bad: list[int] = []
-        for rows, batch in examples.by_length(BATCH * examples.per_text):
+        for rows, batch in examples.by_length(BATCH):
             features = model.network.features(batch.to(model.network.device))
             off = ~features.isfinite().all(-1).cpu()
             if batch.choices is not None:
@@ -175,7 +170,7 @@ def check_all(model: Model, **sources: Examples | None) -> None:
             bad.sort()
             raise DataError.of_rows(
                 what,
-                examples.rows[bad].unique().tolist(),
+                bad,
                 f"of {shown(examples.texts[bad[0]])} the backbone makes numbers that are not "
                 "finite; drop the row; in Python, loading the backbone with dtype=torch.float32 "
                 "may help",

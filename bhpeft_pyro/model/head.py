@@ -59,8 +59,6 @@ class Head(_Linear):
         pooling: "mean" over the valid tokens, the "first" of them (CLS), or the "last";
             "auto" takes "last" for decoders, unless they attend in both directions, and "mean"
             otherwise.
-        each_word: give outputs for each word of a text; the states of the word's own tokens are
-            pooled. In a decoder they depend on what precedes the word, and on nothing after it.
         principal: turn the features to principal axes. False leaves them as they are, for example
             to compare weights between networks fitted on different texts.
 
@@ -74,12 +72,14 @@ class Head(_Linear):
     outputs: int
     pooling: Pooling = "auto"
     principal: bool = True
-    each_word: bool = False
 
     def __post_init__(self) -> None:
-        pooling = one_of(*get_args(Pooling))
-        rules: dict[str, Rule] = {"outputs": COUNT, "pooling": pooling}
-        check_fields(self, rules | dict.fromkeys(("principal", "each_word"), boolean), "Head")
+        rules: dict[str, Rule] = {
+            "outputs": COUNT,
+            "pooling": one_of(*get_args(Pooling)),
+            "principal": boolean,
+        }
+        check_fields(self, rules, "Head")
 
     def sites(self, width: int, backbone: PreTrainedModel | None = None) -> tuple[Site, ...]:
         """The head's random tensors, for features of `width` entries, whatever the backbone."""
@@ -88,21 +88,10 @@ class Head(_Linear):
         )
 
     def read(
-        self,
-        backbone: PreTrainedModel,
-        inputs: Mapping[str, Any],
-        mask: Tensor,
-        causal: bool,
-        spans: Tensor | None = None,
+        self, backbone: PreTrainedModel, inputs: Mapping[str, Any], mask: Tensor, causal: bool
     ) -> Tensor:
-        """Run a backbone on R rows of inputs, for (R, D) features; or (M, D) of the tokens in each
-        of (M, 3) spans: row, begin and end."""
+        """Run a backbone on R rows of inputs, for (R, D) features."""
         hidden = backbone.base_model(**inputs)[0]  # a tuple, if its configuration says so
-        if spans is not None:
-            row, begin, end = spans.unsqueeze(-1).unbind(1)
-            places = begin + torch.arange(int((end - begin).max()), device=hidden.device)
-            mask = places < end
-            hidden = hidden[row, places.where(mask, begin)]
         return self.pool(hidden, mask, causal)
 
     def pool(self, hidden: Tensor, mask: Tensor, causal: bool) -> Tensor:
@@ -153,7 +142,6 @@ class ClassifierHead(_Linear):
 
     outputs: int
     principal: ClassVar[bool] = False
-    each_word: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -187,12 +175,7 @@ class ClassifierHead(_Linear):
         }
 
     def read(
-        self,
-        backbone: PreTrainedModel,
-        inputs: Mapping[str, Any],
-        mask: Tensor,
-        causal: bool,
-        spans: Tensor | None = None,
+        self, backbone: PreTrainedModel, inputs: Mapping[str, Any], mask: Tensor, causal: bool
     ) -> Tensor:
         """Run a backbone on R rows of inputs, for (R, D) features."""
         if causal:  # nothing is in between

@@ -149,7 +149,6 @@ class Model(PyroModule):
                 data,
                 self.network.tokenizer,
                 kind=self.likelihood.kind,
-                each_word=self.network.head.each_word,
                 columns=self.limited(columns, data),
                 num_labels=self.likelihood.num_labels(self.network.outputs),
                 labelled=labelled,
@@ -208,7 +207,7 @@ class Model(PyroModule):
             row = int(bad[0])
             expected = at(0.0, slice(row, row + 1)).support
             what = f"{labels[row]:g} has probability 0 under {self.likelihood}; expected {expected}"
-            raise wrong(column, examples.rows[bad].unique().tolist(), what)
+            raise wrong(column, bad.tolist(), what)
 
     def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:
         """`encode` the texts alone: labels are not looked at."""

@@ -217,7 +217,7 @@ class RandomPEFT(PyroModule):
                 rows = batch.shared(states.flatten(-2), particles).flatten(0, 1)
                 states = rows.unflatten(-1, states.shape[-2:])
             with self.attachment.bind(folded, _mask(inputs), states):
-                features = self._pooled(inputs, batch.row_spans(particles))
+                features = self._pooled(inputs)
             features = features.unflatten(0, (particles, -1))
         outputs = self.head(features, folded)
         first = (*shape, *batch.shape)
@@ -229,7 +229,7 @@ class RandomPEFT(PyroModule):
         self.attachment.check_mode()
         give_way()
         with torch.no_grad():
-            pooled = self._pooled(batch.rows(1), batch.spans)
+            pooled = self._pooled(batch.rows(1))
         return pooled.reshape(*batch.shape, -1)
 
     @contextmanager
@@ -333,14 +333,9 @@ class RandomPEFT(PyroModule):
     def _arguments(self) -> Set[str]:
         return frozenset(inspect.signature(self.backbone.base_model.forward).parameters)
 
-    def _pooled(self, inputs: Mapping[str, Tensor], spans: Tensor | None) -> Tensor:
-        if (spans is not None) != self.head.each_word:
-            what = "no spans" if spans is None else "spans"
-            raise DataError(
-                f"batch: it has {what} of words; the head has each_word={self.head.each_word}"
-            )
+    def _pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
         accepted, mask = self.accepted(inputs), _mask(inputs)
-        pooled = self.head.read(self.backbone, accepted, mask, self.causal, spans)
+        pooled = self.head.read(self.backbone, accepted, mask, self.causal)
         return pooled if self.axes is None else self.axes(pooled)
 
 

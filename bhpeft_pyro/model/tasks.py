@@ -63,7 +63,6 @@ def categories(
     num_labels: int,
     *,
     several: bool = False,
-    each_word: bool = False,
     kinds: Sequence[Kind] | None = None,
     prior: PriorLike | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -73,16 +72,14 @@ def categories(
     Args:
         num_labels: the number of categories.
         several: whether a text may have any number of them, instead of one.
-        each_word: whether each word of a text has its own (named entities, parts of speech).
         backbone, kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 
     >>> from bhpeft_pyro.testing import tiny_backbone
     >>> categories(tiny_backbone(), num_labels=3).network.outputs
     3
     """
-    head = Head(num_labels, each_word=each_word)
     likelihood = MultiLabel() if boolean("several", several) else Categorical()
-    return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, likelihood)
+    return Model(RandomPEFT(backbone, kinds, Head(num_labels), tokenizer), prior, likelihood)
 
 
 def multiple_choice(

@@ -95,7 +95,7 @@ def distill(
             **_distances(forecasts[1], forecast, examples.kind),
         )
         whole.next()
-    student = Student(made.weights, uncertainty, report, examples.row_hashes)
+    student = Student(made.weights, uncertainty, report, examples.hashes)
     return posterior.replace(student=student)
 
 
@@ -142,7 +142,7 @@ def _parted(texts: Examples, seed: int, argument: str) -> tuple[Examples, Exampl
     """Texts to learn, and others on which the student is compared."""
     learnt, held_out = texts.hold_out(seed)
     if held_out is None:
-        count = len(texts.row_hashes) - texts.copies
+        count = len(texts) - texts.copies
         raise DataError(
             f"{argument}: got {count} different text{'s' * (count != 1)}; expected at least 50, of "
             "which a fifth are held out"
@@ -261,8 +261,7 @@ def distil(
         return divergence(predicted, of[batch.labels.flatten()])
 
     def evaluated() -> float:
-        size = BATCH * others.per_text
-        (values,) = by_batch(model, others, lambda batch: [losses(batch, wanted)[None]], size=size)
+        (values,) = by_batch(model, others, lambda batch: [losses(batch, wanted)[None]], size=BATCH)
         return values.double().mean().item()
 
     divergences, best, best_epoch = [evaluated()], copied(weights), 0

@@ -103,11 +103,11 @@ def _by_site(keep: float | Mapping[str, float], sites: Sequence[Site]) -> dict[s
 
 def kept_texts(posterior: Posterior, new: Examples) -> Examples | None:
     """Texts of earlier rounds, or some if they are many; None if none are kept, or if examples,
-    such as the new ones, are more than one text each, or words."""
+    such as the new ones, are more than one text each."""
     kept = () if posterior.novelty is None else posterior.novelty.texts
     texts = [text for text in kept if text]
     columns = posterior.columns
-    alone = columns.inputs(new.kind) == (columns.text,) and not new.extra and new.words is None
+    alone = columns.inputs(new.kind) == (columns.text,) and not new.extra
     if not (texts and alone):
         return None
     order = random_order(len(texts))[:CHECKED]

@@ -71,7 +71,7 @@ def of(
         examples = model.encode(data, columns, new_names=True)
         columns = model.columns_of(examples, columns)
         learnt, novelty = (len(examples), examples.fingerprint), Novelty.of(model, examples)
-        rows = examples.row_hashes.unique()
+        rows = examples.hashes.unique()
     model.network.in_use = True
     reports = (FitReport(*learnt, FitOptions()),)
     parts = [

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..base.checks import COUNT, check_memory, shown, strings, warn
 from ..data import Examples
-from ..data.columns import as_words, labelled_words, read_cells
 from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
 from ..data.labels import by_name, in_one_form, name_of
 from ..data.sources import read
@@ -155,12 +154,7 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
     columns = posterior.columns
     table = read(data, "class", columns, labelled=True)
     label = columns.label
-    values, feature = table[label][:], table.features[label]
-    if posterior.model.network.head.each_word:
-        sentences = read_cells(table[columns.text][:], columns.text, as_words)
-        values, _ = labelled_words(values, label, sentences, needed=True)
-        feature = getattr(feature, "feature", None)  # in a CSV file lists are text
-    return by_name(values, feature, columns.label_names)
+    return by_name(table[label][:], table.features[label], columns.label_names)
 
 
 def _numbers(values: Sequence[Any]) -> set[int]:

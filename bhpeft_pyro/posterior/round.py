@@ -115,7 +115,7 @@ class Round(Setup):
         made = Posterior(model, self.guide, (*self.lineage, report), self.columns, first)
         if self.lineage and self.learnt_rows is None:  # then those of this round are not all
             return made
-        parts = (part.row_hashes for part in (self.data, self.held_out) if part)
+        parts = (part.hashes for part in (self.data, self.held_out) if part)
         earlier = [] if self.learnt_rows is None else [self.learnt_rows]
         return made.replace(learnt_rows=torch.cat([*earlier, *parts]).unique())
 

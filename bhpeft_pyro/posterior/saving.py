@@ -46,7 +46,7 @@ from ..training.report import FitReport
 from . import round_file
 from .posterior import Posterior
 
-FORMAT = 3
+FORMAT = 4
 FILE = "posterior.safetensors"
 
 _LARGEST = 100_000_000  # bytes of a header; the safetensors library reads no larger one

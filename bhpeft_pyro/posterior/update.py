@@ -317,7 +317,7 @@ def refuse_known(
 
 def _warn_of_known(posterior: Posterior, examples: Examples) -> None:
     """Say how many of the rows have the text of a row of an earlier round, if they are many."""
-    known = among(examples.row_hashes, posterior.learnt_rows)
+    known = among(examples.hashes, posterior.learnt_rows)
     if known.sum() > BY_CHANCE * len(known):
         warn(
             f"data: {known.sum()} of {len(known)} rows have the text of a row that an earlier "
@@ -332,12 +332,12 @@ def check_held_out(posterior: Posterior, examples: Examples, held_out: Examples 
     if held_out is not None:
         check_apart(examples, held_out, "validation")
         refuse_known(posterior, held_out, "validation", "; expected rows that are not learnt")
-        known = int(among(held_out.row_hashes, posterior.learnt_rows).sum())
+        known = int(among(held_out.hashes, posterior.learnt_rows).sum())
         # Rows that were given may be given again; those that `fit` held out itself hardly are.
         earlier = sum(report.held_out for report in posterior.lineage if report.split is None)
         if posterior.guide.point and known > earlier:
             warn(
-                f"validation: {known} of {len(held_out.row_hashes)} rows have the text of a row "
+                f"validation: {known} of {len(held_out)} rows have the text of a row "
                 "that an earlier round has learnt (case and spaces aside), so the uncertainty may "
                 "become too small; expected rows that are not learnt"
             )

@@ -161,8 +161,8 @@ def passes(
     """
     if rows is None:
         rows = MAX_ROWS if batches.features is None else _MAX_FEATURES
-    width, per_text = batches.examples.width, batches.per_text
-    texts = max(1, min(BATCH, -(-len(batches.examples) // per_text), rows // width))
+    width = batches.examples.width
+    texts = max(1, min(BATCH, len(batches.examples), rows // width))
     together = max(1, rows // (texts * width))
     for count, predictive in _together(model, draws, together):
 
@@ -171,8 +171,7 @@ def passes(
         ) -> Sequence[Tensor]:
             return statistics(of(batch).expand(torch.Size((draws, len(batch)))), batch.labels)
 
-        size = texts * per_text
-        yield by_batch(model, batches, run, size=size, bf16=bf16)
+        yield by_batch(model, batches, run, size=texts, bf16=bf16)
 
 
 @torch.inference_mode(False)

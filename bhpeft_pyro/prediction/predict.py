@@ -127,8 +127,6 @@ def predict(
             known |= {"keep_samples": keep_samples}
             each: list[Any] = [kind.from_draws(p, **known) for (p,) in runs(batches, done)]
             made = kind.mixed(each)
-        if examples.words is not None:
-            made = replace(made, rows=batches.examples.rows)
         return replace(made, method=how if count else "point", passes=cost)
 
     if isinstance(data, CachedBatches):

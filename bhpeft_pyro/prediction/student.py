@@ -205,9 +205,7 @@ def predict_in_one_pass(
         made = LabelsForecast if part.kind == "labels" else ClassForecast
         return made.from_dirichlet(predicted, numbers[:, 0], **known)
 
-    joined = in_parts(model, examples, of_part)
-    rows = None if examples.words is None else examples.rows
-    return replace(joined, rows=rows, method="student", passes=1)
+    return replace(in_parts(model, examples, of_part), method="student", passes=1)
 
 
 def _passed(
@@ -232,5 +230,5 @@ def _passed(
 
     batches = CachedBatches(model, examples)
     texts = max(1, min(BATCH, max_rows // examples.width))
-    values, of_texts = by_batch(model, batches, run, size=texts * batches.per_text, bf16=bf16)
+    values, of_texts = by_batch(model, batches, run, size=texts, bf16=bf16)
     return values[0], of_texts[0]

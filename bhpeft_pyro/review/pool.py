@@ -23,7 +23,7 @@ from ..data import Examples
 from ..data.columns import as_choices
 from ..data.copies import among
 from ..data.sources import in_file, load, records
-from ..errors import ConfigError, DataError, GuideError
+from ..errors import DataError, GuideError
 from ..posterior import Posterior
 
 _FIRST = 50  # texts whose labels teach most, together; after them the least certain come
@@ -141,15 +141,9 @@ class Pool:
         """That of the texts in a file; labels in it are not looked at.
 
         Raises:
-            ConfigError: words have labels of their own.
             DataError: the file cannot be used.
         """
         kind, columns = posterior.model.likelihood.kind, posterior.columns
-        if posterior.model.network.head.each_word:
-            raise ConfigError(
-                "run: it labels each word, and the page shows whole texts; expected a posterior "
-                "with labels for texts"
-            )
         table = load(source, columns.inputs(kind))
         for name in {columns.target(kind), *table.column_names}.intersection(ABOUT):
             raise DataError(
@@ -161,7 +155,7 @@ class Pool:
         with work("choosing what to ask", parts=2) as whole:
             forecast: Any = posterior.predict(examples)
             whole.next()
-            hashes, answered = examples.row_hashes, forecast.answered
+            hashes, answered = examples.hashes, forecast.answered
             asked = ~among(hashes, posterior.learnt_rows)
             promised = torch.zeros_like(asked) if answered is None else asked & answered
             asked &= ~promised

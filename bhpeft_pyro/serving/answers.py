@@ -20,9 +20,8 @@ class Answer:
             sd and the ends of the 90 % interval; the epistemic and aleatoric uncertainty, the
             novelty, the main reason to doubt it, if any, and whether it is answered under the
             promise, None if nothing is promised.
-            Where words have labels, each is a list.
         scores: the probability of each class, label or choice by its name or number, the most
-            probable first; empty for ratings, and where words have labels.
+            probable first; empty for ratings.
     """
 
     said: dict[str, Any]
@@ -30,7 +29,7 @@ class Answer:
 
 
 def answers_of(forecast: AnyForecast) -> list[Answer]:
-    """An answer for each row of the data that were predicted.
+    """An answer for each text that was predicted.
 
     >>> import torch
     >>> from bhpeft_pyro.forecast import ClassForecast
@@ -43,8 +42,7 @@ def answers_of(forecast: AnyForecast) -> list[Answer]:
     """
     columns = forecast.summary()
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-    scores = _scores(forecast) if forecast.rows is None else [{} for _ in rows]
-    return [Answer(said, of_text) for said, of_text in zip(rows, scores, strict=True)]
+    return [Answer(*row) for row in zip(rows, _scores(forecast), strict=True)]
 
 
 def _scores(forecast: AnyForecast) -> list[dict[str, float]]:

@@ -220,7 +220,7 @@ class Engine:
             return
         for group, rows, tokens in self._groups(asked, examples):
             if any(not one.future.cancelled() for one in group):
-                self._predict(served, group, examples.of_rows(rows), tokens)
+                self._predict(served, group, examples.subset(rows), tokens)
 
     def _groups(
         self, asked: Sequence[_Asked], examples: Examples
@@ -277,15 +277,10 @@ class Engine:
 
 
 def sizes_of(examples: Examples) -> Tensor:
-    """(R, 2) for each row: how many tokens its longest text has, or all parts of a sentence whose
-    words have labels; and how many choices, 1 if it has none."""
-    if examples.words is None:
-        counts = examples.counts
-        width = torch.ones_like(examples.lengths) if counts is None else counts
-        return torch.stack([examples.lengths, width], 1)
-    rows, parts = examples.words[:, [3, 0]].unique(dim=0).T
-    lengths = rows.bincount(examples.tokens.lengths[parts].double()).long()
-    return torch.stack([lengths, torch.ones_like(lengths)], 1)
+    """(N, 2) for each row: how many tokens its longest text has; and how many choices, 1 if it has
+    none."""
+    lengths, counts = examples.lengths, examples.counts
+    return torch.stack([lengths, torch.ones_like(lengths) if counts is None else counts], 1)
 
 
 def padded(sizes: Tensor) -> int:

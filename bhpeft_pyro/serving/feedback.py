@@ -27,13 +27,12 @@ from typing import Any, NamedTuple
 from ..base.checks import shown
 from ..base.files import append, appended
 from ..data import Examples
-from ..data.columns import as_choices, as_list, as_words
+from ..data.columns import as_choices
 from ..data.copies import among
 from ..decisions.promises import Promise
 from ..decisions.watching import LEVEL, Watch, largest_evidence
 from ..errors import DataError, SaveError
 from ..forecast.base import digits
-from ..prediction.predict import AnyForecast
 from .engine import Refused, padded, sizes_of
 from .loading import Served, Table
 from .protocols import columns_of, option, table_of
@@ -218,17 +217,14 @@ def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]
     round's forecast stands to each label."""
     posterior = served.posterior
     examples = posterior.encode(labels.table)
-    if len(examples.row_hashes) != labels.count:
-        raise Refused(422, "a row has no label; expected one for each")
     if (there := padded(sizes_of(examples))) > tokens:
         raise Refused(413, f"{there} tokens with padding; expected {tokens} at most")
     forecast = posterior.predict(examples, method=served.method)
     promised = forecast.promised
     tolerance = None if promised is None else promised.tolerance
     judged = served.kind != "rating" or promised is not None
-    wrong = forecast.by_row(forecast.wrong(tolerance))
-    nothing: list[Any] = [None] * len(wrong)
-    learnt = among(examples.row_hashes, *posterior.used_rows).tolist()
+    nothing: list[Any] = [None] * len(forecast)
+    learnt = among(examples.hashes, *posterior.used_rows).tolist()
     about = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "round": served.id,
@@ -237,22 +233,20 @@ def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]
         "promise": _which(promised),
     }
     columns = {
-        "wrong": wrong if judged else nothing,
-        "answered": nothing if promised is None else forecast.by_row(promised.answers(forecast)),
-        "chance": forecast.by_row(forecast.chance_right(tolerance)),
-        "novelty": nothing if forecast.novelty is None else forecast.by_row(forecast.novelty),
+        "wrong": forecast.wrong(tolerance).tolist() if judged else nothing,
+        "answered": nothing if promised is None else promised.answers(forecast).tolist(),
+        "chance": forecast.chance_right(tolerance).tolist(),
+        "novelty": nothing if forecast.novelty is None else forecast.novelty.tolist(),
         "counts": [promised is not None and labels.random and not old for old in learnt],
     }
     cells = zip(*columns.values(), strict=True)
     entries = [about | dict(zip(columns, row, strict=True)) for row in cells]
-    return {**_called(examples, forecast, labels.table, served), _ENTRY: entries}
+    return {**_called(examples, labels.table, served), _ENTRY: entries}
 
 
-def _called(
-    examples: Examples, forecast: AnyForecast, table: Table, served: Served
-) -> dict[str, list[Any]]:
-    """The column of labels: the names of classes, the position of a choice, a rating; for each word
-    of a sentence one, None where it has none. And that of choices or words, as lists."""
+def _called(examples: Examples, table: Table, served: Served) -> dict[str, list[Any]]:
+    """The column of labels: the names of classes, the position of a choice, a rating. And that of
+    choices, as lists."""
     assert examples.labels is not None
     columns, names = served.posterior.columns, examples.label_names
     rating, labels = examples.kind == "rating", examples.labels
@@ -263,16 +257,9 @@ def _called(
         values = labels.int().tolist()
     elif examples.kind == "class" and names is not None:
         values = [names[i] for i in values]
-    target, rows = columns.target(served.kind), forecast.by_row(values)
-    kept = {target: rows}
+    kept = {columns.target(served.kind): values}
     if examples.kind == "choice":
         kept[columns.choices] = [as_choices(cell)[0] for cell in table[columns.choices]]
-    if served.each_word:
-        kept[columns.text] = [as_words(cell) for cell in table[columns.text]]
-        for given, row in zip(table[target], rows, strict=True):
-            for place, label in enumerate(as_list(given)):
-                if label is None or label == -100:
-                    row.insert(place, None)
     return kept
 
 

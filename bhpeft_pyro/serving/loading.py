@@ -56,11 +56,6 @@ class Served:
         return self.posterior.model.likelihood.kind
 
     @property
-    def each_word(self) -> bool:
-        """Whether it predicts a label for each word."""
-        return self.posterior.model.network.head.each_word
-
-    @property
     def texts(self) -> tuple[str, ...]:
         """The columns that hold text, in reading order."""
         return self.posterior.columns.inputs(self.kind)
@@ -119,8 +114,7 @@ class Served:
         """An answer for each row of the examples."""
         with made_by(None):
             forecast = self.posterior.predict(examples, method=self.method)
-        answers = answers_of(forecast)  # also of rows before these, where words have labels
-        return [answers[row] for row in examples.rows.unique().tolist()]
+        return answers_of(forecast)
 
     @cached_property
     def sample(self) -> list[Answer]:
@@ -207,7 +201,7 @@ class Source:
 def _check_like(new: Served, old: Served) -> None:
     """Refuse a round that answers other questions than the one that is served: clients would get
     what they do not expect."""
-    asked = [(one.kind, one.each_word, one.texts, one.numbers) for one in (new, old)]
+    asked = [(one.kind, one.texts, one.numbers) for one in (new, old)]
     if asked[0] != asked[1]:
         raise ConfigError(
             f"round: {new.id} predicts kind {new.kind!r} from {', '.join(new.texts)}; expected one "

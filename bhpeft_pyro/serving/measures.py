@@ -85,12 +85,11 @@ class Measures:
         self.tokens.inc(tokens)
 
     def answers(self, round: str, answers: Iterable[Answer]) -> None:
-        """Count answers, by word where words have labels."""
+        """Count answers."""
         for said in (answer.said for answer in answers):
-            reasons, answered = said["reason"], said.get("answered")
+            answered = said.get("answered")
             named = "unknown" if answered is None else "yes" if answered else "no"
-            for reason in reasons if isinstance(reasons, list) else [reasons]:
-                self.texts.labels(round, reason or "none", named).inc()
+            self.texts.labels(round, said["reason"] or "none", named).inc()
 
     def text(self) -> bytes:
         """All counters as Prometheus reads them."""

@@ -2,8 +2,8 @@
 
 - `predict` has the shape of Hugging Face's Text Embeddings Inference. It differs in one point:
   `["first", "second"]` is two texts here, as any list of strings; there it is a text and its pair.
-- `invocations` has that of MLflow's scoring server, and takes every round: pairs, choices, labelled
-  words and columns of numbers too. The answers are what `bhpeft predict` says of each row.
+- `invocations` has that of MLflow's scoring server, and takes every round: pairs, choices and
+  columns of numbers too. The answers are what `bhpeft predict` says of each row.
 - `infer` has that of the Open Inference Protocol (KServe, Triton, MLServer). An input tensor is a
   column of the training data, of shape [N] or [N, 1]. The outputs are the columns of `bhpeft
   predict` (tensors have no null: no reason is "", and `answered` is false where nothing is
@@ -52,7 +52,7 @@ def predict(payload: Any, served: Served) -> Question:
     """A question in the shape of Text Embeddings Inference, to a round that reads texts alone."""
     if not isinstance(payload, dict) or "inputs" not in payload:
         raise Refused(422, f"got {shown(payload)}; expected an object with 'inputs'")
-    if served.kind == "choice" or served.each_word or served.numbers:
+    if served.kind == "choice" or served.numbers:
         raise Refused(422, "this round does not read texts alone; POST a table to /invocations")
     inputs, texts = payload["inputs"], served.texts
     details = option(payload, "details", bool, False)
@@ -259,10 +259,10 @@ def _is_number(cell: object) -> bool:
 
 
 def _is_text(cell: object, served: Served) -> bool:
-    """Whether a cell may be a text; lists of words or choices are looked at when they are read."""
+    """Whether a cell may be a text; lists of choices are looked at when they are read."""
     if isinstance(cell, str):
         return _is_whole(cell) and bool(cell.strip())
-    return isinstance(cell, list | dict) and (served.each_word or served.kind == "choice")
+    return isinstance(cell, list | dict) and served.kind == "choice"
 
 
 def _is_whole(text: str) -> bool:

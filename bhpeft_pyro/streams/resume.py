@@ -43,7 +43,6 @@ def encode_ahead(model: Model, data: object, columns: Columns) -> Examples:
         data,
         model.network.tokenizer,
         kind=model.likelihood.kind,
-        each_word=model.network.head.each_word,
         columns=model.limited(columns, data),
     )
 

@@ -68,7 +68,7 @@ def with_earlier_texts(
     there = earlier.learnt[examples.labels]
     rows, texts = int(there.sum()), earlier.texts
     if texts is not None:
-        others = ~among(texts.row_hashes, examples.row_hashes)  # the same text may get a new label
+        others = ~among(texts.hashes, examples.hashes)  # the same text may get a new label
         if count := int(others.sum()):
             texts = texts.subset(others.nonzero().flatten())
             labels = torch.full((count,), len(earlier.learnt))

@@ -107,8 +107,7 @@ class _Run:
         self.size = len(examples)
         self.validation = None if held_out is None else CachedBatches(model, held_out)
         guide, feed, later = self.guide, self.feed, self.earlier is not None
-        size = setup.options.batch_size * feed.per_text
-        self.options = options = setup.options.change(batch_size=size)
+        self.options = options = setup.options
         self.model, weight, self.least = guide.strategy.objective(model, setup.temperature, later)
         self.point = guide.point
         self.done, self.skipped = 0, 0  # steps

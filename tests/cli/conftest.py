@@ -10,9 +10,7 @@ import pytest
 from program import (
     NAMES,
     QUICK,
-    TAGS,
     TEXTS,
-    TOKENS,
     UNLABELLED,
     bhpeft,
     loaded,
@@ -84,19 +82,4 @@ def labels(head_only: tuple[object, ...], tmp_path_factory: pytest.TempPathFacto
     rows = ({"text": t, "labels": c} for t, c in zip(TEXTS[:12], CELLS, strict=True))
     write_lines(root / "train.jsonl", rows)
     bhpeft("fit", root / "train.csv", *head_only, "--out", root / "run")
-    return root
-
-
-@pytest.fixture(scope="session")
-def words(head_only: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sentences with a tag for each word, as CSV and as JSON lines, and a posterior of them."""
-    root = tmp_path_factory.mktemp("words")
-    sentences = enumerate(zip(TOKENS, TAGS, strict=True))
-    rows = [{"id": i, "tokens": t, "ner_tags": n} for i, (t, n) in sentences]
-    write_lines(root / "train.jsonl", rows)
-    cells = [json.dumps(tags) for tags in TAGS]
-    write_csv(root / "train.csv", tokens=[" ".join(words) for words in TOKENS], ner_tags=cells)
-    held_out = ("--validation", "25%")  # of the sentences, not of the words
-    said = bhpeft("fit", root / "train.jsonl", *head_only, *held_out, "--out", root / "run").output
-    assert "3 held-out" not in said and "held-out words" in said
     return root

@@ -76,13 +76,10 @@ def test_labels_that_cannot_be_read_are_in_nobodys_way(run, folder, tmp_path):
     assert "empty.csv, column 'text', row 2: the text is" in error("distill", run, empty)
 
 
-@pytest.mark.parametrize("kind", ["labels", "words"])
-def test_other_tasks(kind, tmp_path, request, folder):
-    root = request.getfixturevalue(kind)
-    cells = [json.dumps(text.split()) if kind == "words" else text for text in UNLABELLED]
-    data = write_csv(tmp_path / "new.csv", **{"tokens" if kind == "words" else "text": cells})
-    bhpeft("distill", root / "run", data, *QUICK, "--out", tmp_path / "out")
-    said = bhpeft("predict", tmp_path / "out", data, "--show", 0).stderr
+def test_several_labels(labels, unlabelled, tmp_path):
+    bhpeft("distill", labels / "run", unlabelled, *QUICK, "--out", tmp_path / "out")
+    out = tmp_path / "predictions.csv"
+    said = bhpeft("predict", tmp_path / "out", unlabelled, "--show", 0, "--out", out).stderr
     assert "forecasts by the student, 1 pass a text" in said
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from program import NAMES, TAGS, TEXTS, TOKENS, bhpeft, error, loaded, write_csv, write_lines
+from program import NAMES, TEXTS, bhpeft, error, loaded, write_csv
 from saves import backbone_in
 
 from bhpeft_pyro.errors import BHPEFTWarning
@@ -92,18 +92,6 @@ def test_reports_show_what_is_new_first(folder, posterior, mixed, tmp_path):
     assert f">{posterior.evaluate(NEW, 8)['nll']:.4g}</td>" in new
     rows = re.findall(r'<tr><td [^>]*right">(\d+)</td>', new[new.index("Least certain") :])
     assert sorted(map(int, rows)) == [6, 7, 8]  # in the file, after the header
-
-
-def test_new_words_are_scored_and_listed_apart(words, tmp_path):
-    sentences, tags = [TOKENS[1], ["w31", "w5"]], [TAGS[1], ["O", "PER"]]
-    rows = [{"tokens": t, "ner_tags": n} for t, n in zip(sentences, tags, strict=True)]
-    data = write_lines(tmp_path / "mixed.jsonl", rows)
-    found = json.loads(bhpeft("evaluate", words / "run", data, "--json").stdout)
-    assert (found["examples"], found["learnt"], found["new"]["examples"]) == (5, 3, 2)
-    page = tmp_path / "report.html"
-    bhpeft("report", words / "run", data, "--out", page)
-    new = re.split(r"<h2>On ", page.read_text())[1]
-    assert set(re.findall(r'<tr><td [^>]*right">(\d+)</td>', new)) == {"2"}
 
 
 def test_numbers_for_classes_that_have_names_are_noted(folder, tmp_path):

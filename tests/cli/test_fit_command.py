@@ -178,7 +178,7 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
     monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", work)
     fit = ("--backbone", folder / "tiny", "--out", tmp_path / "out", *QUICK)
     rows = loaded(folder / "run", folder).encode(folder / "train.csv")
-    for row in (int(part.rows[0]) for part in rows.hold_out(0, 0.2)):  # one kept, one held out
+    for row in (rows.texts.index(part.texts[0]) for part in rows.hold_out(0, 0.2)):
         texts = [" " if i == row else f"{each} w3" for i, each in enumerate(TEXTS)]
         data = write_csv(tmp_path / "bad.csv", text=texts, label=NAMES)
         for command in (("fit", data, *fit), ("update", folder / "run", data, "--out", "x")):
@@ -256,7 +256,7 @@ def test_a_validation_file_is_of_rows_that_are_not_learnt(
 
 
 def test_errors_name_the_row(folder: Path, tmp_path: Path) -> None:
-    rows = [{"tokens": ["w5"], "ner_tags": [0]}, {"tokens": ["w6", "w7"], "ner_tags": [1]}]
+    rows = [{"text": "w5", "labels": ["a", "b"]}, {"text": "w6", "labels": ["a", " "]}]
     bad = write_lines(tmp_path / "bad.jsonl", rows)
     wrong = error("fit", bad, "--backbone", folder / "tiny", "--out", tmp_path / "no")
-    assert "bad.jsonl, column 'ner_tags', line 2: 1 labels for 2 words" in wrong
+    assert "bad.jsonl, column 'labels', line 2: the label is empty" in wrong

@@ -11,7 +11,6 @@ import pytest
 from program import (
     NAMES,
     TEXTS,
-    TOKENS,
     bhpeft,
     error,
     loaded,
@@ -215,24 +214,6 @@ def test_predictions_have_the_labels_and_their_probabilities(labels: Path, tmp_p
     wrong = error("predict", labels / "run", labels / "train.csv", "--by", "confidence",
                   "--out", tmp_path / "no.csv")  # fmt: skip
     assert "--by: got 'confidence' for labels" in wrong
-
-
-def test_a_row_for_each_sentence(words: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.jsonl"
-    result = bhpeft("predict", words / "run", words / "train.jsonl", "--out", out, "--flag", "20%")
-    assert "30 words, 6 flagged (the least certain by total uncertainty)" in result.output
-    rows = read_lines(out)
-    assert [row["id"] for row in rows] == [*range(12)]
-    for row, sentence in zip(rows, TOKENS, strict=True):
-        assert row["tokens"] == sentence
-        for name in ("prediction", "probability", "epistemic", "flagged"):
-            assert len(row[name]) == len(sentence)
-        assert {*row["prediction"]} <= {"O", "PER"}
-    assert sum(sum(row["flagged"]) for row in rows) == 6
-    table = tmp_path / "out.csv"
-    bhpeft("predict", words / "run", words / "train.csv", "--out", table)
-    same = [json.loads(row["prediction"]) for row in read_csv(table)]
-    assert same == [row["prediction"] for row in rows]
 
 
 def read(out: Path) -> tuple[list[Any], list[float]]:

@@ -163,11 +163,6 @@ def test_rows_that_were_learnt_are_refused(copied, folder, tmp_path):
     assert loaded(copied, folder).promised is None
 
 
-def test_an_error_is_said_of_no_option_of_another_command(words):
-    told = error("promise", words / "run", words / "train.csv")
-    assert told.startswith("error: promise: the words of a sentence")  # --promise is stream's
-
-
 def test_the_defaults_are_those_of_python() -> None:
     own = inspect.signature(promise).parameters
     python = inspect.signature(bh.Posterior.promise).parameters

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from program import (
-    TAGS,
-    TOKENS,
     bhpeft,
     error,
     read_csv,
@@ -219,17 +217,6 @@ def test_copies_are_learnt_or_tested(folder: Path) -> None:
     write_csv(folder / "copies.csv", text=rows, label=["bad", "good"] * 20)
     said = bhpeft(*arguments(folder, "--batch", 20, "--tests", "20%", data="copies.csv")).stderr
     assert said.count("'rows 1-20' has the texts of 2 test rows (case and spaces aside)") == 1
-
-
-def test_tags_still_to_come_are_grown(folder: Path) -> None:
-    """Those of the table are not known from the start, so more may come that sort before them."""
-    rows = [{"tokens": tokens, "ner_tags": tags} for tokens, tags in zip(TOKENS, TAGS, strict=True)]
-    for new in ("PLACE", "A"):
-        rows += [{"tokens": ["w5", f"w{30 + i} {new}"], "ner_tags": [new, "O"]} for i in range(6)]
-        write_lines(folder / "tags.jsonl", rows)
-        stream = arguments(folder, "--batch", 6, "--grow", "--max-steps", 1, data="tags.jsonl")
-        result = bhpeft(*stream)
-    assert "rounds that exist already: 3" in result.stderr
 
 
 def test_a_first_batch_of_one_class_is_named(folder: Path) -> None:

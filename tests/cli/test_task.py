@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from program import NAMES, TAGS, TEXTS, TOKENS, error, write_csv
+from program import NAMES, TEXTS, error, write_csv
 
 from bhpeft_pyro.cli.options import Reading
 from bhpeft_pyro.cli.task import infer
@@ -152,17 +151,10 @@ def test_numbers_that_do_not_count_from_zero_are_names():
     assert infer(hub, Reading()).columns.label_names == ("x", "y", "z")
 
 
-def test_lists_are_several_labels_or_tags(labels: Path, words: Path, tmp_path: Path) -> None:
+def test_lists_are_several_labels(labels: Path) -> None:
     for name in ("train.csv", "train.jsonl"):
         task = infer(load(labels / name), Reading())
         assert str(task) == "labels: 'labels' from 'text', 2 labels (art, sport)"
-    expected = "words: 'ner_tags' from 'tokens', 2 classes (O, PER)"
-    assert str(infer(load(words / "train.jsonl"), Reading())) == expected
-    assert str(infer(load(words / "train.csv"), Reading(task="words"))) == expected
-    for label in ("ner_tags", "label"):  # lists in a CSV file are JSON
-        cells = {"tokens": map(json.dumps, TOKENS), label: map(json.dumps, TAGS)}
-        write_csv(tmp_path / "in.csv", **{name: [*column] for name, column in cells.items()})
-        assert infer(load(tmp_path / "in.csv"), Reading()).name == "words"
     rows = {"text": ["w5", "w6"], "tokens": [["w5"], ["w6"]], "label": ["a", "b"]}
     assert infer(Dataset.from_dict(rows), Reading()).name == "classes"
 

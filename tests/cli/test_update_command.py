@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from program import (
@@ -11,14 +10,12 @@ from program import (
     NAMES,
     ONE,
     QUICK,
-    TAGS,
     TEXTS,
     bhpeft,
     error,
     loaded,
     usage_error,
     write_csv,
-    write_lines,
 )
 
 from bhpeft_pyro.forecast import metrics
@@ -97,13 +94,3 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     assert [type(each.guide) for each in last.components] == [NormalGuide] * 2
     assert last.report.projection > 0  # the correlations that a mean-field guide cannot hold
     assert "'low' is not one of" in usage_error("update", tmp_path, new, *quick, "--guide", "low")
-
-
-def test_words(folder: Path, words: Path, tmp_path: Path) -> None:
-    scores = json.loads(bhpeft("evaluate", words / "run", words / "train.csv", "--json").stdout)
-    assert 0 <= scores["accuracy"] <= 1 and "ece" in scores and scores["examples"] == 30
-    more = write_lines(tmp_path / "more.jsonl", [{"tokens": ["w40", "w5"], "ner_tags": TAGS[0]}])
-    update = ("update", words / "run", more, "--out", tmp_path / "next", "--max-steps", 2)
-    assert "fitting to 2 words" in bhpeft(*update, "--validation", "0").output
-    again = ("update", words / "run", words / "train.csv", "--again", "--max-steps", 2)
-    bhpeft(*again, "--out", tmp_path / "from-csv")

@@ -34,10 +34,6 @@ def labels(*values: Any, **more: Any) -> dict[str, list[Any]]:
     return {"text": ["good"] * len(values), "label": list(values), **more}
 
 
-def words(tokens: Any, tags: Any) -> dict[str, Any]:
-    return {"text": tokens, "label": tags}
-
-
 def hub(values: list[Any], several: bool = False) -> Dataset:
     label = ClassLabel(names=["a", "b"])
     features = Features({"text": Value("string"), "label": Sequence(label) if several else label})
@@ -185,7 +181,6 @@ QUIZZES: list[Case] = [
 ]
 QUIZZES += [
     (OK, {"kind": "choice", "columns": Columns(pair="x")}, r"columns.pair='x'"),
-    (OK, {"kind": "choice", "each_word": True}, "each_word is not for kind='choice'"),
 ]
 SEVERAL: list[Case] = [
     (source, {"kind": "labels", **options}, message)
@@ -214,27 +209,10 @@ SEVERAL: list[Case] = [
         (hub([[0], [1, None]], several=True), {}, "row 1: the label is missing"),
     )
 ]
-WORDS: list[Case] = [
-    (words(*pair), {"each_word": True}, message)
-    for pair, message in (
-        (([["a"], ["a", "is"]], [["O"], ["O"]]), "'label', row 1: 1 labels for 2 words"),
-        (([["a"], ["a", "is"]], [[0], [None, -3]]), "'label', row 1: word 1: label -3"),
-        (([["a"], ["a", "is"]], [["O"], ["B", " "]]), "row 1: word 1: the label is empty"),
-        (([["a"], ["is"]], ["O", "B"]), "row 0: 'O' is not a list"),
-        (([["a"], ["is"]], [0, 1]), "row 0: 0; expected a list with a label for each word"),
-        (([["a"], ["is", ""]], [["O"], ["O", "B"]]), "'text', row 1: word 1: the text is empty"),
-        (([["a"], []], [["O"], []]), "'text', row 1: there is no word"),
-        (([5, 6], [["O"], ["B"]]), "'text', row 0: 5; expected a list of words, or a text"),
-        (([["a"]], [[None]]), "column 'label': no word has a label"),
-        ((["a is"], ['["O", 1]']), "row 0: word 1: 1 is a int; expected a name, as other labels"),
-        ((["a is"], ['[1, "O"]']), "row 0: word 0: 1 is a int; expected a name, as other labels"),
-    )
-]
-WORDS += [(OK, {"each_word": True, "columns": PAIR}, r"columns.pair='b' is not for each_word")]
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "message"), [*SOURCES, *CLASSES, *RATINGS, *QUIZZES, *SEVERAL, *WORDS]
+    ("source", "options", "message"), [*SOURCES, *CLASSES, *RATINGS, *QUIZZES, *SEVERAL]
 )
 def test_what_is_wrong_and_where(source: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
@@ -304,22 +282,9 @@ def without_x() -> Any:
     return tokenizer
 
 
-def slow() -> Any:
-    tokenizer = bert_like()
-    tokenizer.__class__ = type("Slow", (type(tokenizer),), {"is_fast": False})
-    return tokenizer
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "options", "message"),
-    [
-        (without_x(), {}, "row 1: the tokenizer finds no token in 'xx'"),
-        (slow(), {"each_word": True}, "Slow does not say which tokens a word has"),
-    ],
-)
-def test_tokenizers(tokenizer: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        encode(["good", "xx"], tokenizer, kind="class", labelled=False, **options)
+def test_a_text_without_tokens() -> None:
+    with pytest.raises(DataError, match="row 1: the tokenizer finds no token in 'xx'"):
+        encode(["good", "xx"], without_x(), kind="class", labelled=False)
 
 
 @pytest.mark.parametrize(
@@ -349,8 +314,6 @@ def test_tokenizers(tokenizer: Any, options: dict[str, Any], message: str) -> No
             {"columns": Columns(max_length=4)},
             "texts of 5 tokens; max_length=4",
         ),
-        (OK, {}, {"each_word": True}, "each_word=False; expected each_word=True"),
-        (words([["a"], ["is"]], [[0], [1]]), {"each_word": True}, {}, "each_word=True; expected"),
     ],
 )
 def test_examples_that_were_encoded_otherwise(

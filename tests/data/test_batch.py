@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tables import numbered, readings, sentences
+from tables import numbered
 from torch import Tensor
 from toy_tokenizers import bert_like, texts_of
 
@@ -73,17 +73,13 @@ def test_batches_within_a_number_of_tokens() -> None:
     assert [*map(len, examples.plan(8, most=1))] == [1] * 101  # each is too long, and alone
 
 
-def test_tokens_of_choices_and_words_count() -> None:
+def test_tokens_of_choices_count() -> None:
     rows = [("w", texts_of([6] * (2 + i % 3))) for i in range(60)]
     choices: Examples = encode(rows, bert_like(), kind="choice", labelled=False)
     tokens = [
         choices.batch(indices).inputs["input_ids"].numel() for indices in choices.plan(32, most=200)
     ]
     assert 100 < max(tokens) <= 200
-    words = sentences(60)  # of three words on average
-    sizes = [len(words.batch(indices)) for indices in words.plan(90, most=40)]
-    longest = int(words.lengths.max())
-    assert sizes[0] == 40 * 3 // longest < sizes[-2] <= 40 * 3 // int(words.lengths.min())
 
 
 def test_seeds_and_epochs() -> None:
@@ -154,20 +150,6 @@ def test_steps_are_unbiased(count: int, multiple: int) -> None:
     assert ((times / epochs - share).abs() <= 4.5 * error + 1e-6).all()
 
 
-def test_every_word_is_equally_likely_at_every_step() -> None:
-    """So (N / B) * (sum over a batch) is unbiased, though words come in whole sentences, and some
-    of them twice."""
-    groups = torch.tensor([0, 1, 1, 1, 1, 2, 2])
-    epochs, generator = 1500, torch.Generator().manual_seed(0)
-    counts = torch.zeros(2, 7)
-    for _ in range(epochs):
-        plan = torch.stack(shuffled(groups, 4, 2, generator, groups))  # two batches for 7 words
-        counts.scatter_add_(1, plan, torch.ones(2, 4))
-    assert counts.sum() == 8 * epochs
-    sd = (4 / 7 / epochs) ** 0.5  # of how often a word is in a batch, at the most
-    assert (counts / epochs - 4 / 7).abs().max() < 4 * sd
-
-
 def test_parts_for_weight_draws_are_alike() -> None:
     """Batches are split in order over the draws: the first must not get all the long texts."""
     examples = numbered(random.Random(0).choices(range(1, 61), k=400))
@@ -179,19 +161,6 @@ def test_parts_for_weight_draws_are_alike() -> None:
             gaps.append(lengths[0] - lengths[-1])
     gap = torch.stack(gaps)
     assert abs(float(gap.mean())) < 4 * float(gap.std()) / math.sqrt(len(gap))
-
-
-@pytest.mark.parametrize("particles", [1, 2, 6])
-def test_draws_that_share_a_batch_read_the_same_words(particles: int) -> None:
-    batch = next(sentences().batches(24))
-    shared = batch.split(particles)
-    assert readings(shared) == readings(batch)
-    assert shared.spans is not None and len(shared) == 24
-    rows = len(shared.inputs["input_ids"])
-    assert rows % particles == 0
-    owner: Tensor = shared.spans[:, 0] // (rows // particles)
-    assert owner.tolist() == sorted([*range(particles)] * (24 // particles))
-    assert readings(shared.split(24)) == readings(batch)  # of what was shared out already
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tables import every_kind, numbered, readings, sentences, tagged
+from tables import every_kind, numbered, readings
 from toy_tokenizers import bert_like, gpt_like, texts_of
 
 from bhpeft_pyro.data import Columns, Examples, copies, encode, tokens
 from bhpeft_pyro.errors import DataError
 
-KINDS = ("class", "rating", "labels", "choice", "words")
+KINDS = ("class", "rating", "labels", "choice")
 
 
 def whole(examples: Examples) -> list[Any]:
@@ -64,7 +64,7 @@ def test_fingerprints_stay_those_of_saved_posteriors(
     known = ["e6721bdd65e05e02", "5a4f173a69336e16", "c2716b1ff6ec5788", "44763a2ed4a287c1"]
     for size in (10_000, 3):
         monkeypatch.setattr(copies, "CHUNK", size)
-        found = [copies.fingerprint_of(each[kind])[:16] for kind in KINDS[:4]]
+        found = [copies.fingerprint_of(each[kind])[:16] for kind in KINDS]
         assert found == known
 
 
@@ -83,8 +83,6 @@ def test_fingerprints_know_what_differs() -> None:
 
     base = mark(texts, [0, 1, 1])
     assert base == mark(list(texts), [0, 1, 1])
-    tokens, tags = [["w5", "w6", "w5"], ["w7"]], [["A", "B", "B"], ["A"]]
-    assert tagged(tokens, tags).fingerprint == tagged(tokens[::-1], tags[::-1]).fingerprint
     others = [
         base,
         mark([*texts, texts[0]], [0, 1, 1, 0]),  # twice is not once
@@ -99,10 +97,6 @@ def test_fingerprints_know_what_differs() -> None:
         mark(texts, [0, 1, 1], hours=[1, 2, 4]),
         asked(2),  # the same sequences shared out differently over the questions
         asked(3),
-        tagged(tokens, tags).fingerprint,
-        tagged(tokens, [["B", "B", "A"], ["A"]]).fingerprint,  # the same words and labels
-        tagged([["w5", "w6"], ["w5"], ["w7"]], [["A", "B"], ["B"], ["A"]]).fingerprint,
-        tagged(tokens, [["A", "B", None], ["A"]]).fingerprint,
     ]
     assert len({*others}) == len(others)
 
@@ -126,31 +120,9 @@ def test_what_differs_is_not_put_together(each: dict[str, Examples]) -> None:
         (numbered([1, 2]), bare, "kind, presence of labels"),
         (numbered([1, 2]), numbered([1, 2], gpt_like()), "tokenizer"),
         (encoded([[1, 0]] * 2, "labels"), encoded([[1, 0, 1]] * 2, "labels"), "num_labels"),
-        (each["class"], each["words"], "each_word"),
         (each["rating"], each["class"], "kind, extra columns"),
     ):
         with pytest.raises(DataError, match=f"differ in {what}"):
             one.concat(other)
     three, five = encoded([0, 2]), encoded([0, 4])
     assert three.concat(five).num_labels == five.concat(three).num_labels == 5
-
-
-def test_sentences_are_held_out_whole() -> None:
-    examples = sentences()
-    rest, held_out = examples.hold_out(0)
-    assert held_out is not None
-    assert len(held_out.rows.unique()) == 12 and len(rest.rows.unique()) == 48
-    assert not {*rest.rows.tolist()} & {*held_out.rows.tolist()}
-    assert len(rest) + len(held_out) == len(examples)
-    few = sentences(49)  # 147 words
-    assert few.hold_out(0) == (few, None)
-
-
-def test_batches_of_words_read_whole_sentences() -> None:
-    examples = sentences()  # 180 words
-    batches = list(examples.batches(20, shuffle=True))
-    assert [len(batch) for batch in batches] == [20] * 9
-    # Each sentence is read once, or twice where a batch ends in it.
-    assert sum(len(batch.inputs["input_ids"]) for batch in batches) <= 60 + 10
-    rows = sum(len(batch.inputs["input_ids"]) for _, batch in examples.by_length(20))
-    assert rows <= 60 + 9

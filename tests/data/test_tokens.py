@@ -1,24 +1,20 @@
-"""What the transformer gets is what its tokenizer says, example by example and word by word."""
+"""What the transformer gets is what its tokenizer says, example by example."""
 
 from __future__ import annotations
 
 import copy
-import re
 import warnings
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from toy_tokenizers import SPECIAL, WORDS, bert_like, gpt_like, texts_of
+from toy_tokenizers import WORDS, bert_like, gpt_like, texts_of
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerFast
 
 from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
 from bhpeft_pyro.data import tokens as tokenising
-from bhpeft_pyro.data.tokens import Tokens, tokenise_words
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.data.tokens import Tokens
 from bhpeft_pyro.testing import tiny_backbone
 
 QUIZ = [
@@ -26,7 +22,6 @@ QUIZ = [
     ("is the plot good", ["so so", "bad", "not very good", "dull"]),
     ("a", ["the", "a a", "long"]),
 ]
-SENTENCES = [["Ada", "didn't", "visit", "U.S.A."], ["So"], ["New York", "café", "-", "ok"]]
 both = pytest.mark.parametrize("make", [bert_like, gpt_like])
 
 
@@ -180,86 +175,3 @@ def test_minilm(minilm_path: Path) -> None:
     examples = read(texts, tokenizer)
     assert rows_of(examples) == [[dict(tokenizer(text, truncation=False))] for text in texts]
     assert examples.lengths.tolist()[-1] == 302
-
-
-def wordpiece(**options: Any) -> PreTrainedTokenizerFast:
-    """BERT's: a word becomes its letters and marks."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *"'.-"]
-    backend = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    marks = {"unk_token": "[UNK]", "pad_token": "[PAD]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **marks, **options)
-
-
-def words_of(sentences: Any, tokenizer: Any, **columns: Any) -> Examples:
-    how = Columns(**columns)
-    return encode(sentences, tokenizer, kind="class", each_word=True, labelled=False, columns=how)
-
-
-def ids_of(examples: Examples, number: int) -> list[int]:
-    """The token ids of one word."""
-    assert examples.words is not None
-    sequence, begin, end, _ = examples.words[number].tolist()
-    ids: list[int] = examples.tokens.padded(torch.tensor([sequence]))["input_ids"][0].tolist()
-    return ids[begin:end]
-
-
-def test_a_word_has_the_tokens_that_the_tokenizer_says() -> None:
-    tokenizer = wordpiece()
-    examples = words_of(SENTENCES, tokenizer)
-    encoded = tokenizer(SENTENCES, is_split_into_words=True)
-    assert examples.words is not None
-    found = {tuple(word) for word in examples.words[:, [0, 3, 1, 2]].tolist()}
-    expected = set()
-    for i, sentence in enumerate(SENTENCES):
-        ids = encoded.word_ids(i)
-        for k in range(len(sentence)):
-            at = [t for t, word in enumerate(ids) if word == k]
-            expected.add((i, i, at[0], at[-1] + 1))
-    assert found == expected
-    assert examples.tokens.ids.tolist() == [*chain.from_iterable(encoded["input_ids"])]
-    assert examples.texts == tuple(word for sentence in SENTENCES for word in sentence)
-    assert examples.unit == "words" and examples.rows.tolist() == [0] * 4 + [1] + [2] * 4
-
-
-def test_bytes_are_read_as_running_text() -> None:
-    tokenizer = gpt_like()
-    examples = words_of(SENTENCES, tokenizer)
-    running = tokenizer([" ".join(words) for words in SENTENCES])["input_ids"]
-    assert examples.tokens.ids.tolist() == [*chain.from_iterable(running)]
-    spaced = [f" {word}" if k else word for words in SENTENCES for k, word in enumerate(words)]
-    assert [ids_of(examples, i) for i in range(len(spaced))] == tokenizer(spaced)["input_ids"]
-
-
-@pytest.mark.parametrize("make", [wordpiece, gpt_like])
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_no_word_of_a_long_sentence_is_cut(make: Any, side: str) -> None:
-    sentence = [letter * (1 + i % 4) for i, letter in enumerate("abcdefghijklmnopqrst")]
-    tokenizer = make(truncation_side=side)
-    long, whole = words_of([sentence], tokenizer, max_length=12), words_of([sentence], tokenizer)
-    assert int(long.lengths.max()) <= 12 < int(whole.lengths[0])
-    assert len(long.tokens.lengths) > 2 and len(whole.tokens.lengths) == 1
-    assert [ids_of(long, i) for i in range(20)] == [ids_of(whole, i) for i in range(20)]
-    # Of overlapping sequences, each word is in one where it has context on both sides.
-    assert long.words is not None
-    begin, end = long.words[5:15, 1], long.words[5:15, 2]
-    assert int(torch.minimum(begin, long.lengths[5:15] - end).min()) >= 1
-    assert long.rows.tolist() == [0] * 20
-
-
-def test_words_without_a_token_are_unknown_ones() -> None:
-    tokenizer = wordpiece()
-    examples = words_of([["a", "\u200b", "b"], ["c"]], tokenizer)
-    assert ids_of(examples, 1) == [tokenizer.unk_token_id]
-    assert [ids_of(examples, i) for i in (0, 2, 3)] == [
-        tokenizer.convert_tokens_to_ids([letter]) for letter in "abc"
-    ]
-    tokenizer.unk_token = None
-    message = re.escape("column 'tokens', row 1: word 1: the tokenizer finds")
-    with pytest.raises(DataError, match=message):
-        tokenise_words(tokenizer, [["a"], ["b", "\u200b"]], None, "tokens")

@@ -188,36 +188,11 @@ def test_what_a_forecast_costs_and_does_without() -> None:
     assert few.update(tiny_examples(1, seed=1)).predict(ODD).novelty is not None
 
 
-WORDS = {
-    "tokens": [["w5", "w20"] + [f"w{6 + i % 9}"] * (i % 4) for i in range(30)],
-    "tags": [[i % 2, 1] + [0] * (i % 4) for i in range(30)],
-}
 CHOICES = {
     "question": [f"w{5 + i % 7} w{9 + i % 11}" for i in range(30)],
     "choices": [[f"w{9 + i % 5}", f"w{11 + i % 8} w12", "w30"][: 2 + i % 2] for i in range(30)],
     "answer": [i % 2 for i in range(30)],
 }
-
-
-def test_words_have_the_p_value_of_their_sentence() -> None:
-    network = bh.RandomPEFT(
-        tiny_backbone(), bh.presets.lora(), bh.Head(2, each_word=True), tiny_tokenizer()
-    )
-    columns = bh.Columns(text="tokens", label="tags")
-    posterior = bh.fit(bh.Model(network), "laplace", WORDS, columns=columns, **QUICK)
-    assert posterior.novelty is not None
-    forecast = posterior.predict(WORDS)
-    by_sentence = forecast.by_row(forecast.novelty)  # type: ignore[arg-type]
-    assert all(len(set(row)) == 1 for row in by_sentence)
-    assert len({row[0] for row in by_sentence}) > 5
-    # A sentence is the mean over its tokens, as a text of the same words is.
-    texts = {"text": [" ".join(row) for row in WORDS["tokens"]]}
-    plain = tiny_model().encode_texts(texts)
-    sentences = posterior.novelty.p_values(posterior.model, plain)
-    assert [row[0] for row in by_sentence] == pytest.approx(sentences.tolist())
-    kept = posterior.replace(novelty=Novelty.of(posterior.model, posterior.encode(WORDS), True))
-    near = kept.predict(WORDS)
-    assert [set(row) for row in near.by_row(near.nearest)] == [{text} for text in texts["text"]]  # type: ignore[arg-type]
 
 
 def test_questions_are_the_means_over_their_choices() -> None:
@@ -318,17 +293,3 @@ def test_texts_are_kept_only_where_it_is_asked_for(tmp_path: Path) -> None:
     plain["texts"] = plain["texts"][1:]  # type: ignore[index, call-overload]
     with pytest.raises(ValueError, match=r"novelty: \d+ texts for \d+ states"):
         Novelty.from_state(plain, tensors, later.model)
-
-
-def test_all_parts_of_long_sentences_stay() -> None:
-    """Of words a sentence is read in parts, and each has states."""
-    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2, each_word=True), tiny_tokenizer())
-    drawn = torch.randint(5, 49, (25, 80), generator=torch.Generator().manual_seed(0))
-    words = [[f"w{k}" for k in row] for row in drawn.tolist()]
-    rows = {"text": words, "label": [[k % 2 for k in range(80)]] * 25}
-    first = bh.fit(bh.Model(network), "normal", rows, max_steps=1, progress=False)
-    assert first.novelty is not None and len(first.novelty.last) == first.novelty.count > 60
-    new = {"text": [["w9", "w10"], ["w11"]], "label": [[0, 1], [1]]}
-    second = first.update(new, max_steps=1)
-    assert second.novelty is not None
-    assert len(second.novelty.last) == len(first.novelty.last) + 2

@@ -19,7 +19,7 @@ from bhpeft_pyro import fit
 from bhpeft_pyro.decisions.queue import By, first_to_label, most_informative
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
 from bhpeft_pyro.model.backbone import load_backbone
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
 BY: tuple[By, ...] = ("information", "typical", "random")
@@ -184,11 +184,6 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GuideError, match="a single point estimate does not know"):
         point.queue(["w30 w31"])
     assert len(point.queue(["w30 w31"], by="random")) == 1
-    words = bh.Model(
-        bh.RandomPEFT(tiny_backbone(), (), bh.Head(2, each_word=True), tiny_tokenizer())
-    )
-    with pytest.raises(ConfigError, match="queue: a text has a label for each word"):
-        first_to_label(words, ["w5 w6"])
     monkeypatch.setitem(sys.modules, "skactiveml.pool", None)
     with pytest.raises(ConfigError, match=r"pip install 'bhpeft_pyro\[decisions\]'"):
         posterior.queue(["w5"], by="typical")

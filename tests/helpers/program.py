@@ -21,8 +21,6 @@ FIFTH = ("--validation", "20%")
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
 NAMES = ["good" if i % 2 else "bad" for i in range(20)]
 UNLABELLED = [f"w{5 + i % 9} w{10 + i % 30} w{40 - i % 25}" for i in range(60)]
-TOKENS = [[f"w{10 + i}", "w5", *(["w6"] if i % 2 else [])] for i in range(12)]
-TAGS = [["O", "PER", *(["O"] if i % 2 else [])] for i in range(12)]
 
 
 def bhpeft(*arguments: object, code: int = 0) -> Result:

@@ -27,21 +27,7 @@ def every_kind() -> dict[str, Examples]:
         "rating": encoded(ratings, "rating", extra, n=range(10)),
         "labels": encoded([["a", "b"][: i % 3] for i in range(10)], "labels"),
         "choice": encode(asked, tiny_tokenizer(), kind="choice"),
-        "words": sentences(10),
     }
-
-
-def sentences(count: int = 60) -> Examples:
-    """Labelled words of sentences of one to five words."""
-    tokens = [[f"w{5 + (7 * i + k) % 41}" for k in range(1 + i % 5)] for i in range(count)]
-    tags = [[(i + k) % 3 for k in range(len(words))] for i, words in enumerate(tokens)]
-    return tagged(tokens, tags)
-
-
-def tagged(tokens: Any, tags: Any, **options: Any) -> Examples:
-    """Labelled words."""
-    how = {"kind": "class", "columns": Columns(text="tokens", label="tags"), **options}
-    return encode({"tokens": tokens, "tags": tags}, tiny_tokenizer(), each_word=True, **how)
 
 
 def numbered(lengths: list[int], tokenizer: Any = None) -> Examples:
@@ -56,9 +42,6 @@ def readings(batch: Any) -> list[Any]:
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
 
     def sequences(i: int) -> list[list[int]]:
-        if batch.spans is not None:
-            row, begin, end = batch.spans[i].tolist()
-            return [ids[row, begin:end].tolist(), ids[row][real[row]].tolist()]
         if batch.choices is None:
             return [ids[i][real[i]].tolist()]
         there = batch.choices[i].nonzero().flatten()

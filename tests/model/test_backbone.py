@@ -135,9 +135,8 @@ def test_rounding_makes_no_other_backbone(model_type: str) -> None:
     check_outputs(half, outputs(half), {"name": "", "outputs": exact})
 
 
-@pytest.mark.parametrize("each_word", [False, True])
-def test_outputs_are_found_without_a_trace(each_word: bool) -> None:
-    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2, each_word=each_word))
+def test_outputs_are_found_without_a_trace() -> None:
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2))
     expected = fixed_outputs(network)
     network.backbone.train()
     network.backbone.encoder.layer[0].eval()

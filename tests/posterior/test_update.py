@@ -114,8 +114,8 @@ def test_rounds_and_options_are_handed_on() -> None:
 def test_rows_that_come_again_in_part_are_counted() -> None:
     """An export of all data so far, in place of the new rows; and a text that comes twice."""
     first, new = fit(), SECOND.subset(range(8))
-    known = FIRST.row_hashes.tolist()
-    assert not {*known} & {*new.row_hashes.tolist()}
+    known = FIRST.hashes.tolist()
+    assert not {*known} & {*new.hashes.tolist()}
     both = new.concat(FIRST.subset(range(3)))
     with pytest.warns(UserWarning, match=r"^data: 3 of 11 rows have the text of a row that an ear"):
         first.update(both, max_steps=1)

@@ -12,7 +12,7 @@ from students import fitted
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.columns import as_choices
 from bhpeft_pyro.data.sources import records
-from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.review import Journal, Pool, Session
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -205,13 +205,3 @@ def test_several_labels_have_a_probability_each(tmp_path):
     (item,) = pool.items.values()
     assert item.options == ("art", "money", "sport") and pool.kind == "labels"
     assert item.probabilities == tuple(posterior.predict(["w30 w31"]).probabilities[0].tolist())
-
-
-def test_words_with_labels_of_their_own_are_refused(tmp_path, classes):
-    class Words:
-        model = type("M", (), {"likelihood": classes.model.likelihood})()
-        columns = classes.columns
-
-    Words.model.network = type("N", (), {"head": type("H", (), {"each_word": True})()})()
-    with pytest.raises(ConfigError, match="labels each word"):
-        Pool.of(Words(), tmp_path / "new.csv")  # type: ignore[arg-type]

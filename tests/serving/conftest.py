@@ -16,7 +16,7 @@ from bhpeft_pyro.data import Columns
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.serving.engine import Engine
 from bhpeft_pyro.serving.loading import Served, Source
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples
 
 pytest.importorskip("starlette")
 
@@ -64,19 +64,6 @@ def copied(folder: Path, tmp_path: Path, april: Served) -> Served:
     """April, in a folder of its own."""
     shutil.copytree(folder / "runs", tmp_path / "runs")
     return replace(april, folder=tmp_path / "runs" / "april")
-
-
-@pytest.fixture
-def words(tmp_path: Path) -> Served:
-    """A round that labels words, of which a sequence has 32 tokens at most."""
-    rows = {
-        "text": [["w5", "w6", "w33"], ["w5", "w33", "w6"]] * 2,
-        "label": [["O", "O", "PER"], ["O", "PER", "O"]] * 2,
-    }
-    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2, each_word=True), tiny_tokenizer())
-    columns = Columns(label_names=["O", "PER"])
-    quick = {"max_steps": 2, "progress": False}
-    return Served(bh.fit(Model(network), "normal", rows, columns=columns, **quick), tmp_path)
 
 
 @pytest.fixture

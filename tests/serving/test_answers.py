@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +32,7 @@ def test_choices_that_do_not_exist_have_no_score() -> None:
     assert [*first.scores] == ["1", "0"] and [*second.scores] == ["2", "1", "0"]
 
 
-def test_several_labels_ratings_and_words() -> None:
+def test_several_labels_and_ratings() -> None:
     labels = LabelsForecast.from_draws(torch.tensor([[[0.9, 0.6]]]), label_names=["x", "y"])
     (answer,) = answers_of(labels)
     assert answer.scores == pytest.approx({"x": 0.9, "y": 0.6})
@@ -43,7 +42,3 @@ def test_several_labels_ratings_and_words() -> None:
     (full,) = Answered([answer], SimpleNamespace(id="r", no_promise=None)).in_full
     assert "scores" not in full
     assert answer.said["lower_90"] < answer.said["prediction"] == 3.0 < answer.said["upper_90"]
-    words = ClassForecast.from_draws(torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]]))
-    first, second = answers_of(replace(words, rows=torch.tensor([0, 0, 1])))
-    assert first.said["prediction"] == [0, 1] and second.said["prediction"] == [1]
-    assert first.scores == {}

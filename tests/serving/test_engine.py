@@ -79,21 +79,6 @@ def test_a_request_is_judged_by_its_own_choices(tmp_path) -> None:
     assert batches == [(4, 24), (2, 48), (4, 24)]
 
 
-def test_all_parts_of_a_long_sentence_count(words) -> None:
-    engine = Engine(words, replace(LIMITS, tokens=64))
-    texts = ["w5 w6 w7"] * 10, ["w5 " * 100], ["w5 " * 40], ["w5 w8"]
-    short, long, fits, last = (engine.ask({"text": text}) for text in texts)
-    with started(engine):
-        with pytest.raises(Refused, match="tokens with padding; expected 64 at most"):
-            long.result(20)
-        labels = [[*map(len, column(one, "prediction"))] for one in (short, fits, last)]
-    assert labels == [[3] * 10, [40], [2]]
-
-
-def column(future: Future, name: str) -> list[Any]:
-    return [row.said[name] for row in future.result(20).rows]
-
-
 def test_a_request_that_was_refused_is_not_looked_at_again(engine, monkeypatch) -> None:
     longest = Served.longest
 

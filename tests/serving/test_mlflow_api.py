@@ -66,9 +66,7 @@ def test_a_column_that_the_first_row_lacks_is_read(april) -> None:
 
 
 def test_choices_and_numbers(april) -> None:
-    other: Any = SimpleNamespace(
-        texts=("question", "choices"), numbers=("price",), kind="choice", each_word=False
-    )
+    other: Any = SimpleNamespace(texts=("question", "choices"), numbers=("price",), kind="choice")
     rows = [{"question": "w5", "choices": ["w6", "w7"], "price": 2.5}]
     table = invocations({"dataframe_records": rows}, other).table
     assert table == {"question": ["w5"], "choices": [["w6", "w7"]], "price": [2.5]}

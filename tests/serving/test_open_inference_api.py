@@ -93,7 +93,7 @@ def test_metadata_say_what_is_read(april) -> None:
 
 
 def test_columns_of_numbers_are_of_a_type_of_numbers() -> None:
-    usual = {"texts": ("text",), "numbers": ("price",), "each_word": False, "kind": "class"}
+    usual = {"texts": ("text",), "numbers": ("price",), "kind": "class"}
     other: Any = SimpleNamespace(**usual)
     price = tensor(name="price", data=[1, 2.5])
     for kind in ("FP32", "INT64", "UINT8"):

@@ -74,7 +74,7 @@ def test_parameters_of_huggingface_hub(april) -> None:
     ("kind", "does"), [("class", "softmax"), ("labels", "sigmoid"), ("rating", "none")]
 )
 def test_what_makes_scores_may_be_asked_for_as_it_is(kind, does) -> None:
-    usual = {"kind": kind, "each_word": False, "numbers": (), "texts": ("text",)}
+    usual = {"kind": kind, "numbers": (), "texts": ("text",)}
     other: Any = SimpleNamespace(**usual)
     for applied in ("softmax", "sigmoid", "none"):
         payload = {"inputs": "w5", "parameters": {"function_to_apply": applied}}
@@ -106,9 +106,8 @@ def test_what_is_no_question_is_refused(april, payload) -> None:
 
 
 def test_rounds_that_read_more_than_texts_point_to_tables(april) -> None:
-    changes = ({"kind": "choice"}, {"each_word": True}, {"numbers": ("price",)})
-    for change in changes:
-        usual = {"kind": "class", "each_word": False, "numbers": (), "texts": ("text",)}
+    for change in ({"kind": "choice"}, {"numbers": ("price",)}):
+        usual = {"kind": "class", "numbers": (), "texts": ("text",)}
         other: Any = SimpleNamespace(**usual | change)
         with pytest.raises(Refused, match="/invocations"):
             predict({"inputs": "w5"}, other)

@@ -13,7 +13,7 @@ from bhpeft_pyro.serving.protocols import table_of
 
 
 def like(**changes: Any) -> Any:
-    usual = {"texts": ("text",), "numbers": (), "each_word": False, "kind": "class"}
+    usual = {"texts": ("text",), "numbers": (), "kind": "class"}
     return SimpleNamespace(**usual | changes)
 
 
@@ -41,7 +41,6 @@ def test_other_columns_are_refused(columns, why) -> None:
     assert refused.value.status == 422
 
 
-def test_lists_are_for_words_and_choices() -> None:
-    assert table_of({"text": [["a", "b"], "c d"]}, like(each_word=True))
+def test_lists_are_for_choices() -> None:
     choices = like(kind="choice", texts=("question", "choices"))
     table_of({"question": ["a"], "choices": [["b", "c"]]}, choices)

@@ -32,7 +32,7 @@ from bhpeft_pyro.errors import (
 )
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.streams import Record, transfer
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
 WEEKS = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}
 TESTS = {name: tiny_examples(10, seed=50 + i) for i, name in enumerate(WEEKS)}
@@ -324,18 +324,6 @@ def test_what_would_cost_a_round_is_refused_before_it_is_learnt(
     with pytest.raises(error, match=message):
         run(tmp_path, **options)
     assert not bh.streams.History(tmp_path / "rounds").rounds
-
-
-def test_words_without_a_label_are_left_out_of_batches_and_tests(tmp_path: Path) -> None:
-    model = bh.tasks.categories(
-        tiny_backbone(), 2, kinds=(), each_word=True, tokenizer=tiny_tokenizer()
-    )
-    batch, test = (
-        {"text": [f"w5 {word}", f"w7 {word}"] * 4, "label": [["a", None], ["b", "a"]] * 4}
-        for word in ("w8", "w9")
-    )
-    last = bh.stream(model, {"x": batch}, tmp_path, tests={"t": test}, **OPTIONS)
-    assert 0 <= last.report.metrics["test/t"] <= 1
 
 
 def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:

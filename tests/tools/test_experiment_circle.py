@@ -42,11 +42,11 @@ def learnt(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     update, promise = Posterior.update, Posterior.promise
 
     def updating(self: Posterior, rows: Any, **options: Any) -> Posterior:
-        seen.append(("update", {*rows.row_hashes.tolist()}))
+        seen.append(("update", {*rows.hashes.tolist()}))
         return update(self, rows, **options)
 
     def promising(self: Posterior, rows: Any, *how: Any) -> Posterior:
-        seen.append(("promise", {*rows.row_hashes.tolist()}))
+        seen.append(("promise", {*rows.hashes.tolist()}))
         return promise(self, rows, *how)
 
     monkeypatch.setattr(circle, "minilm", lambda: data / "backbone")

@@ -308,5 +308,5 @@ def test_a_student_of_weekly_news_learns_the_last_weeks_and_is_tested_on_the_nex
     for number, (unlabelled, tested) in enumerate(pairs):
         assert tested is weeks[str(number + 1)]
         learnt = [weeks[str(week)] for week in range(max(0, number - 3), number + 1)]
-        hashes = [one for week in learnt for one in week.row_hashes[:12]]
-        assert list(unlabelled.row_hashes) == hashes
+        hashes = [one for week in learnt for one in week.hashes[:12]]
+        assert list(unlabelled.hashes) == hashes

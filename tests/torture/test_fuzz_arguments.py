@@ -116,22 +116,18 @@ def few(draw: random.Random, names: tuple[str, ...]) -> dict[str, Any]:
 
 def encoded(draw: random.Random) -> None:
     kind, labelled = draw.choice(("class", "labels", "rating", "choice")), draw.random() < 0.5
-    each_word = draw.random() < 0.2
-    bh.data.encode(
-        source(draw), tiny_tokenizer(), kind=kind, each_word=each_word, labelled=labelled
-    )
+    bh.data.encode(source(draw), tiny_tokenizer(), kind=kind, labelled=labelled)
 
 
 def encoded_from_lists(draw: random.Random) -> None:
-    """Columns of lists, as several labels, words and choices are."""
+    """Columns of lists, as several labels and choices are."""
     cells = ([], ["a"], ["a", "b"], [0, 1], '["a"]', "w5 w6", ["w5", "w6"], [odd(draw)], odd(draw))
     labelled = {"text": ["w5", "w6"], "label": draw.choice((["A", "B"], odd(draw)))}
     names = ("text", "label", "question", "choices", "answer")
     table = {name: [draw.choice((*cells, labelled)) for _ in range(3)] for name in names}
     kind = draw.choice(("class", "labels", "rating", "choice"))
     table |= {name: ["w5 w6"] * 3 for name in ("text", "question") if draw.random() < 0.7}
-    each_word = draw.random() < 0.3
-    bh.data.encode(table, tiny_tokenizer(), kind=kind, each_word=each_word)
+    bh.data.encode(table, tiny_tokenizer(), kind=kind)
 
 
 def encoded_in_another_way(draw: random.Random) -> None:
@@ -193,7 +189,6 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
         ),
         lambda: posterior.grow(odd(draw)),
         lambda: forecast.flag(odd(draw), by=draw.choice(("total", odd(draw)))),
-        lambda: forecast.by_row(odd(draw)),
         lambda: metrics.evaluate(forecast, odd(draw)),
         lambda: named.with_labels(odd(draw)),
         lambda: type(named).from_draws(

@@ -31,16 +31,16 @@ _TEMPLATE = Path(__file__).with_name("card.md")
 def card(posterior: Posterior, repo: str) -> ModelCard:
     """A model card of a posterior in `repo`, a folder or "user/name": what it is of, what it has
     learnt, how good it is, how to load it."""
-    network, head = posterior.model.network.backbone, posterior.model.network.head
+    network = posterior.model.network.backbone
     name = shared_name(network)
     # The hub counts ratings and several labels among the classifications of texts.
-    pipeline = "token-classification" if head.each_word else "text-classification"
+    pipeline = None if posterior.model.likelihood.kind == "choice" else "text-classification"
     metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
     scores = {metric.removeprefix("held_out/") for metric in metrics}
     data = ModelCardData(
         library_name="bhpeft_pyro",
         base_model=_BASES.get(name or "", name),
-        pipeline_tag=None if posterior.model.likelihood.kind == "choice" else pipeline,
+        pipeline_tag=pipeline,
         tags=["bayesian", "uncertainty", "peft", "pyro"],
         metrics=sorted(score for score in scores if "/" not in score) or None,
     )

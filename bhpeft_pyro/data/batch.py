@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,18 +98,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on another device."""
-        return replace(self, **self._changed(lambda value: value.to(device), *vars(self)))
-
-    def _changed(self, change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Any]:
-        """Changed tensors of those of the fields `names` that hold any."""
-        fields: dict[str, Any] = {}
-        for name in names:
-            value = getattr(self, name)
+        moved: dict[str, Any] = {}
+        for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                fields[name] = change(value)
+                moved[name] = value.to(device)
             elif isinstance(value, Mapping):
-                fields[name] = {key: change(tensor) for key, tensor in value.items()}
-        return fields
+                moved[name] = {key: tensor.to(device) for key, tensor in value.items()}
+        return replace(self, **moved)
 
 
 def random_order(count: int, seed: int = 0) -> Tensor:
@@ -136,7 +131,7 @@ def within(
     batch_size = COUNT("batch_size", batch_size, DataError)
     if most is None:
         return order.split(batch_size)
-    counts, longest = [0], 0.0
+    counts, longest = [0], 0
     for size in sizes[order].tolist():
         longest = max(longest, size)
         if counts[-1] == batch_size or (counts[-1] and (counts[-1] + 1) * longest > most):

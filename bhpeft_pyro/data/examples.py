@@ -229,8 +229,8 @@ class Examples:
         return ((indices, self.batch(indices)) for indices in self.plan(batch_size))
 
     def plan(self, batch_size: int, most: int | None = None) -> tuple[Tensor, ...]:
-        """The indices of each batch of `by_length`. Batches have at most about `most` tokens,
-        unless they are of a single example."""
+        """The indices of each batch of `by_length`. Batches have at most `most` tokens, unless they
+        are of a single example."""
         order = self._keys.argsort(descending=True, stable=True)
         sizes = self.lengths if self.counts is None else self.lengths * self.counts
         return within(order, sizes, batch_size, most)

@@ -60,14 +60,14 @@ F = TypeVar("F", bound=AnyForecast)
 class Novelty:
     """What recognises texts unlike the learnt ones: the frozen states of a sample of these.
 
-    Of multiple choice, the states of a text are the mean over its choices; a word has the p-value
-    of its sentence, or of its part of a long one. Copies of a text count once.
+    Of multiple choice, the states of a text are the mean over its choices. Copies of a text count
+    once.
 
     Attributes:
         middle: (S, D) at two thirds of the depth, mean over tokens.
         last: (S, D') in the last layer, mean over tokens; D' is D but for few backbones.
-        count: of how many learnt texts (of words, parts of sentences), less what is forgotten, the
-            S are a random sample; at most `MOST` are kept.
+        count: of how many learnt texts, less what is forgotten, the S are a random sample; at most
+            `MOST` are kept.
         texts: the S texts themselves, each "" if it was not to be kept (`FitOptions.keep_texts`);
             or none.
 

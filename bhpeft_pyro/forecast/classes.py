@@ -245,7 +245,7 @@ class ClassForecast(Forecast):
         best = minimize_scalar(nll, bounds=(-end, end), method="bounded", options={"xatol": 1e-9})
         temperature = math.exp(best.x)
         scaled = (self.log_probabilities / temperature).softmax(-1).to(self.probabilities.dtype)
-        kept = ("labels", "texts", "rows", "label_names", "choices", "novelty", "nearest")
+        kept = ("labels", "texts", "label_names", "choices", "novelty", "nearest")
         options: dict[str, Any] = {name: getattr(self, name) for name in kept}
         return replace(ClassForecast.from_draws(scaled[None]), **options), temperature
 

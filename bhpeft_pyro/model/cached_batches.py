@@ -71,7 +71,7 @@ class CachedBatches:
 
     def plan(self, batch_size: int, most: int | None = None) -> tuple[Tensor, ...]:
         """The indices of the examples in each batch; batches that the transformer reads have at
-        most about `most` tokens."""
+        most `most` tokens."""
         if self.features is None:
             return self.examples.plan(batch_size, most)
         return torch.arange(len(self.examples)).split(batch_size)

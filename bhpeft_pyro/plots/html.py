@@ -159,8 +159,7 @@ def least_certain(forecast: Forecast, longest: int, row_number: Callable[[int], 
     """The ten least certain examples, with at most so many characters of their texts."""
     order = forecast.flag(1.0)[:_LISTED].tolist()
     rows = forecast.to_dataset()
-    columns = {"row": order, **rows[order]}  # of a word, the row of its sentence
-    columns["row"] = [*map(row_number, columns["row"])]
+    columns = {"row": [*map(row_number, order)], **rows[order]}
     for name, feature in rows.features.items():
         if isinstance(feature, ClassLabel):
             columns[name] = feature.int2str(columns[name])

@@ -99,8 +99,8 @@ class Posterior(Predictor):
             seed: of the draws of the weights, of the clusters, or of the choice.
 
         Raises:
-            ConfigError: an argument is out of range; words have labels of their own; or `by` is
-                "typical" and scikit-activeml is missing (`pip install 'bhpeft_pyro[decisions]'`).
+            ConfigError: an argument is out of range; or `by` is "typical" and scikit-activeml is
+                missing (`pip install 'bhpeft_pyro[decisions]'`).
             DataError: the texts cannot be used, or all have been learnt.
             GuideError: `by` is "information", and this is a single point estimate.
 

@@ -297,7 +297,7 @@ class Predictor:
             This posterior with `promised`, of which `print` says word for word what it is.
 
         Raises:
-            ConfigError: an argument is out of range; or words have labels of their own.
+            ConfigError: an argument is out of range.
             DataError: the rows cannot be used, or are too few; says how many would do. Too many are
                 unlike what was learnt; or the posterior cannot tell which are.
         """

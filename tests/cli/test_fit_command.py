@@ -178,7 +178,8 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
     monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", work)
     fit = ("--backbone", folder / "tiny", "--out", tmp_path / "out", *QUICK)
     rows = loaded(folder / "run", folder).encode(folder / "train.csv")
-    for row in (rows.texts.index(part.texts[0]) for part in rows.hold_out(0, 0.2)):
+    for part in rows.hold_out(0, 0.2):  # one row that is kept, one that is held out
+        row = rows.texts.index(part.texts[0])
         texts = [" " if i == row else f"{each} w3" for i, each in enumerate(TEXTS)]
         data = write_csv(tmp_path / "bad.csv", text=texts, label=NAMES)
         for command in (("fit", data, *fit), ("update", folder / "run", data, "--out", "x")):

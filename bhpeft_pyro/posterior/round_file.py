@@ -235,7 +235,7 @@ def _component_to_state(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
 def _component_from_state(
     plain: Plain, tensors: Tensors, prefix: str, model: Model, make: Callable[..., Guide]
 ) -> Guide:
-    """The guide of a component. What earlier versions saved beside it, a coreset, it has learnt."""
+    """The guide of a component."""
     prior_file.check_fixed(model.prior, model.sites, _part(tensors, f"{prefix}fixed"))
     name, options = plain["guide"], plain["guide_options"]
     if name in _GUIDES:  # refused before it is made, if the file has too few parameters for it

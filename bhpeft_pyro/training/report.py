@@ -247,10 +247,9 @@ class FitReport(Training):
             KeyError, TypeError, AttributeError: fields are missing, unknown or of another type.
             ConfigError: an option has a value that it cannot have.
         """
-        known = {k: v for k, v in data.items() if k != "data_with_replay"}  # of earlier versions
         components = [cls.from_json(report) for report in data.get("components", [])]
         options = FitOptions(**data["options"])
-        report = cls(**{**known, "options": options, "components": components})
+        report = cls(**{**data, "options": options, "components": components})
         check_types(report)
         if report.split is not None:
             SEED("split", report.split)

@@ -199,7 +199,7 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
         lambda: shifts(odd(draw)),
         lambda: to_arviz(odd(draw), samples=2),
         lambda: metrics.rejection_curve(forecast, [0], fractions=odd(draw)),
-        lambda: posterior.weights(odd(draw), odd(draw)),
+        lambda: posterior.weights(None, odd(draw)),
         lambda: bh.Posterior.load(odd(draw)),
         lambda: bh.Posterior.from_draws(posterior.model, odd(draw), statistics=odd(draw)),
     )

@@ -99,13 +99,12 @@ def predict(
         bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
         bhpeft predict runs/reviews new.csv --max-false-alarms 5%
     """
-    import torch
     from rich.console import Console
 
     from ..data.cells import write_rows
     from ..data.encoding import cut_once
     from ..data.sources import cells_of, in_file, places, records
-    from ..decisions.sets import check_coverage, covering
+    from ..decisions.sets import check_coverage
     from ..forecast.base import way_in_words
     from . import saved, tables
 
@@ -163,21 +162,15 @@ def predict(
     if left_out is not None:
         count = "1 row has" if len(left_out.rows) == 1 else f"{len(left_out.rows)} rows have"
         say(f"note: {count} no prediction: {left_out.placed(called, unit, number)}")
-    predicted = forecast.summary() | ({} if coverage is None else covering(forecast, coverage))
-    if max_false_alarms is None:
-        flagged = torch.zeros(len(forecast), dtype=torch.bool)
-        flagged[forecast.flag(flag or _FLAG, by)] = True
-    else:
-        flagged = forecast.unlike(max_false_alarms)
-    added = predicted | {"flagged": flagged.tolist()}
+    answers = forecast.table(flag or _FLAG, by, coverage)
+    if max_false_alarms is not None:
+        answers["flagged"] = forecast.unlike(max_false_alarms).numpy()
+    added = answers.drop(columns=["text", "label"], errors="ignore")
     if same := [name for name in added if name in own]:
         say(f"note: {data} has its own {', '.join(same)}; these are written as predicted_...")
-    added = {f"predicted_{name}" if name in own else name: of for name, of in added.items()}
+    added = added.rename(columns={name: f"predicted_{name}" for name in same})
     none = dict.fromkeys(added)
-    of_row = {
-        row: dict(zip(added, values, strict=True))
-        for row, *values in zip(rows, *added.values(), strict=True)
-    }
+    of_row = dict(zip(rows, added.to_dict("records"), strict=True))
     written = (row | of_row.get(i, none) for i, row in enumerate(given))
     write_rows(out, written, given[0] | none)
     what = f"{len(given)} row{'s' * (len(given) != 1)}"
@@ -187,7 +180,7 @@ def predict(
         order = f"the least certain by {by}{' uncertainty' * (by not in _OF_CLASSES)}"
     usual = f": of rows like the learnt ones at most {max_false_alarms or 0:.4g}"
     by_what = order + usual * (max_false_alarms is not None)
-    say(f"{what}, {int(flagged.sum())} flagged ({by_what}); {cost}; written to {out}")
+    say(f"{what}, {answers['flagged'].sum()} flagged ({by_what}); {cost}; written to {out}")
     if forecast.answered is not None:
         _say_answered(forecast)
     elif posterior.promised is None:
@@ -199,21 +192,24 @@ def predict(
         )
     if show:
         # Not the probabilities of each of several labels, nor what the reason is taken from.
-        unseen = {"epistemic", "aleatoric"}
+        unseen = {"epistemic", "aleatoric", "label", "flagged"}
         if narrow := Console().width < _WIDE:  # the text needs the room
             unseen |= {"lower_90", "upper_90", "nearest", "answered"}
             unseen.add("reason" if by == "novelty" else "novelty")
         if forecast.answered is None:
             unseen.add("answered")
         unseen -= {by}
-        shown = {name: values for name, values in predicted.items() if name not in unseen}
-        shown = {name: values for name, values in shown.items() if not isinstance(values[0], dict)}
-        shown["text"] = [" ".join(text.split()) for text in forecast.texts or ()]
+        if kind == "labels":
+            unseen.add("probability")
         least = forecast.flag(1.0, by)[:show].tolist()
-        lines = [[number(rows[i]), *(values[i] for values in shown.values())] for i in least]
+        shown = answers.drop(columns=[*unseen & {*answers}]).iloc[least]
+        shown["text"] = [" ".join(text.split()) for text in shown.pop("text")]
+        shown.insert(0, unit, [number(rows[i]) for i in least])
         where = f"{unit}s as in {called}" if called else "rows count from 0"
-        heads = ["prob." if narrow and name == "probability" else name for name in shown]
-        table(f"{order.capitalize()} first; {where}", [unit, *heads], lines)
+        if narrow:
+            shown = shown.rename(columns={"probability": "prob."})
+        lines = [*map(list, shown.itertuples(index=False))]
+        table(f"{order.capitalize()} first; {where}", [*shown], lines)
 
 
 def _say_answered(forecast: AnyForecast) -> None:

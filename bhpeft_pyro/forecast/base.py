@@ -1,4 +1,4 @@
-"""The contract of forecasts, and functions that all of them use."""
+"""The contract of forecasts, and what all kinds of them share."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..base.checks import Number, check, one_of
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ..decisions.promises import Promise
 
 Labels = Tensor | Sequence[float] | Sequence[str]
 """Observed labels: numbers, or names of classes."""
-_WAYS = {"exact": "exact forecasts", "point": "forecasts by the mean weights"}
+_METHODS = {"exact": "exact forecasts", "point": "forecasts by the mean weights"}
 _REASONS = ("people may differ", "models disagree", "little learnt from such texts")
 _UNLIKE = "unlike what was learnt"
 _SURE = 0.9  # a probability of being right from which nothing is to doubt
@@ -48,7 +47,6 @@ class Forecast(ABC):
         quality: in words, what `metrics.rejection_curve` measures.
         higher_is_better: whether that is one minus the mean `loss`, and not the mean loss itself.
         measures: the names that `uncertainty` takes.
-        exact: whether `nlls` is exact for any labels, not only for the forecast's own.
         in_words: what the two parts of the uncertainty are, and in which unit.
     """
 
@@ -71,6 +69,20 @@ class Forecast(ABC):
     novelty: Tensor | None = None
     nearest: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        if self.labels is None:
+            return
+        labels = as_tensor(self.labels)
+        if labels.shape != self._labels_shape:  # torch would repeat them
+            raise DataError(
+                f"labels have shape {tuple(labels.shape)}; expected {self._labels_shape}"
+            )
+        object.__setattr__(self, "labels", labels)
+
+    @property
+    def _labels_shape(self) -> tuple[int, ...]:
+        return (len(self),)
+
     @abstractmethod
     def __len__(self) -> int:
         """N, the number of examples."""
@@ -91,6 +103,23 @@ class Forecast(ABC):
     @abstractmethod
     def chance_right(self, tolerance: float | None = None) -> Tensor:
         """(N,) float64 the probability that the answer is right, as `wrong` judges it."""
+
+    @abstractmethod
+    def simplest(self, known: Tensor) -> tuple[str, Tensor]:
+        """A baseline that ignores the texts and uses only the labels `known`: its name, and its
+        (N,) `loss`."""
+
+    @abstractmethod
+    def named(self, labels: Tensor) -> list[Any]:
+        """Labels as a table has them: by name, if they have names."""
+
+    @abstractmethod
+    def _predicted(self) -> dict[str, list[Any]]:
+        """Columns of `table`: the prediction, and how probable or wide it is."""
+
+    @abstractmethod
+    def _headline(self) -> tuple[str, str]:
+        """How large the forecast is, and what it says on average."""
 
     def wrong(self, tolerance: float | None = None) -> Tensor:
         """(N,) bool, whether the answer is wrong: not the observed class, any label too many or too
@@ -117,32 +146,53 @@ class Forecast(ABC):
 
         return intervals_of(self, level)
 
-    @abstractmethod
-    def simplest(self, known: Tensor) -> tuple[str, Tensor]:
-        """A baseline that ignores the texts and uses only the labels `known`: its name, and its
-        (N,) `loss`."""
+    def table(
+        self, flag: float | None = None, by: str = "total", coverage: float | None = None
+    ) -> pd.DataFrame:
+        """A row for each example, with the columns that `bhpeft predict` writes.
 
-    @abstractmethod
-    def to_dataset(self) -> Dataset:
-        """A Hugging Face data set with one row an example."""
+        These are `text` and `label`, where they are known, and `prediction`; of classes its
+        `probability`, of several labels that of each by its name; of ratings `sd`, `lower_90` and
+        `upper_90`, the ends of the 90 % interval; `epistemic` and `aleatoric`; `novelty` and
+        `nearest`, where they are known; `reason` (`reasons`) and `answered`, None where there is
+        none. Cells are plain values of Python, numbers with as many digits as float32 has.
 
-    @abstractmethod
-    def summary(self) -> dict[str, list[Any]]:
-        """The columns that `bhpeft predict` writes, by row and as plain values. Numbers have as
-        many digits as float32 has."""
+        Args:
+            flag: adds the column `flagged`, True for this share of the examples, the least certain.
+            by: what is least certain, as for `flag`.
+            coverage: adds sets, such as `set_90`, or the ends of intervals, `from_90` and `to_90`,
+                that contain the label for this share of the texts (`sets`, `intervals`).
+        """
+        columns: dict[str, Any] = {"text": self.texts}
+        columns["label"] = None if self.labels is None else self.named(self.labels)
+        columns |= self._predicted()
+        columns |= {part: digits(self.uncertainty(part)) for part in ("epistemic", "aleatoric")}
+        columns["novelty"] = None if self.novelty is None else digits(self.novelty)
+        columns |= {"reason": self.reasons(), "nearest": self.nearest}
+        # There with and without a promise, so that a new round changes no columns.
+        none = [None] * len(self)
+        columns["answered"] = none if self.answered is None else self.answered.tolist()
+        if coverage is not None:
+            from ..decisions.sets import covering
 
-    @abstractmethod
-    def _facts(self) -> tuple[str, str]:
-        """How large the forecast is, and what it says on average."""
+            columns |= covering(self, coverage)
+        if flag is not None:
+            flagged = torch.zeros(len(self), dtype=torch.bool)
+            flagged[self.flag(flag, by)] = True
+            columns["flagged"] = flagged.tolist()
+        known = {name: values for name, values in columns.items() if values is not None}
+        return pd.DataFrame({name: _series(values) for name, values in known.items()})
 
     @property
     def exact(self) -> bool:
+        """Whether `nlls` is exact for any labels, not only for the forecast's own."""
         return True
 
     def uncertainty(self, by: str = "total") -> Tensor:
         """(N,) one of `measures`, or 1 - confidence, or 1 - novelty: larger is less certain."""
-        known = () if self.novelty is None else ("novelty",)
-        by = one_of(*self.measures, *known)("by", by)
+        known = self.measures if self.novelty is None else (*self.measures, "novelty")
+        if by not in known:
+            raise ConfigError(f"by={by!r} must be one of {', '.join(map(repr, known))}")
         values: Tensor = getattr(self, by)
         return 1 - values if by in ("confidence", "novelty") else values
 
@@ -152,7 +202,7 @@ class Forecast(ABC):
         At least one example is flagged; equally certain ones stay in order. By "total" these are
         the examples most likely to be wrong; by "epistemic", those whose labels would teach most.
         """
-        fraction = Number(above=0, most=1)("fraction", fraction)
+        _check_share("fraction", fraction)
         order = self.uncertainty(by).argsort(descending=True, stable=True)
         # 0.07 * 100 is a little above 7.
         return order[: max(math.ceil(fraction * len(self) - 1e-9), 1)]
@@ -165,13 +215,13 @@ class Forecast(ABC):
             ConfigError: the share is not above 0 and at most 1.
             DataError: the posterior does not know what it has learnt.
         """
-        share = Number(above=0, most=1)("max_false_alarms", max_false_alarms)
+        _check_share("max_false_alarms", max_false_alarms)
         if self.novelty is None:
             from ..decisions.novelty import NONE_KNOWN
 
             how = "posterior.replace(novelty=Novelty.of(model, examples)) tells it"
             raise DataError(f"novelty: {NONE_KNOWN}; {how}")
-        return self.novelty <= share
+        return self.novelty <= max_false_alarms
 
     def reasons(self) -> list[str | None]:
         """For each example the main reason to doubt its forecast; None if there is none.
@@ -217,17 +267,17 @@ class Forecast(ABC):
 
     def with_labels(self, labels: Labels) -> Self:
         """This forecast with other observed labels."""
-        return replace(self, labels=as_labels(labels))
+        return replace(self, labels=as_tensor(labels))
 
     def observed(self, labels: Labels | None = None) -> Tensor:
-        """The given labels, once checked, or else the forecast's own."""
-        checked = self.labels if labels is None else self.with_labels(labels).labels
-        if checked is None:
+        """The given labels, or else the forecast's own."""
+        known = self.labels if labels is None else self.with_labels(labels).labels
+        if known is None:
             raise DataError("labels are needed: the forecast has none, and none were given")
-        return checked
+        return known
 
     def __repr__(self) -> str:
-        size, usual = self._facts()
+        size, usual = self._headline()
         if self.method:
             usual += f"; {way_in_words(self.method, self.passes)}"
         mean = {by: f"{self.uncertainty(by).mean():.4f}" for by in Forecast.measures}
@@ -247,43 +297,6 @@ class Forecast(ABC):
 
         return forecast_html(self)
 
-    def _check_rows(self, *, whole: bool, shape: tuple[int, ...] | None = None) -> None:
-        """Check texts and labels, of shape (N,) by default, which may have to be whole numbers."""
-        check(self.texts, Sequence | np.ndarray | None, "texts", "a text for each example")
-        if self.texts is not None and len(self.texts) != len(self):
-            raise DataError(f"texts has {len(self.texts)} entries for {len(self)} examples")
-        if self.labels is None:
-            return
-        check_shape("labels", self.labels, shape or (len(self),))
-        if not self.labels.isfinite().all():
-            raise DataError("labels must be finite")
-        if whole and (odd := self.labels[self.labels != self.labels.long()]).numel():
-            raise DataError(f"labels must be whole numbers (class indices), got {odd[0].item():g}")
-
-    def _summary(self, **columns: Sequence[Any]) -> dict[str, list[Any]]:
-        """Columns of `summary`, with those that all kinds have at the end."""
-        columns |= {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
-        if self.novelty is not None:
-            columns["novelty"] = digits(self.novelty)
-        columns["reason"] = self.reasons()
-        if self.nearest is not None:
-            columns["nearest"] = self.nearest
-        # There with and without a promise, so that a new round changes no columns.
-        answered = self.answered
-        columns["answered"] = [None] * len(self) if answered is None else answered.tolist()
-        return {name: list(values) for name, values in columns.items()}
-
-    def _columns(self, *names: str) -> dict[str, Any]:
-        """Text and label, where known, as they are shown; and the attributes `names`."""
-        known = {"text": self.texts, "label": self.labels}
-        known |= {"novelty": self.novelty, "nearest": self.nearest}
-        known |= {name: getattr(self, name) for name in names}
-        return {
-            name: values.tolist() if isinstance(values, Tensor) else list(values)
-            for name, values in known.items()
-            if values is not None
-        }
-
 
 def way_in_words(method: str, passes: float | None = None) -> str:
     """How texts are predicted, and what it costs, on average.
@@ -291,7 +304,7 @@ def way_in_words(method: str, passes: float | None = None) -> str:
     >>> way_in_words("exact", 3.8), way_in_words("student")
     ('exact forecasts, 3.8 passes a text', 'forecasts by the student')
     """
-    way = _WAYS.get(method, f"forecasts by the {method}")
+    way = _METHODS.get(method, f"forecasts by the {method}")
     return way if passes is None else f"{way}, {passes:.3g} pass{'es' * (passes != 1)} a text"
 
 
@@ -308,34 +321,19 @@ def digits(values: Tensor) -> list[float]:
     return [float(f"{value:.7g}") for value in values.tolist()]
 
 
-def as_labels(labels: Any) -> Tensor | None:
-    """Labels as a tensor on the CPU, if there are any."""
-    return None if labels is None else as_numbers("labels", labels)
+def as_tensor(values: Any) -> Tensor:
+    """Numbers of any library as a tensor on the CPU; Python's are in double precision."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    return torch.from_numpy(np.array([*values]))
 
 
-def as_numbers(name: str, values: Any) -> Tensor:
-    """Numbers as a tensor on the CPU."""
-    if hasattr(values, "to_numpy"):  # torch reads a pandas Series by its index
-        values = values.to_numpy()
-    if isinstance(values, np.ndarray):  # torch takes neither reversed ones nor those of objects
-        values = values.tolist() if values.dtype == object else values.copy()
-    try:
-        numbers = torch.as_tensor(values).detach().cpu()
-        if numbers.is_floating_point() and not hasattr(values, "dtype"):  # Python's are double
-            return torch.as_tensor(values, dtype=torch.float64)
-        return numbers
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{name} must be numbers: {error}") from error
+def _check_share(name: str, share: float) -> None:
+    if not 0 < share <= 1:
+        raise ConfigError(f"{name}={share} must be a share above 0 and at most 1")
 
 
-def check_names(names: Any, count: int, what: str) -> None:
-    """Raise DataError unless there is a name for each of so many "classes" or "labels", or none."""
-    check(names, Sequence | None, "label_names", f"a name for each of the {what}")
-    if names is not None and len(names) != count:
-        raise DataError(f"label_names has {len(names)} names for {count} {what}")
-
-
-def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    """Raise DataError unless `tensor` has the shape `expected`."""
-    if tuple(tensor.shape) != expected:
-        raise DataError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+def _series(values: Sequence[Any]) -> pd.Series[Any]:
+    """A column of numbers or truth values, or of what Python has them as: None stays None."""
+    plain = {bool: bool, float: float, int: int}
+    return pd.Series([*values], dtype=plain.get(type(values[0]), object) if values else object)

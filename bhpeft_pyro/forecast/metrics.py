@@ -4,15 +4,16 @@ simplest forecast of all, such as always the most frequent class."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..base.checks import BELOW_ONE, COUNT, check, check_memory
-from ..errors import DataError
-from .base import Forecast, Labels, as_numbers, check_shape
+from ..errors import ConfigError
+from .base import Forecast, Labels
 
 __all__ = [
     "CalibrationBins",
@@ -73,10 +74,7 @@ def evaluate(forecast: Forecast, labels: Labels | None = None) -> dict[str, floa
     >>> scores["accuracy"], round(scores["brier"], 2), round(scores["ece"], 2)
     (0.5, 0.4, 0.4)
     """
-    check(forecast, Forecast, "forecast", "a forecast")
-    if labels is not None:
-        forecast = forecast.with_labels(labels)
-    return forecast.scores()
+    return (forecast if labels is None else forecast.with_labels(labels)).scores()
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +113,9 @@ def calibration_bins(
     >>> calibration_bins([0.75, 1.0], [True, False], bins=2).expected_error
     0.375
     """
-    bins = COUNT("bins", bins)
-    check_memory("bins", bins, 32)
-    confidence, correct = _two_columns(confidence=confidence, correct=correct)
-    if not ((confidence >= 0) & (confidence < 1 + 1e-3)).all():  # it may be rounded
-        raise DataError("confidence: expected probabilities, from 0 to 1")
+    confidence, correct = _columns(confidence, correct)
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    index = torch.bucketize(confidence.contiguous(), edges[1:-1])
+    index = torch.bucketize(confidence, edges[1:-1])
     count = index.bincount(minlength=bins).double()
     total = count.clamp(min=1)  # 0 / 1 in an empty bin
     return CalibrationBins(
@@ -142,10 +136,7 @@ def aurc(loss: Tensor | Sequence[float], uncertainty: Tensor | Sequence[float]) 
     >>> aurc([0.0, 1.0], [0.1, 0.5])
     0.25
     """
-    columns = _two_columns(loss=loss, uncertainty=uncertainty)
-    if not len(columns[0]) or not torch.stack(columns).isfinite().all():
-        raise DataError("loss and uncertainty: expected finite numbers, one or more")
-    return _kept_risk(*columns).mean().item()
+    return _kept_risk(*_columns(loss, uncertainty)).mean().item()
 
 
 def rejection_curve(
@@ -166,50 +157,45 @@ def rejection_curve(
     >>> rejection_curve(ClassForecast.from_draws(draws), [0, 1], fractions=[0.0, 0.5])[1].tolist()
     [0.5, 1.0]
     """
-    truth = forecast.observed(labels)
-    check(fractions, Iterable, "fractions", "a sequence of numbers")
-    fractions = fractions.tolist() if isinstance(fractions, Tensor) else fractions
-    fractions = [BELOW_ONE("fractions", fraction) for fraction in fractions]
-    risk = _kept_risk(forecast.loss(truth), forecast.uncertainty(by))
+    rejected = torch.as_tensor(fractions, dtype=torch.float64)
+    if not ((rejected >= 0) & (rejected < 1)).all():
+        raise ConfigError(f"fractions={fractions} must be shares of at least 0 and below 1")
+    loss = forecast.loss(forecast.observed(labels))
+    risk = _kept_risk(*_columns(loss, forecast.uncertainty(by)))
     # 0.29 * 100 is a little below 29.
-    kept = [len(forecast) - math.floor(f * len(forecast) + 1e-9) for f in fractions]
-    score = risk[torch.tensor(kept, dtype=torch.long) - 1]
-    if forecast.higher_is_better:
-        score = 1 - score
-    return torch.tensor(list(fractions), dtype=torch.float64), score
+    kept = len(forecast) - (rejected * len(forecast) + 1e-9).floor().long()
+    score = risk[kept - 1]
+    return rejected, 1 - score if forecast.higher_is_better else score
 
 
 def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> float:
     """How well uncertainty recognises strange examples: the AUROC of `outside` against `inside`.
 
     The probability that an example from outside the training distribution is less certain than
-    one from inside it (ties count half); 0.5 is no better than chance.
-
-    Raises:
-        ConfigError: the forecasts are of different kinds, so their uncertainties have other units.
+    one from inside it (ties count half); 0.5 is no better than chance. Both are of the same kind.
     """
-    check(inside, Forecast, "inside", "a forecast")
-    check(outside, type(inside), "outside", f"a {type(inside).__name__}, as inside is")
-    usual = inside.uncertainty(by).double().sort().values
-    strange = outside.uncertainty(by).double().contiguous()
-    below = [torch.searchsorted(usual, strange, right=right) for right in (False, True)]
-    return torch.stack(below).double().mean().item() / len(usual)
+    from sklearn.metrics import roc_auc_score  # slow to import
+
+    uncertainty = torch.cat([each.uncertainty(by).double() for each in (inside, outside)])
+    strange = torch.arange(len(uncertainty)) >= len(inside)
+    return float(roc_auc_score(strange.numpy(), uncertainty.numpy()))
 
 
-def macro_f1(truth: Tensor, guessed: Tensor) -> float:
+def macro_f1(truth: NDArray[np.int_], guessed: NDArray[np.int_]) -> float:
     """Mean F1 = 2 TP / (2 TP + FP + FN) of 0 or 1 (N, K), over the columns that are ever 1; 0 if
-    there are none."""
+    there are none. scikit-learn takes a single column for two classes."""
     occurs = (truth + guessed).sum(0)
     by_column = 2 * (truth * guessed).sum(0)[occurs > 0] / occurs[occurs > 0]
-    return by_column.mean().item() if len(by_column) else 0.0
+    return float(by_column.mean()) if len(by_column) else 0.0
 
 
-def _two_columns(**columns: Tensor | Sequence[float]) -> list[Tensor]:
-    """Two (N,) columns of numbers in double precision."""
-    numbers = [as_numbers(name, values).double() for name, values in columns.items()]
-    for name, values in zip(columns, numbers, strict=True):
-        check_shape(name, values, (numbers[0].numel(),))
-    return numbers
+def _columns(*columns: Tensor | Sequence[float]) -> list[Tensor]:
+    """(N,) columns in double precision; an error of scikit-learn's unless they are equally long,
+    not empty, and finite."""
+    from sklearn.utils import check_array  # slow to import
+
+    numbers = np.stack([np.asarray(column, dtype=float) for column in columns])
+    return [*torch.from_numpy(check_array(numbers))]
 
 
 def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
@@ -217,7 +203,7 @@ def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
     values, group = uncertainty.unique(return_inverse=True)
     # On average, random order gives each example of a tie the tie's mean loss.
     size = group.bincount(minlength=len(values))
-    shared = (group.bincount(loss.double(), minlength=len(values)) / size).repeat_interleave(size)
+    shared = (group.bincount(loss, minlength=len(values)) / size).repeat_interleave(size)
     return shared.cumsum(0) / torch.arange(1, len(loss) + 1)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
-from ..base.checks import check, one_of, shown
 from ..data.labels import read_labels
-from ..errors import DataError, LikelihoodError
-from .base import Forecast, Labels, as_labels, as_numbers, check_names, digits
+from ..errors import DataError
+from .base import Forecast, Labels, digits
 from .classes import ClassForecast
 from .metrics import aurc, calibration_bins, macro_f1
 
@@ -47,59 +45,33 @@ class LabelsForecast(Forecast):
     pairs: ClassForecast
     count: int
     label_names: Sequence[str] | None = None
-    threshold: Tensor
+    threshold: Tensor = field(default_factory=lambda: torch.tensor(0.5))
 
     def __post_init__(self) -> None:
-        self._check_rows(whole=False, shape=(len(self), self.count))
+        super().__post_init__()
         if self.labels is not None and not ((self.labels == 0) | (self.labels == 1)).all():
             raise DataError("labels must be 0 or 1, one for each label")
-        check_names(self.label_names, self.count, "labels")
+
+    @property
+    def _labels_shape(self) -> tuple[int, ...]:
+        return (len(self), self.count)
 
     @classmethod
     def from_draws(
-        cls,
-        probabilities: Tensor,
-        *,
-        labels: Tensor | Sequence[Sequence[float]] | None = None,
-        texts: Sequence[str] | None = None,
-        label_names: Sequence[str] | None = None,
-        keep_samples: bool = False,
+        cls, probabilities: Tensor, *, keep_samples: bool = False, **known: Any
     ) -> LabelsForecast:
         """The mixture of S draws' probabilities (S, N, K) that a text has a label.
 
-        Raises:
-            LikelihoodError: `probabilities` is not such a tensor.
-            DataError: `labels`, `texts` or `label_names` do not match it.
-        """
-        check(probabilities, Tensor, "probabilities", "a tensor (S, N, K)")
-        if probabilities.dim() != 3:
-            raise LikelihoodError(
-                f"probabilities must be (S, N, K), got shape {tuple(probabilities.shape)}"
-            )
-        both = torch.stack([1 - probabilities, probabilities], -1).flatten(1, 2)
-        return cls(
-            pairs=ClassForecast.from_draws(both, keep_samples=keep_samples),
-            count=probabilities.shape[2],
-            threshold=torch.tensor(0.5),
-            labels=as_labels(labels),
-            texts=texts,
-            label_names=label_names,
-        )
+        `known` are labels, texts and label_names.
 
-    @classmethod
-    def from_dirichlet(
-        cls, probabilities: Tensor, precision: Tensor, **about: Any
-    ) -> LabelsForecast:
-        """Of (N, K) probabilities each of which has a Beta distribution, with the precision (N,) of
-        its text; the rest as for `ClassForecast.from_dirichlet`."""
-        count = probabilities.shape[1]
-        both = torch.stack([1 - probabilities, probabilities], -1).flatten(0, 1)
-        return cls(
-            pairs=ClassForecast.from_dirichlet(both, precision.repeat_interleave(count)),
-            count=count,
-            threshold=torch.tensor(0.5),
-            **about | {"labels": as_labels(about.get("labels"))},
+        Raises:
+            LikelihoodError: `probabilities` are none.
+            DataError: `labels` are not (N, K) numbers 0 or 1.
+        """
+        pairs = ClassForecast.from_draws(
+            both(probabilities).flatten(1, 2), keep_samples=keep_samples
         )
+        return cls(pairs=pairs, count=probabilities.shape[2], **known)
 
     @classmethod
     def mixed(cls, components: Sequence[LabelsForecast]) -> LabelsForecast:
@@ -117,7 +89,7 @@ class LabelsForecast(Forecast):
 
     def by_label(self, measure: Measure) -> Tensor:
         """(N, K) the uncertainty of each label, in nats."""
-        values: Tensor = getattr(self.pairs, one_of(*self.measures)("measure", measure))
+        values: Tensor = getattr(self.pairs, measure)
         return values.reshape(-1, self.count)
 
     @property
@@ -156,21 +128,13 @@ class LabelsForecast(Forecast):
     def predicted(self) -> list[list[str]] | list[list[int]]:
         """For each text the labels predicted, by name, or a 0 or 1 for each label if they have no
         names, as data have them."""
-        return self._named(self.label)
+        return self.named(self.label)
 
     def with_threshold(self, threshold: float | Sequence[float] | Tensor) -> LabelsForecast:
         """This forecast with another threshold for all labels, or one for each (K,)."""
-        given = as_numbers("threshold", threshold)
-        if (
-            given.is_complex()
-            or given.shape not in ((), (self.count,))
-            or not ((given >= 0) & (given <= 1)).all()
-        ):
-            raise DataError(
-                f"threshold={shown(threshold)}; expected a number in 0..1, or {self.count} of them"
-            )
         # In the precision of the probabilities, some of which may differ by little.
-        return replace(self, threshold=given.to(self.probabilities.dtype), promised=None)
+        values = torch.as_tensor(threshold, dtype=self.probabilities.dtype)
+        return replace(self, threshold=values, promised=None)
 
     def with_labels(self, labels: Labels) -> LabelsForecast:
         """This forecast with other observed labels: for each text a list of names, if the labels
@@ -213,17 +177,19 @@ class LabelsForecast(Forecast):
         return by_label.reshape(-1, self.count).sum(-1)
 
     def scores(self) -> dict[str, float]:
+        from sklearn.metrics import accuracy_score, f1_score, hamming_loss  # slow to import
+
         labels, p = self.observed(), self.probabilities.double()
-        truth, guessed, wrong = labels.double(), self.label.double(), self.loss(labels)
+        truth, guessed = labels.numpy().astype(int), self.label.numpy().astype(int)
         return {
-            "accuracy": (wrong == 0).double().mean().item(),
-            "hamming": wrong.mean().item(),
+            "accuracy": accuracy_score(truth, guessed),
+            "hamming": hamming_loss(truth, guessed),
             "f1": macro_f1(truth, guessed),
-            "f1_micro": macro_f1(truth.reshape(-1, 1), guessed.reshape(-1, 1)),
+            "f1_micro": f1_score(truth.ravel(), guessed.ravel(), zero_division=0.0),
             "nll": self.nlls().mean().item(),
-            "brier": (p - truth).square().mean().item(),
-            "ece": calibration_bins(p.flatten(), truth.flatten()).expected_error,
-            "aurc": aurc(wrong, self.total),
+            "brier": (p - labels).square().mean().item(),
+            "ece": calibration_bins(p.flatten(), labels.flatten()).expected_error,
+            "aurc": aurc(self.loss(labels), self.total),
             "mutual_information": self.epistemic.double().mean().item(),
         }
 
@@ -231,26 +197,23 @@ class LabelsForecast(Forecast):
         usual = known.double().mean(0) > 0.5
         return "always the usual labels", (self.observed().bool() != usual).double().mean(-1)
 
-    def summary(self) -> dict[str, list[Any]]:
-        called = self.label_names or [str(k) for k in range(self.count)]
-        rows = [dict(zip(called, digits(row), strict=True)) for row in self.probabilities]
-        return self._summary(prediction=self.predicted, probability=rows)
-
-    def to_dataset(self) -> Dataset:
-        """Rows of text and labels (where known), labels predicted, probabilities, uncertainties."""
-        columns = self._columns(*self.measures, "probabilities")
-        if self.labels is not None:
-            columns["label"] = self._named(self.labels == 1)
-        columns["prediction"] = self.predicted
-        return Dataset.from_dict(columns)
-
-    def _facts(self) -> tuple[str, str]:
-        size = f"{len(self)} texts, {self.count} labels, {self.pairs.draws} draws"
-        return size, f"labels predicted per text {self.label.double().sum(-1).mean():.2f}"
-
-    def _named(self, there: Tensor) -> list[list[str]] | list[list[int]]:
-        rows: list[list[int]] = there.int().tolist()
+    def named(self, labels: Tensor) -> list[Any]:
+        rows: list[list[int]] = labels.int().tolist()
         if self.label_names is None:
             return rows
         named = (zip(self.label_names, row, strict=True) for row in rows)
         return [[name for name, has in row if has] for row in named]
+
+    def _predicted(self) -> dict[str, list[Any]]:
+        names = self.label_names or [str(k) for k in range(self.count)]
+        rows = [dict(zip(names, digits(row), strict=True)) for row in self.probabilities]
+        return {"prediction": self.predicted, "probability": rows}
+
+    def _headline(self) -> tuple[str, str]:
+        size = f"{len(self)} texts, {self.count} labels, {self.pairs.draws} draws"
+        return size, f"labels predicted per text {self.label.double().sum(-1).mean():.2f}"
+
+
+def both(probabilities: Tensor) -> Tensor:
+    """(..., 2) the probabilities that a text has not, and has, a label."""
+    return torch.stack([1 - probabilities, probabilities], -1)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
-from ..base.checks import COUNT, INSIDE, check
-from ..errors import LikelihoodError
-from .base import Forecast, Labels, as_labels, digits
+from ..errors import ConfigError, LikelihoodError
+from .base import Forecast, Labels, digits
 from .metrics import aurc
 
 _BISECTIONS = 80  # halves any bracket down to rounding in float64
@@ -67,62 +65,27 @@ class RatingForecast(Forecast):
     scale: tuple[float | None, float | None] = (None, None)
     components: int = 1
 
-    def __post_init__(self) -> None:
-        self._check_rows(whole=False)
-
     @classmethod
-    def from_draws(
-        cls,
-        mean: Tensor,
-        sd: Tensor,
-        *,
-        within: Tensor | None = None,
-        labels: Tensor | Sequence[float] | None = None,
-        texts: Sequence[str] | None = None,
-        densities: Tensor | None = None,
-        outcomes: Tensor | None = None,
-        scale: tuple[float | None, float | None] = (None, None),
-        components: int = 1,
-    ) -> RatingForecast:
+    def from_draws(cls, mean: Tensor, sd: Tensor, **known: Any) -> RatingForecast:
         """The mixture over S draws of Normal(mean, sd), both (S, N).
 
-        The other arguments are those of the class.
+        `known` are the other attributes of the class and of `Forecast`.
 
         Raises:
-            LikelihoodError: `mean` or `sd` has a wrong shape or value.
-            DataError: `labels` or `texts` do not match them.
+            LikelihoodError: `mean` or `sd` has a wrong value.
+            DataError: `labels` are not N numbers.
         """
-        for name, tensor in (("mean", mean), ("sd", sd)):
-            check(tensor, Tensor, name, "a tensor (S, N)")
-            whole = tensor.ndim == 2 and tensor.numel() > 0 and tensor.shape == mean.shape
-            if not tensor.is_floating_point() or not whole:
-                raise LikelihoodError(
-                    f"{name} must be a floating (S, N) tensor with S, N >= 1, as mean and sd are, "
-                    f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
-                )
-            if not tensor.isfinite().all():
-                raise LikelihoodError(f"{name} must be finite")
-        if len(mean) % COUNT("components", components):
-            raise LikelihoodError(f"components={components} do not divide {len(mean)} draws")
-        if not (sd > 0).all():
-            raise LikelihoodError(f"sd must be positive, its least value is {sd.min():.3g}")
-        more = {"within": within, "densities": densities, "outcomes": outcomes}
-        parts = {name: part for name, part in more.items() if part is not None}
-        for name, part in parts.items():
-            check(part, Tensor, name, "a tensor")
-            if part.shape[:2] != mean.shape or part.ndim != 2 + (name == "outcomes"):
-                raise LikelihoodError(
-                    f"{name} has shape {tuple(part.shape)}; mean has {tuple(mean.shape)}"
-                )
-        if within is not None and not (within >= 0).all():
-            raise LikelihoodError(f"within must be 0 or more, its least value is {within.min():g}")
+        if not ((sd > 0) & (mean + sd).isfinite()).all():
+            raise LikelihoodError(
+                f"mean and sd must be finite and sd positive, got means from {mean.min():.3g} to "
+                f"{mean.max():.3g} and sds from {sd.min():.3g} to {sd.max():.3g}"
+            )
         dtype = torch.promote_types(torch.promote_types(mean.dtype, sd.dtype), torch.float32)
-        kept: dict[str, Any] = {
-            name: part.detach().to("cpu", dtype, copy=True)
-            for name, part in {"means": mean, "sds": sd, **parts}.items()
-        }
-        about: dict[str, Any] = {"labels": as_labels(labels), "texts": texts, "scale": scale}
-        return cls(**kept, **about, components=components)
+        values = known | {"means": mean, "sds": sd}
+        for name in cls._by_draw:
+            if (value := values.get(name)) is not None:
+                values[name] = value.detach().to("cpu", dtype, copy=True)
+        return cls(**values)
 
     def __len__(self) -> int:
         return self.means.shape[1]
@@ -174,12 +137,13 @@ class RatingForecast(Forecast):
 
     def with_labels(self, labels: Labels) -> RatingForecast:
         """This forecast with other observed labels, of which no `densities` are known."""
-        return replace(self, labels=as_labels(labels), densities=None)
+        return replace(super().with_labels(labels), densities=None)
 
     def quantile(self, probability: float) -> Tensor:
         """(N,) quantile of the mixture, by bisection between its components' quantiles; of draws,
         the least that has this share of them at or below it."""
-        probability = INSIDE("probability", probability)
+        if not 0 < probability < 1:
+            raise ConfigError(f"probability={probability} must be above 0 and below 1")
         if (drawn := self.sorted_outcomes) is not None:
             count = math.ceil(probability * drawn.shape[1] - 1e-9)
             return self._rounded(drawn[:, max(count, 1) - 1])
@@ -202,7 +166,6 @@ class RatingForecast(Forecast):
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Ends (N,), (N,) of the mixture's central interval of probability `level`, as far as it is
         within the scale."""
-        level = INSIDE("level", level)
         ends = self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
         return self._within_scale(ends[0]), self._within_scale(ends[1])
 
@@ -247,10 +210,12 @@ class RatingForecast(Forecast):
         return math.log(self.draws) - components.logsumexp(0)
 
     def scores(self) -> dict[str, float]:
-        error = self.mean.double() - self.observed().double()
+        from sklearn.metrics import mean_absolute_error, mean_squared_error  # slow to import
+
+        truth, mean = self.observed().double().numpy(), self.mean.double().numpy()
         return {
-            "mse": error.square().mean().item(),
-            "mae": error.abs().mean().item(),
+            "mse": mean_squared_error(truth, mean),
+            "mae": mean_absolute_error(truth, mean),
             "nll": self.nlls().mean().item(),
             "crps": self.crps().mean().item(),
             "coverage_90": self.coverage()[0],
@@ -297,18 +262,15 @@ class RatingForecast(Forecast):
         inside = (lower <= truth) & (truth <= upper)
         return inside.double().mean().item(), (upper - lower).double().mean().item()
 
-    def summary(self) -> dict[str, list[Any]]:
+    def named(self, labels: Tensor) -> list[Any]:
+        return digits(labels) if labels.dtype == torch.float32 else labels.tolist()
+
+    def _predicted(self) -> dict[str, list[Any]]:
         lower, upper = self.interval(0.9)
         columns = {"prediction": self.mean, "sd": self.sd, "lower_90": lower, "upper_90": upper}
-        return self._summary(**{name: digits(values) for name, values in columns.items()})
+        return {name: digits(values) for name, values in columns.items()}
 
-    def to_dataset(self) -> Dataset:
-        """Rows of text and label (where known), mean, sd, variances, ends of the 90 % interval."""
-        columns = self._columns("mean", "sd", *Forecast.measures)
-        lower, upper = self.interval(0.9)
-        return Dataset.from_dict(columns | {"lower_90": lower.tolist(), "upper_90": upper.tolist()})
-
-    def _facts(self) -> tuple[str, str]:
+    def _headline(self) -> tuple[str, str]:
         parts = "draws" if self.within is None else "components"
         usual = f"mean rating {self.mean.mean():.3f}, mean sd {self.sd.mean():.3f}"
         return f"{len(self)} examples, {self.draws} {parts}", usual

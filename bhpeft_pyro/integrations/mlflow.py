@@ -135,7 +135,8 @@ class _Predictor:
         self.posterior = posterior
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
-        return pd.DataFrame(self.posterior.predict(table).summary(), index=table.index)
+        answers = self.posterior.predict(table).table().drop(columns="text")
+        return answers.set_index(table.index)
 
 
 def _loaded(folder: Path, device: str, **given: Any) -> Posterior:

@@ -12,7 +12,6 @@ from html import escape
 from io import BytesIO
 from typing import Any
 
-from datasets import ClassLabel
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -92,7 +91,7 @@ def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, list):  # several labels
         value = ", ".join(map(str, value))
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str("" if value is None else value)
     side = "right" if isinstance(value, int | float) else "left"
     return f'<td style="text-align:{side}">{escape(text)}</td>'
 
@@ -158,18 +157,15 @@ def forecast_html(forecast: Forecast) -> str:
 def least_certain(forecast: Forecast, longest: int, row_number: Callable[[int], int] = int) -> str:
     """The ten least certain examples, with at most so many characters of their texts."""
     order = forecast.flag(1.0)[:_LISTED].tolist()
-    rows = forecast.to_dataset()
-    columns = {"row": [*map(row_number, order)], **rows[order]}
-    for name, feature in rows.features.items():
-        if isinstance(feature, ClassLabel):
-            columns[name] = feature.int2str(columns[name])
+    columns = forecast.table().iloc[order].dropna(axis=1, how="all").to_dict("list")
+    columns["row"] = [*map(row_number, order)]
     first, last = ("row", "label", "prediction"), ("text", "nearest")
-    for name in columns.keys() & last:
+    for name in columns.keys() & {*last}:
         columns[name] = [
             text if len(text) <= longest else f"{text[: longest - 3]}..." for text in columns[name]
         ]
-    left_out = {*first, *last, "total", "variance", "probabilities"}  # so that texts have room
-    between = (name for name in columns if name not in left_out)
+    # Nor the probability of each of several labels, so that texts have room.
+    between = [n for n in columns if n not in first + last and not isinstance(columns[n][0], dict)]
     names = [name for name in (*first, *between, *last) if name in columns]
     return table(names, zip(*(columns[name] for name in names), strict=True))
 

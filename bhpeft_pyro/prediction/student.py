@@ -12,13 +12,14 @@ from torch import Tensor
 from ..base.checks import COUNT, boolean, check_types
 from ..data import Examples
 from ..data.batch import Batch
-from ..forecast import ClassForecast, LabelsForecast, RatingForecast
-from ..forecast.dirichlet import precision_for
+from ..forecast import RatingForecast
+from ..forecast.multilabel import both
 from ..model.amortized import OF_CHOICES, LogKernel, of_pass
 from ..model.cached_batches import BATCH, MAX_ROWS, CachedBatches
 from ..model.likelihoods import Outputs
 from ..model.model import Model
 from ..priors.prior_file import Plain, Tensors
+from .dirichlet import class_forecast, labels_forecast, precision_for
 from .draws import by_batch
 from .predict import AnyForecast, in_parts, known_of, probabilities_of
 
@@ -174,10 +175,9 @@ def learnt_uncertainty(
     if texts.kind == "rating":
         numbers = torch.stack([forecast.aleatoric, forecast.epistemic], 1)
     else:
-        pairs = forecast.probabilities
-        if texts.kind == "labels":
-            pairs = torch.stack([1 - pairs, pairs], -1)
-        numbers = precision_for(pairs, forecast.epistemic).unsqueeze(1)
+        p = forecast.probabilities
+        p = both(p) if texts.kind == "labels" else p
+        numbers = precision_for(p, forecast.epistemic).unsqueeze(1)
     outputs = OF_CHOICES if texts.kind == "choice" else model.network.outputs
     return LogKernel.fitted(of_texts, numbers, of_texts.shape[1] - outputs)
 
@@ -202,8 +202,8 @@ def predict_in_one_pass(
             aleatoric, epistemic = numbers.mT.unsqueeze(1)
             known |= {"within": epistemic, "scale": model.likelihood.label_range}
             return RatingForecast.from_draws(predicted[None], aleatoric.sqrt(), **known)
-        made = LabelsForecast if part.kind == "labels" else ClassForecast
-        return made.from_dirichlet(predicted, numbers[:, 0], **known)
+        forecast_of = labels_forecast if part.kind == "labels" else class_forecast
+        return forecast_of(predicted, numbers[:, 0], **known)
 
     return replace(in_parts(model, examples, of_part), method="student", passes=1)
 

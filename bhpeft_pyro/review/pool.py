@@ -165,8 +165,9 @@ class Pool:
         choices = [as_choices(row[columns.choices]) for row in given] if kind == "choice" else []
         for row, of_row in enumerate(choices):  # an answer is for this order, spelling and names
             keys[row] += f"-{sha256(json.dumps(of_row).encode()).hexdigest()[:16]}"
-        said, predicted = forecast.summary(), _predicted(forecast, kind)
-        uncertainty = {by: said[by] for by in ("epistemic", "aleatoric", "novelty") if by in said}
+        said, predicted = forecast.table(), _predicted(forecast, kind)
+        parts = [by for by in ("epistemic", "aleatoric", "novelty") if by in said]
+        uncertainty = said[parts].to_dict("records")
         items: dict[str, Item] = {}
         for row, key in reversed([*enumerate(keys)]):  # of copies the first stays
             names, labels, probabilities, rating = predicted[row]
@@ -183,7 +184,7 @@ class Pool:
                 tuple(labels),
                 tuple(probabilities[: len(names)]),
                 rating,
-                {name: values[row] for name, values in uncertainty.items()},
+                uncertainty[row],
                 said["reason"][row],
                 queued.get(row, ""),
                 said["nearest"][row] or None if "nearest" in said else None,

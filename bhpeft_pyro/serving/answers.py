@@ -40,8 +40,8 @@ def answers_of(forecast: AnyForecast) -> list[Answer]:
     >>> answer.said["prediction"], answer.said["reason"]
     ('good', 'people may differ')
     """
-    columns = forecast.summary()
-    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    table = forecast.table().drop(columns=["text", "label"], errors="ignore")
+    rows: list[Any] = table.to_dict("records")
     return [Answer(*row) for row in zip(rows, _scores(forecast), strict=True)]
 
 

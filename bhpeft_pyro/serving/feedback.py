@@ -32,7 +32,7 @@ from ..data.copies import among
 from ..decisions.promises import Promise
 from ..decisions.watching import LEVEL, Watch, largest_evidence
 from ..errors import DataError, SaveError
-from ..forecast.base import digits
+from ..forecast import Forecast
 from .engine import Refused, padded, sizes_of
 from .loading import Served, Table
 from .protocols import columns_of, option, table_of
@@ -241,23 +241,17 @@ def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]
     }
     cells = zip(*columns.values(), strict=True)
     entries = [about | dict(zip(columns, row, strict=True)) for row in cells]
-    return {**_called(examples, labels.table, served), _ENTRY: entries}
+    return {**_called(examples, forecast, labels.table, served), _ENTRY: entries}
 
 
-def _called(examples: Examples, table: Table, served: Served) -> dict[str, list[Any]]:
+def _called(
+    examples: Examples, forecast: Forecast, table: Table, served: Served
+) -> dict[str, list[Any]]:
     """The column of labels: the names of classes, the position of a choice, a rating. And that of
     choices, as lists."""
     assert examples.labels is not None
-    columns, names = served.posterior.columns, examples.label_names
-    rating, labels = examples.kind == "rating", examples.labels
-    values: list[Any] = digits(labels) if rating else labels.tolist()
-    if examples.kind == "labels" and names is not None:
-        values = [[n for n, there in zip(names, row, strict=True) if there] for row in values]
-    elif examples.kind == "labels":
-        values = labels.int().tolist()
-    elif examples.kind == "class" and names is not None:
-        values = [names[i] for i in values]
-    kept = {columns.target(served.kind): values}
+    columns = served.posterior.columns
+    kept = {columns.target(served.kind): forecast.named(examples.labels)}
     if examples.kind == "choice":
         kept[columns.choices] = [as_choices(cell)[0] for cell in table[columns.choices]]
     return kept

@@ -264,7 +264,7 @@ def test_the_nearest_learnt_text_is_the_one_with_the_most_similar_states(tmp_pat
         likeness = [torch.cosine_similarity(row, other, dim=0).item() for other in learnt]
         best = max(range(60), key=likeness.__getitem__)
         assert likeness[USUAL["text"].index(text)] == pytest.approx(likeness[best])
-    assert list(near.to_dataset()["nearest"]) == list(near.nearest) == near.summary()["nearest"]  # type: ignore[arg-type]
+    assert [*near.table()["nearest"]] == [*near.nearest]  # type: ignore[arg-type]
     assert near.joined([near, near]).nearest == (*near.nearest, *near.nearest)  # type: ignore[misc]
     # The next round keeps them too, and the file has them; forgetting loses a share of them.
     second = load(first.save(tmp_path / "a")).update(table(ODD))
@@ -280,7 +280,7 @@ def test_the_nearest_learnt_text_is_the_one_with_the_most_similar_states(tmp_pat
 def test_texts_are_kept_only_where_it_is_asked_for(tmp_path: Path) -> None:
     first = bh.fit(tiny_model(), "laplace", table(USUAL), **QUICK)
     assert first.novelty is not None and first.novelty.texts == ()
-    assert first.predict(ODD).nearest is None and "nearest" not in first.predict(ODD).summary()
+    assert first.predict(ODD).nearest is None and "nearest" not in first.predict(ODD).table()
     saved_file = first.save(tmp_path) / FILE
     assert USUAL["text"][0].encode() not in saved_file.read_bytes()
     later = first.update(table(ODD), keep_texts=True)  # of earlier rounds there are none

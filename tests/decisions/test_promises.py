@@ -67,7 +67,7 @@ def test_predict_answers_the_texts_above_the_threshold(kind: str) -> None:
     sure = forecast.chance_right(made.tolerance) > made.threshold
     assert forecast.answered.tolist() == (sure & ~forecast.unlike()).tolist()
     assert 0 < forecast.answered.sum() < 40
-    assert forecast.summary()["answered"] == forecast.answered.tolist()
+    assert [*forecast.table()["answered"]] == forecast.answered.tolist()
     words = str(made)
     assert words.startswith(
         f"promise: of the texts that are answered, at most {100 * made.error:.3g}%"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
 
-from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import RatingForecast
 
 
@@ -70,6 +68,8 @@ def test_the_interval_of_a_mixture_has_its_probability(level, draws):
     components = stats.norm(mean.double().numpy(), sd.double().numpy())
     for end, below in zip(ends, ((1 - level) / 2, (1 + level) / 2), strict=True):
         np.testing.assert_allclose(components.cdf(end.numpy()).mean(0), below, atol=1e-9)
+    with pytest.raises(ConfigError, match="probability"):  # of draws, this would be an end
+        counts().interval(90)
 
 
 def test_the_density_is_that_of_the_mixture():
@@ -86,51 +86,6 @@ def test_the_density_is_that_of_the_mixture():
 def test_the_nll_far_out_does_not_overflow():
     forecast = RatingForecast.from_draws(torch.zeros(2, 1), torch.ones(2, 1))
     assert forecast.nlls([100.0]).item() == pytest.approx(-stats.norm.logpdf(100.0), rel=1e-6)
-
-
-def test_rating_rows_as_a_dataset():
-    mean, sd = some_ratings()
-    forecast = RatingForecast.from_draws(mean, sd, labels=mean[0])
-    row = forecast.to_dataset()[5]
-    assert row["label"] == pytest.approx(mean[0, 5].item())
-    assert row["mean"] == pytest.approx(forecast.mean[5].item())
-    assert row["total"] == pytest.approx(row["aleatoric"] + row["epistemic"])
-    assert row["lower_90"] < row["mean"] < row["upper_90"]
-
-
-@pytest.mark.parametrize(
-    ("mean", "sd", "words"),
-    [
-        (torch.zeros(3), torch.ones(3), "mean must be a floating"),
-        (torch.zeros(2, 3), torch.ones(2, 4), "sd must be a floating"),
-        (torch.zeros(2, 3), torch.zeros(2, 3), "sd must be positive"),
-        (torch.full((2, 3), math.inf), torch.ones(2, 3), "mean must be finite"),
-        (torch.zeros(2, 3), torch.full((2, 3), math.nan), "sd must be finite"),
-        (torch.zeros(2, 0), torch.ones(2, 0), "N >= 1"),
-    ],
-)
-def test_rating_draws_that_cannot_be_are_refused(mean, sd, words):
-    with pytest.raises(LikelihoodError, match=words):
-        RatingForecast.from_draws(mean, sd)
-
-
-def test_rating_arguments_are_checked():
-    mean, sd = some_ratings()
-    for name, wrong in (("within", -sd), ("within", sd[0]), ("densities", sd), ("outcomes", sd)):
-        wrong = wrong[:, :1] if name == "densities" else wrong
-        with pytest.raises(LikelihoodError, match=f"{name} "):
-            RatingForecast.from_draws(mean, sd, **{name: wrong})
-    forecast = RatingForecast.from_draws(*some_ratings())
-    with pytest.raises(ConfigError, match="level"):
-        forecast.interval(1.0)
-    with pytest.raises(ConfigError, match="probability"):
-        forecast.quantile(0.0)
-    with pytest.raises(DataError, match="labels has shape"):
-        forecast.nlls([1.0])
-    with pytest.raises(DataError, match="labels are needed"):
-        forecast.nlls()
-    with pytest.raises(DataError, match="finite"):
-        forecast.with_labels([math.nan] * 20)
 
 
 # Draws of a likelihood that is not Normal

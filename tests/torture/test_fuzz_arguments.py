@@ -10,7 +10,6 @@ import random
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from bhpeft_pyro.base import checks
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.diagnostics.changes import changes, shifts
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, DataError, GuideError, SaveError
-from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.integrations.arviz import to_arviz
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -164,9 +162,7 @@ def posterior() -> bh.Posterior:
 
 
 def used(draw: random.Random, posterior: bh.Posterior) -> None:
-    forecast = posterior.predict(["w5"], 2)
     numbers = ("samples", "seed")
-    named = replace(forecast, label_names=("a", "b"))
     what: tuple[Callable[[], Any], ...] = (
         lambda: posterior.predict(source(draw), samples=3),
         lambda: posterior.predict(
@@ -188,18 +184,15 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
             **few(draw, ("keep", "guide", "options", "optimizer", "validation")),
         ),
         lambda: posterior.grow(odd(draw)),
-        lambda: forecast.flag(odd(draw), by=draw.choice(("total", odd(draw)))),
-        lambda: metrics.evaluate(forecast, odd(draw)),
-        lambda: named.with_labels(odd(draw)),
-        lambda: type(named).from_draws(
-            torch.full((2, 1, 2), 0.5),
-            **few(draw, ("labels", "texts", "label_names", "choices", "keep_samples")),
-        ),
         lambda: changes(draw.choice((posterior, odd(draw))), **few(draw, numbers)),
         lambda: shifts(odd(draw)),
         lambda: to_arviz(odd(draw), samples=2),
+<<<<<<< HEAD
         lambda: metrics.rejection_curve(forecast, [0], fractions=odd(draw)),
         lambda: posterior.weights(None, odd(draw)),
+=======
+        lambda: posterior.weights(odd(draw), odd(draw)),
+>>>>>>> f8808efc (A forecast is one table; scikit-learn's metrics; checks that guarded nothing are gone)
         lambda: bh.Posterior.load(odd(draw)),
         lambda: bh.Posterior.from_draws(posterior.model, odd(draw), statistics=odd(draw)),
     )

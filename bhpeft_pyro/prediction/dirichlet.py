@@ -7,17 +7,35 @@ All moments have closed forms.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.special import digamma, entr
+from torch.special import digamma
+
+from ..forecast import ClassForecast, LabelsForecast
+from ..forecast.classes import entropy
+from ..forecast.multilabel import both
 
 _ENDS = (-12.0, 18.0)  # of the precision's logarithm
 _BISECTIONS = 50
 
 
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy in nats over the last dim, with 0 log 0 = 0."""
-    return entr(probabilities).sum(-1)
+def class_forecast(probabilities: Tensor, precision: Tensor, **known: Any) -> ClassForecast:
+    """Of the mean probabilities (N, C) of a Dirichlet distribution and (N,) the sum of its
+    parameters; `known` are labels, texts, label_names and choices."""
+    mean = probabilities.double()
+    variance = (mean * (1 - mean)).sum(-1) / (precision.double() + 1)
+    aleatoric = expected_entropy(mean, precision)
+    return ClassForecast.from_moments(mean, aleatoric, variance, **known)
+
+
+def labels_forecast(probabilities: Tensor, precision: Tensor, **known: Any) -> LabelsForecast:
+    """Of (N, K) probabilities each of which has a Beta distribution, with the precision (N,) of its
+    text."""
+    count = probabilities.shape[1]
+    pairs = class_forecast(both(probabilities).flatten(0, 1), precision.repeat_interleave(count))
+    return LabelsForecast(pairs=pairs, count=count, **known)
 
 
 def expected_entropy(probabilities: Tensor, precision: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ Labels = Tensor | Sequence[float] | Sequence[str]
 """Observed labels: numbers, or names of classes."""
 _METHODS = {"exact": "exact forecasts", "point": "forecasts by the mean weights"}
 _REASONS = ("people may differ", "models disagree", "little learnt from such texts")
+_PARTS = ("epistemic", "aleatoric", "total")
 _UNLIKE = "unlike what was learnt"
 _SURE = 0.9  # a probability of being right from which nothing is to doubt
 
@@ -52,7 +53,7 @@ class Forecast(ABC):
 
     quality: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
-    measures: ClassVar[tuple[str, ...]] = ("epistemic", "aleatoric", "total")
+    measures: ClassVar[tuple[str, ...]] = _PARTS
     in_words: ClassVar[Mapping[str, str]] = {
         "aleatoric": "expected entropy (nats)",
         "epistemic": "mutual information (nats)",
@@ -166,7 +167,7 @@ class Forecast(ABC):
         columns: dict[str, Any] = {"text": self.texts}
         columns["label"] = None if self.labels is None else self.named(self.labels)
         columns |= self._predicted()
-        columns |= {part: digits(self.uncertainty(part)) for part in ("epistemic", "aleatoric")}
+        columns |= {part: digits(self.uncertainty(part)) for part in _PARTS[:2]}
         columns["novelty"] = None if self.novelty is None else digits(self.novelty)
         columns |= {"reason": self.reasons(), "nearest": self.nearest}
         # There with and without a promise, so that a new round changes no columns.
@@ -182,11 +183,6 @@ class Forecast(ABC):
             columns["flagged"] = flagged.tolist()
         known = {name: values for name, values in columns.items() if values is not None}
         return pd.DataFrame({name: _series(values) for name, values in known.items()})
-
-    @property
-    def exact(self) -> bool:
-        """Whether `nlls` is exact for any labels, not only for the forecast's own."""
-        return True
 
     def uncertainty(self, by: str = "total") -> Tensor:
         """(N,) one of `measures`, or 1 - confidence, or 1 - novelty: larger is less certain."""
@@ -219,8 +215,7 @@ class Forecast(ABC):
         if self.novelty is None:
             from ..decisions.novelty import NONE_KNOWN
 
-            how = "posterior.replace(novelty=Novelty.of(model, examples)) tells it"
-            raise DataError(f"novelty: {NONE_KNOWN}; {how}")
+            raise DataError(f"novelty: {NONE_KNOWN}")
         return self.novelty <= max_false_alarms
 
     def reasons(self) -> list[str | None]:
@@ -280,17 +275,14 @@ class Forecast(ABC):
         size, usual = self._headline()
         if self.method:
             usual += f"; {way_in_words(self.method, self.passes)}"
-        mean = {by: f"{self.uncertainty(by).mean():.4f}" for by in Forecast.measures}
-        unlike = ""
+        epistemic, aleatoric, total = (f"{self.uncertainty(by).mean():.4f}" for by in _PARTS)
+        parts = f"{aleatoric} aleatoric + {epistemic} epistemic"
+        lines = [f"{type(self).__name__}: {size}", usual]
+        lines.append(f"mean {self.in_words['total']} {total} = {parts}")
         if self.novelty is not None:
             count = int(self.unlike().sum())
-            unlike = f"\n  {count} unlike what was learnt (at most 5 % false alarms)"
-        return (
-            f"{type(self).__name__}: {size}\n"
-            f"  {usual}\n"
-            f"  mean {self.in_words['total']} {mean['total']} = {mean['aleatoric']} aleatoric + "
-            f"{mean['epistemic']} epistemic{unlike}"
-        )
+            lines.append(f"{count} unlike what was learnt (at most 5 % false alarms)")
+        return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:
         from ..plots.html import forecast_html  # matplotlib is slow to import

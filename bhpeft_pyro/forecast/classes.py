@@ -130,15 +130,10 @@ class ClassForecast(Forecast):
         all float64; what is kept of them has another `dtype`."""
         total = entropy(mean)
         # Entropy is concave, so a negative difference can only be rounding.
-        return cls(
-            probabilities=mean.to(dtype),
-            total=total.to(dtype),
-            aleatoric=aleatoric.to(dtype),
-            epistemic=(total - aleatoric).clamp(min=0).to(dtype),
-            variance=variance.to(dtype),
-            draws=draws,
-            **known,
-        )
+        moments = (mean, total, aleatoric, (total - aleatoric).clamp(min=0), variance)
+        names = ("probabilities", "total", "aleatoric", "epistemic", "variance")
+        known |= {name: value.to(dtype) for name, value in zip(names, moments, strict=True)}
+        return cls(draws=draws, **known)
 
     @classmethod
     def mixed(cls, components: Sequence[ClassForecast]) -> ClassForecast:
@@ -146,24 +141,18 @@ class ClassForecast(Forecast):
         first = components[0]
         if len(components) == 1:
             return first
-
-        def mean(name: str) -> Tensor:
-            values = [getattr(component, name).double() for component in components]
-            return sum(values, start=torch.zeros(())) / len(components)
-
-        probabilities = mean("probabilities")
-        away = [(each.probabilities - probabilities).square().sum(-1) for each in components]
-        total = entropy(probabilities)
-        between = (total - mean("total")).clamp(min=0)
-        values = {
-            "probabilities": probabilities,
-            "total": total,
-            "aleatoric": mean("aleatoric"),
-            "epistemic": between + mean("epistemic"),
-            "between": between,
-            "variance": mean("variance") + torch.stack(away).mean(0),
+        of_each = torch.stack([component.probabilities.double() for component in components])
+        mean = {
+            name: torch.stack([getattr(each, name).double() for each in components]).mean(0)
+            for name in ("total", "aleatoric", "epistemic", "variance")
         }
-        changes: dict[str, Any] = {k: v.to(first.probabilities) for k, v in values.items()}
+        mixed = of_each.mean(0)
+        total = entropy(mixed)
+        between = (total - mean["total"]).clamp(min=0)
+        mean |= {"probabilities": mixed, "total": total, "between": between}
+        mean["epistemic"] += between
+        mean["variance"] += (of_each - mixed).square().sum(-1).mean(0)
+        changes: dict[str, Any] = {k: v.to(first.probabilities) for k, v in mean.items()}
         if kept := [each.samples for each in components if each.samples is not None]:
             changes["samples"] = torch.cat(kept)
         return replace(first, **changes, draws=len(components) * first.draws, promised=None)
@@ -210,9 +199,9 @@ class ClassForecast(Forecast):
     def tempered(self, validation: ClassForecast) -> tuple[ClassForecast, float]:
         """This forecast after temperature scaling, and the temperature (Guo et al. 2017).
 
-        The temperature T in [1/100, 100] minimises the NLL of softmax(log p / T) in a forecast of
-        labelled examples that the network was not trained on, p the mean of the draws; so all of
-        the new forecast's uncertainty is aleatoric. T above 1 makes forecasts less confident.
+        The temperature T in [1/100, 100] minimises the NLL of softmax(log p / T) in the forecast
+        `validation` of labelled examples that were not learnt; p is the mean of the draws, so all
+        of the new forecast's uncertainty is aleatoric. T above 1 makes it less confident.
 
         >>> sure = ClassForecast.from_draws(torch.tensor([[[0.98, 0.02]] * 4]), labels=[0, 0, 0, 1])
         >>> round(sure.tempered(sure)[0].confidence[0].item(), 2)  # 3 of 4 are right

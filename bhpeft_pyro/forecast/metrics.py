@@ -51,22 +51,17 @@ MEANINGS = {
 def evaluate(forecast: Forecast, labels: Labels | None = None) -> dict[str, float]:
     """All metrics of a forecast against `labels` (default: the forecast's own).
 
-    Classes: `accuracy`; `f1` (macro: over the classes that occur as label or prediction);
-    `nll` of the mean probability; `brier` (Brier 1950: summed over classes, so 0 to 2);
-    `ece` and `mce` (Naeini et al. 2015) and `classwise_ece` (Kull et al. 2019), all with 15 equal
-    bins; `aurc` (Geifman and El-Yaniv 2017), ranked by confidence; and the mean
-    `mutual_information`. For multiple choice a class is a position.
+    `MEANINGS` has a line for each. Classes (of multiple choice, positions): `brier` is summed over
+    classes, so 0 to 2; `ece` and `mce` (Naeini et al. 2015) and `classwise_ece` (Kull et al. 2019)
+    have 15 equal bins; `aurc` is ranked by confidence.
 
-    Several labels: `accuracy`, the share of texts of which every label is right (subset accuracy);
-    `hamming`, that of wrong labels; `f1` (macro: the mean over the labels that occur) and
-    `f1_micro` (of all labels together), all at the forecast's threshold; `nll`, summed over labels
-    taken one by one; `brier` and `ece` of the probabilities that a text has a label; `aurc` of the
-    share of wrong labels, ranked by total uncertainty; `mutual_information`, summed over labels.
+    Several labels: `accuracy` is the share of texts of which every label is right; macro `f1` is
+    over the labels that occur; `nll` and `mutual_information` are summed over labels, taken one by
+    one; `brier` and `ece` are of the probabilities that a text has a label; `aurc` is of the share
+    of wrong labels, ranked by total uncertainty.
 
-    Ratings: `mse` and `mae` of the mean; `nll` and `crps` of the mixture; `coverage_90`, the share
-    of labels within the 90 % interval; and `aurc` of the squared error, ranked by total
-    uncertainty. Under a likelihood that is not Normal, the `nll` is exact for the forecast's own
-    labels, and `crps` and `coverage_90` are of draws.
+    Ratings: `aurc` is of the squared error, ranked by total uncertainty. Under a likelihood that is
+    not Normal, `nll` is exact for the forecast's own labels, `crps` and `coverage_90` are of draws.
 
     >>> from bhpeft_pyro.forecast import ClassForecast
     >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6]]])
@@ -108,7 +103,8 @@ class CalibrationBins:
 def calibration_bins(
     confidence: Tensor | Sequence[float], correct: Tensor | Sequence[float], bins: int = BINS
 ) -> CalibrationBins:
-    """Sort (N,) confidences, and whether predictions were right, into bins (Guo et al. 2017).
+    """Sort (N,) confidences, and whether predictions were right, into bins (Guo et al. 2017); an
+    error of scikit-learn's unless these are finite, as many, and at least one.
 
     >>> calibration_bins([0.75, 1.0], [True, False], bins=2).expected_error
     0.375
@@ -190,8 +186,7 @@ def macro_f1(truth: NDArray[np.int_], guessed: NDArray[np.int_]) -> float:
 
 
 def _columns(*columns: Tensor | Sequence[float]) -> list[Tensor]:
-    """(N,) columns in double precision; an error of scikit-learn's unless they are equally long,
-    not empty, and finite."""
+    """(N,) columns of finite numbers in double precision."""
     from sklearn.utils import check_array  # slow to import
 
     numbers = np.stack([np.asarray(column, dtype=float) for column in columns])
@@ -208,9 +203,8 @@ def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
 
 
 def scored(forecast: Forecast, known: Tensor) -> str:
-    """The quality of a forecast with labels, beside that of the simplest forecast of all, which is
-    made of the labels `known`: of their most frequent class, or their mean. The forecast is called
-    better if the difference on these examples is more than two standard errors.
+    """The quality of a forecast with labels, beside that of the simplest one by the labels `known`;
+    better is a difference of more than two standard errors.
 
     >>> from bhpeft_pyro.forecast import ClassForecast
     >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]]])

@@ -150,20 +150,18 @@ class LabelsForecast(Forecast):
         They lie midway between probabilities, and have their precision; for a label that no text
         has it is 1.
         """
-        truth, thresholds = self.observed().double(), []
-        for p, has in zip(self.probabilities.T, truth.T, strict=True):
-            values, order = p.sort(descending=True)
-            right = has[order].cumsum(0)
+        truth, thresholds = self.observed().double(), self.probabilities.new_ones(self.count)
+        for k in truth.any(0).nonzero().flatten().tolist():
+            p, order = self.probabilities[:, k].sort(descending=True)
+            has = truth[order, k]
             # F1 = 2 TP / (predicted + there are), if the most probable 1, 2, ... N have the label.
-            f1 = 2 * right / (torch.arange(1, len(p) + 1) + has.sum())
-            lower = torch.cat([values[1:], values.new_zeros(1)])
-            f1[values == lower] = -1.0  # equal ones cannot be told apart
-            best = int(f1.argmax())
-            middle = (values[best] + lower[best]) / 2
-            if middle == values[best]:  # rounded up, as there is no number between
-                middle = lower[best]
-            thresholds.append(middle if has.any() else torch.ones_like(middle))
-        return torch.stack(thresholds)
+            f1 = 2 * has.cumsum(0) / (torch.arange(1, len(p) + 1) + has.sum())
+            lower = torch.cat([p[1:], p.new_zeros(1)])
+            best = int(f1.masked_fill(p == lower, -1.0).argmax())  # equal ones go together
+            middle = (p[best] + lower[best]) / 2
+            # It is rounded up where there is no number between.
+            thresholds[k] = lower[best] if middle == p[best] else middle
+        return thresholds
 
     def loss(self, labels: Tensor) -> Tensor:
         return (self.label != labels.bool()).double().mean(-1)

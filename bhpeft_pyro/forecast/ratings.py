@@ -108,7 +108,8 @@ class RatingForecast(Forecast):
     @property
     def epistemic(self) -> Tensor:
         """(N,) variance of the mean, within the parts and between them."""
-        return self._rounded(self._between + self._within.mean(0))
+        between = self.means.double().var(0, correction=0)
+        return self._rounded(between + self._within.mean(0))
 
     @property
     def between(self) -> Tensor | None:
@@ -173,10 +174,6 @@ class RatingForecast(Forecast):
         low, high = self.scale
         return ratings if low is None and high is None else ratings.clamp(low, high)
 
-    @property
-    def exact(self) -> bool:
-        return self.outcomes is None
-
     def _doubted(self) -> Tensor:
         # Noise alone, the same for most texts, is no reason to doubt one of them.
         return self.epistemic > self.aleatoric
@@ -196,9 +193,7 @@ class RatingForecast(Forecast):
         low, high = self.scale  # no rating is beyond them
         if high is not None:
             above = above.masked_fill(mean + tolerance >= high, 1.0)
-        if low is not None:
-            below = below.masked_fill(mean - tolerance <= low, 0.0)
-        return above - below
+        return above - (below if low is None else below.masked_fill(mean - tolerance <= low, 0.0))
 
     def nlls(self, labels: Labels | None = None) -> Tensor:
         if labels is None and self.densities is not None:
@@ -274,10 +269,6 @@ class RatingForecast(Forecast):
         parts = "draws" if self.within is None else "components"
         usual = f"mean rating {self.mean.mean():.3f}, mean sd {self.sd.mean():.3f}"
         return f"{len(self)} examples, {self.draws} {parts}", usual
-
-    @property
-    def _between(self) -> Tensor:
-        return self.means.double().var(0, correction=0)
 
     @property
     def _within(self) -> Tensor:

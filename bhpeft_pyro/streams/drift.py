@@ -177,7 +177,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
         with seeded(seed):
             labels, *_ = simulate(posterior.model, others, CachedBatches(posterior.model, examples))
         sets = torch.cat([examples.labels.unsqueeze(0), labels])
-        if not forecast.exact:
+        if getattr(forecast, "outcomes", None) is not None:
             scores = _mixture_nll(posterior, examples, sets, samples, 2 * seed)
         else:
             scores = torch.stack([forecast.nlls(labels).mean() for labels in sets])

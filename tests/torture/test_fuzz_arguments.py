@@ -187,12 +187,7 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
         lambda: changes(draw.choice((posterior, odd(draw))), **few(draw, numbers)),
         lambda: shifts(odd(draw)),
         lambda: to_arviz(odd(draw), samples=2),
-<<<<<<< HEAD
-        lambda: metrics.rejection_curve(forecast, [0], fractions=odd(draw)),
         lambda: posterior.weights(None, odd(draw)),
-=======
-        lambda: posterior.weights(odd(draw), odd(draw)),
->>>>>>> f8808efc (A forecast is one table; scikit-learn's metrics; checks that guarded nothing are gone)
         lambda: bh.Posterior.load(odd(draw)),
         lambda: bh.Posterior.from_draws(posterior.model, odd(draw), statistics=odd(draw)),
     )

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..base.checks import shown
+from ..base.isolation import locked
 from ..base.progress import tracked
-from ..base.threads import give_way, sampling
 from ..errors import DataError
 from .columns import CellError, read_cells
 
@@ -129,7 +129,7 @@ def joins_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.sep_token_id is None
 
 
-@sampling()  # truncation is a state of fast tokenizers
+@locked()  # truncation is a state of fast tokenizers
 def tokenise(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[str, ...]], limit: int | None
 ) -> tuple[Tokens, list[int]]:
@@ -149,7 +149,6 @@ def tokenise(
     cut: list[int] = []
     starts = range(0, len(rows), CHUNK)
     for start in tracked(starts, "reading texts", len(starts)):
-        give_way()
         chunk = rows[start : start + CHUNK]
         encoded = tokenizer(*map(list, zip(*chunk, strict=True)), **how)
         over = [i for i, row in enumerate(encoded["input_ids"]) if limit and len(row) > limit]
@@ -210,7 +209,7 @@ def tokenise_words(
     return tokenise_words(tokenizer, mended, limit, column)
 
 
-@sampling()
+@locked()
 def _windows(
     tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sequence[str]], limit: int | None
 ) -> tuple[Tokens, Tensor]:
@@ -224,7 +223,6 @@ def _windows(
     parts: list[Tokens] = []
     sequence = count()
     for start in range(0, len(sentences), CHUNK):
-        give_way()
         encoded = tokenizer(
             [" ".join(sentence) for sentence in sentences[start : start + CHUNK]],
             padding=False,

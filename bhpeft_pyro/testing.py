@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .base.threads import seeded
+from .base.isolation import seeded
 from .data import Examples, encode
 from .data.batch import Batch
 from .model.head import Head

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, constraints, register
 from torch.distributions.constraint_registry import biject_to, transform_to
 from torch.distributions.constraints import Constraint
 
-from .threads import without_autocast
+from .isolation import without_autocast
 
 __all__ = ["Constrained", "Covariance", "EqualMixture", "LowRankNormal", "base_of", "leading"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..base.checks import Number, check, one_of, shown, warn
-from ..base.threads import sampling
+from ..base.isolation import locked
 from ..errors import BHPEFTWarning, ConfigError, DataError
 from .columns import (
     Columns,
@@ -248,7 +248,7 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, columns: Columns, kind: Kind
     return int(limit)
 
 
-@sampling()
+@locked()
 def probe_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Vocabulary size and ids of a fixed text: tokenizers that agree on them pass for the same."""
     text = "The 2nd quick-brown fox didn't jump; 'na\u00efve' caf\u00e9s, $1,984.50!"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..base.isolation import locked
 from ..base.progress import tracked
-from ..base.threads import give_way, sampling
 
 CHUNK = 10_000  # sequences looked at together, or given to the tokenizer: bounds memory
 
@@ -125,7 +125,7 @@ def joins_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.sep_token_id is None
 
 
-@sampling()  # truncation is a state of fast tokenizers
+@locked()  # truncation is a state of fast tokenizers
 def tokenise(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[str, ...]], limit: int | None
 ) -> tuple[Tokens, list[int]]:
@@ -145,7 +145,6 @@ def tokenise(
     cut: list[int] = []
     starts = range(0, len(rows), CHUNK)
     for start in tracked(starts, "reading texts", len(starts)):
-        give_way()
         chunk = rows[start : start + CHUNK]
         encoded = tokenizer(*map(list, zip(*chunk, strict=True)), **how)
         over = [i for i, row in enumerate(encoded["input_ids"]) if limit and len(row) > limit]

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..base.checks import Number
+from ..base.isolation import without_autocast
 from ..base.progress import tracked
-from ..base.threads import without_autocast
 from ..data import Examples
 from ..data.batch import random_order, within
 from ..errors import DataError, SaveError

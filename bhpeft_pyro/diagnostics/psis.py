@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from ..base.checks import SEED, Number, derived
+from ..base.isolation import alone
 from ..base.progress import work
-from ..base.threads import alone
 from ..errors import ConfigError, DataError, GuideError
 from ..guides import Guide
 from ..model.cached_batches import CachedBatches

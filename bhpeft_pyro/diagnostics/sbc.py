@@ -14,8 +14,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..base.checks import COUNT, INSIDE, SEED, Number, check_memory, derived
+from ..base.isolation import seeded
 from ..base.names import matching
-from ..base.threads import seeded
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from ..base.checks import shown, warn
 from ..base.fit_options import FitOptions
-from ..base.threads import alone, sampling
+from ..base.isolation import alone, locked
 from ..data.batch import Batch
 from ..errors import KEEP_TENSORS, ConfigError, GuideError
 from ..model.model import Model
@@ -108,7 +108,7 @@ class FunctionGuide(ForeignGuide):
         super().__init__()
         self.function = function
         with (
-            sampling(),
+            locked(),
             pyro.get_param_store().scope() as state,
             poutine.block(),
             poutine.trace() as tracer,

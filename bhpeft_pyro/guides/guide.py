@@ -14,7 +14,7 @@ from torch.optim import Adam, Optimizer
 
 from ..base.distributions import Covariance
 from ..base.fit_options import FitOptions
-from ..base.threads import own_parameters
+from ..base.isolation import own_parameters
 from ..data.batch import Batch
 from ..errors import ConfigError, GuideError
 from ..model.amortized import OutputCovariance

@@ -17,7 +17,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from ..base.distributions import Constrained, Covariance, LowRankNormal, base_of
-from ..base.threads import undisturbed
+from ..base.isolation import undisturbed
 from ..errors import GuideError, PriorError
 from ..model.model import Model
 from ..priors import JOINT, JointPrior, checked

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
 from ..base.distributions import Covariance, LowRankNormal
-from ..base.threads import alone, undisturbed
+from ..base.isolation import alone, undisturbed
 from ..data.batch import Batch
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model

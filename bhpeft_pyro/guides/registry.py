@@ -15,8 +15,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import nn
 
 from ..base.checks import COUNT, shown
+from ..base.isolation import alone, seeded
 from ..base.names import first_match
-from ..base.threads import alone, seeded
 from ..errors import GuideError
 from ..model.model import Model
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide

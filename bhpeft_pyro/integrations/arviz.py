@@ -19,8 +19,8 @@ import xarray as xr
 from torch import Tensor
 
 from ..base.checks import MAYBE_COUNT, SEED, check, check_memory, derived, warn
+from ..base.isolation import seeded
 from ..base.names import matching
-from ..base.threads import seeded
 from ..data import Columns, Examples
 from ..diagnostics.changes import Variable, variables
 from ..errors import ConfigError, PriorError

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..base.threads import without_autocast
+from ..base.isolation import without_autocast
 from ..data.batch import random_order
 
 LEAST_TEXTS, MOST_TEXTS = 200, 400

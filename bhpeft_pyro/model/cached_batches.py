@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..base.checks import shown
+from ..base.isolation import without_autocast
 from ..base.progress import tracked
-from ..base.threads import without_autocast
 from ..data import Columns, Examples
 from ..data.batch import Batch, shuffled, within
 from ..data.tokens import Tokens

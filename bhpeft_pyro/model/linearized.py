@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.quasirandom import SobolEngine
 
-from ..base.threads import without_autocast
+from ..base.isolation import without_autocast
 from ..data.batch import Batch
 from ..priors.from_posterior import places
 from .amortized import OF_CHOICES, OutputCovariance, mean_variance, of_pass

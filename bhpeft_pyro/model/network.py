@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base.checks import check
-from ..base.threads import give_way
 from ..data.batch import Batch
 from ..data.encoding import probe_of
 from ..errors import ConfigError, DataError
@@ -227,7 +226,6 @@ class RandomPEFT(PyroModule):
         """(B, D) or (B, C, D) features of B examples, what the head reads: those of the frozen
         transformer, or inside `bind`, which takes kinds without gates, those under its weights."""
         self.attachment.check_mode()
-        give_way()
         with torch.no_grad():
             pooled = self._pooled(batch.rows(1))
         return pooled.reshape(*batch.shape, -1)
@@ -257,7 +255,6 @@ class RandomPEFT(PyroModule):
         or layers pass on more than hidden states."""
         if not self.attachment.constant:
             return None
-        give_way()
         whole = batch.split(1)
         states = self.attachment.constant_states(self.accepted(whole.rows(1)))
         return states.unflatten(0, whole.shape)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..base.threads import without_autocast
+from ..base.isolation import without_autocast
 from ..errors import ArchitectureError
 from .architectures import Layer, Projection
 from .binding import Binding, activate, install

@@ -24,9 +24,9 @@ from torch.special import entr
 from ..base.checks import COUNT, POSITIVE, SEED, boolean, warn
 from ..base.distributions import base_of
 from ..base.fit_options import FitOptions
+from ..base.isolation import seeded
 from ..base.names import Method
 from ..base.progress import bars, tracked, work
-from ..base.threads import give_way, seeded
 from ..data import Columns, Examples, LabelWarning
 from ..data.batch import Batch
 from ..data.sources import in_file
@@ -268,7 +268,6 @@ def distil(
     with seeded(seed), work("distilling", steps) as bar:
         for epoch in range(1, epochs + 1):
             for batch in texts.training(batch_size, 1, generator):
-                give_way()
                 optimizer.zero_grad()
                 value = losses(batch.to(device), targets).mean()
                 if not value.isfinite():

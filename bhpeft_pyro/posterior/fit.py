@@ -13,8 +13,8 @@ from torch import nn
 
 from ..base.checks import COUNT, check, check_memory, warn
 from ..base.fit_options import FitOptions
+from ..base.isolation import locked, seeded, with_gradients
 from ..base.progress import bars, tracked, work
-from ..base.threads import fitting, seeded, with_gradients
 from ..data import Columns, Examples
 from ..data.batch import Batch, random_order
 from ..data.copies import check_apart, warn_of_contradictions, warn_of_copies
@@ -45,7 +45,7 @@ from .round import Round, check_arguments, of_component, run_all, temperature
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 
 
-@fitting()
+@locked()
 @with_gradients()
 def fit(
     model: Model,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from ..base.isolation import locked, wait_for
 from ..base.progress import bars
-from ..base.threads import sampling, unlocked
 from ..errors import BHPEFTError, ConfigError, FitError
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
             raise ConfigError(f"executor: a fit cannot be sent to its worker: {error}") from error
         for number, future in enumerate(futures):
             try:
-                with unlocked():
-                    data = future.result()
+                wait_for(future)
+                data = future.result()
             except Exception as error:  # each executor has its own
                 ended = f"component {number + 1} of {len(rounds)}: its worker failed: {error!r}"
                 failed = failed or FitError(ended)
@@ -90,7 +90,7 @@ def _job(common: bytes, pair: bytes) -> bytes:
     shared = _unpickled(common)
     one, stay = _unpickled(pair, shared)
     try:
-        with sampling(), bars(False):  # workers may be threads
+        with locked(), bars(False):  # the worker may be a thread
             result = one.run()
     except Exception as error:
         if not isinstance(error, BHPEFTError):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..base.checks import as_path
 from ..base.files import naming
 from ..base.fit_options import FitOptions
-from ..base.threads import fitting, with_gradients
+from ..base.isolation import locked, with_gradients
 from ..data import Columns
 from ..decisions.queue import By, Queue, to_label
 from ..guides import GuideLike
@@ -141,6 +141,7 @@ class Posterior(Predictor):
         # `update` itself leaves scales open.
         return with_fixed_scales(prior_of(self.model, self.guide))
 
+    @locked()
     @with_gradients()
     def widen(self, data: object, *, validation: object | None = None, **changes: Any) -> Posterior:
         """Add a Laplace approximation to a fitted point estimate, without training it again.
@@ -162,7 +163,7 @@ class Posterior(Predictor):
 
         return widen(self, data, validation=validation, changes=changes)
 
-    @fitting()
+    @locked()
     @with_gradients()
     def update(
         self,

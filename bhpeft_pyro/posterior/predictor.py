@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..base.checks import Number, check_types
+from ..base.isolation import locked, with_gradients
 from ..base.names import Method
-from ..base.threads import fitting, with_gradients
 from ..data import Columns, Examples
 from ..data.copies import new_among
 from ..decisions.novelty import Novelty
@@ -165,6 +165,7 @@ class Predictor:
         """
         return self.model.network.bind(self.weights(component, draw))
 
+    @locked()
     def predict(
         self,
         data: object,
@@ -304,7 +305,7 @@ class Predictor:
         asked = terms(self.model, error, confidence, tolerance, max_share_to_people)
         return with_promise(self, calibration, asked, method, answer_unlike)
 
-    @fitting()
+    @locked()
     @with_gradients()
     def distill(
         self,

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import peft
-from ..base.threads import seeded
+from ..base.isolation import seeded
 from ..base.user_code import check_plain, given_for, path_of
 from ..data import Columns
 from ..decisions.novelty import Novelty

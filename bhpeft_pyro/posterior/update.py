@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..base.checks import boolean, check, warn
 from ..base.fit_options import FitOptions
+from ..base.isolation import seeded
 from ..base.progress import bars, work
-from ..base.threads import seeded
 from ..data import Examples, LabelWarning
 from ..data.batch import random_order
 from ..data.copies import BY_CHANCE, among, check_apart, warn_of_contradictions

@@ -16,8 +16,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..base.checks import COUNT, SEED, check_memory
+from ..base.isolation import alone, seeded
 from ..base.progress import tracked
-from ..base.threads import alone, seeded
 from ..data.batch import Batch
 from ..errors import DataError
 from ..forecast.base import join

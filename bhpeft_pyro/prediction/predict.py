@@ -14,9 +14,9 @@ from torch.distributions import Bernoulli, Normal
 
 from ..base.checks import COUNT, SEED, Number, boolean, check_memory, derived
 from ..base.distributions import base_of
+from ..base.isolation import seeded
 from ..base.names import Method
 from ..base.progress import work
-from ..base.threads import seeded
 from ..data import Examples
 from ..data.batch import Batch
 from ..data.columns import MAX_CHOICES

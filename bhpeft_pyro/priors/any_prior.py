@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..base.checks import few
 from ..base.distributions import Covariance, LowRankNormal
-from ..base.threads import undisturbed
+from ..base.isolation import undisturbed
 from ..errors import PriorError
 from ..peft.sites import Site
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior, moments_of

@@ -19,8 +19,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ..base.isolation import alone, undisturbed
 from ..base.names import sort_by_pattern
-from ..base.threads import alone, undisturbed
 from ..errors import PriorError, is_out_of_memory
 from ..peft.sites import Site
 from .ready_priors import FunctionSpaceNormal, Gates, gated_layers

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..base.isolation import locked
 from ..base.names import Method
 from ..base.progress import made_by
-from ..base.threads import sampling
 from ..data import Examples
 from ..data.columns import Kind
 from ..data.encoding import token_limit
@@ -106,7 +106,7 @@ class Served:
         """The tokens of the longest text of a table, before any is cut."""
         tokenizer: Any = self.posterior.model.network.tokenizer
         columns = [list(map(str, table[name])) for name in self.texts]
-        with sampling():
+        with locked():
             tokens = tokenizer(*columns, truncation=False, verbose=False)["input_ids"]
         return max(map(len, tokens))
 

@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..base.checks import SEED, Number, derived
-from ..base.threads import seeded
+from ..base.isolation import seeded
 from ..data import Examples
 from ..errors import GuideError, PriorError
 from ..guides import Guide, MixtureGuide, PriorGuide

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 from ..base.checks import as_path, boolean, check, shown, warn
 from ..base.fit_options import FitOptions
+from ..base.isolation import seeded
 from ..base.names import Method
 from ..base.progress import bars, work
-from ..base.threads import seeded
 from ..data import Columns, Examples
 from ..data.copies import shared
 from ..data.encoding import cut_once

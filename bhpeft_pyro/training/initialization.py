@@ -19,7 +19,7 @@ from torch.distributions import biject_to
 
 from ..base.checks import warn
 from ..base.fit_options import FitOptions
-from ..base.threads import give_way, own_parameters, seeded
+from ..base.isolation import own_parameters, seeded
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import GuideError
@@ -92,7 +92,6 @@ def _gradients(
 ) -> Iterator[dict[str, Tensor]]:
     """Per-example gradients of every site, batch by batch."""
     for batch in batches:
-        give_way()
         yield from scores(model, values(len(batch)), batch.to(model.network.device))
 
 

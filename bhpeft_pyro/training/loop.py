@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..base.checks import check, shown
 from ..base.fit_options import FitOptions
+from ..base.isolation import own_parameters, seeded
 from ..base.progress import Work, bars, work
-from ..base.threads import give_way, own_parameters, seeded
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError, FitError
@@ -190,7 +190,6 @@ class _Run:
         schedulers = [LambdaLR(stepper, partial(_rate, steps=self.steps)) for stepper in steppers]
         bad, note = 0, ""  # steps in a row; the held-out NLL
         for step in range(1, self.steps + 1):
-            give_way()
             self.done = step
             entry = self._step(step, steppers)
             if entry is None:

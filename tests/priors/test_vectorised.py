@@ -16,7 +16,7 @@ from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.base.threads import seeded
+from bhpeft_pyro.base.isolation import seeded
 from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.peft.sites import Site

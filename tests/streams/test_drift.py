@@ -10,7 +10,7 @@ import torch
 from onehot import FIT, NOISE, WIDTH, exactly, model, words
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.base.threads import seeded
+from bhpeft_pyro.base.isolation import seeded
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast.metrics import evaluate

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ...base.distributions import CHUNK, Covariance, leading
+from ...base.isolation import without_autocast
 from ...base.progress import tracked
-from ...base.threads import without_autocast
 from ...data import Examples
 from ...data.batch import Batch
 from ...model.cached_batches import CachedBatches

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...base.distributions import Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
+from ...base.isolation import seeded
 from ...base.progress import work
-from ...base.threads import seeded
 from ...data import Examples
 from ...data.batch import random_order
 from ...model.amortized import LEAST_TEXTS, MOST_TEXTS

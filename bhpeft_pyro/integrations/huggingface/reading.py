@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...base.checks import optional_library
 from ...base.fit_options import FitOptions
-from ...base.threads import fitting, seeded, with_gradients
+from ...base.isolation import locked, seeded, with_gradients
 from ...data import Columns
 from ...errors import ArchitectureError, ConfigError, DataError, is_out_of_memory
 from ...guides import DeltaGuide
@@ -37,7 +37,7 @@ CONFIG = "adapter_config.json"
 _KEEP = ("gaussian", "eva", "orthogonal")  # initialisations that leave the frozen weights alone
 
 
-@fitting()
+@locked()
 @with_gradients()
 def from_peft(
     adapter: Any,

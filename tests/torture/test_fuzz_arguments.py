@@ -25,7 +25,7 @@ from bhpeft_pyro import diagnostics, plots
 from bhpeft_pyro.base import checks
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.diagnostics.changes import changes, shifts
-from bhpeft_pyro.errors import BHPEFTError, ConfigError, DataError, GuideError, SaveError
+from bhpeft_pyro.errors import BHPEFTError, ConfigError, GuideError, SaveError
 from bhpeft_pyro.integrations.arviz import to_arviz
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -302,10 +302,6 @@ def test_arguments_of_a_posterior(posterior: bh.Posterior) -> None:
                 call(path)
     with pytest.raises(SaveError, match=r"cannot read .*: File name too long"):
         bh.Posterior.load("a" * 300)
-    several = bh.forecast.LabelsForecast.from_draws(torch.rand(2, 4, 3))
-    for threshold in ("a", None, 1j, [0.5]):
-        with pytest.raises(DataError, match="threshold"):
-            several.with_threshold(threshold)  # type: ignore[arg-type]
     for drawn in (plots.elbo_trace, plots.change_forest, plots.shift_by_layer, plots.rejection):
         with pytest.raises(ConfigError, match=r"expected|must be one or more"):
             drawn(3)  # type: ignore[operator]

@@ -44,12 +44,13 @@ def alone(path: Path, busy: str = "") -> Iterator[None]:
     minute; at once if there are words for what the other one does."""
     file, wait = path.with_name(f".{path.name}.lock"), 0 if busy else _WAIT
     lock = FileLock(file, timeout=wait)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BusyError(
-            busy or f"path: another process has been writing {path} for {wait:g} seconds"
-        ) from None
+    with naming(path):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BusyError(
+                busy or f"path: another process has been writing {path} for {wait:g} seconds"
+            ) from None
     try:
         yield
     finally:

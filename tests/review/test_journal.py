@@ -1,5 +1,5 @@
 """The journal of labels: what is on the disk, and what counts of it. Its process is killed in
-`tests/torture/test_review_kills.py`."""
+`tests/torture/test_nothing_is_lost.py`."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ integrations: $(VENV)/installed-integrations
 mpnet: $(VENV)/installed-mpnet
 	@$(BIN)/python -m tools.mpnet
 
-# Kills, two processes at once, damaged files, random arguments: prints how thousands of them ended.
+# Kills, full disks, two processes at once, damaged and crafted files: prints how they ended.
 torture: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/torture -m torture -rP $(PARALLEL) $(ARGS)
 

@@ -145,7 +145,7 @@ def review(
         bhpeft review runs/reviews new.csv --out labels.csv --people 2 --port 8765
     """
     from ..base.checks import optional_library
-    from ..base.files import alone_in, naming
+    from ..base.files import alone
     from ..review import Journal, Learning, Pool, Session, Where, application
     from ..review.page import WHY
     from . import saved
@@ -175,8 +175,7 @@ def review(
             listening.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConfigError(f"--port: {port} cannot be used: {error.strerror}") from error
-        with naming(out):
-            until_the_end.enter_context(alone_in(out.parent, f".{journal.path.name}.page", busy))
+        until_the_end.enter_context(alone(journal.path.with_suffix(".page"), busy))
         pool = Pool.of(saved.open_run(where.out if newer else run, backbone, device), data)
         session = Session(pool, journal, out, people)
         app = application(session, Learning(where, session.take, learnt), title=run.resolve().name)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 
 from ..base.checks import Number, as_path, check
-from ..base.files import refuse_link, write
+from ..base.files import write
 from ..base.fit_options import FitOptions
 from ..base.progress import bars
 from ..data import Columns
@@ -182,7 +182,6 @@ def compare(
     def saved(name: str, doing: str, make: Callable[[], Posterior]) -> Posterior:
         """What is in the folder already, or else is made and saved there."""
         place, network = folder / name.replace(" ", "-"), head.network
-        refuse_link(place)
         if saving.exists(place):
             say(f"{name} is in {place}")
             needed: Any = {"prior": head.prior, "likelihood": likelihood_to_give(head)}

@@ -238,12 +238,11 @@ class Posterior(Predictor):
         *,
         draws: int = 0,
         seed: int = 0,
-        overwrite: bool = False,
     ) -> Path:
         """Write adapters that the `peft` library loads; see `integrations.huggingface.to_peft`."""
         from ..integrations.huggingface import to_peft
 
-        return to_peft(self, folder, component, draws=draws, seed=seed, overwrite=overwrite)
+        return to_peft(self, folder, component, draws=draws, seed=seed)
 
     def merge(self, component: Part | None = None) -> PreTrainedModel:
         """A plain Hugging Face classifier; see `integrations.huggingface.merge`."""

@@ -1,8 +1,8 @@
 """Posteriors on disk: a safetensors file for each, never a pickle.
 
-A folder holds `posterior.safetensors`. One rename puts it there, so after a crash at any moment it
+A folder holds `posterior.safetensors`. One rename puts it there, so after a kill at any moment it
 is the old posterior or the new one, and who is reading the old one goes on reading it. One process
-at a time writes into a folder; any number may read. The metadata in its header are:
+at a time writes it; any number may read. The metadata in its header are:
 
     posterior   all but the tensors, as JSON
     tensors     SHA-256 of the bytes behind the header
@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..base.checks import shallow, warn
-from ..base.files import alone_in, check_regular, make_folder, writing
+from ..base.files import make_folder, writing
 from ..errors import BHPEFTError, ConfigError, SaveError, is_out_of_memory
 from ..model.backbone import device_named, load_backbone
 from ..model.head import ClassifierHead
@@ -64,9 +64,6 @@ def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True
     Unless `alone`, the reports of rounds whose folders, named by their ids, are beside this one are
     not written again, so that files do not grow with each round.
     """
-    if folder.exists() and not folder.is_dir():
-        raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
-    _check_free(folder, overwrite)
     plain, tensors = round_file.to_state(posterior)
     versions = {
         "bhpeft_pyro": __version__,
@@ -77,16 +74,11 @@ def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True
     plain = {"format": FORMAT, "written_by": versions, **plain, "lineage": lineage}
     parts = packed(plain, tensors)
     make_folder(folder)
-    with alone_in(folder):
-        _check_free(folder, overwrite)  # another process may have been faster
-        with writing(folder / FILE) as file:
-            file.writelines(parts)
+    with writing(folder / FILE) as file:
+        if exists(folder) and not overwrite:
+            raise SaveError(f"path: {folder} holds a posterior already; overwrite=True replaces it")
+        file.writelines(parts)
     return folder
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    if exists(folder) and not overwrite:
-        raise SaveError(f"path: {folder} holds a posterior already; overwrite=True replaces it")
 
 
 def _plain_lineage(reports: tuple[FitReport, ...], folder: Path, alone: bool) -> list[Plain]:
@@ -150,7 +142,6 @@ def read_plain(folder: Path) -> Plain:
 def _read(path: Path, all_of_it: bool = False) -> tuple[Plain, str, bytes]:
     """The plain part, the checksum of the tensors, and what was read of the file."""
     try:
-        check_regular(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size - 8
             data = file.read(8)
@@ -166,8 +157,6 @@ def _read(path: Path, all_of_it: bool = False) -> tuple[Plain, str, bytes]:
         digest = str(metadata["tensors"])
     except (FileNotFoundError, NotADirectoryError):
         raise SaveError(f"path: no saved posterior in {path.parent}") from None
-    except SaveError:
-        raise
     except OSError as error:
         raise SaveError(f"path: cannot read {path}: {error.strerror or error}") from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:

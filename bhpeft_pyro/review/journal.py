@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..base.checks import string
-from ..base.files import alone_in, append, appended
+from ..base.files import alone, append, appended
 from ..data.cells import write_rows
 from ..errors import DataError
 from .pool import ABOUT, Pool
@@ -147,7 +147,7 @@ class Journal:
         """Write the labels as `bhpeft update` takes them (`labelled`); how many there are."""
         names = dict.fromkeys(name for record in pool.records for name in record)
         names |= dict.fromkeys((pool.column, *ABOUT))
-        with self._thread, alone_in(out.parent, f".{out.name}.lock"):
+        with self._thread, alone(self.path):  # nobody adds to what is written
             self.refresh()
             rows = labelled((one for key in self.texts for one in self.of_text(key)), pool)
             write_rows(out, rows, names)

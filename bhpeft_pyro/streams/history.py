@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -16,25 +12,24 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
-from ..base.checks import Number, as_path, check, shown
-from ..base.files import keep_names, make_folder, naming, refuse_link, write
+from ..base.checks import as_path, check, shown
+from ..base.files import flush_folder, make_folder, naming
 from ..errors import BusyError, ConfigError, SaveError
 from ..posterior import Posterior, saving
 from ..training.report import FitReport
 
 ROUNDS = "rounds"
 """The folder of the rounds in that of a stream."""
-_ID = re.compile(r"[0-9a-f]{12}")  # what `add` calls folders
-_ASIDE = "aside"
-_LOCK, _WRITER = ".lock", ".writer"
+_ASIDE, _LOCK = "aside", ".lock"
+_NEW = ".new"  # the folder of a round that is not whole yet; the next round takes it
 _WAIT = 60  # seconds that `add` waits for another process to finish a round
 
 
 class History:
     """The rounds of one or more lineages, which may branch.
 
-    A round is a folder named by its id, which `Posterior.load` reads too. Its file appears whole,
-    and is never changed, but that `bhpeft distill` adds a student, and `bhpeft promise` a promise.
+    A round is a folder named by its id, which `Posterior.load` reads too. It appears whole, and is
+    never changed, but that `bhpeft distill` adds a student, and `bhpeft promise` a promise.
     It holds the round's own report; those of earlier rounds are read from the folders beside it. To
     move a round elsewhere, load it and save it there. To roll back or to branch, load an earlier
     round and update it.
@@ -96,43 +91,28 @@ class History:
             wait: seconds to wait for another process that is writing.
 
         Raises:
-            BusyError: another process is writing; says which.
-            WriteError: the folder cannot be written to, or is a symbolic link.
+            BusyError: another process is writing.
+            WriteError: the folder cannot be written to.
 
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
-        >>> with History(folder).writing():
-        ...     History(folder).clean()
+        >>> with History(folder).writing(), History(folder).writing():
+        ...     pass
         Traceback (most recent call last):
         ...
         bhpeft_pyro.errors.BusyError: history: ...
         """
-        wait = Number(least=0)("wait", wait)
-        writer, nested = self.folder / _WRITER, self._lock.is_locked
         with naming(self.folder):
-            for path in (self.folder, self.folder / _LOCK):
-                refuse_link(path)
             make_folder(self.folder)
             try:
                 held = self._lock.acquire(timeout=wait)
             except Timeout:
-                readable = writer.is_file() and not writer.is_symlink()
-                who = writer.read_text() if readable else ""
                 raise BusyError(
-                    f"history: {who or 'another process'} is writing into {self.folder}; wait "
-                    "until it has ended, or use another folder"
+                    f"history: another process is writing into {self.folder}; wait until it has "
+                    "ended, or use another folder"
                 ) from None
         with held:
-            if nested:
-                yield
-                return
-            try:
-                now = datetime.now(UTC).isoformat(" ", timespec="seconds")
-                who = f"process {os.getpid()} on {socket.gethostname()}, since {now},"
-                write(writer, who.encode())
-                yield
-            finally:
-                writer.unlink(missing_ok=True)
+            yield
 
     def add(
         self, posterior: Posterior, name: str = "", metrics: Mapping[str, float] | None = None
@@ -154,12 +134,13 @@ class History:
         except (AttributeError, TypeError, ValueError):
             raise ConfigError(f"metrics={shown(metrics)}; expected numbers by name") from None
         named = posterior.with_report(name=str(name) or last.name, metrics=noted)
-        folder = self.folder / last.id
+        folder, new = self.folder / last.id, self.folder / _NEW
         with self.writing(_WAIT), naming(folder):
             if saving.exists(folder):
                 raise SaveError(f"history: {self.folder} has the round {last.id} already")
-            refuse_link(folder)
-            saving.save(named, folder, overwrite=False, alone=False)
+            saving.save(named, new, overwrite=True, alone=False)
+            os.rename(new, folder)
+            flush_folder(self.folder)
         return last.id
 
     def load(
@@ -201,29 +182,14 @@ class History:
             # Children first, so that a kill leaves no round without those before it.
             others = [rounds[other][0] for other in reversed(rounds) if other not in kept]
             moves = {path: self.folder / _ASIDE / path.name for path in others}
-            refuse_link(self.folder / _ASIDE)
             for goal in moves.values():
                 if goal.exists():
                     raise SaveError(f"history: {goal} exists already; move it elsewhere first")
             for path, goal in moves.items():
                 goal.parent.mkdir(exist_ok=True)
                 os.rename(path, goal)
-            keep_names(self.folder)
+            flush_folder(self.folder)
             return list(moves.values())
-
-    def clean(self) -> None:
-        """Remove rounds that were half written when their process was killed.
-
-        Raises:
-            BusyError: another process is writing into the folder, perhaps such a round.
-        """
-        with self.writing():
-            for folder in self.folder.iterdir():
-                if not (_ID.fullmatch(folder.name) and folder.is_dir()):
-                    continue
-                if all(path.name.startswith(".") for path in folder.iterdir()):  # of a killed save
-                    refuse_link(folder)
-                    shutil.rmtree(folder)
 
     def _ordered(self) -> dict[str, tuple[Path, FitReport]]:
         """Folder and report of each round, parents before their children, older ones first."""
@@ -251,7 +217,7 @@ class History:
         """By id its folder and report; of copies of a round, that which was written last, which may
         have a student or a promise that the others lack."""
         rounds = dict[str, tuple[Path, FitReport]]()
-        for folder in sorted(filter(saving.exists, self.folder.glob("*"))):
+        for folder in sorted(filter(saving.exists, self.folder.glob("[!.]*"))):
             report = saving.read_report(folder)
             if report.id in rounds:
                 other = rounds[report.id][0]

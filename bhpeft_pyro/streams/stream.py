@@ -205,7 +205,6 @@ def prequential(
     pairs: Iterable[Any] = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
     with history.writing(), cut_once(), bars(progress), work("stream", total, at_once=True) as bar:
-        history.clean()
         posterior = last_round(history, model)
         if posterior is not None and check_same is not None:
             check_same(history, posterior)

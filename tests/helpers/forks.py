@@ -9,10 +9,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-FILES = ("bhpeft_pyro/base/files.py", "bhpeft_pyro/posterior/saving.py")
+FILES = tuple(
+    f"bhpeft_pyro/{name}.py"
+    for name in (
+        *("base/files", "posterior/saving", "review/journal", "review/session"),
+        *("serving/feedback", "streams/history", "streams/record"),
+    )
+)
 
 
 def start(work: Callable[[], Any], result: Path | None = None) -> int:
@@ -50,23 +57,43 @@ def in_a_child(work: Callable[[], Any], result: Path) -> Any:
     return json.loads(result.read_text())
 
 
+def at_each_line(act: Callable[[], Any]) -> None:
+    """Call `act` before each line that writes, in this process from now on."""
+
+    def trace(frame: Any, event: str, _argument: Any) -> Any:
+        if not frame.f_code.co_filename.endswith(FILES):
+            return None
+        if event == "line":
+            act()
+        return trace
+
+    sys.settrace(trace)
+
+
+def lines_of(work: Callable[[], Any], result: Path) -> int:
+    """How many lines that write a child enters."""
+
+    def child() -> int:
+        lines = count()
+        at_each_line(lambda: next(lines))
+        work()
+        sys.settrace(None)
+        return next(lines)
+
+    return int(in_a_child(child, result))
+
+
 def killed_at_line(number: int, work: Callable[[], Any]) -> bool:
     """Whether a child that is killed before line `number` of those that write got there."""
 
     def child() -> None:
-        left = number
+        lines = count(1)
 
-        def trace(frame: Any, event: str, _argument: Any) -> Any:
-            nonlocal left
-            if not frame.f_code.co_filename.endswith(FILES):
-                return None
-            if event == "line":
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
+        def act() -> None:
+            if next(lines) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.settrace(trace)
+        at_each_line(act)
         work()
 
     code = wait(start(child))

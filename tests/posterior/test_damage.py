@@ -101,10 +101,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a deep header": (header(DEEP[500]), "not a saved posterior"),
     "a header too deep to be read": (header(DEEP[100_000]), "not a saved posterior"),
     "gone": (instead(lambda path: None), "no saved posterior"),
-    # What is no regular file: a FIFO waited for a writer; a device never ended.
-    "a FIFO": (instead(os.mkfifo), "is not a regular file"),
-    "a device": (instead(lambda path: path.symlink_to("/dev/zero")), "is not a regular file"),
-    "a folder": (instead(Path.mkdir), "is not a regular file"),
+    "a folder": (instead(Path.mkdir), "Is a directory"),
     # Formats, and parts that are missing or unknown.
     "a newer format": (
         plain(lambda c: c.update(format=99, written_by={"bhpeft_pyro": "9.8.7"})),

@@ -23,7 +23,7 @@ from transformers import AutoModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.base import files
 from bhpeft_pyro.base.files import write
-from bhpeft_pyro.errors import SaveError, WriteError
+from bhpeft_pyro.errors import BusyError, SaveError, WriteError
 from bhpeft_pyro.posterior import saving
 from bhpeft_pyro.posterior.saving import FILE, FORMAT
 from bhpeft_pyro.priors.any_prior import earlier_posterior
@@ -154,7 +154,7 @@ def test_what_was_renamed_or_made_is_on_the_disk(
     write(tmp_path / "file", b"text")
     assert done == ["file", "replace", "folder"]
     flushed: list[Path] = []
-    monkeypatch.setattr(files, "keep_names", flushed.append)
+    monkeypatch.setattr(files, "flush_folder", flushed.append)
     one.save(tmp_path / "a" / "b" / "c")
     assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= {*flushed}
 
@@ -187,7 +187,7 @@ def test_overwriting_has_to_be_asked_for_and_leaves_other_files_alone(
         two.save(tmp_path)
     assert names(tmp_path) == [FILE] and (tmp_path / FILE).read_bytes() == before
     mine = ["posterior-backup.safetensors", ".posterior_notes", "posterior.bak", ".posterior"]
-    killed = f".{FILE}.0123456789abcdef"
+    killed = f".{FILE}.new"
     for name in (*mine, killed):
         (tmp_path / name).write_text("kept")
     two.save(tmp_path, overwrite=True)
@@ -196,7 +196,7 @@ def test_overwriting_has_to_be_asked_for_and_leaves_other_files_alone(
     one.save(tmp_path, overwrite=True)
     assert (tmp_path / FILE).read_bytes() == before
     file = tmp_path / ".posterior"
-    with pytest.raises(SaveError, match="is a file"):
+    with pytest.raises(WriteError, match="File exists"):
         one.save(file, overwrite=True)
     assert file.read_text() == "kept"
 
@@ -325,8 +325,8 @@ def test_a_save_does_not_wait_for_ever(
 ) -> None:
     monkeypatch.setattr(files, "_WAIT", 0.2)
     with (
-        files.alone_in(tmp_path),
-        pytest.raises(SaveError, match=r"another process .* saving to .* for 0\.2 seconds"),
+        files.alone(tmp_path / FILE),
+        pytest.raises(BusyError, match=r"another process .* writing .* for 0\.2 seconds"),
     ):
         one.save(tmp_path)
     one.save(tmp_path)

@@ -73,16 +73,6 @@ def test_tests_with_the_names_of_batches_come_in_their_order() -> None:
     assert others.tests == ["y", "x"]
 
 
-def test_what_a_killed_save_has_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    left = [tmp_path / f".{name}.{'0f' * 8}" for name in ("record.json", "record.csv")]
-    others = [tmp_path / name for name in (".record.json.mine", "record.json.bak", ".record.md")]
-    for path in (*left, *others):
-        path.touch()
-    Record([{"round": 1}]).save(tmp_path)
-    names = {"record.json", "record.csv", *(path.name for path in others)}
-    assert {path.name for path in tmp_path.iterdir()} == names
-
-
 def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
     """Strict readers of JSON refuse `Infinity`."""
     Record([{"batch": "a", "drift/nll_z": float("inf"), "nll": 0.5}]).save(tmp_path)

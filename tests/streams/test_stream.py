@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -184,7 +183,7 @@ def test_a_stream_beside_another_in_one_folder_is_refused_at_once(tmp_path: Path
     """Overlapping cron jobs made two branches, which no later call could continue."""
 
     def learn(last: bh.Posterior | None, data: object) -> bh.Posterior:
-        with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* is writing into"):
+        with pytest.raises(BusyError, match="another process is writing into"):
             run(tmp_path)
         if last is not None:
             return last.update(data).with_report(metrics={"own": 7.0})

@@ -108,11 +108,11 @@ def test_a_grid_that_was_killed_goes_on_and_gives_the_same_table(
 
 def test_what_another_process_is_at_is_left_to_it_and_done_if_that_dies(tmp_path: Path) -> None:
     done: list[int] = []
-    other = FileLock(tmp_path / ".1.json.lock")
+    other = FileLock(tmp_path / ".1.json.claim")
 
     def result(number: int) -> dict[str, int]:
         with pytest.raises(Timeout):  # nobody else can claim what is being made
-            FileLock(tmp_path / f".{number}.json.lock").acquire(blocking=False)
+            FileLock(tmp_path / f".{number}.json.claim").acquire(blocking=False)
         done.append(number)
         if number == 2:
             other.release()  # the other process is gone, with nothing done

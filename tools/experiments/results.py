@@ -64,7 +64,7 @@ def complete(
         """Write the file unless it is there; False if another process holds the claim."""
         path = file_of(out, run, ending)
         # The operating system's lock ends with its process, however that ends.
-        claim = FileLock(path.with_name(f".{path.name}.lock"), blocking=wait)
+        claim = FileLock(path.with_name(f".{path.name}.claim"), blocking=wait)
         try:
             claim.acquire()
         except Timeout:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...base.checks import as_path
-from ...base.files import make_folder, replacing, write
+from ...base.files import alone, flush_folder, make_folder, naming, write
 from ...errors import ConfigError, SaveError
 from ...guides.guide import check_not_linear
 from ...model.head import final_layer, set_final_layer
@@ -24,7 +23,6 @@ from ...posterior.predictor import Part
 from .reading import CONFIG, Change, check_targets, library
 
 _TENSORS = "adapter_model.safetensors"
-_MARK = "bhpeft_pyro"  # of the tensors' metadata
 _CLASSES, _LABELS = "single_label_classification", "multi_label_classification"  # problem types
 
 
@@ -35,7 +33,6 @@ def to_peft(
     *,
     draws: int = 0,
     seed: int = 0,
-    overwrite: bool = False,
 ) -> Path:
     """Write a posterior's weights as adapters of the `peft` library, classifier included.
 
@@ -43,7 +40,7 @@ def to_peft(
     are cut to the ends of the scale (`forecast.free_mean`), with a backbone of
     `AutoModelForSequenceClassification.from_pretrained(..., num_labels=...)`.
 
-    The adapters appear together, when all are written. What was there stays until then.
+    The adapters appear together, when all are written.
 
     Args:
         posterior: of LoRA alone, with a `ClassifierHead`.
@@ -54,7 +51,6 @@ def to_peft(
         draws: write so many draws of the weights, in place of the central values; of a mixture
             rounded up, as many of each component.
         seed: of the draws.
-        overwrite: replace a folder of adapters that an earlier call wrote, with all of them.
 
     Returns:
         The folder.
@@ -65,7 +61,8 @@ def to_peft(
             (`problem_type`); no such component; draws of a linearised posterior, which are no
             weights of the network.
         LikelihoodError: it reads the outputs otherwise than a Hugging Face classifier.
-        SaveError: there is an adapter already, or anything that no earlier call wrote.
+        SaveError: the folder is not empty.
+        WriteError: the disk is full, or it cannot be written for another reason.
     """
     folder = as_path("folder", folder)
     _check(posterior, "to_peft")
@@ -99,47 +96,19 @@ def to_peft(
         }
     likelihood = posterior.model.likelihood
     chosen = {name: likelihood.exported(values) for name, values in chosen.items()}
-    there = folder.resolve()
-    with replacing(there, lambda: _check_ours(there, overwrite)) as new:
-        for name, values in chosen.items():
-            _write(network, values, new, "" if len(chosen) == 1 else name)
+    if folder.exists() and any(folder.iterdir()):
+        raise SaveError(f"folder: {folder} is not empty; expected a new or an empty folder")
+    goal = folder.resolve()
+    new = goal.with_name(f".{goal.name}.new")  # the next export takes what a kill leaves of it
+    with naming(folder):
+        make_folder(goal.parent)
+        with alone(goal):
+            shutil.rmtree(new, ignore_errors=True)
+            for name, values in chosen.items():
+                _write(network, values, new, "" if len(chosen) == 1 else name)
+            new.rename(goal)
+            flush_folder(goal.parent)
     return folder
-
-
-def _check_ours(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder with anything but what an earlier `to_peft` wrote; that too, unless
-    `overwrite`."""
-    if folder.exists() and not folder.is_dir():
-        raise SaveError(f"folder: {folder} is a file; expected a folder, or the name of a new one")
-    files, ours = {*folder.rglob("*")}, set[Path]()
-    for file in files:
-        if file.name == _TENSORS and _is_ours(file, folder):
-            ours |= {file.parent, file, file.with_name(CONFIG)}
-    held = sorted(file.parent for file in files if file.name == CONFIG)
-    if held and not overwrite:
-        raise SaveError(f"folder: {held[0]} holds an adapter already; pass overwrite=True")
-    if other := sorted(files - ours):
-        raise SaveError(
-            f"folder: {other[0]} was not written by to_peft, or was changed; expected a new or an "
-            "empty folder, or one that to_peft alone has written to"
-        )
-
-
-def _is_ours(tensors: Path, folder: Path) -> bool:
-    """Whether `_write` wrote an adapter at this very place, and nobody changed it since."""
-    config = tensors.with_name(CONFIG)
-    if tensors.is_symlink() or config.is_symlink():
-        return False
-    try:
-        with safe_open(tensors, "pt") as file:
-            mark = (file.metadata() or {}).get(_MARK)
-        return mark == _mark(str(tensors.parent.relative_to(folder)), config.read_bytes())
-    except (OSError, SafetensorError):
-        return False
-
-
-def _mark(place: str, config: bytes) -> str:
-    return f"{place} {hashlib.sha256(config).hexdigest()}"
 
 
 def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedModel:
@@ -244,7 +213,5 @@ def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path, plac
     folder /= place
     make_folder(folder)
     config.save_pretrained(str(folder))
-    written = (folder / CONFIG).read_bytes()
-    write(folder / CONFIG, written)  # so that it is on the disk
-    mark = {_MARK: _mark(place or ".", written), "format": "pt"}
-    write(folder / _TENSORS, dump_tensors(plain, metadata=mark))
+    write(folder / CONFIG, (folder / CONFIG).read_bytes())  # so that it is on the disk
+    write(folder / _TENSORS, dump_tensors(plain, metadata={"format": "pt"}))

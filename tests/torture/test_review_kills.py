@@ -21,7 +21,7 @@ import pytest
 from forks import start, wait
 from pools import page_in, pool, session_in
 
-from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.data import table
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -79,8 +79,8 @@ def test_no_label_is_lost(tmp_path: Path, kills: int) -> None:
         kept = {one.key: one.label for who in ("Ana", "Bo") for one in session.recent(who, 10**6)}
         assert kept.items() >= confirmed.items(), f"lost by kill {number}"
         assert len(kept) <= len(confirmed) + unsure
-        table = load(tmp_path / "labels.csv", None)
-        assert dict(zip(table["text"], table["label"], strict=True)) == {
+        rows = table(tmp_path / "labels.csv")
+        assert dict(zip(rows["text"], rows["label"], strict=True)) == {
             f"text {key[1:]}": label for key, label in kept.items()
         }
     print(f"{kills} kills, {len(confirmed)} labels confirmed, all kept")

@@ -75,11 +75,13 @@ class DataError(BHPEFTError, ValueError):
 
     `rows` are all rows at fault, counted from 0, without which the others can be read; empty if no
     rows are. `where` is the column or the argument that they are in, and `problem` what is wrong
-    with the first of them. `file` is the name of the file whose own numbers the message has.
+    with the first of them. `file` is the name of the file, or "", if the message has the numbers of
+    the rows in their table.
     """
 
     rows: tuple[int, ...] = ()
-    where = problem = file = ""
+    where = problem = ""
+    file: str | None = None
 
     @classmethod
     def of_rows(
@@ -104,8 +106,9 @@ class DataError(BHPEFTError, ValueError):
         return error
 
     def placed(self, file: str, unit: str, number: Callable[[int], int]) -> DataError:
-        """A copy with the numbers that the rows have in a file."""
-        where = f"{file}, {self.where}" if self.where.startswith("column") else file
+        """A copy with the numbers that the rows have in a table, which may be of a file."""
+        in_column = f"{file}, {self.where}" if self.where.startswith("column") else file
+        where = in_column if file else self.where
         error = self.of_rows(where, self.rows, self.problem, unit, number)
         error.file = file
         return error

@@ -27,8 +27,7 @@ import torch
 import uvicorn
 from transformers import pipeline
 
-from bhpeft_pyro.data import Examples
-from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.data import Examples, table
 from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.serving.answers import Answer
 from bhpeft_pyro.serving.engine import Limits
@@ -148,7 +147,7 @@ def main() -> None:
         return
     served = Source(given.run, device="cpu").load()
     (column,) = served.texts
-    texts = [*load(given.texts, [column])[column]]
+    texts = table(given.texts, [column])[column].tolist()
     alone = {count: directly(served, texts, count) for count in _CLIENTS}
     print(f"{served.way}; {torch.get_num_threads()} threads; texts a second (p50, p99 in ms)")
     print("clients  predict alone  " + "  ".join(f"{kind:>24}" for kind in _PORTS), flush=True)

@@ -139,19 +139,8 @@ def string(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> 
     raise error(f"{name}={shown(value)} must be a str")
 
 
-_SUFFIXES = (".csv", ".json", ".jsonl")
+_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx", ".ods")
 _LONGEST = 255  # characters of a file's name
-_SHEET = 'save it as "CSV UTF-8" in the spreadsheet program; in Python, give pandas.read_excel(...)'
-# Other files, which are no names on the hub either, and what to do.
-_OTHERS = {
-    ".gz": "unpack it",
-    ".ods": _SHEET,
-    ".parquet": "write it as CSV; in Python, give pandas.read_parquet(...)",
-    ".tsv": 'write it with commas, as CSV; in Python, give pandas.read_csv(..., sep="\\t")',
-    ".txt": "write it as CSV, with a header; in Python, give a list of its texts",
-    ".xls": _SHEET,
-    ".xlsx": _SHEET,
-}
 
 
 def data_file(source: str | Path) -> Path | None:
@@ -160,18 +149,14 @@ def data_file(source: str | Path) -> Path | None:
     Raises:
         DataError: there is no such file, or it is of another kind.
     """
-    path, suffix = Path(source), Path(source).suffix.lower()
-    if suffix in _SUFFIXES:
+    path = Path(source)
+    if path.suffix.lower() in _SUFFIXES:
         if not os.path.isfile(path):  # Path.is_file raises for a text too long for a name
             hint = " (a single text goes in a list)" if len(path.name) > _LONGEST else ""
             raise DataError(f"{source}: no such file{hint}")
         return path
-    other = suffix in _OTHERS and " " not in str(source)
-    if other and not os.path.exists(path):
-        raise DataError(f"{source}: no such file")
-    if other or isinstance(source, Path) or os.path.exists(path):  # of a folder, all would be read
-        way_out = f"; {_OTHERS[suffix]}" if _OTHERS.get(suffix) else ""
-        raise DataError(f"{shown(str(source))}: expected a .csv, .json or .jsonl file{way_out}")
+    if isinstance(source, Path) or os.path.exists(path):  # of a folder, all would be read
+        raise DataError(f"{shown(str(source))}: expected a file {', '.join(_SUFFIXES)}")
     return None
 
 

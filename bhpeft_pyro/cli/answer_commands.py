@@ -16,6 +16,8 @@ from . import options
 from .screen import command, say, table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..prediction.predict import AnyForecast
 
 _OF_CLASSES = ("variance", "confidence")
@@ -67,6 +69,7 @@ def predict(
         ),
     ] = False,
     text_column: options.TextColumn = None,
+    encoding: options.Encoding = None,
     method: options.Method = None,
     samples: options.Samples = None,
     coverage: Annotated[
@@ -101,9 +104,8 @@ def predict(
     """
     from rich.console import Console
 
-    from ..data.cells import write_rows
     from ..data.encoding import cut_once
-    from ..data.sources import cells_of, in_file, places, records
+    from ..data.table import write
     from ..decisions.sets import check_coverage
     from ..forecast.base import way_in_words
     from . import saved, tables
@@ -141,27 +143,23 @@ def predict(
         saved.check_novelty(posterior, max_false_alarms)
     posterior = saved.reading(posterior, text_column)
     model, columns = posterior.model, posterior.columns
-    inputs = columns.inputs(kind)
-    cells, given = cells_of(data, inputs), records(data, inputs)
-    tables.check_columns(cells, inputs, data)
-    own = _own_columns([*given[0]], {*inputs, columns.target(kind)})
-    given = [{name: row[name] for name in own} for row in given]
+    rows = tables.rows_for(posterior, data, encoding)
+    own = _own_columns([*rows], {*columns.inputs(kind), columns.target(kind)})
 
-    def forecast_of(some: dict[str, list[Any]]) -> AnyForecast:
-        rows = model.encode_texts(some, columns)
-        return posterior.predict(rows, samples, method=method, seed=draw_seed)
+    def forecast_of(some: pd.DataFrame) -> AnyForecast:
+        examples = model.encode_texts(some, columns)
+        return posterior.predict(examples, samples, method=method, seed=draw_seed)
 
     try:
-        with in_file(data), cut_once():
-            forecast, rows, left_out = _of_good_rows(cells, forecast_of, skip_bad)
+        with cut_once():
+            forecast, good, left_out = _of_good_rows(rows, forecast_of, skip_bad)
     except DataError as error:
         if skip_bad or not error.rows:
             raise
         raise DataError(f"{error}; or give --skip-bad") from error
-    called, unit, number = places(data)
     if left_out is not None:
         count = "1 row has" if len(left_out.rows) == 1 else f"{len(left_out.rows)} rows have"
-        say(f"note: {count} no prediction: {left_out.placed(called, unit, number)}")
+        say(f"note: {count} no prediction: {left_out}")
     answers = forecast.table(flag or _FLAG, by, coverage)
     if max_false_alarms is not None:
         answers["flagged"] = forecast.unlike(max_false_alarms).numpy()
@@ -169,11 +167,8 @@ def predict(
     if same := [name for name in added if name in own]:
         say(f"note: {data} has its own {', '.join(same)}; these are written as predicted_...")
     added = added.rename(columns={name: f"predicted_{name}" for name in same})
-    none = dict.fromkeys(added)
-    of_row = dict(zip(rows, added.to_dict("records"), strict=True))
-    written = (row | of_row.get(i, none) for i, row in enumerate(given))
-    write_rows(out, written, given[0] | none)
-    what = f"{len(given)} row{'s' * (len(given) != 1)}"
+    write(out, rows[own].join(added.astype(object).set_index(good)))
+    what = f"{len(rows)} row{'s' * (len(rows) != 1)}"
     cost = way_in_words(forecast.method, forecast.passes)
     order = "the most unlike what was learnt"
     if by != "novelty":
@@ -204,8 +199,10 @@ def predict(
         least = forecast.flag(1.0, by)[:show].tolist()
         shown = answers.drop(columns=[*unseen & {*answers}]).iloc[least]
         shown["text"] = [" ".join(text.split()) for text in shown.pop("text")]
-        shown.insert(0, unit, [number(rows[i]) for i in least])
-        where = f"{unit}s as in {called}" if called else "rows count from 0"
+        file, unit = rows.attrs["file"], rows.attrs["unit"]
+        numbers = good.tolist()
+        shown.insert(0, unit, [numbers[i] for i in least])
+        where = f"{unit}s as in {file}" if file else "rows count from 0"
         if narrow:
             shown = shown.rename(columns={"probability": "prob."})
         lines = [*map(list, shown.itertuples(index=False))]
@@ -229,28 +226,30 @@ def _say_answered(forecast: AnyForecast) -> None:
 
 
 def _of_good_rows(
-    cells: dict[str, list[Any]],
-    forecast_of: Callable[[dict[str, list[Any]]], AnyForecast],
-    skip_bad: bool,
-) -> tuple[AnyForecast, list[int], DataError | None]:
+    rows: pd.DataFrame, forecast_of: Callable[[pd.DataFrame], AnyForecast], skip_bad: bool
+) -> tuple[AnyForecast, pd.Index[int], DataError | None]:
     """The forecast of the rows, without those that are refused if these are to be skipped; the
     numbers of the rows that it is of; and what is wrong with the others."""
     from ..data.columns import FILL_IN
+    from ..data.table import numbered
 
-    rows, bad = [*range(len(next(iter(cells.values()))))], dict[int, str]()
+    bad: dict[int, str] = {}
     left_out: DataError | None = None
-    while True:
-        some = {name: [column[row] for row in rows] for name, column in cells.items()}
+    while not rows.empty:
         try:
-            return forecast_of(some), rows, left_out
+            with numbered(rows):
+                return forecast_of(rows), rows.index, left_out
         except DataError as error:
             if not (skip_bad and error.rows):
                 raise
-            bad |= {rows[i]: error.problem for i in error.rows}
-        rows = [row for row in rows if row not in bad]
-        left_out = DataError.of_rows("", sorted(bad), bad[min(bad)].removesuffix(FILL_IN))
-        if not rows:
-            raise left_out
+            refused = rows.index[[*error.rows]]
+            bad |= dict.fromkeys(refused, error.problem)
+        rows = rows.drop(index=refused)
+        problem = bad[min(bad)].removesuffix(FILL_IN)
+        file, unit = rows.attrs["file"], rows.attrs["unit"]
+        left_out = DataError.of_rows(file, sorted(bad), problem, unit)
+    assert left_out is not None
+    raise left_out
 
 
 def _own_columns(names: list[str], read: set[str]) -> list[str]:
@@ -272,7 +271,7 @@ def _beside(data: str) -> Path:
     path = Path(data)
     if not path.is_file():  # it is on the hub
         return Path("predictions.csv")
-    suffix = ".csv" if path.suffix.lower() == ".csv" else ".jsonl"
+    suffix = ".jsonl" if path.suffix.lower() in (".json", ".jsonl") else ".csv"
     return path.with_name(f"{path.stem}-predictions{suffix}")
 
 
@@ -305,6 +304,7 @@ def promise(
     ] = False,
     method: options.Method = None,
     text_column: options.TextColumn = None,
+    encoding: options.Encoding = None,
     out: options.OtherOut = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
@@ -327,7 +327,8 @@ def promise(
 
     posterior, out = saved.open_to_add(run, out, overwrite, backbone, device)
     saved.check_method(posterior, method, None)
-    examples = tables.labelled_examples(saved.reading(posterior, text_column), data)
+    reader = saved.reading(posterior, text_column)
+    examples = reader.encode(tables.labelled_for(reader, data, encoding))
     posterior = posterior.promise(
         examples,
         error,

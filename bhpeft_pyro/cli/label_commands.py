@@ -43,6 +43,7 @@ def queue(
         "queue.csv"
     ),
     text_column: options.TextColumn = None,
+    encoding: options.Encoding = None,
     seed: Annotated[int, typer.Option(help="The same seed chooses the same texts.")] = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
@@ -58,9 +59,11 @@ def queue(
         bhpeft queue runs/reviews unlabelled.csv --n 20 --out queue.csv
         bhpeft queue minilm unlabelled.csv --n 50 --out first.csv
     """
+    import pandas as pd
+
     from ..data import Columns
-    from ..data.cells import write_rows
-    from ..data.sources import in_file, load, places, records
+    from ..data.table import need, write
+    from ..data.table import table as read
     from ..decisions.queue import first_to_label
     from ..model.backbone import load_backbone
     from ..model.tasks import categories
@@ -78,39 +81,34 @@ def queue(
             ) from error
         model = categories(transformer, 2, kinds=(), tokenizer=tokenizer)
         columns = Columns() if text_column is None else Columns(text=text_column)
-        inputs, label = columns.inputs("class"), columns.label
-        rows = load(data, inputs)
-        with in_file(data):
-            chosen = first_to_label(model, rows, n, by=by or "typical", columns=columns, seed=seed)
+        label = columns.label
+        rows = need(read(data, columns.inputs("class"), encoding), columns.text)
+        chosen = first_to_label(model, rows, n, by=by or "typical", columns=columns, seed=seed)
         following = command("fit", out, "--backbone", run, "--out", "RUN")
     else:
         posterior = saved.reading(saved.open_run(Path(run), backbone, device), text_column)
-        rows = tables.rows_for(posterior, data, labelled=False)
-        with in_file(data):
-            chosen = posterior.queue(rows, n, by=by or "information", seed=seed)
-        columns, kind = posterior.columns, posterior.model.likelihood.kind
-        inputs, label = columns.inputs(kind), columns.target(kind)
+        rows = tables.rows_for(posterior, data, encoding)
+        chosen = posterior.queue(rows, n, by=by or "information", seed=seed)
+        label = posterior.columns.target(posterior.model.likelihood.kind)
         following = command("update", run, out, "--out", "RUN")
     if text_column is not None:
         following += f" --text-column {shlex.quote(text_column)}"
-    reasons = dict(zip(chosen.rows.tolist(), chosen.reasons, strict=True))
-    given = records(data, inputs)
     why = "reason"
-    while why in (*given[0], label):  # no column of the data is replaced
+    while why in (*rows, label):  # no column of the data is replaced
         why = f"queue_{why}"
-    written = [given[row] | {label: None, why: each} for row, each in reasons.items()]
-    write_rows(out, written, written[0])
-    _, unit, number = places(data)
+    asked = rows.iloc[chosen.rows.tolist()]
+    reasons = pd.Series(chosen.reasons, asked.index, dtype=object)
+    write(out, asked.assign(**{label: None, why: reasons}))
     say(
-        f"{len(chosen)} of {len(given)} texts, by {chosen.by}; left out: {chosen.learnt} learnt, "
+        f"{len(chosen)} of {len(rows)} texts, by {chosen.by}; left out: {chosen.learnt} learnt, "
         f"{chosen.copies} copies; written to {out}"
     )
     say(f"next: fill in its column {label!r}, then: {following}")
     lines = [
-        [number(row), reason, " ".join(text.split())]
-        for (row, reason), text in zip(reasons.items(), chosen.texts, strict=True)
+        [number, reason, " ".join(text.split())]
+        for (number, reason), text in zip(reasons.items(), chosen.texts, strict=True)
     ]
-    table("To label first", [unit, "reason", "text"], lines[:_SHOWN])
+    table("To label first", [rows.attrs["unit"], "reason", "text"], lines[:_SHOWN])
 
 
 def review(
@@ -128,6 +126,7 @@ def review(
     port: Annotated[
         int, typer.Option(help="The port on 127.0.0.1.", min=0, max=65535, show_default="any")
     ] = 0,
+    encoding: options.Encoding = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
 ) -> None:
@@ -146,6 +145,7 @@ def review(
     """
     from ..base.checks import optional_library
     from ..base.files import alone
+    from ..data.table import table as read
     from ..review import Journal, Learning, Pool, Session, Where, application
     from ..review.page import WHY
     from . import saved
@@ -160,7 +160,9 @@ def review(
             f"--out: {out} exists, without the journal {journal.path.name} beside it; expected "
             "another file"
         )
-    where = Where(saved.folder_of(run), new_round, data, out, backbone=backbone, device=device)
+    folder = saved.folder_of(run)
+    rows = read(data, encoding=encoding)
+    where = Where(folder, new_round, rows, out, backbone=backbone, device=device)
     learnt = 0
     if newer := where.newer():
         learnt = newer.examples
@@ -176,7 +178,7 @@ def review(
         except OSError as error:
             raise ConfigError(f"--port: {port} cannot be used: {error.strerror}") from error
         until_the_end.enter_context(alone(journal.path.with_suffix(".page"), busy))
-        pool = Pool.of(saved.open_run(where.out if newer else run, backbone, device), data)
+        pool = Pool.of(saved.open_run(where.out if newer else run, backbone, device), rows)
         session = Session(pool, journal, out, people)
         app = application(session, Learning(where, session.take, learnt), title=run.resolve().name)
         listening.listen()  # who opens the address at once waits

@@ -37,6 +37,7 @@ def fit(
     from .. import FitOptions, presets
     from .. import fit as learn
     from ..data.copies import check_apart
+    from ..data.table import table as read
     from ..posterior.distill import texts_for
     from . import saved, tables
 
@@ -50,7 +51,8 @@ def fit(
     columns = table.task.columns
     texts = None
     if saving.distill is not None:
-        texts = texts_for(model, saving.distill, columns, how.seed)
+        unlabelled = read(saving.distill, reading.texts, reading.encoding)
+        texts = texts_for(model, unlabelled, columns, how.seed)
     train, held_out = table.split(model, examples, saving.validation, how.seed)
     saved.check_used(fitting, guide, held_out is not None)
     saved.check_samples(saving.samples, guide, model.likelihood, held_out is not None)
@@ -84,6 +86,7 @@ def update(
     grow: options.Grow = False,
     again: options.Again = False,
     text_column: options.TextColumn = None,
+    encoding: options.Encoding = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
 ) -> None:
@@ -96,8 +99,7 @@ def update(
         bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow
         bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
-    from ..data import CutWarning
-    from ..data.sources import in_file
+    from ..data import CutWarning, Examples
     from ..posterior.distill import texts_for
     from ..posterior.growth import with_outputs_for
     from ..posterior.update import check_held_out, refuse_known
@@ -110,24 +112,26 @@ def update(
     family = guide or saved.guide_of(before)
     saved.check_used(fitting, family, selects=False)
     how = before.report.options.change(progress=True, **fitting.given)
-    table = tables.rows_for(before, data, labelled=True)
-    with in_file(data), tables.doubting(saving.yes, data):
-        start = with_outputs_for(before, table, grow)
+    rows = tables.labelled_for(before, data, encoding)
+    with tables.doubting(saving.yes, data):
+        start = with_outputs_for(before, rows, grow)
     if start is not before:
         old, new = (made.columns.label_names or () for made in (before, start))
         added = start.model.network.outputs - before.model.network.outputs
         say(f"new classes: {', '.join(new[len(old) :]) or added}")
-    with in_file(data):  # before rows are held out, so that errors count rows as the file does
-        examples = start.encode(table)
+    examples = start.encode(rows)
     tables.say_labels(examples)
     texts = None
     if saving.distill is not None:
-        texts = texts_for(start.model, saving.distill, start.columns, how.seed)
+        unlabelled = tables.rows_for(start, saving.distill, encoding)
+        texts = texts_for(start.model, unlabelled, start.columns, how.seed)
     if not again:
         refuse_known(before, examples)
-    train, held_out = tables.split(
-        examples, saving.validation, how.seed, lambda file: tables.labelled_examples(start, file)
-    )
+
+    def read(file: str) -> Examples:
+        return start.encode(tables.labelled_for(start, file, encoding))
+
+    train, held_out = tables.split(examples, saving.validation, how.seed, read)
     saved.check_samples(saving.samples, family, start.model.likelihood, held_out is not None)
     if held_out is None:  # the last round may have had some
         how = how.change(patience=fitting.patience)
@@ -159,6 +163,7 @@ def distill(
         int, typer.Option(help="Seed of the order of the texts and of the choice of held-out ones.")
     ] = 0,
     text_column: options.TextColumn = None,
+    encoding: options.Encoding = None,
     out: options.OtherOut = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
@@ -180,8 +185,7 @@ def distill(
 
     posterior, out = saved.open_to_add(run, out, overwrite, backbone, device)
     reader = saved.reading(posterior, text_column)
-    rows = tables.rows_for(reader, data, labelled=False)
-    texts = read_texts(reader, rows, data)
+    texts = read_texts(reader, tables.rows_for(reader, data, encoding))
     how = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
     report = saved.save_with_student(posterior, texts, out, **how)
     saved.say_dropped(posterior, out)

@@ -107,7 +107,10 @@ def listed(names: Any) -> str:
     return ", ".join(f'"{name}"' if " " in name else name for name in get_args(names))
 
 
-_DATA = "A .csv, .json or .jsonl file, or a data set on the hub (fancyzhx/ag_news:test)."
+_DATA = (
+    "A .csv, .tsv, .json, .jsonl, .parquet, .xlsx or .ods file, or a data set on the hub "
+    "(fancyzhx/ag_news:test)."
+)
 _RUN = "The folder of a saved posterior or a stream."
 _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."
@@ -121,6 +124,12 @@ _ALL_DRAWS = "1000 of the outputs under laplace, else 32 of the weights"
 _FIT = "How to fit"
 
 Data = Annotated[str, typer.Argument(help=_DATA, show_default=False, callback=check_data)]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        help="The encoding of text files, such as latin-1.", show_default="UTF-8, or a guess"
+    ),
+]
 Run = Annotated[Path, typer.Argument(help=_RUN, show_default=False, callback=_check_run)]
 Out = Annotated[Path, typer.Option(help=_OUT, show_default=False)]
 OtherOut = Annotated[
@@ -242,18 +251,13 @@ class Reading:
         typer.Option(help="Cut longer texts.", show_default="what the backbone can read"),
     ] = None
 
-    @property
-    def texts(self) -> list[str]:
-        """Columns of a CSV file that are texts, even if all of them look like numbers."""
-        inputs = [self.text_column or "text", self.pair_column, "question", "answer"]
-        texts = [column for column in inputs if column and column != self.label_column]
-        answer = self.label_column if self.task == "choices" else None
-        return texts if answer is None else [*texts, answer]
+    encoding: Encoding = None
 
     @property
-    def classes(self) -> str | None:
-        """The column of the classes, if that is their column for sure."""
-        return (self.label_column or "label") if self.task == "classes" else None
+    def texts(self) -> list[str]:
+        """Columns in which a comma is no decimal point."""
+        inputs = [self.text_column or "text", self.pair_column, "question", "choices"]
+        return [column for column in inputs if column and column != self.label_column]
 
 
 @dataclass(frozen=True)

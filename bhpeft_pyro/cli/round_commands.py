@@ -14,7 +14,7 @@ from . import options
 from .screen import print_json, say, table
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import pandas as pd
 
     from ..data import Examples
     from ..streams import Record
@@ -101,7 +101,7 @@ def stream(
     from .. import FitOptions, presets, streams
     from ..base.files import write
     from ..data.encoding import cut_once
-    from ..data.sources import in_file
+    from ..data.table import table as read_table
     from ..decisions.watching import in_words
     from ..posterior import saving
     from ..streams.record import TEST
@@ -115,26 +115,31 @@ def stream(
     saved.check_used(fitting, guide, selects=False)
     promised = None
     if promise is not None:
-        promised = {"calibration": promise, "error": error, "tolerance": tolerance}
+        promised = {"error": error, "tolerance": tolerance}
     elif error is not None or tolerance is not None:
         raise ConfigError("--error, --tolerance: they are of a promise; expected --promise too")
     if saving.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
     saved.check_folder(out)
     saved.check_inputs(out, ["record.csv", "record.json"], data, distill, promise)
+
+    def read(file: str | None) -> pd.DataFrame | None:
+        return None if file is None else read_table(file, reading.texts, reading.encoding)
+
     whole = tables.LabelledTable(data, reading, yes)
+    if promised is not None:
+        promised["calibration"] = read(promise)
     rounds = streams.History(out / saved.ROUNDS).rounds
-    with in_file(data):
-        if isinstance(batch, int):
-            learnt_before = [report.name for report in rounds.values()]
-            batches = streams.by_count(whole.rows, batch, by, learnt_before)
-        elif by is not None:
-            batches = streams.by_period(whole.rows, by, batch)
-        else:
-            raise ConfigError(
-                f"--by: a batch of a {batch} needs a column of dates; columns there: "
-                f"{', '.join(whole.rows.column_names)} (--batch 100 needs none)"
-            )
+    if isinstance(batch, int):
+        learnt_before = [report.name for report in rounds.values()]
+        batches = streams.by_count(whole.rows, batch, by, learnt_before)
+    elif by is not None:
+        batches = streams.by_period(whole.rows, by, batch)
+    else:
+        raise ConfigError(
+            f"--by: a batch of a {batch} needs a column of dates; columns there: "
+            f"{', '.join(whole.rows)} (--batch 100 needs none)"
+        )
     task = whole.task
     if grow and task.name == "classes":
         # All rows have been looked at; the classes of the other batches come later.
@@ -153,10 +158,9 @@ def stream(
     with cut_once(), tables.doubting(yes, data):
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
-        with in_file(data):
-            examples = encode_ahead(model, whole.rows, whole.task.columns)
-        learnt: dict[str, Dataset] = batches
-        tested: dict[str, Dataset] = {}
+        examples = encode_ahead(model, whole.rows, whole.task.columns)
+        learnt: dict[str, pd.DataFrame] = batches
+        tested: dict[str, pd.DataFrame] = {}
         if tests:
             learnt, tested = _with_tests(
                 batches, lambda rows: model.encode_texts(rows, task.columns), tests, how.seed
@@ -173,7 +177,7 @@ def stream(
             keep=keep,
             grow=grow,
             again=again,
-            distill=distill,
+            distill=read(distill),
             promise=promised,
             columns=task.columns,
         )
@@ -200,8 +204,11 @@ def stream(
 
 
 def _with_tests(
-    batches: dict[str, Dataset], read: Callable[[Dataset], Examples], tests: float, seed: int
-) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+    batches: dict[str, pd.DataFrame],
+    read: Callable[[pd.DataFrame], Examples],
+    tests: float,
+    seed: int,
+) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
     """By batch, the rows that are learnt, and a random share held out; copies of a text are all in
     one of the two."""
     import numpy as np
@@ -214,7 +221,7 @@ def _with_tests(
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
         kept, held_out = apart(order, read(rows).hashes, round(tests * len(rows)))
         if len(kept) and len(held_out):
-            learnt[name], tested[name] = rows.select(kept.tolist()), rows.select(held_out.tolist())
+            learnt[name], tested[name] = rows.iloc[kept], rows.iloc[held_out]
         else:
             learnt[name] = rows
             say(f"{name}: no test, as {tests:.3g} of {len(rows)} rows is none, or all")

@@ -20,6 +20,7 @@ def evaluate(
     samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
     text_column: options.TextColumn = None,
+    encoding: options.Encoding = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -39,7 +40,8 @@ def evaluate(
 
     posterior = saved.open_run(run, backbone, device)
     saved.check_method(posterior, method, samples)
-    examples = tables.labelled_examples(saved.reading(posterior, text_column), data)
+    reader = saved.reading(posterior, text_column)
+    examples = reader.encode(tables.labelled_for(reader, data, encoding))
     new = new_among(examples, posterior.learnt_rows)
     known = posterior.replace(novelty=None)  # which no metric is about
     forecast = known.predict(examples, samples, method=method, seed=draw_seed)
@@ -71,6 +73,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The .html file to write.")] = Path("report.html"),
     samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
+    encoding: options.Encoding = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
 ) -> None:
@@ -84,7 +87,6 @@ def report(
     """
     from ..base.files import write
     from ..data.copies import new_among
-    from ..data.sources import places
     from ..plots.html import posterior_page, tested_html
     from . import saved, tables
 
@@ -93,7 +95,8 @@ def report(
     saved.check_method(posterior, None, samples, data is not None)
     tested = []
     if data is not None:
-        examples, number = tables.labelled_examples(posterior, data), places(data)[2]
+        rows = tables.labelled_for(posterior, data, encoding)
+        examples, number = posterior.encode(rows), rows.index.tolist().__getitem__
         new = new_among(examples, posterior.learnt_rows)
         what, learnt = f"rows of {data}", len(examples) - len(new)
         if learnt and len(new):

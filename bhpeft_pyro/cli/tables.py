@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets import Dataset
+import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Columns, Examples, LabelWarning
 from ..data.copies import warn_of_copies
 from ..data.doubts import tally
 from ..data.labels import by_name
-from ..data.sources import in_file, load
+from ..data.table import need, table
 from ..errors import DataError
 from ..model.backbone import load_backbone
 from ..model.model import Model
@@ -33,9 +33,9 @@ class LabelledTable:
     """
 
     def __init__(self, data: str, reading: Reading, yes: bool) -> None:
-        self.data, self.reading = data, reading
-        self.rows = load(data, reading.texts, reading.classes)
-        with in_file(data), doubting(yes, data):
+        self.reading = reading
+        self.rows = table(data, reading.texts, reading.encoding)
+        with doubting(yes, data):
             self.task = infer(self.rows, reading)
         say(f"{len(self.rows)} rows, {self.task}")
 
@@ -45,9 +45,8 @@ class LabelledTable:
         return load_backbone(self.reading.backbone, device)
 
     def encode(self, model: Model) -> Examples:
-        """All rows, before some are held out, so that errors count rows as the file does."""
-        with in_file(self.data):
-            examples = model.encode(self.rows, self.task.columns)
+        """All rows, before some are held out."""
+        examples = model.encode(self.rows, self.task.columns)
         say_labels(examples, self.task.levels)
         return examples
 
@@ -62,49 +61,37 @@ class LabelledTable:
         """`split`, with files that are read as this table."""
 
         def read(file: str) -> Examples:
-            rows = load(file, self.reading.texts, self.reading.classes)
+            rows = table(file, self.reading.texts, self.reading.encoding)
             _say_positions(rows, self.task.columns)
             return model.encode(rows, self.task.columns)
 
         return split(examples, given, seed, read, option)
 
 
-def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
-    """A table for a posterior, which has the columns that it was fitted to."""
-    kind, columns = posterior.model.likelihood.kind, posterior.columns
-    label = columns.target(kind)
-    table = load(source, columns.texts(kind), columns.classes(kind))
-    needed = (*columns.inputs(kind), *((label,) if labelled else ()))
-    check_columns(table.column_names, needed, source)
-    if labelled:
-        _say_positions(table, columns)
-    return table
+def rows_for(posterior: Posterior, source: str, encoding: str | None) -> pd.DataFrame:
+    """A table for a posterior, which has the columns of texts that it was fitted to."""
+    inputs = posterior.columns.inputs(posterior.model.likelihood.kind)
+    return need(table(source, inputs, encoding), *inputs)
 
 
-def _say_positions(table: Dataset, columns: Columns) -> None:
+def labelled_for(posterior: Posterior, source: str, encoding: str | None) -> pd.DataFrame:
+    """The same with the column of the labels."""
+    columns = posterior.columns
+    rows = need(
+        rows_for(posterior, source, encoding), columns.target(posterior.model.likelihood.kind)
+    )
+    _say_positions(rows, columns)
+    return rows
+
+
+def _say_positions(rows: pd.DataFrame, columns: Columns) -> None:
     """Say so where labels are the positions of the classes that have names."""
     label, names = columns.label, columns.label_names
-    if names is None or label not in table.column_names:
+    if names is None or label not in rows or rows.empty:
         return
-    first, feature = table[0][label], table.features[label]
-    if type(first) is int and by_name([first], feature, names) == [first]:
+    first = rows[label].iloc[0]
+    if type(first) is int and by_name([first], None, names) == [first]:
         say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
-
-
-def check_columns(there: Collection[str], needed: Iterable[str], source: str) -> None:
-    """Refuse a table that lacks a column which a posterior reads."""
-    for column in needed:
-        if column not in there:
-            raise DataError(
-                f"{source} has no column {column!r}, which this posterior reads; "
-                f"columns there: {', '.join(there)}"
-            )
-
-
-def labelled_examples(posterior: Posterior, source: str) -> Examples:
-    """A file of labelled rows, read as those that a posterior was fitted to."""
-    with in_file(source):
-        return posterior.encode(rows_for(posterior, source, labelled=True))
 
 
 def say_labels(examples: Examples, levels: int = 0) -> None:
@@ -145,8 +132,7 @@ def split(
     holds out as `fit` does."""
     if isinstance(given, str):
         try:
-            with in_file(given):
-                return examples, read(given)
+            return examples, read(given)
         except DataError as error:
             raise DataError(f"{option} {'' if error.file else f'{given}: '}{error}") from error
     train, held_out = examples.hold_out(seed, given)

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base import names
 from ..base.checks import few, shown, warn
 from ..data import Columns, Kind, LabelWarning
-from ..data.cells import is_number
 from ..data.columns import wrong
 from ..data.doubts import warn_of_classes
 from ..data.labels import check_types, in_one_form, name_of, read_labels, read_ratings
+from ..data.table import is_number, need, numbered, reads_as_number
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model
@@ -71,14 +71,19 @@ class Task:
         return tasks.ratings(backbone, *self.scale, **how)
 
 
-def infer(table: Dataset, reading: Reading) -> Task:
+def infer(rows: pd.DataFrame, reading: Reading) -> Task:
     """The task of a table, from its columns and labels where it is not given.
 
-    >>> table = Dataset.from_dict({"review": ["good", "bad"], "stars": [5, 1]})
-    >>> print(infer(table, Reading()))
+    >>> rows = table({"review": ["good", "bad"], "stars": [5, 1]})
+    >>> print(infer(rows, Reading()))
     ratings: 'stars' from 'review', between 1 and 5
     """
-    there = table.column_names
+    with numbered(rows):
+        return _infer(need(rows), reading)
+
+
+def _infer(rows: pd.DataFrame, reading: Reading) -> Task:
+    there = [*rows]
     needed = (Columns.question, Columns.choices, reading.label_column or Columns.answer)
     name, pair = reading.task, reading.pair_column
     if name == "choices" or (not name and not reading.label_column and set(needed) <= set(there)):
@@ -93,36 +98,32 @@ def infer(table: Dataset, reading: Reading) -> Task:
         _check_noise("choices", reading)
         return Task("choices", Columns(answer=needed[2], max_length=reading.max_length))
     labels = [column for column in _LABELS if column in there]
-    label = _column("label", reading.label_column, labels, table)
-    texts = [
-        column
-        for column, feature in table.features.items()
-        if getattr(feature, "dtype", "") in ("string", "large_string")
-        and column not in (label, pair)
-    ]
-    text = _column("text", reading.text_column, ["text"] if "text" in there else texts, table)
+    label = _column("label", reading.label_column, labels, rows)
+    texts = [column for column in there if column not in (label, pair) and _is_text(rows[column])]
+    text = _column("text", reading.text_column, ["text"] if "text" in there else texts, rows)
     if text == label:
         raise DataError(
             f"column {text!r} cannot be the text and the label; name the other with "
             "--text-column or --label-column"
         )
     if pair is not None:
-        _column("pair", pair, [], table)
-    values, feature = table[label][:], table.features[label]
+        _column("pair", pair, [], rows)
+    values: list[Any] = rows[label].tolist()
     if missing_rows := [i for i, value in enumerate(values) if value is None]:
-        if not any(cell not in (None, "") for cell in table[missing_rows[0]].values()):
+        if not any(cell not in (None, "") for cell in rows.iloc[missing_rows[0]]):
             raise DataError.of_rows("", missing_rows[:1], "all cells are empty; delete the line")
         raise wrong(label, missing_rows, "the label is missing")
     if _is_cell(label, values):
         warn(LabelWarning(f"column {label!r}: its name is like its cells; {_NO_HEADER}"))
-    name = name or _guess(values, label, feature)
+    name = name or _guess(values, label)
     _check_noise(name, reading)
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
     task = Task(name, columns, noise_by_text=reading.noise_by_text)
+    ordered = rows.attrs.get("classes", {}).get(label)
     if name == "classes":
-        return _classes(task, values, feature)
+        return _classes(task, values, ordered)
     if name == "labels":
-        _, called, count = read_labels(values, label, feature, None, None, new_names=True)
+        _, called, count = read_labels(values, label, None, ordered, None, new_names=True)
         return replace(task, classes=count, columns=replace(columns, label_names=called))
     read_ratings(values, label)
     levels = {float(value) for value in values}  # some may be texts
@@ -138,8 +139,8 @@ def _check_noise(task: names.Task, reading: Reading) -> None:
         raise DataError(f"--noise-by-text: the task is {task}; expected --task ratings")
 
 
-def _column(what: str, given: str | None, likely: Sequence[str], table: Dataset) -> str:
-    there = table.column_names
+def _column(what: str, given: str | None, likely: Sequence[str], rows: pd.DataFrame) -> str:
+    there = [*rows]
     if given is not None:
         if given not in there:
             raise DataError(f"--{what}-column: no column {given!r}; columns there: {few(there)}")
@@ -150,7 +151,7 @@ def _column(what: str, given: str | None, likely: Sequence[str], table: Dataset)
         problem = f"{few(likely)} may all be the {what}; name it with --{what}-column"
         raise DataError(f"{problem}, one of {few(there)}")
     known = f"no column is known to be the {what}; columns there: {few(there)}"
-    if any(_is_cell(column, table[column][:]) for column in there):
+    if any(_is_cell(column, rows[column].tolist()) for column in there):
         raise DataError(f"{known}; {_NO_HEADER}")
     example = next((column for column in there if what in column.lower()), there[-1])
     raise DataError(f"{known}; name it, as in --{what}-column {shlex.quote(example)}")
@@ -161,27 +162,34 @@ def _is_cell(column: str, values: Sequence[Any]) -> bool:
     return is_number(column) or column in map(str, values)
 
 
-def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
-    if isinstance(feature, ClassLabel) or isinstance(values[0], bool):
+def _is_text(cells: pd.Series) -> bool:
+    """Whether the cells of a column are texts, and not all of them read as numbers."""
+    some = cells.dropna().tolist()
+    return all(isinstance(cell, str) for cell in some) and not all(map(reads_as_number, some))
+
+
+def _guess(values: Sequence[Any], label: str) -> names.Task:
+    if isinstance(values[0], bool):
         return "classes"
     if _is_list(values[0]):
         return "labels"
     if listed := [i for i, value in enumerate(values) if _is_list(value) or _is_literal(value)]:
         what = f"{shown(values[listed[0]])} looks like a list; expected one in JSON in every row"
         raise wrong(label, listed, f"{what}, or --task classes")
-    # Most of them, as one cell that is not a number turns the whole column into text. 3,5 counts
-    # too: it is refused as a rating, where it would become a class.
+    # Most of them, so that the cells that are no numbers are refused. 3,5 counts too: it is refused
+    # as a rating, where it would become a class.
     dotted = (value.replace(",", ".") if isinstance(value, str) else value for value in values)
     if label in _RATINGS and 2 * sum(map(is_number, dotted)) > len(values):
         return "ratings"
-    if isinstance(values[0], str):
+    if not all(map(reads_as_number, values)):  # such as "007" too
         return "classes"
-    if any(not is_number(value) or value != int(value) for value in values):
+    numbers = {float(value) for value in values}
+    if not all(map(float.is_integer, numbers)):
         return "ratings"
-    if set(values) == set(range(len(set(values)))):
+    if numbers == {*range(len(numbers))}:
         return "classes"
     raise DataError(
-        f"column {label!r} has whole numbers from {min(values)} to {max(values)}: "
+        f"column {label!r} has whole numbers from {min(numbers):g} to {max(numbers):g}: "
         "choose --task classes, or --task ratings (if their order matters)"
     )
 
@@ -206,21 +214,28 @@ def _is_literal(value: object) -> bool:
         return False
 
 
-def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
+def _classes(task: Task, values: Sequence[Any], ordered: Sequence[str] | None) -> Task:
     label = task.columns.label
     check_types(values, label, (int, float, str), "an integer or a str")
     values = in_one_form(values)
-    labels = set(values)
+    labels = {_name(value): value for value in values}.values()
     if len(labels) < 2:
         raise DataError(
             f"column {label!r}: all {len(values)} labels are {values[0]!r}; "
             "expected at least two classes"
         )
-    warn_of_classes(label, [name_of(value) for value in values])
-    if isinstance(feature, ClassLabel):
-        called = tuple(feature.names)
-    elif type(values[0]) is int and labels == set(range(len(labels))):
+    warn_of_classes(label, [_name(value) for value in values])
+    if ordered is not None:
+        called = tuple(ordered)
+    elif type(values[0]) is int and {*labels} == set(range(len(labels))):
         return replace(task, classes=len(labels))
     else:
-        called = tuple(name_of(value) for value in sorted(labels))
+        called = tuple(map(_name, labels))
+        called = tuple(sorted(called, key=float if all(map(is_number, called)) else str))
     return replace(task, classes=len(called), columns=replace(task.columns, label_names=called))
+
+
+def _name(value: Any) -> str:
+    """The name of a class; a file may have a whole number as "3.0"."""
+    number = isinstance(value, str) and reads_as_number(value)
+    return name_of(float(value)) if number and float(value).is_integer() else name_of(value)

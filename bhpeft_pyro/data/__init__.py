@@ -1,9 +1,10 @@
-"""Text in, `Batch` out: `encode` reads and tokenises a data set, `Examples` yields its batches."""
+"""Text in, `Batch` out: `table` reads rows, `encode` tokenises them, `Examples` yields batches."""
 
 from .batch import Batch
 from .columns import Columns, Kind
 from .doubts import LabelWarning
 from .encoding import CutWarning, encode
 from .examples import Examples
+from .table import table
 
-__all__ = ["Batch", "Columns", "CutWarning", "Examples", "Kind", "LabelWarning", "encode"]
+__all__ = ["Batch", "Columns", "CutWarning", "Examples", "Kind", "LabelWarning", "encode", "table"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ Kind = Literal["class", "labels", "rating", "choice"]
 
 MAX_CHOICES = 8
 FILL_IN = "; drop the row or fill it in"
+
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair, such as of an emoji that was cut
 
 V = TypeVar("V")
 W = TypeVar("W")
@@ -87,15 +90,6 @@ class Columns:
             return (self.question, self.choices)
         return (self.text,) if self.pair is None else (self.text, self.pair)
 
-    def texts(self, kind: Kind) -> tuple[str, ...]:
-        """The columns of a CSV file that stay text, whatever they look like: the inputs, and of
-        choices the answer, as "2" may be the text of one."""
-        return (*self.inputs(kind), *((self.answer,) if kind == "choice" else ()))
-
-    def classes(self, kind: Kind) -> str | None:
-        """The column of the classes, if there is one."""
-        return self.label if kind == "class" else None
-
     def target(self, kind: Kind) -> str:
         """The column to predict."""
         return self.answer if kind == "choice" else self.label
@@ -135,7 +129,15 @@ def check_text(value: Any, where: str = "") -> str:
         raise CellError(f"{where}{shown(value)} is a {type(value).__name__}; expected a str")
     if not value.strip():
         raise CellError(f"{where}the text is empty{FILL_IN}")
+    check_unicode(value)
     return value
+
+
+def check_unicode(value: Any) -> None:
+    """A label, or a list of labels, of whole characters."""
+    for name in value if isinstance(value, list) else [value]:
+        if isinstance(name, str) and _HALF.search(name):
+            raise CellError(f"{shown(name)} is not valid Unicode: half of a character")
 
 
 def as_list(value: Any) -> Any:

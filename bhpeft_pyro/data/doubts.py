@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base.checks import few, warn
 from ..errors import BHPEFTWarning
-from .cells import is_number
+from .table import is_number
 
 if TYPE_CHECKING:
     from .examples import Examples

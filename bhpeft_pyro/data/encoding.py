@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args
 
+import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -20,13 +21,14 @@ from .columns import (
     Kind,
     as_choices,
     check_text,
+    check_unicode,
     read_cells,
     wrong,
 )
 from .copies import hashes_of, plain
 from .examples import Examples
 from .labels import read_answers, read_classes, read_labels, read_ratings, unlabelled
-from .sources import in_file, ordered_categories, read
+from .table import need, numbered, table
 from .tokens import joins_pairs, tokenise
 
 
@@ -72,12 +74,7 @@ def encode(
     """Read, check and tokenise a data set.
 
     Args:
-        source: a data set of the Hugging Face hub by name, "owner/name", with a split
-            "owner/name:test" (by default train; slices such as "owner/name:train[:1000]" work) and
-            a configuration "owner/name[config]:split"; a `datasets.Dataset`; a path to a .csv,
-            .json or .jsonl file; a mapping of lists; a list of dicts; with `labelled=False` also a
-            list of texts or of (question, choices) pairs; or `Examples`, which are checked and
-            returned as they are.
+        source: what `table` takes; or `Examples`, which are checked and returned as they are.
         tokenizer: the backbone's.
         kind: "class", "labels", "rating" or "choice".
         columns: how the source is read.
@@ -88,9 +85,8 @@ def encode(
         ordered: whether the order of the classes matters: names that a table has then need it.
 
     Raises:
-        DataError: anything that would make the data unusable, with column and row: that of a
-            spreadsheet for a CSV file (the header is row 1), the line of JSON lines, and for other
-            sources the row from 0.
+        DataError: anything that would make the data unusable, with column and row, numbered as by
+            `table`.
 
     Warns:
         CutWarning: once, with the number of texts that were cut.
@@ -116,12 +112,13 @@ def encode(
         return replace(source, label_names=tuple(names), num_labels=len(names))
 
     target, text = columns.target(kind), columns.inputs(kind)[0]
-    if names is None and new_names and kind == "class":
-        names = ordered_categories(source, target, unused=ordered)
+    rows = table(source, columns.inputs(kind))
+    if names is None and new_names and kind in ("class", "labels"):
+        names = _ordered_names(source, rows, target, unused=ordered)
     limit = token_limit(tokenizer, columns, kind)
 
     def labels_of(
-        values: list[Any] | None, feature: object
+        values: list[Any] | None,
     ) -> tuple[Tensor | None, Sequence[str] | None, int | None]:
         """Classes, labels or ratings; names and number of the classes."""
         if values is None:
@@ -130,36 +127,36 @@ def encode(
             return read_ratings(values, target), None, None
         how = names, num_labels, new_names
         if kind == "labels":
-            return read_labels(values, target, feature, *how)
-        return read_classes(values, target, feature, *how, ordered)
+            return read_labels(values, target, None, *how)
+        return read_classes(values, target, None, *how, ordered)
 
-    with in_file(source):
-        table = read(source, kind, columns, labelled)
-        values: list[Any] | None = table[target][:] if target in table.column_names else None
+    needed = (*columns.inputs(kind), *columns.extra)
+    with numbered(need(rows, *needed, *((target,) if labelled else ()))):
+        values: list[Any] | None = rows[target].tolist() if target in rows else None
         placeholder = kind in ("class", "choice") and "-1" not in (names or ())
         if values is not None and not labelled and unlabelled(values, target, placeholder):
             values = None
-        extra = {name: read_ratings(table[name][:], name, "number") for name in columns.extra}
-        feature = table.features.get(target)
+        read_cells(values or (), target, check_unicode)
+        extra = {name: read_ratings(rows[name].tolist(), name, "number") for name in columns.extra}
         counts: Tensor | None = None
-        texts = read_cells(table[text][:], text, check_text)
-        rows: list[tuple[str, ...]] = [(one,) for one in texts]
+        texts = read_cells(rows[text].tolist(), text, check_text)
+        read: list[tuple[str, ...]] = [(one,) for one in texts]
         if kind == "choice":
-            choices = read_cells(table[columns.choices][:], columns.choices, as_choices)
+            choices = read_cells(rows[columns.choices].tolist(), columns.choices, as_choices)
             counts = torch.tensor([len(options) for options, _ in choices])
             asked = [(q, options) for q, (options, _) in zip(texts, choices, strict=True)]
             # Each choice is read on its own, so their order makes no difference.
             hashes = hashes_of((q, *sorted(map(plain, options))) for q, options in asked)
-            rows = [(q, option) for q, options in asked for option in options]
+            read = [(q, option) for q, options in asked for option in options]
             labels = None if values is None else read_answers(values, target, choices)
             called, count = names, num_labels
         else:
             if columns.pair is not None:
-                second = read_cells(table[columns.pair][:], columns.pair, check_text)
-                rows = [*zip(texts, second, strict=True)]
-            hashes = hashes_of(rows)
-            labels, called, count = labels_of(values, feature)
-        tokens, cut = tokenise(tokenizer, rows, limit)
+                second = read_cells(rows[columns.pair].tolist(), columns.pair, check_text)
+                read = [*zip(texts, second, strict=True)]
+            hashes = hashes_of(read)
+            labels, called, count = labels_of(values)
+        tokens, cut = tokenise(tokenizer, read, limit)
         owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
         if int(tokens.lengths.min()) == 0:
             empty = owner[tokens.lengths == 0].unique().tolist()
@@ -179,6 +176,21 @@ def encode(
         hashes=hashes,
         extra=extra,
     )
+
+
+def _ordered_names(
+    source: object, rows: pd.DataFrame, column: str, unused: bool
+) -> Sequence[str] | None:
+    """The classes of a column in their order, if the source has one: that of a `ClassLabel`, or of
+    an ordered categorical of texts, of which the `unused` ones too, or not."""
+    kind = source.dtypes.get(column) if isinstance(source, pd.DataFrame) else None
+    if not (isinstance(kind, pd.CategoricalDtype) and kind.ordered):
+        names: Sequence[str] | None = rows.attrs.get("classes", {}).get(column)
+        return names
+    assert isinstance(source, pd.DataFrame)
+    found = source[column] if unused else source[column].cat.remove_unused_categories()
+    called = found.cat.categories.tolist()
+    return called if all(isinstance(name, str) for name in called) else None
 
 
 def _check_arguments(

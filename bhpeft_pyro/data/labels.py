@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..base.checks import shown, warn
 from ..errors import DataError
-from .cells import is_number
 from .columns import CellError, as_list, naming_entries, read_cells, wrong
 from .doubts import warn_of_classes
+from .table import is_number
 
 
 def unlabelled(values: Sequence[Any], column: str, placeholder: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -15,7 +16,7 @@ from ..base.checks import check
 from ..data import Columns, Examples, encode
 from ..data.batch import Batch
 from ..data.columns import wrong
-from ..data.sources import in_file, read
+from ..data.table import numbered, table
 from ..errors import ConfigError, DataError, LikelihoodError, PriorError
 from ..peft.architectures import positions_of
 from ..peft.sites import Sites
@@ -144,17 +145,19 @@ class Model(PyroModule):
             DataError: as for `data.encode`; or the backbone cannot read `max_length` tokens; or the
                 classes are ordered, and the data name them without saying their order.
         """
-        with in_file(data):
-            examples = encode(
-                data,
-                self.network.tokenizer,
-                kind=self.likelihood.kind,
-                columns=self.limited(columns, data),
-                num_labels=self.likelihood.num_labels(self.network.outputs),
-                labelled=labelled,
-                new_names=new_names,
-                ordered=self.likelihood.ordered,
-            )
+        if isinstance(data, str | Path):  # of a frame, `encode` reads the order of its categories
+            data = table(data, columns.inputs(self.likelihood.kind))
+        examples = encode(
+            data,
+            self.network.tokenizer,
+            kind=self.likelihood.kind,
+            columns=self.limited(columns, data),
+            num_labels=self.likelihood.num_labels(self.network.outputs),
+            labelled=labelled,
+            new_names=new_names,
+            ordered=self.likelihood.ordered,
+        )
+        with numbered(data):
             self._check_support(examples, columns.label)
         return examples
 
@@ -211,12 +214,12 @@ class Model(PyroModule):
 
     def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:
         """`encode` the texts alone: labels are not looked at."""
-        rows = data
         if not isinstance(data, Examples):
-            columns = self.limited(columns, data)
-            rows = read(data, self.likelihood.kind, columns, labelled=None)
-        with in_file(data):
-            return replace(self.encode(rows, columns, labelled=False), labels=None)
+            kind = self.likelihood.kind
+            data = table(data, columns.inputs(kind)).drop(
+                columns=columns.target(kind), errors="ignore"
+            )
+        return replace(self.encode(data, columns, labelled=False), labels=None)
 
     def limited(self, columns: Columns, data: object) -> Columns:
         """`columns` with those that the likelihood reads, and a `max_length` that the backbone can.

@@ -29,7 +29,7 @@ from ..base.names import Method
 from ..base.progress import bars, tracked, work
 from ..data import Columns, Examples, LabelWarning
 from ..data.batch import Batch
-from ..data.sources import in_file
+from ..data.table import table
 from ..errors import DataError, FitError
 from ..model.cached_batches import BATCH, CachedBatches
 from ..model.model import Model
@@ -99,15 +99,15 @@ def distill(
     return posterior.replace(student=student)
 
 
-def read_texts(posterior: Predictor, texts: object, file: object = None) -> Examples:
+def read_texts(posterior: Predictor, texts: object) -> Examples:
     """Texts for a student, with labels that tell how good it is; without them, and with a warning,
-    if they cannot be read. Errors name the rows of `file`, from which the texts may be."""
+    if they cannot be read."""
+    if not isinstance(texts, Examples):
+        texts = table(texts, posterior.columns.inputs(posterior.model.likelihood.kind))
     try:
-        with in_file(file):
-            return posterior.encode(texts, labelled=False)
+        return posterior.encode(texts, labelled=False)
     except DataError as error:
-        with in_file(file):
-            examples = posterior.model.encode_texts(texts, posterior.columns)
+        examples = posterior.model.encode_texts(texts, posterior.columns)
         warn(LabelWarning(f"labels are not read: {error}"))
         return examples
 

@@ -15,7 +15,7 @@ from ..base.checks import COUNT, check_memory, shown, strings, warn
 from ..data import Examples
 from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
 from ..data.labels import by_name, in_one_form, name_of
-from ..data.sources import read
+from ..data.table import need, table
 from ..errors import ConfigError, DataError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
@@ -152,9 +152,9 @@ def _check_no_gap(posterior: Posterior, data: object, count: int) -> None:
 
 def _labels(posterior: Posterior, data: object) -> list[Any]:
     columns = posterior.columns
-    table = read(data, "class", columns, labelled=True)
-    label = columns.label
-    return by_name(table[label][:], table.features[label], columns.label_names)
+    rows, label = table(data, columns.inputs("class")), columns.label
+    values = need(rows, columns.text, label)[label].tolist()
+    return by_name(values, None, columns.label_names)
 
 
 def _numbers(values: Sequence[Any]) -> set[int]:

@@ -20,7 +20,7 @@ from ..data import Examples, LabelWarning
 from ..data.batch import random_order
 from ..data.copies import BY_CHANCE, among, check_apart, warn_of_contradictions
 from ..data.doubts import swapped, turned
-from ..data.sources import in_file, read
+from ..data.table import table
 from ..decisions.novelty import Novelty
 from ..decisions.two_samples import separation
 from ..errors import ConfigError, DataError, GuideError
@@ -74,12 +74,10 @@ def update(
     for part in posterior.components if own_prior is None else ():
         prior_of(part.model, part.guide)  # refused before data are read, if it cannot be one
     with bars(options.progress):
-        with in_file(data):
-            if not isinstance(data, Examples):  # for its labels, and to be encoded
-                columns = posterior.model.limited(posterior.columns, data)
-                data = read(data, posterior.model.likelihood.kind, columns, labelled=True)
-            before, posterior = posterior, with_outputs_for(posterior, data, grow)
-            examples = posterior.encode(data)
+        if not isinstance(data, Examples):  # for its labels, and to be encoded
+            data = table(data, posterior.columns.inputs(posterior.model.likelihood.kind))
+        before, posterior = posterior, with_outputs_for(posterior, data, grow)
+        examples = posterior.encode(data)
         held_out = None if validation is None else posterior.encode(validation)
         texts = None
         if distill is not None:

@@ -19,9 +19,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import pandas as pd
+
 from ..base.checks import string
 from ..base.files import alone, append, appended
-from ..data.cells import write_rows
+from ..data.table import write
 from ..errors import DataError
 from .pool import ABOUT, Pool
 
@@ -150,7 +152,7 @@ class Journal:
         with self._thread, alone(self.path):  # nobody adds to what is written
             self.refresh()
             rows = labelled((one for key in self.texts for one in self.of_text(key)), pool)
-            write_rows(out, rows, names)
+            write(out, pd.DataFrame(rows, columns=[*names], dtype=object))
         return len(rows)
 
 

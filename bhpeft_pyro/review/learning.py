@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm import tqdm
 from transformers import logging
 
@@ -33,14 +34,14 @@ class Where:
     Attributes:
         run: the folder of the posterior that labels are added to. It stays as it is.
         out: the folder for the new round; the one before of the same labels is replaced.
-        data: the texts.
+        data: the rows with the texts, as `bh.data.table` reads them.
         labels: the table of labels.
         backbone, device: as for `Posterior.load`.
     """
 
     run: Path
     out: Path
-    data: str
+    data: pd.DataFrame
     labels: Path
     backbone: str | None = None
     device: str = "auto"

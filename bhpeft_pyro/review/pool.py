@@ -11,7 +11,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from ..base.progress import work
 from ..data import Examples
 from ..data.columns import as_choices
 from ..data.copies import among
-from ..data.sources import in_file, load, records
+from ..data.table import table
 from ..errors import DataError, GuideError
 from ..posterior import Posterior
 
@@ -137,21 +136,20 @@ class Pool:
             raise DataError(f"{name}: {shown(label)}; expected {expected}")
 
     @staticmethod
-    def of(posterior: Posterior, source: str | Path) -> Pool:
-        """That of the texts in a file; labels in it are not looked at.
+    def of(posterior: Posterior, source: object) -> Pool:
+        """That of the texts in what `bh.data.table` takes; labels in it are not looked at.
 
         Raises:
-            DataError: the file cannot be used.
+            DataError: the texts cannot be used.
         """
         kind, columns = posterior.model.likelihood.kind, posterior.columns
-        table = load(source, columns.inputs(kind))
-        for name in {columns.target(kind), *table.column_names}.intersection(ABOUT):
+        rows = table(source, columns.inputs(kind))
+        for name in {columns.target(kind), *rows}.intersection(ABOUT):
             raise DataError(
                 f"column {name!r}: the table of labels has a column of this name; rename yours"
             )
-        with in_file(source):
-            examples = posterior.model.encode_texts(table, columns)
-        given = records(source, columns.inputs(kind))
+        examples = posterior.model.encode_texts(rows, columns)
+        given: list[dict[str, Any]] = rows.to_dict("records")
         with work("choosing what to ask", parts=2) as whole:
             forecast: Any = posterior.predict(examples)
             whole.next()

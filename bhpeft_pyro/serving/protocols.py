@@ -27,7 +27,7 @@ from itertools import chain
 from typing import Any
 
 from ..base.checks import shown
-from ..data.cells import by_column
+from ..data.table import by_column
 from .answers import Answer
 from .engine import Answered, Refused
 from .loading import Served, Table

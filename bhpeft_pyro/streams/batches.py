@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import get_args
 
-import pandas
-from datasets import Dataset
+import pandas as pd
 
-from ..base.checks import COUNT, check, one_of, string, warn
+from ..base.checks import COUNT, one_of, warn
 from ..base.names import Period
 from ..data.columns import wrong
-from ..errors import DataError
+from ..data.table import need, numbered, table
 
 _FORMATS: dict[Period, tuple[str, str]] = {  # pandas' frequency, and the name of a batch
     "day": ("D", "%Y-%m-%d"),
@@ -26,12 +25,12 @@ _FORMATS: dict[Period, tuple[str, str]] = {  # pandas' frequency, and the name o
 _ROWS = re.compile(r"rows (\d+)-(\d+)")  # the name of a batch of so many
 
 
-def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, Dataset]:
+def by_period(data: object, column: str, every: Period = "week") -> dict[str, pd.DataFrame]:
     """One batch for each day, week, month, quarter or year that has rows. Warns if the last one is
     not over yet: a stream that has learnt it cannot add the rows that are still to come.
 
     Args:
-        table: rows in any order; within a batch they are in order of time.
+        data: what `bh.data.table` takes, in any order; within a batch rows are in order of time.
         column: of ISO 8601 dates or times, or of timestamps; those with a zone are taken to UTC.
         every: the length of a batch. A week is named by its Monday.
 
@@ -40,35 +39,34 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
         DataError: no such column, or a value that is not a date.
 
     >>> days = ["2024-03-04", "2024-02-28T09:30:00", "2024-03-10"]
-    >>> table = Dataset.from_dict({"date": days, "text": ["b", "a", "c"]})
-    >>> {name: batch["text"][:] for name, batch in by_period(table, "date").items()}
+    >>> data = {"date": days, "text": ["b", "a", "c"]}
+    >>> {name: batch["text"].tolist() for name, batch in by_period(data, "date").items()}
     {'2024-02-26': ['a'], '2024-03-04': ['b', 'c']}
-    >>> list(by_period(table, "date", "month"))
+    >>> list(by_period(data, "date", "month"))
     ['2024-02', '2024-03']
     """
     every = one_of(*get_args(Period))("every", every)
-    times = _times(table, column)
-    if times.empty:
-        return {}
+    rows = table(data)
+    times = _times(rows, column)
     frequency, name = _FORMATS[every]
     starts = times.dt.to_period(frequency)
-    if (last := starts.max()).end_time > pandas.Timestamp.now("UTC").tz_localize(None):
+    if (last := starts.max()).end_time > pd.Timestamp.now("UTC").tz_localize(None):
         warn(
             f"{column}: the last {every} ends on {last.asfreq('D')} and is not over; once learnt, "
             "it takes no more rows. Leave out its rows until then"
         )
     names = starts.dt.asfreq("D", how="start").dt.strftime(name)
     groups = names.groupby(names).groups
-    return {str(batch): table.select(rows.tolist()) for batch, rows in groups.items()}
+    return {str(batch): rows.loc[numbers] for batch, numbers in groups.items()}
 
 
 def by_count(
-    table: Dataset, count: int, column: str | None = None, learnt: Iterable[str] = ()
-) -> dict[str, Dataset]:
+    data: object, count: int, column: str | None = None, learnt: Iterable[str] = ()
+) -> dict[str, pd.DataFrame]:
     """Batches of `count` rows; the last may be smaller.
 
     Args:
-        table: the rows, in order of time if `column` is None.
+        data: what `bh.data.table` takes; in order of time if `column` is None.
         count: rows in a batch.
         column: order by these dates, as for `by_period`.
         learnt: the names of the batches of a stream so far, which stay as they are: rows that have
@@ -78,39 +76,35 @@ def by_count(
         ConfigError: a count below 1.
         DataError: as for `by_period`.
 
-    >>> list(by_count(Dataset.from_dict({"text": ["a", "b", "c"]}), 2))
+    >>> list(by_count({"text": ["a", "b", "c"]}, 2))
     ['rows 1-2', 'rows 3-3']
-    >>> grown = Dataset.from_dict({"text": ["a", "b", "c", "d", "e"]})
+    >>> grown = {"text": ["a", "b", "c", "d", "e"]}
     >>> list(by_count(grown, 2, learnt=["rows 1-2", "rows 3-3"]))
     ['rows 1-2', 'rows 3-3', 'rows 4-5']
     """
     count = COUNT("count", count)
-    check(table, Dataset, "table", "a datasets.Dataset")
+    rows = table(data)
     if column is not None:
-        table = table.select(_times(table, column).index)
-    size, starts = len(table), [0]
+        rows = rows.loc[_times(rows, column).index]
+    size, starts = len(rows), [0]
     for name in learnt:
-        rows = _ROWS.fullmatch(name)
-        if rows and int(rows[1]) == starts[-1] + 1 and int(rows[2]) < size:
-            starts.append(int(rows[2]))
+        learnt_rows = _ROWS.fullmatch(name)
+        if learnt_rows and int(learnt_rows[1]) == starts[-1] + 1 and int(learnt_rows[2]) < size:
+            starts.append(int(learnt_rows[2]))
     starts += range(starts.pop(), size, count)
     parts = pairwise([*starts, size])
-    return {f"rows {start + 1}-{end}": table.select(range(start, end)) for start, end in parts}
+    return {f"rows {start + 1}-{end}": rows.iloc[start:end] for start, end in parts}
 
 
-def _times(table: Dataset, column: str) -> pandas.Series:
+def _times(rows: pd.DataFrame, column: str) -> pd.Series:
     """UTC times in order, with the rows' numbers as their index."""
-    check(table, Dataset, "table", "a datasets.Dataset")
-    if string("column", column) not in table.column_names:
-        raise DataError(
-            f"there is no date column {column!r}; columns there: {', '.join(table.column_names)}"
-        )
-    values = pandas.Series(table[column][:], dtype=object)
+    values = need(rows, column)[column]
     texts = values.map(str)
     texts = texts.where(texts.str[:1].str.isdigit())  # to pandas "now" and "today" are dates too
-    times = pandas.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
+    times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     if times.isna().any():
-        rows = [*times[times.isna()].index]
-        what = f"{values[rows[0]]!r:.40} is not a date; expected ISO 8601, such as 2024-03-31 or "
-        raise wrong(column, rows, f"{what}2024-03-31T12:00")
+        bad = times.isna().to_numpy().nonzero()[0].tolist()
+        what = f"{values.iloc[bad[0]]!r:.40} is not a date; expected ISO 8601, such as 2024-03-31"
+        with numbered(rows):
+            raise wrong(column, bad, f"{what} or 2024-03-31T12:00")
     return times.dt.tz_localize(None).sort_values(kind="stable")

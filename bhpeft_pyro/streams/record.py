@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..base.checks import as_path, check
 from ..base.files import strict_json, write
-from ..data.cells import safe
+from ..data.table import safe
 from ..errors import DataError
 from ..posterior.posterior import Posterior
 

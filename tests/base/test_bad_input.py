@@ -72,7 +72,7 @@ def test_labels_are_checked_before_the_fit() -> None:
     message = "data: all 4 labels in column 'label' are 1; .* two classes"
     refused(DataError, message, data=with_(label=[1, 1, 1, 1]))
     refused(DataError, "row 0: label 7", validation=with_(label=[7, 1, 0, 1]))
-    refused(DataError, "source is empty", validation=[])
+    refused(DataError, "there are no rows", validation=[])
 
 
 def test_texts_that_are_too_long_are_cut_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_errors_in_an_update_leave_the_posterior(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(error):
             first.update(data, **options)
     assert torch.equal(first.predict(GOOD, samples=4).probabilities, before)
-    with pytest.raises(DataError, match="source is empty"):
+    with pytest.raises(DataError, match="there are no rows"):
         first.predict([])
     with pytest.raises(DataError, match="row 1: the text is empty"):
         first.predict(["w5", ""])

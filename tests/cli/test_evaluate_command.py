@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from program import NAMES, TEXTS, bhpeft, error, loaded, write_csv
+from program import NAMES, TEXTS, bhpeft, error, loaded, write_csv, write_lines
 from saves import backbone_in
 
 from bhpeft_pyro.errors import BHPEFTWarning
@@ -95,7 +95,8 @@ def test_reports_show_what_is_new_first(folder, posterior, mixed, tmp_path):
 
 
 def test_numbers_for_classes_that_have_names_are_noted(folder, tmp_path):
-    numbers = write_csv(tmp_path / "numbers.csv", text=TEXTS, label=[0, 1] * 10)
+    rows = [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS)]
+    numbers = write_lines(tmp_path / "numbers.jsonl", rows)
     note = "labels are numbers: 0 stands for 'bad', 1 for 'good' and so on"
     assert note in bhpeft("evaluate", folder / "run", numbers).stderr
     assert note not in bhpeft("evaluate", folder / "run", folder / "train.csv").stderr

@@ -166,7 +166,8 @@ def test_labels_of_a_validation_file_may_be_positions_which_is_said(
 ) -> None:
     first = write_csv(tmp_path / "first.csv", text=SIXTY[:40], label=LABELS[:40])
     numbers = [sorted({*LABELS}).index(label) for label in LABELS[40:]]
-    other = write_csv(tmp_path / "other.csv", text=SIXTY[40:], label=numbers)
+    rows = [{"text": t, "label": n} for t, n in zip(SIXTY[40:], numbers, strict=True)]
+    other = write_lines(tmp_path / "other.jsonl", rows)
     said = bhpeft("fit", first, *copied, "--guide", "delta", "--validation", other).stderr
     assert "labels are numbers: 0 stands for" in said
 

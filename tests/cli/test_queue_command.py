@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,6 @@ from program import (
     write_csv,
     write_lines,
 )
-
-from bhpeft_pyro.data import sources
 
 CPU = ("--device", "cpu")
 
@@ -66,7 +65,7 @@ def test_a_column_of_another_name_on_the_way_to_the_next_round(run, pool, tmp_pa
     quick = ("--out", tmp_path / "next", "--max-steps", 2, *CPU)
     bhpeft("update", run, out, *named, *quick)
     bhpeft("evaluate", tmp_path / "next", out, *named, *CPU)
-    assert "no column 'text'" in error("evaluate", tmp_path / "next", out, *CPU)
+    assert "column 'text' is missing" in error("evaluate", tmp_path / "next", out, *CPU)
 
 
 def test_before_the_first_fit(folder, pool, tmp_path):
@@ -100,7 +99,11 @@ def test_the_columns_of_the_data_stay_and_the_label_is_empty(run, pool, tmp_path
 def test_dates_of_a_data_set_of_the_hub_are_written(run, tmp_path, monkeypatch):
     days = [date(2024, 3, 1 + i) for i in range(3)]
     columns = {"text": ["w30 w31", "w32 w33", "w34 w35"], "day": days, "days": [days] * 3}
-    monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: Dataset.from_dict(columns))
+    monkeypatch.setattr(
+        import_module("bhpeft_pyro.data.table"),
+        "load_dataset",
+        lambda *_, **__: Dataset.from_dict(columns),
+    )
     for name, read in (("queue.csv", read_csv), ("queue.jsonl", read_lines)):
         bhpeft("queue", run, "owner/name", "--out", tmp_path / name, *CPU)
         found = read(tmp_path / name)

@@ -237,7 +237,7 @@ def test_labels_still_to_come_are_grown(numbers: bool, folder: Path) -> None:
     history = History(folder / "out" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
     assert last.model.network.outputs == 3
-    assert last.columns.label_names == (None if numbers else ("bad", "good", "strange"))
+    assert last.columns.label_names == (("0", "1", "2") if numbers else ("bad", "good", "strange"))
 
 
 def test_posteriors_beside_a_stream_are_none_of_its_rounds(folder: Path) -> None:
@@ -260,7 +260,7 @@ def test_posteriors_beside_a_stream_are_none_of_its_rounds(folder: Path) -> None
 def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
     for more, message in (
         ((), "--by: a batch of a week needs a column of dates"),
-        (("--by", "day"), "no date column 'day'; columns there: date, text, label"),
+        (("--by", "day"), "column 'day' is missing; columns there: date, text, label"),
         (("--by", "text"), "row 2: 'w6 w23 w27' is not a date"),
         (("--by", "date", "--grow", "--tests", "30%"), "labels still to come"),
         (("--by", "date", "--tests", "1%"), "0.01 is no row of any batch"),

@@ -11,7 +11,7 @@ from program import NAMES, TEXTS, error, write_csv
 
 from bhpeft_pyro.cli.options import Reading
 from bhpeft_pyro.cli.task import infer
-from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.data import table
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_backbone
 
@@ -28,7 +28,7 @@ from bhpeft_pyro.testing import tiny_backbone
     ],
 )
 def test_the_task_is_that_of_columns_and_labels(columns, task):
-    assert infer(Dataset.from_dict(columns), Reading()).name == task
+    assert infer(table(columns), Reading()).name == task
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_the_task_is_that_of_columns_and_labels(columns, task):
 )
 def test_scales_of_few_whole_numbers_have_ends(ratings, levels):
     """Where the least and the greatest of many numbers are, chance decides."""
-    table = Dataset.from_dict({"text": ["w5"] * len(ratings), "stars": ratings})
-    task = infer(table, Reading())
+    rows = table({"text": ["w5"] * len(ratings), "stars": ratings})
+    task = infer(rows, Reading())
     assert task.levels == levels
     likelihood = task.model(tiny_backbone(), None, ()).likelihood
     ends = (min(ratings), max(ratings)) if levels else (None, None)
@@ -50,7 +50,7 @@ def test_ratings_that_are_texts_have_the_scale_of_their_numbers(ratings):
     """One cell in another form, such as " 9", makes a reader turn all the others into texts."""
     numbers = [*map(float, ratings)]
     of_texts, of_numbers = (
-        infer(Dataset.from_dict({"text": ["w5"] * 3, "stars": column}), Reading())
+        infer(table({"text": ["w5"] * 3, "stars": column}), Reading())
         for column in (ratings, numbers)
     )
     assert of_texts == of_numbers
@@ -59,8 +59,8 @@ def test_ratings_that_are_texts_have_the_scale_of_their_numbers(ratings):
 
 @pytest.mark.parametrize("column", ["question", "choices"])
 def test_a_label_may_have_the_name_of_a_column_of_choices(column):
-    table = Dataset.from_dict({"text": ["a", "b"], column: ["no", "yes"]})
-    assert infer(table, Reading(label_column=column)).name == "classes"
+    rows = table({"text": ["a", "b"], column: ["no", "yes"]})
+    assert infer(rows, Reading(label_column=column)).name == "classes"
 
 
 @pytest.mark.parametrize(
@@ -87,36 +87,36 @@ def test_a_file_without_a_header_loses_no_row(rows, column, tmp_path):
 
 
 def test_what_is_not_clear_is_asked():
-    def table(**columns):
-        return Dataset.from_dict(columns)
+    def rows(**columns):
+        return table(columns)
 
     two = ["a", "b"]
     for columns, message in (
-        (table(text=two, label=[1, 5]), "--task classes, or --task ratings \\(if"),
-        (table(text=two, label=two, rating=[1, 2]), "label, rating may all be .*--label-column"),
+        (rows(text=two, label=[1, 5]), "--task classes, or --task ratings \\(if"),
+        (rows(text=two, label=two, rating=[1, 2]), "label, rating may all be .*--label-column"),
         (
-            table(text=two, verdict=two),
+            rows(text=two, verdict=two),
             "columns there: text, verdict; name it, as in --label-column verdict$",
         ),
-        (table(title=two, body=two, label=two), "title, body may all be .*--text-column"),
-        (table(n=[1, 2], label=two), "no column is known to be the text"),
-        (table(text=two, label_name=two, of=two), "as in --label-column label_name$"),
-        (table(text=two, label=["a", "a"]), "at least two classes"),
-        (table(text=two, label=["a", None]), "row 1: the label is missing"),
-        (table(text=["a", None], label=["a", None]), "^row 1: all cells are empty; delete"),
-        (table(text=two, rating=[2, 2]), "all 2 ratings are 2"),
+        (rows(title=two, body=two, label=two), "title, body may all be .*--text-column"),
+        (rows(n=[1, 2], label=two), "no column is known to be the text"),
+        (rows(text=two, label_name=two, of=two), "as in --label-column label_name$"),
+        (rows(text=two, label=["a", "a"]), "at least two classes"),
+        (rows(text=two, label=["a", None]), "row 1: the label is missing"),
+        (rows(text=["a", None], label=["a", None]), "^row 1: all cells are empty; delete"),
+        (rows(text=two, rating=[2, 2]), "all 2 ratings are 2"),
     ):
         with pytest.raises(DataError, match=message):
             infer(columns, Reading())
     with pytest.raises(DataError, match="row 0: 'a' is not a number"):
-        infer(table(text=two, label=two), Reading(task="ratings"))
+        infer(rows(text=two, label=two), Reading(task="ratings"))
     with pytest.raises(DataError, match="'answer'"):
-        infer(table(question=two, choices=[two, two]), Reading(task="choices"))
-    quiz = table(question=two, choices=[two, two], answer=[0, 1])
+        infer(rows(question=two, choices=[two, two]), Reading(task="choices"))
+    quiz = rows(question=two, choices=[two, two], answer=[0, 1])
     for option in ("text", "pair"):
         with pytest.raises(DataError, match=f"--{option}-column: got 'body', but multiple choice"):
             infer(quiz, Reading(**{f"{option}_column": "body"}))
-    for columns in (quiz, table(text=two, label=two)):
+    for columns in (quiz, rows(text=two, label=two)):
         with pytest.raises(DataError, match=r"--noise-by-text: the task is (choices|classes)"):
             infer(columns, Reading(noise_by_text=True))
 
@@ -128,7 +128,7 @@ def test_a_cell_that_is_no_number_makes_no_classes_of_ratings(folder, tmp_path, 
     fit = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run")
     for more in ((), ("--task", "ratings")):
         assert re.search(rf"'rating', row 21: '?{cell}'?\b", error(*fit, *more))
-    assert infer(Dataset.from_dict({"text": TEXTS, "rating": NAMES}), Reading()).name == "classes"
+    assert infer(table({"text": TEXTS, "rating": NAMES}), Reading()).name == "classes"
     commas = [star.replace(".", ",") for star in stars[:19]]
     data = write_csv(tmp_path / "films.csv", text=TEXTS[:19], rating=commas)
     assert "'rating', row 2: '1,0000' is not a number" in error(*fit)
@@ -137,39 +137,39 @@ def test_a_cell_that_is_no_number_makes_no_classes_of_ratings(folder, tmp_path, 
 def test_columns_and_classes_that_are_mixed_up_are_named():
     rows = {"text": TEXTS, "label": [*NAMES[:-1], f" {NAMES[0].upper()}"]}
     with pytest.warns(UserWarning, match=rf"' {NAMES[0].upper()}' .* are two classes"):
-        infer(Dataset.from_dict(rows), Reading())
+        infer(table(rows), Reading())
     with pytest.raises(DataError, match="'text' cannot be the text and the label"):
-        infer(Dataset.from_dict(rows), Reading(label_column="text"))
+        infer(table(rows), Reading(label_column="text"))
 
 
 def test_numbers_that_do_not_count_from_zero_are_names():
-    table = Dataset.from_dict({"text": ["a", "b", "c"], "label": [10, 2, 10]})
-    task = infer(table, Reading(task="classes"))
+    rows = table({"text": ["a", "b", "c"], "label": [10, 2, 10]})
+    task = infer(rows, Reading(task="classes"))
     assert task.columns.label_names == ("2", "10") and task.classes == 2
     features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y", "z"])})
     hub = Dataset.from_dict({"text": ["a", "b"], "label": [2, 0]}, features=features)
-    assert infer(hub, Reading()).columns.label_names == ("x", "y", "z")
+    assert infer(table(hub), Reading()).columns.label_names == ("x", "y", "z")
 
 
 def test_lists_are_several_labels(labels: Path) -> None:
     for name in ("train.csv", "train.jsonl"):
-        task = infer(load(labels / name), Reading())
+        task = infer(table(labels / name), Reading())
         assert str(task) == "labels: 'labels' from 'text', 2 labels (art, sport)"
     rows = {"text": ["w5", "w6"], "tokens": [["w5"], ["w6"]], "label": ["a", "b"]}
-    assert infer(Dataset.from_dict(rows), Reading()).name == "classes"
+    assert infer(table(rows), Reading()).name == "classes"
 
 
 @pytest.mark.parametrize("odd", ["['art', 'sport']", '["art"]', "[]"])
 def test_a_list_among_classes_is_asked_about(odd: str, tmp_path: Path) -> None:
     """Also as pandas writes a column of lists, which is no JSON."""
-    table = load(write_csv(tmp_path / "train.csv", text=TEXTS, label=["art", odd] * 10))
+    rows = table(write_csv(tmp_path / "train.csv", text=TEXTS, label=["art", odd] * 10))
     with pytest.raises(DataError, match=r"looks like a list; expected one in JSON") as raised:
-        infer(table, Reading())
+        infer(rows, Reading())
     assert raised.value.rows == tuple(range(1, 20, 2))
-    assert infer(table, Reading(task="classes")).classes == 2
+    assert infer(rows, Reading(task="classes")).classes == 2
 
 
 def test_a_class_in_brackets_is_no_list(tmp_path: Path) -> None:
     for odd in ("[spam]", "[" * 10**5, "{[1]}", "[{[]: 1}]"):
         write_csv(tmp_path / "train.csv", text=TEXTS, label=[odd, "ham"] * 10)
-        assert infer(load(tmp_path / "train.csv"), Reading()).name == "classes"
+        assert infer(table(tmp_path / "train.csv"), Reading()).name == "classes"

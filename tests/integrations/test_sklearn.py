@@ -175,8 +175,8 @@ def test_texts_come_in_one_column_of_any_kind(folder: str) -> None:
     for X, problem in (
         ("w5", "scalar"),
         ([["w5", "w6"]], r"shape \(1, 2\); expected \(N,\)"),
-        (["w5", None], "row 1: a NoneType"),
-        ([5], "row 0: a int"),
+        (["w5", None], "row 1: the text is missing"),
+        ([5], "row 0: 5 is a int"),
         ([], "0 sample"),
     ):
         with pytest.raises((TypeError, ValueError), match=problem):

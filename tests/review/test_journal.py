@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pools import pool
 
-from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.data import table
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.review import Decision, Journal, labelled
 from bhpeft_pyro.review.journal import agreed
@@ -159,7 +159,7 @@ def test_the_table_has_the_rows_of_the_data_with_labels_and_notes(path, tmp_path
     journal.add(Decision("t3", "Cy", "label", "other"))  # who did not give it
     journal.add(Decision("gone", "Bo", "label", "praise"))
     assert journal.write_table(tmp_path / "labels.csv", pool()) == 1
-    (row,) = load(tmp_path / "labels.csv", None)
+    (row,) = table(tmp_path / "labels.csv").to_dict("records")
     assert row == {
         "id": "03",
         "text": "text 3",

@@ -10,8 +10,8 @@ from program import write_csv
 from students import fitted
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.data import table
 from bhpeft_pyro.data.columns import as_choices
-from bhpeft_pyro.data.sources import records
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.review import Journal, Pool, Session
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -84,7 +84,7 @@ def test_all_learnt(classes, tmp_path):
 
 
 def test_files_that_cannot_be_used(classes, tmp_path):
-    with pytest.raises(DataError, match="column 'text' is missing; columns there: 'body'"):
+    with pytest.raises(DataError, match="column 'text' is missing; columns there: body"):
         Pool.of(classes, write_csv(tmp_path / "new.csv", body=["w5"]))
 
 
@@ -175,7 +175,7 @@ def test_answers_stay_with_their_choices_when_copies_in_another_order_come(
     session.decide("Ana", key, "label", [str(place)], "")
     again = reopened(copy, first)
     assert again.labels == 1 and again.next_for("Ana") not in (key, None)
-    (row,) = records(tmp_path / "labels.csv", ["question", "choices"])
+    (row,) = table(tmp_path / "labels.csv").to_dict("records")
     assert as_choices(row["choices"]) == as_choices(choices)
     assert posterior.encode(str(tmp_path / "labels.csv")).labels.tolist() == [place]
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 from pools import pool, session_in
 
-from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.data import table
 from bhpeft_pyro.errors import DataError, WriteError
 from bhpeft_pyro.review import Session
 from bhpeft_pyro.review import session as module
@@ -81,7 +81,7 @@ def test_undo_shows_the_text_again_and_takes_the_label_out_of_the_table(tmp_path
     label(session, "Bo")
     assert session.undo("Ana") == "t1" and session.next_for("Ana") == "t1"
     assert session.labels == 2
-    assert load(tmp_path / "labels.csv", None)["text"] == ["text 0", "text 2"]
+    assert table(tmp_path / "labels.csv")["text"].tolist() == ["text 0", "text 2"]
     assert session.undo("Ana") == "t0" and session.undo("Ana") is None
 
 
@@ -102,7 +102,7 @@ def test_ratings_of_several_people(tmp_path):
     for who, rating in (("Ana", "2"), ("Bo", "3.5")):
         session.decide(who, "t0", "label", [rating], "")
     assert session.agreement().distance == 1.5
-    assert load(tmp_path / "labels.csv", ["text"])["label"] == [2.75]
+    assert table(tmp_path / "labels.csv")["label"].tolist() == ["2.75"]
     for wrong in ("6", "", "nan", "good", "1,000"):
         with pytest.raises(DataError, match="rating"):
             session.decide("Ana", "t1", "label", [wrong], "")
@@ -112,7 +112,7 @@ def test_several_labels_are_kept_as_the_data_have_them(tmp_path):
     session = session_in(tmp_path, pool(3, "labels"))
     session.decide("Ana", "t0", "label", ["2", "0"], "")
     session.decide("Ana", "t1", "none", [], "")
-    labels = load(tmp_path / "labels.csv", None)["label"]
+    labels = table(tmp_path / "labels.csv")["label"].tolist()
     assert labels == ['["billing", "praise"]', "[]"]
 
 

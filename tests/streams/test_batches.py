@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
-from typing import Any
 
-import pandas
 import pytest
 from datasets import Dataset
 
@@ -19,8 +16,7 @@ def test_periods() -> None:
     table = Dataset.from_dict({"day": days, "text": list("abcd")})
     found = {
         every: {
-            name: "".join(batch["text"][:])
-            for name, batch in by_period(table, "day", every).items()
+            name: "".join(batch["text"]) for name, batch in by_period(table, "day", every).items()
         }  # type: ignore[arg-type]
         for every in ("day", "week", "month", "quarter", "year")
     }
@@ -33,7 +29,10 @@ def test_periods() -> None:
     }
     parsed = Dataset.from_dict({"day": [date(2024, 3, 2), date(2024, 3, 1)], "text": ["b", "a"]})
     assert list(by_period(parsed, "day", "day")) == ["2024-03-01", "2024-03-02"]
-    assert [batch["text"][:] for batch in by_count(parsed, 1, "day").values()] == [["a"], ["b"]]
+    assert [batch["text"].tolist() for batch in by_count(parsed, 1, "day").values()] == [
+        ["a"],
+        ["b"],
+    ]
     with pytest.raises(ConfigError, match="every='hour'"):
         by_period(table, "day", "hour")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="count=0"):
@@ -43,12 +42,8 @@ def test_periods() -> None:
     for word in ("now", "today"):  # to pandas a date, and another one in every run
         with pytest.raises(DataError, match=f"row 0: '{word}' is not a date"):
             by_period(Dataset.from_dict({"day": [word]}), "day")
-    frame: Any = pandas.DataFrame({"day": ["2024-01-01"]})
-    empty = Dataset.from_dict({"day": []})
-    assert by_period(empty, "day") == by_count(empty, 3, "day") == {}
-    for cut in (partial(by_period, frame, "day"), partial(by_count, frame, 1)):
-        with pytest.raises(ConfigError, match="table: expected a"):
-            cut()
+    with pytest.raises(DataError, match="no rows"):
+        by_period(Dataset.from_dict({"day": []}), "day")
 
 
 def test_batches_that_were_learnt_stay_when_the_table_grows() -> None:
@@ -56,7 +51,7 @@ def test_batches_that_were_learnt_stay_when_the_table_grows() -> None:
 
     def ends(*learnt: str) -> list[int]:
         batches = by_count(table, 5, learnt=learnt)
-        assert "".join("".join(rows["text"][:]) for rows in batches.values()) == "abcdefghijkl"
+        assert "".join("".join(rows["text"]) for rows in batches.values()) == "abcdefghijkl"
         return [int(name.partition("-")[2]) for name in batches]
 
     assert ends() == [5, 10, 12]

@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
 
 import pytest
+from bhpeft_pyro.data.sources import load as load_table
 from components import equal, same
 from forks import in_a_child, killed_at_line, lines_of, start, wait
 from outcomes import BACKBONE, ERROR, OLD, RIGHT, TOKENIZER, load, report, sized
@@ -33,7 +34,6 @@ from saves import backbone_in
 from services import network_in
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.data.sources import load as load_table
 from bhpeft_pyro.errors import BHPEFTError, BusyError
 from bhpeft_pyro.posterior.saving import FILE
 from bhpeft_pyro.serving import feedback

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from .posterior.fit import fit
     from .posterior.posterior import Posterior
     from .streams.stream import stream
-    from .training.memory import plan
 
 __version__ = "0.1.0"
 
@@ -54,7 +53,6 @@ _HOMES = {
     "autoguide": "guides",
     "fit": "posterior.fit",
     "from_peft": "integrations.huggingface",
-    "plan": "training.memory",
     "stream": "streams",
 }
 _ROOMS = (
@@ -78,7 +76,6 @@ __all__ = [  # noqa: RUF022 - the reference lists them in this order
     "Columns",
     "tasks",
     "stream",
-    "plan",
     "from_peft",
     "Model",
     "RandomPEFT",

@@ -35,7 +35,6 @@ from ..errors import BHPEFTError, BHPEFTWarning, ConfigError, DataError
 Rule = Callable[..., Any]
 
 _WIDTH = 60  # characters of a value in a message
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _ENDS: dict[str, tuple[str, Rule]] = {
     "least": ("of at least", operator.ge),
@@ -218,33 +217,6 @@ def shallow(value: Any, depth: int) -> bool:
             return True
         value = value.ravel().tolist()
     return depth > 0 and all(shallow(inner, depth - 1) for inner in value)
-
-
-def check_memory(name: str, count: int, size: int) -> None:
-    """Refuse `count` things of `size` bytes if there is no memory for them, and say how many would
-    fit."""
-    there = _memory()
-    if count * size > there:
-        count = min(count, 10**18)  # nobody reads more digits, and Python may refuse to print them
-        raise ConfigError(
-            f"{name}={count:,} needs {count * size / 2**30:,.0f} GiB of memory, and there are "
-            f"{there / 2**30:,.1f}; expected at most {there // size:,}"
-        )
-
-
-def _memory() -> float:
-    """Bytes that this process may use: the machine's, its container's, or its own limit."""
-    limits = [math.inf]
-    if hasattr(os, "sysconf"):  # not on Windows
-        import resource
-
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        limits += [limit] * (limit != resource.RLIM_INFINITY)
-    for file in map(Path, _LIMITS):
-        if file.is_file() and (text := file.read_text().strip()).isdecimal():
-            limits.append(int(text))
-    return min(limits)
 
 
 def check_types(config: Any) -> None:

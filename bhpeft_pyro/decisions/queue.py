@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..base.checks import COUNT, SEED, one_of, optional_library
+from ..base.checks import COUNT, SEED, one_of
 from ..data import Columns, Examples
 from ..data.batch import random_order
 from ..data.copies import among
@@ -32,6 +35,7 @@ By = Literal["information", "typical", "random"]
 CANDIDATES = 400
 """Random texts of the pool among which a batch is chosen by information; more for long ones."""
 _CLUSTERED, _COVERED = 4000, 400  # texts of the pool, and learnt ones, at most
+_NEIGHBOURS = 5  # by whose distance a text is typical
 _DRAWS = 200  # of the weights, jointly for all candidates
 _LEAST = 1e-4  # of the variance of a label, in units of its mean over all
 _SAME = 0.999  # a correlation of draws, above which two texts are the same to the network
@@ -90,13 +94,13 @@ def first_to_label(
         texts: as for `Posterior.predict`.
         n: how many; there may be fewer different texts.
         by: "typical" makes n clusters, and takes the text with the nearest neighbours of each, the
-            largest cluster first (TypiClust; Hacohen, Dekel and Weinshall 2022). It needs
-            `pip install 'bhpeft_pyro[decisions]'`. "random" draws; "information" needs a posterior.
+            largest cluster first (TypiClust; Hacohen, Dekel and Weinshall 2022). "random" draws;
+            "information" needs a posterior.
         columns: how the texts are read.
         seed: of the clusters, or of the choice.
 
     Raises:
-        ConfigError: an argument is out of range, or scikit-activeml is missing.
+        ConfigError: an argument is out of range.
         DataError: the texts cannot be used.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -118,8 +122,6 @@ def to_label(
 ) -> Queue:
     """See `Posterior.queue`, and `first_to_label` where there is no posterior."""
     n, seed, by = COUNT("n", n), SEED("seed", seed), one_of(*get_args(By))("by", by)
-    if by == "typical":
-        _activeml()  # before the texts are read
     if by == "information":
         if posterior is None:
             raise ConfigError("by='information' needs a posterior; expected 'typical' or 'random'")
@@ -171,22 +173,29 @@ def _typical(
     if known is not None:
         learnt = known.last[torch.randperm(len(known.last), generator=generator)[:_COVERED]]
     states = torch.cat([learnt, states])
-    labels = np.full(len(states), np.nan)
-    labels[: len(learnt)] = 0.0
-    query = _activeml().TypiClust(random_state=seed % 2**32)
+    points = normalize(states - states.mean(0)).numpy()
+    kmeans = KMeans(min(len(learnt) + n, len(points)), random_state=seed % 2**32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of k-means, on fewer different texts than clusters
-        places, typicality = query.query(
-            normalize(states - states.mean(0)).numpy(), labels, batch_size=n, return_utilities=True
-        )
+        warnings.simplefilter("ignore")  # of fewer different texts than clusters
+        cluster = kmeans.fit_predict(points)
+    new = np.setdiff1d(cluster, cluster[: len(learnt)])
+    members = sorted((np.flatnonzero(cluster == k) for k in new), key=len, reverse=True)[:n]
     order: dict[int, str] = {}
-    for place, size in zip(places.tolist(), np.isfinite(typicality).sum(1).tolist(), strict=True):
-        reason = f"typical of {size} texts" if size > 1 else "like no other text"
-        order.setdefault(place - len(learnt), reason)
-    # Once there is no cluster left, any text is taken, and some come twice.
+    for places in members:
+        reason = f"typical of {len(places)} texts" if len(places) > 1 else "like no other text"
+        order[places[_most_typical(points[places])] - len(learnt)] = reason
     order |= {i: "like a text before" for i in range(len(some)) if i not in order}
     chosen = [*order.items()][:n]
     return some[torch.tensor([i for i, _ in chosen])], [reason for _, reason in chosen]
+
+
+def _most_typical(points: NDArray[Any]) -> int:
+    """The place of the point with the smallest mean distance to its nearest neighbours."""
+    count = min(_NEIGHBOURS, len(points) - 1)
+    if not count:
+        return 0
+    distances, _ = NearestNeighbors(n_neighbors=count).fit(points).kneighbors()
+    return int(distances.mean(1).argmin())
 
 
 def _informative(
@@ -279,9 +288,3 @@ def _reasons(forecast: Any, kind: str) -> Iterator[str]:
             apart = between[i].item() > epistemic / 2
             what += "; models disagree" if apart else "; each model is unsure"
         yield f"{what}; unlike what was learnt" if unlike[i] else what
-
-
-def _activeml() -> Any:
-    """scikit-activeml's query strategies, which only "typical" needs."""
-    why = "by='typical' needs scikit-activeml; expected pip install 'bhpeft_pyro[decisions]'"
-    return optional_library("skactiveml.pool", why)

@@ -1,4 +1,4 @@
-"""Sets of classes and intervals of ratings with coverage, by conformal prediction (crepes).
+"""Sets of classes and intervals of ratings with coverage, by conformal prediction.
 
 A set of level 0.9 has the observed class in it for at least 90% of texts like the calibration rows
 of the promise (`Posterior.promise`), on average over such rows, whatever the forecasts are worth
@@ -10,7 +10,7 @@ of the promise (`Posterior.promise`), on average over such rows, whatever the fo
 * Ratings: the residual is measured in predictive sds, so that intervals are wide where the forecast
   is uncertain. They end at the ends of the scale.
 
-p-values are not smoothed, so that nothing is drawn at random.
+Nothing is drawn at random: ties count as inside.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..base.checks import INSIDE, boolean, few, optional_library, warn
+from ..base.checks import INSIDE, boolean, few, warn
 from ..errors import ConfigError, DataError
 from ..forecast.base import digits
 
@@ -46,8 +45,7 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
             probable one.
 
     Raises:
-        ConfigError: the forecast has no calibration rows, or is not of classes or choices; or
-            crepes is missing (`pip install 'bhpeft_pyro[decisions]'`).
+        ConfigError: the forecast has no calibration rows, or is not of classes or choices.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -57,25 +55,17 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
     [[0]]
     """
     level, empty = INSIDE("level", level), boolean("empty", empty)
-    promised, crepes = check_coverage(forecast.promised, level, "sets", ("class", "choice"))
+    promised = check_coverage(forecast.promised, level, "sets", ("class", "choice"))
     made: Any = forecast
     count = made.probabilities.shape[1]
     names = made.label_names or range(count)
     scores, labels = (promised.calibration[name].numpy() for name in ("miss", "label"))
     misses = 1 - made.probabilities.double().numpy()
-    conformal = crepes.ConformalClassifier()
     if promised.kind == "choice":
-        conformal.fit(scores)
-        p = conformal.predict_p(misses, smoothing=False)
-        inside = (p > 1 - level + _ROUNDING) & made.choices.numpy()
+        inside = (misses <= _largest(scores, level)) & made.choices.numpy()
     else:
         _say_classes(labels, level, names)
-        conformal.fit(scores, bins=labels)
-        p = [
-            conformal.predict_p(misses[:, k], np.full(len(misses), k), smoothing=False)
-            for k in range(count)
-        ]
-        inside = np.stack(p, 1) > 1 - level + _ROUNDING
+        inside = misses <= [_largest(scores[labels == k], level) for k in range(count)]
     if not empty:
         inside[np.arange(len(inside)), misses.argmin(1)] |= ~inside.any(1)
     return [[name for name, there in zip(names, row, strict=True) if there] for row in inside]
@@ -85,25 +75,18 @@ def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
     """Ends (N,), (N,) of intervals of ratings; see the module.
 
     Raises:
-        ConfigError: the forecast has no calibration rows, or is not of ratings; or crepes is
-            missing (`pip install 'bhpeft_pyro[decisions]'`).
+        ConfigError: the forecast has no calibration rows, or is not of ratings.
         DataError: there are too few calibration rows for this level; says how many would do.
     """
     level = INSIDE("level", level)
-    promised, crepes = check_coverage(forecast.promised, level, "intervals", ("rating",))
+    promised = check_coverage(forecast.promised, level, "intervals", ("rating",))
     made: Any = forecast
     residuals, sds = (promised.calibration[name].numpy() for name in ("residual", "sd"))
-    conformal = crepes.ConformalRegressor().fit(residuals, sigmas=sds)
-    low, high = made.scale
-    ends = conformal.predict_int(
-        made.mean.double().numpy(),
-        sigmas=made.sd.double().numpy(),
-        confidence=level - _ROUNDING,
-        y_min=-math.inf if low is None else low,
-        y_max=math.inf if high is None else high,
-    )
-    lower, upper = torch.from_numpy(ends).unbind(1)
-    return lower, upper
+    width = _largest(np.abs(residuals) / sds, level) * made.sd.double()
+    mean, ends = made.mean.double(), made.scale
+    if ends == (None, None):
+        return mean - width, mean + width
+    return (mean - width).clamp(*ends), (mean + width).clamp(*ends)
 
 
 def check_coverage(
@@ -111,11 +94,11 @@ def check_coverage(
     level: float,
     what: str = "level",
     kinds: Sequence[str] = ("class", "choice", "rating"),
-) -> tuple[Promise, Any]:
-    """The promise, and crepes, if there are sets or intervals of a level under it.
+) -> Promise:
+    """The promise, if there are sets or intervals of a level under it.
 
     Raises:
-        ConfigError: there is no promise, it is of another kind, or crepes is missing.
+        ConfigError: there is no promise, or it is of another kind.
         DataError: there are too few calibration rows for intervals.
     """
     if promised is None:
@@ -132,8 +115,7 @@ def check_coverage(
         raise DataError(
             f"level={level:g}: {promised.rows} calibration rows; expected at least {fewest}"
         )
-    why = "sets and intervals need crepes: pip install 'bhpeft_pyro[decisions]'"
-    return promised, optional_library("crepes", why)
+    return promised
 
 
 def covering(forecast: Forecast, level: float) -> dict[str, list[Any]]:
@@ -151,6 +133,13 @@ def covering(forecast: Forecast, level: float) -> dict[str, list[Any]]:
         ends = zip(("from", "to"), intervals_of(forecast, level), strict=True)
         return {f"{name}_{named}": digits(end) for name, end in ends}
     return {f"set_{named}": sets_of(forecast, level, empty=False)}
+
+
+def _largest(scores: np.ndarray, level: float) -> float:
+    """The largest score that is inside a set: of n calibration rows the k-th smallest, with
+    k = level (n + 1) rounded up; infinite if there are fewer rows."""
+    k = max(1, math.ceil(level * (len(scores) + 1) - _ROUNDING))
+    return math.inf if k > len(scores) else float(np.sort(scores)[k - 1])
 
 
 def _rows_needed(level: float) -> int:

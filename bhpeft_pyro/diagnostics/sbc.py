@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..base.checks import COUNT, INSIDE, SEED, Number, check_memory, derived
+from ..base.checks import COUNT, INSIDE, SEED, Number, derived
 from ..base.isolation import seeded
 from ..base.names import matching
 from ..data import Examples
@@ -88,7 +88,6 @@ def sbc(
     replications = Number(least=_FEWEST, whole=True)("replications", replications)
     draws, seed = COUNT("draws", draws), SEED("seed", seed)
     false_alarm = INSIDE("false_alarm", false_alarm)
-    check_memory("draws", draws, 4 * sum(site.numel for site in model.sites))
     inferred = _inference(infer, options)
     chosen = matching([site.name for site in model.sites], sites, "sites")
     examples = model.encode_texts(texts)

@@ -2,19 +2,18 @@
 
 from .blocks import BlockGuide, MixtureGuide, PriorGuide, prior_like
 from .foreign import DrawsGuide, ForeignGuide, FunctionGuide, as_guide
-from .guide import Budget, Guide
+from .guide import Guide
 from .laplace.laplace_guide import LaplaceGuide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NaturalGradient, NormalGuide
 from .pyro_guides import PyroGuide
-from .registry import COMPONENTS, GUIDES, PRESETS, GuideLike, autoguide, budget, check_made_for
+from .registry import COMPONENTS, GUIDES, PRESETS, GuideLike, autoguide, check_made_for
 
 __all__ = [
     "COMPONENTS",
     "GUIDES",
     "PRESETS",
     "BlockGuide",
-    "Budget",
     "DeltaGuide",
     "DrawsGuide",
     "ForeignGuide",
@@ -30,7 +29,6 @@ __all__ = [
     "PyroGuide",
     "as_guide",
     "autoguide",
-    "budget",
     "check_made_for",
     "latents",
     "prior_like",

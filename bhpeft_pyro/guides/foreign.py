@@ -26,7 +26,7 @@ from ..errors import KEEP_TENSORS, ConfigError, GuideError
 from ..model.model import Model
 from ..priors import Prior, unpack
 from ..priors.vectorised import run_for_all_draws
-from .guide import Budget, Guide, key
+from .guide import Guide, key
 from .latent import latents, normal_on
 
 
@@ -325,12 +325,6 @@ class DrawsGuide(Guide):
 
     def options(self) -> dict[str, Any]:
         return {"samples": self.draws_kept, "statistics": [*self._named]}
-
-    @classmethod
-    def size(
-        cls, latents: int, shapes: Sequence[tuple[int, ...]], samples: int = 1, **options: Any
-    ) -> Budget:
-        return Budget.of(latents, samples * latents)
 
 
 def _check_shape(argument: str, name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -1,9 +1,8 @@
-"""The contract of this package's guides, and the size of one before any of it is made."""
+"""The contract of this package's guides."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -27,49 +26,6 @@ from .strategy import Strategy
 NOISE_STEPS = 10.0
 """Step size of the noise scale of a point estimate, as a multiple of that of other weights."""
 _POINT_LR, _DRAWN_LR = 2e-3, 1e-2  # of weights themselves, and of a distribution of weights
-_TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam
-_KEPT = 4  # bytes of any other number
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a guide needs while it is fitted.
-
-    Attributes:
-        latents: D, the number of random weights.
-        parameters: the number of trained parameters.
-        bytes: memory of the parameters, their gradients and optimiser state, and of what else the
-            guide keeps or needs to compute its covariance (for batches of 16). The transformer's
-            own memory is not included.
-
-    >>> print(Budget.of(100_000, 10_000_200_000))
-    100,000 latents, 10,000,200,000 parameters, 149.0 GiB
-    """
-
-    latents: int
-    parameters: int
-    bytes: int
-
-    @classmethod
-    def of(cls, latents: int, parameters: int, kept: int = 0) -> Budget:
-        """From counts: latents, trained parameters, and other numbers that are kept."""
-        return cls(latents, parameters, _TRAINED * parameters + _KEPT * kept)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.latents:,} latents, {self.parameters:,} parameters, "
-            f"{self.bytes / 2**30:.1f} GiB"
-        )
-
-    def check(self, limit: int) -> None:
-        """Raise a GuideError, with the figures and what would fit, above `limit` bytes."""
-        if self.bytes > limit:
-            raise GuideError(
-                f"it would take {self}, more than max_bytes={limit / 2**30:.1f} GiB; expected "
-                "fewer weights (a lower rank, LoRA on the upper layers alone, "
-                "presets.head_only()), a guide that takes less ('laplace' with a lower rank, "
-                "'normal', or 'delta', which takes least), or a larger max_bytes"
-            )
 
 
 class Guide(nn.Module):
@@ -92,7 +48,6 @@ class Guide(nn.Module):
             `covariance`.
         joint: it keeps correlations between sites from one round to the next.
         draws_kept: how many draws it consists of; None for a distribution.
-        numbers: how many are trained for each latent, if that says its `size`.
         output_covariance: of a `linear` guide, what was learnt of the covariance of the outputs, so
             that predictions need no backward passes; None if nothing was.
     """
@@ -102,7 +57,6 @@ class Guide(nn.Module):
     linear: bool = False
     joint: bool = False
     draws_kept: int | None = None
-    numbers: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, and announce its parameters to Pyro's `SVI`, which collects them.
@@ -163,12 +117,6 @@ class Guide(nn.Module):
         return PosteriorPrior(copied)
 
     # What it says of itself
-
-    @classmethod
-    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget | None:
-        """The size of such a guide, None if unknown, from the number of random weights, the shapes
-        of the latent variables, and options of the constructor."""
-        return None if cls.numbers is None else Budget.of(latents, cls.numbers * latents)
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments besides the model, as plain data; a saved guide needs

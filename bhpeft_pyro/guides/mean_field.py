@@ -79,8 +79,6 @@ class NormalGuide(_Located):
     torch.Size([2])
     """
 
-    numbers = 2
-
     def __init__(
         self, model: Model, init_scale: float | None = None, names: Collection[str] | None = None
     ) -> None:
@@ -162,7 +160,6 @@ class DeltaGuide(_Located):
     """
 
     point = True
-    numbers = 1
 
     def __init__(
         self, model: Model, width: float | None = None, names: Collection[str] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
 from ..priors import JointPrior, Prior, unpack
 from ..priors.any_prior import joint
-from .guide import Budget, Guide
+from .guide import Guide
 from .latent import check_attributes, is_real, latents, normal_on
 
 _LARGEST = 4096  # latents of a dense covariance: 64 MiB
@@ -280,37 +280,6 @@ class PyroGuide(Guide):
                 "from bhpeft_pyro.guides.Guide and update(guide='normal') before saving"
             )
         return {"family": name, **options}
-
-    @classmethod
-    def size(
-        cls, latents: int, shapes: Sequence[tuple[int, ...]], family: Any = None, **options: Any
-    ) -> Budget | None:
-        d, kept = latents, 0
-        within = sum(prod(shape) ** 2 for shape in shapes or [(d,)])
-        match (PYROS[family] if isinstance(family, str) else family).__name__:
-            case "AutoDelta":
-                parameters = d
-            case "AutoNormal" | "AutoDiagonalNormal":
-                parameters = 2 * d
-            case "AutoLowRankMultivariateNormal":
-                parameters = d * (2 + (options.get("rank") or max(1, round(d**0.5))))
-            case "AutoMultivariateNormal":
-                parameters = d * (2 + d)
-            case "AutoStructured" if isinstance(options.get("dependencies"), Mapping):
-                parameters = d  # at least: a fitted one says itself which matrices it has
-            case "AutoStructured":  # a matrix within each latent and one between any two
-                parameters = 2 * d + (d * d + within) // 2
-            case "AutoGaussian":  # at least: its matrix within each latent is smaller under plates
-                # The precision and its factor, both with gradients, and four numbers a parameter.
-                parameters, kept = 4 * d, 4 * (d * d + within)
-            case "AutoLaplaceApproximation":
-                parameters, kept = d, 2 * d * d  # the Hessian and its factor
-            case "AutoIAFNormal":  # by default one hidden layer of 3 D + 1 for each transform
-                hidden = sum(options.get("hidden_dim") or [3 * d + 1])
-                parameters = options.get("num_transforms", 1) * (3 * d * hidden + hidden + 2 * d)
-            case _:
-                return None
-        return Budget.of(d, parameters, kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle it as a new guide in the same state: Pyro's own copy would include a run

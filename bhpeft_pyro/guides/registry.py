@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from ..errors import GuideError
 from ..model.model import Model
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide
 from .foreign import ForeignGuide, FunctionGuide, ModuleGuide
-from .guide import Budget, Guide, check_no_others
+from .guide import Guide, check_no_others
 from .laplace.laplace_guide import LaplaceGuide
 from .latent import check_separate, latents
 from .mean_field import DeltaGuide, NormalGuide
@@ -54,7 +53,6 @@ def autoguide(
     model: Model,
     *,
     components: int | None = None,
-    max_bytes: int = 2**33,
     **options: Any,
 ) -> Guide:
     """A guide for a model.
@@ -67,12 +65,11 @@ def autoguide(
         model: the model.
         components: the number of guides in a mixture (`MixtureGuide`); `fit` gives each another
             start. By default 5 of "laplace" and 1 of the others.
-        max_bytes: a guide that would need more memory during a fit is refused before it is made.
         options: of the guide's constructor; of "down only" and "A only" the `width` of point
             estimates (`DeltaGuide`). A mapping contains its own.
 
     Raises:
-        GuideError: an unknown name, options that the guide does not take, or a guide too large.
+        GuideError: an unknown name, or options that the guide does not take.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> type(autoguide("normal", tiny_model(), init_scale=0.01)).__name__
@@ -88,15 +85,14 @@ def autoguide(
         components = default_components(name)
     components = COUNT("autoguide: components", components, GuideError)
     if components > 1:
-        alike = {"components": 1, "max_bytes": max_bytes, **options}  # they are fitted in turn
-        return MixtureGuide([autoguide(name, model, **alike) for _ in range(components)])
+        alike = [autoguide(name, model, components=1, **options) for _ in range(components)]
+        return MixtureGuide(alike)
     called = name.__name__ if isinstance(name, type) else name
     refused = f"autoguide: {called!r} does not take {options}"
-    covered = latents(model)
     if isinstance(name, str) and name in PRESETS:
         if options.keys() - {"width"}:
             raise GuideError(f"{refused}; expected no option but width")
-        names = [site for latent in covered for site in latent.names]
+        names = [site for latent in latents(model) for site in latent.names]
         name, options = _preset(name, names, **options), {}
     if isinstance(name, Mapping):
         if options:
@@ -104,13 +100,9 @@ def autoguide(
                 f"autoguide: a mapping does not take {options}; give them to a family, as in "
                 '{"*": ("normal", {"init_scale": 0.1})}'
             )
-        Budget.of(0, sum(latent.loc.numel() for latent in covered)).check(max_bytes)  # at least
         return BlockGuide(model, name)
-    make, size = _made_by(name)
-    shapes = [tuple(latent.loc.shape) for latent in covered]
+    make = _made_by(name)
     try:
-        if needed := size(sum(map(prod, shapes)), shapes, **options):
-            needed.check(max_bytes)
         return make(model, **options)
     except GuideError as error:
         raise GuideError(f"autoguide: {called!r}: {error}") from error
@@ -119,31 +111,11 @@ def autoguide(
         raise GuideError(f"{why}: {error}") from error
 
 
-def budget(
-    name: str, latents: int, shapes: Sequence[tuple[int, ...]] = (), **options: Any
-) -> Budget | None:
-    """The size of a guide by name, with the options of its constructor; None if it is not known.
-
-    Args:
-        name: as for `autoguide`.
-        latents: D, the number of random weights.
-        shapes: of the latent variables, on which some sizes depend; by default there is one.
-        options: of the guide.
-
-    >>> budget("normal", 1000)
-    Budget(latents=1000, parameters=2000, bytes=32000)
-    """
-    if name in PRESETS:
-        return None  # it depends on the names of the sites
-    return _made_by(name)[1](latents, shapes, **options)
-
-
-def _made_by(name: Any) -> tuple[Callable[..., Guide], Callable[..., Budget | None]]:
-    """Constructor and size."""
+def _made_by(name: Any) -> Callable[..., Guide]:
     if isinstance(name, str) and name in GUIDES:
-        return GUIDES[name], GUIDES[name].size
+        return GUIDES[name]
     if name in PYROS or (isinstance(name, type) and issubclass(name, AutoGuide)):
-        return partial(PyroGuide, family=name), partial(PyroGuide.size, family=name)
+        return partial(PyroGuide, family=name)
     if isinstance(name, type) and issubclass(name, nn.Module):
         raise GuideError(
             f"guide: expected a guide, got the class {name.__name__}; pass {name.__name__}(model)"

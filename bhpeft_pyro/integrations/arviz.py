@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..base.checks import MAYBE_COUNT, SEED, check, check_memory, derived, warn
+from ..base.checks import MAYBE_COUNT, SEED, check, derived, warn
 from ..base.isolation import seeded
 from ..base.names import matching
 from ..data import Columns, Examples
@@ -42,7 +42,6 @@ SMALL = 10_000
 """Variables with more numbers per draw than this are left out unless they are named."""
 
 _SAMPLES = 100
-_FLOAT, _INTEGER = 4, 8  # bytes
 
 # ArviZ 1.x labels the rows of its tables correctly only if each variable's dims come in the order
 # in which dims first appear in the dataset. Sorted by these, the variables' do.
@@ -102,8 +101,7 @@ def to_arviz(
         seed: the same seed gives the same draws.
 
     Raises:
-        ConfigError: a pattern matches nothing, there is too little memory for the arrays, or a
-            sampler has made fewer than `samples` draws.
+        ConfigError: a pattern matches nothing, or a sampler has made fewer than `samples` draws.
         PriorError: of a model alone: its prior has observations or factors.
 
     >>> from bhpeft_pyro.posterior.fit import fit
@@ -147,11 +145,6 @@ def to_arviz(
         chosen = matching(readable, sites, "sites")
     if not chosen:
         raise ConfigError("sites: no variable is chosen; expected a pattern, such as 'head.*'")
-    size = _FLOAT * len(guides) * sum(readable[name].numel for name in chosen)
-    if examples is not None:  # labels of guides and prior, and log-likelihoods
-        several = model.network.outputs if examples.kind == "labels" else 1
-        size += len(examples) * (_INTEGER * len(guides) * several + _FLOAT * len(chains))
-    check_memory("samples", samples, 2 * size)  # the draws, and the arrays that they go to
     drawn = [
         _chosen_draws(model, guide, chosen, samples, derived(seed, i))
         for i, guide in enumerate(guides)

@@ -52,8 +52,7 @@ def load_backbone(
     Args:
         name: a name on the Hugging Face hub, a folder, a GGUF file, "minilm", "mpnet", or
             "smollm2".
-        device: "cpu", "cuda", or "auto" for a GPU if there is one; "meta" makes the transformer
-            from its configuration, without weights (`plan`).
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
         classifier: load a sequence classifier, for a `ClassifierHead`.
 
     Raises:
@@ -76,11 +75,7 @@ def _loaded(
         # Only the encoder of T5 and similar models.
         auto: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
         auto = AutoModelForSequenceClassification if classifier else auto
-        if place.type == "meta":
-            with place:
-                model = auto.from_config(config, dtype=config.dtype)
-        else:
-            model = auto.from_pretrained(source, **options)
+        model = auto.from_pretrained(source, **options)
     except ImportError as error:
         raise ConfigError(f"backbone: {name!r}: {_first_line(error)}") from error
     except (OSError, SafetensorError) as error:
@@ -144,7 +139,7 @@ def check_weights(backbone: PreTrainedModel) -> None:
     """Refuse a damaged or changed backbone; of quantised weights only the scales are looked at."""
     check_plain(backbone)
     for name, weight in backbone.base_model.named_parameters():
-        if weight.is_meta and backbone.device.type != "meta":
+        if weight.is_meta:
             raise ConfigError(
                 f"backbone: its weights {name!r} were offloaded to the CPU or to disk; expected "
                 "all of them in memory: load it quantised, or with a device_map over accelerators"
@@ -156,7 +151,7 @@ def check_weights(backbone: PreTrainedModel) -> None:
             )
         # One pass without a copy. Poolers and the like are not used (`fingerprint`).
         plain = type(weight.data) is Tensor and weight.is_floating_point()
-        if name.startswith("pooler.") or weight.is_meta or not plain:
+        if name.startswith("pooler.") or not plain:
             continue
         if not weight.detach().sum(dtype=torch.float32).isfinite():
             raise ConfigError(
@@ -289,13 +284,13 @@ def shared_name(backbone: PreTrainedModel) -> str | None:
 
 
 def device_named(name: str) -> torch.device:
-    """ "cpu", "cuda", "cuda:1", "meta", or "auto" for a GPU if there is one.
+    """ "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
 
     Raises:
         ConfigError: there is no such device.
     """
     available = torch.cuda.is_available()
-    names = ("auto", "cpu", "cuda", "meta") if available else ("auto", "cpu", "meta")
+    names = ("auto", "cpu", "cuda") if available else ("auto", "cpu")
     if name not in names and not (available and name.startswith("cuda:")):
         raise ConfigError(f"device={name!r}: expected one of {', '.join(names)}")
     if name == "auto":

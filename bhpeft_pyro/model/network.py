@@ -93,7 +93,7 @@ class RandomPEFT(PyroModule):
         self.coordinates = Coordinates(self.attachment.sites)
         of_head = head.sites(self.attachment.hidden_size, backbone)
         self.sites = Sites((*self.coordinates.sites, *(s.to(backbone.device) for s in of_head)))
-        units = {site.name: site.unit for site in self.sites if not site.unit.is_meta}
+        units = {site.name: site.unit for site in self.sites}
         if bad := [name for name, unit in units.items() if not unit.isfinite().all()]:
             raise ConfigError(
                 f"backbone: its hidden states are not finite on random tokens ({bad[0]}); load it "

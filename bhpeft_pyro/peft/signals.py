@@ -104,9 +104,7 @@ def measure(base: PreTrainedModel, layers: Sequence[Layer], attention: bool) -> 
     try:
         with torch.no_grad(), activate(binding):
             ids = random_tokens(base).to(device)
-            # Without numbers, on "meta", transformers cannot look whether a mask hides something.
-            mask = {} if ids.is_meta else {"attention_mask": torch.ones_like(ids)}
-            output = base(input_ids=ids, **mask)
+            output = base(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
         for handle in handles:
             handle.remove()

@@ -75,8 +75,6 @@ class Site:
     @property
     def unit_range(self) -> str:
         """The unit, or its least and largest value, in words."""
-        if self.unit.is_meta:
-            return "unknown"
         least, most = (f"{value:.3g}" for value in self.unit.aminmax())
         return least if least == most else f"{least} to {most}"
 

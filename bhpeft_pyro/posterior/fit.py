@@ -11,7 +11,7 @@ from typing import Any
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
-from ..base.checks import COUNT, check, check_memory, warn
+from ..base.checks import COUNT, check, warn
 from ..base.fit_options import FitOptions
 from ..base.isolation import locked, seeded, with_gradients
 from ..base.progress import bars, tracked, work
@@ -224,9 +224,7 @@ def _components(given: Any, guide: object, model: Model) -> int:
         return count
     if given is None:
         return default_components(guide)
-    given = COUNT("components", given)
-    check_memory("components", given, 8 * sum(site.numel for site in model.sites))
-    return given
+    return COUNT("components", given)
 
 
 def _made(guide: Any, model: Model, options: FitOptions, count: int) -> list[Guide]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import COUNT, check_memory, shown, strings, warn
+from ..base.checks import COUNT, shown, strings, warn
 from ..data import Examples
 from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
 from ..data.labels import by_name, in_one_form, name_of
@@ -164,8 +164,7 @@ def _numbers(values: Sequence[Any]) -> set[int]:
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
     before = posterior.columns.label_names
     if before is None:
-        rows = [site.numel // site.shape[0] for site in posterior.model.sites if site.name in _HEAD]
-        check_memory("labels", COUNT("labels", labels), 4 * sum(rows))
+        COUNT("labels", labels)
         return None
     new = tuple(in_one_form(strings("labels", labels), before))
     blank, repeated = not all(map(str.strip, new)), len({*before, *new}) < len(before) + len(new)

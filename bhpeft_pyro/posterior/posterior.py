@@ -99,8 +99,7 @@ class Posterior(Predictor):
             seed: of the draws of the weights, of the clusters, or of the choice.
 
         Raises:
-            ConfigError: an argument is out of range; or `by` is "typical" and scikit-activeml is
-                missing (`pip install 'bhpeft_pyro[decisions]'`).
+            ConfigError: an argument is out of range.
             DataError: the texts cannot be used, or all have been learnt.
             GuideError: `by` is "information", and this is a single point estimate.
 

@@ -205,7 +205,7 @@ class Predictor:
             bf16: autocast to bfloat16.
 
         Raises:
-            ConfigError: an argument is out of range, or there is no memory for so many draws; a
+            ConfigError: an argument is out of range; a
                 `method` that this posterior does not have, or that does not draw what other
                 arguments ask for.
             DataError: the data cannot be used, or the backbone makes non-finite numbers of a text.

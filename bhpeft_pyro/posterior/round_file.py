@@ -8,7 +8,6 @@ both. Priors, likelihoods and guides of a user's own are named by their import p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
@@ -240,10 +239,8 @@ def _component_from_state(
     name, options = plain["guide"], plain["guide_options"]
     if name in _GUIDES:  # refused before it is made, if the file has too few parameters for it
         room = sum(value.numel() for value in _part(tensors, f"{prefix}guide").values())
-        shapes = [tuple(latent.loc.shape) for latent in latents(model)]
-        count = sum(map(math.prod, shapes))
-        size = _GUIDES[name].size(count, shapes, **options)  # type: ignore[attr-defined]
-        if (needed := max(count, size.parameters if size else 0)) > room:
+        needed = sum(latent.loc.numel() for latent in latents(model)) * _least(name, options)
+        if needed > room:
             raise SaveError(
                 f"path: the saved guide {name!r} has {needed} parameters, and its tensors only "
                 f"{room} entries"
@@ -253,6 +250,14 @@ def _component_from_state(
     _load(guide, tensors, f"{prefix}guide")
     guide.set_prior(model)
     return guide
+
+
+def _least(name: str, options: Plain) -> int:
+    """How many numbers a guide keeps for each weight, at least, by its options."""
+    if name == "laplace":  # its directions come with its covariance
+        return 1
+    sizes = [options.get(size) or 1 for size in ("samples", "rank", "num_transforms")]
+    return max(*sizes, *(options.get("hidden_dim") or ()))
 
 
 def _maker(name: str, given: object) -> Callable[..., Guide]:

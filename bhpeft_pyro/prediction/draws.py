@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..base.checks import COUNT, SEED, check_memory
+from ..base.checks import COUNT, SEED
 from ..base.isolation import alone, seeded
 from ..base.progress import tracked
 from ..data.batch import Batch
@@ -45,11 +45,9 @@ def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, T
     global random state does not change.
 
     Raises:
-        ConfigError: an argument that cannot work, or more draws than there is memory for.
+        ConfigError: an argument that cannot work.
     """
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
-    # Twice: the parts, and the whole that they are put together to.
-    check_memory("samples", samples, 8 * sum(site.numel for site in model.sites))
     parts = [part.weights for part in draw_parts(model, guide, samples, seed)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

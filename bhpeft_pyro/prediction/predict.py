@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from ..base.checks import COUNT, SEED, Number, boolean, check_memory, derived
+from ..base.checks import COUNT, SEED, Number, boolean, derived
 from ..base.distributions import base_of
 from ..base.isolation import seeded
 from ..base.names import Method
@@ -39,8 +39,6 @@ PART = 1024
 
 _WEIGHTS, _OUTPUTS = 32, 1000  # draws by default
 _OUTCOMES = 1000  # labels drawn for each example, at least, where they are not Normal
-_DRAWN = 28  # bytes of such a label in float32, and of those in float64 and int64 that sort it
-_BYTES = 12  # a number in float32 that a draw predicts, and two copies while they are put together
 
 AnyForecast = ClassForecast | LabelsForecast | RatingForecast
 
@@ -71,9 +69,6 @@ def predict(
     max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
     keep_samples, bf16 = boolean("keep_samples", keep_samples), boolean("bf16", bf16)
     examples = data.examples if isinstance(data, CachedBatches) else data
-    width, rows = model.network.outputs * examples.width, len(examples)
-    stays = keep_samples or isinstance(data, CachedBatches) or model.likelihood.kind == "rating"
-    check_memory("samples", samples or 0, _BYTES * width * (rows if stays else min(rows, PART)))
     how = way(model, guide, method, drawn=keep_samples or samples == 0)
     closed = how != "draws"
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
@@ -83,7 +78,7 @@ def predict(
     def runs(batches: CachedBatches, done: Callable[[], object]) -> Iterator[Sequence[Tensor]]:
         """What each component predicts, tensors (S, N, ...): from the moments of the linearised
         network's outputs, or by "draws" of the weights, those of `draw`."""
-        statistics, examples = _statistics(model, count, seed, rows), batches.examples
+        statistics, examples = _statistics(model, count, seed), batches.examples
         width = model.network.outputs * examples.width
         latents, of_likelihood = (
             sum(s.numel for s in of.sites) for of in (model, model.likelihood)
@@ -238,9 +233,9 @@ def probabilities_of(distribution: TorchDistribution, labels: Tensor | None) -> 
     return (base.probs.float(),)
 
 
-def _statistics(model: Model, samples: int, seed: int, rows: int) -> Statistics:
-    """A function to the quantities that a forecast of so many rows needs of the labels'
-    distribution under each of `samples` draws."""
+def _statistics(model: Model, samples: int, seed: int) -> Statistics:
+    """A function to the quantities that a forecast needs of the labels' distribution under each of
+    `samples` draws."""
     if model.likelihood.kind != "rating":
         return probabilities_of
     seeds = torch.Generator().manual_seed(seed)
@@ -254,7 +249,6 @@ def _statistics(model: Model, samples: int, seed: int, rows: int) -> Statistics:
             mean = sd = torch.tensor(torch.nan)
         if isinstance(base, Normal):  # the moments are enough
             return mean, sd
-        check_memory("data: rows", rows, _DRAWN * by_draw * max(samples, 1))
         with seeded(int(torch.randint(2**62, (), generator=seeds))):
             outcomes = distribution.sample(torch.Size((by_draw,))).movedim(0, -1).float()
         finite = (mean + sd).isfinite().all()

@@ -76,7 +76,6 @@ def test_nothing_is_promised_of_strange_texts(copied, calibration, folder):
 
 
 def test_sets_are_added(copied, calibration, folder):
-    pytest.importorskip("crepes")
     new, out = folder / "new.csv", copied.parent / "out.csv"
     predict = ("predict", copied, new, "--out", out, "--coverage", "80%", "--device", "cpu")
     assert "--coverage: it needs calibration rows; bhpeft promise first" in error(*predict)
@@ -91,7 +90,6 @@ def test_sets_are_added(copied, calibration, folder):
 
 
 def test_sets_are_those_of_the_way_that_is_promised(distilled, calibration, folder, tmp_path):
-    pytest.importorskip("crepes")
     new, out, run = folder / "new.csv", tmp_path / "out.csv", tmp_path / "run"
     bhpeft("promise", distilled, calibration, *HALF, "--method", "exact", "--out", run)
     said = bhpeft("predict", run, new, "--out", out, "--coverage", "80%").stderr
@@ -101,7 +99,6 @@ def test_sets_are_those_of_the_way_that_is_promised(distilled, calibration, fold
 
 
 def test_intervals_are_added(tmp_path, folder):
-    pytest.importorskip("crepes")
     texts = [f"w{5 + i % 9} w{10 + i % 30} w{40 - i // 9}" for i in range(120)]
     rows = [str(i % 9 / 2) for i in range(120)]
     train, more = (

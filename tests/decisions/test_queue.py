@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,7 +171,7 @@ def test_a_question_is_as_its_choices() -> None:
     assert len({*queue.rows.tolist()}) == 3
 
 
-def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused() -> None:
     posterior = fitted("class")
     with pytest.raises(ConfigError, match="n=0 must be an integer of at least 1"):
         posterior.queue(["w5"], 0)
@@ -184,10 +183,6 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GuideError, match="a single point estimate does not know"):
         point.queue(["w30 w31"])
     assert len(point.queue(["w30 w31"], by="random")) == 1
-    monkeypatch.setitem(sys.modules, "skactiveml.pool", None)
-    with pytest.raises(ConfigError, match=r"pip install 'bhpeft_pyro\[decisions\]'"):
-        posterior.queue(["w5"], by="typical")
-    assert len(posterior.queue(["w5"])) == 1  # needs no other library
 
 
 def test_the_unit_of_ratings_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

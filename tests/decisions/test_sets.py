@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,6 @@ from bhpeft_pyro.decisions.promises import Promise
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
 
-pytest.importorskip("crepes")
 LEVEL = 0.8
 
 
@@ -158,7 +156,7 @@ def test_a_posterior_has_them_after_a_promise(kind: str) -> None:
         getattr(forecast, other)()
 
 
-def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_work_is_refused() -> None:
     forecast: Any = RatingForecast.from_draws(torch.zeros(1, 1), torch.ones(1, 1))
     with pytest.raises(ConfigError, match="intervals: the forecast has no calibration rows"):
         forecast.intervals()
@@ -167,6 +165,3 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         replace(forecast, promised=made).intervals()
     with pytest.raises(ConfigError, match="level=1"):
         replace(forecast, promised=made).intervals(1)
-    monkeypatch.setitem(sys.modules, "crepes", None)
-    with pytest.raises(ConfigError, match=r"need crepes: pip install 'bhpeft_pyro\[decisions\]'"):
-        replace(forecast, promised=made).intervals(0.5)

@@ -22,7 +22,6 @@ from torch.distributions import Normal
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import FitOptions, Posterior, fit, priors
-from bhpeft_pyro.base import checks
 from bhpeft_pyro.base.checks import derived
 from bhpeft_pyro.decisions.novelty import Novelty
 from bhpeft_pyro.diagnostics.changes import Variable, changes, shifts, sizes
@@ -428,25 +427,6 @@ def test_large_sites_are_left_out_by_name(
     assert sorted(left_out) == [f"lora.{target}.{m}" for target in ("query", "value") for m in "AB"]
     assert idata.posterior.attrs["temperature"] == 1.0
     assert idata.posterior.attrs["guide"] == "NormalGuide"
-
-
-def test_memory_is_bounded_before_any_draw(
-    posterior: Posterior, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    numel = {site.name: site.numel for site in posterior.model.sites}
-    # Posterior and prior; labels of both, and a log-likelihood.
-    needed = 3 * 8 * (numel["head.weight"] + numel["head.bias"]) + 3 * (2 * 8 + 4) * 7
-    monkeypatch.setattr(checks, "_memory", lambda: 2 * needed)
-    idata = posterior.to_arviz(DATA, samples=3, sites="head.*")
-    drawn = [dataset(idata[group]) for group in groups_of(idata)]
-    arrays = [
-        array for group in drawn for array in group.data_vars.values() if "draw" in array.dims
-    ]
-    assert needed == sum(array.nbytes for array in arrays)
-    monkeypatch.setattr(export, "_chosen_draws", None)  # would be called for the draws
-    monkeypatch.setattr(checks, "_memory", lambda: 2 * needed - 1)
-    with pytest.raises(ConfigError, match=r"samples=3 needs .* of memory.*; expected at most 2$"):
-        posterior.to_arviz(DATA, samples=3, sites="head.*")
 
 
 def test_wrong_arguments_are_named(posterior: Posterior) -> None:

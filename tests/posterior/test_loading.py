@@ -55,9 +55,8 @@ def test_a_device_is_for_a_backbone_that_is_loaded_here(tmp_path: Path) -> None:
     backbone, how = posterior.model.network.backbone, {"tokenizer": tiny_tokenizer()}
     loaded = bh.Posterior.load(tmp_path / "run", backbone, device="cpu", **how)
     assert same(posterior, loaded)
-    for device, words in (("gpu", "device='gpu': expected one of"), ("meta", "is on 'cpu'")):
-        with pytest.raises(ConfigError, match=words):
-            bh.Posterior.load(tmp_path / "run", backbone, device=device, **how)
+    with pytest.raises(ConfigError, match="device='gpu': expected one of"):
+        bh.Posterior.load(tmp_path / "run", backbone, device="gpu", **how)
 
 
 def test_a_folder_that_was_moved_is_given_by_its_new_name(tmp_path: Path) -> None:

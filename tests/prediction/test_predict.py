@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.base import checks
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
@@ -277,15 +276,6 @@ def test_a_distribution_without_moments_is_named(guide: str) -> None:
         posterior.predict(NUMBERS)
 
 
-def test_memory_for_labels_that_are_drawn_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model((), 1, likelihood=lambda o: dist.Poisson(o[..., 0].exp()))
-    posterior = bh.fit(model, "normal", NUMBERS, max_steps=2, progress=False)
-    monkeypatch.setattr(checks, "_memory", lambda: 300_000)  # of 12,000 labels in float64, less
-    with pytest.raises(ConfigError, match=r"data: rows=12 needs .*; expected at most 10"):
-        posterior.predict(NUMBERS)
-    assert len(posterior.predict(NUMBERS["text"][:8])) == 8
-
-
 @pytest.mark.parametrize("guide", ["laplace", "normal"])
 def test_numbers_of_tries_that_differ(guide: str) -> None:
     """Their outcomes cannot be enumerated together."""
@@ -381,17 +371,6 @@ def test_the_draws_of_one_part_are_held(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ClassForecast, "from_draws", from_draws)
     assert len(posterior.predict(PART_TEXTS)) == 11
     assert shapes == [(1000, 4, 2), (1000, 4, 2), (1000, 3, 2)]
-
-
-def test_draws_are_counted_for_a_part_unless_they_are_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    posterior = fitted("class", "normal")
-    monkeypatch.setattr(module, "PART", 4)
-    monkeypatch.setattr("bhpeft_pyro.base.checks._memory", lambda: 12 * 2 * 5 * 100)
-    assert len(posterior.predict(PART_TEXTS, 100)) == 11
-    with pytest.raises(ConfigError, match="samples=100 needs"):
-        posterior.predict(PART_TEXTS, 100, keep_samples=True)
 
 
 @pytest.mark.parametrize("method", [None, "student"])

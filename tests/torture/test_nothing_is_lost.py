@@ -25,7 +25,6 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
 
 import pytest
-from bhpeft_pyro.data.sources import load as load_table
 from components import equal, same
 from forks import in_a_child, killed_at_line, lines_of, start, wait
 from outcomes import BACKBONE, ERROR, OLD, RIGHT, TOKENIZER, load, report, sized
@@ -34,6 +33,7 @@ from saves import backbone_in
 from services import network_in
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.data.table import table as read_table
 from bhpeft_pyro.errors import BHPEFTError, BusyError
 from bhpeft_pyro.posterior.saving import FILE
 from bhpeft_pyro.serving import feedback
@@ -137,7 +137,7 @@ def labels_in(folder: Path) -> str:
     kept, confirmed = session.journal.texts, said(folder).read_text().split()
     assert {*kept} >= {*confirmed}
     if kept:
-        table = load_table(folder / "labels.csv", None)
+        table = read_table(folder / "labels.csv")
         assert [*table["text"]] == [f"text {key[1:]}" for key in kept]
     return RIGHT if len(confirmed) >= LABELS else OLD
 

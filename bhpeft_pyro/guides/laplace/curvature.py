@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...base.distributions import CHUNK, Covariance, leading
+from ...base.distributions import Covariance, leading
 from ...base.isolation import without_autocast
 from ...base.progress import tracked
 from ...data import Examples
@@ -45,14 +45,6 @@ def rows_kept(latents: int) -> int:
     """How many rows of Jacobians are kept for another use: 256 if 1 GiB holds them, or else none,
     and they are computed again."""
     return _REUSED if 4 * latents * _REUSED <= _MOST else 0
-
-
-def numbers_held(latents: int, rank: int) -> int:
-    """How many numbers are in memory together while a curvature is computed."""
-    examples = examples_at_once(latents)
-    columns = rank + gradients_at_once(latents, rank) + examples
-    products = 2 * (CHUNK + 4 * columns**2)  # in double precision
-    return latents * (columns + rank + 14 * examples + rows_kept(latents)) + products
 
 
 def jacobians(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, Self
 
@@ -22,11 +22,11 @@ from ...model.amortized import LogKernel, OutputCovariance
 from ...model.model import Model
 from ...priors import JointPrior, Prior, unpack
 from ...priors.any_prior import moved
-from ..guide import NOISE_STEPS, Budget, Guide, adam_lr
+from ..guide import NOISE_STEPS, Guide, adam_lr
 from ..latent import joint_normal
 from ..mean_field import ScaledAdam
 from ..strategy import Strategy
-from .curvature import Information, numbers_held, with_information
+from .curvature import Information, with_information
 
 _LEARNT = ("shape", *(field.name for field in fields(LogKernel)))
 _OUTPUT = "learnt_"  # begins the names of these buffers
@@ -321,13 +321,6 @@ class LaplaceGuide(Guide):
 
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank}
-
-    @classmethod
-    def size(
-        cls, latents: int, shapes: Sequence[tuple[int, ...]], rank: int = 16, **options: Any
-    ) -> Budget:
-        kept = latents * (2 * rank + 1)  # the directions, now and in the last good state
-        return Budget.of(latents, latents, kept + numbers_held(latents, rank))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the prior with the guide."""

@@ -32,7 +32,7 @@ from transformers import BertModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics.changes import shifts
 from bhpeft_pyro.errors import GuideError
-from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, budget
+from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
 from bhpeft_pyro.guides.laplace import curvature
 from bhpeft_pyro.model import linearized
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
@@ -206,8 +206,6 @@ def test_what_cannot_work_is_refused() -> None:
         guide.as_prior()
     with pytest.raises(GuideError, match="also samples tau"):
         bh.autoguide("laplace", tiny_model((), prior=hierarchical))
-    with pytest.raises(GuideError, match=r"'laplace': it would take 34 latents.*max_bytes"):
-        bh.autoguide("laplace", model, max_bytes=1000)
     with pytest.raises(GuideError, match="components=0 must be an integer of at least 1"):
         bh.autoguide("laplace", model, components=0)
     assert isinstance(bh.autoguide("laplace", model), MixtureGuide)
@@ -222,21 +220,20 @@ def wide_model() -> bh.Model:
 
 
 @pytest.mark.parametrize("rank", [16, 64])
-def test_no_more_is_held_than_foretold_while_a_width_is_measured(rank: int) -> None:
-    """By the training rows, and chosen by held-out ones."""
+def test_the_page_says_what_is_held_while_a_width_is_measured(rank: int) -> None:
+    """By the training rows, and chosen by held-out ones; the formula of docs/larger-models.md."""
     model = wide_model()
     texts = tiny_examples(160).texts
     rows = {"text": list(texts or ()), "label": [i % 3 for i in range(160)]}
     examples = bh.data.encode(rows, model.network.tokenizer, kind="class")
     guide = LaplaceGuide(model, rank)
-    size = budget("laplace", len(guide.loc), **({} if rank == 16 else {"rank": rank}))
-    assert size is not None
+    size = 4 * len(guide.loc) * (5 + 4 * rank + 256 + 15 * 16 + 256)
     with Memory() as memory:
         learnt, held_out = examples.subset(range(128)), examples.subset(range(128, 160))
         guide.strategy.compute_width(model, learnt, held_out, bh.FitOptions())
     kept = 2 * sum(buffer.nbytes for buffer in guide.buffers()) + 16 * len(guide.loc)
     assert guide.covariance.rank == rank
-    assert kept + memory.peak <= size.bytes < 2 * (kept + memory.peak)
+    assert kept + memory.peak <= size + 2**23 < 2 * (kept + memory.peak)
 
 
 def test_with_many_weights_fewer_gradients_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,14 +244,11 @@ def test_with_many_weights_fewer_gradients_are_held(monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(module, "AT_ONCE", limit)
         model = wide_model()
         guide = LaplaceGuide(model, rank=4)
-        size = budget("laplace", len(guide.loc), rank=4)
-        assert size is not None
         with Memory() as memory:
             guide.strategy.compute_width(model, tiny_examples(40), None, bh.FitOptions(tau=1.0))
-        assert memory.peak < size.bytes
-        found.append((size.bytes, memory.peak, guide.covariance.variance))
-    (size, peak, variance), (smaller, less, other) = found
-    assert smaller < 0.5 * size and less < 0.5 * peak
+        found.append((memory.peak, guide.covariance.variance))
+    (peak, variance), (less, other) = found
+    assert less < 0.5 * peak
     assert (variance.log() - other.log()).abs().max() < 0.1
 
 

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import INSIDE, boolean, few, optional_library, warn
+from ..base.checks import few, optional_library, warn
+from ..base.values import Inside, checked_call
 from ..errors import ConfigError, DataError
 from ..forecast.base import digits
 
@@ -36,7 +37,8 @@ __all__ = ["covering", "intervals_of", "sets_of"]
 _ROUNDING = 1e-9  # (1 - 0.9) * 10 is a little below 1
 
 
-def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
+@checked_call
+def sets_of(forecast: Forecast, level: Inside, empty: bool) -> list[list[Any]]:
     """N lists of classes, by name or number; see the module.
 
     Args:
@@ -56,7 +58,6 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
     >>> sets_of(posterior.predict(["w5 w20"]), 0.5, empty=False)
     [[0]]
     """
-    level, empty = INSIDE("level", level), boolean("empty", empty)
     promised, crepes = check_coverage(forecast.promised, level, "sets", ("class", "choice"))
     made: Any = forecast
     count = made.probabilities.shape[1]
@@ -81,7 +82,8 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
     return [[name for name, there in zip(names, row, strict=True) if there] for row in inside]
 
 
-def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
+@checked_call
+def intervals_of(forecast: Forecast, level: Inside) -> tuple[Tensor, Tensor]:
     """Ends (N,), (N,) of intervals of ratings; see the module.
 
     Raises:
@@ -89,7 +91,6 @@ def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
             missing (`pip install 'bhpeft_pyro[decisions]'`).
         DataError: there are too few calibration rows for this level; says how many would do.
     """
-    level = INSIDE("level", level)
     promised, crepes = check_coverage(forecast.promised, level, "intervals", ("rating",))
     made: Any = forecast
     residuals, sds = (promised.calibration[name].numpy() for name in ("residual", "sd"))

@@ -14,9 +14,10 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
 from torch import nn
 
-from ..base.checks import COUNT, shown
+from ..base.checks import shown
 from ..base.names import first_match
 from ..base.threads import alone, seeded
+from ..base.values import Count, valid
 from ..errors import GuideError
 from ..model.model import Model
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide
@@ -86,7 +87,7 @@ def autoguide(
         )
     if components is None:
         components = default_components(name)
-    components = COUNT("autoguide: components", components, GuideError)
+    components = valid(Count, "components", components)
     if components > 1:
         alike = {"components": 1, "max_bytes": max_bytes, **options}  # they are fitted in turn
         return MixtureGuide([autoguide(name, model, **alike) for _ in range(components)])

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import COUNT, check_memory, shown, strings, warn
+from ..base.checks import check_memory, shown, warn
+from ..base.values import Count, Names, valid
 from ..data import Examples
 from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
 from ..data.labels import by_name, in_one_form, name_of
@@ -165,9 +166,9 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     before = posterior.columns.label_names
     if before is None:
         rows = [site.numel // site.shape[0] for site in posterior.model.sites if site.name in _HEAD]
-        check_memory("labels", COUNT("labels", labels), 4 * sum(rows))
+        check_memory("labels", valid(Count, "labels", labels), 4 * sum(rows))
         return None
-    new = tuple(in_one_form(strings("labels", labels), before))
+    new = tuple(in_one_form(valid(Names, "labels", labels), before))
     blank, repeated = not all(map(str.strip, new)), len({*before, *new}) < len(before) + len(new)
     if not new or blank or repeated:
         raise ConfigError(f"labels={shown(new)}: expected one or more names not in {before}")

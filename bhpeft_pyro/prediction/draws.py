@@ -15,9 +15,10 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..base.checks import COUNT, SEED, check_memory
+from ..base.checks import check_memory
 from ..base.progress import tracked
 from ..base.threads import alone, seeded
+from ..base.values import Count, Seed, checked_call
 from ..data.batch import Batch
 from ..errors import DataError
 from ..forecast.base import join
@@ -37,7 +38,8 @@ Statistics = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 the wanted quantities: tensors (s, B, ...)."""
 
 
-def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, Tensor]:
+@checked_call
+def draw(model: Model, guide: Guide, samples: Count, seed: Seed = 0) -> dict[str, Tensor]:
     """Joint draws of every latent, and of the sites computed from them.
 
     By site they are detached tensors `(S, 1, *site shape)`; the 1 is the dim of the data plate. For
@@ -47,7 +49,6 @@ def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, T
     Raises:
         ConfigError: an argument that cannot work, or more draws than there is memory for.
     """
-    samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.
     check_memory("samples", samples, 8 * sum(site.numel for site in model.sites))
     parts = [part.weights for part in draw_parts(model, guide, samples, seed)]

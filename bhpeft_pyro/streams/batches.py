@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import get_args
 
 import pandas
 from datasets import Dataset
 
-from ..base.checks import COUNT, check, one_of, string, warn
+from ..base.checks import warn
 from ..base.names import Period
+from ..base.values import Count, checked_call, valid
 from ..data.columns import wrong
 from ..errors import DataError
 
@@ -46,7 +46,7 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
     >>> list(by_period(table, "date", "month"))
     ['2024-02', '2024-03']
     """
-    every = one_of(*get_args(Period))("every", every)
+    valid(Period, "every", every)
     times = _times(table, column)
     if times.empty:
         return {}
@@ -62,8 +62,9 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
     return {str(batch): table.select(rows.tolist()) for batch, rows in groups.items()}
 
 
+@checked_call
 def by_count(
-    table: Dataset, count: int, column: str | None = None, learnt: Iterable[str] = ()
+    table: Dataset, count: Count, column: str | None = None, learnt: Iterable[str] = ()
 ) -> dict[str, Dataset]:
     """Batches of `count` rows; the last may be smaller.
 
@@ -84,8 +85,6 @@ def by_count(
     >>> list(by_count(grown, 2, learnt=["rows 1-2", "rows 3-3"]))
     ['rows 1-2', 'rows 3-3', 'rows 4-5']
     """
-    count = COUNT("count", count)
-    check(table, Dataset, "table", "a datasets.Dataset")
     if column is not None:
         table = table.select(_times(table, column).index)
     size, starts = len(table), [0]
@@ -100,8 +99,7 @@ def by_count(
 
 def _times(table: Dataset, column: str) -> pandas.Series:
     """UTC times in order, with the rows' numbers as their index."""
-    check(table, Dataset, "table", "a datasets.Dataset")
-    if string("column", column) not in table.column_names:
+    if column not in table.column_names:
         raise DataError(
             f"there is no date column {column!r}; columns there: {', '.join(table.column_names)}"
         )

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
-from ..base.checks import Number, as_path, check, shown
+from ..base.checks import shown
 from ..base.files import keep_names, make_folder, naming, refuse_link, write
 from ..errors import BusyError, ConfigError, SaveError
 from ..posterior import Posterior, saving
@@ -56,7 +56,7 @@ class History:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = as_path("folder", folder)
+        self.folder = Path(folder)
         self._lock = FileLock(self.folder / _LOCK)
 
     @classmethod
@@ -107,7 +107,6 @@ class History:
         ...
         bhpeft_pyro.errors.BusyError: history: ...
         """
-        wait = Number(least=0)("wait", wait)
         writer, nested = self.folder / _WRITER, self._lock.is_locked
         with naming(self.folder):
             for path in (self.folder, self.folder / _LOCK):
@@ -147,7 +146,6 @@ class History:
             SaveError: the round is here already, or it cannot be saved.
             WriteError: the disk is full, or it cannot be written for another reason.
         """
-        check(posterior, Posterior, "posterior", "a bh.Posterior")
         last = posterior.report
         try:
             noted = last.metrics | {str(k): float(v) for k, v in (metrics or {}).items()}

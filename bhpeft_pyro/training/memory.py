@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
-from ..base.checks import COUNT, check
 from ..errors import ConfigError, GuideError
 from ..guides import Budget, budget
 from ..model.head import Head
@@ -81,8 +80,6 @@ def plan(
     >>> plan(backbone).guide.latents
     2210
     """
-    batch_size, tokens = COUNT("batch_size", batch_size), COUNT("tokens", tokens)
-    check(backbone, PreTrainedModel, "backbone", "a transformer on the device 'meta'")
     if backbone.device.type != "meta":
         raise ConfigError(
             f"backbone: it is on {backbone.device}, expected one without weights: "

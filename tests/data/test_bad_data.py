@@ -127,14 +127,11 @@ CLASSES: list[Case] = [
     (labels("a", "c"), {"columns": AB}, "row 1: 'c' is not one of"),
     (labels("a", "b"), {"num_labels": 3}, "num_labels=3, but .* 2 classes"),
     (labels("a", " "), {}, "row 1: the label is empty"),
-    (OK, {"num_labels": 1}, "num_labels=1"),
-    (OK, {"num_labels": 2.0}, "num_labels=2.0"),
     (OK, {"num_labels": 3, "columns": AB}, "num_labels=3, but there are 2"),
-    (OK, {"columns": Columns(max_length=2)}, "max_length=2 must be an integer of at least 3"),
+    (OK, {"columns": Columns(max_length=2)}, "max_length=2"),
     (OK, {"columns": PAIR}, "column 'b' is missing"),
     (["a"], {"columns": PAIR, "labelled": False}, "row 0: a str .*a pair"),
     ([("a", "b", "c")], {"columns": PAIR, "labelled": False}, "row 0: 3 entries"),
-    (OK, {"kind": "regression"}, "kind='regression'"),
     (OK, {"kind": "rating", "num_labels": 2}, "for kind='class'"),
 ]
 RATINGS: list[Case] = [
@@ -331,10 +328,10 @@ def test_examples_that_were_encoded_otherwise(
         ({"pair": "text"}, "must be different columns"),
         ({"question": "answer"}, "must be different columns"),
         ({"extra": ["label"]}, "'label' must be different columns"),
-        ({"extra": "hours"}, "extra='hours'; expected a sequence of str"),
+        ({"extra": "hours"}, "extra="),
         ({"label_names": ["a"]}, "two or more"),
         ({"label_names": ["a", "a"]}, "different names"),
-        ({"label_names": np.array("ab")}, "expected a sequence of str"),
+        ({"label_names": np.array("ab")}, "label_names="),
     ],
 )
 def test_columns(fields: dict[str, Any], message: str) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
-from typing import Any
 
-import pandas
 import pytest
 from datasets import Dataset
 
@@ -43,12 +40,8 @@ def test_periods() -> None:
     for word in ("now", "today"):  # to pandas a date, and another one in every run
         with pytest.raises(DataError, match=f"row 0: '{word}' is not a date"):
             by_period(Dataset.from_dict({"day": [word]}), "day")
-    frame: Any = pandas.DataFrame({"day": ["2024-01-01"]})
     empty = Dataset.from_dict({"day": []})
     assert by_period(empty, "day") == by_count(empty, 3, "day") == {}
-    for cut in (partial(by_period, frame, "day"), partial(by_count, frame, 1)):
-        with pytest.raises(ConfigError, match="table: expected a"):
-            cut()
 
 
 def test_batches_that_were_learnt_stay_when_the_table_grows() -> None:

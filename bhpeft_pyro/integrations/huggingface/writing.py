@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ...base.checks import as_path
 from ...base.files import make_folder, replacing, write
 from ...errors import ConfigError, SaveError
 from ...guides.guide import check_not_linear
@@ -67,7 +66,7 @@ def to_peft(
         LikelihoodError: it reads the outputs otherwise than a Hugging Face classifier.
         SaveError: there is an adapter already, or anything that no earlier call wrote.
     """
-    folder = as_path("folder", folder)
+    folder = Path(folder)
     _check(posterior, "to_peft")
     network = posterior.model.network
     if not network.kinds:

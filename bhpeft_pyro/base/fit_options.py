@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ..errors import ConfigError
-from .checks import (
-    COUNT,
-    MAYBE_COUNT,
-    MAYBE_POSITIVE,
-    SAMPLES,
-    SEED,
-    Number,
-    Rule,
-    boolean,
-    check_fields,
-    shown,
-)
+from .values import Amount, Count, Finite, Flag, Positive, Seed, checked_dataclass
 
 _EPOCHS, _BRIEF = 15, 5  # of a fit, of a brief one
 _LEAST_STEPS = 20  # of a brief one
 
-_RULES: dict[str, Rule] = {
-    "epochs": MAYBE_COUNT,
-    "max_steps": MAYBE_COUNT,
-    "batch_size": COUNT,
-    "particles": COUNT,
-    "accumulate": COUNT,
-    "lr": MAYBE_POSITIVE,
-    "clip": MAYBE_POSITIVE,
-    "temperature": Number(least=0, none=True),
-    "tau": Number(least=1e-5, most=1e5, none=True),  # float32 holds sums with what data say
-    "patience": MAYBE_COUNT,
-    "eval_every": MAYBE_COUNT,
-    "eval_samples": SAMPLES,
-    "bf16": boolean,
-    "keep_texts": boolean,
-    "seed": SEED,
-    "progress": boolean,
-}
-_ELSEWHERE = {  # names of Hugging Face's for what `fit` takes
-    "learning_rate": "lr",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "eval_dataset": "validation",
-}
 
-
-@dataclass(frozen=True)
+@checked_dataclass
 class FitOptions:
     """How long to fit, in what steps, and at what temperature.
 
@@ -103,28 +68,25 @@ class FitOptions:
     >>> FitOptions(particles=0)
     Traceback (most recent call last):
         ...
-    bhpeft_pyro.errors.ConfigError: particles=0 must be an integer of at least 1
+    bhpeft_pyro.errors.ConfigError: particles=0: Input should be greater than or equal to 1
     """
 
-    epochs: int | None = None
-    max_steps: int | None = None
-    batch_size: int = 16
-    particles: int = 4
-    accumulate: int = 1
-    lr: float | None = None
-    clip: float | None = None
-    temperature: float | None = None
-    tau: float | None = None
-    patience: int | None = None
-    eval_every: int | None = None
-    eval_samples: int = 8
-    bf16: bool = False
-    keep_texts: bool = False
-    seed: int = 0
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, _RULES)
+    epochs: Count | None = None
+    max_steps: Count | None = None
+    batch_size: Count = 16
+    particles: Count = 4
+    accumulate: Count = 1
+    lr: Positive | None = None
+    clip: Positive | None = None
+    temperature: Annotated[Finite, Field(ge=0)] | None = None
+    tau: Annotated[Finite, Field(ge=1e-5, le=1e5)] | None = None  # float32 holds sums with it
+    patience: Count | None = None
+    eval_every: Count | None = None
+    eval_samples: Amount = 8
+    bf16: Flag = False
+    keep_texts: Flag = False
+    seed: Seed = 0
+    progress: Flag = True
 
     def change(self, **changes: Any) -> FitOptions:
         """These options with some changed. `epochs` resets `max_steps`.
@@ -132,22 +94,18 @@ class FitOptions:
         Raises:
             ConfigError: an unknown option, a value outside its range, or both of these.
 
-        >>> FitOptions().change(learning_rate=1e-3)
+        >>> FitOptions().change(epoch=3)
         Traceback (most recent call last):
             ...
-        bhpeft_pyro.errors.ConfigError: learning_rate=0.001: no such option; expected lr
+        bhpeft_pyro.errors.ConfigError: epoch=3: no such option; expected epochs
         """
-        for name in (name for name in changes if name not in _RULES):
-            near = get_close_matches(name, _RULES, cutoff=0.5)
-            expected = _ELSEWHERE.get(name) or ", ".join(near or _RULES)
-            raise ConfigError(f"{name}={shown(changes[name])}: no such option; expected {expected}")
         if "epochs" in changes:
             changes = {"max_steps": None, **changes}
-        made = replace(self, **changes)
-        if {"epochs", "max_steps"} <= changes.keys() and made.epochs and made.max_steps:
-            both = f"epochs={made.epochs}, max_steps={made.max_steps}"
+        changed = replace(self, **changes)
+        if {"epochs", "max_steps"} <= changes.keys() and changed.epochs and changed.max_steps:
+            both = f"epochs={changed.epochs}, max_steps={changed.max_steps}"
             raise ConfigError(f"{both}: each says how long the fit is; leave one out")
-        return made
+        return changed
 
     @property
     def default_length(self) -> bool:

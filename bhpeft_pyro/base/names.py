@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import BHPEFTError, ConfigError
-from .checks import string
 
 Task = Literal["classes", "labels", "ratings", "choices"]
 """The uses of a table."""
@@ -40,11 +39,7 @@ def first_match(name: str, patterns: Iterable[str]) -> str | None:
 def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str) -> list[str]:
     """The names that match one of the patterns, in their order."""
     names = [*names]
-    try:
-        listed: list[Any] = [patterns] if isinstance(patterns, str) else [*patterns]
-    except TypeError:
-        listed = [patterns]  # which is no str, as the rule says
-    patterns = [string(argument, pattern) for pattern in listed]
+    patterns = [patterns] if isinstance(patterns, str) else [*patterns]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"{argument}: {pattern!r} matches no site; sites: {', '.join(names)}")

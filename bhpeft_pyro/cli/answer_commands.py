@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ..base.checks import INSIDE
 from ..base.names import Method
+from ..base.values import Inside, valid
 from ..errors import ConfigError, DataError
 from . import options
 from .screen import command, say, table
@@ -125,7 +125,7 @@ def predict(
         what = "labels" if kind == "labels" else "ratings"
         raise ConfigError(f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric")
     if coverage is not None:
-        coverage = INSIDE("coverage", coverage)
+        coverage = valid(Inside, "coverage", coverage)
         if posterior.promised is None:
             raise ConfigError("--coverage: it needs calibration rows; bhpeft promise first")
         if samples is not None or draw_seed or method not in (None, posterior.promised.method):

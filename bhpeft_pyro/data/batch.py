@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import COUNT
 from ..errors import ConfigError, DataError
 
 
@@ -128,7 +127,6 @@ def within(
     >>> [part.tolist() for part in within(torch.arange(6), torch.tensor([9, 4, 3, 2, 2, 2]), 3, 8)]
     [[0], [1, 2], [3, 4, 5]]
     """
-    batch_size = COUNT("batch_size", batch_size, DataError)
     if most is None:
         return order.split(batch_size)
     counts, longest = [0], 0
@@ -155,8 +153,6 @@ def shuffled(
     Args:
         keys: (N,) int64 what to group by, such as lengths.
     """
-    batch_size = COUNT("batch_size", batch_size, DataError)
-    multiple_of = COUNT("multiple_of", multiple_of, DataError)
     if batch_size < multiple_of:
         raise DataError(
             f"batch_size={batch_size} is below multiple_of={multiple_of}: each weight draw needs "

@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from ..base.checks import MAYBE_COUNT, Rule, check_fields, shown, string, strings
+from ..base.checks import shown
+from ..base.values import Count, Names, checked_dataclass
 from ..errors import ConfigError, DataError
 
 Kind = Literal["class", "labels", "rating", "choice"]
@@ -24,7 +24,7 @@ V = TypeVar("V")
 W = TypeVar("W")
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Columns:
     """How a table is read.
 
@@ -56,18 +56,11 @@ class Columns:
     question: str = "question"
     choices: str = "choices"
     answer: str = "answer"
-    max_length: int | None = None
-    label_names: Sequence[str] | None = None
-    extra: Sequence[str] = ()
+    max_length: Count | None = None
+    label_names: Names | None = None
+    extra: Names = ()
 
     def __post_init__(self) -> None:
-        every = ("text", "pair", "label", "question", "choices", "answer")
-        rules: dict[str, Rule] = {
-            name: string for name in every if name != "pair" or self.pair is not None
-        }
-        rules["max_length"] = MAYBE_COUNT
-        check_fields(self, rules, "columns")
-        object.__setattr__(self, "extra", strings("extra", self.extra))
         for names in (
             (self.text, self.pair, self.label, *self.extra),
             (self.question, self.choices, self.answer),
@@ -77,12 +70,9 @@ class Columns:
                 raise ConfigError(
                     f"columns: {', '.join(map(repr, given))} must be different columns"
                 )
-        if self.label_names is None:
-            return
-        classes = strings("label_names", self.label_names)
-        if len(classes) < 2 or len(set(classes)) < len(classes):
+        classes = self.label_names
+        if classes is not None and not 1 < len(set(classes)) == len(classes):
             raise ConfigError(f"label_names={shown(classes)}; expected two or more different names")
-        object.__setattr__(self, "label_names", classes)
 
     def inputs(self, kind: Kind) -> tuple[str, ...]:
         """The columns that hold text, in reading order."""

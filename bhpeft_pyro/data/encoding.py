@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..base.checks import Number, check, one_of, shown, warn
+from ..base.checks import shown, warn
 from ..base.isolation import locked
+from ..base.values import Several, valid
 from ..errors import BHPEFTWarning, ConfigError, DataError
 from .columns import (
     Columns,
@@ -197,22 +198,20 @@ def _check_arguments(
     tokenizer: object, kind: Kind, columns: Columns, num_labels: int | None
 ) -> int | None:
     """Whether they are what `encode` takes, and go together; the number of labels as an int."""
-    check(tokenizer, PreTrainedTokenizerBase, "tokenizer", "a tokenizer of transformers")
     if len(tokenizer) <= len({*tokenizer.all_special_ids}):  # type: ignore[arg-type,attr-defined]
         raise ConfigError(
             "tokenizer: it knows no words, like that of a folder without a tokenizer's files; "
             "expected tokenizer.save_pretrained(folder) beside the model; in Python, tokenizer=..."
         )
-    check(columns, Columns, "columns", "bh.Columns(...)")
+    valid(Kind, "kind", kind)
     names = columns.label_names
-    one_of(*get_args(Kind))("kind", kind, DataError)
     if kind not in ("class", "labels") and (names is not None or num_labels is not None):
         raise DataError(
             f"label_names and num_labels are for kind='class' and 'labels', not for kind={kind!r}"
         )
     if kind == "choice" and columns.pair is not None:
         raise DataError(f"columns.pair={columns.pair!r} is not for {kind=}")
-    count: int | None = Number(least=2, whole=True, none=True)("num_labels", num_labels, DataError)
+    count: int | None = valid(Several | None, "num_labels", num_labels)
     if names is not None and count not in (None, len(names)):
         raise DataError(f"num_labels={count}, but there are {len(names)} label_names")
     return count
@@ -256,8 +255,9 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, columns: Columns, kind: Kind
         return limit if limit < 10**6 else None  # "no limit" is a very large number there
     pair = len(columns.inputs(kind)) == 2 and not joins_pairs(tokenizer)
     least = tokenizer.num_special_tokens_to_add(pair=pair) + (2 if pair else 1)
-    limit = Number(least=least, whole=True)("max_length", columns.max_length, DataError)
-    return int(limit)
+    if columns.max_length < least:
+        raise DataError(f"max_length={columns.max_length}: expected at least {least}")
+    return columns.max_length
 
 
 @locked()

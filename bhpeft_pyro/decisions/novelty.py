@@ -17,18 +17,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..base.checks import Number
 from ..base.isolation import without_autocast
 from ..base.progress import tracked
+from ..base.values import Finite, valid
 from ..data import Examples
 from ..data.batch import random_order, within
-from ..errors import DataError, SaveError
+from ..errors import DataError
 from ..model.cached_batches import MAX_ROWS, most_tokens
 from ..model.head import check_features
 from ..model.model import Model
@@ -51,7 +52,7 @@ _DEPTH = 2 / 3
 _NOISE = 0.1  # of the Gaussian process, whose own variance is 1
 _SAME = 0.01  # a distance of unit vectors up to which two texts are copies
 _TINY = 1e-9  # in place of 0
-_HOW_MANY = Number(least=0, most=2**53)  # beyond which float64 no longer counts
+_HowMany = Annotated[Finite, Field(ge=0, le=2**53)]  # beyond which float64 no longer counts
 
 F = TypeVar("F", bound=AnyForecast)
 
@@ -154,7 +155,6 @@ class Novelty:
 
         Raises:
             KeyError, TypeError, ValueError: parts are missing, or do not fit the model.
-            SaveError: the count is none.
         """
         middle, last = (tensors[name].cpu().float() for name in ("middle", "last"))
         width = model.network.attachment.hidden_size
@@ -164,7 +164,7 @@ class Novelty:
         texts = tuple(str(text) for text in plain.get("texts", ()))  # earlier files have none
         if texts and len(texts) != len(last):
             raise ValueError(f"novelty: {len(texts)} texts for {len(last)} states")
-        return cls(middle, last, _HOW_MANY("novelty: count", plain["count"], SaveError), texts)
+        return cls(middle, last, valid(_HowMany, "novelty: count", plain["count"]), texts)
 
     @property
     def enough(self) -> bool:

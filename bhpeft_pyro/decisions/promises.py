@@ -10,27 +10,28 @@ promised is then true of what is answered.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..base.checks import (
-    COUNT,
-    INSIDE,
-    MAYBE_POSITIVE,
-    SAMPLES,
-    Number,
-    Rule,
-    check_fields,
-    check_types,
-    warn,
-)
+from ..base.checks import warn
 from ..base.names import Method
+from ..base.values import (
+    Amount,
+    Count,
+    Finite,
+    Inside,
+    PartialShare,
+    Positive,
+    SomeShare,
+    checked_call,
+    checked_dataclass,
+)
 from ..data import Examples
 from ..data.copies import BY_CHANCE, among
-from ..errors import ConfigError, DataError, SaveError
+from ..errors import ConfigError, DataError
 from ..forecast.base import Forecast, way_in_words
 from .thresholds import ALL, by_error, by_share, rows_needed
 
@@ -65,19 +66,9 @@ _CALIBRATION = {  # by the kind of labels, what is kept of the calibration rows
     "labels": (),
     "rating": ("residual", "sd"),
 }
-_RULES: dict[str, Rule] = {
-    "error": Number(above=0, most=1),
-    "confidence": INSIDE,
-    "tolerance": MAYBE_POSITIVE,
-    "to_people": Number(least=0, below=1, none=True),
-    "threshold": Number(none=True),
-    "rows": COUNT,
-    "answered": SAMPLES,
-    "wrong": SAMPLES,
-}
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@checked_dataclass(eq=False, kw_only=True)
 class Promise:
     """A promise: of the answered texts, at most a share `error` is answered wrongly.
 
@@ -111,16 +102,16 @@ class Promise:
     """
 
     kind: str
-    error: float
-    confidence: float
-    tolerance: float | None = None
-    to_people: float | None = None
-    threshold: float | None = None
+    error: SomeShare
+    confidence: Inside
+    tolerance: Positive | None = None
+    to_people: PartialShare | None = None
+    threshold: Finite | None = None
     answer_unlike: bool = True
-    unlike: int = 0
-    rows: int
-    answered: int
-    wrong: int
+    unlike: Amount = 0
+    rows: Count
+    answered: Amount
+    wrong: Amount
     method: str
     round: str
     calibration: Mapping[str, Tensor]
@@ -213,11 +204,9 @@ class Promise:
         """The promise that was saved.
 
         Raises:
-            TypeError, ValueError: parts are missing, or do not fit the model.
+            ValueError: parts are missing, or do not fit the model.
         """
         made = cls(**plain, calibration={name: value.cpu() for name, value in tensors.items()})
-        check_types(made)
-        check_fields(made, _RULES, "promised", SaveError)
         if made.kind != model.likelihood.kind:
             raise ValueError(f"promised: it is of kind {made.kind!r}")
         if not made.wrong <= made.answered <= made.rows:
@@ -235,29 +224,27 @@ class Promise:
         return made
 
 
+@checked_call
 def terms(
     model: Model,
-    error: float | None = None,
-    confidence: float = 0.9,
-    tolerance: float | None = None,
-    max_share_to_people: float | None = None,
+    error: Inside | None = None,
+    confidence: Inside = 0.9,
+    tolerance: Positive | None = None,
+    max_share_to_people: PartialShare | None = None,
 ) -> tuple[float | None, float, float | None, float | None]:
     """The arguments of a promise as Python's numbers, once all are checked; the error is None if it
     follows from the share to people."""
-    confidence, tolerance = INSIDE("confidence", confidence), MAYBE_POSITIVE("tolerance", tolerance)
-    error = Number(above=0, below=1, none=True)("error", error)
-    to_people = Number(least=0, below=1, none=True)("max_share_to_people", max_share_to_people)
-    if error is not None and to_people is not None:
+    if error is not None and max_share_to_people is not None:
         raise ConfigError(
-            f"error={error}, max_share_to_people={to_people}: the one follows from the other; "
-            "expected one of them"
+            f"error={error}, max_share_to_people={max_share_to_people}: the one follows from the "
+            "other; expected one of them"
         )
     kind = model.likelihood.kind
     if (kind == "rating") != (tolerance is not None):
         what = "a distance up to which an answer is right" if kind == "rating" else "None"
         raise ConfigError(f"tolerance={tolerance}: for kind {kind!r} expected {what}")
-    error = 0.05 if error is None and to_people is None else error
-    return error, confidence, tolerance, to_people
+    error = 0.05 if error is None and max_share_to_people is None else error
+    return error, confidence, tolerance, max_share_to_people
 
 
 def check_rows(count: int, error: float | None, confidence: float, what: str = "rows") -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..base.checks import COUNT, SEED, one_of
+from ..base.values import Count, Seed, checked_call, valid
 from ..data import Columns, Examples
 from ..data.batch import random_order
 from ..data.copies import among
@@ -111,17 +111,18 @@ def first_to_label(
     return to_label(model, None, texts, columns, n, by, seed)
 
 
+@checked_call
 def to_label(
     model: Model,
     posterior: Posterior | None,
     texts: object,
     columns: Columns,
-    n: int,
+    n: Count,
     by: By,
-    seed: int,
+    seed: Seed,
 ) -> Queue:
     """See `Posterior.queue`, and `first_to_label` where there is no posterior."""
-    n, seed, by = COUNT("n", n), SEED("seed", seed), one_of(*get_args(By))("by", by)
+    valid(By, "by", by)
     if by == "information":
         if posterior is None:
             raise ConfigError("by='information' needs a posterior; expected 'typical' or 'random'")

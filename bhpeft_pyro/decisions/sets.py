@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ..base.checks import INSIDE, boolean, few, warn
+from ..base.checks import few, warn
+from ..base.values import Inside, checked_call
 from ..errors import ConfigError, DataError
 from ..forecast.base import digits
 
@@ -35,7 +36,8 @@ __all__ = ["covering", "intervals_of", "sets_of"]
 _ROUNDING = 1e-9  # (1 - 0.9) * 10 is a little below 1
 
 
-def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
+@checked_call
+def sets_of(forecast: Forecast, level: Inside, empty: bool) -> list[list[Any]]:
     """N lists of classes, by name or number; see the module.
 
     Args:
@@ -54,7 +56,6 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
     >>> sets_of(posterior.predict(["w5 w20"]), 0.5, empty=False)
     [[0]]
     """
-    level, empty = INSIDE("level", level), boolean("empty", empty)
     promised = check_coverage(forecast.promised, level, "sets", ("class", "choice"))
     made: Any = forecast
     count = made.probabilities.shape[1]
@@ -71,14 +72,14 @@ def sets_of(forecast: Forecast, level: float, empty: bool) -> list[list[Any]]:
     return [[name for name, there in zip(names, row, strict=True) if there] for row in inside]
 
 
-def intervals_of(forecast: Forecast, level: float) -> tuple[Tensor, Tensor]:
+@checked_call
+def intervals_of(forecast: Forecast, level: Inside) -> tuple[Tensor, Tensor]:
     """Ends (N,), (N,) of intervals of ratings; see the module.
 
     Raises:
         ConfigError: the forecast has no calibration rows, or is not of ratings.
         DataError: there are too few calibration rows for this level; says how many would do.
     """
-    level = INSIDE("level", level)
     promised = check_coverage(forecast.promised, level, "intervals", ("rating",))
     made: Any = forecast
     residuals, sds = (promised.calibration[name].numpy() for name in ("residual", "sd"))

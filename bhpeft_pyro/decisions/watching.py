@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from scipy.special import betaln
 from scipy.stats import beta
 
-from ..base.checks import INSIDE, Number, check
+from ..base.values import Inside, valid
 from ..errors import ConfigError, SaveError
 from ..forecast.base import Forecast, way_in_words
 from .promises import Promise, in_percent
@@ -49,6 +49,7 @@ _BETS = np.array([-1, -0.5, 0, 0.5, 1])  # that p-values are small, or large, or
 _JUMPS = 0.01  # of the stakes, from one bet to all
 _BROKEN = "promise/broken"
 _MOST = 1e100  # evidence, long after the alarm, so that it stays finite
+_MOST_TEXTS = 2**53  # beyond which float64 no longer counts
 
 
 @dataclass
@@ -81,8 +82,7 @@ class Watch:
     _of_texts: dict[str, _Martingale] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check(self.promise, Promise, "promise", "posterior.promised")
-        self.level = INSIDE("level", self.level)
+        self.level = valid(Inside, "level", self.level)
 
     def see(self, forecast: Forecast) -> Self:
         """Take more texts into account.
@@ -94,7 +94,6 @@ class Watch:
         Raises:
             ConfigError: it is not under this promise.
         """
-        check(forecast, Forecast, "forecast", "posterior.predict(texts)")
         if str(forecast.promised) != str(self.promise):
             raise ConfigError(
                 "forecast: it is not under the promise that is watched; expected one of the "
@@ -220,13 +219,13 @@ def watched(forecast: Forecast, lineage: Sequence[FitReport]) -> dict[str, float
         return {}
     counts = [*promised.counts(forecast)]
     noted = {"promise/answered": float(counts[0]), "promise/wrong": float(counts[1])}
-    count = Number(least=0, most=2**53)
     for report in reversed(lineage):
         before = report.metrics
         if "promise/error" not in before:  # a round with new labels
             continue
-        where = f"the report of round {report.id}: metrics"
-        told = {k: count(f"{where}: {k}", before.get(k), SaveError) for k in (*noted, _BROKEN)}
+        told = {name: before.get(name, -1.0) for name in (*noted, _BROKEN)}
+        if any(not 0 <= value <= _MOST_TEXTS for value in told.values()):
+            raise SaveError(f"the report of round {report.id}: its counts of answers are damaged")
         if before["promise/error"] != promised.error or told[_BROKEN]:
             break
         counts = [n + int(told[k]) for n, k in zip(counts, noted, strict=True)]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, matmul
 from torch.distributions import Normal, kl_divergence
 
-from ..base.checks import SAMPLES, SEED, check
 from ..base.distributions import base_of
+from ..base.values import Amount, Seed, checked_call
 from ..errors import GuideError
 from ..guides import latents
 from ..guides.guide import prior_of
@@ -48,7 +48,8 @@ _HEADS = {
 }
 
 
-def changes(posterior: Posterior, samples: int | None = None, seed: int = 0) -> ByLayer:
+@checked_call
+def changes(posterior: Posterior, samples: Amount | None = None, seed: Seed = 0) -> ByLayer:
     """The `sizes` of branches under draws of the posterior: branch to layer number to (samples,).
 
     For a mixture `samples` is rounded up to equally many draws of each component, in their order.
@@ -64,10 +65,8 @@ def changes(posterior: Posterior, samples: int | None = None, seed: int = 0) -> 
     >>> {branch: list(layers) for branch, layers in changes(fitted).items()}
     {'lora.query': [0, 1], 'lora.value': [0, 1]}
     """
-    check(posterior, Posterior, "posterior", "a bh.Posterior")
     if samples is None:
         samples = 0 if posterior.guide.linear else _DRAWS
-    samples, seed = SAMPLES("samples", samples), SEED("seed", seed)
     network = posterior.model.network
     drawn = draw_parts(posterior.model, posterior.guide, samples, seed)
     parts = [sizes(network, factors(network, draws)) for draws in drawn]
@@ -269,7 +268,6 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
     >>> {kind: list(layers) for kind, layers in shifts(fitted).items()}
     {'lora': [0, 1], 'head': [None]}
     """
-    check(posterior, Posterior, "posterior", "a bh.Posterior")
     moments: dict[tuple[str, int | None], list[list[Tensor]]] = {}
     for part in posterior.components:
         layers = {site.name: site.layers for site in part.model.sites}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 
-from ..base.checks import Number, as_path, check
 from ..base.files import write
 from ..base.fit_options import FitOptions
 from ..base.progress import bars
+from ..base.values import Several, checked_call
 from ..data import Columns
 from ..data.copies import check_apart
 from ..errors import ConfigError, DataError
@@ -110,6 +110,7 @@ class Comparison:
         return figure
 
 
+@checked_call
 def compare(
     model: Callable[[Sequence[Kind]], Model],
     data: object,
@@ -117,7 +118,7 @@ def compare(
     test: object,
     out: str | Path,
     *,
-    components: int = 5,
+    components: Several = 5,
     options: FitOptions | None = None,
     say: Callable[[str], object] = lambda text: None,
     columns: Columns = Columns(),
@@ -158,11 +159,8 @@ def compare(
     ['head only', 'LoRA', 'hybrid', 'hybrid, scaled', 'ensemble of 2', 'ensemble of 2, scaled', \
 'posterior (2 components)']
     """
-    components = Number(least=2, whole=True)("components", components)  # to make an ensemble
-    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
-    check(model, Callable, "model", "a function from PEFT kinds to a bh.Model")
     options = options or FitOptions()
-    folder = as_path("out", out)
+    folder = Path(out)
     head = model(presets.head_only())
     check_model(head)
     with bars(options.progress):

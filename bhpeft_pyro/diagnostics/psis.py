@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
 import torch
+from pydantic import Field
 from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution, TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to
 
-from ..base.checks import SEED, Number, derived
 from ..base.isolation import alone
 from ..base.progress import work
+from ..base.values import Seed, Whole, checked_call, derived, valid
 from ..errors import ConfigError, DataError, GuideError
 from ..guides import Guide
 from ..model.cached_batches import CachedBatches
@@ -28,7 +29,7 @@ from ..prediction.draws import PLATE, Draws, linearised_at, passes, traces
 from ..priors import checked, complete
 
 _FEWEST = 100  # draws; with fewer, no k-hat above 0.5 could be trusted
-_SAMPLES = Number(least=_FEWEST, whole=True)
+_Samples = Annotated[Whole, Field(ge=_FEWEST)]
 _NOTHING = np.log(np.finfo(float).tiny)  # from here down the ratio to the largest is no number
 _EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only, so there is no tail
 
@@ -143,14 +144,15 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     >>> psis(fitted, data, samples=200).samples
     200
     """
-    samples = _SAMPLES("samples", samples)
+    samples = valid(_Samples, "samples", samples)
     share = -(-samples // len(posterior.components))
     return _of_components(posterior, _by_component(posterior, data, share, seed))
 
 
-def _by_component(posterior: Posterior, data: object, samples: int, seed: int) -> list[Tensor]:
+@checked_call
+def _by_component(posterior: Posterior, data: object, samples: int, seed: Seed) -> list[Tensor]:
     """For each component (S,) log importance ratios, as `log_ratios`."""
-    seed, last = SEED("seed", seed), posterior.report
+    last = posterior.report
     if last.temperature == 0 and not posterior.guide.linear:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     if not last.data:
@@ -223,7 +225,7 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
         posterior, data, seed: as for `psis`, whose errors it raises.
         samples: of each component, at least 100; the k-hat of a mixture is that of them all.
     """
-    samples, parts = _SAMPLES("samples", samples), posterior.components
+    samples, parts = valid(_Samples, "samples", samples), posterior.components
     ratios = _by_component(posterior, data, samples, seed)
 
     def diagnosis(of: Posterior, by: Sequence[Tensor], *components: Diagnosis) -> Diagnosis:

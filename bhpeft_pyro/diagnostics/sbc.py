@@ -7,15 +7,16 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..base.checks import COUNT, INSIDE, SEED, Number, derived
 from ..base.isolation import seeded
 from ..base.names import matching
+from ..base.values import Count, Inside, Seed, Whole, checked_call, derived, valid
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
@@ -39,6 +40,7 @@ _AT = 3  # texts whose predictions are ranked
 _ALIGN = 128  # texts, as for a fit
 
 
+@checked_call
 def sbc(
     model: Model,
     infer: GuideLike | Infer,
@@ -46,9 +48,9 @@ def sbc(
     *,
     sites: str | Sequence[str] = (),
     replications: int = 200,
-    draws: int = 99,
-    false_alarm: float = 0.01,
-    seed: int = 0,
+    draws: Count = 99,
+    false_alarm: Inside = 0.01,
+    seed: Seed = 0,
     **options: Any,
 ) -> Calibration:
     """Draw weights from the prior and labels from the likelihood, infer, and rank the truth.
@@ -85,9 +87,7 @@ def sbc(
     >>> sbc(tiny_model(()), prior, texts, replications=60).failed
     ['log likelihood']
     """
-    replications = Number(least=_FEWEST, whole=True)("replications", replications)
-    draws, seed = COUNT("draws", draws), SEED("seed", seed)
-    false_alarm = INSIDE("false_alarm", false_alarm)
+    replications = valid(Annotated[Whole, Field(ge=_FEWEST)], "replications", replications)
     inferred = _inference(infer, options)
     chosen = matching([site.name for site in model.sites], sites, "sites")
     examples = model.encode_texts(texts)

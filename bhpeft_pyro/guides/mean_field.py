@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.optim import Adam, Optimizer
 
-from ..base.checks import BELOW_ONE, MAYBE_POSITIVE, POSITIVE
 from ..base.fit_options import FitOptions
+from ..base.values import PartialShare, Positive, checked_call
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
@@ -79,10 +79,10 @@ class NormalGuide(_Located):
     torch.Size([2])
     """
 
+    @checked_call
     def __init__(
-        self, model: Model, init_scale: float | None = None, names: Collection[str] | None = None
+        self, model: Model, init_scale: Positive | None = None, names: Collection[str] | None = None
     ) -> None:
-        init_scale = MAYBE_POSITIVE("NormalGuide: init_scale", init_scale, GuideError)
         covered = latents(model, names)
         super().__init__(covered)
         self.init_scale = init_scale
@@ -161,10 +161,10 @@ class DeltaGuide(_Located):
 
     point = True
 
+    @checked_call
     def __init__(
-        self, model: Model, width: float | None = None, names: Collection[str] | None = None
+        self, model: Model, width: Positive | None = None, names: Collection[str] | None = None
     ) -> None:
-        width = MAYBE_POSITIVE("DeltaGuide: width", width, GuideError)
         covered = latents(model, names)
         super().__init__(covered)
         self.width = width
@@ -238,17 +238,15 @@ class NaturalGradient(Optimizer):
     (3.0, 0.1)
     """
 
+    @checked_call
     def __init__(
         self,
         pairs: Iterable[tuple[Tensor, Tensor]],
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        averaging: float = 0.9,
+        lr: Positive = 0.1,
+        momentum: PartialShare = 0.9,
+        averaging: PartialShare = 0.9,
     ) -> None:
         groups: list[dict[str, Any]] = [{"params": list(pair)} for pair in pairs]
-        POSITIVE("NaturalGradient: lr", lr)
-        for name, value in (("momentum", momentum), ("averaging", averaging)):
-            BELOW_ONE(f"NaturalGradient: {name}", value)
         super().__init__(groups, {"lr": lr, "momentum": momentum, "averaging": averaging})
 
     @torch.no_grad()

@@ -13,9 +13,10 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
 from torch import nn
 
-from ..base.checks import COUNT, shown
+from ..base.checks import shown
 from ..base.isolation import alone, seeded
 from ..base.names import first_match
+from ..base.values import Count, valid
 from ..errors import GuideError
 from ..model.model import Model
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide
@@ -83,7 +84,7 @@ def autoguide(
         )
     if components is None:
         components = default_components(name)
-    components = COUNT("autoguide: components", components, GuideError)
+    components = valid(Count, "components", components)
     if components > 1:
         alike = [autoguide(name, model, components=1, **options) for _ in range(components)]
         return MixtureGuide(alike)

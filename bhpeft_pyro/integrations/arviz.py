@@ -18,9 +18,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..base.checks import MAYBE_COUNT, SEED, check, derived, warn
+from ..base.checks import warn
 from ..base.isolation import seeded
 from ..base.names import matching
+from ..base.values import Count, Seed, checked_call, derived
 from ..data import Columns, Examples
 from ..diagnostics.changes import Variable, variables
 from ..errors import ConfigError, PriorError
@@ -64,13 +65,14 @@ _OF_POINTS = {
 }
 
 
+@checked_call
 def to_arviz(
     posterior: Posterior | Model,
     data: object | None = None,
     *,
-    samples: int | None = None,
+    samples: Count | None = None,
     sites: str | Sequence[str] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Any:
     """Draws of a posterior, and what they predict, in ArviZ's form.
 
@@ -115,8 +117,6 @@ def to_arviz(
     >>> idata.log_likelihood["label"].shape
     (1, 10, 5)
     """
-    samples, seed = MAYBE_COUNT("samples", samples), SEED("seed", seed)
-    check(posterior, Posterior | Model, "posterior", "a bh.Posterior, or a bh.Model")
     chains: Sequence[Guide]
     priors: Sequence[Guide]
     if isinstance(posterior, Model):

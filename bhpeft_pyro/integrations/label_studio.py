@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from ..base.checks import as_path, check, shown, warn
+from ..base.checks import shown, warn
 from ..errors import DataError
 from ..review.journal import Action, Decision
 from ..review.pool import Item, Pool
@@ -111,11 +111,10 @@ def from_export(export: str | Path | Sequence[Mapping[str, Any]], pool: Pool) ->
     tasks: Any = export
     if isinstance(export, (str, Path)):
         try:
-            tasks = json.loads(as_path("export", export).read_text(encoding="utf-8-sig"))
+            tasks = json.loads(Path(export).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             what = f"export={shown(str(export))} cannot be read as JSON: {error}"
             raise DataError(what) from error
-    check(tasks, (list, tuple), "export", "a list of tasks, as Label Studio exports")
     decisions, unknown = [], 0
     for number, task in enumerate(tasks):
         try:

@@ -21,7 +21,6 @@ from mlflow.artifacts import download_artifacts
 from mlflow.models import Model, infer_signature
 from mlflow.models.model import ModelInfo
 
-from ..base.checks import check
 from ..errors import SaveError
 from ..model.backbone import shared_name
 from ..posterior.posterior import Posterior
@@ -150,7 +149,6 @@ def _written(
     posterior: Posterior, save_backbone: bool | None, options: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Arguments of MLflow's functions, `options` among them, while the files are there."""
-    check(posterior, Posterior, "posterior", "a bh.Posterior")
     network, report = posterior.model.network, posterior.report
     if save_backbone is None:
         save_backbone = shared_name(network.backbone) is None

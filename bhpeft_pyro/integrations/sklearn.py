@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_classifier, is_regressor
@@ -19,8 +19,8 @@ from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
 
 from .. import Columns, Head, Model, Posterior, RandomPEFT, fit, presets
-from ..base.checks import SEED, check, one_of
 from ..base.names import Preset
+from ..base.values import Seed, valid
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike
 from ..model.backbone import load_backbone
@@ -76,14 +76,13 @@ class _TextEstimator(BaseEstimator):
         data, seed = {"text": texts, "label": labels}, self.random_state
         if seed is None or isinstance(seed, np.random.RandomState):
             seed = check_random_state(seed).randint(2**31 - 1)
-        seed = SEED("random_state", seed)
+        seed = valid(Seed, "random_state", seed)
         options: dict[str, Any] = {"epochs": self.epochs, "lr": self.lr, "seed": seed}
         options["progress"] = bool(self.verbose)  # 1 is usual too
         if likelihood is None:
             self.posterior_: Posterior = self.posterior_.update(data, **options)
             return self
-        kinds = getattr(presets, one_of(*get_args(Preset))("preset", self.preset))()
-        check(self.backbone, str | Path, "backbone", "a name or a folder, as `bhpeft fit` takes it")
+        kinds = getattr(presets, valid(Preset, "preset", self.preset))()
         backbone, tokenizer = load_backbone(str(self.backbone))
         network = RandomPEFT(backbone, kinds, Head(len(names) if names else 1), tokenizer)
         model = Model(network, likelihood=likelihood)

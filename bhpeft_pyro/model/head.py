@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..base.checks import COUNT, Rule, boolean, check_fields, one_of
+from ..base.values import Count, Flag, checked_dataclass
 from ..errors import ConfigError, DataError
 from ..peft.signals import random_tokens
 from ..peft.sites import Site, zeros
@@ -40,7 +39,7 @@ class _Linear:
             return torch.baddbmm(bias.unsqueeze(-2), features.float(), weight.mT)
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Head(_Linear):
     """A random linear layer on pooled, standardised features.
 
@@ -69,17 +68,9 @@ class Head(_Linear):
     [('head.weight', (4, 8)), ('head.bias', (4,))]
     """
 
-    outputs: int
+    outputs: Count
     pooling: Pooling = "auto"
-    principal: bool = True
-
-    def __post_init__(self) -> None:
-        rules: dict[str, Rule] = {
-            "outputs": COUNT,
-            "pooling": one_of(*get_args(Pooling)),
-            "principal": boolean,
-        }
-        check_fields(self, rules, "Head")
+    principal: Flag = True
 
     def sites(self, width: int, backbone: PreTrainedModel | None = None) -> tuple[Site, ...]:
         """The head's random tensors, for features of `width` entries, whatever the backbone."""
@@ -113,7 +104,7 @@ class Head(_Linear):
 _SEEN: ContextVar[list[Tensor] | None] = ContextVar("bhpeft_classifier_inputs", default=None)
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class ClassifierHead(_Linear):
     """The last linear layer of an `AutoModelForSequenceClassification`, made random.
 
@@ -140,12 +131,9 @@ class ClassifierHead(_Linear):
     ClassifierHead(outputs=3)
     """
 
-    outputs: int
+    outputs: Count
     principal: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, {"outputs": COUNT}, "ClassifierHead")
 
     def sites(self, width: int, backbone: PreTrainedModel) -> tuple[Site, ...]:
         """The head's random tensors, in units that are measured on the backbone."""

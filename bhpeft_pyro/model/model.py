@@ -12,7 +12,6 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ..base.checks import check
 from ..data import Columns, Examples, encode
 from ..data.batch import Batch
 from ..data.columns import wrong
@@ -227,7 +226,6 @@ class Model(PyroModule):
         Raises:
             DataError: they ask for more than that.
         """
-        check(columns, Columns, "columns", "bh.Columns(...)")
         extra = tuple(dict.fromkeys((*columns.extra, *self.likelihood.columns)))
         columns = replace(columns, extra=extra)
         limit, most = columns.max_length, positions_of(self.network.backbone.base_model)

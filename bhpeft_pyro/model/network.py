@@ -14,7 +14,6 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base.checks import check
 from ..data.batch import Batch
 from ..data.encoding import probe_of
 from ..errors import ConfigError, DataError
@@ -74,15 +73,13 @@ class RandomPEFT(PyroModule):
         super().__init__()
         if isinstance(backbone, str):
             backbone, _ = load_backbone(backbone, classifier=isinstance(head, ClassifierHead))
-        expected = "a transformers model, such as AutoModel.from_pretrained(...)"
-        if isinstance(getattr(backbone, "_orig_mod", None), PreTrainedModel):
-            expected += "; from a compiled one, its _orig_mod: hooks break what torch.compile made"
-        check(backbone, PreTrainedModel, "backbone", expected)
-        check(head, Head | ClassifierHead, "head", "a Head or a ClassifierHead")
-        check(tokenizer, PreTrainedTokenizerBase | None, "tokenizer", "a tokenizer or None")
+        if not isinstance(backbone, PreTrainedModel):
+            raise ConfigError(  # hooks break what torch.compile has made of one
+                f"backbone: got a {type(backbone).__name__}, expected a transformers model; of a "
+                "compiled one its _orig_mod"
+            )
         check_weights(backbone)
         kinds = (kinds,) if isinstance(kinds, Kind) else kinds
-        check(kinds, Sequence | None, "kinds", "a tuple of LoRA, Adapter or Prefix objects")
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
         self.head = head
         self._tokenizer = tokenizer

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base.checks import Number, boolean
-from ..errors import LikelihoodError
 from ..peft import Kind
 from ..priors import PriorLike
 from .head import Head
@@ -42,16 +40,14 @@ def ratings(
         backbone, kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 
     Raises:
-        LikelihoodError: `low` is not below `high`.
+        ConfigError: `low` is not below `high`.
 
     >>> from bhpeft_pyro.testing import tiny_backbone
     >>> ratings(tiny_backbone(), 1, 5).likelihood
     Normal(center=3.0, spread=1.0)
     """
-    low = Number()("low", low, LikelihoodError)
-    high = Number(above=low)("high", high, LikelihoodError)
     center, spread = (low + high) / 2, (high - low) / 4
-    ends = {"low": low, "high": high} if boolean("limits", limits) else {}
+    ends = {"low": low, "high": high} if limits else {}
     kind = HeteroscedasticNormal if noise_by_text else Normal
     likelihood = kind(center, spread, **ends)
     head = Head(2 if noise_by_text else 1)
@@ -78,7 +74,7 @@ def categories(
     >>> categories(tiny_backbone(), num_labels=3).network.outputs
     3
     """
-    likelihood = MultiLabel() if boolean("several", several) else Categorical()
+    likelihood = MultiLabel() if several else Categorical()
     return Model(RandomPEFT(backbone, kinds, Head(num_labels), tokenizer), prior, likelihood)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..base.checks import check, string
 from ..errors import ArchitectureError
 
 __all__ = ["TARGETS", "Architecture", "Layer", "Part", "Projection", "register_architecture"]
@@ -236,8 +235,7 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
 
     >>> register_architecture("my-bert", architecture_of("bert"))
     """
-    check(architecture, Architecture, "architecture", "an Architecture(...)")
-    _REGISTRY[string("model_type", model_type)] = architecture
+    _REGISTRY[model_type] = architecture
 
 
 def architecture_of(model_type: str) -> Architecture:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
-from operator import index
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import boolean, check_fields, shown
+from ..base.checks import shown
+from ..base.values import Flag, Numbers, checked_dataclass
 from ..errors import ArchitectureError, ConfigError
 from .architectures import Layer
 from .binding import Binding
@@ -28,7 +28,7 @@ Products = dict[tuple[int, nn.Module], tuple[Tensor, Tensor]]
 together: `factor * B A` is added to the module's weights."""
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Kind(ABC):
     """One kind of PEFT, on all layers or some of them.
 
@@ -38,21 +38,10 @@ class Kind(ABC):
         gated: whether a sigmoid gate for each example, as in UniPELT (Mao et al. 2022), scales it.
     """
 
-    layers: tuple[int, ...] | None = field(default=None, kw_only=True)
-    gated: bool = field(default=False, kw_only=True)
+    layers: Numbers | None = field(default=None, kw_only=True)
+    gated: Flag = field(default=False, kw_only=True)
 
     name: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        check_fields(self, {"gated": boolean}, self.name)
-        if self.layers is not None:
-            try:
-                object.__setattr__(self, "layers", tuple(map(index, self.layers)))
-            except TypeError:
-                raise ConfigError(
-                    f"{self.name}: layers={shown(self.layers)} must be a tuple of whole numbers, "
-                    "or None for all"
-                ) from None
 
     @property
     def boost(self) -> float:

@@ -7,16 +7,16 @@ Houlsby et al. 2019).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from ..base.checks import COUNT, POSITIVE, Rule, check_fields, one_of, shown
+from ..base.checks import shown
+from ..base.values import Count, Names, Positive, checked_dataclass
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Layer
 from .binding import After, Binding
@@ -68,7 +68,7 @@ def add_low_rank(
     return torch.baddbmm(frozen, hidden, up, alpha=scale).reshape(shape)
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class LoRA(Kind):
     """W x becomes W x + alpha/rank * B A x on the targeted projections.
 
@@ -86,25 +86,18 @@ class LoRA(Kind):
     16.0
     """
 
-    targets: Sequence[str] = ("query", "value")
-    rank: int = 8
-    alpha: float = 16.0
+    targets: Names = ("query", "value")
+    rank: Count = 8
+    alpha: Positive = 16.0
 
     name: ClassVar[str] = "lora"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence):
-            raise ConfigError(
-                f"lora: targets={shown(self.targets)} must be a tuple, ({shown(self.targets)},)"
-            )
-        object.__setattr__(self, "targets", tuple(self.targets))
         unknown = [target for target in self.targets if target not in TARGETS]
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
             raise ConfigError(
                 f"lora: targets={shown(self.targets)} must be one or more, each once, of {TARGETS}"
             )
-        check_fields(self, {"rank": COUNT, "alpha": POSITIVE}, "lora")
 
     def chosen(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         chosen = super().chosen(layers)
@@ -167,7 +160,7 @@ class LoRA(Kind):
         return after
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Adapter(Kind):
     """A bottleneck beside or behind the feed-forward block, before the residual sum and the norm.
 
@@ -189,22 +182,18 @@ class Adapter(Kind):
     'relu'
     """
 
-    size: int = 8
-    scale: float = 4.0
-    placement: str = "parallel"
+    size: Count = 8
+    scale: Positive = 4.0
+    placement: Literal["parallel", "sequential"] = "parallel"
     activation: str = "relu"
 
     name: ClassVar[str] = "adapter"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        rules: dict[str, Rule] = {
-            "size": COUNT,
-            "scale": POSITIVE,
-            "placement": one_of("parallel", "sequential"),
-            "activation": one_of(*ACT2FN),
-        }
-        check_fields(self, rules, "adapter")
+        if self.activation not in ACT2FN:
+            raise ConfigError(
+                f"activation={shown(self.activation)}: expected one of {', '.join(ACT2FN)}"
+            )
 
     def sites(self, layers: Sequence[Layer], scales: Scales) -> list[Site]:
         outputs = [layer.projections["ffn_out"] for layer in layers]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..base.checks import COUNT, MAYBE_COUNT, check_fields
+from ..base.values import Count, checked_dataclass
 from ..errors import ArchitectureError
 from .architectures import Layer
 from .binding import AssignedForward, Attend, Binding, active
@@ -36,7 +35,7 @@ SUPPORTED = ("sdpa", "eager")
 PREFIX = "bhpeft_"
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Prefix(Kind):
     """softmax(q [P_k; K]^T) [P_v; V]: every token also attends to `length` free positions.
 
@@ -59,14 +58,10 @@ class Prefix(Kind):
     True
     """
 
-    length: int = 30
-    encoder: int | None = None
+    length: Count = 30
+    encoder: Count | None = None
 
     name: ClassVar[str] = "prefix"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, {"length": COUNT, "encoder": MAYBE_COUNT}, "prefix")
 
     def chosen(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         chosen = super().chosen(layers)

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from ..base.checks import check, one_of
 from ..errors import DataError
 from .forecasts import BLUE, GREEN, GREY, STYLES, VERMILLION, new_axes
 
@@ -54,7 +53,6 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
             that some steps have is drawn as points. With `draws` of 0 it is the trace of a point
             estimate, where the KL is minus the log prior; without a prior only the NLL is drawn.
     """
-    check(history, Sequence, "history", "a mapping for each step")
     if not history:
         raise DataError("history is empty")
     table = pandas.DataFrame(list(history))
@@ -102,7 +100,6 @@ def change_forest(changes: Mapping[str, Mapping[int, Tensor]], ax: Axes | None =
     Args:
         changes: branch to layer number to (S,) sizes under S draws; see `changes.changes`.
     """
-    check(changes, Mapping, "changes", "what changes.changes returns")
     if not changes:
         raise DataError("changes is empty: there are no PEFT weights")
     ax = new_axes(ax)
@@ -134,10 +131,8 @@ def shift_by_layer(
         shifts: kind to layer number (or None) to shift; see `changes.shifts`.
         by: "moved" (in prior sds), "narrowed" (ratio of sds) or "kl" (nats).
     """
-    check(shifts, Mapping, "shifts", "what changes.shifts returns")
     if not shifts:
         raise DataError("shifts is empty: there are no weights")
-    by = one_of(*_SHIFTS)("by", by)
     ax = new_axes(ax)
     numbers = sorted({n for layers in shifts.values() for n in layers if n is not None})
     ticks = {number: str(number) for number in numbers}

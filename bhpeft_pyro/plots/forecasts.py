@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from ..base.checks import check
 from ..errors import ConfigError
 from ..forecast import ClassForecast, Forecast
 from ..forecast.metrics import BINS, aurc, calibration_bins, rejection_curve
@@ -48,7 +47,6 @@ def reliability(
     In each bin a line connects its accuracy with the diagonal at its mean confidence. ECE is the
     mean length of these lines, weighted by the numbers of examples, at the foot of the bins.
     """
-    check(forecast, ClassForecast, "forecast", "a ClassForecast")
     correct = forecast.label == forecast.observed(labels)
     binned = calibration_bins(forecast.confidence, correct, bins)
     ax = new_axes(ax)
@@ -81,8 +79,6 @@ def rejection(
     `metrics.aurc`.
     """
     named = forecasts if isinstance(forecasts, Mapping) else {"": forecasts}
-    for forecast in named.values():
-        check(forecast, Forecast, "forecasts", "a forecast, or several by name")
     if len(qualities := {forecast.quality for forecast in named.values()}) != 1:
         raise ConfigError("forecasts: expected one or more, all of the same kind")
     curves = {name: rejection_curve(forecast, by=by) for name, forecast in named.items()}
@@ -107,7 +103,6 @@ def epistemic_aleatoric(forecast: Forecast, ax: Axes | None = None) -> Axes:
 
     An answer with several labels is wrong if one of them is; ratings are neither right nor wrong.
     """
-    check(forecast, Forecast, "forecast", "a forecast")
     x, y = (forecast.uncertainty(kind).numpy() for kind in ("aleatoric", "epistemic"))
     ax = new_axes(ax)
     dot: dict[str, Any] = {"color": BLUE, "s": 14, "alpha": 0.45, "linewidths": 0}
@@ -129,7 +124,6 @@ def novelty(forecast: Forecast, ax: Axes | None = None) -> Axes:
 
     Each has 5 % of texts like the learnt ones (dashed); those unlike them are in the first.
     """
-    check(forecast, Forecast, "forecast", "a forecast")
     unlike, p = forecast.unlike().double().mean().item(), forecast.novelty
     assert p is not None  # or `unlike` raises
     ax = new_axes(ax)

@@ -21,12 +21,13 @@ from torch.distributions import Bernoulli, Categorical
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.special import entr
 
-from ..base.checks import COUNT, POSITIVE, SEED, boolean, warn
+from ..base.checks import warn
 from ..base.distributions import base_of
 from ..base.fit_options import FitOptions
 from ..base.isolation import seeded
 from ..base.names import Method
 from ..base.progress import bars, tracked, work
+from ..base.values import Count, Positive, Seed, checked_call
 from ..data import Columns, Examples, LabelWarning
 from ..data.batch import Batch
 from ..data.table import table
@@ -45,12 +46,17 @@ _DIVERGED = "distill: the network's outputs are not finite any more; expected a 
 P = TypeVar("P", bound=Predictor)
 
 
+@checked_call
 def distill(
-    posterior: P, texts: object, epochs: int, batch_size: int, lr: float, seed: int, progress: bool
+    posterior: P,
+    texts: object,
+    epochs: Count,
+    batch_size: Count,
+    lr: Positive,
+    seed: Seed,
+    progress: bool,
 ) -> P:
     """See `Posterior.distill`."""
-    epochs, batch_size = COUNT("epochs", epochs), COUNT("batch_size", batch_size)
-    lr, seed, progress = POSITIVE("lr", lr), SEED("seed", seed), boolean("progress", progress)
     started, model = time.monotonic(), posterior.model
     nlls = [part.report.component_nll or math.inf for part in posterior.components]
     start = posterior.weights(nlls.index(min(nlls)))  # of the best component, or of the first

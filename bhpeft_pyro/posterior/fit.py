@@ -11,10 +11,11 @@ from typing import Any
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
-from ..base.checks import COUNT, check, warn
+from ..base.checks import warn
 from ..base.fit_options import FitOptions
 from ..base.isolation import locked, seeded, with_gradients
 from ..base.progress import bars, tracked, work
+from ..base.values import Count, checked_call
 from ..data import Columns, Examples
 from ..data.batch import Batch, random_order
 from ..data.copies import check_apart, warn_of_contradictions, warn_of_copies
@@ -47,6 +48,7 @@ _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 
 @locked()
 @with_gradients()
+@checked_call
 def fit(
     model: Model,
     guide: GuideLike | Guide | AutoGuide | nn.Module | Callable[..., Any],
@@ -58,7 +60,7 @@ def fit(
     options: FitOptions | None = None,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
-    components: int | None = None,
+    components: Count | None = None,
     executor: Executor | None = None,
     **changes: Any,
 ) -> Posterior:
@@ -111,7 +113,6 @@ def fit(
     3
     """
     check_model(model)
-    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
     check_arguments(options, validation, optimizer, callback, executor)
     count = _components(components, guide, model)
@@ -224,7 +225,7 @@ def _components(given: Any, guide: object, model: Model) -> int:
         return count
     if given is None:
         return default_components(guide)
-    return COUNT("components", given)
+    return given
 
 
 def _made(guide: Any, model: Model, options: FitOptions, count: int) -> list[Guide]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..base.checks import SHARE, string
 from ..base.names import check_used, first_match
+from ..base.values import Share, valid
 from ..data import Examples
 from ..data.batch import random_order
 from ..data.encoding import CutWarning
@@ -27,8 +27,8 @@ CHECKED = 256
 def KEEP(name: str, value: Any) -> float | dict[str, float]:
     """The rule for `keep`: a number from 0 to 1, or one for each pattern of site names."""
     if isinstance(value, Mapping):
-        return {string(name, key): SHARE(f"{name}[{key!r}]", share) for key, share in value.items()}
-    return SHARE(name, value)
+        return {key: valid(Share, f"{name}[{key!r}]", share) for key, share in value.items()}
+    return valid(Share, name, value)
 
 
 def forget(

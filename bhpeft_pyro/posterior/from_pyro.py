@@ -9,7 +9,7 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor, nn
 
-from ..base.checks import check, shown
+from ..base.checks import shown
 from ..base.fit_options import FitOptions
 from ..data import Columns
 from ..decisions.novelty import Novelty
@@ -117,7 +117,7 @@ def from_draws(
     2
     """
     check_model(model)
-    said = _tensors("statistics", {} if statistics is None else statistics)
+    said = dict({} if statistics is None else statistics)
     if isinstance(draws, MCMC):
         if draws.num_chains == 1:
             said = {
@@ -125,7 +125,7 @@ def from_draws(
             }
         draws, diverging = _sampled(draws)
         said = diverging | said
-    values = _tensors("draws", draws)
+    values = dict(draws)
     shapes = {latent.name: tuple(latent.prior.event_shape) for latent in latents(model)}
     shapes |= {name: shape for latent in latents(model) for name, shape in latent.sites.items()}
     if {value.dim() - len(shapes[k]) for k, value in values.items() if k in shapes} != {2}:
@@ -141,14 +141,6 @@ def from_draws(
             )
     guides = [DrawsGuide.of(model, _row(values, c), _row(said, c)) for c in range(chains)]
     return of(model, guides[0] if len(guides) == 1 else MixtureGuide(guides), data, columns)
-
-
-def _tensors(name: str, given: object) -> dict[str, Tensor]:
-    check(given, Mapping, name, "tensors by name" + ", or an MCMC" * (name == "draws"))
-    tensors = dict[str, Tensor](given)  # type: ignore[call-overload]
-    for key, value in tensors.items():
-        check(value, Tensor, f"{name}: {key!r}", "a tensor")
-    return tensors
 
 
 def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import COUNT, shown, strings, warn
+from ..base.checks import shown, warn
+from ..base.values import Count, Names, valid
 from ..data import Examples
 from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
 from ..data.labels import by_name, in_one_form, name_of
@@ -164,9 +165,9 @@ def _numbers(values: Sequence[Any]) -> set[int]:
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
     before = posterior.columns.label_names
     if before is None:
-        COUNT("labels", labels)
+        valid(Count, "labels", labels)
         return None
-    new = tuple(in_one_form(strings("labels", labels), before))
+    new = tuple(in_one_form(valid(Names, "labels", labels), before))
     blank, repeated = not all(map(str.strip, new)), len({*before, *new}) < len(before) + len(new)
     if not new or blank or repeated:
         raise ConfigError(f"labels={shown(new)}: expected one or more names not in {before}")

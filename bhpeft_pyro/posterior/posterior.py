@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base.checks import as_path
 from ..base.files import naming
 from ..base.fit_options import FitOptions
 from ..base.isolation import locked, with_gradients
@@ -284,7 +283,7 @@ class Posterior(Predictor):
         """
         from . import saving
 
-        folder = as_path("path", path)
+        folder = Path(path)
         with naming(folder):
             return saving.save(self, folder, overwrite)
 
@@ -331,4 +330,4 @@ class Posterior(Predictor):
         from . import saving
 
         own = {"likelihood": likelihood, "guide": guide}
-        return saving.load(as_path("path", path), backbone, tokenizer, prior, device, **own)
+        return saving.load(Path(path), backbone, tokenizer, prior, device, **own)

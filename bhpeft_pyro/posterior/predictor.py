@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..base.checks import Number, check_types
 from ..base.isolation import locked, with_gradients
 from ..base.names import Method
+from ..base.values import Amount, valid
 from ..data import Columns, Examples
 from ..data.copies import new_among
 from ..decisions.novelty import Novelty
@@ -69,13 +69,8 @@ class Predictor:
         return self.replace(guide=guides[0])
 
     def with_report(self, **changes: Any) -> Self:
-        """The same posterior with some fields of its last report changed, such as `name`; a
-        ConfigError if one is of another type, which no file would give back."""
+        """The same posterior with some fields of its last report changed, such as `name`."""
         report = dataclasses.replace(self.report, **changes)
-        try:
-            check_types(report)
-        except TypeError as error:
-            raise ConfigError(f"with_report: {error}") from None
         return self.replace(lineage=(*self.lineage[:-1], report))
 
     @property
@@ -145,7 +140,9 @@ class Predictor:
         count = len(self.components)
         number = 0 if component is None and count == 1 else component
         name = 'component (or "student")' if self.student else "component"
-        part = self.components[Number(least=0, most=count - 1, whole=True)(name, number)]
+        if (number := valid(Amount, name, number)) >= count:
+            raise ConfigError(f"{name}={number}: there are {count}")
+        part = self.components[number]
         if draw is None:
             return {name: value[0, 0] for name, value in point(part.model, part.guide).items()}
         check_not_linear(part.guide, f"draw={draw}")

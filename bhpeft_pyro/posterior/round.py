@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
-from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.optim import Optimizer
 
-from ..base.checks import check, derived, warn
+from ..base.checks import warn
 from ..base.fit_options import FitOptions
 from ..base.progress import bars, work
+from ..base.values import derived
 from ..data import Columns, Examples
 from ..decisions.novelty import Novelty
 from ..errors import ConfigError, FitError, PriorError
@@ -150,7 +149,6 @@ def check_arguments(
     """
     if isinstance(validation, int | float):
         raise ConfigError(f"validation={validation}: expected rows, or None to hold some out")
-    check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
     if callback is not None and executor is not None:
         raise ConfigError("callback: an executor's workers cannot call it; expected None")
     pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
@@ -159,13 +157,6 @@ def check_arguments(
             "executor: forked processes hang in torch if it uses several threads; expected "
             'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
         )
-    made = isinstance(optimizer, (Optimizer, PyroOptim))
-    if optimizer is not None and (made or not callable(optimizer)):
-        raise ConfigError(
-            f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters "
-            "to a torch optimiser, such as lambda parameters: torch.optim.Adam(parameters, lr=0.01)"
-        )
-    check(callback, Callable | None, "callback", "a function of a step's record or None")
     if options.patience and validation is None:
         raise ConfigError(
             f"patience={options.patience} needs validation data; patience=None fits to the end"

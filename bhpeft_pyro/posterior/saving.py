@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
-from ..base.checks import shallow, warn
+from ..base.checks import warn
 from ..base.files import make_folder, writing
 from ..errors import BHPEFTError, ConfigError, SaveError, is_out_of_memory
 from ..model.backbone import device_named, load_backbone
@@ -50,7 +50,6 @@ FORMAT = 4
 FILE = "posterior.safetensors"
 
 _LARGEST = 100_000_000  # bytes of a header; the safetensors library reads no larger one
-_DEEPEST = 40  # levels of the plain part; a posterior has about ten
 
 
 def exists(folder: Path) -> bool:
@@ -165,8 +164,8 @@ def _read(path: Path, all_of_it: bool = False) -> tuple[Plain, str, bytes]:
         ) from error
     if not whole:
         raise SaveError(f"path: {path} was altered: its checksum does not match")
-    if not isinstance(plain, dict) or not shallow(plain, _DEEPEST):
-        raise SaveError(f"path: {path} is not a saved posterior: it is no object, or too deep")
+    if not isinstance(plain, dict):
+        raise SaveError(f"path: {path} is not a saved posterior: it is no object")
     if (written := plain.get("format")) != FORMAT:
         raise SaveError(f"path: {path} has format {written!r}, expected {FORMAT}{_writer(plain)}")
     return plain, digest, data
@@ -188,10 +187,9 @@ def _reading(folder: Path, plain: Plain) -> Iterator[None]:
     """Turn what goes wrong where parts are missing or unknown into a SaveError."""
     try:
         yield
-    except BHPEFTError:
-        raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        if is_out_of_memory(e):
+        own = isinstance(e, BHPEFTError) and not isinstance(e, ConfigError)
+        if own or is_out_of_memory(e):
             raise
         raise SaveError(
             f"path: {folder / FILE} has missing or unknown parts: {e!s:.300}{_writer(plain)}"

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import boolean, check, warn
+from ..base.checks import warn
 from ..base.fit_options import FitOptions
 from ..base.isolation import seeded
 from ..base.progress import bars, work
+from ..base.values import Flag, checked_call
 from ..data import Examples, LabelWarning
 from ..data.batch import random_order
 from ..data.copies import BY_CHANCE, among, check_apart, warn_of_contradictions
@@ -44,6 +45,7 @@ from .posterior import Posterior
 from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
 
 
+@checked_call
 def update(
     posterior: Posterior,
     data: object,
@@ -55,17 +57,15 @@ def update(
     guide: GuideLike | None,
     prior: PriorLike | None,
     keep: float | Mapping[str, float],
-    grow: bool,
-    again: bool,
+    grow: Flag,
+    again: Flag,
     distill: object | None,
     changes: Mapping[str, Any],
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
-    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     if options is None and validation is None:  # the last round's patience had rows of its own
         changes = {"patience": None, **changes}
     options = (options or posterior.report.options).change(**changes)
-    grow, again = boolean("grow", grow), boolean("again", again)
     check_arguments(options, validation, optimizer, callback, executor)
     keep = KEEP("keep", keep)
     if prior is not None and keep != 1:

@@ -15,9 +15,9 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..base.checks import COUNT, SEED
 from ..base.isolation import alone, seeded
 from ..base.progress import tracked
+from ..base.values import Count, Seed, checked_call
 from ..data.batch import Batch
 from ..errors import DataError
 from ..forecast.base import join
@@ -37,7 +37,8 @@ Statistics = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 the wanted quantities: tensors (s, B, ...)."""
 
 
-def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, Tensor]:
+@checked_call
+def draw(model: Model, guide: Guide, samples: Count, seed: Seed = 0) -> dict[str, Tensor]:
     """Joint draws of every latent, and of the sites computed from them.
 
     By site they are detached tensors `(S, 1, *site shape)`; the 1 is the dim of the data plate. For
@@ -47,7 +48,6 @@ def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, T
     Raises:
         ConfigError: an argument that cannot work.
     """
-    samples, seed = COUNT("samples", samples), SEED("seed", seed)
     parts = [part.weights for part in draw_parts(model, guide, samples, seed)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -12,11 +12,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from ..base.checks import COUNT, SEED, Number, boolean, derived
 from ..base.distributions import base_of
 from ..base.isolation import seeded
 from ..base.names import Method
 from ..base.progress import work
+from ..base.values import Amount, Count, Seed, checked_call, derived
 from ..data import Examples
 from ..data.batch import Batch
 from ..data.columns import MAX_CHOICES
@@ -43,15 +43,16 @@ _OUTCOMES = 1000  # labels drawn for each example, at least, where they are not 
 AnyForecast = ClassForecast | LabelsForecast | RatingForecast
 
 
+@checked_call
 def predict(
     model: Model,
     guide: Guide,
     data: Examples | CachedBatches,
-    samples: int | None = None,
+    samples: Amount | None = None,
     *,
     method: Method | None = None,
-    max_rows: int = 64,
-    seed: int = 0,
+    max_rows: Count = 64,
+    seed: Seed = 0,
     keep_samples: bool = False,
     bf16: bool = False,
 ) -> AnyForecast:
@@ -65,9 +66,6 @@ def predict(
     For other guides, and to keep draws, all examples see the same S draws of the weights, those of
     `draw`.
     """
-    samples = Number(least=0, whole=True, none=True)("samples", samples)
-    max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
-    keep_samples, bf16 = boolean("keep_samples", keep_samples), boolean("bf16", bf16)
     examples = data.examples if isinstance(data, CachedBatches) else data
     how = way(model, guide, method, drawn=keep_samples or samples == 0)
     closed = how != "draws"

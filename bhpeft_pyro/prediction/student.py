@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import COUNT, boolean, check_types
+from ..base.values import checked_dataclass
 from ..data import Examples
 from ..data.batch import Batch
 from ..forecast import RatingForecast
@@ -26,7 +26,7 @@ from .predict import AnyForecast, in_parts, known_of, probabilities_of
 __all__ = ["Student", "StudentReport"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(kw_only=True)
 class StudentReport:
     """How a student was made, and how far it is from its posterior on texts that it has not learnt.
 
@@ -161,9 +161,7 @@ class Student:
             name.removeprefix("uncertainty."): value.cpu() for name, value in tensors.items()
         }
         rows = on_cpu.pop("learnt_rows", None)  # which earlier files do not have
-        report = StudentReport(**plain)
-        check_types(report)
-        return cls(weights, LogKernel.of_tensors(on_cpu), report, rows)
+        return cls(weights, LogKernel.of_tensors(on_cpu), StudentReport(**plain), rows)
 
 
 def learnt_uncertainty(
@@ -191,7 +189,6 @@ def predict_in_one_pass(
     bf16: bool = False,
 ) -> AnyForecast:
     """The forecast of N examples by the network under some weights."""
-    max_rows, bf16 = COUNT("max_rows", max_rows), boolean("bf16", bf16)
 
     def of_part(part: Examples, done: Callable[[], object]) -> AnyForecast:
         predicted, of_texts = _passed(model, weights, part, max_rows, bf16)

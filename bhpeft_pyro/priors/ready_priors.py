@@ -7,7 +7,7 @@ These also serve as examples for priors of your own (docs/priors.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Self
 
 import pyro
@@ -17,17 +17,15 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions.transforms import ExpTransform
 
-from ..base.checks import Number, check_fields
-from ..errors import PriorError
+from ..base.values import Inside, Positive, checked_dataclass
 from ..peft.sites import Site
 
 _PACKAGE = __name__.rpartition(".")[0]
 _CHANGE, _HEAD = 0.1, 1.0
-_OPEN = ("change", "head")  # may be None
 _COLUMNS = (("layer", "rank"), ("layer", "bottleneck"))
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class FunctionSpaceNormal:
     """Independent Normals, with sds in the sites' units so that they mean the same on every
     backbone.
@@ -43,7 +41,7 @@ class FunctionSpaceNormal:
         other: sd of the likelihood's own sites.
 
     Raises:
-        PriorError: a number is not positive and finite.
+        ConfigError: a number is not positive and finite.
 
     >>> from bhpeft_pyro.model.head import Head
     >>> prior = FunctionSpaceNormal(head=2.0)
@@ -51,14 +49,10 @@ class FunctionSpaceNormal:
     ['head.bias', 'head.weight']
     """
 
-    change: float | None = None
-    spread: float = 0.1
-    head: float | None = None
-    other: float = 1.0
-
-    def __post_init__(self) -> None:
-        rules = {field.name: Number(above=0, none=field.name in _OPEN) for field in fields(self)}
-        check_fields(self, rules, type(self).__name__, PriorError)  # an improper one has no draws
+    change: Positive | None = None
+    spread: Positive = 0.1
+    head: Positive | None = None
+    other: Positive = 1.0
 
     @property
     def open(self) -> bool:
@@ -160,7 +154,7 @@ def default() -> FunctionSpaceNormal:
     return FunctionSpaceNormal()
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Hierarchical(FunctionSpaceNormal):
     """For 'normal' and Pyro's guides: a scale for every site, and one for every layer around it
     (partial pooling).
@@ -182,8 +176,8 @@ class Hierarchical(FunctionSpaceNormal):
     ['head.weight.log_scale', 'head.weight', 'head.bias.log_scale', 'head.bias']
     """
 
-    overall: float = 0.5
-    between: float = 0.5
+    overall: Positive = 0.5
+    between: Positive = 0.5
 
     def sample(self, site: Site) -> Tensor:
         zero = site.unit.new_zeros(())
@@ -201,7 +195,7 @@ class Hierarchical(FunctionSpaceNormal):
         return self.non_centred(site, along(log_layers, site, ("layer",)).exp())
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class ARD(FunctionSpaceNormal):
     """For 'normal' and Pyro's guides: a scale for each layer and rank of LoRA's B, and for each
     bottleneck unit of adapters and of prefix encoders (automatic relevance determination).
@@ -231,7 +225,7 @@ class ARD(FunctionSpaceNormal):
         return self.non_centred(site, along(log_ranks, site, dims).exp())
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Horseshoe(FunctionSpaceNormal):
     """For 'normal' and Pyro's guides: the regularised horseshoe (Piironen and Vehtari 2017), with a
     scale for every weight that has much mass at zero and heavy tails up to a slab.
@@ -253,7 +247,7 @@ class Horseshoe(FunctionSpaceNormal):
     ['head.weight.log_tau', 'head.weight.log_local', 'head.weight.standard']
     """
 
-    share: float = 0.1
+    share: Positive = 0.1
 
     def sample(self, site: Site) -> Tensor:
         one = site.unit.new_ones(())
@@ -267,7 +261,7 @@ class Horseshoe(FunctionSpaceNormal):
         return self.non_centred(site, share_of_slab)
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Gates(FunctionSpaceNormal):
     """For 'normal' and Pyro's guides: a gate in (0, 1) for each PEFT kind and layer, which
     multiplies the weights of the output side (a relaxed spike and slab).
@@ -290,13 +284,8 @@ class Gates(FunctionSpaceNormal):
     torch.Size([2])
     """
 
-    probability: float = 0.5
-    relaxation: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.probability < 1:
-            raise PriorError(f"Gates: probability must be below 1, got {self.probability}")
+    probability: Inside = 0.5
+    relaxation: Positive = 0.5
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         layers = gated_layers(sites)

@@ -13,16 +13,16 @@ import threading
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 
-from ..base.checks import string
 from ..base.files import alone, append, appended
+from ..base.values import checked_dataclass
 from ..data.table import write
 from ..errors import DataError
 from .pool import ABOUT, Pool
@@ -33,7 +33,7 @@ Action = Literal["label", "none", "skip", "undo"]
 _when = attrgetter("at")
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Decision:
     """What one person said of one text.
 
@@ -211,13 +211,8 @@ def agreed(decisions: list[Decision], kind: str) -> Any:
 def _decision(line: bytes, where: str) -> Decision:
     """A line of the journal, which people may have altered."""
     try:
-        decision = Decision(**json.loads(line))
+        return Decision(**json.loads(line))
     except (RecursionError, TypeError, ValueError) as error:
         raise DataError(
             f"{where}, is no decision: {error!s:.100}; correct the line, or remove it"
         ) from None
-    if decision.action not in get_args(Action):
-        raise DataError(f"{where}: {decision.action!r}; expected one of {get_args(Action)}")
-    for name in ("key", "who", "note", "at", "round"):
-        string(f"{where}: {name}", getattr(decision, name), DataError)
-    return decision

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import Number, shown
+from ..base.checks import shown
 from ..base.progress import work
 from ..data import Examples
 from ..data.columns import as_choices
@@ -119,15 +119,20 @@ class Pool:
         Raises:
             DataError: it is no finite number, or beyond the scale.
         """
+        self.check(number, "rating")
+        rating = float(number)  # type: ignore[arg-type]
         low, high = self.scale if self.scale and self.limited else (None, None)
-        rating: float = Number(least=low, most=high)("rating", number, DataError)
+        if (low is not None and rating < low) or (high is not None and rating > high):
+            raise DataError(f"rating={rating:g}: expected a number from {low} to {high}")
         return rating
 
     def check(self, label: object, name: str) -> None:
         """Raise a DataError for what cannot be a label of this kind, such as one that was altered
         by hand."""
         if self.kind == "rating":
-            Number()(name, label, DataError)
+            number = isinstance(label, int | float) and not isinstance(label, bool)
+            if not (number and math.isfinite(label)):  # type: ignore[arg-type]
+                raise DataError(f"{name}: {shown(label)}; expected a finite number")
             return
         several = isinstance(label, list)
         parts = label if isinstance(label, list) else [label]

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..base.checks import COUNT, one_of
+from ..base.values import Count, checked_call, valid
 from ..errors import DataError, SaveError, WriteError
 from .journal import Decision, Journal
 from .pool import Item, Pool
@@ -66,9 +66,10 @@ class Session:
     (1, True)
     """
 
-    def __init__(self, pool: Pool, journal: Journal, out: Path, people: int = 1) -> None:
+    @checked_call
+    def __init__(self, pool: Pool, journal: Journal, out: Path, people: Count = 1) -> None:
         self.journal, self.out = journal, out
-        self.people = COUNT("people", people)
+        self.people = people
         self._shown: dict[str, tuple[str, float]] = {}  # text to person and time
         self._lock = threading.RLock()
         self.labels = 0
@@ -145,7 +146,7 @@ class Session:
             DataError: there is no such text, or it cannot have such a label; says why.
             WriteError: the disk is full; says so if the decision is kept.
         """
-        action = one_of("label", "none", "skip")("action", action)
+        valid(Literal["label", "none", "skip"], "action", action)
         item = self.item(key)
         label = self._label(item, given) if action == "label" else None
         if action == "none" and self.pool.kind == "labels":

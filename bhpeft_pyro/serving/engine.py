@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import COUNT, POSITIVE, check_fields
+from ..base.values import Count, Positive, checked_dataclass
 from ..data import Examples
 from ..errors import BHPEFTError
 from .answers import Answer
@@ -33,7 +33,7 @@ Noted = Callable[[int, int, float], object]
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Limits:
     """What a service takes on; what is beyond is refused at once.
 
@@ -49,15 +49,11 @@ class Limits:
         ConfigError: one of them is not above 0, or not finite.
     """
 
-    requests: int = 512
-    texts: int = 64
-    tokens: int = 16_384
-    bytes: int = 2_000_000
-    seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        counts = dict.fromkeys(("requests", "texts", "tokens", "bytes"), COUNT)
-        check_fields(self, {**counts, "seconds": POSITIVE})
+    requests: Count = 512
+    texts: Count = 64
+    tokens: Count = 16_384
+    bytes: Count = 2_000_000
+    seconds: Positive = 30.0
 
 
 class Refused(Exception):

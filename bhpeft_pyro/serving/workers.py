@@ -15,12 +15,12 @@ import warnings
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 from starlette.applications import Starlette
 
-from ..base.checks import one_of
 from ..base.names import Method
+from ..base.values import valid
 from ..data.encoding import CutWarning
 from ..errors import ConfigError
 from .engine import Limits
@@ -46,10 +46,10 @@ def application() -> Starlette:
         raise ConfigError("BHPEFT_RUN is not set; expected the folder of a saved posterior")
     method: Any = given.get("method")
     if method is not None:
-        method = one_of(*get_args(Method))("BHPEFT_METHOD", method)
-    device = one_of("auto", "cpu", "cuda")("BHPEFT_DEVICE", given.get("device", "auto"))
+        method = valid(Method, "BHPEFT_METHOD", method)
+    device = valid(Literal["auto", "cpu", "cuda"], "BHPEFT_DEVICE", given.get("device", "auto"))
     warnings.filterwarnings("ignore", category=CutWarning)  # of each request anew
-    nearest = one_of("0", "1")("BHPEFT_NEAREST", given.get("nearest", "0")) == "1"
+    nearest = valid(Literal["0", "1"], "BHPEFT_NEAREST", given.get("nearest", "0")) == "1"
     source = Source(Path(given["run"]), given.get("backbone"), device, method, nearest)
     limits, hosts = _limits(given), given.get("allow_host", "").split(",")
     _forget_killed()

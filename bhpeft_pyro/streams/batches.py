@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import get_args
 
 import pandas as pd
 
-from ..base.checks import COUNT, one_of, warn
+from ..base.checks import warn
 from ..base.names import Period
+from ..base.values import Count, checked_call, valid
 from ..data.columns import wrong
 from ..data.table import need, numbered, table
 
@@ -45,7 +45,7 @@ def by_period(data: object, column: str, every: Period = "week") -> dict[str, pd
     >>> list(by_period(data, "date", "month"))
     ['2024-02', '2024-03']
     """
-    every = one_of(*get_args(Period))("every", every)
+    valid(Period, "every", every)
     rows = table(data)
     times = _times(rows, column)
     frequency, name = _FORMATS[every]
@@ -60,8 +60,9 @@ def by_period(data: object, column: str, every: Period = "week") -> dict[str, pd
     return {str(batch): rows.loc[numbers] for batch, numbers in groups.items()}
 
 
+@checked_call
 def by_count(
-    data: object, count: int, column: str | None = None, learnt: Iterable[str] = ()
+    data: object, count: Count, column: str | None = None, learnt: Iterable[str] = ()
 ) -> dict[str, pd.DataFrame]:
     """Batches of `count` rows; the last may be smaller.
 
@@ -82,7 +83,6 @@ def by_count(
     >>> list(by_count(grown, 2, learnt=["rows 1-2", "rows 3-3"]))
     ['rows 1-2', 'rows 3-3', 'rows 4-5']
     """
-    count = COUNT("count", count)
     rows = table(data)
     if column is not None:
         rows = rows.loc[_times(rows, column).index]

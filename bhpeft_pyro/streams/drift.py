@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..base.checks import SEED, Number, derived
 from ..base.isolation import seeded
+from ..base.values import Seed, Whole, checked_call, derived, valid
 from ..data import Examples
 from ..errors import GuideError, PriorError
 from ..guides import Guide, MixtureGuide, PriorGuide
@@ -26,6 +27,7 @@ from ..prediction.predict import AnyForecast, predict, simulate
 Advice = Literal["keep", "update", "forget", "start anew"]
 
 _LEVEL = 0.05  # p-values up to this are surprising
+_Samples = Annotated[Whole, Field(ge=math.ceil(1 / _LEVEL) - 1)]
 # Below this share of the total uncertainty, what is unknown about the weights is not worth a round.
 _LITTLE = 0.05
 _HALF = 0.5  # `keep` where forgetting is tried
@@ -140,7 +142,8 @@ class Drift:
         return "\n".join(lines)
 
 
-def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int = 0) -> Drift:
+@checked_call
+def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: Seed = 0) -> Drift:
     """Compare new data with what a posterior expects of data on the same texts.
 
     `samples` sets of labels are simulated, each from one draw of the weights, so that its labels
@@ -165,8 +168,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     >>> drift.surprising, 0 < drift.nll.p <= 1
     (False, True)
     """
-    samples = Number(least=math.ceil(1 / _LEVEL) - 1, whole=True)("samples", samples)
-    seed = SEED("seed", seed)
+    samples = valid(_Samples, "samples", samples)
     posterior = posterior.replace(student=None)  # which has no draws to compare with
     examples = posterior.encode(data, labelled=False)
     forecast = posterior.predict(examples, seed=derived(2 * seed))

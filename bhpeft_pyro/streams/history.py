@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
-from ..base.checks import as_path, check, shown
+from ..base.checks import shown
 from ..base.files import flush_folder, make_folder, naming
 from ..errors import BusyError, ConfigError, SaveError
 from ..posterior import Posterior, saving
@@ -51,7 +51,7 @@ class History:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = as_path("folder", folder)
+        self.folder = Path(folder)
         self._lock = FileLock(self.folder / _LOCK)
 
     @classmethod
@@ -127,7 +127,6 @@ class History:
             SaveError: the round is here already, or it cannot be saved.
             WriteError: the disk is full, or it cannot be written for another reason.
         """
-        check(posterior, Posterior, "posterior", "a bh.Posterior")
         last = posterior.report
         try:
             noted = last.metrics | {str(k): float(v) for k, v in (metrics or {}).items()}

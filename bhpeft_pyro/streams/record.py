@@ -11,7 +11,6 @@ import pandas
 import torch
 from torch import Tensor
 
-from ..base.checks import as_path, check
 from ..base.files import strict_json, write
 from ..data.table import safe
 from ..errors import DataError
@@ -37,7 +36,6 @@ class Record:
     @classmethod
     def of(cls, posterior: Posterior) -> Record:
         """Read the reports in a posterior's lineage."""
-        check(posterior, Posterior, "posterior", "a bh.Posterior")
         rows = []
         for number, report in enumerate(posterior.lineage, 1):
             row = {"round": number, "batch": report.name, "id": report.id}
@@ -82,7 +80,7 @@ class Record:
 
     def save(self, folder: str | Path) -> None:
         """Write `record.json` and `record.csv`, each atomically; one process at a time may."""
-        folder, table = as_path("folder", folder), self.table.map(safe).to_csv(index=False)
+        folder, table = Path(folder), self.table.map(safe).to_csv(index=False)
         for name, text in (("record.json", strict_json(self.rows)), ("record.csv", table)):
             write(folder / name, text.encode())
 

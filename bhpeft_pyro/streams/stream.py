@@ -7,11 +7,12 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, get_args
 
-from ..base.checks import as_path, boolean, check, shown, warn
+from ..base.checks import shown, warn
 from ..base.fit_options import FitOptions
 from ..base.isolation import seeded
 from ..base.names import Method
 from ..base.progress import bars, work
+from ..base.values import Flag, checked_call
 from ..data import Columns, Examples
 from ..data.copies import shared
 from ..data.encoding import cut_once
@@ -43,10 +44,10 @@ from .resume import (
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
 
-_TESTS = "a mapping from names to data, or None"
 _UNTRAINED = 8  # draws of the first prior, whose forecasts are near chance; each costs a pass
 
 
+@checked_call
 def stream(
     model: Model,
     batches: Batches,
@@ -60,8 +61,8 @@ def stream(
     columns: Columns = Columns(),
     options: FitOptions | None = None,
     keep: float | Mapping[str, float] = 1.0,
-    grow: bool = False,
-    again: bool = False,
+    grow: Flag = False,
+    again: Flag = False,
     distill: object | None = None,
     promise: Mapping[str, Any] | None = None,
     progress: bool | None = None,
@@ -115,12 +116,9 @@ def stream(
     ['week 0', 'week 1', 'week 2']
     """
     check_model(model)
-    check(columns, Columns, "columns", "bh.Columns(...)")
-    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
-    grow, again = boolean("grow", grow), boolean("again", again)
     chosen = (options or FitOptions()).change(**changes)
     chosen = chosen if progress is None else chosen.change(progress=progress)
-    tests = _named(tests, "tests", _TESTS)
+    tests = _named(tests)
     check_tests(model, tests, columns)
     with seeded(chosen.seed):
         made = autoguide(guide, model, components=1)
@@ -132,7 +130,7 @@ def stream(
         forget(keep, prior, model.prior, model.sites)
     texts = None if distill is None else texts_for(model, distill, columns, chosen.seed)
     if promise is not None:
-        promise = _named(promise, "promise", "a mapping of arguments, or None")
+        promise = _named(promise)
         check_promise(model, promise, columns)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
@@ -198,9 +196,8 @@ def prequential(
     (2, 0.0)
     """
     model_to_state(model)  # which refuses what could not be saved
-    tests = _named(tests, "tests", _TESTS)
-    check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
-    folder = as_path("folder", folder)
+    tests = _named(tests)
+    folder = Path(folder)
     history = History(folder / ROUNDS)
     pairs: Iterable[Any] = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
@@ -326,9 +323,8 @@ def _before(
     return evaluate(forecast) | standard_errors(forecast) | noted
 
 
-def _named(given: Mapping[str, Any] | None, argument: str, expected: str) -> dict[str, Any]:
+def _named(given: Mapping[str, Any] | None) -> dict[str, Any]:
     """A mapping whose data can be read more than once."""
-    check(given, Mapping | None, argument, expected)
     return {str(name): _reusable(data) for name, data in (given or {}).items()}
 
 

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..base.checks import check, shown
 from ..base.fit_options import FitOptions
 from ..base.isolation import own_parameters, seeded
 from ..base.progress import Work, bars, work
 from ..data import Examples
 from ..data.batch import Batch
-from ..errors import ConfigError, DataError, FitError
+from ..errors import DataError, FitError
 from ..guides import Guide
 from ..guides.guide import check_no_others, trained
 from ..guides.strategy import Earlier
@@ -184,7 +183,7 @@ class _Run:
     def _train(self, bar: Work) -> None:
         options = self.options
         if self.setup.optimizer is not None:
-            steppers = [_made(self.setup.optimizer, trained(self.guide))]
+            steppers = [self.setup.optimizer(trained(self.guide))]
         else:
             steppers = self.guide.optimizers(options, len(self.feed.examples))
         schedulers = [LambdaLR(stepper, partial(_rate, steps=self.steps)) for stepper in steppers]
@@ -322,12 +321,3 @@ def _rate(done: int, steps: int) -> float:
         return (done + 1) / (rise + 1)
     progress = (done - rise) / (steps - rise)
     return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _made(optimizer: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    try:
-        made = optimizer(parameters)
-    except TypeError as error:
-        raise ConfigError(f"optimizer: {shown(optimizer)} of parameters: {error}") from error
-    check(made, Optimizer, "optimizer", "a function from parameters to a torch optimiser")
-    return made

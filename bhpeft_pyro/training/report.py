@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
-from ..base.checks import SEED, check_types
 from ..base.fit_options import FitOptions
+from ..base.values import Seed, checked_dataclass
 from ..data import Examples
 from .report_text import described, warnings_of
 
@@ -33,7 +33,7 @@ def new_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(kw_only=True)
 class Training:
     """What training did: the part of a `FitReport` that the loop knows."""
 
@@ -48,7 +48,7 @@ class Training:
     best_step: int | None = None
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class FitReport(Training):
     """The report of one round.
 
@@ -132,7 +132,7 @@ class FitReport(Training):
     own_prior: bool = False
     prior: str = ""
     held_out: int = 0
-    split: int | None = None
+    split: Seed | None = None
     tau: float | None = None
     noise: float | None = None
     output_scale: float | None = None
@@ -244,16 +244,12 @@ class FitReport(Training):
         """From plain data, as `dataclasses.asdict` makes them.
 
         Raises:
-            KeyError, TypeError, AttributeError: fields are missing, unknown or of another type.
-            ConfigError: an option has a value that it cannot have.
+            KeyError, TypeError, AttributeError: fields are missing.
+            ConfigError: a field is unknown, or of another type.
         """
         components = [cls.from_json(report) for report in data.get("components", [])]
         options = FitOptions(**data["options"])
-        report = cls(**{**data, "options": options, "components": components})
-        check_types(report)
-        if report.split is not None:
-            SEED("split", report.split)
-        return report
+        return cls(**{**data, "options": options, "components": components})
 
     def thinned(self) -> FitReport:
         """The same report with at most 100 steps in its history, and in those of its components.

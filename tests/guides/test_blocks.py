@@ -84,7 +84,7 @@ def test_points_need_a_width_to_be_a_prior(mixed: bh.Posterior) -> None:
     unit = next(site.unit for site in mixed.model.sites if site.name == "lora.value.B")
     torch.testing.assert_close(point.mean, mixed.guide.means()["lora.value.B"])  # type: ignore[operator]
     torch.testing.assert_close(point.stddev, (0.05 * unit).expand(point.event_shape))
-    with pytest.raises(GuideError, match="width=0 must be a finite number above 0"):
+    with pytest.raises(GuideError, match="width=0"):
         bh.autoguide("delta", tiny_model(()), width=0)
 
 

@@ -28,11 +28,9 @@ def test_an_unknown_option_names_guide_and_option() -> None:
     with pytest.raises(GuideError, match=r"normal.*does not take \{'rank': 3\}"):
         bh.autoguide("normal", tiny_model(()), rank=3)
     for name, wrong in (("laplace", {"rank": "8"}), ("iaf", {"hidden_dim": 64})):
-        with pytest.raises(GuideError, match=f"{name}.*(does not take|must be an integer)"):
+        with pytest.raises(GuideError, match=f"{name}.*(does not take|rank=)"):
             bh.autoguide(name, tiny_model(()), **wrong)  # type: ignore[arg-type]
-    with pytest.raises(
-        GuideError, match=r"^autoguide: 'normal': .*scale=0\.0 must be a finite number"
-    ):
+    with pytest.raises(GuideError, match=r"^autoguide: 'normal' .*scale=0\.0"):
         bh.autoguide("normal", tiny_model(()), init_scale=0.0)
 
 

@@ -460,9 +460,9 @@ def test_components_are_adapters_of_one_model(mixture: bh.Posterior, tmp_path: P
     posterior.to_peft(tmp_path / "one", component=1)
     one = peft.PeftModel.from_pretrained(tiny_classifier(), tmp_path / "one").eval()
     close(logits(one, TEST), ours(posterior.components[1], TEST))
-    with pytest.raises(ConfigError, match="component=None must be an integer"):
+    with pytest.raises(ConfigError, match="component=None"):
         posterior.merge()
-    with pytest.raises(ConfigError, match=r"component=2 must be an integer .* at most 1"):
+    with pytest.raises(ConfigError, match=r"component=2"):
         posterior.merge(2)
     with pytest.raises(ConfigError, match="draws=3: this posterior is of the network linearised"):
         posterior.to_peft(tmp_path / "draws", draws=3)

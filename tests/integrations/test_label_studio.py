@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from pools import pool
 
-from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, DataError
+from bhpeft_pyro.errors import BHPEFTWarning, DataError
 from bhpeft_pyro.integrations.label_studio import from_export, labelling_config, to_tasks
 from bhpeft_pyro.review import Journal, labelled
 
@@ -96,7 +96,7 @@ def test_annotations_are_labels(kind, value, label):
 @pytest.mark.parametrize("number", ["3", 7, float("nan")])
 def test_a_rating_is_a_number_of_the_scale(number):
     beyond = replace(pool(kind="rating"), scale=(0.0, 5.0), limited=True)
-    with pytest.raises(DataError, match=r"rating=.* must be a finite number of at least 0 and"):
+    with pytest.raises(DataError, match="rating"):
         from_export(exported(annotation({"number": number})), beyond)
 
 
@@ -148,11 +148,6 @@ def test_what_is_no_export_of_these_tasks_is_refused(export, problem):
 
 def test_a_task_without_annotations_is_not_decided() -> None:
     assert from_export([{"data": {"key": "t0"}, "annotations": None}], pool()) == []
-
-
-def test_an_export_is_a_list_of_tasks() -> None:
-    with pytest.raises(ConfigError, match="export: expected a list of tasks"):
-        from_export(exported(annotation(None))[0], pool())
 
 
 def test_an_annotation_without_a_result_or_an_author() -> None:

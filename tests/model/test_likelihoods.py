@@ -20,7 +20,7 @@ from scipy import special, stats
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import DataError, GuideError, LikelihoodError
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     Function,
@@ -354,23 +354,23 @@ def test_a_distribution_of_another_kind_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "name"),
     [
-        (lambda: StudentT(df=2.0), r"StudentT: df=2\.0 must be a finite number above 2"),
-        (lambda: OrderedLogistic(1), "levels=1 must be an integer"),
-        (lambda: OrderedLogistic(3.7), r"levels=3\.7 must be an integer"),  # type: ignore[arg-type]
-        (lambda: OrderedLogistic("3"), "levels='3' must be an integer"),  # type: ignore[arg-type]
-        (lambda: Normal(spread=0.0), r"Normal: spread=0\.0 must be a finite number above 0"),
-        (lambda: HeteroscedasticNormal(spread=-1.0), "HeteroscedasticNormal: spread=.* must be"),
-        (lambda: Normal(low=5.0, high=1.0), r"Normal: high=1\.0 must be a finite number above 5"),
-        (lambda: StudentT(low=2, high=2), "StudentT: high=2 must be a finite number above 2, or"),
-        (lambda: Function(moved, columns="hours"), "columns='hours'; expected a sequence of"),  # type: ignore[arg-type]
-        (lambda: Function(moved, "count"), "Function: kind='count' must be one of 'class'"),  # type: ignore[arg-type]
-        (lambda: Function(3), "Function: expected a function, got 3"),  # type: ignore[arg-type]
+        (lambda: StudentT(df=2.0), "df"),
+        (lambda: OrderedLogistic(1), "levels"),
+        (lambda: OrderedLogistic(3.7), "levels"),  # type: ignore[arg-type]
+        (lambda: OrderedLogistic("3"), "levels"),  # type: ignore[arg-type]
+        (lambda: Normal(spread=0.0), "spread"),
+        (lambda: HeteroscedasticNormal(spread=-1.0), "spread"),
+        (lambda: Normal(low=5.0, high=1.0), "low"),
+        (lambda: StudentT(low=2, high=2), "low"),
+        (lambda: Function(moved, columns="hours"), "columns"),  # type: ignore[arg-type]
+        (lambda: Function(moved, "count"), "kind"),  # type: ignore[arg-type]
+        (lambda: Function(3), "function"),  # type: ignore[arg-type]
     ],
 )
-def test_options_that_cannot_be(make: Any, message: str) -> None:
-    with pytest.raises(LikelihoodError, match=message):
+def test_options_that_cannot_be(make: Any, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}="):
         make()
 
 

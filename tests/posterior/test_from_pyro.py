@@ -186,8 +186,6 @@ def test_statistics_of_draws_are_those_of_the_draws_that_are_taken(
         message = rf"'lp' has shape \({', '.join(map(str, wrong.shape))},?\), expected \(2, 20\)"
         with pytest.raises(GuideError, match=message):
             bh.Posterior.from_draws(model, draws, statistics={"lp": wrong})
-    with pytest.raises(ConfigError, match="statistics: expected tensors by name"):
-        bh.Posterior.from_draws(model, draws, statistics=energy)  # type: ignore[arg-type]
 
 
 def test_draws_become_a_prior_of_their_moments() -> None:

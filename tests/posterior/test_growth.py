@@ -343,7 +343,7 @@ def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
             head.grow(labels)
     wrong: Any
     for wrong in (1, "sad", [3]):
-        with pytest.raises(ConfigError, match=r"labels=.*str"):
+        with pytest.raises(ConfigError, match="labels"):
             head.grow(wrong)
     assert head.grow(np.array(["sad"])).columns.label_names == ("angry", "calm", "sad")  # type: ignore[arg-type]
     data = {"text": ["w5", "w6"] * 4, "label": [0, 1] * 4}

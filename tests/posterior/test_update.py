@@ -150,8 +150,7 @@ def test_rows_of_a_file_have_its_numbers(tmp_path: Path, grow: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("learning_rate", "lr$"),
-        ("eval_dataset", "validation$"),
+        ("epoch", "epochs$"),
         ("steps", "max_steps, "),
         ("xyz", "epochs, .*progress$"),
     ],

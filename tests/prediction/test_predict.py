@@ -205,7 +205,7 @@ def test_bf16_is_near() -> None:
 
 @pytest.mark.parametrize("samples", [-1, 1e2, "8"])
 def test_draws_are_a_whole_number(samples: Any) -> None:
-    with pytest.raises(ConfigError, match=r"samples=.* must be an integer of at least 0"):
+    with pytest.raises(ConfigError, match="samples="):
         posterior_of().predict(TEXTS, samples=samples)
     with pytest.raises(ConfigError, match="max_rows=0"):
         posterior_of().predict(TEXTS, samples=1, max_rows=0)

@@ -12,7 +12,6 @@ from tiny import build
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.prediction import predict as module
 from bhpeft_pyro.prediction.student import Student
 from bhpeft_pyro.testing import tiny_tokenizer
@@ -97,14 +96,6 @@ def test_max_rows_bounds_a_pass(kind: str) -> None:
     finally:
         hook.remove()
     assert max(rows) <= 8
-
-
-@pytest.mark.parametrize(
-    ("options", "named"), [({"bf16": 1}, "bf16=1"), ({"max_rows": 0}, "max_rows=0")]
-)
-def test_arguments(options: Any, named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        with_student().predict(["w5"], method="student", **options)
 
 
 @pytest.mark.parametrize("method", ["student", "components"])

@@ -20,7 +20,7 @@ from torch.distributions import HalfCauchy, HalfNormal, Normal
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
-from bhpeft_pyro.errors import PriorError, SaveError
+from bhpeft_pyro.errors import ConfigError, PriorError, SaveError
 from bhpeft_pyro.guides import latents
 from bhpeft_pyro.model.fisher import from_prior
 from bhpeft_pyro.peft.sites import Site
@@ -150,21 +150,17 @@ def test_gates_are_shared_by_a_kind_and_separate_by_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prior", "options", "message"),
+    ("prior", "options", "name"),
     [
-        (
-            FunctionSpaceNormal,
-            {"change": 0.0},
-            "Normal: change=0.0 must be a finite number above 0",
-        ),
-        (priors.Hierarchical, {"between": -1.0}, "Hierarchical: between=-1.0 must be a finite"),
-        (priors.Horseshoe, {"share": math.inf}, "Horseshoe: share=inf must be a finite"),
-        (priors.ARD, {"head": math.nan}, "ARD: head=nan must be a finite"),
-        (priors.Gates, {"probability": 1.0}, "Gates: probability must be below 1, got 1"),
+        (FunctionSpaceNormal, {"change": 0.0}, "change"),
+        (priors.Hierarchical, {"between": -1.0}, "between"),
+        (priors.Horseshoe, {"share": math.inf}, "share"),
+        (priors.ARD, {"head": math.nan}, "head"),
+        (priors.Gates, {"probability": 1.0}, "probability"),
     ],
 )
-def test_improper_numbers_are_refused(prior: Any, options: Any, message: str) -> None:
-    with pytest.raises(PriorError, match=message):
+def test_improper_numbers_are_refused(prior: Any, options: Any, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}="):
         prior(**options)
 
 

@@ -294,8 +294,6 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"tests": {"t": {"text": ["w5 w6"]}}}, DataError, "tests: 't': column 'label'"),
     ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': .* label is missing"),
     ({"tests": {"t": {"text": ["w5", " "], "label": [0, 1]}}}, DataError, "tests: 't': .*row 1"),
-    ({"tests": [{"text": ["w5 w6"]}]}, ConfigError, "tests: expected a mapping"),
-    ({"batches": None}, ConfigError, "batches: expected data by name"),
     ({"batches": [[{"text": "w5", "label": 0}]]}, ConfigError, "number 1 is a list; expected"),
     ({"batches": [WEEKS["week 0"]]}, ConfigError, "batches: number 1 is a Examples"),
     ({"keep": {"head.bias": 0.5}}, PriorError, "keep: this posterior is joint"),

@@ -344,10 +344,8 @@ def test_wrong_things_are_refused_by_name() -> None:
     model, data = tiny_model(()), tiny_examples()
     network = model.network
     Head, likelihoods = bh.Head, bh.likelihoods
-    bad(lambda: bh.RandomPEFT(3), ConfigError, "backbone: expected.*got 3")  # type: ignore[arg-type]
-    bad(lambda: bh.RandomPEFT(tiny_backbone(), (), 2), ConfigError, "head: expected a Head.*2")  # type: ignore[arg-type]
     compiled: Any = torch.compile(tiny_backbone(), backend="eager")
-    bad(lambda: bh.RandomPEFT(compiled), ConfigError, "its _orig_mod.*got OptimizedModule")
+    bad(lambda: bh.RandomPEFT(compiled), ConfigError, "backbone: got a OptimizedModule")
     assert bh.RandomPEFT(tiny_backbone(), bh.peft.LoRA(), Head(2)).kinds == (bh.peft.LoRA(),)
     bad(lambda: bh.Model(network, likelihoods.Categorical()), PriorError, "goes to likelihood=")  # type: ignore[arg-type]
     bad(
@@ -358,10 +356,6 @@ def test_wrong_things_are_refused_by_name() -> None:
     bad(lambda: bh.Model(model), ConfigError, "network: expected a RandomPEFT, got Model")  # type: ignore[arg-type]
     bad(lambda: bh.fit(lambda batch: model(batch), "normal", data), ConfigError, "model: expected")  # type: ignore[arg-type]
     posterior = bh.fit(model, "normal", data, **QUICK)
-    for made in (pyro.optim.Adam({"lr": 0.01}), torch.optim.Adam([torch.zeros(1)])):
-        options: dict[str, Any] = {"optimizer": made, **QUICK}
-        bad(lambda: bh.fit(model, "normal", data, **options), ConfigError, "optimizer: got")  # noqa: B023
-        bad(lambda: posterior.update(data, again=True, **options), ConfigError, "optimizer: got")  # noqa: B023
     bad(lambda: posterior.sample(0), ConfigError, "samples=0")
     for name, value in {
         "seed": None,

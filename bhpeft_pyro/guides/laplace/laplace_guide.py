@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...base.checks import COUNT, warn
+from ...base.checks import warn
 from ...base.distributions import Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
+from ...base.values import Count, valid
 from ...data.batch import Batch
 from ...errors import GuideError
 from ...model.amortized import LogKernel, OutputCovariance
@@ -98,7 +99,7 @@ class LaplaceGuide(Guide):
 
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
-        self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
+        self.rank = valid(Count, "rank", rank)
         self.joint_prior, self._sampled, start = joint_normal(model)
         self.shapes = self.joint_prior.shapes
         self._likelihood = {site.name for site in model.likelihood.sites}

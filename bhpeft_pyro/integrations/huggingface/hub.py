@@ -12,7 +12,6 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedModel
 
 from ... import __version__
-from ...base.checks import as_path
 from ...base.files import write
 from ...errors import SaveError
 from ...model.backbone import shared_name
@@ -77,7 +76,7 @@ def save_pretrained(posterior: Posterior, folder: str | Path, overwrite: bool = 
     Raises:
         SaveError: as for `Posterior.save`; or there is a README.md.
     """
-    readme = as_path("folder", folder) / "README.md"
+    readme = Path(folder) / "README.md"
     if readme.exists() and not overwrite:
         raise SaveError(f"folder: {readme} is there already; pass overwrite=True")
     posterior.save(folder, overwrite)
@@ -144,7 +143,7 @@ def from_pretrained(
             folder while the hub can't be reached.
         OSError: there is no such repository.
     """
-    if not as_path("name", name).is_dir():
+    if not Path(name).is_dir():
         try:
             name = snapshot_download(
                 str(name),

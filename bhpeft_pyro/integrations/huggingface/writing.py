@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ...base.checks import as_path
 from ...base.files import alone, flush_folder, make_folder, naming, write
 from ...errors import ConfigError, SaveError
 from ...guides.guide import check_not_linear
@@ -64,7 +63,7 @@ def to_peft(
         SaveError: the folder is not empty.
         WriteError: the disk is full, or it cannot be written for another reason.
     """
-    folder = as_path("folder", folder)
+    folder = Path(folder)
     _check(posterior, "to_peft")
     network = posterior.model.network
     if not network.kinds:

@@ -11,8 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from ...base.checks import Number, check_fields
-from ...errors import LikelihoodError
+from ...base.values import Several, checked_dataclass
 from ...peft.sites import Site, zeros
 from .likelihood import Likelihood, Outputs
 
@@ -42,7 +41,7 @@ class Categorical(Likelihood):
         return dist.Categorical(logits=outputs.values)
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class OrderedLogistic(Likelihood):
     """Ordered classes such as stars: one output, compared with learnt cutpoints.
 
@@ -54,7 +53,7 @@ class OrderedLogistic(Likelihood):
         levels: the number of classes, 0 to levels - 1 in their order.
 
     Raises:
-        LikelihoodError: `levels` is not a whole number of at least 2.
+        ConfigError: `levels` is not a whole number of at least 2.
 
     >>> likelihood = OrderedLogistic(3)
     >>> weights = {"cutpoints": torch.tensor([0.0, 0.6931472])}
@@ -62,14 +61,10 @@ class OrderedLogistic(Likelihood):
     [-1.0, 1.0]
     """
 
-    levels: int
+    levels: Several
     kind = "class"
     outputs = 1
     ordered = True
-
-    def __post_init__(self) -> None:
-        levels = Number(least=2, whole=True)
-        check_fields(self, {"levels": levels}, "OrderedLogistic", LikelihoodError)
 
     @property
     def sites(self) -> tuple[Site, ...]:

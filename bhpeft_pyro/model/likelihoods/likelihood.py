@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -13,8 +13,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
 
-from ...base.checks import check_fields, one_of, shown, strings
 from ...base.distributions import base_of
+from ...base.values import Names, checked_dataclass
 from ...data.batch import Batch
 from ...data.columns import Kind
 from ...errors import LikelihoodError
@@ -104,7 +104,7 @@ class Likelihood(ABC):
     softmax: bool = False
     ordered: bool = False
     grows: bool = False
-    columns: tuple[str, ...] = ()
+    columns: Sequence[str] = ()
     label_range: Range = (None, None)
 
     @property
@@ -232,7 +232,7 @@ class Likelihood(ABC):
             return pyro.sample("label", distribution, obs=batch.labels)
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Function(Likelihood):
     """Labels by a function from outputs to any of Pyro's distributions.
 
@@ -246,7 +246,7 @@ class Function(Likelihood):
         kind, columns: as for `Likelihood`.
 
     Raises:
-        LikelihoodError: `function` cannot be called, `kind` is unknown, or `columns` is not a
+        ConfigError: `function` cannot be called, `kind` is unknown, or `columns` is not a
             sequence of str.
 
     >>> import pyro.distributions as dist
@@ -257,13 +257,7 @@ class Function(Likelihood):
 
     function: Callable[..., TorchDistribution]
     kind: Kind = "rating"
-    columns: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise LikelihoodError(f"Function: expected a function, got {shown(self.function)}")
-        rules = {"kind": one_of(*_KINDS), "columns": strings}
-        check_fields(self, rules, "Function", LikelihoodError)
+    columns: Names = ()
 
     def check_kind(self, outputs: int) -> None:
         """Refuse a function for ratings whose distribution is of another kind.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import field, replace
+from typing import Annotated, Self
 
 import pyro.distributions as dist
 import torch
+from pydantic import Field
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from ...base.checks import MAYBE_POSITIVE, Number, check_fields
-from ...errors import DataError, LikelihoodError
+from ...base.values import Finite, Positive, checked_dataclass
+from ...errors import ConfigError, DataError, LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import Likelihood, Outputs, Range
 
@@ -25,22 +26,20 @@ _COARSE = 0.01  # of the spread: rounding then adds 1e-5 to the variance
 _MOST = 20.0  # of a log scale: under a wide posterior it would overflow or become 0
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Ratings(Likelihood):
     """Ratings whose mean is `center` + `spread` times the first output, and whose noise has a
     learnt scale, spread * exp(s) with s the site "noise.log_scale" ()."""
 
-    center: float | None = None
-    spread: float | None = None
-    low: float | None = field(default=None, repr=False, kw_only=True)
-    high: float | None = field(default=None, repr=False, kw_only=True)
+    center: Finite | None = None
+    spread: Positive | None = None
+    low: Finite | None = field(default=None, repr=False, kw_only=True)
+    high: Finite | None = field(default=None, repr=False, kw_only=True)
     kind = "rating"
 
     def __post_init__(self) -> None:
-        name, number = type(self).__name__, Number(none=True)
-        rules = {"center": number, "spread": MAYBE_POSITIVE, "low": number}
-        check_fields(self, rules, name, LikelihoodError)
-        check_fields(self, {"high": Number(above=self.low, none=True)}, name, LikelihoodError)
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ConfigError(f"low={self.low}, high={self.high}: expected low below high")
 
     @property
     def unit(self) -> float:  # type: ignore[override]
@@ -112,7 +111,7 @@ class Ratings(Likelihood):
         return self.unit * outputs.weights[_SITE].clamp(-_MOST, _MOST).exp()
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Normal(Ratings):
     """Ratings with one learnt noise scale for all texts.
 
@@ -126,7 +125,7 @@ class Normal(Ratings):
             forecasts end there, and nothing else changes.
 
     Raises:
-        LikelihoodError: `center`, `low` or `high` is not a finite number, `spread` not a positive
+        ConfigError: `center`, `low` or `high` is not a finite number, `spread` not a positive
             one, or `low` not below `high`.
 
     >>> fit = Normal(center=3., spread=2.).distribution(
@@ -143,7 +142,7 @@ class Normal(Ratings):
         return dist.Normal(self._middle(outputs), self._scale(outputs))
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class HeteroscedasticNormal(Ratings):
     """Ratings with a noise scale for each text: a learnt scale for all, times a second output's
     factor.
@@ -155,7 +154,7 @@ class HeteroscedasticNormal(Ratings):
         center, spread, low, high: as for `Normal`.
 
     Raises:
-        LikelihoodError: as for `Normal`.
+        ConfigError: as for `Normal`.
 
     >>> HeteroscedasticNormal(low=1., high=5.).outputs
     2
@@ -170,7 +169,7 @@ class HeteroscedasticNormal(Ratings):
         return dist.Normal(self._middle(outputs), self._scale(outputs) * factor)
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class StudentT(Ratings):
     """Ratings of which a few are far off: Student's t, with one learnt scale for all texts.
 
@@ -183,18 +182,14 @@ class StudentT(Ratings):
             Normal, 30 hardly any.
 
     Raises:
-        LikelihoodError: as for `Normal`; or `df` is not above 2.
+        ConfigError: as for `Normal`; or `df` is not above 2.
 
     >>> StudentT(df=5.)
     StudentT(center=None, spread=None, df=5.0)
     """
 
-    df: float = 4.0
+    df: Annotated[Finite, Field(gt=2)] = 4.0
     outputs = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, {"df": Number(above=2)}, "StudentT", LikelihoodError)
 
     def distribution(self, outputs: Outputs) -> TorchDistribution:
         return dist.StudentT(self.df, self._middle(outputs), self._scale(outputs))

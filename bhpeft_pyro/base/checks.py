@@ -61,17 +61,6 @@ def data_file(source: str | Path) -> Path | None:
     return None
 
 
-def shallow(value: Any, depth: int) -> bool:
-    """Whether lists, dicts and arrays of objects lie no more than `depth` deep in each other."""
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        if str(getattr(value, "dtype", "")) != "object":
-            return True
-        value = value.ravel().tolist()
-    return depth > 0 and all(shallow(inner, depth - 1) for inner in value)
-
-
 def warn(message: str | BHPEFTWarning) -> None:
     """Give a warning at the line that called this package: one of the same line is shown once."""
     frame, level = sys._getframe(1), 2

@@ -17,7 +17,6 @@ from ..base.fit_options import FitOptions
 from ..base.threads import own_parameters
 from ..data.batch import Batch
 from ..errors import ConfigError, GuideError
-from ..model.amortized import OutputCovariance
 from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
 from ..priors.any_prior import with_structure
@@ -93,11 +92,8 @@ class Guide(nn.Module):
         joint: it keeps correlations between sites from one round to the next.
         draws_kept: how many draws it consists of; None for a distribution.
         numbers: how many are trained for each latent, if that says its `size`.
-        output_covariance: of a `linear` guide, what was learnt of the covariance of the outputs, so
-            that predictions need no backward passes; None if nothing was.
     """
 
-    output_covariance: OutputCovariance | None = None
     point: bool = False
     linear: bool = False
     joint: bool = False

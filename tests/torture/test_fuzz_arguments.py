@@ -212,7 +212,7 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
 
 
 def fitted(draw: random.Random) -> None:
-    names = ("validation", "unlabelled", "columns", "options", "optimizer", "components")
+    names = ("validation", "columns", "options", "optimizer", "components")
     given = {"data": tiny_examples(), "guide": "normal", **few(draw, (*names, "data", "guide"))}
     bh.fit(tiny_model(()), **{"max_steps": 1, "progress": False, **given})
 

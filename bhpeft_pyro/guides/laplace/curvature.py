@@ -71,11 +71,11 @@ def jacobians(
 
     def compute(batch: Batch) -> list[Tensor]:
         outputs, rows = jacobian(model, at, batch)
-        return [torch.tensor(outputs.shape), outputs.mean, outputs.of_texts, rows]
+        return [torch.tensor(outputs.shape), outputs.mean, rows]
 
-    for batch, (shape, mean, of_texts, rows) in map_over_ranks(batches(), compute):
+    for batch, (shape, mean, rows) in map_over_ranks(batches(), compute):
         of_one = tuple(shape.tolist())
-        linear = LinearOutputs(model, mean, of_one, of_texts, batch.choices, batch.extra)
+        linear = LinearOutputs(model, mean, of_one, batch.choices, batch.extra)
         yield batch, linear, rows
 
 

@@ -24,7 +24,7 @@ Family = Literal["laplace", "normal"]
 GuideName = Literal["laplace", "normal", "delta", "down only", "A only"]
 """Families, the point estimate, and presets that keep some weights at a point."""
 
-Method = Literal["student", "components", "exact"]
+Method = Literal["student", "exact"]
 """How a forecast is made (`Posterior.predict`)."""
 
 Period = Literal["day", "week", "month", "quarter", "year"]

@@ -180,8 +180,8 @@ Samples = Annotated[
 Method = Annotated[
     names.Method | None,
     typer.Option(
-        help="student: one pass of the network that `distill` has trained. components: one pass "
-        "of each component, with learnt covariances. exact: backward passes too.",
+        help="student: one pass of the network that `distill` has trained. exact: forward and "
+        "backward passes of each component.",
         show_default="the first of these that RUN has; with --samples no student",
     ),
 ]

@@ -18,7 +18,7 @@ from ..forecast.metrics import compared, evaluate, scored
 from ..guides import GUIDES
 from ..model.likelihoods import Likelihood
 from ..posterior import Posterior, saving
-from ..prediction.predict import way
+from ..prediction.predict import in_closed_form
 from ..prediction.student import StudentReport
 from ..streams import History
 from ..streams.history import ROUNDS
@@ -109,7 +109,7 @@ def check_method(
         if posterior.student is None:
             raise ConfigError("--method: there is no student; `bhpeft distill RUN DATA` makes one")
     elif method is not None:
-        way(posterior.model, posterior.guide, method, drawn=samples == 0)
+        in_closed_form(posterior.guide, method, drawn=samples == 0)
 
 
 def check_novelty(posterior: Posterior, share: float | None) -> None:

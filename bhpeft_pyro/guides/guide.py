@@ -16,7 +16,6 @@ from ..base.fit_options import FitOptions
 from ..base.isolation import own_parameters
 from ..data.batch import Batch
 from ..errors import ConfigError, GuideError
-from ..model.amortized import OutputCovariance
 from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
 from ..priors.any_prior import with_structure
@@ -48,11 +47,8 @@ class Guide(nn.Module):
             `covariance`.
         joint: it keeps correlations between sites from one round to the next.
         draws_kept: how many draws it consists of; None for a distribution.
-        output_covariance: of a `linear` guide, what was learnt of the covariance of the outputs, so
-            that predictions need no backward passes; None if nothing was.
     """
 
-    output_covariance: OutputCovariance | None = None
     point: bool = False
     linear: bool = False
     joint: bool = False

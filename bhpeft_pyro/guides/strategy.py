@@ -144,10 +144,6 @@ class Strategy:
         """
         return model, None
 
-    def learn_outputs(self, model: Model, texts: Examples) -> None:
-        """Learn the covariance of the outputs from texts, so that predictions need no backward
-        passes, if there is one and these are enough. Labels are not used."""
-
     # After a round
 
     def first_prior(self, before: Prior | None) -> Prior | None:

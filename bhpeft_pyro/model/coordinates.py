@@ -219,7 +219,7 @@ class PrincipalAxes(nn.Module):
         if not variance.mean() > _ALIKE * features.double().square().mean():
             raise DataError(
                 f"principal axes: all {len(features)} texts have the same features, which say "
-                "nothing about others; expected texts that differ, in data or in unlabelled"
+                "nothing about others; expected texts that differ"
             )
         weights = (variance + _LEAST * variance.mean()).sqrt()
         matrix = vectors * weights

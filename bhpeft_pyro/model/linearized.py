@@ -22,7 +22,6 @@ from torch.quasirandom import SobolEngine
 from ..base.isolation import without_autocast
 from ..data.batch import Batch
 from ..priors.from_posterior import places
-from .amortized import OF_CHOICES, OutputCovariance, mean_variance, of_pass
 from .likelihoods import Outputs
 from .model import Model
 
@@ -32,7 +31,6 @@ __all__ = [
     "LinearOutputs",
     "examples_at_once",
     "jacobian",
-    "linear_outputs",
     "linear_predictives",
     "normal_points",
 ]
@@ -61,14 +59,12 @@ class LinearOutputs:
         model: the model.
         mean: (B, E) at the weights that the network is linearised around.
         shape: of the network's outputs for one example: (outputs,), or (C, outputs) for C choices.
-        of_texts: (B, F) the pass of each text, as `amortized.of_pass` has it.
         choices, extra: as the batch's.
     """
 
     model: Model
     mean: Tensor
     shape: tuple[int, ...]
-    of_texts: Tensor
     choices: Tensor | None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -147,7 +143,7 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
     leaves = [at[s.name].expand(count, 1, *s.shape).clone().requires_grad_() for s in sites]
     named = {site.name: leaf for site, leaf in zip(sites, leaves, strict=True)}
     with torch.enable_grad():
-        outputs, features = model.network.read(named, replace(batch.split(count), labels=None))
+        outputs, _ = model.network.read(named, replace(batch.split(count), labels=None))
         flat = outputs.reshape(count, -1)
         sums = flat.sum(0).unbind()
         if model.likelihood.softmax:
@@ -161,7 +157,7 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
         network = _centred(torch.stack(rows, 1), batch.choices)
     else:
         network = torch.stack(rows, 1)
-    linear = _with_likelihood(model, at, outputs[:, 0].detach(), features[:, 0].detach(), batch)
+    linear = _with_likelihood(model, at, outputs[:, 0].detach(), batch)
     if size := linear.mean.shape[1] - flat.shape[1]:
         unit = torch.eye(size).to(network).expand(count, -1, -1)
         widths = (0, size), (network.shape[2], 0)
@@ -173,41 +169,16 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
     return linear, network
 
 
-@torch.no_grad()
-def linear_outputs(model: Model, at: Mapping[str, Tensor], batch: Batch) -> LinearOutputs:
-    """The outputs of B examples alone, by one forward pass."""
-    outputs, features = model.network.read(at, replace(batch, labels=None))
-    return _with_likelihood(model, at, outputs, features, batch)
-
-
 def _with_likelihood(
-    model: Model, at: Mapping[str, Tensor], outputs: Tensor, features: Tensor, batch: Batch
+    model: Model, at: Mapping[str, Tensor], outputs: Tensor, batch: Batch
 ) -> LinearOutputs:
     """Outputs of the network, (B, ...), with the likelihood's own weights behind them."""
     parts = [at[site.name].flatten() for site in model.likelihood.sites]
     network = outputs.flatten(1).float()
     of_likelihood = torch.cat(parts) if parts else network.new_zeros(0)
     mean = torch.cat([network, of_likelihood.expand(len(network), -1)], 1)
-    of_texts = of_pass(features, outputs, batch.choices)
     shape = tuple(outputs.shape[1:])
-    return LinearOutputs(model, mean, shape, of_texts, batch.choices, batch.extra)
-
-
-def learnt_covariance(
-    outputs: Sequence[LinearOutputs], covariances: Sequence[Tensor]
-) -> OutputCovariance:
-    """What is learnt of the (B, E, E) covariances of the outputs of some batches."""
-    of_texts = torch.cat([batch.of_texts for batch in outputs])
-    inside = int((~outputs[0].of_likelihood).sum())
-    width = of_texts.shape[1] - inside
-    if outputs[0].choices is not None:
-        inside, width = 1, of_texts.shape[1] - OF_CHOICES
-    pairs = zip(covariances, outputs, strict=True)
-    matrices = [
-        covariance if batch.choices is None else mean_variance(covariance, batch.choices)
-        for covariance, batch in pairs
-    ]
-    return OutputCovariance.fitted(of_texts, torch.cat(matrices), inside, width)
+    return LinearOutputs(model, mean, shape, batch.choices, batch.extra)
 
 
 def slopes(total: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:

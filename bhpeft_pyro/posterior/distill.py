@@ -6,7 +6,6 @@ labels (Hinton, Vinyals and Dean 2015; Bucila, Caruana and Niculescu-Mizil 2006)
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping
@@ -25,8 +24,7 @@ from ..base.checks import warn
 from ..base.distributions import base_of
 from ..base.fit_options import FitOptions
 from ..base.isolation import seeded
-from ..base.names import Method
-from ..base.progress import bars, tracked, work
+from ..base.progress import bars, work
 from ..base.values import Count, Positive, Seed, checked_call
 from ..data import Columns, Examples, LabelWarning
 from ..data.batch import Batch
@@ -35,7 +33,7 @@ from ..errors import DataError, FitError
 from ..model.cached_batches import BATCH, CachedBatches
 from ..model.model import Model
 from ..prediction.draws import by_batch
-from ..prediction.predict import AnyForecast, closed_ways
+from ..prediction.predict import AnyForecast
 from ..prediction.student import Student, StudentReport, learnt_uncertainty, predict_in_one_pass
 from ..training.early_stopping import copied
 from .predictor import Predictor
@@ -64,15 +62,9 @@ def distill(
         examples = read_texts(posterior, texts)
         learnt, held_out = _parted(examples, seed, "texts")
         whole.name("predictions of the posterior")
-        posterior = _with_learnt_outputs(posterior.replace(student=None, promised=None), learnt)
-        # Exactly where that takes one backward pass a text, as for ratings, where what is learnt
-        # of covariances loses most.
-        free = model.network.outputs - model.likelihood.softmax
-        one = free == 1 and model.likelihood.kind != "choice"
-        exact = one and "exact" in closed_ways(model, posterior.guide)
-        method: Method | None = "exact" if exact else None
+        posterior = posterior.replace(student=None, promised=None)
         alone = posterior.replace(novelty=None)
-        forecasts = [alone.predict(part, method=method) for part in (learnt, held_out)]
+        forecasts = [alone.predict(part) for part in (learnt, held_out)]
         targets = [targets_of(forecast, examples.kind) for forecast in forecasts]
         whole.next()
         made = distil(
@@ -154,19 +146,6 @@ def _parted(texts: Examples, seed: int, argument: str) -> tuple[Examples, Exampl
             "which a fifth are held out"
         )
     return learnt, held_out
-
-
-def _with_learnt_outputs(posterior: P, texts: Examples) -> P:
-    """The posterior whose components have learnt the covariances of their outputs, if they can and
-    have not yet."""
-    parts, guides = posterior.components, []
-    for part in tracked(parts, "learning the width", len(parts)):
-        guide = part.guide
-        if guide.linear and guide.output_covariance is None:
-            guide = copy.deepcopy(guide)
-            guide.strategy.learn_outputs(posterior.model, texts)
-        guides.append(guide)
-    return posterior.with_guides(guides)
 
 
 def _distances(wanted: Any, given: Any, kind: str) -> dict[str, Any]:

@@ -55,7 +55,6 @@ def fit(
     data: object,
     *,
     validation: object | None = None,
-    unlabelled: object | None = None,
     columns: Columns = Columns(),
     options: FitOptions | None = None,
     optimizer: OptimizerFactory | None = None,
@@ -79,11 +78,6 @@ def fit(
             "laplace", and the noise scale of ratings or the output scale of classes and choices.
             Without it, a fifth of `data` (500 rows at most) is held out for this by "laplace" and
             "delta", if there are at least 50 rows with different texts.
-        unlabelled: as `data`, but without labels. They determine the head's axes and the
-            coordinates of the PEFT sites, for this round and all later ones, unless an earlier fit
-            of this network has. By default these come from `data`; if it is small, they are poor.
-            With 200 texts or more, held-out rows included, "laplace" learns the covariance of its
-            outputs from up to 400 of them, so that predictions need no backward passes.
         columns: how the data are read: the names of their columns, where texts are cut, and the
             order of the classes.
         options: how to fit; single options can be given by name instead (`epochs=5`).
@@ -159,14 +153,13 @@ def fit(
         how = of_component(options, number)
         weight = temperature(made, how, held_out is not None, 0.0)
         rounds.append(first(model, made, examples, held_out, how, temperature=weight))
-    texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
-    chosen = random_order(len(texts), options.seed)
-    with visible(), named(unlabelled=None if texts is examples else texts):
-        some = texts.subset(chosen[:_HEAD_TEXTS])
+    chosen = random_order(len(examples), options.seed)
+    with visible(), named():
+        some = examples.subset(chosen[:_HEAD_TEXTS])
         parts = -(-len(some) // 32)
         batches = (batch for _, batch in some.by_length(32))
         model.network.align(tracked(batches, "measuring the backbone", parts))
-    fewer = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
+    fewer = [batch for _, batch in examples.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
     for number, one in enumerate(rounds):
         seed = one.options.seed
         with visible(), work("preparing", at_once=True, share=0), seeded(seed), named():
@@ -177,8 +170,7 @@ def fit(
     with visible(), named():
         novelty = Novelty.of(model, whole, options.keep_texts)
     with named():
-        learnt = None if unlabelled is None else texts
-        return run_all(rounds, executor, unlabelled=learnt, novelty=novelty)
+        return run_all(rounds, executor, novelty=novelty)
 
 
 def _starts_at_random(one: Round) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from ..base.fit_options import FitOptions
 from ..base.progress import work
 from ..data import Examples
 from ..forecast.metrics import scored
-from ..guides import Guide, MixtureGuide
+from ..guides import MixtureGuide
 from ..guides.laplace.choice_of_tau import Width
 from ..guides.laplace.laplace_strategy import choose_together
 from ..model.model import Model
@@ -70,11 +69,6 @@ class MixturePosterior(Posterior):
         shared = {name: changes[name] for name in _SHARED & changes.keys()}
         new._components = tuple(part.replace(**shared) for part in self._components)
         return new
-
-    def with_guides(self, guides: Sequence[Guide]) -> MixturePosterior:
-        parts = zip(self.components, guides, strict=True)
-        changed = [part.replace(guide=guide) for part, guide in parts]
-        return MixturePosterior(changed, self.lineage).replace(novelty=self.novelty)
 
     @classmethod
     def of_round(
@@ -145,7 +139,6 @@ def joined(
     options: FitOptions,
     labels: Tensor | None,
     lineage: tuple[FitReport, ...] = (),
-    unlabelled: Examples | None = None,
 ) -> Posterior:
     """Components that have just been fitted as one posterior, with their widths chosen together.
 
@@ -155,11 +148,7 @@ def joined(
         options: those given for all of them.
         labels: those that were learnt, which make the simplest forecast beside the score.
         lineage: of a mixture, the reports of the rounds before.
-        unlabelled: texts from which, with the held-out rows, the covariances of outputs are learnt.
     """
-    # The texts alone go together, whatever their labels and columns are.
-    alone: dict[str, Any] = {"labels": None, "label_names": None, "num_labels": None, "extra": {}}
-    texts = [replace(part, **alone) for part in (held_out, unlabelled) if part is not None]
     with work(share=_SHARE) as last:
         components, fields = [component for component, _ in fitted], dict[str, Any]()
         widths = [
@@ -170,21 +159,11 @@ def joined(
             reports, fields = choose_together(guides, widths)
             pairs = zip(components, reports, strict=True)
             components = [component.with_report(**said) for component, said in pairs]
-        if texts:
-            whole = texts[0].concat(*texts[1:])
-            for component in components:
-                component.guide.strategy.learn_outputs(component.model, whole)
         if len(fitted) == 1 and not lineage:
             return components[0]
         mixture = MixturePosterior(components, lineage)
-        if held_out is not None and mixture.guide.linear:
+        if held_out is not None and labels is not None and mixture.guide.linear:
             # Without backward passes, which would take as long as the choice of the widths.
-            learnt = all(part.guide.output_covariance is not None for part in components)
-            forecast = mixture.predict(held_out, None if learnt else 0)
-            if labels is not None:
-                fields["score"] = scored(forecast, labels)
-            if learnt and forecast.between is not None:
-                share = forecast.between.mean() / forecast.epistemic.mean().clamp_min(1e-12)
-                fields["between"] = share.item()
+            fields["score"] = scored(mixture.predict(held_out, 0), labels)
         last.next()
     return MixturePosterior.of_round(components, options, lineage, **fields)

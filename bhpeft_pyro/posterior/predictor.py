@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
@@ -63,10 +62,6 @@ class Predictor:
         new = copy.copy(self)
         vars(new).update(changes)
         return new
-
-    def with_guides(self, guides: Sequence[Guide]) -> Self:
-        """The same posterior with a guide for each component."""
-        return self.replace(guide=guides[0])
 
     def with_report(self, **changes: Any) -> Self:
         """The same posterior with some fields of its last report changed, such as `name`."""
@@ -185,11 +180,10 @@ class Predictor:
         Args:
             data: a list of texts, or anything that `fit` reads. Labels are kept if there are any.
             method: "student" takes one pass of the network that `distill` has trained, for any
-                guide. For Laplace approximations, "components" takes one forward pass of each
-                component, with the covariance of the outputs that the fit has learnt, and "exact"
-                computes this covariance by backward passes. None takes the first of these that the
-                posterior has, in this order, but no student if `samples` or `keep_samples` is
-                given; with `keep_samples` weights are drawn.
+                guide. For Laplace approximations, "exact" computes the covariance of the outputs by
+                backward passes. None takes the first of these that the posterior has, in this
+                order, but no student if `samples` or `keep_samples` is given; with `keep_samples`
+                weights are drawn.
             samples: number of draws, rounded up to equally many for each component of a mixture. Of
                 the weights, 32 by default. Of the outputs for a Laplace approximation, 1,000 by
                 default, at almost no cost (ratings with one noise scale need none). 0 is a single
@@ -329,8 +323,7 @@ class Predictor:
             batch_size, lr, seed, progress: as for `fit`.
 
         Returns:
-            This posterior with its `student`. Components of `laplace` that have not learnt the
-            covariance of their outputs have done so, if there were 250 texts or more.
+            This posterior with its `student`.
 
         Raises:
             DataError: there are fewer than 50 different texts.

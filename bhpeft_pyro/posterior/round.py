@@ -180,7 +180,6 @@ def run_all(
     rounds: Sequence[Round],
     executor: Executor | None,
     lineage: tuple[FitReport, ...] = (),
-    unlabelled: Examples | None = None,
     novelty: Novelty | None = None,
 ) -> Posterior:
     """Run the rounds of a posterior's components, one after the other or in the workers of an
@@ -193,7 +192,6 @@ def run_all(
         rounds: one for each component, the first with the seed that was given.
         executor: has the workers.
         lineage: of a mixture, the reports of its earlier rounds.
-        unlabelled: texts to learn the covariances of the outputs from.
         novelty: of the posterior, and of that of a FitError.
     """
     first, labels = rounds[0], rounds[0].data.labels
@@ -227,7 +225,7 @@ def run_all(
                 fitted.append(component)
                 whole.next()
             whole.name("mixture")
-            posterior = joined(fitted, first.held_out, first.options, labels, lineage, unlabelled)
+            posterior = joined(fitted, first.held_out, first.options, labels, lineage)
         except FitError as error:
             error.posterior = so_far(error.posterior)
             raise

@@ -27,7 +27,6 @@ from ..model.cached_batches import BATCH, CachedBatches, check_all
 from ..model.linearized import (
     examples_at_once,
     jacobian,
-    linear_outputs,
     linear_parts,
     normal_points,
 )
@@ -59,19 +58,18 @@ def predict(
     """The posterior predictive of N examples; arguments and errors as for `Posterior.predict`.
 
     For a guide of the linearised network the outputs are Normal, and no weights are drawn. Their
-    covariance is J S J' (`linearized.jacobian`), or what the guide has learnt of it. Ratings with a
-    Normal likelihood are then a mixture of Normals, one per component. For other labels the outputs
-    of each example are drawn, at almost no cost.
+    covariance is J S J' (`linearized.jacobian`). Ratings with a Normal likelihood are then a
+    mixture of Normals, one per component. For other labels the outputs of each example are drawn,
+    at almost no cost.
 
     For other guides, and to keep draws, all examples see the same S draws of the weights, those of
     `draw`.
     """
     examples = data.examples if isinstance(data, CachedBatches) else data
-    how = way(model, guide, method, drawn=keep_samples or samples == 0)
-    closed = how != "draws"
+    closed = in_closed_form(guide, method, drawn=keep_samples or samples == 0)
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
     choices = 1.0 if examples.counts is None else examples.counts.double().mean().item()
-    cost = _passes(model, guide, how, count, model.network.outputs * choices)
+    cost = _passes(model, guide, closed, count, model.network.outputs * choices)
 
     def runs(batches: CachedBatches, done: Callable[[], object]) -> Iterator[Sequence[Tensor]]:
         """What each component predicts, tensors (S, N, ...): from the moments of the linearised
@@ -82,13 +80,13 @@ def predict(
             sum(s.numel for s in of.sites) for of in (model, model.likelihood)
         )
         most = max(1, min(BATCH, max_rows // examples.width))
-        size = examples_at_once(latents, width, most) if how == "exact" else most
+        size = examples_at_once(latents, width, most) if closed else most
         # For as many choices as there may be: noise of another shape has other values.
         normals = width if examples.choices is None else MAX_CHOICES * model.network.outputs
         seeds = torch.Generator().manual_seed(seed)
         values: Sequence[Tensor]
         for number, (component, share) in enumerate(strata(guide, count)):
-            if how == "draws":
+            if not closed:
                 draws, parts = draw_parts(model, component, share, seeds), []
                 with work(parts=share) as drawn:
                     for part in passes(model, draws, batches, statistics, rows=max_rows, bf16=bf16):
@@ -99,7 +97,7 @@ def predict(
                 # The same for every example, so that no batch makes another forecast.
                 noise = normal_points(share, of_likelihood + normals, derived(seed, number))
                 noise = noise.to(model.network.device)
-                read = partial(_read, model, component, how, noise, statistics)
+                read = partial(_read, model, component, noise, statistics)
                 values = by_batch(model, batches, read, size=size, bf16=bf16)
             done()
             yield values
@@ -120,7 +118,8 @@ def predict(
             known |= {"keep_samples": keep_samples}
             each: list[Any] = [kind.from_draws(p, **known) for (p,) in runs(batches, done)]
             made = kind.mixed(each)
-        return replace(made, method=how if count else "point", passes=cost)
+        how = ("exact" if closed else "draws") if count else "point"
+        return replace(made, method=how, passes=cost)
 
     if isinstance(data, CachedBatches):
         with work("predicting", len(guide.components)) as whole:
@@ -154,39 +153,29 @@ def in_parts(
     return joined
 
 
-def way(model: Model, guide: Guide, method: Method | None, drawn: bool) -> str:
-    """How to predict: by "draws" of the weights, where they are asked for or nothing else is there,
-    or else by the method given or the cheapest one."""
-    there = closed_ways(model, guide)
+def in_closed_form(guide: Guide, method: Method | None, drawn: bool) -> bool:
+    """Whether to predict without draws of the weights: if nothing asks for draws, and the guide has
+    a covariance of the linearised network."""
+    closed = all(part.linear and part.covariance is not None for part in guide.components)
     if method is None:
-        return "draws" if drawn or not there else there[0]
-    if method not in there:
-        has = f"{' and '.join(map(repr, there))} only" if there else "draws of the weights only"
-        raise ConfigError(f"method={method!r}: this posterior has {has}; leave it out")
+        return closed and not drawn
+    if method != "exact" or not closed:
+        has = "'exact'" if closed else "draws of the weights"
+        raise ConfigError(f"method={method!r}: this posterior has {has} only; leave it out")
     if drawn:
         raise ConfigError(
             f"method={method!r}: samples=0 and keep_samples take the network itself; leave one out"
         )
-    return method
+    return True
 
 
-def closed_ways(model: Model, guide: Guide) -> list[Method]:
-    """The methods that need no draws of the weights, the cheapest first; none of most guides."""
-    parts = guide.components
-    closed = all(part.linear and part.covariance is not None for part in parts)
-    # A head alone is linear itself: backward passes through the transformer are not needed.
-    learnt = all(part.output_covariance is not None for part in parts) and model.network.kinds
-    methods: dict[Method, bool] = {"components": bool(learnt), "exact": closed}
-    return [method for method, has in methods.items() if has]
-
-
-def _passes(model: Model, guide: Guide, how: str, count: int, width: float) -> float:
+def _passes(model: Model, guide: Guide, closed: bool, count: int, width: float) -> float:
     """Of the network for a text of `width` outputs, forward and backward."""
     if not model.network.kinds:
         return 1.0
     derivatives = 1 + width - model.likelihood.softmax
-    if how != "draws" or not count:
-        return len(guide.components) * (derivatives if how == "exact" else 1.0)
+    if closed or not count:
+        return len(guide.components) * (derivatives if closed else 1.0)
     total = 0.0
     for part, share in strata(guide, count):
         at_once = -(-share // TOGETHER) if part.point else share
@@ -195,18 +184,12 @@ def _passes(model: Model, guide: Guide, how: str, count: int, width: float) -> f
 
 
 def _read(
-    model: Model, guide: Guide, how: str, noise: Tensor, statistics: Statistics, batch: Batch
+    model: Model, guide: Guide, noise: Tensor, statistics: Statistics, batch: Batch
 ) -> Sequence[Tensor]:
-    """The prediction of one component for a batch: tensors (S, B, ...). The covariance of the
-    outputs is "exact", by backward passes, or learnt, by a forward pass alone."""
-    if how == "exact":
-        assert guide.covariance is not None
-        outputs, rows = jacobian(model, guide.means(), batch)
-        covariance = guide.covariance.projected(rows)
-    else:
-        assert guide.output_covariance is not None
-        outputs = linear_outputs(model, guide.means(), batch)
-        covariance = guide.output_covariance(outputs.of_texts, batch.choices)
+    """The prediction of one component for a batch: tensors (S, B, ...)."""
+    assert guide.covariance is not None
+    outputs, rows = jacobian(model, guide.means(), batch)
+    covariance = guide.covariance.projected(rows)
     likelihood = model.likelihood
     if likelihood.constant_noise:
         center = outputs.labels(outputs.mean)

@@ -14,13 +14,13 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..forecast import RatingForecast
 from ..forecast.multilabel import both
-from ..model.amortized import OF_CHOICES, LogKernel, of_pass
 from ..model.cached_batches import BATCH, MAX_ROWS, CachedBatches
 from ..model.likelihoods import Outputs
 from ..model.model import Model
 from ..priors.prior_file import Plain, Tensors
 from .dirichlet import class_forecast, labels_forecast, precision_for
 from .draws import by_batch
+from .log_kernel import OF_CHOICES, LogKernel, of_pass
 from .predict import AnyForecast, in_parts, known_of, probabilities_of
 
 __all__ = ["Student", "StudentReport"]
@@ -213,7 +213,7 @@ def _passed(
     bf16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """From one pass: (N, C) or (N, K) probabilities or (N,) means; and the pass, (N, F), as
-    `amortized.of_pass` has it."""
+    `log_kernel.of_pass` has it."""
     weights = {name: value.to(model.network.device) for name, value in weights.items()}
 
     def run(batch: Batch) -> Sequence[Tensor]:

@@ -18,7 +18,7 @@ from ..data.encoding import token_limit
 from ..decisions.promises import Promise
 from ..errors import ConfigError, SaveError
 from ..posterior import Posterior, saving
-from ..prediction.predict import way
+from ..prediction.predict import in_closed_form
 from ..streams import History
 from ..streams.history import find
 from .answers import Answer, answers_of
@@ -75,8 +75,12 @@ class Served:
     @property
     def way(self) -> str:
         """How it predicts, as was asked for or by itself."""
-        found = self.method or ("student" if self.posterior.student is not None else None)
-        return found or way(self.posterior.model, self.posterior.guide, None, drawn=False)
+        if self.method is not None:
+            return self.method
+        if self.posterior.student is not None:
+            return "student"
+        closed = in_closed_form(self.posterior.guide, None, drawn=False)
+        return "exact" if closed else "draws"
 
     @property
     def promised(self) -> Promise | None:

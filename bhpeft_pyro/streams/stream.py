@@ -57,7 +57,6 @@ def stream(
     components: int | None = None,
     executor: Executor | None = None,
     tests: Mapping[str, object] | None = None,
-    unlabelled: object | None = None,
     columns: Columns = Columns(),
     options: FitOptions | None = None,
     keep: float | Mapping[str, float] = 1.0,
@@ -85,8 +84,7 @@ def stream(
         tests: held-out data by name, scored after every round, for `Record.matrix`. With one for
             each batch, in the same order, `Record.transfer` works too. After a restart there may be
             new ones.
-        unlabelled, columns, options, changes: as for `fit`. If the first batch is small, give
-            unlabelled texts.
+        columns, options, changes: as for `fit`.
         keep, grow, again: as for `Posterior.update`.
         distill: texts to make a student with after every round, as for `Posterior.update`. Metrics
             are those of the posterior. If there is no student, the round is not saved either.
@@ -136,7 +134,7 @@ def stream(
     def learn(last: Posterior | None, data: object) -> Posterior:
         how: Any = {"options": chosen, "executor": executor}
         if last is None:
-            start: Any = {"unlabelled": unlabelled, "columns": columns, "components": components}
+            start: Any = {"columns": columns, "components": components}
             learnt = fit(model, guide, data, **start, **how)
         else:
             learnt = last.update(data, keep=keep, grow=grow, again=again, **how)

@@ -97,8 +97,6 @@ class FitReport(Training):
             components together.
         expected_nll: expected NLL of one training example under the posterior of the linearised
             network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.
-        between: for a mixture, the share of the epistemic uncertainty of held-out rows that comes
-            from disagreement between components, if the covariances of the outputs were learnt.
         separation: of a later round, the AUROC with which its texts can be told from those of
             earlier rounds: from 0.5, of one kind, to 1; None if it is not known, or with fewer than
             19 texts (`decisions/two_samples.py`).
@@ -139,7 +137,6 @@ class FitReport(Training):
     point_nll: float | None = None
     component_nll: float | None = None
     expected_nll: float | None = None
-    between: float | None = None
     separation: float | None = None
     compared: int = 0
     changed: int = 0
@@ -164,7 +161,7 @@ class FitReport(Training):
             components: reports of the same data.
             options: as given, before each component got its own seed.
             parent: the id of the round before.
-            fields: what is known of the mixture alone, such as `between`.
+            fields: what is known of the mixture alone, such as `score`.
         """
         first = components[0]
         by_step: dict[float, list[dict[str, float]]] = {}

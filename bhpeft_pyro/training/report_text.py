@@ -88,11 +88,6 @@ def described(report: FitReport) -> str:
             f"mixture: held-out NLL {report.component_nll:.3f} (of the point estimates alone "
             f"{report.point_nll:.3f})"
         )
-    if report.between is not None:
-        lines.append(
-            f"disagreement between components: {report.between:.0%} of the epistemic uncertainty "
-            "of the held-out rows"
-        )
     if report.separation is not None:
         lines.append(
             "a linear classifier tells these texts from those of earlier rounds with AUROC "

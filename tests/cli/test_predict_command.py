@@ -94,7 +94,6 @@ def test_a_way_that_is_not_there_is_refused_before_rows_are_read(folder, distill
     for run, options, message in (
         ("run", ("--method", "student"), r"no student; `bhpeft distill RUN DATA` makes one"),
         (distilled, ("--method", "student", "--samples", 3), "leave out --samples, or --method"),
-        ("run", ("--method", "components"), r"--method 'components': .* has 'exact' only"),
         (
             "run",
             ("--method", "exact", "--samples", 0),

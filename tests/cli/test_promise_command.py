@@ -84,7 +84,7 @@ def test_sets_are_added(copied, calibration, folder):
     sets = loaded(copied, folder).predict(str(new)).sets(0.8)
     assert [json.loads(row["set_80"]) for row in read_csv(out)] == sets
     assert "--coverage 1.0" in error(*predict[:-3], "100%", "--overwrite")
-    for more in (("--samples", 5), ("--seed", 1), ("--method", "components")):
+    for more in (("--samples", 5), ("--seed", 1), ("--method", "student")):
         told = error(*predict, "--overwrite", *more)  # for which there is no promise
         assert "--coverage: the promise is for exact forecasts" in told or "--method" in told
 

@@ -107,11 +107,6 @@ def test_a_prediction_needs_no_labels(stars: Posterior, missing: object) -> None
         stars.evaluate(partly)
 
 
-def test_of_unlabelled_texts_the_texts_alone_are_read() -> None:
-    posterior = fitted(rows(["a", "b"] * 4), unlabelled=rows(["x", None] * 4))
-    assert posterior.columns.label_names == ("a", "b")
-
-
 @pytest.mark.parametrize(
     ("labels", "names"),
     [

@@ -163,24 +163,20 @@ def test_a_promise_of_an_earlier_file_answers_as_it_did(tmp_path: Any) -> None:
 def test_it_is_for_one_way_to_predict() -> None:
     texts = table("class", 20, seed=10)
     posterior = promised("class")
-    assert posterior.promised.method == "components"
-    assert posterior.predict(texts, method="components").answered is not None
-    for other in ({"method": "exact"}, {"samples": 50}, {"seed": 1}, {"bf16": True}):
+    assert posterior.promised.method == "exact"
+    assert posterior.predict(texts, method="exact").answered is not None
+    for other in ({"samples": 50}, {"seed": 1}, {"bf16": True}):
         assert posterior.predict(texts, **other).answered is None
-    exact = promised("class", method="exact")
-    assert exact.predict(texts).answered is None
-    assert exact.predict(texts, method="exact").answered is not None
 
 
 def test_a_student_has_its_own() -> None:
     student = promised("class", with_student())
     assert student.promised.method == "student"
     assert student.predict(["w5 w9"]).answered is not None
-    assert student.predict(["w5 w9"], method="components").answered is None
+    assert student.predict(["w5 w9"], method="exact").answered is None
     learnt, new = table("class", 220, seed=3), fresh("class", 40, 9)
     both = {name: learnt[name] + new[name] for name in new}
-    # The student has learnt the other texts, and components their covariances from them.
-    for method in (None, "components"):
+    for method in (None, "exact"):
         with pytest.warns(UserWarning, match="rows have the text of a row that was learnt"):
             half = with_student().promise(both, max_share_to_people=0.5, method=method)
         assert half.promised.rows == len(new["text"])

@@ -1,4 +1,4 @@
-"""Posteriors of the tiny transformer that have learnt, for students and learnt covariances."""
+"""Posteriors of the tiny transformer that have learnt, and their students."""
 
 from __future__ import annotations
 
@@ -72,17 +72,15 @@ def promise_on(kind: str, **how: Any) -> Promise:
 
 
 @cache
-def fitted(kind: str = "class", guide: str = "laplace", enough: bool = True) -> bh.Posterior:
-    """A mixture of two components, of LoRA; with enough unlabelled texts for the covariance of
-    outputs, or without."""
+def fitted(kind: str = "class", guide: str = "laplace") -> bh.Posterior:
+    """A mixture of two components, of LoRA."""
     likelihood, outputs = LIKELIHOODS[kind]
     model = tiny_model(outputs=outputs, likelihood=likelihood, aligned=True)
-    texts = unlabelled(kind) if enough else None
-    return bh.fit(model, guide, table(kind), components=2, unlabelled=texts, **QUICK)
+    return bh.fit(model, guide, table(kind), components=2, **QUICK)
 
 
 @cache
-def with_student(kind: str = "class", guide: str = "laplace", enough: bool = True) -> bh.Posterior:
+def with_student(kind: str = "class", guide: str = "laplace") -> bh.Posterior:
     """The same with a student."""
-    posterior = fitted(kind, guide, enough)
+    posterior = fitted(kind, guide)
     return posterior.distill(unlabelled(kind), epochs=2, lr=0.01, progress=False)

@@ -404,16 +404,9 @@ def test_members_that_contradict_each_other_disagree() -> None:
         assert both.predict(data["text"][:4], **how).reasons() == ["models disagree"] * 4, how
 
 
-def test_how_much_components_disagree_is_reported() -> None:
-    texts = [f"w{5 + i % 45} w{5 + i // 45}" for i in range(200)]
-    posterior = fit("laplace", 2, validation=SECOND, unlabelled=texts)
-    forecast = posterior.predict(SECOND)
-    assert forecast.method == "components"
-    assert fit("laplace", 2, validation=SECOND).report.between is None  # it takes backward passes
-    share = (forecast.between.mean() / forecast.epistemic.mean()).item()
-    assert 0 < share < 1 and posterior.report.between == pytest.approx(share, rel=1e-4)
+def test_a_report_tells_how_each_component_ended() -> None:
+    posterior = fit("laplace", 2, validation=SECOND)
     text = str(posterior.report)
-    assert f"disagreement between components: {share:.0%} of the epistemic uncertainty" in text
     assert "12 held-out rows" in text
     for number, each in enumerate(posterior.components, 1):
         report = each.report
@@ -494,5 +487,4 @@ def test_a_mixture_is_diagnosed_with_the_rows_that_it_was_given() -> None:
 
 def test_what_is_replaced_stays_replaced() -> None:
     whole = fit().replace(learnt_rows=None)
-    for later in (whole.grow(1), whole.with_guides([part.guide for part in whole.components])):
-        assert later.learnt_rows is None
+    assert whole.grow(1).learnt_rows is None

@@ -418,7 +418,7 @@ def counted(posterior: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[in
 
 
 @pytest.mark.parametrize("options", [
-    *({"method": method} for method in ("student", "components", "exact")),
+    *({"method": method} for method in ("student", "exact")),
     {"samples": 0}, {"samples": 6, "keep_samples": True},
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["class", "stars", "labels", "rating", "noisy rating"])
@@ -435,7 +435,7 @@ def test_passes_are_those_that_a_forecast_takes(
 @pytest.mark.parametrize("guide", ["normal", "delta"])
 @pytest.mark.parametrize("options", [{"samples": 0}, {"samples": 6}, {"samples": 80}, {}])
 def test_passes_of_draws(guide: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    posterior, texts = fitted_students("class", guide, False), unlabelled("class", 24, seed=6)
+    posterior, texts = fitted_students("class", guide), unlabelled("class", 24, seed=6)
     with counted(posterior, monkeypatch) as rows:
         forecast = posterior.predict(texts, **options)
     assert forecast.passes == pytest.approx(sum(rows) / 24)
@@ -447,7 +447,7 @@ def test_passes_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior, data = with_student("choice"), unlabelled("choice", 24, seed=6)
     counts = torch.tensor([*map(len, data["choices"])])
     posterior = posterior.replace(novelty=None)
-    for method, of_count in (("student", 1), ("components", 2), ("exact", 2 * counts)):
+    for method, of_count in (("student", 1), ("exact", 2 * counts)):
         with counted(posterior, monkeypatch) as rows:
             forecast = posterior.predict(data, method=method, max_rows=1)  # one by one
         expected = of_count * torch.ones(24)
@@ -463,11 +463,8 @@ def test_passes_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"method": "student", "samples": 3}, "method='student' takes one pass; .* samples=3"),
         ({"method": "student", "keep_samples": True}, "expected no keep_samples=True"),
         ({"method": "exact", "samples": 0}, "method='exact': samples=0 and keep_samples take"),
-        (
-            {"method": "components", "keep_samples": True},
-            "method='components': samples=0 and keep_samples take",
-        ),
-        ({"method": "draws"}, "method='draws': .* has 'components' and 'exact' only"),
+        ({"method": "exact", "keep_samples": True}, "method='exact': samples=0 and keep_samples"),
+        ({"method": "draws"}, "method='draws': .* has 'exact' only"),
     ],
 )
 def test_methods_that_do_not_go_together_with_others(options: Any, named: str) -> None:
@@ -476,15 +473,12 @@ def test_methods_that_do_not_go_together_with_others(options: Any, named: str) -
 
 
 def test_methods_that_are_not_there() -> None:
-    for method in ("components", "exact"):
-        with pytest.raises(ConfigError, match=f"method='{method}': .* draws of the weights only"):
-            fitted_students("class", "normal", False).predict(TEXTS, method=method)
-    few = fitted_students("class", enough=False)
-    assert few.predict(TEXTS).method == "exact"
-    with pytest.raises(ConfigError, match=r"method='components': .* 'exact' only"):
-        few.predict(TEXTS, method="components")
+    with pytest.raises(ConfigError, match=r"method='exact': .* draws of the weights only"):
+        fitted_students("class", "normal").predict(TEXTS, method="exact")
+    posterior = fitted_students("class")
+    assert posterior.predict(TEXTS).method == "exact"
     with pytest.raises(ConfigError, match="this posterior has no student"):
-        few.predict(TEXTS, method="student")
+        posterior.predict(TEXTS, method="student")
 
 
 def test_what_is_asked_for_decides_where_no_method_is_given() -> None:
@@ -500,7 +494,7 @@ def test_what_is_asked_for_decides_where_no_method_is_given() -> None:
     }
     assert found == {
         "nothing": "student",
-        "outputs": "components",
+        "outputs": "exact",
         "kept": "draws",
         "central values": "point",
     }
@@ -529,5 +523,3 @@ def test_a_head_alone_is_exact_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(forecast.mean.double(), mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(forecast.epistemic.double(), variance, atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(forecast.aleatoric, torch.full((len(TEXTS),), 0.25))
-    with pytest.raises(ConfigError, match=r"method='components': .* 'exact' only"):
-        posterior.predict(TEXTS, method="components")

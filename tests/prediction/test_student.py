@@ -37,7 +37,7 @@ def close(one: Any, other: Any, order: Any = slice(None)) -> None:
         torch.testing.assert_close(value, expected, atol=2e-5, rtol=2e-3)
 
 
-@pytest.mark.parametrize("method", ["student", "components"])
+@pytest.mark.parametrize("method", ["student", "exact"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_forecast_does_not_depend_on_the_other_texts(kind: str, method: Any) -> None:
     """Order, the size of batches, and padding by a long text or by more choices."""
@@ -64,10 +64,10 @@ def test_texts_beside_it_do_not_matter_to_a_decoder(name: str) -> None:
     network = bh.RandomPEFT(build(name), bh.presets.lora(rank=2), bh.Head(3), tiny_tokenizer())
     posterior = bh.fit(
         bh.Model(network), "laplace", table("class"), components=1,
-        unlabelled=unlabelled("class"), max_steps=3, progress=False,
+        max_steps=3, progress=False,
     ).distill(unlabelled("class", 60), epochs=1, progress=False)  # fmt: skip
     texts = unlabelled("class", 8, seed=5)["text"]
-    for method in ("student", "components"):
+    for method in ("student", "exact"):
         alone = posterior.predict(texts, method=method)
         beside = posterior.predict([*LONG["text"], *texts], method=method)
         for value, expected in zip(numbers(beside).values(), numbers(alone).values(), strict=True):
@@ -98,7 +98,7 @@ def test_max_rows_bounds_a_pass(kind: str) -> None:
     assert max(rows) <= 8
 
 
-@pytest.mark.parametrize("method", ["student", "components"])
+@pytest.mark.parametrize("method", ["student", "exact"])
 @pytest.mark.parametrize("kind", ["class", "rating"])
 def test_bf16_is_near(kind: str, method: Any) -> None:
     """Also the uncertainty, which is a sum of hundreds of terms."""

@@ -244,11 +244,11 @@ def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
     draws = {"deterministic": 1, "MAP": 1, "ensemble": TINY.members}
     draws |= dict.fromkeys(("one component", "Bayesian"), 1000)  # of the outputs
     sharing = ("branches", "ends of cycles")
-    draws |= dict.fromkeys(("learnt covariance", *sharing), 1000)
+    draws |= dict.fromkeys(sharing, 1000)
     students = [name for name in INFERENCE if name.startswith("student")]
     draws |= dict.fromkeys(students, 1)
     assert outcome.forecasts["test"].draws == draws.get(inference, TINY.samples)
-    of_all = ("ensemble", "Bayesian", "learnt covariance", *students)
+    of_all = ("ensemble", "Bayesian", *students)
     points = ("deterministic", "one component", "MC dropout", *sharing, *of_all)
     assert outcome.facts["temperature"] == (0.0 if inference in points else 1.0)
     components = outcome.facts.get("components", [])
@@ -260,7 +260,7 @@ def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
     if inference in of_all:
         # Of three classes, without the frozen pass for novelty.
         passes = {"ensemble": TINY.members, "Bayesian": 3 * TINY.members}
-        passes |= dict.fromkeys(students, 1) | {"learnt covariance": TINY.members}
+        passes |= dict.fromkeys(students, 1)
         assert outcome.facts["passes"] == passes[inference]
 
 

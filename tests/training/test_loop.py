@@ -419,7 +419,7 @@ def test_the_site_with_a_bad_gradient_is_named() -> None:
 def test_what_is_refused_leaves_the_network_as_it_was() -> None:
     model = tiny_model(aligned=True)
     with pytest.raises(DataError, match="row 0"):
-        bh.fit(model, "normal", tiny_examples(4), unlabelled=[" "], progress=False)
+        bh.fit(model, "normal", {"text": [" ", "w5"], "label": [0, 1]}, progress=False)
     assert not model.network.aligned()
     bh.fit(model, "normal", tiny_examples(4), max_steps=1, progress=False)
     assert model.network.aligned()

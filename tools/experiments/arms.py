@@ -33,13 +33,11 @@ class Setup:
     Attributes:
         model: makes one that is not fitted yet.
         batches: the data of all rounds, in order.
-        unlabelled: texts that set the coordinates in the first round; by default its own.
         seed: of the fits.
     """
 
     model: Callable[[], Model]
     batches: Mapping[str, Examples]
-    unlabelled: Examples | None
     seed: int = 0
 
     @property
@@ -71,7 +69,7 @@ def updating(components: int = 1, **how: Any) -> Arm:
             assert isinstance(data, Examples)
             options = setup.options
             if last is None:
-                options |= {"unlabelled": setup.unlabelled, "components": components}
+                options |= {"components": components}
                 return fit(setup.model(), GUIDE, data, **options)
             return last.update(data, **how, **options)
 
@@ -150,7 +148,7 @@ def at_once(components: int = 1) -> Arm:
             if last is not None:
                 return _after(last, last, data)
             first, *others = setup.batches.values()
-            options = {**setup.options, "unlabelled": setup.unlabelled, "components": components}
+            options = {**setup.options, "components": components}
             learnt = fit(setup.model(), GUIDE, first.concat(*others), **options)
             return learnt.with_report(data=first.fingerprint, examples=len(first))
 
@@ -167,7 +165,7 @@ def _cumulative(setup: Setup) -> Learner:
         count = 1 if last is None else 1 + len(last.lineage)
         batches = list(setup.batches.values())[:count]
         seen = batches[0].concat(*batches[1:])
-        options = {**setup.options, "unlabelled": setup.unlabelled, "components": 1}
+        options = {**setup.options, "components": 1}
         new = fit(setup.model(), GUIDE, seen, **options)
         return new if last is None else _after(last, new, data)
 

@@ -49,7 +49,6 @@ _PASSES = _all(
     "deterministic + scaling",
     "ensemble + scaling",
     "Bayesian",
-    "learnt covariance",
     *(f"student of {texts} texts" for texts in (0, 500, 2000)),
 )
 _PROMISED = _all("hybrid", "Bayesian", "ensemble + scaling", "deterministic + scaling")

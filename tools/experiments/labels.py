@@ -153,12 +153,16 @@ class Bought:
 
     def after(self, arm: Arm, rows: list[int], n: int) -> dict[str, Any]:
         """What is known after these rows have been bought, and the next n."""
+        model = self.model(PEFT[self.peft]())
+        columns = replace(self.task.columns, max_length=self.task.max_length)
+        some = self.texts.select(range(min(_UNLABELLED, len(self.data.train))))
+        texts = model.encode_texts(some, columns)
+        model.network.align(batch for _, batch in texts.by_length(32))
         posterior = fit(
-            self.model(PEFT[self.peft]()),
+            model,
             "laplace",
             self.data.train.select(rows),
-            columns=replace(self.task.columns, max_length=self.task.max_length),
-            unlabelled=self.texts.select(range(min(_UNLABELLED, len(self.data.train)))),
+            columns=columns,
             components=self.components,
             max_steps=self.steps,
             seed=self.seed,

@@ -19,7 +19,7 @@ from bhpeft_pyro.peft import Kind, presets
 from bhpeft_pyro.posterior.posterior import Posterior
 
 from .job import Fitted, Inference, Job
-from .points import ADAM, in_fewer_passes, of_points, search
+from .points import ADAM, by_student, of_points, search
 from .shared_steps import sharing
 
 __all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method", "upper_hybrid"]
@@ -126,8 +126,7 @@ INFERENCE: dict[str, Inference] = {
     "Bayesian": of_points(ensemble=True, wide=True),
     "branches": sharing(branches=True),
     "ends of cycles": sharing(branches=False),
-    "learnt covariance": in_fewer_passes("components", 500),
-    **{f"student of {texts} texts": in_fewer_passes("student", texts) for texts in (0, 500, 2000)},
+    **{f"student of {texts} texts": by_student(texts) for texts in (0, 500, 2000)},
     "MC dropout": mc_dropout,
     "MAP": bayesian("delta"),
     **{name: bayesian(guide) for name, guide in GUIDES.items() if name.endswith(")")},

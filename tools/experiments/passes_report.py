@@ -30,7 +30,6 @@ _SHOWN = {
     _ENSEMBLE: "ensemble of five + scaling",
     _ONE: "one component",
     _EXACT: "five components, exact",
-    "hybrid, learnt covariance": "five components, learnt covariances",
 }
 
 _SHORTER = (

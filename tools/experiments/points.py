@@ -13,12 +13,12 @@ from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.posterior.posterior import Posterior
-from bhpeft_pyro.prediction.predict import AnyForecast, Method
+from bhpeft_pyro.prediction.predict import AnyForecast
 
 from .job import Fitted, Inference, Job
 from .machine import Step, in_turn, over
 
-__all__ = ["ADAM", "in_fewer_passes", "of_points", "search"]
+__all__ = ["ADAM", "by_student", "of_points", "search"]
 
 ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
 """The search of each method: as many settings for all of them, the first one the default."""
@@ -103,14 +103,9 @@ def of_points(ensemble: bool, wide: bool) -> Inference:
     return infer
 
 
-def in_fewer_passes(method: Method, texts: int) -> Inference:
-    """The Laplace approximations of all points, predicted by their student or by what they have
-    learnt of their covariances.
-
-    Args:
-        method: as for `Posterior.predict`.
-        texts: unlabelled ones; for 0 those of the training rows.
-    """
+def by_student(texts: int) -> Inference:
+    """A student of the Laplace approximations of all points, from so many unlabelled texts; for 0
+    from those of the training rows."""
 
     def infer(job: Job) -> Fitted:
         _, facts = _POINTS.first(job, job.budget.members)
@@ -128,8 +123,8 @@ def in_fewer_passes(method: Method, texts: int) -> Inference:
         posterior = _POINTS.students[texts]
         assert posterior.student is not None
         facts["student"] = asdict(posterior.student.report)
-        facts |= _about(job, posterior, method=method)
-        return Fitted(partial(posterior.predict, method=method), posterior, facts)
+        facts |= _about(job, posterior)
+        return Fitted(posterior.predict, posterior, facts)
 
     return infer
 

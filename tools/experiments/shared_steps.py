@@ -45,7 +45,6 @@ def sharing(branches: bool) -> Inference:
                 {name: getattr(report, name) for name in ("steps", "tau", "output_scale")}
                 for report in reports
             ],
-            "between": posterior.report.between,
         }
         return Fitted(partial(posterior.predict, method="exact"), posterior, facts)
 

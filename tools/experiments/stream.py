@@ -140,9 +140,11 @@ def setup(data: Encoded, backbone: Path, preset: str, seed: int) -> Setup:
             Head(data.classes),
             data.tokenizer,
         )
+        if data.unlabelled is not None:
+            network.align(batch for _, batch in data.unlabelled.by_length(32))
         return Model(network, likelihood=_LIKELIHOODS[data.kind]())
 
-    return Setup(model, data.batches, data.unlabelled, seed)
+    return Setup(model, data.batches, seed)
 
 
 def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> dict[str, Any]:

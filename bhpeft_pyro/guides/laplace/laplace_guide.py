@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import pyro
@@ -19,7 +19,6 @@ from ...base.fit_options import FitOptions
 from ...base.values import Count, valid
 from ...data.batch import Batch
 from ...errors import GuideError
-from ...model.amortized import LogKernel, OutputCovariance
 from ...model.model import Model
 from ...priors import JointPrior, Prior, unpack
 from ...priors.any_prior import moved
@@ -28,9 +27,6 @@ from ..latent import joint_normal
 from ..mean_field import ScaledAdam
 from ..strategy import Strategy
 from .curvature import Information, with_information
-
-_LEARNT = ("shape", *(field.name for field in fields(LogKernel)))
-_OUTPUT = "learnt_"  # begins the names of these buffers
 
 
 class LaplaceGuide(Guide):
@@ -114,8 +110,6 @@ class LaplaceGuide(Guide):
         self.register_buffer("tau", start.new_tensor(1.0))
         self.register_buffer("output_scale", start.new_tensor(1.0))
         self.register_buffer("first_scale", self.prior.covariance.scale.clone())
-        for name in _LEARNT:
-            self.register_buffer(_OUTPUT + name, start.new_zeros(0))
 
     @property
     def prior(self) -> LowRankNormal:
@@ -146,20 +140,6 @@ class LaplaceGuide(Guide):
     @property
     def covariance(self) -> Covariance:
         return self.scaled(self.unscaled)
-
-    @property
-    def output_covariance(self) -> OutputCovariance | None:  # type: ignore[override]
-        tensors = {name: getattr(self, _OUTPUT + name) for name in _LEARNT}
-        if not tensors["mean"].numel():
-            return None
-        own = [math.prod(self.shapes[name]) for name in self._likelihood]
-        return OutputCovariance.of_tensors(tensors, max(0, len(tensors["shape"]) - sum(own)))
-
-    def set_output_covariance(self, learnt: OutputCovariance | None) -> None:
-        """Keep what was learnt of the covariance of the outputs, until `covariance` changes."""
-        empty = dict.fromkeys(_LEARNT, self.loc.new_zeros(0))
-        for name, value in (empty if learnt is None else learnt.tensors()).items():
-            setattr(self, _OUTPUT + name, value.to(self.loc))
 
     def scaled(self, unscaled: Covariance) -> Covariance:
         """A covariance of the weights with the output scale in it."""
@@ -263,7 +243,6 @@ class LaplaceGuide(Guide):
         self.tau.fill_(tau)
         self.output_scale.fill_(scale)
         self.measured.fill_(True)
-        self.set_output_covariance(None)
 
     def retune(self, tau: float, noise: float = 1.0, output_scale: float | None = None) -> None:
         """Change tau and, if given, the output scale, and multiply the ratings' noise scale by
@@ -271,7 +250,7 @@ class LaplaceGuide(Guide):
         scale = self.output_scale.item() if output_scale is None else output_scale
         if noise == 1 and tau == self.tau:  # the axes stay as they are
             self.output_scale.fill_(scale)
-            return self.set_output_covariance(None)
+            return
         information = self.information.times(self.information_factor(noise))
         self.set_information(information, tau, noise, scale)
 
@@ -318,7 +297,6 @@ class LaplaceGuide(Guide):
         self.loc = nn.Parameter(table[0].clone())
         self.first_scale, self.rest = table[1:3].clone()
         self.axes = table[3:].mT.contiguous()
-        self.set_output_covariance(None)
 
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank}
@@ -335,10 +313,4 @@ class LaplaceGuide(Guide):
         rank = len(state.get(prefix + "strength", self.strength))
         for name, shape in self.information_sizes(rank).items():
             setattr(self, name, self.loc.new_zeros(shape))
-        # Files from before there were such tensors have none.
-        names = [prefix + _OUTPUT + name for name in _LEARNT]
-        state_dict = dict.fromkeys(names, self.loc.new_zeros(0)) | state
-        for name in names:
-            setattr(self, name.removeprefix(prefix), state_dict[name].to(self.loc).clone())
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self.set_output_covariance(self.output_covariance)  # refused unless they go together
+        super()._load_from_state_dict(state, prefix, *args)

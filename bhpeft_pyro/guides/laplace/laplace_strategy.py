@@ -21,8 +21,6 @@ from ...base.isolation import seeded
 from ...base.progress import work
 from ...data import Examples
 from ...data.batch import random_order
-from ...model.amortized import LEAST_TEXTS, MOST_TEXTS
-from ...model.linearized import learnt_covariance
 from ...model.model import Model
 from ...priors import JointPrior, Prior
 from ...priors.any_prior import joint
@@ -59,7 +57,6 @@ class LaplaceStrategy(Strategy):
         for name, shape in guide.information_sizes(0).items():
             setattr(guide, name, guide.loc.new_zeros(shape))
         guide.measured.fill_(False)
-        guide.set_output_covariance(None)
 
     def centre_prior(self, values: Mapping[str, Tensor]) -> JointPrior:
         guide = self.guide
@@ -192,21 +189,6 @@ class LaplaceStrategy(Strategy):
             likelihood.log_noise(guide.unpack(loc.detach())) for loc in (guide.loc, guide.prior.loc)
         )
         return information.times(guide.information_factor((now - before).exp().item()))
-
-    @torch.no_grad()
-    def learn_outputs(self, model: Model, texts: Examples) -> None:
-        guide, texts = self.guide, texts.without_copies()
-        enough = len(texts) >= LEAST_TEXTS
-        if not (enough and guide.measured and model.network.kinds):  # a head alone is exact
-            return
-        if texts.kind == "choice" and not model.likelihood.softmax:  # more than scores may vary
-            return
-        some = texts.subset(random_order(len(texts))[:MOST_TEXTS])
-        outputs, covariances = [], []
-        for _, linear, derivatives in jacobians(model, guide.means(), some):
-            outputs.append(linear)
-            covariances.append(guide.covariance.projected(derivatives))
-        guide.set_output_covariance(learnt_covariance(outputs, covariances))
 
     def first_prior(self, before: Prior | None) -> Prior | None:
         prior = joint(before)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ from memory import Memory
 from pyro.infer import SVI
 from pyro.optim import Adam
 from saves import load
-from students import LIKELIHOODS
-from students import fitted as fitted_students
 from transformers import BertModel
 
 import bhpeft_pyro as bh
@@ -250,76 +246,3 @@ def test_with_many_weights_fewer_gradients_are_held(monkeypatch: pytest.MonkeyPa
     (peak, variance), (less, other) = found
     assert less < 0.5 * peak
     assert (variance.log() - other.log()).abs().max() < 0.1
-
-
-# What is learnt of the outputs
-
-
-def own_guide(kind: str = "class") -> LaplaceGuide:
-    guide = copy.deepcopy(fitted_students(kind).components[0].guide)
-    assert isinstance(guide, LaplaceGuide) and guide.output_covariance is not None
-    return guide
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda guide: guide.retune(3.0),
-        lambda guide: guide.set_covariance(guide.unscaled),
-        lambda guide: guide.strategy.drop_covariance(),
-        lambda guide: guide.grow(
-            {name: (torch.zeros(1, *shape[1:]), torch.ones(1, *shape[1:]))
-             for name, shape in guide.shapes.items() if name.startswith("head")}
-        ),
-    ],
-)  # fmt: skip
-def test_another_covariance_forgets_what_was_learnt_of_the_old_one(change: Any) -> None:
-    guide = own_guide()
-    change(guide)
-    assert guide.output_covariance is None
-
-
-@pytest.mark.parametrize("kind", ["class", "stars", "noisy rating", "choice"])
-@pytest.mark.parametrize(
-    "copied",
-    [
-        copy.deepcopy,
-        lambda guide: pickle.loads(pickle.dumps(guide)),
-        lambda guide: loaded_again(guide),
-        lambda guide: copy.deepcopy(guide).to("cpu"),
-    ],
-)
-def test_copies_have_learnt_the_same(kind: str, copied: Any) -> None:
-    guide = own_guide(kind)
-    other = copied(guide)
-    one, again = guide.output_covariance, other.output_covariance
-    assert one is not None and again is not None and again.inside == one.inside
-    for name, value in one.tensors().items():
-        assert torch.equal(value, again.tensors()[name]), name
-    other.retune(2.0)
-    assert guide.output_covariance is not None
-
-
-def loaded_again(guide: LaplaceGuide) -> LaplaceGuide:
-    there = copy.deepcopy(guide)
-    there.set_output_covariance(None)
-    there.load_state_dict(guide.state_dict())
-    return there
-
-
-def test_states_without_or_with_half_of_it() -> None:
-    guide = own_guide()
-    state = guide.state_dict()
-    guide.load_state_dict({k: v for k, v in state.items() if not k.startswith("learnt_")})
-    assert guide.output_covariance is None  # as before there were any
-    with pytest.raises(ValueError, match="points has shape"):
-        guide.load_state_dict({k: v for k, v in state.items() if k != "learnt_points"})
-
-
-def test_the_number_of_the_network_s_own_outputs() -> None:
-    """The factor of a text is for these alone, and not for cutpoints or a noise scale."""
-    found = {kind: own_guide(kind).output_covariance for kind in LIKELIHOODS}
-    inside = {kind: learnt.inside for kind, learnt in found.items() if learnt is not None}
-    assert inside == {
-        "class": 3, "stars": 1, "labels": 3, "rating": 1, "noisy rating": 2, "choice": 1
-    }  # fmt: skip

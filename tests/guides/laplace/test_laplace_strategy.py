@@ -19,7 +19,6 @@ from exact import (
 )
 from laplace_fits import NOISE, PLAIN, QUICK, exactly, guide_of
 from linearised import centred, derivative
-from students import fitted, table, unlabelled
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -472,43 +471,3 @@ def test_fits_under_an_earlier_posterior_start_at_its_mean_and_so_are_alike() ->
     for part in new.components:
         for name, (mean, _) in part.model.prior.moments().items():  # type: ignore[attr-defined]
             torch.testing.assert_close(mean, there[name][0])
-
-
-# The covariance of outputs
-
-
-@pytest.mark.parametrize("kind", ["class", "stars", "labels", "rating", "noisy rating", "choice"])
-def test_what_is_learnt_is_near_the_exact_covariance(kind: str) -> None:
-    """Of texts that were learnt, of others less so; the factors' mean is right for both."""
-    posterior = fitted(kind)
-    assert posterior.predict(unlabelled(kind, 3)).method == "components"
-    for texts, most in ((unlabelled(kind), 0.4), (unlabelled(kind, 80, seed=11), 0.7)):
-        shown, exact = (
-            posterior.predict(texts, method=method).epistemic for method in ("components", "exact")
-        )
-        ratio = (shown / exact).log()
-        assert ratio.square().mean().sqrt() < most and ratio.mean().abs() < 0.15
-
-
-def test_too_few_texts_leave_the_exact_covariance() -> None:
-    few, enough = (unlabelled("class", count)["text"] for count in (120, 190))
-    copies = ["w5 w30", "W6  w31"] * 150 + few
-    for texts, method in ((few, "exact"), (copies, "exact"), (enough, "components")):
-        model = tiny_model(outputs=3, aligned=True)
-        options: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
-        posterior = bh.fit(model, "laplace", table("class"), unlabelled=texts, **options)
-        # with 12 that were held out
-        assert posterior.predict(["w5"]).method == method
-
-
-def test_unlabelled_texts_in_another_form() -> None:
-    """Encoded elsewhere, with labels and columns of their own, they are texts all the same."""
-    model = tiny_model(outputs=3, aligned=True)
-    rows = table("class", 220, seed=3) | {"other": [1.0] * 220}
-    encoded = bh.data.encode(
-        rows, tiny_tokenizer(), kind="class", columns=bh.Columns(extra=("other",)), num_labels=3
-    )
-    named = table("class") | {"label": [("a", "b", "c")[i] for i in table("class")["label"]]}
-    options: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
-    posterior = bh.fit(model, "laplace", named, unlabelled=encoded, **options)
-    assert posterior.predict(["w5"]).method == "components"

@@ -1,8 +1,4 @@
-"""What backward passes, or several networks, say of a text, as a function of its forward pass.
-
-It is learnt from some hundreds of texts without labels, and then costs no more than the pass that
-predicts a text.
-"""
+"""Positive numbers of a text, such as a variance, as a learnt function of its forward pass."""
 
 from __future__ import annotations
 
@@ -16,13 +12,10 @@ from torch import Tensor
 from ..base.isolation import without_autocast
 from ..data.batch import random_order
 
-LEAST_TEXTS, MOST_TEXTS = 200, 400
-"""From how many texts the covariance of outputs is learnt. From fewer it is worse than exact."""
 OF_CHOICES = 2  # numbers for the outputs of choices: their largest probabilities
 _POINTS = 2000  # of a kernel, at most
 _LEAST = 1e-20  # of a variance
 _CONSTANT = 1e-5  # an sd over the largest number beside it, below which it is rounding error
-_TURNS = 3  # of factors and shape, each given the other
 _LENGTHS = (0.5, 1.0, 2.0, 8.0)  # of the median squared distance
 _PENALTIES = torch.logspace(-4, 2, 19, dtype=torch.float64)
 
@@ -133,78 +126,6 @@ def _ridge(kernel: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         columns.append((axes @ (part / (strength.clamp_min(0) + penalty)), left))
     coefficients, left_out = zip(*columns, strict=True)
     return torch.stack(coefficients, 1), torch.stack(left_out, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class OutputCovariance:
-    """The covariance of a linearised network's outputs: one shape for all texts, times a factor.
-
-    Attributes:
-        factor: a function of the pass of a text (`of_pass`).
-        shape: (E, E) of the outputs and the likelihood's own weights, at a factor of 1; (1, 1) for
-            choices, whose scores vary independently, all by the same variance.
-        inside: how many of the E are outputs of the network, which the factor is for.
-    """
-
-    factor: LogKernel
-    shape: Tensor
-    inside: int
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name, of which `of_tensors` makes it again."""
-        return {"shape": self.shape, **vars(self.factor)}
-
-    @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor], inside: int) -> Self:
-        """The covariance with these `tensors`."""
-        return cls(LogKernel.of_tensors(tensors), tensors["shape"], inside)
-
-    def __call__(self, of_texts: Tensor, choices: Tensor | None) -> Tensor:
-        """From the passes of B texts (B, F) to covariances (B, E, E); with (B, C) which choices
-        exist, to (B, C, C) of their scores less the mean."""
-        factor = self.factor(of_texts).unsqueeze(-1)  # (B, 1, 1)
-        if choices is not None:
-            there = choices.float()
-            both = there.unsqueeze(1) * there.unsqueeze(2)
-            # Of independent scores of variance 1, less their mean.
-            contrasts = torch.diag_embed(there) - both / there.sum(1).reshape(-1, 1, 1)
-            return factor * self.shape * contrasts
-        sds = torch.ones(len(factor), 1, len(self.shape)).to(factor)
-        sds[:, :, : self.inside] = factor.sqrt()
-        return sds.mT * self.shape * sds
-
-    @classmethod
-    def fitted(cls, of_texts: Tensor, covariances: Tensor, inside: int, width: int) -> Self:
-        """From the passes of some texts and their (N, E, E) covariances; of choices (N, 1, 1).
-
-        The factor of a text is that with the least KL from its covariance to the shape's, and the
-        shape is the mean of the covariances over their factors. `width` is as for `LogKernel`.
-        """
-        factors, shape = _parts_of(covariances.double(), inside)
-        factor = LogKernel.fitted(of_texts, factors.unsqueeze(1), width)
-        return cls(factor, shape.float(), inside)
-
-
-def _parts_of(matrices: Tensor, inside: int) -> tuple[Tensor, Tensor]:
-    """The factors (N,) and the shape of (N, E, E) covariances."""
-    network = matrices[:, :inside, :inside]
-    factors = network.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_LEAST)
-    for _ in range(_TURNS):
-        strength, axes = torch.linalg.eigh((network / factors.reshape(-1, 1, 1)).mean(0))
-        kept = strength > _LEAST + 1e-6 * strength[-1]  # under a softmax one has no variance
-        axes = axes[:, kept] / strength[kept].sqrt()
-        along = torch.einsum("ek,nef,fk->n", axes, network, axes) / max(axes.shape[1], 1)
-        factors = along.clamp_min(_LEAST)
-    sds = torch.ones(len(matrices), 1, matrices.shape[1]).to(matrices)
-    sds[:, :, :inside] = factors.rsqrt().reshape(-1, 1, 1)
-    return factors, (sds.mT * matrices * sds).mean(0)
-
-
-def mean_variance(covariances: Tensor, choices: Tensor) -> Tensor:
-    """(B, 1, 1) the variance of independent scores that have the total variance of (B, C, C)
-    covariances of scores less their mean."""
-    total = covariances.diagonal(dim1=1, dim2=2).sum(1)
-    return (total / (choices.sum(1) - 1).clamp_min(1)).reshape(-1, 1, 1)
 
 
 def of_pass(features: Tensor, outputs: Tensor, choices: Tensor | None) -> Tensor:

@@ -65,7 +65,7 @@ nitpick_ignore_regex = [
     (
         "py:class",
         r"bhpeft_pyro\.(data\.tokens\.Tokens|peft\.signals\.Scales|peft\.binding\.Binding"
-        r"|model\.amortized\.(LogKernel|OutputCovariance)"
+        r"|prediction\.log_kernel\.LogKernel"
         r"|guides\.strategy\.Strategy|guides\.laplace\.curvature\.Information)",
     ),
     ("py:class", r"pandas\.DataFrame|Figure"),  # imported where they are used

@@ -45,7 +45,7 @@ def fit(
     saved.check_out(saving.out, saving.overwrite)
     # Whether rows are held out may be known before they are read.
     saved.check_used(fitting, guide, bool(saving.validation))
-    table = tables.LabelledTable(data, reading, saving.yes)
+    table = tables.LabelledTable(data, reading)
     model = table.task.model(*table.backbone(device), getattr(presets, preset)())
     examples = table.encode(model)
     columns = table.task.columns
@@ -113,8 +113,7 @@ def update(
     saved.check_used(fitting, family, selects=False)
     how = before.report.options.change(progress=True, **fitting.given)
     rows = tables.labelled_for(before, data, encoding)
-    with tables.doubting(saving.yes, data):
-        start = with_outputs_for(before, rows, grow)
+    start = with_outputs_for(before, rows, grow)
     if start is not before:
         old, new = (made.columns.label_names or () for made in (before, start))
         added = start.model.network.outputs - before.model.network.outputs
@@ -140,10 +139,7 @@ def update(
     if used is None:
         check_held_out(start, train, held_out)
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
-    with tables.doubting(saving.yes, data):
-        after = start.update(
-            train, validation=used, options=how, guide=guide, keep=keep, again=again
-        )
+    after = start.update(train, validation=used, options=how, guide=guide, keep=keep, again=again)
     if text_column is not None:  # a name in this table alone
         after = saved.reading(after, opened.columns.text)
     # The round before gives new labels no probability.

@@ -159,7 +159,6 @@ Components = Annotated[
         show_default="5 of laplace, else 1",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Learn labels that look like a mistake, too.")]
 Validation = Annotated[
     Any, held_out(_VALIDATION, show_default="a fifth, 500 rows at most, and none of fewer than 50")
 ]
@@ -268,7 +267,6 @@ class Saving:
     validation: Validation = None
     samples: Samples = None
     distill: Distill = None
-    yes: Yes = False
     overwrite: Overwrite = False
     as_json: Json = False
 

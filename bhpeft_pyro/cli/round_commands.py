@@ -84,7 +84,6 @@ def stream(
     ] = None,
     error: options.Error = None,
     tolerance: options.Tolerance = None,
-    yes: options.Yes = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -126,7 +125,7 @@ def stream(
     def read(file: str | None) -> pd.DataFrame | None:
         return None if file is None else read_table(file, reading.texts, reading.encoding)
 
-    whole = tables.LabelledTable(data, reading, yes)
+    whole = tables.LabelledTable(data, reading)
     if promised is not None:
         promised["calibration"] = read(promise)
     rounds = streams.History(out / saved.ROUNDS).rounds
@@ -144,7 +143,7 @@ def stream(
     if grow and task.name == "classes":
         # All rows have been looked at; the classes of the other batches come later.
         first = next(iter(batches))
-        with about(f"--grow: the first batch, {first}"), tables.doubting(True, data):
+        with about(f"--grow: the first batch, {first}"):
             task = infer(batches[first], reading)
     say(f"{len(batches)} batch{'es' * (len(batches) > 1)}" + f", {task}" * (task is not whole.task))
     model = task.model(*whole.backbone(device), getattr(presets, preset)())
@@ -155,7 +154,7 @@ def stream(
             raise ConfigError(f"--tests: {out} holds rounds with {there}; expected it as before")
         none = "; none is new" if done == len(batches) else ""
         say(f"rounds that exist already: {done}{none}")
-    with cut_once(), tables.doubting(yes, data):
+    with cut_once():
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
         examples = encode_ahead(model, whole.rows, whole.task.columns)

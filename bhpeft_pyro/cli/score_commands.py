@@ -133,7 +133,6 @@ def compare(
     components: Annotated[
         int, typer.Option(help="Components of the ensemble, and of the posterior.", min=2)
     ] = 5,
-    yes: options.Yes = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -156,7 +155,7 @@ def compare(
     how = FitOptions().change(**fitting.given)
     saved.check_out(out, overwrite=True)
     saved.check_inputs(out, ["table.csv"], data, test, validation)
-    rows = tables.LabelledTable(data, reading, yes)
+    rows = tables.LabelledTable(data, reading)
     backbone, tokenizer = rows.backbone(device)
     model = rows.task.model(backbone, tokenizer, ())
     examples = rows.encode(model)

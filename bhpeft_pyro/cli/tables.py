@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import Columns, Examples, LabelWarning
+from ..base.checks import few
+from ..data import Columns, Examples
 from ..data.copies import warn_of_copies
-from ..data.doubts import tally
 from ..data.labels import by_name
 from ..data.table import need, table
 from ..errors import DataError
@@ -32,11 +29,10 @@ class LabelledTable:
         task: what is to be predicted from which columns.
     """
 
-    def __init__(self, data: str, reading: Reading, yes: bool) -> None:
+    def __init__(self, data: str, reading: Reading) -> None:
         self.reading = reading
         self.rows = table(data, reading.texts, reading.encoding)
-        with doubting(yes, data):
-            self.task = infer(self.rows, reading)
+        self.task = infer(self.rows, reading)
         say(f"{len(self.rows)} rows, {self.task}")
 
     def backbone(self, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -97,7 +93,7 @@ def _say_positions(rows: pd.DataFrame, columns: Columns) -> None:
 def say_labels(examples: Examples, levels: int = 0) -> None:
     """How many examples each class has, or where ratings lie; of few whole numbers, what they may
     be instead."""
-    if counts := tally(examples):
+    if counts := _tally(examples):
         say(counts)
     if levels and examples.labels is not None:
         low, high = examples.labels.min(), examples.labels.max()
@@ -107,18 +103,22 @@ def say_labels(examples: Examples, levels: int = 0) -> None:
         )
 
 
-@contextmanager
-def doubting(yes: bool, data: str) -> Iterator[None]:
-    """Refuse labels that look like a mistake, unless the user has agreed to them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always" if yes else "error", LabelWarning)
-        try:
-            yield
-        except LabelWarning as doubt:
-            told = str(doubt).removeprefix("data: ")
-            raise DataError(
-                f"{Path(data).name}: {told}; mend the labels, or learn them as they are with --yes"
-            ) from doubt
+def _tally(examples: Examples) -> str:
+    """How many examples each class has; of ratings where they lie."""
+    labels = examples.labels
+    if labels is None or examples.kind == "choice":
+        return ""
+    if examples.kind == "rating":
+        numbers = labels.double()
+        sd = numbers.std(correction=0)
+        ends = f"{numbers.min():g} to {numbers.max():g}"
+        return f"ratings from {ends}, mean {numbers.mean():.3g}, sd {sd:.3g}"
+    if examples.kind == "labels":
+        counts = labels.sum(0).long()
+    else:
+        counts = labels.bincount(minlength=examples.num_labels or 0)
+    names = examples.label_names or [str(k) for k in range(len(counts))]
+    return few([f"{name} {count}" for name, count in zip(names, counts.tolist(), strict=True)])
 
 
 def split(

@@ -13,10 +13,10 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base import names
-from ..base.checks import few, shown, warn
-from ..data import Columns, Kind, LabelWarning
+from ..base.checks import few, shown
+from ..data import Columns, Kind
 from ..data.columns import wrong
-from ..data.doubts import warn_of_classes
+from ..data.copies import warn_of_classes
 from ..data.labels import check_types, in_one_form, name_of, read_labels, read_ratings
 from ..data.table import is_number, need, numbered, reads_as_number
 from ..errors import DataError
@@ -114,7 +114,7 @@ def _infer(rows: pd.DataFrame, reading: Reading) -> Task:
             raise DataError.of_rows("", missing_rows[:1], "all cells are empty; delete the line")
         raise wrong(label, missing_rows, "the label is missing")
     if _is_cell(label, values):
-        warn(LabelWarning(f"column {label!r}: its name is like its cells; {_NO_HEADER}"))
+        raise DataError(f"column {label!r}: its name is like its cells; {_NO_HEADER}")
     name = name or _guess(values, label)
     _check_noise(name, reading)
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)

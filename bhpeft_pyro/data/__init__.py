@@ -2,7 +2,7 @@
 
 from .batch import Batch
 from .columns import Columns, Kind
-from .doubts import LabelWarning
+from .copies import LabelWarning
 from .encoding import CutWarning, encode
 from .examples import Examples
 from .table import table

@@ -1,26 +1,37 @@
 """Which data are the same: copies, rows with the same text, which must not be both learnt and held
-out; and the fingerprint of a data set."""
+out; classes whose names look alike; and the fingerprint of a data set."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import shown, warn
-from ..errors import DataError
+from ..base.checks import few, shown, warn
+from ..errors import BHPEFTWarning, DataError
 from .tokens import CHUNK
 
 if TYPE_CHECKING:
     from .examples import Examples
 
 BY_CHANCE = 0.1  # share of rows; a few short texts, such as "ok", come again by chance
+_SHOWN = 3  # classes in a warning
+_MANY = 10  # labels: of fewer, any class may have but one
+
+
+class LabelWarning(BHPEFTWarning):
+    """Labels may be a mistake: a class occurs once or looks like another one, a text has different
+    labels, or the labels of a round contradict the posterior or are all new.
+
+    An error instead: `warnings.simplefilter("error", bh.data.LabelWarning)`.
+    """
 
 
 def plain(text: str) -> str:
@@ -86,9 +97,49 @@ def warn_of_contradictions(*parts: Examples | None) -> None:
     if several := [key for key, of_text in labels.items() if len(of_text) > 1]:
         count = f"{len(several)} text{'s come' if len(several) > 1 else ' comes'}"
         warn(
-            f"data: {count} with different labels (case and spaces aside), such as "
-            f"{shown(texts[several[0]])}; mend the labels, or leave these rows out"
+            LabelWarning(
+                f"data: {count} with different labels (case and spaces aside), such as "
+                f"{shown(texts[several[0]])}; mend the labels, or leave these rows out"
+            )
         )
+
+
+def called(name: str, others: Iterable[str]) -> str:
+    """A class as a message shows it, with the other one that is written most like it, if any is."""
+    written = {plain(other): other for other in others}
+    near = get_close_matches(plain(name), written, n=1, cutoff=0.8)
+    return f"{name!r} (may mean {written[near[0]]!r})" if near else repr(name)
+
+
+def warn_of_classes(column: str, labels: Sequence[str]) -> None:
+    """Warn of classes that may be mistakes, by the labels of all rows."""
+    warn_of_look_alikes(column, sorted({*labels}))
+    warn_of_single_rows(column, labels)
+
+
+def warn_of_look_alikes(column: str, new: Iterable[str], old: Iterable[str] = ()) -> None:
+    """Warn of new classes that differ from others in case or spaces alone."""
+    first, pairs = {plain(name): name for name in old}, []
+    for name in new:
+        if (other := first.setdefault(plain(name), name)) != name:
+            pairs.append(f"{other!r} and {name!r} are two classes")
+    if pairs:
+        warn(LabelWarning(f"column {column!r}: {few(pairs, _SHOWN, '; ', '; and {} more pairs')}"))
+
+
+def warn_of_single_rows(column: str, labels: Sequence[str], old: Sequence[str] = ()) -> None:
+    """Warn of new classes that have one row, unless there are few rows."""
+    if len(labels) < _MANY:
+        return
+    rows: Counter[str] = Counter()  # look-alikes count together: they have a warning of their own
+    for name, count in Counter(labels).items():
+        rows[plain(name)] += count
+    new = sorted({*labels} - {*old})
+    single = [name for name in new if rows[plain(name)] == 1]
+    if single:
+        others = [*old, *(name for name in new if name not in single)]
+        once = [f"{called(name, others)} occurs once" for name in single]
+        warn(LabelWarning(f"column {column!r}: {few(once, _SHOWN, '; ', '; and {} more do')}"))
 
 
 def shared(data: Examples, others: Examples) -> int:

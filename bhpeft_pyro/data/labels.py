@@ -17,7 +17,7 @@ from torch import Tensor
 from ..base.checks import shown, warn
 from ..errors import DataError
 from .columns import CellError, as_list, naming_entries, read_cells, wrong
-from .doubts import warn_of_classes
+from .copies import warn_of_classes
 from .table import is_number
 
 

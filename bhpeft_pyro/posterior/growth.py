@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import shown, warn
+from ..base.checks import shown
 from ..base.values import Count, Names, valid
 from ..data import Examples
-from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
+from ..data.copies import called, warn_of_look_alikes, warn_of_single_rows
 from ..data.labels import by_name, in_one_form, name_of
 from ..data.table import need, table
 from ..errors import ConfigError, DataError, LikelihoodError
@@ -133,7 +133,7 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
         )
     if names and not isinstance(data, Examples):
         values = [value for value in _labels(posterior, data) if isinstance(value, str)]
-        warn_of_classes(posterior.columns.label, values, names)
+        warn_of_single_rows(posterior.columns.label, values, names)
     return posterior.grow(labels)
 
 
@@ -171,10 +171,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     blank, repeated = not all(map(str.strip, new)), len({*before, *new}) < len(before) + len(new)
     if not new or blank or repeated:
         raise ConfigError(f"labels={shown(new)}: expected one or more names not in {before}")
-    for one, other in look_alikes((*before, *new)):
-        if other in new:
-            what = f"labels: {other!r} becomes a new class beside {one!r}"
-            warn(LabelWarning(what))
+    warn_of_look_alikes(posterior.columns.label, new, before)
     return (*before, *new)
 
 

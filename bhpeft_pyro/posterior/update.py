@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -20,7 +21,6 @@ from ..base.values import Flag, checked_call
 from ..data import Examples, LabelWarning
 from ..data.batch import random_order
 from ..data.copies import BY_CHANCE, among, check_apart, warn_of_contradictions
-from ..data.doubts import swapped, turned
 from ..data.table import table
 from ..decisions.novelty import Novelty
 from ..decisions.two_samples import separation
@@ -105,8 +105,13 @@ def update(
             ]
             with work(share=0):
                 forecasts = _central_forecasts(posterior, examples)
-            if doubt := _doubt(posterior, forecasts, learnt):
-                warn(LabelWarning(doubt))
+            if worse := _contradiction(posterior, forecasts, learnt):
+                warn(
+                    LabelWarning(
+                        f"data: the labels contradict the posterior: before learning, {worse}; "
+                        "expected classes and scales as in earlier rounds"
+                    )
+                )
             elif learnt is not None and handler is None and not learnt[examples.labels].any():
                 warn(
                     LabelWarning(
@@ -152,22 +157,40 @@ def _central_forecasts(posterior: Posterior, examples: Examples) -> list[Any]:
     return []
 
 
-def _doubt(posterior: Posterior, forecasts: Sequence[Any], learnt: Tensor | None) -> str | None:
-    """How the labels of central forecasts contradict what is predicted; None if they do not."""
-    kind, doubt = posterior.model.likelihood.kind, None
+def _contradiction(
+    posterior: Posterior, forecasts: Sequence[Any], learnt: Tensor | None
+) -> str | None:
+    """How much worse than chance central forecasts of the labels are; None if it is less than two
+    standard errors."""
+    kind = posterior.model.likelihood.kind
     if not forecasts or kind not in ("rating", "class"):
         return None
     labels = forecasts[0].labels
     if kind == "rating":
-        doubt = turned(torch.stack([each.mean for each in forecasts]).mean(0), labels)
-    else:
-        scores = torch.stack([each.probabilities for each in forecasts]).mean(0)
-        if learnt is not None:
-            there = learnt[labels]
-            scores, labels = scores.masked_fill(~learnt, -1)[there], labels[there]
-        names = forecasts[0].label_names or [*map(str, range(scores.shape[1]))]
-        doubt = swapped(scores.argmax(1), labels, names)
-    return doubt and f"data: the labels contradict the posterior, which {doubt}"
+        return _negative_correlation(torch.stack([each.mean for each in forecasts]).mean(0), labels)
+    scores = torch.stack([each.probabilities for each in forecasts]).mean(0)
+    if learnt is not None:
+        known = learnt[labels]
+        scores, labels = scores[known][:, learnt], (learnt.cumsum(0) - 1)[labels[known]]
+    return _below_chance(scores, labels)
+
+
+def _below_chance(scores: Tensor, labels: Tensor) -> str | None:
+    """What to say if scores (N, C) choose labels (N,) less often than chance does."""
+    count, chance = len(labels), 1 / scores.shape[1]
+    right = int((scores.argmax(1) == labels).sum())
+    if right >= count * chance - 2 * math.sqrt(count * chance * (1 - chance)):
+        return None
+    return f"it predicts {right / count:.0%} of {count} rows as labelled, and chance {chance:.0%}"
+
+
+def _negative_correlation(means: Tensor, ratings: Tensor) -> str | None:
+    """What to say if ratings (N,) fall where means (N,) rise."""
+    count = len(ratings)
+    r = torch.corrcoef(torch.stack([means, ratings]).double())[0, 1].item() if count > 1 else 0.0
+    if not r * math.sqrt(count - 1) < -2:  # NaN if all are equal
+        return None
+    return f"its means for {count} rows have a correlation of {r:.2f} with the ratings"
 
 
 def _output_scales(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import logging
 
 from ..base.progress import made_by, work
-from ..data.doubts import LabelWarning
+from ..data import LabelWarning
 from ..errors import BHPEFTError, BusyError, ConfigError
 from ..posterior import Posterior, saving
 from ..training.report import FitReport
@@ -157,7 +157,7 @@ def _learn(there: Connection, where: Where) -> None:
         os.nice(10)  # the page comes first
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which ends this
     logging.disable_progress_bar()  # which would be printed between the lines of the program
-    doubts: list[str] = []
+    label_warnings: list[str] = []
     try:
         with warnings.catch_warnings(record=True) as given, made_by(partial(_Told, there)):
             warnings.simplefilter("always")
@@ -170,11 +170,14 @@ def _learn(there: Connection, where: Where) -> None:
                 whole.name("")
                 pool = Pool.of(after, where.data)
                 whole.next()
-            doubts = [str(one.message) for one in given if issubclass(one.category, LabelWarning)]
+            label_warnings = [
+                str(one.message) for one in given if issubclass(one.category, LabelWarning)
+            ]
         count, changed, compared = (
             getattr(after.report, name) for name in ("examples", "changed", "compared")
         )
-        words = [f"Round {pool.number} has learnt {count} labels and is in {where.out}.", *doubts]
+        done = f"Round {pool.number} has learnt {count} labels and is in {where.out}."
+        words = [done, *label_warnings]
         if compared:
             words.append(f"It changed {changed} of {compared} answers to texts learnt before.")
         there.send({"pool": pool, "labels": count, "words": " ".join(words)})

@@ -81,9 +81,6 @@ def test_a_file_without_a_header_loses_no_row(rows, column, tmp_path):
     assert first_line in told and "name it" not in told
     told = error(*fit, "--label-column", column)
     assert f"column '{column}': its name is like its cells; {first_line}" in told
-    assert "--yes" in told
-    told = error(*fit, "--label-column", column, "--yes", "--task", "choices")
-    assert first_line not in told  # the names are taken as they are
 
 
 def test_what_is_not_clear_is_asked():

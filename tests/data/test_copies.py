@@ -1,4 +1,4 @@
-"""Rows with the same text are learnt or held out, never both."""
+"""Rows with the same text are learnt or held out, never both; and classes that may be mistakes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.data import Columns, Examples, encode
-from bhpeft_pyro.data.copies import hashes_of, warn_of_contradictions
+from bhpeft_pyro.data import Columns, Examples, LabelWarning, encode
+from bhpeft_pyro.data.copies import hashes_of, warn_of_classes, warn_of_contradictions
 from bhpeft_pyro.diagnostics.comparison import compare
-from bhpeft_pyro.errors import BHPEFTWarning, DataError
+from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
 HOW: dict[str, Any] = {"max_steps": 1, "progress": False}
@@ -89,10 +89,10 @@ def test_texts_with_different_labels_are_mentioned(
 def test_fits_and_updates_mention_texts_with_different_labels() -> None:
     data = {"text": SAME, "label": [0, 1, 1, 1, 0]}
     told = r"1 text comes with different labels \(case and spaces aside\), such as 'W5  ?w9'; mend"
-    with pytest.warns(BHPEFTWarning, match=told):
+    with pytest.warns(LabelWarning, match=told):
         posterior = bh.fit(tiny_model(()), "normal", data, **HOW)
     more = {"text": ["w8", "w8"], "label": [0, 1]}
-    with pytest.warns(BHPEFTWarning, match="such as 'w8'; mend"):
+    with pytest.warns(LabelWarning, match="such as 'w8'; mend"):
         posterior.update(more, progress=False)
 
 
@@ -189,3 +189,25 @@ def test_test_rows_of_a_comparison_are_none_that_are_learnt(tmp_path: Any) -> No
     for part in (data, known):
         with pytest.raises(DataError, match="test: each of the 30 rows has the text of a row that"):
             compare(tiny_model, data, known, part, tmp_path)
+
+
+NAMES = ["good", "bad"] * 12
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (NAMES, ""),
+        ([*NAMES, "god"], "'god' (may mean 'good') occurs once"),
+        ([*NAMES, "ok"], "'ok' occurs once"),
+        ([*NAMES, "Good "], "'Good ' and 'good' are two classes"),
+        ([*NAMES, *"pqrst"], "'p' occurs once; 'q' occurs once; 'r' occurs once; and 2 more do"),
+        ([*"abcdefghi"], ""),  # too few to say
+        (["a", "a "], "'a' and 'a ' are two classes"),
+    ],
+)
+def test_classes_that_may_be_mistakes(labels: list[str], told: str) -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        warn_of_classes("label", labels)
+    assert [str(each.message) for each in found] == ([f"column 'label': {told}"] if told else [])

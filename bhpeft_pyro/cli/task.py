@@ -74,6 +74,7 @@ class Task:
 def infer(rows: pd.DataFrame, reading: Reading) -> Task:
     """The task of a table, from its columns and labels where it is not given.
 
+    >>> from bhpeft_pyro.data import table
     >>> rows = table({"review": ["good", "bad"], "stars": [5, 1]})
     >>> print(infer(rows, Reading()))
     ratings: 'stars' from 'review', between 1 and 5

@@ -17,7 +17,7 @@ from ..base.checks import shown
 from ..base.isolation import alone, seeded
 from ..base.names import first_match
 from ..base.values import Count, valid
-from ..errors import GuideError
+from ..errors import GuideError, PriorError
 from ..model.model import Model
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide
 from .foreign import ForeignGuide, FunctionGuide, ModuleGuide
@@ -107,6 +107,8 @@ def autoguide(
         return make(model, **options)
     except GuideError as error:
         raise GuideError(f"autoguide: {called!r}: {error}") from error
+    except PriorError:  # of the model's latents
+        raise
     except (TypeError, ValueError) as error:
         why = refused if options else f"autoguide: {called!r} needs more than a model"
         raise GuideError(f"{why}: {error}") from error

@@ -88,6 +88,7 @@ class Pool:
         number: how many rounds there have been.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)

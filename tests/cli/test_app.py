@@ -28,7 +28,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     page = tmp_path / "x.html"
     for arguments, message in (
         (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
-        (("fit", sheet, "--out", out), 'save it as "CSV UTF-8"'),
+        (("fit", sheet, "--out", out), "spreadsheets need|cannot be read"),
         (("fit", tmp_path / "no.xlsx", "--out", out), "no.xlsx: no such file"),
         (("evaluate", tmp_path / "none", train), "there is no folder .*none"),
         (("promise", train, train), "run: there is no folder .*train.csv"),

@@ -177,8 +177,8 @@ def test_a_configuration_and_parts_of_splits_from_python() -> None:
         ("stanfordnlp/imbd", "'stanfordnlp/imbd' doesn't exist"),
         ("stanfordnlp/imdb[plain]", r"'plain' not found. Available: \['plain_text'\]"),
         ("stanfordnlp/imdb:validation", r"split \"validation\".*'train', 'test', 'unsupervised'"),
-        ("stanfordnlp/sst2", "column 'text' is missing; columns there: 'sentence', 'label'"),
-        ("stanfordnlp/imdb:unsupervised", "-1 marks rows without a label"),
+        ("stanfordnlp/sst2", "column 'text' is missing; columns there: sentence, label"),
+        ("stanfordnlp/imdb:unsupervised", "row 0: the label is missing.*3 more"),
     ],
 )
 def test_what_is_not_there_is_named(name: str, message: str) -> None:

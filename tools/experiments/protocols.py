@@ -128,7 +128,7 @@ def _weekly(folder: Path, seed: int, rows: int, test: int) -> Stream:
     batches = {}
     for week, batch in by_period(table, "date", "week").items():
         chosen = torch.randperm(len(batch), generator=generator)[:rows]
-        batches[week] = batch.select(chosen.sort().values.tolist())
+        batches[week] = batch.iloc[chosen.sort().values.tolist()]
     return Stream("class", len(topics), batches, {})
 
 

@@ -20,7 +20,7 @@ from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
 def outputs_of(values: Tensor) -> LinearOutputs:
-    return LinearOutputs(tiny_model((), 3), values, (3,), torch.zeros(0), None)
+    return LinearOutputs(tiny_model((), 3), values, (3,), None)
 
 
 @pytest.mark.parametrize("noise", [0.2, 1.0])
@@ -31,7 +31,7 @@ def test_a_ratings_noise_is_the_best_for_held_out_rows(noise: float) -> None:
     taus = torch.logspace(-2, 2, 5, dtype=torch.float64)
     log_scale = torch.tensor(0.3).log()
     mean = torch.cat([torch.randn(30, 1), log_scale.expand(30, 1)], 1)
-    outputs = LinearOutputs(model, mean, (1,), torch.zeros(0), None)
+    outputs = LinearOutputs(model, mean, (1,), None)
     labels = 3.0 + 2.0 * mean[:, 0] + noise * torch.randn(30)
     found = [[torch.diag_embed(torch.rand(30, 2).double() / tau)] for tau in taus]
     unit = model.likelihood.unit
@@ -63,7 +63,7 @@ def test_a_noise_by_text_is_the_best_for_held_out_rows() -> None:
         model = tiny_model((), likelihood.outputs, likelihood=likelihood)
         others = [by_text * torch.randn(40, 1)] if likelihood.outputs == 2 else []
         mean = torch.cat([torch.zeros(40, 1), *others, torch.full((40, 1), own)], 1)
-        outputs = LinearOutputs(model, mean, (likelihood.outputs,), torch.zeros(0), None)
+        outputs = LinearOutputs(model, mean, (likelihood.outputs,), None)
         size = mean.shape[1]
         root = torch.cat([sds[:, :1], by_text * sds[:, 1:size]], 1)
         found = [[root @ root.mT / tau] for tau in taus]

@@ -46,7 +46,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         (("predict", run, train, "--out", train), "is the data"),
         (("predict", run, train, "--out", "x.parquet"), "should end in"),
         (("predict", run, train, "--flag", 0, "--out", tmp_path / "y.csv"), "flags no row"),
-        (("evaluate", run, folder / "new.csv"), "no column 'label'.*id, text"),
+        (("evaluate", run, folder / "new.csv"), "column 'label' is missing.*id, text"),
         (("fit", lists, "--task", "classes", "--out", out), r"line 1: \['a'\] is a list; expected"),
         (("report", run, partly, "--out", page), "partly.csv, .* row 3: the label is"),
         (("fit", empty, "--out", out), "is empty: at least one row"),

@@ -144,8 +144,8 @@ def test_a_second_page_of_one_table_is_refused(begin, run, pool, tmp_path):
 
 def test_a_journal_that_was_altered_by_hand_ends_it_in_a_line(run, pool, tmp_path):
     (tmp_path / "labels.journal.jsonl").write_text('{"key": ["t0"], "who": "Ana"}\n')
-    refused = error("review", run, pool, "--out", tmp_path / "labels.csv", *CPU)
-    assert "labels.journal.jsonl, line 1, is no decision" in refused
+    refused = bhpeft("review", run, pool, "--out", tmp_path / "labels.csv", *CPU, code=2)
+    assert "labels.journal.jsonl, line 1, is no decision" in refused.stderr
 
 
 @pytest.mark.slow

@@ -184,18 +184,6 @@ def test_a_damaged_backbone_is_refused_when_the_network_is_made() -> None:
         bh.RandomPEFT(backbone)
 
 
-def test_what_cannot_fit_in_memory_is_refused_with_what_would() -> None:
-    posterior = bh.fit(model(()), "normal", GOOD, **QUICK)
-    for act in (
-        lambda: posterior.sample(10**12),
-        lambda: posterior.predict(["w5"], 10**12, keep_samples=True),
-        lambda: posterior.predict(["w5"], 10**12),
-        lambda: bh.fit(model(()), "normal", GOOD, components=10**12, **QUICK),
-    ):
-        with pytest.raises(ConfigError, match=r"=1,000,000,000,000 needs .* expected at most \d"):
-            act()
-
-
 def test_a_refused_argument_costs_no_pass_over_the_texts() -> None:
     posterior = bh.fit(model(()), "normal", GOOD, **QUICK)
     passes = []

@@ -23,6 +23,7 @@ from tools.sentiment import two_rounds
 TINY = Settings((24, 12), validation=10, test=16, components=2, epochs=2)
 
 
+@pytest.mark.filterwarnings("ignore:data. the labels contradict")  # which are random
 def test_numbers_are_those_of_the_saved_posteriors(tmp_path: Path) -> None:
     domains = {"movies": sentences(5), "tweets": sentences(8)}
     rounds = two_rounds(domains, TINY.train, TINY.validation, TINY.test, seed=0, rated=True)

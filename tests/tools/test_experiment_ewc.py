@@ -90,7 +90,7 @@ def test_the_penalty_knows_only_products() -> None:
 
 def test_a_strong_penalty_holds_what_was_learnt() -> None:
     batches = {str(i): tiny_examples(16, seed=i) for i in range(2)}
-    setup = Setup(model, batches, None)
+    setup = Setup(model, batches)
 
     def change(strength: float) -> float:
         learn = elastic(strength)(setup)
@@ -106,7 +106,7 @@ def test_a_strong_penalty_holds_what_was_learnt() -> None:
 
 def test_a_killed_run_does_not_go_on_without_what_it_held() -> None:
     batches = {str(i): tiny_examples(8, seed=i) for i in range(2)}
-    setup = Setup(model, batches, None)
+    setup = Setup(model, batches)
     first = elastic(1.0)(setup)(None, batches["0"])
     with pytest.raises(DataError, match="not saved; delete them"):
         elastic(1.0)(setup)(first, batches["1"])

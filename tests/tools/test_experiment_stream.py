@@ -42,7 +42,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
 @pytest.mark.parametrize("arm", ["posterior as prior", "all data so far"])
 def test_what_an_arm_has_learnt_is_known_in_closed_form(arm: str) -> None:
-    learn = ARMS[arm](Setup(model, ROUNDS, None))
+    learn = ARMS[arm](Setup(model, ROUNDS))
     posterior = None
     for number, data in enumerate(ROUNDS.values(), 1):
         posterior = learn(posterior, data)
@@ -69,7 +69,7 @@ def test_fine_tuning_goes_on_from_where_it_was(
         return Training()
 
     monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", optimise)
-    learn = ARMS[arm](Setup(model, ROUNDS, None))
+    learn = ARMS[arm](Setup(model, ROUNDS))
     posterior = None
     for data in ROUNDS.values():
         posterior = learn(posterior, data)
@@ -81,7 +81,7 @@ def test_fine_tuning_goes_on_from_where_it_was(
 
 @pytest.mark.usefixtures("exactly")
 def test_all_data_at_once_are_learnt_before_the_first_round() -> None:
-    learn = ARMS[AT_ONCE](Setup(model, ROUNDS, None))
+    learn = ARMS[AT_ONCE](Setup(model, ROUNDS))
     posterior = None
     for data in ROUNDS.values():
         posterior = learn(posterior, data)
@@ -282,7 +282,7 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
 
     monkeypatch.setattr(stream, "clock", lambda device: lambda: now[0])
     monkeypatch.setattr(stream, "fit", fit)
-    setup = Setup(model, ROUNDS, None)
+    setup = Setup(model, ROUNDS)
     ratios = stream.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
     assert ratios == {"slow": 1.5, "fast": 0.5}
 

@@ -86,7 +86,7 @@ def _say_positions(rows: pd.DataFrame, columns: Columns) -> None:
     if names is None or label not in rows or rows.empty:
         return
     first = rows[label].iloc[0]
-    if type(first) is int and by_name([first], None, names) == [first]:
+    if type(first) is int and by_name([first], names) == [first]:
         say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
 
 

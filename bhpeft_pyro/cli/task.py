@@ -124,7 +124,7 @@ def _infer(rows: pd.DataFrame, reading: Reading) -> Task:
     if name == "classes":
         return _classes(task, values, ordered)
     if name == "labels":
-        _, called, count = read_labels(values, label, None, ordered, None, new_names=True)
+        _, called, count = read_labels(values, label, ordered, None, new_names=True)
         return replace(task, classes=count, columns=replace(columns, label_names=called))
     read_ratings(values, label)
     levels = {float(value) for value in values}  # some may be texts

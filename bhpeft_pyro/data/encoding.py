@@ -128,8 +128,8 @@ def encode(
             return read_ratings(values, target), None, None
         how = names, num_labels, new_names
         if kind == "labels":
-            return read_labels(values, target, None, *how)
-        return read_classes(values, target, None, *how, ordered)
+            return read_labels(values, target, *how)
+        return read_classes(values, target, *how, ordered)
 
     needed = (*columns.inputs(kind), *columns.extra)
     with numbered(need(rows, *needed, *((target,) if labelled else ()))):

@@ -11,7 +11,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from datasets import ClassLabel
 from torch import Tensor
 
 from ..base.checks import shown, warn
@@ -139,21 +138,15 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None) -> list[Any]:
+def by_name(values: Sequence[Any], names: Sequence[str] | None) -> list[Any]:
     """Labels by the names of the classes, where there are names and the labels determine them.
 
-    A `ClassLabel` with other names determines them; so do numbers where a name is a number, and
-    truth values where all names are truth values. Other numbers are indices. A name may be in
-    another Unicode normal form; new names are in NFC.
+    Numbers do where a name is a number, and truth values where all names are truth values. Other
+    numbers are indices. A name may be in another Unicode normal form; new names are in NFC.
     """
     values = in_one_form(values, names)
     if names is None:
         return values
-    if isinstance(feature, ClassLabel):
-        if tuple(feature.names) == tuple(names):
-            return values
-        called = dict(enumerate(in_one_form(feature.names, names)))
-        return [called.get(value, value) for value in values]
     if not any(map(is_number, names)) and not all(name in ("True", "False") for name in names):
         return values
     # A reader may have made 1.1 of "1.10", the class's name in another file.
@@ -181,7 +174,6 @@ Classes = tuple[Tensor, tuple[str, ...] | None, int]
 def read_classes(
     values: Sequence[Any],
     column: str,
-    feature: object,
     names: Sequence[str] | None,
     num_labels: int | None,
     new_names: bool,
@@ -189,15 +181,10 @@ def read_classes(
 ) -> Classes:
     """(N,) int64 class indices, the names of the classes, and their number.
 
-    If `names` are not given and `new_names` are allowed, they come from a `ClassLabel` feature or
-    from the strings in the column (sorted, or if the classes are `ordered` by numbers in them).
+    If `names` are not given and `new_names` are allowed, they are the strings in the column: sorted,
+    or if the classes are `ordered` by numbers in them.
     """
-    if isinstance(feature, ClassLabel):
-        check_types(values, column, (int,), "an integer")
-        _check_range(values, column, len(feature.names))
-        if names is None and new_names:
-            names = feature.names
-    values = [_whole(value) for value in by_name(values, feature, names)]
+    values = [_whole(value) for value in by_name(values, names)]
     check_types(values, column, (int, str), "an integer or a str")
     if names is None and new_names and all(isinstance(value, bool) for value in values):
         names = ("False", "True")
@@ -277,29 +264,25 @@ def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
 def read_labels(
     values: Sequence[Any],
     column: str,
-    feature: object,
     names: Sequence[str] | None,
     num_labels: int | None,
     new_names: bool,
 ) -> Classes:
     """(N, K) float32: 1 where a text has a label; the names of the labels, and their number.
 
-    A cell is a list of names, or of K numbers 0 or 1; in a CSV file as JSON. Of a list of
-    `ClassLabel` it is a list of indices. Other arguments are those of `read_classes`.
+    A cell is a list of names, or of K numbers 0 or 1; in a CSV file as JSON. Other arguments are
+    those of `read_classes`.
     """
     cells = read_cells(values, column, as_list)
     check_types(cells, column, (list, tuple), 'a list of names, such as ["sport", "money"]')
     places = [(i, "") for i, cell in enumerate(cells) for _ in cell]
-    labels, of_label = [*chain.from_iterable(cells)], getattr(feature, "feature", None)
+    labels = [*chain.from_iterable(cells)]
     texts = any(isinstance(label, str) for label in labels)
     if texts and names is None and not new_names:
         raise DataError(f"column {column!r} has names, and the labels of this model have none")
-    numbered = isinstance(of_label, ClassLabel) and (labels or new_names)
-    if texts or numbered or (names is not None and not labels):
+    if texts or (names is not None and not labels):
         with naming_entries(places):
-            indices, classes, count = read_classes(
-                labels, column, of_label, names, num_labels, new_names
-            )
+            indices, classes, count = read_classes(labels, column, names, num_labels, new_names)
         matrix = torch.zeros(len(cells), count)
         matrix[torch.tensor([i for i, _ in places], dtype=torch.int64), indices] = 1
         return matrix, classes, count

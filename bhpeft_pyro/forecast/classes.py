@@ -169,7 +169,7 @@ class ClassForecast(Forecast):
         names, numbers = self.label_names, isinstance(labels, Tensor) and labels.dtype != torch.bool
         if names is not None and not numbers:
             cells = [cell.item() if hasattr(cell, "item") else cell for cell in labels]
-            labels, *_ = read_classes(cells, "labels", None, names, None, False)
+            labels, *_ = read_classes(cells, "labels", names, None, False)
         return super().with_labels(labels)
 
     def __len__(self) -> int:

@@ -141,7 +141,7 @@ class LabelsForecast(Forecast):
         have them, or K numbers 0 or 1."""
         if self.label_names is not None and not isinstance(labels, Tensor):
             cells: Any = labels.tolist() if hasattr(labels, "tolist") else labels
-            labels, *_ = read_labels([*cells], "labels", None, self.label_names, None, False)
+            labels, *_ = read_labels([*cells], "labels", self.label_names, None, False)
         return super().with_labels(labels)
 
     def best_threshold(self) -> Tensor:

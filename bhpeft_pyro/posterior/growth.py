@@ -155,7 +155,7 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
     columns = posterior.columns
     rows, label = table(data, columns.inputs("class")), columns.label
     values = need(rows, columns.text, label)[label].tolist()
-    return by_name(values, None, columns.label_names)
+    return by_name(values, columns.label_names)
 
 
 def _numbers(values: Sequence[Any]) -> set[int]:

@@ -34,16 +34,17 @@ T = TypeVar("T")
 _CONFIG = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-def _plain(value: Any) -> Any:
+def as_python(value: Any) -> Any:
+    """Numbers of NumPy and PyTorch as Python's, and arrays as lists; other values as they are."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _as_tuple(value: Any) -> Any:
-    value = _plain(value)
+    value = as_python(value)
     return tuple(value) if isinstance(value, list) else value
 
 
-_PLAIN, _FINITE = BeforeValidator(_plain), AllowInfNan(False)
+_PLAIN, _FINITE = BeforeValidator(as_python), AllowInfNan(False)
 _SELF = Parameter("self", Parameter.POSITIONAL_ONLY)
 _LAST_SEED = 2**62
 _STRIDE = 1000  # between seeds that are derived from neighbouring ones
@@ -83,12 +84,13 @@ def checked_dataclass(cls: type[T] | None = None, *, eq: bool = True, kw_only: b
     made: Any = pydantic.dataclasses.dataclass(
         cls, frozen=True, eq=eq, kw_only=kw_only, config=_CONFIG
     )
-    plain, names = made.__init__, [f.name for f in sorted(fields(made), key=attrgetter("kw_only"))]
+    names = [f.name for f in sorted(fields(made), key=attrgetter("kw_only"))]
+    unchecked = made.__init__
 
-    @wraps(plain)
+    @wraps(unchecked)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         with _refusing(names):
-            plain(self, *args, **kwargs)
+            unchecked(self, *args, **kwargs)
 
     # Not that of the class, which a dataclass that is derived from it would have too.
     own: Any = __init__
@@ -116,13 +118,13 @@ def checked_call(function: F) -> F:
             kinds[name] = _TYPES[kind] | None if optional else _TYPES[kind]
     names = [*signature(function).parameters]
 
-    def plain(name: str, value: Any) -> Any:
+    def checked(name: str, value: Any) -> Any:
         return valid(kinds[name], name, value) if name in kinds else value
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        args = (*map(plain, names, args), *args[len(names) :])
-        return function(*args, **{name: plain(name, value) for name, value in kwargs.items()})
+        args = (*map(checked, names, args), *args[len(names) :])
+        return function(*args, **{name: checked(name, value) for name, value in kwargs.items()})
 
     return call  # type: ignore[return-value]
 

@@ -181,8 +181,8 @@ def read_classes(
 ) -> Classes:
     """(N,) int64 class indices, the names of the classes, and their number.
 
-    If `names` are not given and `new_names` are allowed, they are the strings in the column: sorted,
-    or if the classes are `ordered` by numbers in them.
+    If `names` are not given and `new_names` are allowed, they are the strings in the column:
+    sorted, or if the classes are `ordered` by numbers in them.
     """
     values = [_whole(value) for value in by_name(values, names)]
     check_types(values, column, (int, str), "an integer or a str")

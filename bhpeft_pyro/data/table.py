@@ -35,6 +35,7 @@ from datasets.table import InMemoryTable
 
 from ..base.checks import data_file, optional_library, shown, warn
 from ..base.files import writing
+from ..base.values import as_python
 from ..errors import DataError
 from .assets import hub_or_cache
 
@@ -100,7 +101,7 @@ def table(
     if not isinstance(source, Iterable) or isinstance(source, bytes | Set):
         what = "a file, a data set, a data frame, a mapping of lists, or a list of dicts or texts"
         raise DataError(f"source is a {type(source).__name__}; expected {what}")
-    return _frame(_by_name([*_plain_list(source)], texts))
+    return _frame(_by_name([*as_python(source)], texts))
 
 
 def need(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -194,7 +195,7 @@ def _frame(cells: Mapping[Any, Any], index: Any = None, **attrs: Any) -> pd.Data
     """Columns of plain cells as a table."""
     lists = {}
     for name, of in cells.items():
-        values = _plain_list(of)
+        values = as_python(of)
         # A set has no order.
         if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Set):
             raise DataError(f"column {name!r} is a {type(of).__name__}; expected a list of cells")
@@ -207,15 +208,11 @@ def _frame(cells: Mapping[Any, Any], index: Any = None, **attrs: Any) -> pd.Data
     return rows
 
 
-def _plain_list(values: Any) -> Any:
-    return values.tolist() if hasattr(values, "tolist") else values
-
-
 def _plain(cell: Any) -> Any:
     """A cell without NumPy's and PyTorch's types; None if there is nothing."""
     if isinstance(cell, str):
         return cell
-    cell = _plain_list(cell) if not isinstance(cell, tuple) else [*cell]
+    cell = as_python(cell) if not isinstance(cell, tuple) else [*cell]
     nothing = cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and cell != cell)
     return None if nothing else cell
 

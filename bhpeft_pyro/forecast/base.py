@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..base.values import SomeShare, checked_call
 from ..errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -171,8 +172,8 @@ class Forecast(ABC):
         columns["novelty"] = None if self.novelty is None else digits(self.novelty)
         columns |= {"reason": self.reasons(), "nearest": self.nearest}
         # There with and without a promise, so that a new round changes no columns.
-        none = [None] * len(self)
-        columns["answered"] = none if self.answered is None else self.answered.tolist()
+        answered = self.answered
+        columns["answered"] = [None] * len(self) if answered is None else answered.tolist()
         if coverage is not None:
             from ..decisions.sets import covering
 
@@ -192,18 +193,19 @@ class Forecast(ABC):
         values: Tensor = getattr(self, by)
         return 1 - values if by in ("confidence", "novelty") else values
 
-    def flag(self, fraction: float = 0.1, by: str = "total") -> Tensor:
+    @checked_call
+    def flag(self, fraction: SomeShare = 0.1, by: str = "total") -> Tensor:
         """Indices of the `fraction` least certain examples, the least certain first.
 
         At least one example is flagged; equally certain ones stay in order. By "total" these are
         the examples most likely to be wrong; by "epistemic", those whose labels would teach most.
         """
-        _check_share("fraction", fraction)
         order = self.uncertainty(by).argsort(descending=True, stable=True)
         # 0.07 * 100 is a little above 7.
         return order[: max(math.ceil(fraction * len(self) - 1e-9), 1)]
 
-    def unlike(self, max_false_alarms: float = 0.05) -> Tensor:
+    @checked_call
+    def unlike(self, max_false_alarms: SomeShare = 0.05) -> Tensor:
         """(N,) bool, which texts are unlike what was learnt; of the texts that resemble the learnt
         ones, at most a share of `max_false_alarms` is flagged on average.
 
@@ -211,7 +213,6 @@ class Forecast(ABC):
             ConfigError: the share is not above 0 and at most 1.
             DataError: the posterior does not know what it has learnt.
         """
-        _check_share("max_false_alarms", max_false_alarms)
         if self.novelty is None:
             from ..decisions.novelty import NONE_KNOWN
 
@@ -233,7 +234,8 @@ class Forecast(ABC):
         between = getattr(self, "between", None)
         between = torch.zeros_like(epistemic) if between is None else between
         main = torch.stack([noise, between, epistemic - between]).argmax(0)
-        doubted = self._doubted() if self.answered is None else ~self.answered
+        answered = self.answered
+        doubted = self._doubted() if answered is None else ~answered
         unlike = torch.zeros_like(doubted) if self.novelty is None else self.unlike()
         return [
             _UNLIKE if novel else _REASONS[why] if doubt else None
@@ -318,11 +320,6 @@ def as_tensor(values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach().cpu()
     return torch.from_numpy(np.array([*values]))
-
-
-def _check_share(name: str, share: float) -> None:
-    if not 0 < share <= 1:
-        raise ConfigError(f"{name}={share} must be a share above 0 and at most 1")
 
 
 def _series(values: Sequence[Any]) -> pd.Series[Any]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..base.values import as_python
 from ..data.labels import read_labels
 from ..errors import DataError
 from .base import Forecast, Labels, digits
@@ -140,8 +141,7 @@ class LabelsForecast(Forecast):
         """This forecast with other observed labels: for each text a list of names, if the labels
         have them, or K numbers 0 or 1."""
         if self.label_names is not None and not isinstance(labels, Tensor):
-            cells: Any = labels.tolist() if hasattr(labels, "tolist") else labels
-            labels, *_ = read_labels([*cells], "labels", self.label_names, None, False)
+            labels, *_ = read_labels([*as_python(labels)], "labels", self.label_names, None, False)
         return super().with_labels(labels)
 
     def best_threshold(self) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, LikelihoodError
+from ..base.values import Inside, checked_call
+from ..errors import LikelihoodError
 from .base import Forecast, Labels, digits
 from .metrics import aurc
 
@@ -140,11 +141,10 @@ class RatingForecast(Forecast):
         """This forecast with other observed labels, of which no `densities` are known."""
         return replace(super().with_labels(labels), densities=None)
 
-    def quantile(self, probability: float) -> Tensor:
+    @checked_call
+    def quantile(self, probability: Inside) -> Tensor:
         """(N,) quantile of the mixture, by bisection between its components' quantiles; of draws,
         the least that has this share of them at or below it."""
-        if not 0 < probability < 1:
-            raise ConfigError(f"probability={probability} must be above 0 and below 1")
         if (drawn := self.sorted_outcomes) is not None:
             count = math.ceil(probability * drawn.shape[1] - 1e-9)
             return self._rounded(drawn[:, max(count, 1) - 1])

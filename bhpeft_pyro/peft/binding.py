@@ -140,18 +140,24 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def _note(token: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+# PyTorch calls a hook without `kwargs` if it was removed since the module's call began, as when the
+# garbage collector ends another attachment on the same backbone.
+
+
+def _note(
+    token: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> None:
     binding = active().get(token)
-    if binding is not None:
+    if binding is not None and kwargs is not None:
         binding.scratch[module] = _input(args, kwargs)
 
 
 def _before(
-    token: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    token: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     binding = active().get(token)
-    if binding is None or not (functions := binding.before.get(module)):
-        return args, kwargs
+    if binding is None or kwargs is None or not (functions := binding.before.get(module)):
+        return None
     if _hidden_states(binding, module, _input(args, kwargs)):
         for function in functions:
             other = function(_input(args, kwargs))

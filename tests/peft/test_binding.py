@@ -46,6 +46,20 @@ def test_two_attachments_on_one_backbone_do_not_touch_each_other():
         assert torch.equal(run(model, batch), alone[0])
 
 
+def test_an_attachment_may_end_in_the_middle_of_a_pass():
+    """The garbage collector runs when it likes: PyTorch then calls hooks that are gone already."""
+    batch, model = tiny.inputs(), tiny.build("llama")
+    first, others = Attachment(model, KINDS), [Attachment(model, KINDS)]
+    weights = tiny.draw(first.sites)
+    expected, before = bound(first, weights, batch), hooks(model)
+    hooked = [module for module in model.modules() if module._forward_pre_hooks]
+    assert hooked
+    for module in hooked:
+        module.register_forward_pre_hook(lambda *_: others.clear(), prepend=True)
+    assert torch.equal(bound(first, weights, batch), expected)
+    assert not others and hooks(model) < before + len(hooked)
+
+
 SECOND = {
     "another": lambda _: Attachment(tiny.build("gpt2"), KINDS),
     "copied": copy.deepcopy,

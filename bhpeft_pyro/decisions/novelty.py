@@ -161,7 +161,7 @@ class Novelty:
         wrong = len(middle) != len(last) or last.shape[1:] != (width,) or middle.dim() != 2
         if wrong or not 0 < len(last) <= MOST:
             raise ValueError(f"novelty: its states have shapes {middle.shape} and {last.shape}")
-        texts = tuple(str(text) for text in plain.get("texts", ()))  # earlier files have none
+        texts = tuple(str(text) for text in plain["texts"])
         if texts and len(texts) != len(last):
             raise ValueError(f"novelty: {len(texts)} texts for {len(last)} states")
         return cls(middle, last, valid(_HowMany, "novelty: count", plain["count"]), texts)

@@ -22,6 +22,7 @@ from ..base.values import (
     Amount,
     Count,
     Finite,
+    Flag,
     Inside,
     PartialShare,
     Positive,
@@ -80,8 +81,7 @@ class Promise:
         to_people: the share of texts without an answer that is not exceeded either; None if it was
             not asked for.
         threshold: texts with a `Forecast.chance_right` above it are answered; None answers none.
-        answer_unlike: whether texts unlike what was learnt are answered too; promises in files of
-            earlier versions do so.
+        answer_unlike: whether texts unlike what was learnt are answered too.
         rows: N, how many calibration rows it was set on.
         unlike: how many of these are left to people since they are unlike what was learnt.
         answered, wrong: how many of these are answered, and how many of those wrongly.
@@ -107,8 +107,8 @@ class Promise:
     tolerance: Positive | None = None
     to_people: PartialShare | None = None
     threshold: Finite | None = None
-    answer_unlike: bool = True
-    unlike: Amount = 0
+    answer_unlike: Flag
+    unlike: Amount
     rows: Count
     answered: Amount
     wrong: Amount

@@ -165,7 +165,7 @@ def from_state(
         parts.append(part.replace(learnt_rows=None if learnt is None else learnt.cpu()))
     posterior = MixturePosterior(parts, lineage) if mixed else parts[0]
     for name, kind in _ATTACHED.items():
-        if (state := plain.get(name)) is not None:  # earlier files have fewer of them
+        if (state := plain.get(name)) is not None:
             made = kind.from_state(state, _part(tensors, name), posterior.model)
             posterior = posterior.replace(**{name: made})
     return posterior

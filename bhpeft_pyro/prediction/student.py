@@ -113,7 +113,7 @@ class Student:
         weights: for each site a tensor of its shape.
         uncertainty: of the pass of a text; one number for classes and labels, two for ratings.
         report: how it was made, and how far it is from the posterior.
-        learnt_rows: (R,) hashes of its texts, held-out ones too; None if they are not known.
+        learnt_rows: (R,) hashes of its texts, held-out ones too.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -127,7 +127,7 @@ class Student:
     weights: Mapping[str, Tensor]
     uncertainty: LogKernel
     report: StudentReport
-    learnt_rows: Tensor | None = None
+    learnt_rows: Tensor
 
     def predict(
         self, model: Model, examples: Examples, max_rows: int = MAX_ROWS, bf16: bool = False
@@ -142,9 +142,7 @@ class Student:
         """Plain data and tensors for a file, from which `from_state` makes the same student."""
         tensors = {f"weights.{name}": value for name, value in self.weights.items()}
         tensors |= {f"uncertainty.{name}": v for name, v in vars(self.uncertainty).items()}
-        if self.learnt_rows is not None:
-            tensors["learnt_rows"] = self.learnt_rows
-        return asdict(self.report), tensors
+        return asdict(self.report), tensors | {"learnt_rows": self.learnt_rows}
 
     @classmethod
     def from_state(cls, plain: Plain, tensors: Tensors, model: Model) -> Student:
@@ -160,7 +158,7 @@ class Student:
         on_cpu = {  # where forecasts are made
             name.removeprefix("uncertainty."): value.cpu() for name, value in tensors.items()
         }
-        rows = on_cpu.pop("learnt_rows", None)  # which earlier files do not have
+        rows = on_cpu.pop("learnt_rows")
         return cls(weights, LogKernel.of_tensors(on_cpu), StudentReport(**plain), rows)
 
 

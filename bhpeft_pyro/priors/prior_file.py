@@ -110,7 +110,7 @@ def from_state(plain: Plain, tensors: Tensors, part: str, given: PriorLike | Non
     if kind == "custom":
         made = given_for("prior", fields["path"], given if given is None else as_prior(given))
         options = plain_attributes(made)
-        for name, saved in fields.get("options", {}).items():  # earlier files have none
+        for name, saved in fields["options"].items():
             if not name.startswith("__") and (got := options.get(name)) != saved:
                 raise SaveError(
                     f"prior: this posterior was saved with {name}={saved!r:.80} of the prior; got "
@@ -124,7 +124,7 @@ def from_state(plain: Plain, tensors: Tensors, part: str, given: PriorLike | Non
 
 def check_fixed(prior: Prior, sites: Sequence[Site], saved: Tensors) -> None:
     """Refuse a user's own prior that does not hold the sites fixed that the saved one held, at the
-    same values. Earlier files have none."""
+    same values."""
     fixed = held_fixed(prior, sites) if saved else {}
     for name, value in saved.items():
         if (got := fixed.get(name)) is None or not torch.allclose(got.to(value), value):

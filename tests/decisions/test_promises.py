@@ -150,16 +150,6 @@ def test_a_posterior_that_does_not_know_what_it_has_learnt() -> None:
     assert promised("class").replace(novelty=None).predict(["w5 w9"]).answered is None
 
 
-def test_a_promise_of_an_earlier_file_answers_as_it_did(tmp_path: Any) -> None:
-    promised("class", answer_unlike=True).save(tmp_path)
-
-    def earlier(plain: dict[str, Any]) -> None:
-        del plain["promised"]["answer_unlike"], plain["promised"]["unlike"]
-
-    rewrite(tmp_path, earlier)
-    assert load(tmp_path).promised.answer_unlike
-
-
 def test_it_is_for_one_way_to_predict() -> None:
     texts = table("class", 20, seed=10)
     posterior = promised("class")

@@ -66,6 +66,7 @@ def promise_on(kind: str, **how: Any) -> Promise:
     """One that was set on calibration rows, which are tensors by name, by no posterior at all."""
     calibration = {name: value for name, value in how.items() if isinstance(value, Tensor)}
     facts: dict[str, Any] = {"error": 0.1, "confidence": 0.9, "answered": 1, "wrong": 0}
+    facts |= {"answer_unlike": True, "unlike": 0}
     facts |= {"method": "", "round": "a", "rows": len(next(iter(calibration.values())))}
     facts |= {name: value for name, value in how.items() if name not in calibration}
     return Promise(kind=kind, calibration=calibration, **facts)

@@ -179,6 +179,8 @@ def _promised(forecast: AnyForecast, rows: Tensor) -> Promise:
         kind=kind,
         error=ERRORS[0],
         confidence=CONFIDENCE,
+        answer_unlike=True,
+        unlike=0,
         rows=len(rows),
         answered=0,
         wrong=0,

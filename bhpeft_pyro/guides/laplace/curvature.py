@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -181,19 +180,6 @@ class Information:
             root, left = gathered.parts()
             rest = rest + left
         return Information(rest, root)
-
-
-def with_information(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The tensors of a saved `LaplaceGuide`; an older file has the covariance in place of the
-    information, which a large tau leaves few digits of."""
-    new = dict(state)
-    older = [prefix + name for name in ("scale", "first_scale", "tau", "ratio")]
-    if {*older} <= new.keys():
-        scale, first, tau, ratio = (state[name] for name in older)
-        del new[older[0]], new[older[-1]]
-        new[prefix + "rest"] = ((first / scale).square() - tau).clamp_min(0)
-        new[prefix + "strength"] = ratio.pow(-2) - 1
-    return new
 
 
 def _scores(outputs: LinearOutputs) -> list[Tensor]:

@@ -26,7 +26,7 @@ from ..guide import NOISE_STEPS, Guide, adam_lr
 from ..latent import joint_normal
 from ..mean_field import ScaledAdam
 from ..strategy import Strategy
-from .curvature import Information, with_information
+from .curvature import Information
 
 
 class LaplaceGuide(Guide):
@@ -309,8 +309,7 @@ class LaplaceGuide(Guide):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Load a state whose number of directions may differ."""
-        state = with_information(state_dict, prefix)
-        rank = len(state.get(prefix + "strength", self.strength))
+        rank = len(state_dict.get(prefix + "strength", self.strength))
         for name, shape in self.information_sizes(rank).items():
             setattr(self, name, self.loc.new_zeros(shape))
-        super()._load_from_state_dict(state, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args)

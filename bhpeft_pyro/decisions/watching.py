@@ -15,8 +15,7 @@ some 50 labelled answers, and 40, where `Watch` gives an alarm, after some 70. M
 **Texts without labels.** How certain the forecast is of a text, and how unlike what was learnt it
 is, are ranked among those of the calibration rows and of the texts before it. These p-values are
 uniform and independent as long as all come from one source. A conformal test martingale (Vovk et
-al. 2005, the simple jumper) bets that they are not. It is that of crepes, which would rank all
-texts again for each that comes.
+al. 2005, the simple jumper) bets that they are not.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from datasets.table import InMemoryTable
 from ..base.checks import data_file, optional_library, shown, warn
 from ..base.files import writing
 from ..base.values import as_python
-from ..errors import DataError
+from ..errors import BHPEFTError, DataError
 from .assets import hub_or_cache
 
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
@@ -298,7 +298,8 @@ def _of_file(path: Path, texts: Sequence[str], encoding: str | None) -> pd.DataF
         text = _text(path, encoding)
         return _csv(path, text, texts) if suffix in (".csv", ".tsv") else _objects(path, text)
     except _DAMAGE as error:
-        raise DataError(f"{path}: {error}") from error
+        problem = error if isinstance(error, BHPEFTError) else f"cannot be read: {error}"
+        raise DataError(f"{path}: {problem}") from error
 
 
 def _text(path: Path, encoding: str | None) -> str:

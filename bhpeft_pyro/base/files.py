@@ -104,19 +104,23 @@ def make_folder(folder: Path) -> None:
 def append(path: Path, line: bytes) -> None:
     """Append a line to a file of lines; it is on the disk when this returns, and nothing of it if
     this raises. A last line that a kill has cut, and nobody was told to be there, is removed."""
-    with naming(path), alone(path):
-        with path.open("ab+", buffering=0) as file:  # nothing is left to write on an error
-            end = _end_of_lines(file)
+    with (
+        naming(path),
+        alone(path),
+        path.open("ab+", buffering=0) as file,  # nothing is left to write on an error
+    ):
+        end = _end_of_lines(file)
+        file.truncate(end)
+        if not end:  # a file that has a line has its name on the disk
+            flush_folder(path.parent)
+        data = line + b"\n"
+        try:
+            while data:  # a disk that gets full takes a part
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
             file.truncate(end)
-            data = line + b"\n"
-            try:
-                while data:  # a disk that gets full takes a part
-                    data = data[file.write(data) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)
-                raise
-        flush_folder(path.parent)
+            raise
 
 
 def _end_of_lines(file: FileIO) -> int:

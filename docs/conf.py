@@ -59,7 +59,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(transformers|datasets|numpy|matplotlib|starlette)\..*"),
     # As they stand in the source: imported for type checks only, or in a signature that Pyro gives.
     ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|Executor|MCMC"),
-    ("py:class", r"OptimizerFactory|Callback|Plain|Tensors"),
+    ("py:class", r"OptimizerFactory|Callback|Plain|Tensors|Sequence|Pooling|Action"),
     ("py:class", r"bhpeft_pyro\.decisions\.(novelty\.F|promises\.P)"),  # type variables
     # What nobody makes by hand.
     (

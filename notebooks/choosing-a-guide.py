@@ -61,9 +61,8 @@ quick = {"max_steps": steps, "progress": False}
 # %% [markdown]
 # ## Memory
 #
-# The memory of a guide follows from its number of weights
-# ([formulas](../docs/larger-models.md#the-memory)). The model has LoRA, adapter and prefix weights
-# on MiniLM, and a head with two classes:
+# The memory of a guide follows from its number of weights: `docs/larger-models.md` has the
+# formulas. The model has LoRA, adapter and prefix weights on MiniLM, and a head with two classes:
 
 # %%
 backbone = AutoModel.from_pretrained(minilm())

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from functools import cache, wraps
 from inspect import Parameter, Signature, signature
 from operator import attrgetter
+from re import sub
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
@@ -94,7 +95,7 @@ def checked_dataclass(cls: type[T] | None = None, *, eq: bool = True, kw_only: b
 
     # Not that of the class, which a dataclass that is derived from it would have too.
     own: Any = __init__
-    own.__signature__ = Signature([_SELF, *made.__signature__.parameters.values()])
+    own.__signature__ = Signature([_SELF, *_readable(made.__signature__)])
     del made.__signature__
     made.__init__ = own
     return made
@@ -126,7 +127,25 @@ def checked_call(function: F) -> F:
         args = (*map(checked, names, args), *args[len(names) :])
         return function(*args, **{name: checked(name, value) for name, value in kwargs.items()})
 
-    return call  # type: ignore[return-value]
+    own: Any = call
+    readable = _readable(signature(function))
+    own.__signature__ = signature(function).replace(parameters=readable)
+    own.__annotations__ |= {p.name: p.annotation for p in readable if p.name in kinds}
+    return own
+
+
+def _readable(checked: Signature) -> list[Parameter]:
+    """The parameters with Python's types in place of the checked ones, as help() shows them."""
+    plain = {name: kind.__origin__.__name__ for name, kind in _TYPES.items()}
+    plain |= {"Names": "Sequence[str]", "Numbers": "tuple[int, ...]"}
+
+    def readable(hint: Any) -> Any:
+        if not isinstance(hint, str):
+            return hint
+        outer = sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", hint)
+        return sub(r"\w+", lambda word: plain.get(word[0], word[0]), outer)
+
+    return [p.replace(annotation=readable(p.annotation)) for p in checked.parameters.values()]
 
 
 def valid(kind: Any, name: str, value: Any) -> Any:

@@ -103,20 +103,13 @@ print(str(posterior.promise("calibration.csv", max_share_to_people=0.3).promised
 # %% [markdown]
 # ## Watching
 #
-# The promise is for tweets. What if sentences of film reviews come instead? `Watch` sees each
-# forecast. Without labels it asks whether the forecasts are as certain, and the texts as much like
-# the learnt ones, as on the calibration rows. With labels it counts wrong answers. You may ask it
-# as often as you like: the probability that there is ever a false alarm is 5 %.
+# The promise is for tweets. What if sentences of film reviews come instead? `Watch` counts wrong
+# answers as labels come in. You may ask it as often as you like: the probability that there is ever
+# a false alarm is 5 %.
 
 # %%
-half = len(tweets.test) // 2
-watch = Watch(posterior.promised)
-watch.see(posterior.predict(tweets.test["text"][:half]))
-print(watch, end="\n\n")
-watch.see(posterior.predict(movies.train["text"]))
-print(watch, end="\n\n")
-watch = Watch(posterior.promised).see(posterior.predict(movies.train))
-print(watch)
+print(Watch(posterior.promised).see(forecast), end="\n\n")
+print(Watch(posterior.promised).see(posterior.predict(movies.train)))
 
 # %% [markdown]
 # ## What to label next
@@ -125,6 +118,7 @@ print(watch)
 # the labels of all tweets, and gives a reason for each.
 
 # %%
+half = len(tweets.test) // 2
 queue = posterior.queue(tweets.test["text"][:half], labels)
 for text, reason in [*zip(queue.texts, queue.reasons, strict=True)][:5]:
     print(f"{reason}\n    {text[:90]}")

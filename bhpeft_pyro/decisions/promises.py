@@ -89,7 +89,7 @@ class Promise:
         round: id of the round whose forecasts it is for.
         calibration: (N,) tensors of the calibration rows: "chance", their `Forecast.chance_right`;
             of classes and choices "miss", one minus the probability of the label, and "label"; of
-            ratings "residual" and "sd"; "novelty", their p-values, if the round has them.
+            ratings "residual" and "sd".
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -137,11 +137,10 @@ class Promise:
         sure = forecast.chance_right(self.tolerance) > self.threshold
         return sure if self.answer_unlike else sure & ~forecast.unlike()
 
-    def counts(self, forecast: Forecast) -> tuple[int, int]:
-        """How many texts of a forecast with labels are answered, and how many of these wrongly."""
-        answered = self.answers(forecast)
-        wrong = forecast.wrong(self.tolerance) & answered
-        return int(answered.sum()), int(wrong.sum())
+    def mistakes(self, forecast: Forecast) -> list[bool]:
+        """Whether each answer is wrong, of the answered texts of a forecast with labels."""
+        wrong: list[bool] = forecast.wrong(self.tolerance)[self.answers(forecast)].tolist()
+        return wrong
 
     def on(self, forecast: Any, round: str) -> Any:
         """The forecast with this promise, if it was made in the way that the promise is for, and
@@ -342,15 +341,14 @@ def _unused(posterior: Predictor, examples: Examples) -> Examples:
 
 
 def calibration_of(forecast: Any, kind: str) -> dict[str, Tensor]:
-    """What sets, intervals and watching need of the calibration rows."""
-    kept: dict[str, Tensor] = {}
+    """What sets and intervals need of the calibration rows."""
     if kind in ("class", "choice"):
         of_label = forecast.probabilities.double().gather(1, forecast.labels[:, None])[:, 0]
-        kept = {"miss": 1 - of_label, "label": forecast.labels}
-    elif kind == "rating":
+        return {"miss": 1 - of_label, "label": forecast.labels}
+    if kind == "rating":
         labels, mean = forecast.labels.double(), forecast.mean.double()
-        kept = {"residual": labels - mean, "sd": forecast.sd.double()}
-    return kept | ({} if forecast.novelty is None else {"novelty": forecast.novelty})
+        return {"residual": labels - mean, "sd": forecast.sd.double()}
+    return {}
 
 
 def left_in_words(count: int, answered: int, unlike: int) -> str:

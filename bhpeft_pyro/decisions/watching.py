@@ -1,6 +1,6 @@
-"""Does a promise still hold? It is watched as labels come in, and as texts do.
+"""Does a promise still hold? It is watched as labels come in.
 
-**Labels.** Let x of n answered texts be wrong, and a be the promised error. The e-value is the mean
+Let x of n answered texts be wrong, and a be the promised error. The e-value is the mean
 likelihood ratio of errors p > a against a, with p uniform in (a, 1):
 
     E = 1/(1 - a) int_a^1 p^x (1 - p)^(n - x) dp / (a^x (1 - a)^(n - x))
@@ -8,20 +8,14 @@ likelihood ratio of errors p > a against a, with p uniform in (a, 1):
 As long as each answer is wrong with probability a at most, whatever came before, E is a test
 supermartingale: it ever exceeds 1/d with probability at most d (Ville's inequality; Ramdas et al.
 2023, "Game-theoretic statistics and safe anytime-valid inference"). So it may be looked at after
-each text. It depends on two counts alone. At a true error of 15% against 5% it exceeds 20 after
-some 50 labelled answers, and 40, where `Watch` gives an alarm, after some 70. MAPIE's
-`RiskMonitoring`, whose bound is for any bounded loss, takes 250 to 550.
-
-**Texts without labels.** How certain the forecast is of a text, and how unlike what was learnt it
-is, are ranked among those of the calibration rows and of the texts before it. These p-values are
-uniform and independent as long as all come from one source. A conformal test martingale (Vovk et
-al. 2005, the simple jumper) bets that they are not.
+each text. It depends on two counts alone. At a true error of 15% against 5% it exceeds 20, where
+`Watch` gives an alarm, after some 50 labelled answers. MAPIE's `RiskMonitoring`, whose bound is for
+any bounded loss, takes 250 to 550.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -44,24 +38,20 @@ __all__ = ["LEVEL", "Watch", "error_evidence", "in_words", "largest_evidence", "
 LEVEL = 0.05
 """The largest probability of a false alarm, ever."""
 
-_BETS = np.array([-1, -0.5, 0, 0.5, 1])  # that p-values are small, or large, or neither
-_JUMPS = 0.01  # of the stakes, from one bet to all
 _BROKEN = "promise/broken"
-_MOST = 1e100  # evidence, long after the alarm, so that it stays finite
-_MOST_TEXTS = 2**53  # beyond which float64 no longer counts
+_MOST = 2**53  # beyond which float64 no longer counts
 
 
 @dataclass
 class Watch:
-    """Watches a promise: tells it forecasts, with labels as soon as there are any.
+    """Watches a promise: tells it forecasts as soon as there are labels.
 
     Attributes:
         promise: that of a posterior.
-        level: the largest probability of a false alarm, however long it watches; half of it is for
-            labels and half for texts.
+        level: the largest probability of a false alarm, however long it watches.
         answered, wrong: how many answered texts with labels it has seen, and how many of the
             answers were wrong.
-        texts: how many texts it has seen.
+        evidence: the largest e-value so far that more are wrong than was promised; 1 is none.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -74,85 +64,44 @@ class Watch:
 
     promise: Promise
     level: float = LEVEL
-    answered: int = 0
-    wrong: int = 0
-    texts: int = 0
-    _largest: dict[str, float] = field(default_factory=dict, init=False, repr=False)
-    _of_texts: dict[str, _Martingale] = field(default_factory=dict, init=False, repr=False)
+    answered: int = field(default=0, init=False)
+    wrong: int = field(default=0, init=False)
+    evidence: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
         self.level = valid(Inside, "level", self.level)
 
     def see(self, forecast: Forecast) -> Self:
-        """Take more texts into account.
+        """Take the labels of more texts into account.
 
         Args:
-            forecast: of texts in the order in which they came, by the posterior of the promise. If
-                it has labels, they count: give a text once, with its label or without.
+            forecast: of texts with labels, in the order in which they came, by the posterior of the
+                promise. Give a text once.
 
         Raises:
             ConfigError: it is not under this promise.
+            DataError: it has no labels.
         """
         if str(forecast.promised) != str(self.promise):
             raise ConfigError(
                 "forecast: it is not under the promise that is watched; expected one of the "
                 f"posterior of round {self.promise.round}, of {way_in_words(self.promise.method)}"
             )
-        if forecast.labels is not None:
-            self.count(*self.promise.counts(forecast))
-        seen = {"chance": forecast.chance_right(self.promise.tolerance).tolist()}
-        if forecast.novelty is not None:
-            seen["novelty"] = forecast.novelty.tolist()
-        return self.compare(seen)
+        return self.count(self.promise.mistakes(forecast))
 
-    def count(self, answered: int, wrong: int) -> Self:
-        """Take labels into account, of so many answered texts, so many of them wrongly; what `see`
-        does if the labels come with the forecast."""
-        self.answered += answered
-        self.wrong += wrong
-        evidence = error_evidence(self.answered, self.wrong, self.promise.error)
-        self._largest["labels"] = max(evidence, self.evidence("labels"))
-        return self
-
-    def count_each(self, wrong: Sequence[bool]) -> Self:
-        """Take labels of answered texts into account one after the other: whether each answer is
-        wrong. What they say does not depend on how many come at once."""
+    def count(self, wrong: Sequence[bool]) -> Self:
+        """Take the labels of answered texts into account, one after the other: whether each answer
+        is wrong; what `see` reads from a forecast."""
         evidence = largest_evidence(wrong, self.promise.error, self.answered, self.wrong)
-        self._largest["labels"] = max(evidence, self.evidence("labels"))
+        self.evidence = max(evidence, self.evidence)
         self.answered += len(wrong)
         self.wrong += sum(wrong)
         return self
 
-    def compare(self, values: Mapping[str, Sequence[float]]) -> Self:
-        """Take texts into account by the "chance" of being right and the "novelty" of each; what
-        `see` reads from their forecast."""
-        for name in self.promise.calibration.keys() & values.keys():
-            if name not in self._of_texts:
-                self._of_texts[name] = _Martingale(self.promise.calibration[name].tolist())
-            self._largest[name] = max(self._of_texts[name].see(values[name]), self.evidence(name))
-        self.texts += len(values["chance"])
-        return self
-
-    def evidence(self, of: str) -> float:
-        """The largest e-value so far that "labels" are wrong too often, or that the "chance" of
-        being right or the "novelty" of texts is not as it was; 1 or less is none."""
-        return self._largest.get(of, 1.0)
-
-    @property
-    def errors_exceed(self) -> bool:
-        """Whether more answers are wrong than was promised."""
-        return self.evidence("labels") >= 2 / self.level
-
-    @property
-    def texts_differ(self) -> bool:
-        """Whether texts are no longer like the calibration rows."""
-        of_texts = max(len(self._of_texts), 1)
-        return any(self.evidence(name) >= 2 * of_texts / self.level for name in self._of_texts)
-
     @property
     def holds(self) -> bool:
-        """Whether nothing speaks against the promise."""
-        return not (self.errors_exceed or self.texts_differ)
+        """Whether the labels do not speak against the promise."""
+        return self.evidence < 1 / self.level
 
     def __str__(self) -> str:
         lines = [
@@ -163,11 +112,7 @@ class Watch:
             lines.append(
                 f"{self.wrong} of {self.answered} answers with labels are wrong "
                 f"({in_percent(self.wrong / self.answered)})"
-                + ", more than was promised"
-                * self.errors_exceed
             )
-        like = "not like" if self.texts_differ else "like"
-        lines.append(f"{self.texts} texts, {like} the calibration rows")
         if not self.holds:
             lines.append("posterior.promise with new calibration rows makes another")
         return "\n".join(lines)
@@ -216,14 +161,15 @@ def watched(forecast: Forecast, lineage: Sequence[FitReport]) -> dict[str, float
     promised = forecast.promised
     if promised is None or forecast.labels is None:
         return {}
-    counts = [*promised.counts(forecast)]
+    mistakes = promised.mistakes(forecast)
+    counts = [len(mistakes), sum(mistakes)]
     noted = {"promise/answered": float(counts[0]), "promise/wrong": float(counts[1])}
     for report in reversed(lineage):
         before = report.metrics
         if "promise/error" not in before:  # a round with new labels
             continue
         told = {name: before.get(name, -1.0) for name in (*noted, _BROKEN)}
-        if any(not 0 <= value <= _MOST_TEXTS for value in told.values()):
+        if any(not 0 <= value <= _MOST for value in told.values()):
             raise SaveError(f"the report of round {report.id}: its counts of answers are damaged")
         if before["promise/error"] != promised.error or told[_BROKEN]:
             break
@@ -244,30 +190,3 @@ def in_words(metrics: Mapping[str, float]) -> str | None:
         return None
     counts = f"{metrics['promise/wrong']:.0f} of {metrics['promise/answered']:.0f} wrong"
     return f"{'no longer holds' if metrics['promise/broken'] else 'holds'}, {counts}"
-
-
-class _Martingale:
-    """The simple jumper, betting on p-values of values among those before them.
-
-    Args:
-        calibration: the values that come before all others.
-    """
-
-    def __init__(self, calibration: Sequence[float]) -> None:
-        self._before = sorted(calibration)
-        self._random = np.random.default_rng(0)
-        self._stakes = np.full(len(_BETS), 1 / len(_BETS))
-
-    def see(self, values: Sequence[float]) -> float:
-        """The largest sum of the stakes while these values come."""
-        largest = 0.0
-        for value in values:
-            below, up_to = bisect_left(self._before, value), bisect_right(self._before, value)
-            rank = below + self._random.random() * (1 + up_to - below)
-            p = rank / (len(self._before) + 1)
-            self._before.insert(up_to, value)
-            stakes = self._stakes * (1 + _BETS * (p - 0.5))
-            total = min(float(stakes.sum()), _MOST)
-            self._stakes = (1 - _JUMPS) * stakes.clip(max=_MOST) + _JUMPS * total / len(_BETS)
-            largest = max(largest, total)
-        return largest

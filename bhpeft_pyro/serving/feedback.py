@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -40,7 +39,7 @@ from .protocols import columns_of, option, table_of
 FILE = "feedback.jsonl"
 _ENTRY = "feedback"
 _LOG = logging.getLogger("uvicorn.error")  # which is shown
-_ALARM = 2 / LEVEL  # an e-value; half of the level is for labels, as `Watch` has it
+_ALARM = 1 / LEVEL  # an e-value, as `Watch` has it
 
 
 class Answers(NamedTuple):
@@ -194,13 +193,8 @@ class Feedback:
                 return Seen(Tally(self._labels), None, None)
             now = _which(watch.promise)
             counted = [one for one in entries if one["counts"] and one["promise"] == now]
-            if counted:
-                watch.count_each([one["wrong"] for one in counted if one["answered"]])
-                values = {name: [one[name] for one in counted] for name in ("chance", "novelty")}
-                if None in values["novelty"]:
-                    del values["novelty"]
-                watch.compare(values)
-            newest = Answers(watch.answered, watch.wrong, watch.evidence("labels"))
+            watch.count([one["wrong"] for one in counted if one["answered"]])
+            newest = Answers(watch.answered, watch.wrong, watch.evidence)
             return Seen(Tally(self._labels, newest), str(watch), watch.holds)
 
 
@@ -235,8 +229,6 @@ def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]
     columns = {
         "wrong": forecast.wrong(tolerance).tolist() if judged else nothing,
         "answered": nothing if promised is None else promised.answers(forecast).tolist(),
-        "chance": forecast.chance_right(tolerance).tolist(),
-        "novelty": nothing if forecast.novelty is None else forecast.novelty.tolist(),
         "counts": [promised is not None and labels.random and not old for old in learnt],
     }
     cells = zip(*columns.values(), strict=True)
@@ -278,8 +270,6 @@ def _is_whole(entry: dict[str, Any]) -> bool:
             "counts": True,
             "answered": bool(),
             "wrong": bool(),
-            "chance": float(chance),
-            "novelty": float() | None as novelty,
         }:
-            return error > 0 and math.isfinite(chance) and math.isfinite(novelty or 0)
+            return error > 0
     return False

@@ -51,8 +51,6 @@ def test_labels_are_kept_as_an_update_takes_them(copied, tmp_path) -> None:
     forecast = copied.posterior.predict(given)
     wrong = [row["feedback"]["wrong"] for row in kept[1:]]
     assert wrong == forecast.wrong().tolist()
-    chance = [row["feedback"]["chance"] for row in kept[1:]]
-    assert chance == pytest.approx(forecast.confidence.tolist())
     quick = ("--max-steps", 2, "--device", "cpu", "--out", tmp_path / "june", "--validation", 0)
     bhpeft("update", copied.folder, copied.folder / FILE, *quick, code=0)
     (_, last) = json.loads(bhpeft("history", tmp_path / "june", "--json").stdout)["rounds"][-2:]
@@ -81,7 +79,7 @@ def test_lines_that_somebody_else_has_written_are_left_out(copied) -> None:
 def test_wrong_answers_break_the_promise(copied) -> None:
     seen = take(Feedback(copied, 16_384), copied, TEXTS, FALSE)
     tally = seen.tally
-    assert tally.newest.wrong > 0.8 * tally.newest.answered > 0 and tally.newest.evidence > 40
+    assert tally.newest.wrong > 0.8 * tally.newest.answered > 0 and tally.newest.evidence > 20
     assert seen.holds is False
     assert str(tally).endswith("answers wrong, more than was promised")
     assert str(Tally.of(copied.folder, copied.id)) == str(tally)
@@ -96,10 +94,10 @@ def test_a_new_promise_of_the_same_round_begins_anew(copied) -> None:
     for seen in (feedback.seen(again), Feedback(again, 16_384).seen(again)):
         assert seen.holds and seen.tally.labels == 60 and seen.tally.newest == Answers()
     seen = take(feedback, again, TEXTS[:30], TRUE[:30])
-    assert seen.holds and seen.tally.newest.answered <= 30 and seen.tally.newest.evidence < 40
+    assert seen.holds and seen.tally.newest.answered <= 30 and seen.tally.newest.evidence < 20
     assert "more than was promised" not in str(Tally.of(copied.folder, copied.id))
     back = feedback.seen(copied)
-    assert back.holds is False and back.tally.newest.evidence > 40
+    assert back.holds is False and back.tally.newest.evidence > 20
 
 
 def test_a_promise_for_forecasts_by_another_method_is_none(copied, source) -> None:
@@ -140,7 +138,6 @@ def test_texts_that_were_chosen_or_learnt_are_kept_and_not_counted(copied) -> No
         seen.tally
     ) == "17 labels"
     assert seen.holds and seen.promise == Feedback(copied, 16_384).seen(copied).promise
-    assert feedback._watch is not None and feedback._watch.texts == 0
 
 
 def test_labels_of_an_earlier_round_in_the_same_folder_are_left_out(copied, may) -> None:

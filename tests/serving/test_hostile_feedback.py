@@ -48,10 +48,10 @@ def test_deep_and_half_lines_are_left_out(copied) -> None:
     assert before.tally.newest.answered > 0
     written = map(json.loads, (copied.folder / FILE).read_text().splitlines())
     entry = next(one for line in written if (one := line["feedback"])["answered"])
-    names = ["round", "promise", "promised", "counts", "answered", "wrong", "chance", "novelty"]
+    names = ["round", "promise", "promised", "counts", "answered", "wrong"]
     odd = [{name: entry[name] for name in entry if name != left} for left in names]
-    odd += [entry | {name: "many"} for name in ("promised", "counts", "wrong", "chance")]
-    odd += [entry | {"chance": float("nan")}, entry | {"promised": 0.0}, entry | {"promise": []}]
+    odd += [entry | {name: "many"} for name in ("promised", "counts", "wrong")]
+    odd += [entry | {"promised": 0.0}, entry | {"promise": []}]
     with (copied.folder / FILE).open("a") as file:
         file.writelines(json.dumps({"feedback": one}) + "\n" for one in odd)
         file.write("[" * 100_000 + "\n" + '{"feedback":' * 100_000 + "\n")

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..base.checks import few, shown, warn
 from ..errors import BHPEFTWarning, DataError
-from .tokens import CHUNK
 
 if TYPE_CHECKING:
     from .examples import Examples
@@ -197,11 +196,6 @@ def fingerprint_of(data: Examples) -> str:
 
 def _pieces(tensor: Tensor, sizes: Tensor) -> Iterator[bytes]:
     """Each example's number of entries, and these entries in 32 or 64 bits."""
-    kind, start = "<f4" if tensor.is_floating_point() else "<i8", 0
-    for some in sizes.split(CHUNK):
-        stop = start + int(some.sum())
-        data = tensor[start:stop].numpy().astype(kind).tobytes()
-        width, start, at = len(data) // (stop - start), stop, 0
-        for size in some.tolist():
-            yield size.to_bytes(8, "little") + data[at : at + size * width]
-            at += size * width
+    entries = tensor.numpy().astype("<f4" if tensor.is_floating_point() else "<i8")
+    for some in np.split(entries, sizes.cumsum(0)[:-1].numpy()):
+        yield len(some).to_bytes(8, "little") + some.tobytes()

@@ -9,7 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..base.checks import shown
 from ..errors import DataError
 from .batch import Batch, random_order, shuffled, within
 from .columns import Kind
@@ -130,21 +129,9 @@ class Examples:
         return self.subset(sorted(last.values()))
 
     def subset(self, indices: Sequence[int] | Tensor) -> Examples:
-        """The examples `indices`, in that order.
-
-        Raises:
-            DataError: no index, or one outside 0..N-1.
-        """
-        try:
-            chosen = torch.as_tensor(indices)
-            torch.iinfo(chosen.dtype)  # an error unless they are integers
-        except (TypeError, ValueError, RuntimeError):
-            chosen = torch.zeros(0)
-        chosen = chosen.long()
-        one = chosen.dim() == 1 and len(chosen) > 0
-        if not one or int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
-            what = f"one or more integers from 0 to {len(self) - 1}"
-            raise DataError(f"indices={shown(indices)}; expected {what}")
+        """The examples `indices` in that order, as PyTorch indexes: negative ones count from the
+        end, and a mask (N,) takes those where it is True; its IndexError for one beyond the end."""
+        chosen = torch.arange(len(self))[torch.as_tensor(indices)]
         rows, present = self._rows(chosen)
         return replace(
             self,

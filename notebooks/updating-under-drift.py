@@ -112,9 +112,7 @@ _ = ax.legend([expected, observed], ["expected, ± 2 sd", "observed"])
 # %% [markdown]
 # Neither the second batch of films nor the tweets are surprising. The tweets are different texts,
 # but the epistemic uncertainty does not show it: it is about the same for all three batches. What
-# the model learnt about words from the films still holds. The flipped labels are surprising, and
-# the advice says so. The advice compares the NLL under the posterior, under a prior that keeps half
-# of what was learnt (`keep=0.5`), and under the first prior (`keep=0`), and takes the lowest.
+# the model learnt about words from the films still holds. The flipped labels are surprising.
 #
 # ## An update
 #
@@ -144,7 +142,6 @@ show("then tweets", second)
 # starts over.
 
 # %%
-print(second.assess(turned(last_tweets), simulated).advice)
 for keep in (1.0, 0.5, 0.0):
     third = second.update(turned(last_tweets), keep=keep)
     history.add(third, name=f"turned tweets, keep {keep:g}")
@@ -152,8 +149,8 @@ for keep in (1.0, 0.5, 0.0):
 
 # %% [markdown]
 # Labels that contradict earlier ones must first outweigh them, so the model that keeps everything
-# learns the new rule worst. The model that forgets everything learns it best, as the advice said,
-# but it has then seen only this one batch and loses the films.
+# learns the new rule worst. The model that forgets everything learns it best, but it has then seen
+# only this one batch and loses the films.
 #
 # ## Undo, and branch
 #

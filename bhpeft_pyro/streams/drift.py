@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -15,22 +15,13 @@ from torch import Tensor
 from ..base.isolation import seeded
 from ..base.values import Seed, Whole, checked_call, derived, valid
 from ..data import Examples
-from ..errors import GuideError, PriorError
-from ..guides import Guide, MixtureGuide, PriorGuide
 from ..model.cached_batches import CachedBatches
-from ..model.model import Model
-from ..posterior.forgetting import forget
 from ..posterior.posterior import Posterior
 from ..prediction.draws import draw_parts, passes
-from ..prediction.predict import AnyForecast, predict, simulate
-
-Advice = Literal["keep", "update", "forget", "start anew"]
+from ..prediction.predict import AnyForecast, simulate
 
 _LEVEL = 0.05  # p-values up to this are surprising
 _Samples = Annotated[Whole, Field(ge=math.ceil(1 / _LEVEL) - 1)]
-# Below this share of the total uncertainty, what is unknown about the weights is not worth a round.
-_LITTLE = 0.05
-_HALF = 0.5  # `keep` where forgetting is tried
 
 
 @dataclass(frozen=True)
@@ -66,9 +57,6 @@ class Drift:
         epistemic: mean epistemic uncertainty: mutual information in nats, or a variance (ratings).
         known: the share of the total uncertainty that is not epistemic.
         nll: mean negative log predictive density of the labels (None without labels).
-        alternatives: the NLL if half of what was learnt had been forgotten, or all of it: under
-            the priors with keep = 0.5 and 0; nan where there is no closed form. Empty if the data
-            are not surprising.
         forecast: the predictions, with the labels.
 
     The p-value is that of a prior predictive check (Box 1980), with the posterior as the prior.
@@ -81,7 +69,6 @@ class Drift:
     epistemic: float
     known: float
     nll: Signal | None
-    alternatives: Mapping[float, float]
     forecast: AnyForecast
 
     @property
@@ -97,26 +84,6 @@ class Drift:
         """Whether the labels are less probable than the posterior expects (p up to 0.05)."""
         return self.nll is not None and self.nll.p <= _LEVEL
 
-    @property
-    def advice(self) -> Advice:
-        """What to do with the data.
-
-        "keep": no surprise, and hardly anything left to learn from data like these. "update": no
-        surprise, or the posterior still predicts the new data better than after forgetting.
-        "forget" (`update(keep=0.5)`) or "start anew": a surprise, and the power prior between
-        posterior and first prior, or the first prior itself, predicts the data better.
-        """
-        if not self.surprising:
-            return "keep" if self.known > 1 - _LITTLE else "update"
-        assert self.nll is not None
-        options: list[tuple[float, Advice]] = [
-            (self.nll.observed, "update"),
-            (self.alternatives[_HALF], "forget"),
-            (self.alternatives[0.0], "start anew"),
-        ]
-        known = [option for option in options if not math.isnan(option[0])]
-        return min(known, key=lambda option: option[0])[1]
-
     def metrics(self) -> dict[str, float]:
         """The figures as plain numbers, for a record."""
         figures = {"epistemic": self.epistemic, "known": self.known}
@@ -128,7 +95,7 @@ class Drift:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.advice}: {self.examples} examples",
+            f"{self.examples} examples",
             f"  epistemic uncertainty {self.epistemic:.4f}, {1 - self.known:.1%} of the total",
         ]
         if self.novel is not None:
@@ -136,9 +103,8 @@ class Drift:
         if (nll := self.nll) is not None:
             lines.append(
                 f"  nll {nll.observed:.4f}, expected {nll.expected:.4f} ± {nll.sd:.4f} "
-                f"(z {nll.z:+.1f}, p {nll.p:.3f})"
+                f"(z {nll.z:+.1f}, p {nll.p:.3f}){': surprising' * self.surprising}"
             )
-        lines += [f"  nll with keep={keep:g}: {nll:.4f}" for keep, nll in self.alternatives.items()]
         return "\n".join(lines)
 
 
@@ -151,8 +117,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: Seed 
     mean NLL under the predictive distribution, that of `predict`. Nothing is learnt.
 
     Args:
-        posterior: of any guide. A point estimate has no epistemic uncertainty, so the advice is to
-            "keep" it unless the labels are surprising.
+        posterior: of any guide; a point estimate has no epistemic uncertainty.
         data: what `Posterior.predict` takes; without labels only `epistemic`, `known` and
             `novel` are computed.
         samples: simulated sets, at least 19; p-values go down to 1 / (samples + 1).
@@ -173,7 +138,6 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: Seed 
     examples = posterior.encode(data, labelled=False)
     forecast = posterior.predict(examples, seed=derived(2 * seed))
     nll = None
-    alternatives: dict[float, float] = {}
     if examples.labels is not None:
         others = draw_parts(posterior.model, posterior.guide, samples, 2 * seed + 1)
         with seeded(seed):
@@ -191,12 +155,10 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: Seed 
             expected.std().item(),
             p=(1 + as_large) / (1 + len(expected)),
         )
-        if nll.p <= _LEVEL:
-            alternatives = {k: _nll_with(posterior, k, examples, seed) for k in (_HALF, 0.0)}
     total = forecast.total.double().mean().item()
     epistemic = forecast.epistemic.double().mean().item()
     known = 1 - epistemic / total if total > 0 else 1.0
-    return Drift(len(examples), epistemic, known, nll, alternatives, forecast)
+    return Drift(len(examples), epistemic, known, nll, forecast)
 
 
 def _mixture_nll(
@@ -216,28 +178,3 @@ def _mixture_nll(
     parts = [part.double() for (part,) in passes(posterior.model, draws, feed, take)]
     logs = torch.stack([part.logsumexp(0) for part in parts]).logsumexp(0)
     return (math.log(sum(map(len, parts))) - logs).mean(0)
-
-
-def _nll_with(posterior: Posterior, keep: float, examples: Examples, seed: int) -> float:
-    """The NLL if only a part of what was learnt had been kept, by each component separately."""
-    try:
-        models, guides = zip(
-            *(_forgetful(part, keep) for part in posterior.components), strict=True
-        )
-    except (GuideError, PriorError):
-        return math.nan
-    guide = guides[0] if len(guides) == 1 else MixtureGuide(guides)
-    forecast = predict(models[0], guide, examples, seed=derived(2 * seed))
-    return forecast.nlls().mean().item()
-
-
-def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Guide]:
-    """The model under the prior with `keep`, and this prior as a guide; in the linearised network
-    if the posterior is. Raises a GuideError or PriorError if there is no closed form."""
-    prior, model = posterior.first_prior, posterior.model
-    if keep > 0:
-        prior = forget(keep, posterior.as_prior(), prior, model.sites)
-    if prior is None:
-        raise PriorError("the first prior is not known")
-    model, around = posterior.guide.strategy.for_predictions(model.with_prior(prior))
-    return model, PriorGuide(model, around)

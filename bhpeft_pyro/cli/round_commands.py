@@ -199,7 +199,7 @@ def stream(
     if done < len(batches):
         say(f"{last.report}")
     say(f"the last posterior is in {out / saved.ROUNDS / last.report.id}")
-    _show(record, as_json)
+    _show(record, last.model.likelihood.kind == "rating", as_json)
 
 
 def _with_tests(
@@ -229,19 +229,22 @@ def _with_tests(
     return learnt, tested
 
 
-def _show(record: Record, as_json: bool) -> None:
-    # Rounds before a table has grown were not tested on what came later.
-    square = len(record.tests) == len(record.rows) > 1 and not record.matrix.isnan().any()
-    scores = record.transfer() if square else {}
+def _show(record: Record, rated: bool, as_json: bool) -> None:
+    from ..streams.record import TEST, TEST_NLL
+
     if as_json:
-        print_json({"rounds": record.rows, **scores})
+        print_json({"rounds": record.rows})
         return
     shown = [name for name in _SHOWN if any(name in row for row in record.rows)]
     columns = ("batch", "examples", *shown)
     cells = [[row.get(name) for name in columns] for row in record.rows]
     table("Each batch before it was learnt", columns, cells)
-    if scores:
-        table("Over all rounds", ("", ""), list(scores.items()))
+    last = record.rows[-1]
+    tests = [row["batch"] for row in record.rows if TEST + row["batch"] in last]
+    if tests:
+        score, sign = ("mse", -1) if rated else ("accuracy", 1)
+        cells = [[name, sign * last[TEST + name], last[TEST_NLL + name]] for name in tests]
+        table("The test of each batch after the last round", ("batch", score, "nll"), cells)
 
 
 def history(

@@ -11,14 +11,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base.distributions import Covariance
 from ..base.fit_options import FitOptions
 from ..base.names import sort_by_pattern
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
 from ..priors import MixturePrior, checked
-from ..priors.any_prior import check_no_evidence, joint
+from ..priors.any_prior import check_no_evidence
 from .guide import Guide
 from .latent import check_separate, latents
 from .mean_field import DeltaGuide, NormalGuide
@@ -196,7 +195,7 @@ def prior_like(model: Model, guide: Guide) -> Guide:
         return MixtureGuide([prior_like(model.with_prior(prior), part) for prior, part in pairs])
     strategy = guide.strategy
     if strategy.centres_prior:
-        model, _ = strategy.for_predictions(model.with_prior(strategy.fitted_prior()))
+        model = strategy.for_predictions(model.with_prior(strategy.fitted_prior()))
     return PriorGuide(model, guide.means() if guide.linear else None)
 
 
@@ -220,15 +219,6 @@ class PriorGuide(Guide):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         (model,) = self._model
         return checked(model.prior, model.sites)
-
-    @property
-    def covariance(self) -> Covariance | None:
-        prior = joint(self._model[0].prior)
-        if self._around is None or prior is None:
-            return None
-        # The closed form of predictions is that of a mean where the network is linearised.
-        around = torch.cat([self._around[name].flatten() for name in prior.shapes])
-        return prior.normal.covariance if torch.equal(around, prior.normal.loc) else None
 
     def means(self) -> dict[str, Tensor]:
         if self._around is None:

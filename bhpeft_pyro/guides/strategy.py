@@ -167,7 +167,6 @@ class Strategy:
         """
         return model, self.guide, temperature
 
-    def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor] | None]:
-        """How the prior of a model would predict in place of this posterior: the model, and the
-        weights around which its network is linearised, or None."""
-        return model, None
+    def for_predictions(self, model: Model) -> Model:
+        """The model under its prior as that would predict in place of this posterior."""
+        return model

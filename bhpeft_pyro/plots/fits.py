@@ -29,7 +29,7 @@ _SHIFTS = {
     "kl": "KL from the prior (nats)",
 }
 
-_MANY = 12  # batches whose names, or scores as numbers, can be read
+_MANY = 12  # batches whose names can be read
 
 _LABELS = {
     "accuracy": "accuracy",
@@ -152,28 +152,8 @@ def shift_by_layer(
     return ax
 
 
-def score_matrix(record: Record, ax: Axes | None = None) -> Axes:
-    """The matrix R[i, j]: the score on test j after round i, in colours; a small one in numbers."""
-    ax = new_axes(ax)
-    matrix = record.matrix.numpy()
-    # The whole scale, of accuracies or of minus MSEs: else chance would look like a change.
-    low, high = (0.0, 1.0) if np.nanmin(matrix) >= 0 else (np.nanmin(matrix), 0.0)
-    image = ax.imshow(matrix, cmap="viridis", aspect="auto", vmin=low, vmax=high)
-    if max(matrix.shape) > _MANY:
-        ax.figure.colorbar(image, ax=ax, label="score")
-    else:
-        for (row, column), score in np.ndenumerate(matrix):
-            if not np.isnan(score):
-                shade = "white" if score <= (low + high) / 2 else "black"
-                ax.text(column, row, f"{score:.2f}", ha="center", va="center", color=shade)
-    _name_batches(ax, record.tests)
-    ax.set_yticks(*_some([str(row["batch"]) for row in record.rows]))
-    ax.set(xlabel="tested on", ylabel="after learning")
-    return ax
-
-
 def stream_overview(record: Record) -> Figure:
-    """Accuracy, NLL, calibration and surprise over time, and with tests the matrix of scores.
+    """Accuracy, NLL, calibration and surprise over time.
 
     Bars are 95 % intervals over the examples of a batch (1.96 standard errors on each side).
     For ratings the first is the MSE, and calibration is the coverage of 90 % intervals.
@@ -185,14 +165,7 @@ def stream_overview(record: Record) -> Figure:
         raise DataError("record: expected two rounds or more")
     classes = any("accuracy" in row for row in record.rows)
     score, calibration = ("accuracy", "ece") if classes else ("mse", "coverage_90")
-    heights = [1, 1, 1, 1, 1.6][: 4 + bool(record.tests)]
-    figure, axes = plt.subplots(
-        len(heights),
-        1,
-        figsize=(8, 2.2 * sum(heights)),
-        layout="constrained",
-        height_ratios=heights,
-    )
+    figure, axes = plt.subplots(4, 1, figsize=(8, 8.8), layout="constrained", sharex=True)
     _over_time(record, score, axes[0])
     _over_time(record, "nll", axes[1], "drift/nll_expected")
     _over_time(record, calibration, axes[2])
@@ -202,13 +175,8 @@ def stream_overview(record: Record) -> Figure:
     ideal = {"color": GREY, "linewidth": 1, "linestyle": ":"}
     axes[2].axhline(0.0 if classes else 0.9, label="ideal", **ideal)
     axes[3].axhline(1.645, label="5 % limit", **ideal)
-    for ax in axes[:3]:  # the four have the same batches
-        ax.tick_params(labelbottom=False)
-    for ax in axes[1:4]:
+    for ax in axes[1:]:
         ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    if record.tests:
-        title = "Accuracy" if classes else "Minus the MSE"
-        score_matrix(record, axes[4]).set_title(f"{title} on each test after each round")
     return figure
 
 
@@ -223,15 +191,7 @@ def _over_time(record: Record, metric: str, ax: Axes, expected: str | None = Non
         errors = 1.96 * record.column(f"{column}_se").numpy()
         if not np.isnan(errors).all():
             ax.errorbar(range(len(values)), values, errors, fmt="none", ecolor=colour)
-    _name_batches(new_axes(ax), [str(row["batch"]) for row in record.rows])
+    step = -(-len(record.rows) // _MANY)
+    names = [str(row["batch"]) for row in record.rows][::step]
+    new_axes(ax).set_xticks(range(0, len(record.rows), step), names, rotation=45, ha="right")
     ax.set_ylabel(_LABELS[metric])
-
-
-def _name_batches(ax: Axes, names: list[str]) -> None:
-    ax.set_xticks(*_some(names), rotation=45, ha="right")
-
-
-def _some(names: list[str]) -> tuple[range, list[str]]:
-    """Places and names of all batches; of many, of every n-th."""
-    step = -(-len(names) // _MANY)
-    return range(0, len(names), step), names[::step]

@@ -3,7 +3,7 @@
 from .batches import by_count, by_period
 from .drift import Drift, Signal, assess
 from .history import History
-from .record import Record, transfer
+from .record import Record
 from .stream import prequential, stream
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "by_period",
     "prequential",
     "stream",
-    "transfer",
 ]

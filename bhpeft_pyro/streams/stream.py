@@ -17,9 +17,9 @@ from ..data import Columns, Examples
 from ..data.copies import shared
 from ..data.encoding import cut_once
 from ..decisions.watching import watched
-from ..errors import ConfigError, DataError, PriorError
+from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate, standard_errors
-from ..guides import Guide, GuideLike, PriorGuide, autoguide
+from ..guides import GuideLike, autoguide
 from ..model.model import Model, check_model
 from ..posterior.distill import texts_for, with_student
 from ..posterior.fit import fit
@@ -27,10 +27,9 @@ from ..posterior.forgetting import KEEP, forget
 from ..posterior.growth import check_growing, unknown_labels, with_outputs_for
 from ..posterior.posterior import Posterior
 from ..posterior.round_file import model_to_state
-from ..prediction.predict import predict
 from .drift import assess
 from .history import ROUNDS, History
-from .record import TEST, TEST_NLL, UNTRAINED, Record
+from .record import TEST, TEST_NLL, Record
 from .resume import (
     about,
     check_promise,
@@ -43,8 +42,6 @@ from .resume import (
 
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
-
-_UNTRAINED = 8  # draws of the first prior, whose forecasts are near chance; each costs a pass
 
 
 @checked_call
@@ -81,9 +78,8 @@ def stream(
         folder: for the results; `rounds/` in it is a `History`.
         guide, components, executor: as for `fit`, which learns the first batch; `update` learns
             the others.
-        tests: held-out data by name, scored after every round, for `Record.matrix`. With one for
-            each batch, in the same order, `Record.transfer` works too. After a restart there may be
-            new ones.
+        tests: held-out data by name, scored after every round. After a restart there may be new
+            ones.
         columns, options, changes: as for `fit`.
         keep, grow, again: as for `Posterior.update`.
         distill: texts to make a student with after every round, as for `Posterior.update`. Metrics
@@ -264,8 +260,7 @@ def _noted(posterior: Posterior, name: str, metrics: dict[str, float]) -> Poster
 def _scored(
     posterior: Posterior, name: str, data: object, tests: Mapping[str, object], samples: int | None
 ) -> Posterior:
-    """The posterior that has just learnt a batch, with its scores on tests in the report; in the
-    first round also those under the prior."""
+    """The posterior that has just learnt a batch, with its scores on tests in the report."""
     tested: dict[str, Examples] = {}
     for test, rows in tests.items():
         with about(f"tests: {test!r}"):
@@ -274,21 +269,12 @@ def _scored(
     if not tested:
         return posterior
     scores: dict[str, float] = {}
-    untrained: Guide | None = None
-    if len(posterior.lineage) == 1:
-        try:
-            untrained = PriorGuide(posterior.model)
-        except PriorError as error:
-            warn(f"{error}; so there will be no forward transfer")
     with work(share=0):
         for test, examples in tested.items():
             # Of rows that were learnt it is said below.
             alone = posterior.replace(student=None, learnt_rows=None)
             metrics = alone.evaluate(examples, samples)
             scores |= {TEST + test: _score(metrics), TEST_NLL + test: metrics["nll"]}
-            if untrained is not None:
-                forecast = predict(posterior.model, untrained, examples, _UNTRAINED)
-                scores[UNTRAINED + test] = _score(evaluate(forecast))
     learnt = posterior.encode(data)
     if copies := sum(shared(learnt, rows) for rows in tested.values()):
         warn(

@@ -12,7 +12,7 @@ from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.streams import Record
 
 
-def record(rounds: int, *, classes: bool = True, tests: bool = True) -> Record:
+def record(rounds: int, *, classes: bool = True) -> Record:
     scores = ("accuracy", "ece") if classes else ("mse", "coverage_90")
     columns = (*scores, "nll", "drift/nll_expected", "drift/nll_z")
     rows: list[dict[str, Any]] = []
@@ -20,8 +20,6 @@ def record(rounds: int, *, classes: bool = True, tests: bool = True) -> Record:
         row: dict[str, Any] = {"batch": f"week {i}"}
         if i:  # nothing is predicted before the first round
             row |= {name: 0.5 + 0.01 * i + 0.1 * j for j, name in enumerate(columns)}
-        if tests:
-            row |= {f"test/week {j}": 0.01 * i + 0.02 * j for j in range(i + 1)}
         rows.append(row)
     return Record(rows)
 
@@ -30,23 +28,11 @@ def record(rounds: int, *, classes: bool = True, tests: bool = True) -> Record:
 def test_the_overview_has_all_that_the_record_has(classes: bool) -> None:
     given = record(4, classes=classes)
     axes = plots.stream_overview(given).axes
-    assert len(axes) == 5
+    assert len(axes) == 4
     score, calibration = ("accuracy", "ece") if classes else ("mse", "coverage_90")
     for ax, name in zip(axes, (score, "nll", calibration, "drift/nll_z"), strict=False):
         np.testing.assert_array_equal(ax.lines[0].get_ydata(), given.column(name))
     np.testing.assert_array_equal(axes[1].lines[1].get_ydata(), given.column("drift/nll_expected"))
-    np.testing.assert_array_equal(axes[4].images[0].get_array(), given.matrix)
-    numbers = {text.get_text() for text in axes[4].texts}
-    assert "0.03" in numbers and "nan" not in numbers  # later tests are gaps
-    assert len(plots.stream_overview(record(4, tests=False)).axes) == 4
-
-
-def test_numbers_can_be_read_where_all_are_equal() -> None:
-    names = [f"week {i}" for i in range(2)]
-    for score, colour in ((1.0, "black"), (0.0, "white"), (-2.0, "white")):  # the last is an MSE
-        same = [{"batch": name} | {f"test/{each}": score for each in names} for name in names]
-        texts = plots.score_matrix(Record(same)).texts
-        assert {text.get_color() for text in texts} == {colour}
 
 
 def test_chance_does_not_look_like_growth() -> None:
@@ -61,7 +47,6 @@ def test_chance_does_not_look_like_growth() -> None:
         ends = ends[~np.isnan(ends).any(1)]
         np.testing.assert_allclose(ends.mean(1), given.column(name)[1:])
         np.testing.assert_allclose(ends[:, 1] - ends[:, 0], 2 * 1.96 * error)
-    assert axes[4].images[0].get_clim() == (0, 1)
 
 
 def test_a_first_round_has_nothing_to_show() -> None:
@@ -69,10 +54,7 @@ def test_a_first_round_has_nothing_to_show() -> None:
         plots.stream_overview(record(1))
 
 
-def test_many_rounds_have_few_names_and_colours_for_numbers() -> None:
-    ax = plots.score_matrix(record(30))
-    assert not ax.texts and len(ax.figure.axes) == 2  # a colour bar
-    assert [label.get_text() for label in ax.get_xticklabels()][:2] == ["week 0", "week 3"]
-    year = plots.score_matrix(record(52))
-    assert [label.get_text() for label in year.get_yticklabels()][:2] == ["week 0", "week 5"]
-    assert len(year.get_yticks()) <= 12
+def test_of_many_rounds_some_have_names() -> None:
+    ax = plots.stream_overview(record(52)).axes[-1]
+    assert [label.get_text() for label in ax.get_xticklabels()][:2] == ["week 0", "week 5"]
+    assert len(ax.get_xticks()) <= 12

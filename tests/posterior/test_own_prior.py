@@ -113,15 +113,6 @@ def test_evidence_in_the_first_prior_is_refused_where_it_would_be_left_out(
         exported = posterior.to_arviz(tiny_examples(5), samples=4)
     assert "posterior" in exported and "posterior_predictive" in exported
     assert "prior" not in exported and "prior_predictive" not in exported
-    with pytest.warns(UserWarning, match=f"{lost}; so there will be no forward transfer"):
-        bh.streams.prequential(
-            posterior.model,
-            lambda _, data: posterior,
-            {"first": tiny_examples(24)},
-            tmp_path,
-            tests={"first": tiny_examples(5, seed=9)},
-            progress=False,
-        )
     later = posterior.update(tiny_examples(9, seed=3), **QUICK)  # whose prior has none
     assert "prior_predictive" in later.to_arviz(tiny_examples(5), samples=4)
 

@@ -11,17 +11,19 @@ from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from bhpeft_pyro.forecast.metrics import mean_and_error
-from bhpeft_pyro.plots import score_matrix
 from bhpeft_pyro.streams import Record
-from bhpeft_pyro.streams.record import TEST_NLL
+from bhpeft_pyro.streams.record import TEST, TEST_NLL
 
 from .arms import AT_ONCE, OURS
 from .tables import OVER_SEEDS, Table, distinct
 
-__all__ = ["average", "costs", "matrices", "stored_runs", "summary", "tables"]
+__all__ = ["average", "costs", "matrices", "matrix", "stored_runs", "summary", "tables"]
 
 Result = dict[str, Any]
 
@@ -70,7 +72,9 @@ def summary(result: Result) -> dict[str, float]:
     """One run in a few numbers.
 
     Batches are predicted before they are learnt: means over all their rows. At the end there is
-    one test, or one for each round; then `Record.transfer` says how much was forgotten.
+    one test, or one for each round. Then, with R[i, j] the score on test j after round i of T,
+    backward transfer is the mean of R[T, j] - R[j, j] over j < T (Lopez-Paz and Ranzato 2017), and
+    forgetting that of the largest R[i, j] of i < T, minus R[T, j] (Chaudhry et al. 2018).
     """
     record = Record(result["rounds"])
     rows = [row for row in record.rows if "nll" in row]
@@ -82,16 +86,22 @@ def summary(result: Result) -> dict[str, float]:
     }
     if "final" in result:
         numbers |= {f"{name} at the end": result["final"][name] for name in ("accuracy", "nll")}
-    if record.tests:
-        transfer = record.transfer()  # of mean squared errors, what they are below zero
-        at_the_end = transfer["average_accuracy"]
+    batches = [row["batch"] for row in record.rows]
+    if TEST + batches[0] in record.rows[0]:
+        scores = matrix(record)  # of mean squared errors, what they are below zero
+        last, at_the_end = scores[-1], scores[-1].mean().item()
         numbers[f"{score} at the end"] = at_the_end if score == "accuracy" else -at_the_end
-        numbers["nll at the end"] = mean(record.rows[-1][TEST_NLL + name] for name in record.tests)
-        numbers["forgetting"] = transfer["forgetting"]
-        numbers["backward transfer"] = transfer["backward_transfer"]
+        numbers["nll at the end"] = mean(record.rows[-1][TEST_NLL + name] for name in batches)
+        numbers["forgetting"] = (scores[:-1].amax(0) - last)[:-1].mean().item()
+        numbers["backward transfer"] = (last - scores.diagonal())[:-1].mean().item()
     if result["arm"].startswith(AT_ONCE):  # whose first round has learnt everything
         numbers = {name: v if "at the end" in name else nan for name, v in numbers.items()}
     return numbers
+
+
+def matrix(record: Record) -> Tensor:
+    """(T, T) R[i, j], the score on the test of batch j after round i."""
+    return torch.stack([record.column(TEST + row["batch"]) for row in record.rows], 1)
 
 
 def average(results: Sequence[Result]) -> Record:
@@ -115,14 +125,28 @@ def matrices(results: Sequence[Result]) -> Figure:
     rows = -(-len(records) // columns)
     figure = plt.figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    low = min(record.matrix.min().item() for record in records.values())
-    high = max(record.matrix.max().item() for record in records.values())
+    scores = {arm: matrix(record) for arm, record in records.items()}
+    low = min(each.min().item() for each in scores.values())
+    high = max(each.max().item() for each in scores.values())
     for ax in axes[len(records) :]:
         ax.remove()
-    for ax, (arm, record) in zip(axes, records.items(), strict=False):
-        score_matrix(record, ax).set_title(arm, fontsize="small")
-        ax.images[0].set_clim(low, high)
+    for ax, (arm, each) in zip(axes, scores.items(), strict=False):
+        ax.set_title(arm, fontsize="small")
+        _draw(each, ax, low, high)
     return figure
+
+
+def _draw(scores: Tensor, ax: Axes, low: float, high: float) -> None:
+    """A matrix in colours and numbers, on a scale that the others have too."""
+    ax.imshow(scores, cmap="viridis", aspect="auto", vmin=low, vmax=high)
+    for row, line in enumerate(scores.tolist()):
+        for column, score in enumerate(line):
+            shade = "white" if score <= (low + high) / 2 else "black"
+            ax.text(column, row, f"{score:.2f}", ha="center", va="center", color=shade)
+    names = [str(number) for number in range(1, len(scores) + 1)]
+    ax.set_xticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="tested on", ylabel="after learning")
 
 
 def _numbered(result: Result) -> Result:

@@ -223,13 +223,13 @@ class LaplaceStrategy(Strategy):
         there.set_covariance(guide.unscaled)
         return model, there, 1.0
 
-    def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor]]:
-        """With this guide's tau and output scale, around the mean of the prior."""
+    def for_predictions(self, model: Model) -> Model:
+        """With this guide's tau and output scale."""
         guide, start = self.guide, LaplaceGuide(model)
         loc = guide.factors() * start.prior.loc
         information = Information.within(start.prior.covariance, guide.first_scale)
         wide = guide.scaled(information.covariance(guide.first_scale, guide.tau.item()))
-        return model.with_prior(start.joined(LowRankNormal(loc, wide))), start.unpack(loc)
+        return model.with_prior(start.joined(LowRankNormal(loc, wide)))
 
 
 def choose_together(

@@ -195,9 +195,8 @@ def test_a_table_that_has_grown_has_tests_its_first_rounds_have_not_seen(folder:
     bhpeft(*arguments(folder, *options, data="early.csv"))
     for _ in range(2):  # and again, with nothing new
         found = json.loads(bhpeft(*arguments(folder, *options)).stdout)
-        assert [
-            [f"test/{name}" in row for name in ("rows 1-7", "rows 8-14")] for row in found["rounds"]
-        ] == [[True, False], [True, True]]
+        assert all("test/rows 1-7" in row for row in found["rounds"])
+        assert ["test/rows 8-14" in row for row in found["rounds"]] == [False, True]
 
 
 def test_a_batch_like_an_earlier_one_is_learnt_if_told_to(folder: Path) -> None:

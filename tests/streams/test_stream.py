@@ -214,10 +214,8 @@ def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
     tests = {name: {**rows, "text": ["w5 w7", "w6 w7"] * 4} for name, rows in GROWING.items()}
     posterior = run(tmp_path, GROWING, tests=tests, grow=True)
     record = Record.of(posterior)
-    assert [[f"test/{name}" in row for name in "ab"] for row in record.rows] == [
-        [True, False],
-        [True, True],
-    ]
+    assert all("test/a" in row for row in record.rows)
+    assert ["test/b" in row for row in record.rows] == [False, True]
 
 
 def test_a_folder_of_more_rounds_than_batches_is_refused(tmp_path: Path) -> None:
@@ -444,10 +442,9 @@ def test_a_test_has_the_same_rows_in_all_rounds(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="tests: 't' has other rows than those that earlier"):
             run(tmp_path, tests={"t": other})
     last = run(tmp_path, tests={"u": other, "t": {k: v[::-1] for k, v in rows.items()}})
-    rows = Record.of(last).rows
-    assert [("test/t" in row, "test/u" in row) for row in rows] == [(True, False)] + [
-        (True, True)
-    ] * 2
+    learnt = Record.of(last).rows
+    assert all("test/t" in row for row in learnt)
+    assert ["test/u" in row for row in learnt] == [False, True, True]
 
 
 def test_bars_are_as_the_options_say(tmp_path: Path) -> None:

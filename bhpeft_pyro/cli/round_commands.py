@@ -244,7 +244,7 @@ def _show(record: Record, rated: bool, as_json: bool) -> None:
     if tests:
         score, sign = ("mse", -1) if rated else ("accuracy", 1)
         cells = [[name, sign * last[TEST + name], last[TEST_NLL + name]] for name in tests]
-        table("Tests after the last round", ("batch", score, "nll"), cells)
+        table("After the last round", ("test", score, "nll"), cells)
 
 
 def history(

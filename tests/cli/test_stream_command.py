@@ -155,18 +155,24 @@ def test_a_last_batch_that_was_smaller_stays_and_the_table_may_grow(
         assert sum(report.examples for report in rounds(folder)) == 14  # each row once
 
 
-def test_held_out_rows_are_scored_after_every_round(folder: Path) -> None:
+@pytest.mark.parametrize("rated", [False, True])
+def test_held_out_rows_are_scored_after_every_round(folder: Path, rated: bool) -> None:
+    """The record has minus the MSE of ratings."""
+    if rated:
+        stars = [1.5, 5.0, 1.0, 2.5, 3.0, 4.0, 2.0] * 2
+        write_csv(folder / "news.csv", date=DAYS, text=TEXTS, label=stars)
     options = ("--by", "date", "--batch", 7, "--tests", "30%")
     found = json.loads(bhpeft(*arguments(folder, *options, "--json")).stdout)
     assert [row["examples"] for row in found["rounds"]] == [5, 5]
     history = History(folder / "out" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
     assert last.is_mixture
-    shown = bhpeft(*arguments(folder, *options)).stdout.partition("after the last round")[2]
+    shown = bhpeft(*arguments(folder, *options)).stdout.partition("After the last round")[2]
+    assert ("mse" in shown, "accuracy" in shown) == (rated, not rated)
     scores = [line.split()[-2:] for line in shown.splitlines() if "rows " in line]
     *_, row = found["rounds"]
     assert scores == [
-        [f"{row[f'test/{name}']:.3f}", f"{row[f'test_nll/{name}']:.3f}"]
+        [f"{abs(row[f'test/{name}']):.3f}", f"{row[f'test_nll/{name}']:.3f}"]
         for name in ("rows 1-7", "rows 8-14")
     ]
 

@@ -138,7 +138,7 @@ def matrices(results: Sequence[Result]) -> Figure:
 
 def _draw(scores: Tensor, ax: Axes, low: float, high: float) -> None:
     """A matrix in colours and numbers, on a scale that the others have too."""
-    ax.imshow(scores, cmap="viridis", aspect="auto", vmin=low, vmax=high)
+    ax.imshow(scores.numpy(), cmap="viridis", aspect="auto", vmin=low, vmax=high)
     for row, line in enumerate(scores.tolist()):
         for column, score in enumerate(line):
             shade = "white" if score <= (low + high) / 2 else "black"

@@ -100,7 +100,7 @@ fixed = {"head.bias": torch.tensor([5.0, -5.0])}
     ],
 )
 def test_evidence_in_the_first_prior_is_refused_where_it_would_be_left_out(
-    prior: Any, at: str, tmp_path: Path
+    prior: Any, at: str
 ) -> None:
     """Its Normals are not the prior, nor are draws of them."""
     posterior = bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(24), **QUICK)

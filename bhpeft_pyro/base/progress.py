@@ -1,57 +1,107 @@
 """Signs of progress: one bar for a piece of work, with the time that is left of all of it.
 
-Bars are shown in terminals and notebooks; the program's logs get a line a minute (`Lines`). There
-are none in workers and in a fit with `progress=False`.
+A terminal shows a bar, and so does a notebook with widgets; a log gets a line a minute. There are
+none in workers and in a fit with `progress=False`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from importlib.util import find_spec
+from time import monotonic
 from typing import Any, TypeVar
 
-from tqdm import tqdm as plain
-from tqdm.auto import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 Item = TypeVar("Item")
+Listener = Callable[[str, float | None, str], object]  # title, share done if known, and note
 
 _DELAY = 1.0  # seconds after which a bar is shown
-_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
-_LINE = "{desc}: {percentage:.0f} %, {elapsed}, {remaining} left{postfix}"
-_ENDLESS = "{desc} {elapsed}"  # of work of unknown length
+_EVERY = 60.0  # seconds between the lines of a log
 
 
-def _in_terminals(**how: Any) -> Any:
-    return tqdm(disable=None, **how)  # in notebooks too, if they have widgets
+def _times(elapsed: float, share: float | None) -> str:
+    past, left = (
+        f"{int(seconds // 60):02d}:{int(seconds % 60):02d}"
+        for seconds in (elapsed, elapsed * (1 / share - 1) if share else 0.0)
+    )
+    if share is None:
+        return past
+    return f"{100 * share:.0f} %, {past}, {left if share else '?'} left"
 
 
-_make: ContextVar[Callable[..., Any] | None] = ContextVar("make", default=_in_terminals)
+class _Times(ProgressColumn):
+    """Time past and left, by the mean speed: steps of different parts differ."""
+
+    def render(self, task: Task) -> Text:
+        share = None if task.total is None else task.completed
+        return Text(_times(task.elapsed or 0.0, share))
 
 
-class Lines(plain):
-    """A line a minute in place of a bar."""
+@contextmanager
+def _live(console: Console, delay: float) -> Iterator[Listener]:
+    live = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        _Times(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        # What goes to a file by stdout stays there: rich would print it to stderr.
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    task, began = live.add_task("", total=None, note=""), monotonic()
 
-    every = 60.0  # seconds
+    def show(title: str, share: float | None, note: str) -> None:
+        total = None if share is None else 1.0
+        live.update(task, description=title, completed=share or 0.0, total=total, note=note)
+        if monotonic() - began >= delay:
+            live.start()
 
-    def __init__(self, **how: Any) -> None:
-        how |= {"delay": self.every, "mininterval": self.every}
-        super().__init__(**how | {"bar_format": _LINE if how.get("total") else _ENDLESS})
+    try:
+        yield show
+    finally:
+        if live.live.is_started:
+            live.stop()
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Print the state; an empty message, which would clear a bar, is nothing here."""
-        if msg is None:
-            self.write(str(self), self.fp)
 
-    def set_description_str(self, desc: str | None = None, refresh: bool = True) -> None:
-        """Say it in the next line."""
-        super().set_description_str(desc, refresh=False)
+def _lines(console: Console) -> Listener:
+    began = printed = monotonic()
 
-    @classmethod
-    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
-        """Print a line; there is no bar to draw again below it."""
-        print(s, file=file, end=end, flush=True)
+    def show(title: str, share: float | None, note: str) -> None:
+        nonlocal printed
+        now = monotonic()
+        if now - printed >= _EVERY:
+            printed = now
+            line = f"{title}: {_times(now - began, share)}"
+            print(", ".join(filter(None, (line, note))), file=console.file, flush=True)
+
+    return show
+
+
+def _display(delay: float) -> AbstractContextManager[Listener]:
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        widgets = find_spec("ipywidgets") is not None
+        return _live(console, delay) if widgets else _nothing(delay)
+    if console.file.isatty() and not console.is_dumb_terminal:
+        return _live(console, delay)
+    return nullcontext(_lines(console))
+
+
+def _nothing(_: float) -> AbstractContextManager[Listener]:
+    return nullcontext(lambda *_: None)
+
+
+_make: ContextVar[Callable[[float], AbstractContextManager[Listener]]] = ContextVar(
+    "make", default=_display
+)
 
 
 class Work:
@@ -78,8 +128,12 @@ class Work:
         self.parts, self.done, self.outer = parts, 0, outer
         self.begin, self.length = 0.0, 1.0
         self.share, self.taken = share, 0.0  # taken: of the part that is being done
-        self.bar: Any = _bar(title, parts is not None, at_once) if outer is None else outer.bar
-        if outer is not None:
+        self.shown, self.note = 0.0, ""
+        self.whole: Work = self if outer is None else outer.whole
+        if outer is None:
+            self.display = _make.get()(0.0 if at_once else _DELAY)
+            self.tell = self.display.__enter__()
+        else:
             part = outer.length / (outer.parts or 1)
             end = outer.begin + outer.length
             self.begin = min(end, outer.begin + (outer.done + outer.taken) * part)
@@ -90,40 +144,29 @@ class Work:
         """Say what is being done."""
         before = "" if self.outer is None else self.outer.title
         self.title: str = ", ".join(filter(None, (before, title)))
-        # At once, in a bar that is shown: what comes may take long.
-        seen = not self.bar.disable and self.bar.format_dict["elapsed"] > _DELAY
-        self.bar.set_description_str(self.title, refresh=seen)
+        self._tell()
 
     def next(self, note: str = "", parts: int = 1) -> None:
         """Some parts are done; `note` is shown behind the bar."""
-        if self.bar.disable:
-            return
         self.done, self.taken = self.done + parts, 0.0
-        if note:
-            self.bar.set_postfix_str(note, refresh=False)
+        self.whole.note = note or self.whole.note
         share = self.done / self.parts if self.parts else 0.0
-        self.bar.update(max(0.0, min(1.0, self.begin + share * self.length) - self.bar.n))
+        self.whole.shown = max(self.whole.shown, min(1.0, self.begin + share * self.length))
+        self._tell()
+
+    def _tell(self) -> None:
+        whole = self.whole
+        whole.tell(self.title, None if whole.parts is None else whole.shown, whole.note)
 
     def close(self) -> None:
         """Leave the bar to the outer work, or remove it."""
         if self.outer is None:
-            self.bar.close()
+            self.display.__exit__(None, None, None)
         else:
             self.outer.taken = min(1.0, self.outer.taken + self.share)
-            self.bar.set_description_str(self.outer.title, refresh=False)
 
 
 _work: ContextVar[Work | None] = ContextVar("work", default=None)
-
-
-def _bar(title: str, ends: bool, at_once: bool) -> Any:
-    make = _make.get()
-    if make is None:
-        return tqdm(disable=True)
-    how: dict[str, Any] = {"miniters": 0, "smoothing": 0, "dynamic_ncols": True}
-    how |= {"desc": title, "delay": 0.0 if at_once else _DELAY}
-    how |= {"total": 1.0, "bar_format": _FORMAT} if ends else {"bar_format": _ENDLESS}
-    return make(leave=False, **how)
 
 
 @contextmanager
@@ -153,20 +196,24 @@ def tracked(
 
 
 @contextmanager
-def made_by(make: Callable[..., Any] | None) -> Iterator[None]:
-    """Within the block, bars are made by this class; by None, there are no bars."""
-    before = _make.set(make)
-    around = _work.set(_work.get() if make else None)  # whose bar is to stay still
+def told_to(listener: Listener) -> Iterator[None]:
+    """Within the block, a function is told what else a bar shows, at each change."""
+    before = _make.set(lambda _: nullcontext(listener))
+    try:
+        yield
+    finally:
+        _make.reset(before)
+
+
+@contextmanager
+def bars(wanted: bool) -> Iterator[None]:
+    """Within the block there are bars if they are wanted, unless an outer block has hidden them."""
+    if wanted:
+        yield
+        return
+    before, around = _make.set(_nothing), _work.set(None)  # the outer bar is to stay still
     try:
         yield
     finally:
         _work.reset(around)
         _make.reset(before)
-
-
-def bars(wanted: bool) -> AbstractContextManager[None]:
-    """Within the block there are bars if they are wanted, unless an outer block has hidden them."""
-    make = _make.get()
-    if make is _in_terminals and "ipykernel" in sys.modules:
-        make = tqdm  # which is text where a notebook has no widgets
-    return made_by(make if wanted else None)

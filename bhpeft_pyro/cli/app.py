@@ -9,7 +9,7 @@ seconds to import. So a command's module imports them in the command itself, whe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, Any, NoReturn
 
@@ -76,8 +76,7 @@ class Commands(TyperGroup):
 
 
 def quietly(command: Callable[..., None]) -> Callable[..., None]:
-    """The command without messages of other libraries, and where stderr is no terminal with lines
-    in place of progress bars."""
+    """The command without messages of other libraries."""
 
     @wraps(command)
     def run(**arguments: Any) -> None:
@@ -87,15 +86,12 @@ def quietly(command: Callable[..., None]) -> Callable[..., None]:
         from huggingface_hub.utils import enable_progress_bars
         from transformers import logging
 
-        from ..base.progress import Lines, made_by
-
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
         if interactive():
             enable_progress_bars()  # of downloads
-        with nullcontext() if interactive() else made_by(Lines):
-            command(**arguments)
+        command(**arguments)
 
     return run
 

@@ -9,17 +9,13 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 from transformers import logging
 
-from ..base.progress import made_by, work
+from ..base.progress import told_to, work
 from ..data import LabelWarning
 from ..errors import BHPEFTError, BusyError, ConfigError
 from ..posterior import Posterior, saving
@@ -138,19 +134,6 @@ class Learning:
             self.state = replace(self.state, running=False, share=1.0, words=ended)
 
 
-class _Told(tqdm):
-    """A bar that is told to another process, at each of its steps."""
-
-    def __init__(self, connection: Connection, **how: Any) -> None:
-        self.connection = connection
-        super().__init__(file=StringIO(), **how | {"delay": 0, "mininterval": 0})
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Tell how much is done, and what is being done."""
-        if msg is None and self.total:
-            self.connection.send((self.n / self.total, self.desc))
-
-
 def _learn(there: Connection, where: Where) -> None:
     """What the other process does."""
     if hasattr(os, "nice"):
@@ -158,8 +141,13 @@ def _learn(there: Connection, where: Where) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which ends this
     logging.disable_progress_bar()  # which would be printed between the lines of the program
     label_warnings: list[str] = []
+
+    def tell(title: str, share: float | None, note: str) -> None:
+        if share is not None:
+            there.send((share, title))
+
     try:
-        with warnings.catch_warnings(record=True) as given, made_by(partial(_Told, there)):
+        with warnings.catch_warnings(record=True) as given, told_to(tell):
             warnings.simplefilter("always")
             with work("learning the labels", parts=2, at_once=True) as whole:
                 where.newer()  # somebody may have saved another round there

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..base.isolation import locked
 from ..base.names import Method
-from ..base.progress import made_by
+from ..base.progress import bars
 from ..data import Examples
 from ..data.columns import Kind
 from ..data.encoding import token_limit
@@ -103,7 +103,7 @@ class Served:
         Raises:
             DataError: the table cannot be used; says why.
         """
-        with made_by(None):
+        with bars(False):
             return self.posterior.encode(table, labelled=False)
 
     def longest(self, table: Table) -> int:
@@ -116,7 +116,7 @@ class Served:
 
     def answer(self, examples: Examples) -> list[Answer]:
         """An answer for each row of the examples."""
-        with made_by(None):
+        with bars(False):
             forecast = self.posterior.predict(examples, method=self.method)
         return answers_of(forecast)
 

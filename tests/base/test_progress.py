@@ -8,40 +8,31 @@ from typing import Any
 import pytest
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.base import progress
-from bhpeft_pyro.base.progress import bars, made_by, tracked, work
+from bhpeft_pyro.base.progress import bars, told_to, tracked, work
 from bhpeft_pyro.posterior import jobs
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
-
-class Shown(progress.plain):  # type: ignore[type-arg]
-    """A bar that keeps every state: title, share that is done, and note."""
-
-    states: list[tuple[str, float, str]]
-
-    def __init__(self, **how: Any) -> None:
-        super().__init__(**how | {"delay": 0.0, "mininterval": 0.0})
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if msg is None and self.desc:
-            self.states.append((self.desc, self.n, self.postfix or ""))
+States = list[tuple[str, float, str]]
 
 
 @pytest.fixture
-def states(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, str]]:
-    found: list[tuple[str, float, str]] = []
-    monkeypatch.setattr(Shown, "states", found, raising=False)
-    return found
+def states() -> States:
+    return []
 
 
-def fit(guide: str = "laplace", **how: Any) -> bh.Posterior:
+def listening(states: States) -> Any:
+    """Keep every state of a bar: title, share that is done, and note."""
+    return told_to(lambda title, share, note: states.append((title, share or 0.0, note)))
+
+
+def fit(states: States, guide: str = "laplace", **how: Any) -> bh.Posterior:
     rows, more = tiny_examples(24), tiny_examples(12, seed=1)
-    with made_by(Shown):
+    with listening(states):
         return bh.fit(tiny_model(), guide, rows, validation=more, max_steps=4, **how)
 
 
 def test_a_fit_has_one_bar_for_all_its_parts(states):
-    fit(components=2)
+    fit(states, components=2)
     titles = [*dict.fromkeys(title for title, _, _ in states)]
     for number in (1, 2):
         for part in ("training", "width"):
@@ -65,8 +56,8 @@ def test_a_fit_has_one_bar_for_all_its_parts(states):
 
 @pytest.mark.parametrize("guide", ["laplace", "normal"])
 def test_predictions_have_a_bar(guide, states):
-    posterior, rows = fit(guide, components=2, progress=False), tiny_examples(12)
-    with made_by(Shown):
+    posterior, rows = fit(states, guide, components=2, progress=False), tiny_examples(12)
+    with listening(states):
         posterior.predict(rows, samples=8)
     assert {title for title, _, _ in states} == {"predicting", "reading frozen states"}
     shares = [n for title, n, _ in states if title == "predicting"]
@@ -75,7 +66,7 @@ def test_predictions_have_a_bar(guide, states):
 
 def test_a_stream_has_one_bar(states, tmp_path):
     weeks = {f"week {i}": tiny_examples(12, seed=i) for i in range(2)}
-    with made_by(Shown):
+    with listening(states):
         bh.stream(tiny_model(()), weeks, tmp_path, components=2, max_steps=2)
     titles = {title for title, _, _ in states}
     assert {"round 1 of 2, component 2 of 2, training", "round 2 of 2, predicting"} <= titles
@@ -91,12 +82,12 @@ def test_a_stream_has_one_bar(states, tmp_path):
 
 
 def test_without_progress_there_is_no_bar(states):
-    first, rows = fit(components=2, progress=False), tiny_examples(12, seed=5)
-    with made_by(Shown):
+    first, rows = fit(states, components=2, progress=False), tiny_examples(12, seed=5)
+    with listening(states):
         first.update(rows, max_steps=2)  # the option of the last round
     assert not states
-    with bars(False), made_by(None):
-        assert [*tracked([1, 2], "counting", 2)] == [1, 2]
+    with listening(states), bars(False), bars(True):
+        assert [*tracked([1, 2], "counting", 2)] == [1, 2] and not states
 
 
 def test_workers_have_none(states):
@@ -106,7 +97,7 @@ def test_workers_have_none(states):
                 one.next()
             return 1
 
-    with made_by(Shown):
+    with listening(states):
         done = jobs._unpickled(jobs._job(jobs._pickled([]), jobs._pickled((Round(), []))))
     assert done == 1 and not states
 
@@ -117,8 +108,9 @@ def test_bars_stay_out_of_what_is_no_terminal(capsys):
 
 
 def test_a_bar_goes_when_its_work_fails(states):
-    with made_by(Shown):
-        with pytest.raises(ZeroDivisionError), work("dividing", 2) as whole:
+    with listening(states):
+        with pytest.raises(ZeroDivisionError), work("dividing", 2):
             next(tracked([1, 2], "", 2))
             raise ZeroDivisionError
-        assert whole.bar.disable and work("again").__enter__().outer is None
+        with work("again") as again:
+            assert again.outer is None

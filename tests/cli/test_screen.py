@@ -9,9 +9,9 @@ import sys
 import termios
 
 import pytest
-import tqdm
 
-from bhpeft_pyro.base.progress import Lines, made_by, work
+from bhpeft_pyro.base import progress
+from bhpeft_pyro.base.progress import work
 from bhpeft_pyro.cli.screen import interactive, say, table
 
 _STOPPED = """
@@ -77,8 +77,8 @@ def test_a_log_gets_a_line_a_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(tqdm.std, "time", lambda: now)
-    with made_by(Lines), work("fit", 2) as whole:
+    monkeypatch.setattr(progress, "monotonic", lambda: now)
+    with work("fit", 2) as whole:
         for number in range(2):
             whole.name(f"component {number + 1} of 2")
             with work("training", 50) as steps:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 Item = TypeVar("Item")
@@ -47,8 +48,8 @@ class _Times(ProgressColumn):
 def _live(console: Console, delay: float) -> Iterator[Listener]:
     live = Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        _Times(),
+        BarColumn(bar_width=20),
+        _Times(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=True,

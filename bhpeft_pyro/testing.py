@@ -131,7 +131,7 @@ def tiny_examples(examples: int = 12, seed: int = 0) -> Examples:
     words = [torch.randint(10, 50, (length,), generator=generator).tolist() for length in lengths]
     labels = [i % 2 for i in range(examples)]
     texts = [" ".join(f"w{k}" for k in [5 + i % 2, *words[i]]) for i in range(examples)]
-    return encode({"text": texts, "label": labels}, tiny_tokenizer(), kind="class", num_labels=2)
+    return encode({"text": texts, "label": labels}, tiny_tokenizer(), kind="class", classes=2)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -116,8 +116,7 @@ def update(
     start = with_outputs_for(before, rows, grow)
     if start is not before:
         old, new = (made.columns.label_names or () for made in (before, start))
-        added = start.model.network.outputs - before.model.network.outputs
-        say(f"new classes: {', '.join(new[len(old) :]) or added}")
+        say(f"new classes: {', '.join(new[len(old) :])}")
     examples = start.encode(rows)
     tables.say_labels(examples)
     texts = None

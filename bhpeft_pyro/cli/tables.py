@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..base.checks import few
 from ..data import Columns, Examples
 from ..data.copies import warn_of_copies
-from ..data.labels import by_name
+from ..data.labels import are_positions
 from ..data.table import need, table
 from ..errors import DataError
 from ..model.backbone import load_backbone
@@ -73,9 +73,8 @@ def rows_for(posterior: Posterior, source: str, encoding: str | None) -> pd.Data
 def labelled_for(posterior: Posterior, source: str, encoding: str | None) -> pd.DataFrame:
     """The same with the column of the labels."""
     columns = posterior.columns
-    rows = need(
-        rows_for(posterior, source, encoding), columns.target(posterior.model.likelihood.kind)
-    )
+    target = columns.target(posterior.model.likelihood.kind)
+    rows = need(rows_for(posterior, source, encoding), target)
     _say_positions(rows, columns)
     return rows
 
@@ -83,10 +82,7 @@ def labelled_for(posterior: Posterior, source: str, encoding: str | None) -> pd.
 def _say_positions(rows: pd.DataFrame, columns: Columns) -> None:
     """Say so where labels are the positions of the classes that have names."""
     label, names = columns.label, columns.label_names
-    if names is None or label not in rows or rows.empty:
-        return
-    first = rows[label].iloc[0]
-    if type(first) is int and by_name([first], names) == [first]:
+    if names and label in rows and len(rows) and are_positions(rows[label], names):
         say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
 
 
@@ -116,9 +112,9 @@ def _tally(examples: Examples) -> str:
     if examples.kind == "labels":
         counts = labels.sum(0).long()
     else:
-        counts = labels.bincount(minlength=examples.num_labels or 0)
-    names = examples.label_names or [str(k) for k in range(len(counts))]
-    return few([f"{name} {count}" for name, count in zip(names, counts.tolist(), strict=True)])
+        counts = labels.bincount(minlength=len(examples.label_names or ()))
+    named = zip(examples.label_names or (), counts.tolist(), strict=True)
+    return few([f"{name} {count}" for name, count in named])
 
 
 def split(

@@ -16,8 +16,7 @@ from ..base import names
 from ..base.checks import few, shown
 from ..data import Columns, Kind
 from ..data.columns import wrong
-from ..data.copies import warn_of_classes
-from ..data.labels import check_types, in_one_form, name_of, read_labels, read_ratings
+from ..data.labels import names_in, read_ratings
 from ..data.table import is_number, need, numbered, reads_as_number
 from ..errors import DataError
 from ..model import tasks
@@ -39,8 +38,7 @@ class Task:
     """What is to be predicted from which columns."""
 
     name: names.Task
-    columns: Columns  # with the names of the classes, if they have any
-    classes: int = 0  # or labels
+    columns: Columns  # with the names of the classes or labels
     scale: tuple[float, float] = (0.0, 1.0)  # the lowest and the highest rating
     levels: int = 0  # different ratings, if they are few whole numbers
     noise_by_text: bool = False  # a noise scale of ratings for each text
@@ -51,10 +49,8 @@ class Task:
         head = f"{self.name}: {self.columns.target(kind)!r} from {inputs!r}"
         if self.name == "ratings":
             return f"{head}, between {self.scale[0]:g} and {self.scale[1]:g}"
-        if self.classes:
-            called = self.columns.label_names or [str(k) for k in range(self.classes)]
-            what = "labels" if self.name == "labels" else "classes"
-            return f"{head}, {self.classes} {what} ({few(called)})"
+        if called := self.columns.label_names:
+            return f"{head}, {len(called)} {self.name} ({few(called)})"
         return head
 
     def model(
@@ -64,9 +60,9 @@ class Task:
         how: dict[str, Any] = {"kinds": kinds, "tokenizer": tokenizer}
         if self.name == "choices":
             return tasks.multiple_choice(backbone, **how)
-        if self.classes:
+        if called := self.columns.label_names:
             several = self.name == "labels"
-            return tasks.categories(backbone, self.classes, several=several, **how)
+            return tasks.categories(backbone, len(called), several=several, **how)
         how |= {"limits": bool(self.levels), "noise_by_text": self.noise_by_text}
         return tasks.ratings(backbone, *self.scale, **how)
 
@@ -120,12 +116,15 @@ def _infer(rows: pd.DataFrame, reading: Reading) -> Task:
     _check_noise(name, reading)
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
     task = Task(name, columns, noise_by_text=reading.noise_by_text)
-    ordered = rows.attrs.get("classes", {}).get(label)
-    if name == "classes":
-        return _classes(task, values, ordered)
-    if name == "labels":
-        _, called, count = read_labels(values, label, ordered, None, new_names=True)
-        return replace(task, classes=count, columns=replace(columns, label_names=called))
+    if name in ("classes", "labels"):
+        called = names_in(values, label, "labels" if name == "labels" else "class")
+        if name == "classes" and len(called) < 2:
+            raise DataError(
+                f"column {label!r}: all {len(values)} labels are {values[0]!r}; "
+                "expected at least two classes"
+            )
+        called = rows.attrs.get("classes", {}).get(label, called)
+        return replace(task, columns=replace(columns, label_names=called))
     read_ratings(values, label)
     levels = {float(value) for value in values}  # some may be texts
     scale = min(levels), max(levels)
@@ -213,30 +212,3 @@ def _is_literal(value: object) -> bool:
         return isinstance(ast.literal_eval(value), list)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return False
-
-
-def _classes(task: Task, values: Sequence[Any], ordered: Sequence[str] | None) -> Task:
-    label = task.columns.label
-    check_types(values, label, (int, float, str), "an integer or a str")
-    values = in_one_form(values)
-    labels = {_name(value): value for value in values}.values()
-    if len(labels) < 2:
-        raise DataError(
-            f"column {label!r}: all {len(values)} labels are {values[0]!r}; "
-            "expected at least two classes"
-        )
-    warn_of_classes(label, [_name(value) for value in values])
-    if ordered is not None:
-        called = tuple(ordered)
-    elif type(values[0]) is int and {*labels} == set(range(len(labels))):
-        return replace(task, classes=len(labels))
-    else:
-        called = tuple(map(_name, labels))
-        called = tuple(sorted(called, key=float if all(map(is_number, called)) else str))
-    return replace(task, classes=len(called), columns=replace(task.columns, label_names=called))
-
-
-def _name(value: Any) -> str:
-    """The name of a class; a file may have a whole number as "3.0"."""
-    number = isinstance(value, str) and reads_as_number(value)
-    return name_of(float(value)) if number and float(value).is_integer() else name_of(value)

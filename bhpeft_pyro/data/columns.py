@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
@@ -40,7 +41,8 @@ class Columns:
             entry and not an index; so is a number in a CSV file that is the text of a choice.
         max_length: longer texts are cut to this number of tokens; by default to the tokenizer's
             limit, and in `fit` also to the backbone's.
-        label_names: the classes in the order of their indices; by default those of the data.
+        label_names: the classes in the order of their indices; by default those of the data, or
+            "0", "1" and so on.
         extra: columns of numbers that the likelihood reads; a model adds those of its own.
 
     Raises:
@@ -70,9 +72,12 @@ class Columns:
                 raise ConfigError(
                     f"columns: {', '.join(map(repr, given))} must be different columns"
                 )
-        classes = self.label_names
-        if classes is not None and not 1 < len(set(classes)) == len(classes):
+        if self.label_names is None:
+            return
+        classes = tuple(unicodedata.normalize("NFC", name) for name in self.label_names)
+        if not 1 < len(set(classes)) == len(classes):
             raise ConfigError(f"label_names={shown(classes)}; expected two or more different names")
+        object.__setattr__(self, "label_names", classes)
 
     def inputs(self, kind: Kind) -> tuple[str, ...]:
         """The columns that hold text, in reading order."""
@@ -157,14 +162,11 @@ def as_choices(value: Any) -> tuple[list[str], list[Any] | None]:
 
 
 @contextmanager
-def naming_entries(places: Sequence[tuple[int, str]]) -> Iterator[None]:
-    """Within the block the entries of lists are read one after the other. Of those that cannot be
-    read, errors name the rows, and say what the first entry is: `places` has both of each."""
+def naming_rows(rows: Sequence[int]) -> Iterator[None]:
+    """Within the block the entries of lists are read one after the other, and errors name the
+    `rows` in which they are."""
     try:
         yield
     except DataError as error:
-        if not error.rows:
-            raise
-        bad = [places[i] for i in error.rows]
-        rows = [*dict.fromkeys(row for row, _ in bad)]
-        raise DataError.of_rows(error.where, rows, bad[0][1] + error.problem) from error
+        bad = [*dict.fromkeys(rows[i] for i in error.rows)]
+        raise DataError.of_rows(error.where, bad, error.problem) from error

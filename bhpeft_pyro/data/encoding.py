@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.checks import shown, warn
 from ..base.isolation import locked
-from ..base.values import Several, valid
+from ..base.values import valid
 from ..errors import BHPEFTWarning, ConfigError, DataError
 from .columns import (
     Columns,
@@ -28,7 +27,15 @@ from .columns import (
 )
 from .copies import hashes_of, plain
 from .examples import Examples
-from .labels import read_answers, read_classes, read_labels, read_ratings, unlabelled
+from .labels import (
+    completed,
+    names_in,
+    read_answers,
+    read_classes,
+    read_labels,
+    read_ratings,
+    unlabelled,
+)
 from .table import need, numbered, table
 from .tokens import joins_pairs, tokenise
 
@@ -67,9 +74,8 @@ def encode(
     *,
     kind: Kind,
     columns: Columns = Columns(),
-    num_labels: int | None = None,
+    classes: int | None = None,
     labelled: bool = True,
-    new_names: bool = True,
     ordered: bool = False,
 ) -> Examples:
     """Read, check and tokenise a data set.
@@ -78,11 +84,11 @@ def encode(
         source: what `table` takes; or `Examples`, which are checked and returned as they are.
         tokenizer: the backbone's.
         kind: "class", "labels", "rating" or "choice".
-        columns: how the source is read.
-        num_labels: number of classes, if they have no names; by default the largest plus 1.
+        columns: how the source is read. Where it has no `label_names`, the source names the
+            classes.
+        classes: how many classes there are, if the source may not have all of them: they are then
+            called "0", "1" and so on.
         labelled: whether labels are required. If not, they are used if every row has one.
-        new_names: whether the source may name the classes if `columns.label_names` does not. False
-            if the classes are known by number: names are then refused.
         ordered: whether the order of the classes matters: names that a table has then need it.
 
     Raises:
@@ -99,38 +105,17 @@ def encode(
     >>> batch.choices.tolist(), batch.labels.tolist()
     ([[True, True, False], [True, True, True]], [1, 2])
     """
-    num_labels = _check_arguments(tokenizer, kind, columns, num_labels)
+    _check_arguments(tokenizer, kind, columns)
     names = columns.label_names
     if isinstance(source, Examples):
-        _check_compatible(source, tokenizer, kind, columns, num_labels, labelled)
-        if names is None and source.label_names is not None and not new_names:
-            raise DataError(
-                f"source has the classes {source.label_names}; expected classes without names"
-            )
-        if names is None or source.label_names == names:
-            return source
-        # It has none, or `grow` has added some since.
-        return replace(source, label_names=tuple(names), num_labels=len(names))
+        _check_compatible(source, tokenizer, kind, columns, labelled)
+        if names is None and source.label_names is not None:
+            names = completed(source.label_names, classes, columns.label)
+        return source if names is None else source.among(names)
 
     target, text = columns.target(kind), columns.inputs(kind)[0]
     rows = table(source, columns.inputs(kind))
-    if names is None and new_names and kind in ("class", "labels"):
-        names = _ordered_names(source, rows, target, unused=ordered)
     limit = token_limit(tokenizer, columns, kind)
-
-    def labels_of(
-        values: list[Any] | None,
-    ) -> tuple[Tensor | None, Sequence[str] | None, int | None]:
-        """Classes, labels or ratings; names and number of the classes."""
-        if values is None:
-            return None, names, num_labels
-        if kind == "rating":
-            return read_ratings(values, target), None, None
-        how = names, num_labels, new_names
-        if kind == "labels":
-            return read_labels(values, target, *how)
-        return read_classes(values, target, *how, ordered)
-
     needed = (*columns.inputs(kind), *columns.extra)
     with numbered(need(rows, *needed, *((target,) if labelled else ()))):
         values: list[Any] | None = rows[target].tolist() if target in rows else None
@@ -138,7 +123,14 @@ def encode(
         if values is not None and not labelled and unlabelled(values, target, placeholder):
             values = None
         read_cells(values or (), target, check_unicode)
+        if names is None and values is not None and kind in ("class", "labels"):
+            names = _ordered_names(source, rows, target, unused=ordered)
+            names = names or names_in(values, target, kind, ordered)
+            if kind == "class" and -1 in values:  # it is refused below
+                names = [name for name in names if name != "-1"]
+            names = completed(names, classes, target)
         extra = {name: read_ratings(rows[name].tolist(), name, "number") for name in columns.extra}
+        labels: Tensor | None = None
         counts: Tensor | None = None
         texts = read_cells(rows[text].tolist(), text, check_text)
         read: list[tuple[str, ...]] = [(one,) for one in texts]
@@ -150,13 +142,16 @@ def encode(
             hashes = hashes_of((q, *sorted(map(plain, options))) for q, options in asked)
             read = [(q, option) for q, options in asked for option in options]
             labels = None if values is None else read_answers(values, target, choices)
-            called, count = names, num_labels
         else:
             if columns.pair is not None:
                 second = read_cells(rows[columns.pair].tolist(), columns.pair, check_text)
                 read = [*zip(texts, second, strict=True)]
             hashes = hashes_of(read)
-            labels, called, count = labels_of(values)
+            if values is not None and kind == "rating":
+                labels = read_ratings(values, target)
+            elif values is not None and names is not None:
+                read_them = read_labels if kind == "labels" else read_classes
+                labels = read_them(values, target, names)
         tokens, cut = tokenise(tokenizer, read, limit)
         owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
         if int(tokens.lengths.min()) == 0:
@@ -170,8 +165,7 @@ def encode(
         tokens=tokens,
         labels=labels,
         texts=tuple(texts),
-        label_names=None if called is None else tuple(called),
-        num_labels=count if called is None else len(called),
+        label_names=None if names is None else tuple(names),
         counts=counts,
         probe=probe_of(tokenizer),
         hashes=hashes,
@@ -194,27 +188,18 @@ def _ordered_names(
     return called if all(isinstance(name, str) for name in called) else None
 
 
-def _check_arguments(
-    tokenizer: object, kind: Kind, columns: Columns, num_labels: int | None
-) -> int | None:
-    """Whether they are what `encode` takes, and go together; the number of labels as an int."""
+def _check_arguments(tokenizer: object, kind: Kind, columns: Columns) -> None:
+    """Whether they are what `encode` takes, and go together."""
     if len(tokenizer) <= len({*tokenizer.all_special_ids}):  # type: ignore[arg-type,attr-defined]
         raise ConfigError(
             "tokenizer: it knows no words, like that of a folder without a tokenizer's files; "
             "expected tokenizer.save_pretrained(folder) beside the model; in Python, tokenizer=..."
         )
     valid(Kind, "kind", kind)
-    names = columns.label_names
-    if kind not in ("class", "labels") and (names is not None or num_labels is not None):
-        raise DataError(
-            f"label_names and num_labels are for kind='class' and 'labels', not for kind={kind!r}"
-        )
+    if kind not in ("class", "labels") and columns.label_names is not None:
+        raise DataError(f"label_names are for kind='class' and 'labels', not for kind={kind!r}")
     if kind == "choice" and columns.pair is not None:
         raise DataError(f"columns.pair={columns.pair!r} is not for {kind=}")
-    count: int | None = valid(Several | None, "num_labels", num_labels)
-    if names is not None and count not in (None, len(names)):
-        raise DataError(f"num_labels={count}, but there are {len(names)} label_names")
-    return count
 
 
 def _check_compatible(
@@ -222,7 +207,6 @@ def _check_compatible(
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind,
     columns: Columns,
-    num_labels: int | None,
     labelled: bool,
 ) -> None:
     """Refuse examples that were encoded in another way than is asked for."""
@@ -235,17 +219,8 @@ def _check_compatible(
     longest, limit = int(examples.lengths.max()), columns.max_length
     if limit is not None and longest > limit:
         raise DataError(f"source has texts of {longest} tokens; max_length={limit}")
-    there, names = examples.label_names, columns.label_names
-    if names is not None and there is not None and names[: len(there)] != there:
-        raise DataError(f"source has the classes {there}; expected {names}")
     if missing := [name for name in columns.extra if name not in examples.extra]:
         raise DataError(f"source was encoded without the column {missing[0]!r}; encode it again")
-    expected, count = len(names) if names is not None else num_labels, examples.num_labels
-    if expected is None or count is None:
-        return
-    if count > expected or (kind == "labels" and count != expected):
-        what = "labels" if kind == "labels" else "classes"
-        raise DataError(f"source has {count} {what}; expected {expected}")
 
 
 def token_limit(tokenizer: PreTrainedTokenizerBase, columns: Columns, kind: Kind) -> int | None:

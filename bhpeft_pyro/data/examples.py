@@ -13,6 +13,7 @@ from ..errors import DataError
 from .batch import Batch, random_order, shuffled, within
 from .columns import Kind
 from .copies import apart, fingerprint_of
+from .labels import placed
 from .tokens import Tokens, cat
 
 _FEW, _HELD_OUT = 50, 500  # rows of which some are held out, and how many at most
@@ -28,8 +29,7 @@ class Examples:
         labels: (N,) int64 classes or answers, float32 ratings; (N, K) float32 for kind "labels", 1
             where a text has a label; None if there are none.
         texts: the N texts (questions for "choice"), to show.
-        label_names: names of the classes, where they have any.
-        num_labels: number of classes (kinds "class" and "labels", with labels or names).
+        label_names: names of the classes (kinds "class" and "labels").
         counts: (N,) number of choices (kind "choice").
         probe: ids by which another tokenizer is recognised.
         hashes: (N,) int64 of all texts of an example, the same for copies.
@@ -51,7 +51,6 @@ class Examples:
     labels: Tensor | None
     texts: tuple[str, ...]
     label_names: tuple[str, ...] | None
-    num_labels: int | None
     counts: Tensor | None
     probe: tuple[int, ...]
     hashes: Tensor
@@ -147,15 +146,14 @@ class Examples:
         """These examples, then those of `others`; all or none have labels.
 
         Raises:
-            DataError: another kind, other label names, another number of labels (kind "labels"),
-                another tokenizer, other extra columns.
+            DataError: another kind, other label names, another tokenizer, other extra
+                columns.
         """
         parts = (self, *others)
         for other in others:
             same = {
                 "kind": other.kind == self.kind,
                 "label_names": other.label_names == self.label_names,
-                "num_labels": self.kind != "labels" or other.num_labels == self.num_labels,
                 "tokenizer": other.probe == self.probe and other.tokens.pad == self.tokens.pad,
                 "presence of labels": (other.labels is None) == (self.labels is None),
                 "extra columns": other.extra.keys() == self.extra.keys(),
@@ -163,17 +161,37 @@ class Examples:
             wrong = [name for name, agrees in same.items() if not agrees]
             if wrong:
                 raise DataError(f"{self} and {other} differ in {', '.join(wrong)}")
-        numbers = [part.num_labels for part in parts if part.num_labels is not None]
         return replace(
             self,
             tokens=Tokens.joined([part.tokens for part in parts]),
             labels=cat([part.labels for part in parts]),
             texts=tuple(text for part in parts for text in part.texts),
-            num_labels=max(numbers, default=None),
             counts=cat([part.counts for part in parts]),
             hashes=torch.cat([part.hashes for part in parts]),
             extra={name: torch.cat([part.extra[name] for part in parts]) for name in self.extra},
         )
+
+    def among(self, names: Sequence[str]) -> Examples:
+        """The same with their classes among all of `names`; numbered classes are places in names
+        that are no numbers.
+
+        Raises:
+            DataError: a class is not.
+        """
+        names, there = tuple(names), self.label_names
+        if there == names:
+            return self
+        there = None if there is None else placed(there, names)
+        if not {*(there or ())} <= {*names}:
+            raise DataError(f"source has the classes {there}; expected {names}")
+        labels = self.labels
+        if labels is not None and there is not None:
+            places = torch.tensor([names.index(name) for name in there])
+            if self.kind == "class":
+                labels = places[labels]
+            else:
+                labels = labels.new_zeros(len(self), len(names)).index_copy(1, places, labels)
+        return replace(self, labels=labels, label_names=names)
 
     def batches(
         self,

@@ -1,12 +1,12 @@
-"""The labels of a table: classes by name or number, several labels a text, ratings, and answers to
-multiple choice."""
+"""The labels of a table: classes by name, several labels a text, ratings, and answers to multiple
+choice."""
 
 from __future__ import annotations
 
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..base.checks import shown, warn
 from ..errors import DataError
-from .columns import CellError, as_list, naming_entries, read_cells, wrong
+from .columns import CellError, Kind, as_list, naming_rows, read_cells, wrong
 from .copies import warn_of_classes
 from .table import is_number
 
@@ -103,112 +103,125 @@ def read_answers(
     return torch.tensor(read_cells(zip(values, choices, strict=True), column, read))
 
 
-def name_of(value: Any) -> str:
-    """The name of a class that a file has as a number or truth value.
+def name_of(value: Any, names: Container[str] = ()) -> str:
+    """The name of a class, in NFC, by a cell: a text, a truth value, or a whole number, which may
+    be written "3.0" or "+3" unless `names` has this.
 
-    >>> name_of(3.0), name_of(True)
-    ('3', 'True')
+    >>> name_of(3), name_of(3.0), name_of("3.0"), name_of(True), name_of("3.0", ["3.0", "3.1"])
+    ('3', '3', '3', 'True', '3.0')
     """
-    return str(_whole(value))
+    name = unicodedata.normalize("NFC", str(_whole(value)))
+    number = re.fullmatch(r"\+?(-?\d+)(?:\.0*)?", name)
+    return number[1] if number and name not in names else name
 
 
 def _whole(value: Any) -> Any:
-    """A class's index: pandas makes floats of a column that has had a gap."""
+    """A whole number: pandas makes floats of a column that has had a gap."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def in_one_form(values: Sequence[Any], names: Sequence[str] | None = None) -> list[Any]:
-    """The values with texts as they are in `names` if these have them in any Unicode normal form,
-    or as a whole number in another form, such as "3.0"; else in NFC.
+def are_positions(labels: Iterable[Any], names: Iterable[str]) -> bool:
+    """Whether labels are places in `names`: whole numbers where no name is a number.
 
-    >>> in_one_form(["cafe\u0301", 3]) == ["caf\u00e9", 3]
-    True
+    >>> are_positions([0, 1], ["bad", "good"]), are_positions([0, 1], ["0", "1"])
+    (True, False)
     """
-    spelt = {_composed(name): name for name in names or ()} | {name: name for name in names or ()}
-
-    def spell(text: str) -> str:
-        whole = re.fullmatch(r"\+?(-?\d+)(?:\.0*)?", text)
-        forms = (text, _composed(text), *(whole.groups() if whole else ()))
-        return next((spelt[form] for form in forms if form in spelt), _composed(text))
-
-    return [spell(value) if isinstance(value, str) else value for value in values]
+    whole = all(type(_whole(label)) is int for label in labels)
+    return whole and not any(map(is_number, names))
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+def placed(classes: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Classes by name: numbers that are places in `names` become these; others stay as they are.
 
-
-def by_name(values: Sequence[Any], names: Sequence[str] | None) -> list[Any]:
-    """Labels by the names of the classes, where there are names and the labels determine them.
-
-    Numbers do where a name is a number, and truth values where all names are truth values. Other
-    numbers are indices. A name may be in another Unicode normal form; new names are in NFC.
+    >>> placed(["0", "1"], ["bad", "good"])
+    ('bad', 'good')
     """
-    values = in_one_form(values, names)
-    if names is None:
-        return values
-    if not any(map(is_number, names)) and not all(name in ("True", "False") for name in names):
-        return values
-    # A reader may have made 1.1 of "1.10", the class's name in another file.
-    of_number: dict[float, str] = {}
-    numbers = any(isinstance(value, (int, float)) for value in values)
-    for name in filter(is_number, names):
-        if (other := of_number.setdefault(float(name), name)) != name and numbers:
-            raise DataError(
-                f"label_names: {other!r} and {name!r} are the same number, and the labels are "
-                "numbers; expected labels that are texts, or classes named otherwise"
-            )
-
-    def called_by(value: Any) -> Any:
-        if not isinstance(value, (int, float)) or value != value:
-            return value
-        return name_of(value) if isinstance(value, bool) else of_number.get(value, name_of(value))
-
-    return [called_by(value) for value in values]
+    numbers = [int(name) for name in classes if name.isdecimal()]
+    if len(numbers) < len(classes) or not are_positions(numbers, names):
+        return tuple(classes)
+    return tuple(names[k] if k < len(names) else str(k) for k in numbers)
 
 
-Classes = tuple[Tensor, tuple[str, ...] | None, int]
-"""Labels as a tensor, the names of the classes if they have any, and the number of classes."""
+def numbered_names(count: int) -> tuple[str, ...]:
+    """The names of classes that nobody has named.
 
-
-def read_classes(
-    values: Sequence[Any],
-    column: str,
-    names: Sequence[str] | None,
-    num_labels: int | None,
-    new_names: bool,
-    ordered: bool = False,
-) -> Classes:
-    """(N,) int64 class indices, the names of the classes, and their number.
-
-    If `names` are not given and `new_names` are allowed, they are the strings in the column:
-    sorted, or if the classes are `ordered` by numbers in them.
+    >>> numbered_names(3)
+    ('0', '1', '2')
     """
-    values = [_whole(value) for value in by_name(values, names)]
-    check_types(values, column, (int, str), "an integer or a str")
-    if names is None and new_names and all(isinstance(value, bool) for value in values):
-        names = ("False", "True")
-    elif any(isinstance(value, bool) for value in values):  # whose names, if any, are others
-        expected = "the number of a class" if names is None else f"one of {tuple(names)}"
-        check_types(values, column, (int, str), expected, bool)
+    return tuple(map(str, range(count)))
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Different names, sorted; by size if all of them are numbers.
+
+    >>> in_order(["10", "9", "9"])
+    ('9', '10')
+    """
+    names = sorted(set(names))
+    return tuple(sorted(names, key=float) if all(map(is_number, names)) else names)
+
+
+def completed(names: Sequence[str], count: int | None, column: str) -> tuple[str, ...]:
+    """The names of all `count` classes, if it is known how many there are: `names`, or the numbers
+    from 0 if these are some of them."""
+    if count is None or len(names) == count:
+        return tuple(names)
+    if not {*names} <= {*numbered_names(count)}:
+        raise DataError(
+            f"column {column!r} has {len(names)} classes, {tuple(names)}, and the model has "
+            f"{count}; label_names says which there are"
+        )
+    return numbered_names(count)
+
+
+def names_in(
+    values: Sequence[Any], column: str, kind: Kind = "class", ordered: bool = False
+) -> tuple[str, ...]:
+    """The names of the classes or labels in a column, sorted; if the classes are `ordered`, by the
+    numbers in them. Warns if some look like mistakes."""
+    rows: Sequence[int] = range(len(values))
+    if kind == "labels":
+        cells = _lists(values, column)
+        rows, values = _entries(cells)
+        if not any(isinstance(value, str) for value in values):
+            return numbered_names(max(map(len, cells)))
+    with naming_rows(rows):
+        values = _class_cells(values, column)
+    called = [name_of(value) for value in values]
+    names = in_order(called)
     if any(isinstance(value, str) for value in values):
-        check_types(values, column, (str,), "a name, as other labels are")
-        if empty := [i for i, value in enumerate(values) if not value.strip()]:
-            raise wrong(column, empty, "the label is empty")
-        if names is None and new_names:
-            names = sorted(set(values))
-            if ordered:
-                names = _in_order(names, column)
-            warn_of_classes(column, values)
-        values = _indices(values, column, names, num_labels)
-    count = _agreed(column, names, num_labels)
-    _check_range(values, column, count)
-    labels = torch.tensor(values, dtype=torch.int64)
-    count = int(labels.max()) + 1 if count is None else count
-    return labels, None if names is None else tuple(names), count
+        warn_of_classes(column, called)
+    return _in_order(names, column) if ordered else names
 
 
-def _in_order(names: Sequence[str], column: str) -> list[str]:
+def _class_cells(values: Sequence[Any], column: str) -> list[Any]:
+    """Texts and whole numbers, none of which is missing or blank."""
+    cells = [_whole(value) for value in values]
+    check_types(cells, column, (int, str), "a text or a whole number")
+    if empty := [i for i, cell in enumerate(cells) if not str(cell).strip()]:
+        raise wrong(column, empty, "the label is empty")
+    return cells
+
+
+def read_classes(values: Sequence[Any], column: str, names: Sequence[str]) -> Tensor:
+    """(N,) int64 indices of classes, which are looked up by name, or are places in `names`."""
+    cells = _class_cells(values, column)
+    positions = are_positions(cells, names)
+    index = {str(k) if positions else name: k for k, name in enumerate(names)}
+
+    def place(value: Any) -> int:
+        name = name_of(value, index)
+        if name not in index:
+            missing = "; -1 marks rows without a label; in Python, labelled=False reads them"
+            hint = missing if value == -1 else ""
+            known = f"the positions 0 to {len(names) - 1} in " if positions else ""
+            raise CellError(f"{shown(name)} is not one of {known}{tuple(names)}{hint}")
+        return index[name]
+
+    return torch.tensor(read_cells(cells, column, place), dtype=torch.int64)
+
+
+def _in_order(names: Sequence[str], column: str) -> tuple[str, ...]:
     """Names of ordered classes by the numbers in them; refused unless each has one of its own."""
     # A hyphen after a letter is no minus, and commas may be between thousands.
     found = [re.search(r"(?:(?<!\w)-)?\d+(?:[.,]\d+)*", name) for name in names]
@@ -218,82 +231,39 @@ def _in_order(names: Sequence[str], column: str) -> list[str]:
             f"column {column!r}: the classes {tuple(names)} are ordered, and their names do not "
             "say how; expected label_names, from the lowest to the highest"
         )
-    return sorted(names, key=numbers.__getitem__)
+    return tuple(sorted(names, key=numbers.__getitem__))
 
 
-def _indices(
-    values: Sequence[str], column: str, names: Sequence[str] | None, count: int | None
-) -> list[int]:
-    """Indices of the classes, by their names or, if they have none, as a file has them as text."""
-    index = {name: k for k, name in enumerate(names or ())}
+def read_labels(values: Sequence[Any], column: str, names: Sequence[str]) -> Tensor:
+    """(N, K) float32: 1 where a text has a label. A cell is a list of names, or of K numbers 0 or
+    1; in a CSV file as JSON."""
+    cells = _lists(values, column)
+    rows, labels = _entries(cells)
+    if labels and not any(isinstance(label, str) for label in labels):
+        count = len(names)
 
-    def place(value: str) -> int:
-        if names is not None and value not in index:
-            raise CellError(f"{value!r} is not one of {tuple(names)}")
-        if names is None and not re.fullmatch(r"-?\d+", value):
-            until = "" if count is None else f" to {count - 1}"
-            what = f"{shown(value)} is a name, and the classes have none"
-            raise CellError(f"{what}; expected their numbers, 0{until}")
-        return int(value) if names is None else index[value]
+        def check_row(cell: list[Any]) -> None:
+            if len(cell) != count or any(label not in (0, 1) for label in cell):
+                what = f"names of labels, or {count} numbers 0 or 1"
+                raise CellError(f"{shown(cell)}; expected a list of {what}")
 
-    return read_cells(values, column, place)
-
-
-def _agreed(column: str, names: Sequence[str] | None, num_labels: int | None) -> int | None:
-    """The number of classes, by their names or as it is given; None if neither says it."""
-    if names is not None and num_labels not in (None, len(names)):
-        raise DataError(
-            f"num_labels={num_labels}, but column {column!r} has {len(names)} classes: "
-            f"{tuple(names)}; label_names says which there are"
-        )
-    return num_labels if names is None else len(names)
+        read_cells(cells, column, check_row)
+        return torch.tensor(cells, dtype=torch.float32)
+    with naming_rows(rows):
+        check_types(labels, column, (str,), "a name, as other labels are")
+        indices = read_classes(labels, column, names)
+    matrix = torch.zeros(len(cells), len(names))
+    matrix[torch.tensor(rows, dtype=torch.int64), indices] = 1
+    return matrix
 
 
-def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
-    def check(value: int) -> None:
-        if not 0 <= value < (math.inf if count is None else count):
-            limit = "0 or more" if count is None else f"0 to {count - 1}"
-            hint = "; in Python, `label_names` is for classes whose numbers are their names"
-            if value == -1:
-                hint = "; -1 marks rows without a label; in Python, labelled=False reads them"
-            raise CellError(f"label {value}; expected {limit}{hint}")
-
-    read_cells(values, column, check)
-
-
-def read_labels(
-    values: Sequence[Any],
-    column: str,
-    names: Sequence[str] | None,
-    num_labels: int | None,
-    new_names: bool,
-) -> Classes:
-    """(N, K) float32: 1 where a text has a label; the names of the labels, and their number.
-
-    A cell is a list of names, or of K numbers 0 or 1; in a CSV file as JSON. Other arguments are
-    those of `read_classes`.
-    """
+def _lists(values: Sequence[Any], column: str) -> list[Any]:
+    """Cells that are lists."""
     cells = read_cells(values, column, as_list)
     check_types(cells, column, (list, tuple), 'a list of names, such as ["sport", "money"]')
-    places = [(i, "") for i, cell in enumerate(cells) for _ in cell]
-    labels = [*chain.from_iterable(cells)]
-    texts = any(isinstance(label, str) for label in labels)
-    if texts and names is None and not new_names:
-        raise DataError(f"column {column!r} has names, and the labels of this model have none")
-    if texts or (names is not None and not labels):
-        with naming_entries(places):
-            indices, classes, count = read_classes(labels, column, names, num_labels, new_names)
-        matrix = torch.zeros(len(cells), count)
-        matrix[torch.tensor([i for i, _ in places], dtype=torch.int64), indices] = 1
-        return matrix, classes, count
-    count = _agreed(column, names, num_labels) or len(cells[0])
-    if not count:
-        raise wrong(column, 0, "[]; expected a number 0 or 1 for each label, or names in some row")
+    return cells
 
-    def check_row(cell: list[Any]) -> None:
-        if len(cell) != count or any(label not in (0, 1) for label in cell):
-            what = f"names of labels, or {count} numbers 0 or 1"
-            raise CellError(f"{shown(cell)}; expected a list of {what}")
 
-    read_cells(cells, column, check_row)
-    return torch.tensor(cells, dtype=torch.float32), None if names is None else tuple(names), count
+def _entries(cells: Sequence[Sequence[Any]]) -> tuple[list[int], list[Any]]:
+    """The row of each entry of lists, and the entries."""
+    return [i for i, cell in enumerate(cells) for _ in cell], [*chain.from_iterable(cells)]

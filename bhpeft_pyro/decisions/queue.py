@@ -272,7 +272,7 @@ def most_informative(values: Tensor, noise: Tensor, n: int) -> Tensor:
 
 def _reasons(forecast: Any, kind: str) -> Iterator[str]:
     """What is open about each example of a forecast, and why."""
-    names, between = getattr(forecast, "label_names", None), forecast.between
+    between = forecast.between
     unlike = torch.zeros(len(forecast)) if forecast.novelty is None else forecast.unlike()
     for i in range(len(forecast)):
         epistemic = forecast.epistemic[i].item()
@@ -283,8 +283,9 @@ def _reasons(forecast: Any, kind: str) -> Iterator[str]:
             if kind == "labels":  # each is there or not
                 open_ = torch.minimum(share, 1 - share)
             first, *others = open_.argsort(descending=True, stable=True).tolist()
+            names = forecast.label_names
             likely = [first, *(k for k in others[:1] if open_[k] >= _LIKELY)]
-            what = " or ".join(f"{names[k] if names else k} ({share[k]:.0%})" for k in likely)
+            what = " or ".join(f"{names[k]} ({share[k]:.0%})" for k in likely)
         if between is not None and epistemic > 0:
             apart = between[i].item() > epistemic / 2
             what += "; models disagree" if apart else "; each model is unsure"

@@ -38,7 +38,7 @@ _ROUNDING = 1e-9  # (1 - 0.9) * 10 is a little below 1
 
 @checked_call
 def sets_of(forecast: Forecast, level: Inside, empty: bool) -> list[list[Any]]:
-    """N lists of classes, by name or number; see the module.
+    """N lists of classes, by name, or of choices by number; see the module.
 
     Args:
         forecast: of classes or choices, under a promise.
@@ -54,12 +54,12 @@ def sets_of(forecast: Forecast, level: Inside, empty: bool) -> list[list[Any]]:
     >>> posterior = fit(tiny_model(()), "normal", tiny_examples(40), max_steps=9, progress=False)
     >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
     >>> sets_of(posterior.predict(["w5 w20"]), 0.5, empty=False)
-    [[0]]
+    [['0']]
     """
     promised = check_coverage(forecast.promised, level, "sets", ("class", "choice"))
     made: Any = forecast
     count = made.probabilities.shape[1]
-    names = made.label_names or range(count)
+    names = made.label_names
     scores, labels = (promised.calibration[name].numpy() for name in ("miss", "label"))
     misses = 1 - made.probabilities.double().numpy()
     if promised.kind == "choice":
@@ -127,7 +127,7 @@ def covering(forecast: Forecast, level: float) -> dict[str, list[Any]]:
     >>> posterior = fit(tiny_model(()), "normal", tiny_examples(40), max_steps=9, progress=False)
     >>> posterior = posterior.promise(tiny_examples(200, seed=1), error=0.2)
     >>> covering(posterior.predict(["w5 w20"]), 0.5)
-    {'set_50': [[0]]}
+    {'set_50': [['0']]}
     """
     named = f"{100 * level:g}"
     if forecast.promised is not None and forecast.promised.kind == "rating":

@@ -164,7 +164,7 @@ def compare(
     head = model(presets.head_only())
     check_model(head)
     with bars(options.progress):
-        rows = head.encode(data, columns, new_names=True)
+        rows = head.encode(data, columns)
         columns = head.columns_of(rows, columns)
         held_out, tested = (head.encode(given, columns) for given in (validation, test))
     if len(tested) < 2:

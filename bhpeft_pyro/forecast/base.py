@@ -113,7 +113,7 @@ class Forecast(ABC):
 
     @abstractmethod
     def named(self, labels: Tensor) -> list[Any]:
-        """Labels as a table has them: by name, if they have names."""
+        """Labels as a table has them: classes by name."""
 
     @abstractmethod
     def _predicted(self) -> dict[str, list[Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.special import entr
 
-from ..data.labels import read_classes
+from ..data.labels import numbered_names, read_classes
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, Labels, digits
 from .metrics import aurc, calibration_bins
@@ -37,7 +37,7 @@ class ClassForecast(Forecast):
             the uncertainty that BH-PEFT ranks by.
         draws: S.
         samples: (S, N, C) the draws, if kept.
-        label_names: names of the C classes, or None.
+        label_names: names of the C classes; "0", "1" and so on by default. The numbers of choices.
         choices: (N, C) bool, True where a choice exists; None except for multiple choice.
 
     >>> draws = torch.tensor([[[0.9, 0.1], [0.5, 0.5]], [[0.1, 0.9], [0.5, 0.5]]])
@@ -60,13 +60,19 @@ class ClassForecast(Forecast):
     draws: int
     between: Tensor | None = None
     samples: Tensor | None = None
-    label_names: Sequence[str] | None = None
+    label_names: Sequence[Any] = ()
     choices: Tensor | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        classes = self.probabilities.shape[1]
+        names = range(classes) if self.choices is not None else self.label_names
+        names = names or numbered_names(classes)
+        if len(names) != classes:
+            raise DataError(f"label_names={names}: expected {classes}, one for each class")
+        object.__setattr__(self, "label_names", names)
         if self.labels is not None:
-            labels, classes = self.labels.long(), self.probabilities.shape[1]
+            labels = self.labels.long()
             if not ((labels == self.labels) & (labels >= 0) & (labels < classes)).all():
                 raise DataError(f"labels: expected numbers of classes, 0 to {classes - 1}")
             object.__setattr__(self, "labels", labels)
@@ -158,18 +164,17 @@ class ClassForecast(Forecast):
         return replace(first, **changes, draws=len(components) * first.draws, promised=None)
 
     def with_labels(self, labels: Labels) -> ClassForecast:
-        """This forecast with other observed labels: names if the classes have them, or indices.
-        Where names are numbers or truth values, so are labels; a tensor of numbers has indices.
+        """This forecast with other observed labels: names of classes, numbers of choices, or a
+        tensor of indices.
 
         >>> draws = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]])
         >>> forecast = ClassForecast.from_draws(draws, label_names=["bad", "good"])
         >>> forecast.with_labels(["good", "bad"]).labels
         tensor([1, 0])
         """
-        names, numbers = self.label_names, isinstance(labels, Tensor) and labels.dtype != torch.bool
-        if names is not None and not numbers:
+        if self.choices is None and not (isinstance(labels, Tensor) and labels.dtype != torch.bool):
             cells = [cell.item() if hasattr(cell, "item") else cell for cell in labels]
-            labels, *_ = read_classes(cells, "labels", names, None, False)
+            labels = read_classes(cells, "labels", self.label_names)
         return super().with_labels(labels)
 
     def __len__(self) -> int:
@@ -181,8 +186,8 @@ class ClassForecast(Forecast):
         return self.probabilities.argmax(-1)
 
     @property
-    def predicted(self) -> list[str] | list[int]:
-        """N most probable classes by name, or by number if they have no names."""
+    def predicted(self) -> list[Any]:
+        """N most probable classes by name, or choices by number."""
         return self.named(self.label)
 
     @property
@@ -260,8 +265,7 @@ class ClassForecast(Forecast):
         return "always the most frequent class", losses[losses.mean(1).argmin()]
 
     def named(self, labels: Tensor) -> list[Any]:
-        names, numbers = self.label_names, labels.tolist()
-        return numbers if names is None else [names[number] for number in numbers]
+        return [self.label_names[number] for number in labels.tolist()]
 
     def _predicted(self) -> dict[str, list[Any]]:
         return {"prediction": self.predicted, "probability": digits(self.confidence)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.values import as_python
-from ..data.labels import read_labels
+from ..data.labels import numbered_names, read_labels
 from ..errors import DataError
 from .base import Forecast, Labels, digits
 from .classes import ClassForecast
@@ -29,7 +29,7 @@ class LabelsForecast(Forecast):
     Attributes:
         pairs: the forecast of the N K pairs, of the classes "has not" and "has".
         count: K.
-        label_names: names of the K labels, or None.
+        label_names: names of the K labels; "0", "1" and so on by default.
         threshold: () or (K,) the probability above which a label is predicted.
 
     >>> draws = torch.tensor([[[0.9, 0.2, 0.5]], [[0.9, 0.6, 0.5]]])  # 2 draws, 1 text, 3 labels
@@ -45,11 +45,13 @@ class LabelsForecast(Forecast):
 
     pairs: ClassForecast
     count: int
-    label_names: Sequence[str] | None = None
+    label_names: Sequence[str] = ()
     threshold: Tensor = field(default_factory=lambda: torch.tensor(0.5))
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        names = self.label_names or numbered_names(self.count)
+        object.__setattr__(self, "label_names", names)
         if self.labels is not None and not ((self.labels == 0) | (self.labels == 1)).all():
             raise DataError("labels must be 0 or 1, one for each label")
 
@@ -126,9 +128,8 @@ class LabelsForecast(Forecast):
         return self.probabilities > self.threshold
 
     @property
-    def predicted(self) -> list[list[str]] | list[list[int]]:
-        """For each text the labels predicted, by name, or a 0 or 1 for each label if they have no
-        names, as data have them."""
+    def predicted(self) -> list[list[str]]:
+        """For each text the labels predicted, by name."""
         return self.named(self.label)
 
     def with_threshold(self, threshold: float | Sequence[float] | Tensor) -> LabelsForecast:
@@ -138,10 +139,10 @@ class LabelsForecast(Forecast):
         return replace(self, threshold=values, promised=None)
 
     def with_labels(self, labels: Labels) -> LabelsForecast:
-        """This forecast with other observed labels: for each text a list of names, if the labels
-        have them, or K numbers 0 or 1."""
-        if self.label_names is not None and not isinstance(labels, Tensor):
-            labels, *_ = read_labels([*as_python(labels)], "labels", self.label_names, None, False)
+        """This forecast with other observed labels: for each text a list of names, or K numbers 0
+        or 1."""
+        if not isinstance(labels, Tensor):
+            labels = read_labels([*as_python(labels)], "labels", self.label_names)
         return super().with_labels(labels)
 
     def best_threshold(self) -> Tensor:
@@ -196,14 +197,11 @@ class LabelsForecast(Forecast):
         return "always the usual labels", (self.observed().bool() != usual).double().mean(-1)
 
     def named(self, labels: Tensor) -> list[Any]:
-        rows: list[list[int]] = labels.int().tolist()
-        if self.label_names is None:
-            return rows
-        named = (zip(self.label_names, row, strict=True) for row in rows)
+        named = (zip(self.label_names, row, strict=True) for row in labels.int().tolist())
         return [[name for name, has in row if has] for row in named]
 
     def _predicted(self) -> dict[str, list[Any]]:
-        names = self.label_names or [str(k) for k in range(self.count)]
+        names = self.label_names
         rows = [dict(zip(names, digits(row), strict=True)) for row in self.probabilities]
         return {"prediction": self.predicted, "probability": rows}
 

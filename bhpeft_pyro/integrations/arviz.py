@@ -137,7 +137,7 @@ def to_arviz(
         )
     examples = None
     if data is not None:
-        examples = model.encode(data, columns, labelled=False, new_names=not chains)
+        examples = model.encode(data, columns, labelled=False)
     guides = [*chains, *priors]
     readable = variables(model, next(draw_parts(model, guides[0], 1, seed)))
     chosen = [name for name, variable in readable.items() if variable.numel <= SMALL]

@@ -16,7 +16,7 @@ Nothing of Label Studio is imported: both are JSON files, which its page and its
 >>> result = {"from_name": "label", "value": {"choices": ["1"]}}
 >>> task["annotations"] = [{"completed_by": 1, "result": [result]}]
 >>> labelled(from_export([task], pool), pool)[0]["label"]
-1
+'1'
 """
 
 from __future__ import annotations

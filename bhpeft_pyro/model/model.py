@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data import Columns, Examples, encode
 from ..data.batch import Batch
 from ..data.columns import wrong
+from ..data.labels import numbered_names
 from ..data.table import numbered, table
 from ..errors import ConfigError, DataError, LikelihoodError, PriorError
 from ..peft.architectures import positions_of
@@ -130,7 +131,6 @@ class Model(PyroModule):
         columns: Columns = Columns(),
         *,
         labelled: bool = True,
-        new_names: bool = False,
     ) -> Examples:
         """Read and tokenise data for this model, as `data.encode` does.
 
@@ -138,7 +138,6 @@ class Model(PyroModule):
             data, columns: as for `data.encode`; texts are cut to what tokenizer and backbone can
                 take.
             labelled: whether labels must be there.
-            new_names: whether the data may name the classes.
 
         Raises:
             DataError: as for `data.encode`; or the backbone cannot read `max_length` tokens; or the
@@ -151,9 +150,8 @@ class Model(PyroModule):
             self.network.tokenizer,
             kind=self.likelihood.kind,
             columns=self.limited(columns, data),
-            num_labels=self.likelihood.num_labels(self.network.outputs),
+            classes=self.likelihood.num_labels(self.network.outputs),
             labelled=labelled,
-            new_names=new_names,
             ordered=self.likelihood.ordered,
         )
         with numbered(data):
@@ -247,6 +245,22 @@ class Model(PyroModule):
         columns that the likelihood reads."""
         extra = self.limited(columns, examples).extra
         return replace(columns, label_names=examples.label_names, extra=extra)
+
+    def named(self, columns: Columns) -> Columns:
+        """`columns` with names for the classes: "0", "1" and so on, unless they have others.
+
+        Raises:
+            LikelihoodError: it is not known how many classes there are.
+        """
+        if self.likelihood.kind not in ("class", "labels") or columns.label_names is not None:
+            return columns
+        count = self.likelihood.num_labels(self.network.outputs)
+        if count is None:
+            raise LikelihoodError(
+                f"{type(self.likelihood).__name__}: the head's one output does not say how many "
+                "classes there are; expected num_labels in the class, or Columns(label_names=...)"
+            )
+        return replace(columns, label_names=numbered_names(count))
 
     def outputs_under(self, weights: Mapping[str, Tensor], batch: Batch) -> Outputs:
         """The input of the likelihood for B examples under given weights."""

@@ -112,7 +112,7 @@ def fit(
     count = _components(components, guide, model)
     visible = partial(bars, options.progress)
     with visible():
-        examples = model.encode(data, columns, new_names=True)
+        examples = model.encode(data, columns)
         if columns.label_names is None:  # else the user knows of other classes
             _check_classes(examples, columns.label)
         columns = model.columns_of(examples, columns)
@@ -237,9 +237,8 @@ def _check_classes(examples: Examples, column: str) -> None:
     if examples.kind == "class" and examples.labels is not None:
         classes = examples.labels.unique()
         if len(classes) == 1:
-            names = examples.label_names
-            label = names[int(classes)] if names else int(classes)
+            names = examples.label_names or ()
             raise DataError(
-                f"data: all {len(examples)} labels in column {column!r} are {label!r}; "
+                f"data: all {len(examples)} labels in column {column!r} are {names[classes]!r}; "
                 "expected at least two classes"
             )

@@ -68,7 +68,7 @@ def of(
         check_sampled(model, part)
     learnt, rows, novelty = (0, ""), None, None
     if data is not None:
-        examples = model.encode(data, columns, new_names=True)
+        examples = model.encode(data, columns)
         columns = model.columns_of(examples, columns)
         learnt, novelty = (len(examples), examples.fingerprint), Novelty.of(model, examples)
         rows = examples.hashes.unique()

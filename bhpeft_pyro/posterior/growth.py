@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base.checks import shown
-from ..base.values import Count, Names, valid
-from ..data import Examples
+from ..base.values import Names, valid
+from ..data import Columns, Examples
 from ..data.copies import called, warn_of_look_alikes, warn_of_single_rows
-from ..data.labels import by_name, in_one_form, name_of
+from ..data.labels import are_positions, in_order, name_of, placed
 from ..data.table import need, table
 from ..errors import ConfigError, DataError, LikelihoodError
 from ..guides import Guide
@@ -29,7 +27,7 @@ from .posterior import Posterior
 _HEAD = ("head.weight", "head.bias")  # the latter not in every classifier
 
 
-def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
+def grow(posterior: Posterior, labels: Sequence[str]) -> Posterior:
     """Append outputs for new labels to the head.
 
     All weights so far keep their joint posterior; the head's new rows have the first prior. In any
@@ -44,7 +42,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     Args:
         posterior: with a `Head`, a `Categorical` likelihood, and a guide in which the head is
             random.
-        labels: the new names; or their number, if the labels have no names.
+        labels: the names of the new labels.
 
     Raises:
         ConfigError: there is no new label, or one is there already.
@@ -54,15 +52,15 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> old = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
-    >>> new = grow(old, 1)
+    >>> new = grow(old, ["2"])
     >>> new.guide.means()["head.weight"].shape
     torch.Size([3, 16])
     >>> bool((new.guide.means()["head.weight"][:2] == old.guide.means()["head.weight"]).all())
     True
     """
-    names, before = _names(posterior, labels), posterior.columns.label_names or ()
-    count = int(labels) if names is None else len(names) - len(before)  # type: ignore[arg-type]
-    old, head = posterior.model.network, _head(posterior.model)
+    head, before = _head(posterior.model), posterior.columns.label_names or ()
+    names = _names(posterior.columns, labels)
+    count, old = len(names) - len(before), posterior.model.network
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
     network.load_state_dict(old.state_dict())
@@ -93,20 +91,12 @@ def check_growing(model: Model, guide: Guide) -> None:
     _grown(guide, {name: (ones, ones) for name, ones in row.items()})
 
 
-def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
-    """The labels in `data` without an output: their names, or their number."""
-    names, likelihood = posterior.columns.label_names, posterior.model.likelihood
-    count = likelihood.num_labels(posterior.model.network.outputs)
-    if likelihood.kind != "class" or count is None:
-        return 0
-    if isinstance(data, Examples):
-        if data.label_names is not None and names is not None:
-            return tuple(name for name in data.label_names if name not in names)
-        return max((data.num_labels or 0) - count, 0)
-    values = _labels(posterior, data)
-    if names is not None:
-        return tuple(sorted({value for value in values if isinstance(value, str)} - {*names}))
-    return max(max(_numbers(values), default=0) + 1 - count, 0)
+def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...]:
+    """The classes in `data` without an output."""
+    if posterior.model.likelihood.kind != "class":
+        return ()
+    names = posterior.columns.label_names or ()
+    return in_order({*_labels(posterior, data)} - {*names})
 
 
 def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterior:
@@ -116,62 +106,38 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
     if not labels:
         return posterior
     names = posterior.columns.label_names or ()
-    if isinstance(labels, tuple):
-        new, old = ", ".join(called(label, names) for label in labels), str(names)
-    else:
-        count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
-        new, old = f"label {count + labels - 1}", f"0 to {count - 1}"
-        if names:  # then only examples have numbers
-            raise DataError(
-                f"data: {new} is new, and the classes have names {names}; expected labels by name"
-            )
-        if grow:
-            _check_no_gap(posterior, data, count)
     if not grow:
+        new = ", ".join(called(label, names) for label in labels)
         raise DataError(
-            f"data: {new} is not among the labels {old}; grow=True adds outputs for new labels"
+            f"data: {new} is not among the labels {names}; grow=True adds outputs for new labels"
         )
-    if names and not isinstance(data, Examples):
-        values = [value for value in _labels(posterior, data) if isinstance(value, str)]
-        warn_of_single_rows(posterior.columns.label, values, names)
+    if not isinstance(data, Examples):
+        warn_of_single_rows(posterior.columns.label, _labels(posterior, data), names)
     return posterior.grow(labels)
 
 
-def _check_no_gap(posterior: Posterior, data: object, count: int) -> None:
-    """Refuse a new number, after labels 0 to `count` - 1, if one before it has no example."""
-    where = f"column {posterior.columns.label!r}"
+def _labels(posterior: Posterior, data: object) -> Sequence[str]:
+    """The classes of data by name, but for cells that have none; none where they are positions."""
     if isinstance(data, Examples):
-        where, numbers = "data", set() if data.labels is None else {*data.labels.tolist()}
-    else:
-        numbers = _numbers(_labels(posterior, data))
-    if missing := set(range(count, max(numbers, default=0))) - numbers:
-        raise DataError(
-            f"{where}: label {max(numbers)} is new, but there is no example of {min(missing)}; "
-            f"expected new numbers without gaps, from {count} on"
-        )
-
-
-def _labels(posterior: Posterior, data: object) -> list[Any]:
+        return placed(data.label_names or (), posterior.columns.label_names or ())
     columns = posterior.columns
     rows, label = table(data, columns.inputs("class")), columns.label
-    values = need(rows, columns.text, label)[label].tolist()
-    return by_name(values, columns.label_names)
+    names = columns.label_names or ()
+    cells = [
+        value
+        for value in need(rows, columns.text, label)[label].tolist()
+        if isinstance(value, str | int | float) and value == value and value not in ("", -1)
+    ]
+    return [] if are_positions(cells, names) else [name_of(cell, names) for cell in cells]
 
 
-def _numbers(values: Sequence[Any]) -> set[int]:
-    return {int(text) for text in map(name_of, values) if re.fullmatch(r"\d+", text)}
-
-
-def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
-    before = posterior.columns.label_names
-    if before is None:
-        valid(Count, "labels", labels)
-        return None
-    new = tuple(in_one_form(valid(Names, "labels", labels), before))
+def _names(columns: Columns, labels: Sequence[str]) -> tuple[str, ...]:
+    before = columns.label_names or ()
+    new = tuple(name_of(label, labels) for label in valid(Names, "labels", labels))
     blank, repeated = not all(map(str.strip, new)), len({*before, *new}) < len(before) + len(new)
     if not new or blank or repeated:
         raise ConfigError(f"labels={shown(new)}: expected one or more names not in {before}")
-    warn_of_look_alikes(posterior.columns.label, new, before)
+    warn_of_look_alikes(columns.label, new, before)
     return (*before, *new)
 
 

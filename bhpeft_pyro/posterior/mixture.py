@@ -99,7 +99,7 @@ class MixturePosterior(Posterior):
         """
         return MixturePrior([part.as_prior() for part in self.components])
 
-    def grow(self, labels: Sequence[str] | int) -> MixturePosterior:
+    def grow(self, labels: Sequence[str]) -> MixturePosterior:
         """Add labels to the head of every component; see `posterior.growth`."""
         grown = [part.grow(labels) for part in self.components]
         network = grown[0].model.network  # shared: the others' are equal to it

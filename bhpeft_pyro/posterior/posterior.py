@@ -223,7 +223,7 @@ class Posterior(Predictor):
 
         return assess(self, data, samples, seed=seed)
 
-    def grow(self, labels: Sequence[str] | int) -> Posterior:
+    def grow(self, labels: Sequence[str]) -> Posterior:
         """Add labels to the head; see `posterior.growth`."""
         from .growth import grow
 

@@ -50,6 +50,9 @@ class Predictor:
     promised: Promise | None = None
     novelty: Novelty | None = None
 
+    def __post_init__(self) -> None:
+        self.columns = self.model.named(self.columns)
+
     is_mixture: ClassVar[bool] = False
 
     @property

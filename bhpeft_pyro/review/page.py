@@ -216,7 +216,7 @@ def _name(who: str) -> str:
 def _options(item: Item, fixed: bool, mine: Decision | None) -> list[dict[str, Any]]:
     """What can be chosen, by probability or in its own place, each with its key."""
     label = mine.label if mine else None
-    chosen = _chosen(label) if isinstance(label, list) else [label]
+    chosen = label if isinstance(label, list) else [label]
     order = [*range(len(item.options))]
     if not fixed:
         order.sort(key=lambda number: -item.probabilities[number])
@@ -245,15 +245,8 @@ def _digits(ends: tuple[float, float]) -> int:
     return -math.floor(math.log10(max(ends[1] - ends[0], 1e-6) / 20))
 
 
-def _chosen(label: list[Any]) -> list[Any]:
-    """The labels in a list; the numbers of those with a 1 if they have no names."""
-    if all(isinstance(one, int) for one in label):  # as `Item.together` makes it
-        return [number for number, one in enumerate(label) if one]
-    return label
-
-
 def _shown(label: Any) -> str:
     """A label in a list of decisions."""
     if isinstance(label, list):
-        return ", ".join(map(str, _chosen(label))) or "no label"
+        return ", ".join(map(str, label)) or "no label"
     return f"{label:g}" if isinstance(label, float) else str(label)

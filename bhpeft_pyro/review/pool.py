@@ -57,9 +57,7 @@ class Item:
     nearest: str | None
 
     def together(self, chosen: Collection[int]) -> list[Any]:
-        """Several options, as a file has them: by name, or a 0 or 1 for each without a name."""
-        if all(isinstance(value, int) for value in self.values):
-            return [int(number in chosen) for number in range(len(self.values))]
+        """Several options, as a file has them."""
         return [self.values[number] for number in sorted({*chosen})]
 
 
@@ -229,8 +227,7 @@ def _predicted(
         ends = [values.tolist() for values in (forecast.mean, *forecast.interval(0.9))]
         return [([], [], [], rating) for rating in zip(*ends, strict=True)]
     probabilities = forecast.probabilities.tolist()
-    count = len(probabilities[0])
-    values = [*(forecast.label_names or range(count))]
+    values = [*forecast.label_names]
     return [([*map(str, values)], values, each, None) for each in probabilities]
 
 

@@ -46,10 +46,10 @@ def answers_of(forecast: AnyForecast) -> list[Answer]:
 
 
 def _scores(forecast: AnyForecast) -> list[dict[str, float]]:
-    probabilities = getattr(forecast, "probabilities", None)
+    probabilities: Any = getattr(forecast, "probabilities", None)
     if probabilities is None:
         return [{} for _ in range(len(forecast))]
-    names = getattr(forecast, "label_names", None) or range(probabilities.shape[1])
+    names: Any = getattr(forecast, "label_names", None) or range(probabilities.shape[1])
     choices = getattr(forecast, "choices", None)  # of which some texts have fewer
     counts = [len(names)] * len(forecast) if choices is None else choices.sum(1).tolist()
     scores = []

@@ -224,8 +224,7 @@ class Service:
         """What is served, and the limits, with the names of Text Embeddings Inference first."""
         served, limits = self.engine.served, self.limits
         posterior, before = served.posterior, self.engine.before
-        count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
-        names = posterior.columns.label_names or [*map(str, range(count))]
+        names = posterior.columns.label_names or ()
         backbone = posterior.facts["backbone"]
         if Path(backbone).is_absolute():
             backbone = Path(backbone).name  # where it is on this machine is nobody's business

@@ -69,9 +69,9 @@ def with_(**columns: Any) -> dict[str, Any]:
 
 
 def test_labels_are_checked_before_the_fit() -> None:
-    message = "data: all 4 labels in column 'label' are 1; .* two classes"
+    message = "data: all 4 labels in column 'label' are '1'; .* two classes"
     refused(DataError, message, data=with_(label=[1, 1, 1, 1]))
-    refused(DataError, "row 0: label 7", validation=with_(label=[7, 1, 0, 1]))
+    refused(DataError, "row 0: '7' is not one of", validation=with_(label=[7, 1, 0, 1]))
     refused(DataError, "there are no rows", validation=[])
 
 

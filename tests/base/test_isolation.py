@@ -91,7 +91,7 @@ def test_guides_are_made_and_posteriors_loaded_beside_predictions(tmp_path: Path
         lambda: posterior.predict(TEXTS[:2], samples=4).probabilities,
         lambda: bh.autoguide("normal", posterior.model).means()["head.weight"],
         lambda: bh.Posterior.load(folder, backbone).guide.means()["head.weight"],
-        lambda: posterior.grow(1).guide.means()["head.weight"],
+        lambda: posterior.grow(["2"]).guide.means()["head.weight"],
     ]
     alone, interval = [task() for task in tasks], sys.getswitchinterval()
     sys.setswitchinterval(1e-4)

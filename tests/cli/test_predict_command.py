@@ -119,7 +119,7 @@ def test_columns_of_mixed_types_are_in_nobodys_way(folder, posterior, tmp_path):
     bhpeft("predict", folder / "run", half, "--out", tmp_path / "out.jsonl", "--show", 0)
     found = read_lines(tmp_path / "out.jsonl")
     assert [row["label"] for row in found] == ["first", *range(1, 20)]
-    assert "half.jsonl, column 'label', line 2: 1 is a int" in error(
+    assert "half.jsonl, column 'label', line 1: 'first' is not one of" in error(
         "evaluate", folder / "run", half
     )
 

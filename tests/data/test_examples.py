@@ -116,10 +116,10 @@ def test_what_differs_is_not_put_together(each: dict[str, Examples]) -> None:
         (encoded(["a", "b"]), encoded(["a", "c"]), "label_names"),
         (numbered([1, 2]), bare, "kind, presence of labels"),
         (numbered([1, 2]), numbered([1, 2], gpt_like()), "tokenizer"),
-        (encoded([[1, 0]] * 2, "labels"), encoded([[1, 0, 1]] * 2, "labels"), "num_labels"),
-        (each["rating"], each["class"], "kind, extra columns"),
+        (encoded([[1, 0]] * 2, "labels"), encoded([[1, 0, 1]] * 2, "labels"), "label_names"),
+        (each["rating"], each["class"], "kind, label_names, extra columns"),
     ):
         with pytest.raises(DataError, match=f"differ in {what}"):
             one.concat(other)
-    three, five = encoded([0, 2]), encoded([0, 4])
-    assert three.concat(five).num_labels == five.concat(three).num_labels == 5
+    three, five = encoded([0, 2], classes=5), encoded([0, 4], classes=5)
+    assert three.concat(five).label_names == ("0", "1", "2", "3", "4")

@@ -544,7 +544,7 @@ def test_a_text_without_tokens() -> None:
         (OK, {}, {"tokenizer": gpt_like()}, "another tokenizer"),
         (OK, {"labelled": False}, {"columns": HOURS}, "without the column 'hours'"),
         (OK["text"], {"labelled": False}, {}, "without labels"),
-        (labels("b", "a"), {}, {"columns": Columns(label_names=["b", "a"])}, "has the classes"),
+        (labels("b", "a"), {}, {"columns": Columns(label_names=["b", "c"])}, "has the classes"),
         (texts("a the good", "bad"), {}, {"columns": Columns(max_length=4)}, "max_length=4"),
     ],
 )

@@ -240,7 +240,7 @@ def test_what_is_made_of_a_posterior_keeps_it() -> None:
     wide = point.widen(table(USUAL))
     assert wide.novelty is point.novelty is not None
     assert point.replace(novelty=None).widen(table(USUAL)).novelty is not None
-    assert wide.grow(1).novelty is wide.novelty
+    assert wide.grow(["2"]).novelty is wide.novelty
     distilled = wide.distill(tiny_examples(60, seed=1), epochs=1, progress=False)
     assert distilled.novelty is wide.novelty
     forecast = distilled.predict(ODD)

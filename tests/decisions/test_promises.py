@@ -200,7 +200,7 @@ def test_it_ends_with_the_round() -> None:
     assert later.promised is None and later.predict(["w5"]).answered is None
     with pytest.raises(ConfigError, match=r"promised: it is of round .*posterior.promise"):
         later.replace(promised=posterior.promised).predict(["w5"])
-    assert posterior.grow(1).promised is None
+    assert posterior.grow(["3"]).promised is None
     with pytest.warns(UserWarning, match="is not known"):
         posterior.replace(learnt_rows=None).promise(fresh("class", 60, 9), error=0.3)
     # What the earlier round has learnt counts too.

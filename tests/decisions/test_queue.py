@@ -104,7 +104,7 @@ def test_what_was_learnt_is_known_after_saving_and_of_every_component(tmp_path: 
     posterior = fit(model, "laplace", data, components=2, **QUICK)
     posterior.save(tmp_path / "run")
     after = bh.Posterior.load(tmp_path / "run", str(path), device="cpu")
-    for one in (posterior, after, *after.components, after.grow(1)):
+    for one in (posterior, after, *after.components, after.grow(["2"])):
         assert one.learnt_rows is not None and len(one.learnt_rows) == 70  # those held out too
     point = fit(model, "delta", data, components=1, **QUICK)
     assert point.widen(data).queue([*texts[:3], "w20"], 9).rows.tolist() == [3]

@@ -41,7 +41,7 @@ def test_each_class_is_covered() -> None:
         forecast = ClassForecast.from_draws(new[None])
         sets = [{*one} for one in replace(forecast, promised=made).sets(LEVEL)]
         for label, one in zip(truth.tolist(), sets, strict=True):
-            covered[label] += label in one
+            covered[label] += str(label) in one
             counts[label] += 1
         sizes.append(np.mean([len(one) for one in sets]))
     share = covered / counts

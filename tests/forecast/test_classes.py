@@ -77,10 +77,10 @@ def test_ragged_choices_have_the_uncertainty_of_the_choices_that_exist():
 @pytest.mark.parametrize(
     ("names", "every", "other"),
     [
-        ("abcd", [["c", "a", "d"], np.array([*"cad"]), np.array([3, 0, 2])[::-1], (2, 0, 3)], "e"),
+        ("abcd", [["c", "a", "d"], np.array([*"cad"]), [2, 0, 3]], 4),
         # Names that are numbers are names, as in `Posterior.evaluate`.
         ("1234", [["3", "1", "4"], np.array([3, 1, 4]), [3, np.int64(1), 4], (3.0, 1.0, 4.0)], 0),
-        (["bad", "good"], [["good", "bad", "good"], [1.0, 0.0, 1.0]], True),
+        (["bad", "good"], [["good", "bad", "good"], [1, 0, 1]], 2),
         (["False", "True"], [[True, False, True], torch.tensor([True, False, True])], "yes"),
     ],
 )

@@ -98,5 +98,5 @@ def test_labels_are_lists_of_names_or_a_number_for_each() -> None:
     with pytest.raises(DataError, match="row 0: 'chess' is not one of"):
         forecast.with_labels([["chess"], []])
     without = LabelsForecast.from_draws(p, labels=[[1, 1, 0], [0, 0, 0]])
-    assert without.predicted == [[1, 0, 1], [0, 0, 0]]
-    assert [*without.table()["label"]] == [[1, 1, 0], [0, 0, 0]]
+    assert without.predicted == [["0", "2"], []]
+    assert [*without.table()["label"]] == [["0", "1"], []]

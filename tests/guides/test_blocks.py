@@ -105,13 +105,13 @@ def test_two_rounds_are_saved_bit_by_bit(mixed: bh.Posterior, tmp_path: Path) ->
 def test_new_labels() -> None:
     families = {"head.*": "normal", "*": ("delta", {"width": 0.1})}
     first = bh.fit(tiny_model(), families, tiny_examples(24), **QUICK)
-    grown = first.grow(1)
+    grown = first.grow(["2"])
     assert grown.guide.means()["head.weight"].shape == (3, 16)  # type: ignore[operator]
     updated = grown.update(tiny_examples(12, seed=4), max_steps=3)
     assert updated.predict(["w5"], 2).probabilities.shape == (1, 3)
     points = {"head.bias": ("delta", {"width": 0.1}), "*": "normal"}
     with pytest.raises(GuideError, match=r"DeltaGuide cannot get new rows of head\.bias"):
-        bh.fit(tiny_model(()), points, tiny_examples(), **QUICK).grow(1)
+        bh.fit(tiny_model(()), points, tiny_examples(), **QUICK).grow(["2"])
 
 
 @pytest.mark.parametrize(

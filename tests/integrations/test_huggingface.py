@@ -563,7 +563,7 @@ def test_new_labels_get_rows_of_the_classifier() -> None:
     posterior = bh.from_peft(
         tiny_classifier(), TRAIN, validation=tiny_examples(12, seed=2), tokenizer=tiny_tokenizer()
     )
-    grown = posterior.grow(1)
+    grown = posterior.grow(["2"])
     close(ours(grown, TEST)[:, :2], ours(posterior, TEST))
     assert grown.merge().config.num_labels == 3
 
@@ -572,7 +572,7 @@ def test_new_labels_get_rows_of_the_classifier() -> None:
 def test_a_classifier_without_a_bias_grows(guide: str) -> None:
     network = bh.RandomPEFT(classifier("llama"), (), bh.ClassifierHead(2), tiny_tokenizer())
     options: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
-    grown = bh.fit(bh.Model(network), guide, TRAIN, **options).grow(1)
+    grown = bh.fit(bh.Model(network), guide, TRAIN, **options).grow(["2"])
     assert {k: tuple(v.shape) for k, v in grown.guide.means().items()} == {"head.weight": (3, 32)}
     assert grown.update(tiny_examples(9, seed=4), max_steps=2).report.examples == 9
 
@@ -592,7 +592,7 @@ def test_classes_go_out_as_classes(left_over: str, tmp_path: Path) -> None:
     merged, texts = posterior.merge(), ["w5 w20", "w6 w21"]
     pipeline = TextClassificationPipeline(model=merged.eval(), tokenizer=tiny_tokenizer())
     scores = [{each["label"]: each["score"] for each in row} for row in pipeline(texts, top_k=None)]
-    found = torch.tensor([[row["LABEL_0"], row["LABEL_1"]] for row in scores])
+    found = torch.tensor([[row["0"], row["1"]] for row in scores])
     close(found, posterior.predict(texts, samples=0).probabilities.float())
     assert backbone.config.problem_type == left_over
     with pytest.raises(ConfigError, match=f"to_peft: .* one label; .* not '{left_over}'; merge"):

@@ -151,13 +151,13 @@ def test_labels_that_cannot_be_read_are_left_out() -> None:
 
 def test_new_labels_have_none_either() -> None:
     for posterior in (with_student(), with_student().components[0]):
-        grown = posterior.grow(1)
+        grown = posterior.grow(["3"])
         assert grown.student is None
         assert grown.predict(TEXTS).method == "exact"
         assert grown.predict(TEXTS).probabilities.shape == (20, 4)
     single = with_student("class", "normal").components[0]
     done = single.distill(TEXTS_TO_LEARN, epochs=1, **PLAIN)
-    assert done.student is not None and done.grow(1).student is None
+    assert done.student is not None and done.grow(["3"]).student is None
 
 
 TEXTS_TO_LEARN = unlabelled("class", 60)

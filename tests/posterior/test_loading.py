@@ -86,7 +86,7 @@ def test_a_folder_without_a_tokenizer_is_not_read_as_one(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="tokenizer: "):
         model.encode(DATA)
     network = bh.RandomPEFT(AutoModel.from_pretrained(tmp_path), (), tokenizer=tiny_tokenizer())
-    assert len(bh.Model(network).encode(DATA, new_names=True)) == 4
+    assert len(bh.Model(network).encode(DATA)) == 4
 
 
 def test_the_tokenizer_is_found_by_every_name_of_a_backbone(

@@ -487,4 +487,4 @@ def test_a_mixture_is_diagnosed_with_the_rows_that_it_was_given() -> None:
 
 def test_what_is_replaced_stays_replaced() -> None:
     whole = fit().replace(learnt_rows=None)
-    assert whole.grow(1).learnt_rows is None
+    assert whole.grow(["2"]).learnt_rows is None

@@ -258,7 +258,7 @@ def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.Monke
 
 def tiny_examples_of(tokenizer: Any) -> bh.data.Examples:
     data = {"text": ["w5 w9", "w6 w9 w10", "w5 w20", "w6"], "label": [0, 1, 0, 1]}
-    return bh.data.encode(data, tokenizer, kind="class", num_labels=2)
+    return bh.data.encode(data, tokenizer, kind="class", classes=2)
 
 
 NUMBERS = {"text": [f"w{5 + i % 2} w{10 + i}" for i in range(12)], "label": [0, 1, 2] * 4}

@@ -144,16 +144,6 @@ def test_ones_own_rating_stays_as_it_is_and_the_slider_has_steps_for_its_scale(t
     assert 'step="0.01" value="0.65"' in shown
 
 
-def test_labels_without_names_are_ticked_and_shown_by_number(tmp_path):
-    texts = changed(pool(2, "labels"), "t0", options=("0", "1", "2"), values=(0, 1, 2))
-    page = client(tmp_path, texts)
-    page.post("/by/Ana/text/t0", data={"label": ["1", "2"]})
-    assert page.session.recent("Ana")[0].label == [0, 1, 1]
-    own = page.get("/by/Ana/text/t0").text
-    assert re.findall(r'name="label" value="(.)"[^>]* checked', own) == ["1", "2"]
-    assert 'You said <b dir="auto">1, 2</b>' in own
-
-
 @pytest.mark.parametrize("note", ["one\r\ntwo", "a\r\n" * 1000])
 def test_line_breaks_in_notes_stay(tmp_path, note):
     page = client(tmp_path)

@@ -109,7 +109,7 @@ def test_a_point_estimate_asks_for_the_least_certain_first(tmp_path):
     rows = [pool.items[key].row for key in pool.order]
     assert rows == total.argsort(descending=True, stable=True).tolist()
     item = pool.items[pool.order[0]]
-    assert item.queued == "" and item.values == (0, 1) and item.options == ("0", "1")
+    assert item.queued == "" and item.values == item.options == ("0", "1")
 
 
 @pytest.mark.parametrize("limits", [False, True])

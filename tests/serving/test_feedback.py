@@ -253,12 +253,12 @@ def test_labels_are_kept_in_one_form_whatever_they_are_called(copied, tmp_path) 
     copied.posterior.encode(str(copied.folder / FILE))  # as an update reads it
 
 
-def test_a_prediction_of_labels_without_names_can_be_sent_back(tmp_path) -> None:
+def test_a_prediction_of_several_labels_can_be_sent_back(tmp_path) -> None:
     served = Served(fitted("labels"), tmp_path)
     texts = TEXTS[:8]
     said = [answer.said for answer in served.answer(served.encode({"text": texts}))]
     labels = [row["prediction"] for row in said]
-    assert {n for row in labels for n in row} == {0, 1} and {*map(len, labels)} == {3}
+    assert {name for row in labels for name in row} <= {"0", "1", "2"}
     take(Feedback(served, 16_384), served, texts, labels)
     assert [row["feedback"]["wrong"] for row in lines(tmp_path)] == [False] * 8
 

@@ -25,7 +25,7 @@ def test_every_kind(kind: str, tmp_path: Path) -> None:
     inputs = {name: rows[name] for name in served.texts}
     with TestClient(Service(Source(tmp_path), served, LIMITS).application) as client:
         named = client.get("/info").json()["model_type"]["classifier"]["id2label"]
-        numbers = {str(i): str(i) for i in range(3)}  # of classes without names
+        numbers = {str(i): str(i) for i in range(3)}  # of classes that nobody has named
         assert named == (numbers if kind in ("class", "labels") else {})
         predictions = client.post("/invocations", json={"inputs": inputs}).json()["predictions"]
         assert {row["round"] for row in predictions} == {posterior.report.id}

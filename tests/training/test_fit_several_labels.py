@@ -100,7 +100,7 @@ def test_laplace_learns_several_labels(laplace: bh.Posterior) -> None:
 
 def test_one_label_is_refused() -> None:
     rows = {"text": ["w5", "w6"], "label": [[0], [1]]}
-    with pytest.raises(bh.errors.ConfigError, match="num_labels"):
+    with pytest.raises(bh.errors.ConfigError, match="two or more different names"):
         bh.fit(model(MultiLabel()), "delta", rows, **QUICK)
 
 

@@ -134,7 +134,7 @@ class _Work:
         assert batch.labels is not None
         numbers = torch.arange(len(batch))
         table = {"text": [*map(str, numbers.tolist())], "label": batch.labels.tolist()}
-        examples = encode(table, tokenizer, kind="class", num_labels=CLASSES)
+        examples = encode(table, tokenizer, kind="class", classes=CLASSES)
         ids = batch.inputs["input_ids"].tolist()
         examples = replace(examples, tokens=Tokens.of(tokenizer, ids, None))
         return [examples.subset(part) for part in numbers.split(counts)]

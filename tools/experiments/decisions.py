@@ -196,9 +196,8 @@ def _covered(forecast: Any) -> tuple[Tensor, Tensor]:
         lower, upper = intervals_of(forecast, LEVEL)
         labels = forecast.observed()
         return ((lower <= labels) & (labels <= upper)).double(), upper - lower
-    plain = replace(forecast, label_names=None)
-    made = sets_of(plain, LEVEL, empty=False)
-    pairs = zip(forecast.observed().tolist(), made, strict=True)
+    made = sets_of(forecast, LEVEL, empty=False)
+    pairs = zip(forecast.named(forecast.observed()), made, strict=True)
     covered = torch.tensor([label in chosen for label, chosen in pairs]).double()
     return covered, torch.tensor([len(chosen) for chosen in made]).double()
 

@@ -123,7 +123,7 @@ class Encoded:
                 table,
                 self.tokenizer,
                 kind=self.kind,
-                num_labels=self.classes if self.kind == "class" else None,
+                classes=self.classes if self.kind == "class" else None,
                 columns=Columns(max_length=_MAX_LENGTH[self.kind]),
                 labelled=labelled,
             )

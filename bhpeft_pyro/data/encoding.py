@@ -113,53 +113,30 @@ def encode(
             names = completed(source.label_names, classes, columns.label)
         return source if names is None else source.among(names)
 
-    target, text = columns.target(kind), columns.inputs(kind)[0]
-    rows = table(source, columns.inputs(kind))
-    limit = token_limit(tokenizer, columns, kind)
-    needed = (*columns.inputs(kind), *columns.extra)
-    with numbered(need(rows, *needed, *((target,) if labelled else ()))):
-        values: list[Any] | None = rows[target].tolist() if target in rows else None
-        placeholder = kind in ("class", "choice") and "-1" not in (names or ())
-        if values is not None and not labelled and unlabelled(values, target, placeholder):
-            values = None
-        read_cells(values or (), target, check_unicode)
+    inputs, target = columns.inputs(kind), columns.target(kind)
+    rows, limit = table(source, inputs), token_limit(tokenizer, columns, kind)
+    with numbered(need(rows, *inputs, *columns.extra, *((target,) if labelled else ()))):
+        values = _label_cells(rows, target, kind, names, labelled)
         if names is None and values is not None and kind in ("class", "labels"):
-            names = _ordered_names(source, rows, target, unused=ordered)
-            names = names or names_in(values, target, kind, ordered)
-            if kind == "class" and -1 in values:  # it is refused below
-                names = [name for name in names if name != "-1"]
-            names = completed(names, classes, target)
+            names = completed(_names(source, rows, target, kind, ordered), classes, target)
         extra = {name: read_ratings(rows[name].tolist(), name, "number") for name in columns.extra}
-        labels: Tensor | None = None
-        counts: Tensor | None = None
-        texts = read_cells(rows[text].tolist(), text, check_text)
-        read: list[tuple[str, ...]] = [(one,) for one in texts]
+        texts = read_cells(rows[inputs[0]].tolist(), inputs[0], check_text)
+        choices = second = None
         if kind == "choice":
             choices = read_cells(rows[columns.choices].tolist(), columns.choices, as_choices)
-            counts = torch.tensor([len(options) for options, _ in choices])
-            asked = [(q, options) for q, (options, _) in zip(texts, choices, strict=True)]
-            # Each choice is read on its own, so their order makes no difference.
-            hashes = hashes_of((q, *sorted(map(plain, options))) for q, options in asked)
-            read = [(q, option) for q, options in asked for option in options]
-            labels = None if values is None else read_answers(values, target, choices)
-        else:
-            if columns.pair is not None:
-                second = read_cells(rows[columns.pair].tolist(), columns.pair, check_text)
-                read = [*zip(texts, second, strict=True)]
-            hashes = hashes_of(read)
-            if values is not None and kind == "rating":
-                labels = read_ratings(values, target)
-            elif values is not None and names is not None:
-                read_them = read_labels if kind == "labels" else read_classes
-                labels = read_them(values, target, names)
-        tokens, cut = tokenise(tokenizer, read, limit)
+        elif columns.pair is not None:
+            second = read_cells(rows[columns.pair].tolist(), columns.pair, check_text)
+        labels = None if values is None else _labels(values, target, kind, names, choices)
+        counts = None if choices is None else torch.tensor([len(each) for each, _ in choices])
+        sequences, hashes = _sequences(texts, second, choices)
+        tokens, cut = tokenise(tokenizer, sequences, limit)
         owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
         if int(tokens.lengths.min()) == 0:
             empty = owner[tokens.lengths == 0].unique().tolist()
             problem = f"the tokenizer finds no token in {shown(texts[empty[0]])}"
-            raise wrong(text, empty, problem)
-        if cut:
-            warn(CutWarning(len(owner[cut].unique()), len(texts), limit))
+            raise wrong(inputs[0], empty, problem)
+    if cut:
+        warn(CutWarning(len(owner[cut].unique()), len(texts), limit))
     return Examples(
         kind=kind,
         tokens=tokens,
@@ -171,6 +148,62 @@ def encode(
         hashes=hashes,
         extra=extra,
     )
+
+
+def _label_cells(
+    rows: pd.DataFrame, column: str, kind: Kind, names: Sequence[str] | None, labelled: bool
+) -> list[Any] | None:
+    """The cells of the labels; None if there are none, or if they are not required and one is
+    missing."""
+    if column not in rows:
+        return None
+    values: list[Any] = rows[column].tolist()
+    placeholder = kind in ("class", "choice") and "-1" not in (names or ())
+    if not labelled and unlabelled(values, column, placeholder):
+        return None
+    read_cells(values, column, check_unicode)
+    return values
+
+
+def _names(
+    source: object, rows: pd.DataFrame, column: str, kind: Kind, ordered: bool
+) -> Sequence[str]:
+    """The names of the classes in a column, in the source's order if it has one."""
+    values = rows[column].tolist()
+    names = _ordered_names(source, rows, column, unused=ordered)
+    names = names or names_in(values, column, kind, ordered)
+    # -1, for rows without a label, is refused where the labels are read.
+    return [name for name in names if name != "-1"] if -1 in values else names
+
+
+def _labels(
+    values: Sequence[Any],
+    column: str,
+    kind: Kind,
+    names: Sequence[str] | None,
+    choices: Sequence[tuple[list[str], list[Any] | None]] | None,
+) -> Tensor:
+    if choices is not None:
+        return read_answers(values, column, choices)
+    if names is None:
+        return read_ratings(values, column)
+    return (read_labels if kind == "labels" else read_classes)(values, column, names)
+
+
+def _sequences(
+    texts: Sequence[str],
+    second: Sequence[str] | None,
+    choices: Sequence[tuple[list[str], list[Any] | None]] | None,
+) -> tuple[list[tuple[str, ...]], Tensor]:
+    """What is tokenised, a sequence for each example or choice, and a hash of each example."""
+    if choices is None:
+        columns = [texts] if second is None else [texts, second]
+        rows: list[tuple[str, ...]] = [*zip(*columns, strict=True)]
+        return rows, hashes_of(rows)
+    asked = [(q, options) for q, (options, _) in zip(texts, choices, strict=True)]
+    # Each choice is read on its own, so their order makes no difference.
+    hashes = hashes_of((q, *sorted(map(plain, options))) for q, options in asked)
+    return [(q, option) for q, options in asked for option in options], hashes
 
 
 def _ordered_names(

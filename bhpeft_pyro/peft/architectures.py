@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -49,8 +48,6 @@ class Architecture:
         attention: the module that holds the heads.
         prefix: whether that module calls Hugging Face's attention interface, without which it
             cannot carry a prefix.
-        rewritten: for a module that does not, its `forward` rewritten to do so: a function of the
-            interface's function, the module and the arguments of `forward`. Used under a prefix.
         positions: whether query and key also project relative positions, which all rows of the
             batch share (DeBERTa); LoRA then acts on the hidden states only.
 
@@ -71,7 +68,6 @@ class Architecture:
     attention: str
     ffn_gate: Where | None = None
     prefix: bool = True
-    rewritten: Callable[..., Any] | None = None
     positions: bool = False
 
 
@@ -100,26 +96,6 @@ class Layer:
     module: nn.Module
     attention: nn.Module
     projections: dict[str, Projection] = field(default_factory=dict)
-
-
-def _mpnet_attention(
-    attend: Callable[..., tuple[Tensor, Tensor | None]],
-    module: Any,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    position_bias: Tensor | None = None,
-    output_attentions: bool = False,
-    **_: Any,
-) -> tuple[Tensor | None, ...]:
-    shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
-    heads = (
-        linear(hidden_states).view(shape).transpose(1, 2)
-        for linear in (module.q, module.k, module.v)
-    )
-    options = {"position_bias": position_bias, "is_causal": False}
-    mixed, shares = attend(module, *heads, attention_mask, **options)
-    output = module.o(mixed.reshape(hidden_states.shape))
-    return (output, shares) if output_attentions else (output,)
 
 
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # rotary and relative ones have none
@@ -165,7 +141,7 @@ _REGISTRY: dict[str, Architecture] = {
         value="attention.attn.v",
         output="attention.attn.o",
         attention="attention.attn",
-        rewritten=_mpnet_attention,
+        prefix=False,
     ),
     "distilbert": Architecture(
         layers="transformer.layer",

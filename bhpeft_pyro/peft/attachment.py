@@ -100,12 +100,9 @@ class Attachment:
         self._token = uuid4().int  # of no other attachment, in any process
         self._undo: list[Callable[[], None]] = []
         weakref.finalize(self, _undo_all, self._undo)
-        function = self._architecture.rewritten
-        rewritten = {layer.attention: function for layer in self._layers if function}
-        self._claimed = self._base.config, self._token, rewritten
         if self._prefixed:
-            claim(*self._claimed)
-            self._undo.append(partial(release, *self._claimed))
+            claim(self._base.config, self._token)
+            self._undo.append(partial(release, self._base.config, self._token))
 
     def _install(self) -> None:
         shapes = {site.name: torch.empty(1, *site.shape, device="meta") for site in self.sites}
@@ -145,7 +142,7 @@ class Attachment:
         """
         self.check_mode()
         if self._prefixed:
-            claim(*self._claimed)  # in case the implementation was set meanwhile
+            claim(self._base.config, self._token)  # in case the implementation was set meanwhile
         if states is not None and not self.constant:
             raise ConfigError("states: all layers have to run here; expected None")
         with self._in_force(self._binding(weights, attention_mask, states)):

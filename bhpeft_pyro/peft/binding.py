@@ -7,7 +7,6 @@ thread, so one thread never sees another's weights.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -173,11 +172,17 @@ def _after(token: int, module: nn.Module, args: tuple[Tensor, ...], output: Tens
     return output
 
 
-class AssignedForward(ABC):
-    """A module's `forward` that may do something else than the usual one, under a binding.
+class LayerForward:
+    """A layer's `forward` that is the usual one unless a binding is in force.
 
     Hooks cannot replace what a module computes, so `forward` is assigned, as Accelerate does it. A
     class, not a closure, so that copying or pickling the backbone takes the module along.
+
+    Under a binding it computes nothing if the layer is to be skipped, and checkpoints the layer if
+    `gradient_checkpointing_enable()` has set its flag. Hugging Face's own checkpointing cannot
+    serve: it needs training mode, which would turn dropout on, and it would recompute the layer, in
+    the backward pass, after `bind` was left. Re-entrant checkpointing is out: it does not see
+    weights that are not arguments of the layer.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -193,21 +198,6 @@ class AssignedForward(ABC):
             del self.module.forward
         else:
             self.module.forward = self.forward
-
-    @abstractmethod
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the module's output."""
-
-
-class LayerForward(AssignedForward):
-    """A layer's `forward` that is the usual one unless a binding is in force.
-
-    Under a binding it computes nothing if the layer is to be skipped, and checkpoints the layer if
-    `gradient_checkpointing_enable()` has set its flag. Hugging Face's own checkpointing cannot
-    serve: it needs training mode, which would turn dropout on, and it would recompute the layer, in
-    the backward pass, after `bind` was left. Re-entrant checkpointing is out: it does not see
-    weights that are not arguments of the layer.
-    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bindings = active()

@@ -7,7 +7,7 @@ what "sdpa" or "eager" do, unless a binding with a prefix for the calling module
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..base.values import Count, checked_dataclass
 from ..errors import ArchitectureError
 from .architectures import Layer
-from .binding import AssignedForward, Attend, Binding, active
+from .binding import Attend, Binding, active
 from .kinds import Kind, Weights, attention_inputs, gate_sites, rows, stack, wire_gates
 from .signals import Scales
 from .sites import Site, projection, zeros
@@ -160,15 +160,11 @@ def _join(binding: Binding, prefix: Tensor, frozen: Tensor, scale: Tensor | None
 _claims: dict[int, set[int]] = {}
 
 
-Rewritten = Mapping[nn.Module, Callable[..., Any]]
-"""Attention modules, and what takes the place of their `forward` under a prefix."""
-
-
-def claim(config: PretrainedConfig, token: int, rewritten: Rewritten) -> None:
+def claim(config: PretrainedConfig, token: int) -> None:
     """Send the attention of a backbone through this module, on behalf of attachment `token`.
 
     `config._attn_implementation` reads "bhpeft_sdpa" afterwards instead of "sdpa", until the last
-    claim is released; until then `rewritten` attention is in place too.
+    claim is released.
     """
     name = config._attn_implementation
     if not str(name).startswith(PREFIX):
@@ -179,38 +175,16 @@ def claim(config: PretrainedConfig, token: int, rewritten: Rewritten) -> None:
                 "from_pretrained(..., attn_implementation='sdpa')"
             )
         config._attn_implementation = PREFIX + name
-    for module, function in rewritten.items():
-        if not isinstance(module.forward, PrefixedForward):
-            PrefixedForward(module, function)
     _claims.setdefault(id(config), set()).add(token)
 
 
-def release(config: PretrainedConfig, token: int, rewritten: Rewritten) -> None:
+def release(config: PretrainedConfig, token: int) -> None:
     """Take a claim back; with the last one the backbone is as it was."""
     tokens = _claims.get(id(config), set())
     tokens.discard(token)
     if not tokens:
         _claims.pop(id(config), None)
         config._attn_implementation = str(config._attn_implementation).removeprefix(PREFIX)
-        for module in rewritten:
-            if isinstance(module.forward, PrefixedForward):
-                module.forward.remove()
-
-
-class PrefixedForward(AssignedForward):
-    """The `forward` of an attention that does not call Hugging Face's interface (MPNet's).
-
-    Where a binding attends, it is the declared one, which does.
-    """
-
-    def __init__(self, module: nn.Module, rewritten: Callable[..., Any]) -> None:
-        super().__init__(module)
-        self.rewritten = rewritten
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if any(self.module in binding.attend for binding in active().values()):
-            return self.rewritten(partial(_attention, "sdpa"), self.module, *args, **kwargs)
-        return self.forward(*args, **kwargs)
 
 
 def _attention(

@@ -20,8 +20,6 @@ from bhpeft_pyro.data import assets
 from bhpeft_pyro.data.assets import hub_or_cache
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.model.backbone import load_backbone
-from bhpeft_pyro.peft import Attachment, Prefix
-from bhpeft_pyro.peft.binding import Binding, activate
 
 
 def test_minilm_is_found_without_importing_its_package(minilm_path: Path) -> None:
@@ -52,9 +50,8 @@ def test_a_package_without_weights_is_refused_and_not_imported(
 
 
 @pytest.mark.slow
-def test_mpnet_knows_what_is_alike_and_its_attention_is_its_own() -> None:
-    """The real weights: sentences of one meaning are near each other, and the attention that can
-    carry a prefix computes what Hugging Face's does."""
+def test_mpnet_knows_what_is_alike() -> None:
+    """The real weights: sentences of one meaning are near each other."""
     try:
         assets.mpnet()
     except DataError as error:
@@ -63,16 +60,9 @@ def test_mpnet_knows_what_is_alike_and_its_attention_is_its_own() -> None:
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (12, 768)
     texts = ["a nice film", "a good movie, really", "the stock market fell sharply " * 6]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
-    attachment = Attachment(model, [Prefix(2)])
-    modules = [block.attention for block in attachment._layers]
-    binding = Binding(attachment._token, model, 1, None)
-    binding.attend = dict.fromkeys(modules, lambda key, value: (key, value))
     with torch.no_grad():
         states = model(**batch).last_hidden_state
-        with activate(binding):
-            again = model(**batch).last_hidden_state
     real = batch["attention_mask"]
-    torch.testing.assert_close(again[real.bool()], states[real.bool()], atol=1e-5, rtol=1e-4)
     means = (states * real[..., None]).sum(1)
     alike = torch.cosine_similarity(means[:, None], means[None], dim=-1)
     assert alike[0, 1] > 0.5 and alike[:2, 2].max() < 0.2

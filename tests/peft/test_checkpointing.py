@@ -19,7 +19,7 @@ CAPABLE = [t for t in tiny.MODEL_TYPES if t not in ("albert", "mpnet")]
 
 def kinds_for(model_type):
     kinds = (LoRA(rank=3, gated=True), Adapter(size=4), Prefix(3, encoder=2, gated=True))
-    return kinds[:2] if model_type == "deberta-v2" else kinds
+    return kinds[:2] if model_type in tiny.WITHOUT_PREFIX else kinds
 
 
 def gradients(model, attachment, seed=2, thread=False, after=None):

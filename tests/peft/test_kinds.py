@@ -44,7 +44,7 @@ def test_sites_of_a_gated_encoded_prefix_with_grouped_heads():
 
 @pytest.mark.parametrize("model_type", tiny.MODEL_TYPES)
 def test_units_and_starts_fit_their_sites(model_type):
-    kinds = presets.unipelt()[: 2 if model_type == "deberta-v2" else 3]
+    kinds = presets.unipelt()[: 2 if model_type in tiny.WITHOUT_PREFIX else 3]
     model, batch = tiny.build(model_type), tiny.inputs()
     frozen = run(model, batch)
     attachment = Attachment(model, kinds)

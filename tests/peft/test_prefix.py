@@ -95,34 +95,6 @@ def test_prefix_equals_keys_and_values_written_into_eager_attention(model_type, 
     close(ours[real], expected[real])
 
 
-def test_mpnets_prefix_equals_its_formula():
-    """softmax(q [P_k; K]^T / sqrt(d) + [0; bias]) [P_v; V]: a prefix has no relative position."""
-    batch, kinds = tiny.inputs(length=20), [Prefix(4)]
-    weights = weights_for("mpnet", kinds)
-    model = tiny.build("mpnet")
-    with torch.no_grad():
-        h = model.embeddings(batch["input_ids"])
-        rows, tokens, width = h.shape
-        offsets = torch.arange(tokens)[None] - torch.arange(tokens)[:, None]
-        bias = model.encoder.relative_attention_bias(
-            model.encoder.relative_position_bucket(offsets)
-        ).permute(2, 0, 1)
-        visible = batch["attention_mask"][:, None, None, :].bool()
-        for number, layer in enumerate(model.encoder.layer):
-            own = layer.attention.attn
-            q, k, v = (m(h).view(rows, tokens, 4, 8).transpose(1, 2) for m in (own.q, own.k, own.v))
-            scores = (q @ k.mT / 8**0.5 + bias).masked_fill(~visible, -torch.inf)
-            more_k, more_v = (x.view(4, 4, 8).transpose(0, 1) for x in prefix(weights, number))
-            scores = torch.cat([q @ more_k.mT / 8**0.5, scores], -1)
-            values = torch.cat([more_v.expand(rows, -1, -1, -1), v], 2)
-            mixed = (scores.softmax(-1) @ values).transpose(1, 2).reshape(rows, tokens, width)
-            x = layer.attention.LayerNorm(own.o(mixed) + h)
-            h = layer.output(layer.intermediate(x), x)
-    real = batch["attention_mask"].bool()
-    ours = bound(Attachment(tiny.build("mpnet"), kinds), weights, batch)
-    close(ours[real], h[real])
-
-
 @pytest.mark.parametrize(
     ("model_type", "window"), [("mistral", 5), ("gemma3_text", 5), ("modernbert", None)]
 )

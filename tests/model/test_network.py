@@ -344,7 +344,7 @@ def kinds_of(model_type: str, layers: Sequence[int] | None = (-1,)) -> tuple[Kin
         Adapter(size=3, layers=chosen),
         Prefix(2, gated=True, layers=chosen),
     )
-    return kinds[:2] if model_type == "deberta-v2" else kinds
+    return kinds[:2] if model_type in tiny.WITHOUT_PREFIX else kinds
 
 
 def network_of(backbone: PreTrainedModel, layers: Sequence[int] | None = (-1,)) -> bh.RandomPEFT:

@@ -56,7 +56,7 @@ def test_units_and_starts_fit_their_sites(model_type):
         assert (start == 0).all()  # `anchor` is where a prior may lie
     # B and up are zero, so without a prefix the start is the frozen model
     weights = {site.name: site.init()[None] for site in attachment.sites}
-    if model_type == "deberta-v2":
+    if model_type in tiny.WITHOUT_PREFIX:
         with attachment.bind(weights, batch["attention_mask"]):
             torch.testing.assert_close(run(model, batch), frozen)
 

@@ -26,17 +26,14 @@ from ..posterior.posterior import Posterior
 from ..prediction.draws import Draws, draw_parts
 from ..priors import unpack
 from ..priors.any_prior import earlier_posterior, independent_normals
-from ..priors.ready_priors import gated_layers
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes"]
 
 ByLayer = dict[str, dict[int, Tensor]]
 """Branch ("lora.query", "adapter", "prefix.key", ...) to layer number to values (S, ...)."""
 
-# What the ready priors sample besides the sites, by the end of its name: over which of the dims of
-# its site; and what they sample for each of its weights.
-_LATENTS = {"log_layers": {"layer"}, "log_ranks": {"layer", "rank", "bottleneck"}}
-_BY_WEIGHT = {"standard", "log_local"}
+# What ready priors sample besides a site, by the end of its name, and over how many of its dims.
+_LATENTS = {"log_layers": 1, "standard": None}
 
 _DRAWS = 64
 
@@ -205,10 +202,6 @@ def variables(model: Model, draws: Draws) -> dict[str, Variable]:
                 numbers = tuple(sorted(by_layer))
                 stacked = torch.stack([by_layer[number] for number in numbers], 1)
                 readable[f"{what}.{branch}"] = Variable(stacked, dims, numbers)
-    for kind, layers in gated_layers(model.sites).items():
-        if (logits := drawn.get(f"gates.{kind}")) is not None:
-            readable[f"gates.{kind}"] = Variable(logits, ("layer",), tuple(layers))
-            readable[f"gate.{kind}"] = Variable(logits.sigmoid(), ("layer",), tuple(layers))
     if network.axes is not None and network.axes.fitted:
         effect = (drawn["head.weight"] * network.axes.sds).flip(-1)
         readable["head.effect"] = Variable(effect, ("output", "axis"))
@@ -220,9 +213,8 @@ def _variable(name: str, values: Tensor, sites: Mapping[str, Site]) -> Variable:
         return Variable(values, sites[name].dims, sites[name].layers)
     of, _, what = name.rpartition(".")
     site = sites.get(of)
-    if site is not None and (what in _BY_WEIGHT or what in _LATENTS):
-        dims = tuple(dim for dim in site.dims if what in _BY_WEIGHT or dim in _LATENTS[what])
-        return Variable(values, dims, site.layers)
+    if site is not None and what in _LATENTS:
+        return Variable(values, site.dims[: _LATENTS[what]], site.layers)
     return Variable(values)
 
 

@@ -73,7 +73,7 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     """The latents of a model, in the order in which its prior samples them.
 
     Sites start at their prior's mean, or at their own `init` if the mean is zero or unknown; those
-    with bounds, and other latents (scales, gates), start at their median or mean. A site that the
+    with bounds, and other latents, such as scales, start at their median or mean. A site that the
     prior computes from others is not a latent. The global random state is unchanged.
 
     Args:

@@ -2,15 +2,12 @@
 
 from .from_posterior import JOINT, JointPrior, MixturePrior, PosteriorPrior, unpack
 from .prior import Prior, PriorLike, as_prior, checked, complete
-from .ready_priors import ARD, FunctionSpaceNormal, Gates, Hierarchical, Horseshoe, default
+from .ready_priors import FunctionSpaceNormal, Hierarchical, default
 
 __all__ = [
-    "ARD",
     "JOINT",
     "FunctionSpaceNormal",
-    "Gates",
     "Hierarchical",
-    "Horseshoe",
     "JointPrior",
     "MixturePrior",
     "PosteriorPrior",

@@ -23,7 +23,7 @@ from ..base.isolation import alone, undisturbed
 from ..base.names import sort_by_pattern
 from ..errors import PriorError, is_out_of_memory
 from ..peft.sites import Site
-from .ready_priors import FunctionSpaceNormal, Gates, gated_layers
+from .ready_priors import FunctionSpaceNormal
 from .vectorised import for_all_draws, with_tensors
 
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
@@ -109,18 +109,10 @@ class PatternPrior:
         names = (site.name for site in sites)
         pattern_of = sort_by_pattern(names, self.patterns, "prior", PriorError)
         values: dict[str, Tensor] = {}
-        gated: set[str] = set()
         prior: object
         for pattern, prior in self.patterns.items():
-            if isinstance(prior, FunctionSpaceNormal):  # its sites may share a latent
+            if isinstance(prior, FunctionSpaceNormal):
                 own = [site for site in sites if pattern_of[site.name] == pattern]
-                if isinstance(prior, Gates):
-                    if twice := sorted(gated & gated_layers(own).keys()):
-                        raise PriorError(
-                            f"prior: two Gates for sites of {', '.join(twice)}; expected one Gates "
-                            f"for all sites of a kind, such as {twice[0] + '.*'!r}"
-                        )
-                    gated |= gated_layers(own).keys()
                 values |= prior(own)
         for site in sites:
             if site.name not in values:

@@ -23,12 +23,12 @@ from ..peft.sites import Site
 from .any_prior import held_fixed
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
 from .prior import PatternPrior, Prior, PriorLike, as_prior
-from .ready_priors import ARD, FunctionSpaceNormal, Gates, Hierarchical, Horseshoe
+from .ready_priors import FunctionSpaceNormal, Hierarchical
 
 Plain = dict[str, Any]
 Tensors = dict[str, Tensor]
 
-_READY = {cls.__name__: cls for cls in (FunctionSpaceNormal, Hierarchical, ARD, Horseshoe, Gates)}
+_READY = {cls.__name__: cls for cls in (FunctionSpaceNormal, Hierarchical)}
 """Priors of this package by the name of their class; a file can name no other code."""
 _COVARIANCE = ("scale", "axes", "ratio")
 _SUPPORTS: dict[str, type[Constraint]] = {

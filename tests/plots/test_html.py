@@ -126,8 +126,10 @@ def test_texts_and_names_cannot_break_it() -> None:
 
 
 def test_priors_say_what_they_are(posterior: bh.Posterior) -> None:
-    mixed = priors.as_prior({"head.*": priors.ARD(), "*": dist.Normal(0.0, 1.0)})
-    assert str(mixed).startswith("{'head.*': ARD(change=None") and "'*': Normal(" in str(mixed)
+    mixed = priors.as_prior({"head.*": priors.Hierarchical(), "*": dist.Normal(0.0, 1.0)})
+    assert str(mixed).startswith("{'head.*': Hierarchical(change=None") and "'*': Normal(" in str(
+        mixed
+    )
     plain = posterior.as_prior()
     assert str(plain) == "an earlier posterior of 34 independent weights: head.weight, head.bias"
     both = priors.MixturePrior([plain, plain])

@@ -60,11 +60,11 @@ def test_a_robust_mixture_is_the_next_prior(first: bh.Posterior, tmp_path: Path)
 
 
 def test_a_prior_with_latents_that_the_guide_lacks_needs_a_guide(first: bh.Posterior) -> None:
-    data, prior = tiny_examples(9, seed=3), bh.priors.Horseshoe()
-    with pytest.raises(GuideError, match=r"log_tau.*in an update with prior=, give guide= too"):
+    data, prior = tiny_examples(9, seed=3), bh.priors.Hierarchical()
+    with pytest.raises(GuideError, match=r"log_scale.*in an update with prior=, give guide= too"):
         first.update(data, prior=prior, **QUICK)
     under = first.update(data, prior=prior, guide="normal", **QUICK)
-    assert "head.weight.log_tau" in under.guide.means()
+    assert "head.weight.log_scale" in under.guide.means()
 
 
 def with_factor(sites: Any) -> dict[str, torch.Tensor]:

@@ -23,7 +23,6 @@ from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import (
     JOINT,
     FunctionSpaceNormal,
-    Gates,
     Hierarchical,
     JointPrior,
     MixturePrior,
@@ -74,15 +73,14 @@ def test_the_first_pattern_that_matches_holds() -> None:
 
 
 def test_a_mapping_takes_ready_priors_for_their_sites_together() -> None:
-    gates = bh.priors.Gates()
+    scaled = bh.priors.Hierarchical()
     wide = FunctionSpaceNormal(change=0.3)
-    mixed = {"lora.*": gates, "adapter.*": wide, "*": dist.Normal(0.0, 2.0)}
+    mixed = {"lora.*": scaled, "adapter.*": wide, "*": dist.Normal(0.0, 2.0)}
     sites = tiny_model(bh.presets.bh_peft()).sites
     rest = dist.Normal(0.0, 2.0)
-    parts = {"lora": gates, "adapter": wide, "prefix": rest, "head": rest}
+    parts = {"lora": scaled, "adapter": wide, "prefix": rest, "head": rest}
     torch.manual_seed(3)
     whole = poutine.trace(as_prior(mixed)).get_trace(sites)
-    assert sum(name.startswith("gates.") for name in whole.stochastic_nodes) == 1  # of all LoRA
     data = {name: whole.nodes[name]["value"] for name in whole.stochastic_nodes}
     alone = torch.zeros(())
     for start, prior in parts.items():
@@ -131,10 +129,6 @@ def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
         (
             {"lora.querry.A": dist.Normal(0.0, 1.0), "*": dist.Normal(0.0, 1.0)},
             "'lora.querry.A' match no site",
-        ),
-        (
-            {"lora.query.*": Gates(), "lora.*": Gates(probability=0.1), "*": dist.Normal(0.0, 1.0)},
-            r"two Gates for sites of lora; expected one Gates for all .* 'lora\.\*'",
         ),
         ({"*": dist.Normal(torch.zeros(7), 1.0)}, r"shape \(7,\) cannot be expanded to the site"),
         ({"*": dist.Normal(torch.zeros(9), 1.0).to_event(1)}, r"shape \(9,\) cannot be expanded"),

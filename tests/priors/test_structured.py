@@ -13,10 +13,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
+from recipes import RECIPES, recipe
 from saves import load
 from scipy.stats import ks_2samp
 from torch import Tensor
-from torch.distributions import HalfCauchy, HalfNormal, Normal
+from torch.distributions import Normal
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
@@ -26,14 +27,6 @@ from bhpeft_pyro.model.fisher import from_prior
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import FunctionSpaceNormal, PosteriorPrior, complete
 from bhpeft_pyro.testing import tiny_examples, tiny_model
-
-READY: dict[str, FunctionSpaceNormal] = {
-    "hierarchical": priors.Hierarchical(),
-    "ard": priors.ARD(),
-    "horseshoe": priors.Horseshoe(),
-    "gates": priors.Gates(),
-}
-
 
 NAME, SHAPE = "lora.query.B", (2, 3, 2)
 B = Site(
@@ -61,37 +54,16 @@ def normal(value: Tensor, loc: float | Tensor, scale: float | Tensor) -> Tensor:
 
 
 def test_densities() -> None:
-    z, each = torch.randn(2, 3, 2), torch.randn(2, 3, 2)
-    one, two, ranks = torch.randn(()), torch.randn(2), torch.randn(2, 2)
+    z, one, two = torch.randn(2, 3, 2), torch.randn(()), torch.randn(2)
     cases: list[tuple[Any, dict[str, Tensor], Tensor]] = [
         (
             priors.Hierarchical(change=0.3, overall=0.4, between=0.7),
             {f"{NAME}.log_scale": one, f"{NAME}.log_layers": two, f"{NAME}.standard": z},
             normal(one, -0.16 - 0.49, 0.4) + normal(two, one, 0.7) + normal(z, 0.0, 1.0),
         ),
-        (
-            priors.ARD(),
-            {f"{NAME}.log_ranks": ranks, f"{NAME}.standard": z},
-            (HalfNormal(1.0).log_prob(ranks.exp()) + ranks).sum() + normal(z, 0.0, 1.0),
-        ),
-        (
-            priors.Horseshoe(share=0.2),
-            {f"{NAME}.log_tau": one, f"{NAME}.log_local": each, f"{NAME}.standard": z},
-            HalfCauchy(0.2).log_prob(one.exp())
-            + one
-            + (HalfCauchy(1.0).log_prob(each.exp()) + each).sum()
-            + normal(z, 0.0, 1.0),
-        ),
     ]
     for prior, values, expected in cases:
         assert log_prob(prior, values) == pytest.approx(expected.item(), rel=1e-4), prior
-    # Logistic(2 logit(0.3), 2), by its distribution function.
-    x, h = two.double(), 1e-4
-    cdf = [((x + s * h - 2 * math.log(0.3 / 0.7)) / 2).sigmoid() for s in (1, -1)]
-    expected = ((cdf[0] - cdf[1]) / (2 * h)).log().sum() + normal(z, 0.0, 1.0)
-    values = {"gates.lora": two, f"{NAME}.standard": z}
-    found = log_prob(priors.Gates(probability=0.3, relaxation=0.5), values)
-    assert found == pytest.approx(expected.item(), rel=1e-4)
 
 
 # Scales, by brute force: a weight in units of the sd that the prior names
@@ -115,17 +87,18 @@ BRUTE: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", ("hierarchical", *RECIPES))
 def test_the_prior_predictive_scale_of_weights(name: str) -> None:
     """Kolmogorov-Smirnov, two samples of 20,000; false alarm rate 1e-4 for each of the priors."""
     count = 20_000
     sites = [s for s in tiny_model().sites if s.name.startswith("lora.query")]
-    prior = READY[name]
+    ready = priors.Hierarchical() if name == "hierarchical" else FunctionSpaceNormal()
+    prior = ready if name == "hierarchical" else recipe(name, ready)
     with pyro.plate("draws", count, dim=-2):
-        values = prior(sites)
+        values = priors.checked(prior, sites)
     for s in sites:
         chosen = values[s.name][:, 0, 1, 0, 1]  # one weight: others share its scales
-        sd = (prior.scale(s) * s.unit).expand(s.shape)[1, 0, 1]
+        sd = (ready.scale(s) * s.unit).expand(s.shape)[1, 0, 1]
         loc = 0.0 if s.anchor is None else s.anchor[1, 0, 1]
         weight = (chosen - loc) / sd
         selective = s.name.endswith("B") or name not in ("ard", "gates")
@@ -133,17 +106,6 @@ def test_the_prior_predictive_scale_of_weights(name: str) -> None:
         assert ks_2samp(weight.numpy(), expected.numpy()).pvalue > 1e-4, s.name
         if name in ("hierarchical", "ard"):  # heavier tails leave sds too noisy
             assert weight.square().mean().sqrt().item() == pytest.approx(1.0, rel=0.1)
-
-
-def test_gates_are_shared_by_a_kind_and_separate_by_layer() -> None:
-    sites = [s for s in tiny_model().sites if s.name.endswith(".B")]
-    with pyro.plate("draws", 2, dim=-2):
-        trace = poutine.trace(priors.Gates(change=0.5)).get_trace(sites)
-    gates = trace.nodes["gates.lora"]["value"].sigmoid()
-    for s in sites:
-        standard = trace.nodes[f"{s.name}.standard"]["value"]
-        expected = gates[..., None, None] * 0.5 * s.unit * standard
-        torch.testing.assert_close(trace.nodes[s.name]["value"], expected)
 
 
 # Bad input
@@ -154,9 +116,7 @@ def test_gates_are_shared_by_a_kind_and_separate_by_layer() -> None:
     [
         (FunctionSpaceNormal, {"change": 0.0}, "change"),
         (priors.Hierarchical, {"between": -1.0}, "between"),
-        (priors.Horseshoe, {"share": math.inf}, "share"),
-        (priors.ARD, {"head": math.nan}, "head"),
-        (priors.Gates, {"probability": 1.0}, "probability"),
+        (FunctionSpaceNormal, {"head": math.nan}, "head"),
     ],
 )
 def test_improper_numbers_are_refused(prior: Any, options: Any, name: str) -> None:
@@ -193,9 +153,14 @@ def whole_life(folder: Path, prior: Any, given: Any = None) -> None:
             assert group[s.name].std("draw").max() > 0
 
 
-@pytest.mark.parametrize("name", READY)
-def test_the_whole_life_of_a_fit(name: str, tmp_path: Path) -> None:
-    whole_life(tmp_path, READY[name])
+def test_the_whole_life_of_a_fit(tmp_path: Path) -> None:
+    whole_life(tmp_path, priors.Hierarchical())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_whole_life_of_a_fit_under_a_recipe(name: str, tmp_path: Path) -> None:
+    prior = recipe(name, FunctionSpaceNormal())
+    whole_life(tmp_path, prior, given=prior)
 
 
 def by_layer(sites: Sequence[Any]) -> dict[str, Tensor]:
@@ -234,19 +199,20 @@ def test_the_posterior_of_a_made_site_is_what_its_latents_make() -> None:
 
 
 def test_a_latent_without_a_value_is_an_error() -> None:
-    with pytest.raises(PriorError, match=r"samples 'lora\.query\.B\.log_ranks'"):
-        complete(priors.ARD(), [B], {f"{NAME}.standard": torch.zeros(B.shape)})
+    with pytest.raises(PriorError, match=r"samples 'lora\.query\.B\.log_scale'"):
+        complete(priors.Hierarchical(), [B], {f"{NAME}.standard": torch.zeros(B.shape)})
     earlier = PosteriorPrior({"tau": dist.LogNormal(0.0, 1.0)}, priors.default())
     with pytest.raises(PriorError, match=f"samples '{NAME}'"):
         earlier([B])
 
 
 def test_guides_start_at_medians() -> None:
-    found = {latent.name: latent for latent in latents(tiny_model(prior=priors.Horseshoe()))}
+    prior = recipe("horseshoe", FunctionSpaceNormal())
+    found = {latent.name: latent for latent in latents(tiny_model(prior=prior))}
     torch.testing.assert_close(
-        found["lora.query.B.log_tau"].loc, torch.tensor(0.1).log(), rtol=1e-4, atol=1e-5
+        found["tau.lora.query.B"].loc, torch.tensor(0.1).log(), rtol=1e-4, atol=1e-5
     )
-    assert not found["lora.query.B.log_local"].loc.abs().max() > 1e-4
+    assert not found["local.lora.query.B"].loc.abs().max() > 1e-4
 
 
 def test_what_weights_tell_about_their_scale() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from exact import KnownNoise, hadamard
+from recipes import recipe
 from torch import Tensor
 from torch.distributions import Normal
-from torch.nn.functional import softplus
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
@@ -100,69 +100,14 @@ def test_ard_recovers_a_planted_rank() -> None:
     truth[0][:, [5]] = columns[:, [1]]
     truth[1][:, [0, 2, 7]] = columns[:, [2, 4, 7]]
     found = {}
-    for prior in (priors.ARD(change=1.0), NORMAL):
+    for name, prior in (("ard", recipe("ard", NORMAL)), ("normal", NORMAL)):
         model, data = planted({b.name: truth}, [b], prior, 128, 3.0)
         draws = fit(model, data, max_steps=400).sample(200)[b.name]
         # Columns in use: (sum p)^2 / sum p^2 of their squared lengths, geometric means over draws.
         power = draws.square().sum(2).log().mean(0).softmax(-1)
-        found[type(prior)] = (1 / power.square().sum(-1)).tolist()
-    assert found[priors.ARD] == pytest.approx([1, 3], abs=0.4)
-    normal = found[priors.FunctionSpaceNormal]
-    assert normal[0] > 1.6 and normal[1] > 3.6
-
-
-def kinds() -> tuple[list[Site], dict[str, Tensor]]:
-    """Three kinds on three layers, of which four are needed."""
-    sites = [
-        site("lora.query.B", (3, 5, 2), "layer", "out", "rank"),
-        site("adapter.up", (3, 5, 2), "layer", "out", "bottleneck"),
-        site("prefix.value", (3, 5, 2), "layer", "out", "position"),
-    ]
-    needed = {"lora.query.B": [1], "adapter.up": [0, 2], "prefix.value": [1]}
-    generator = torch.Generator().manual_seed(3)
-    truth = {}
-    for s in sites:
-        truth[s.name] = torch.zeros(s.shape)
-        for layer in needed[s.name]:
-            truth[s.name][layer] = 1.2 * torch.randn(s.shape[1:], generator=generator)
-    return sites, truth
-
-
-def test_gates_recover_planted_layers_and_meet_the_exact_probabilities() -> None:
-    sites, truth = kinds()
-    prior = priors.Gates(change=1.0)
-    model, data = planted(truth, sites, prior, 128, 4.0)
-    draws = fit(model, data, max_steps=500).sample(1000)
-    logits = torch.linspace(-60, 60, 12001, dtype=torch.float64)
-    z = logits * prior.relaxation
-    log_prior = -z - 2 * softplus(-z)  # the logistic density
-    sd = (logits.sigmoid().square() + 16.0 / 128).sqrt()
-    for name, h in least_squares(model, data).items():
-        kind = name.split(".")[0]
-        found = (draws[f"gates.{kind}"] > 0).float().mean(0).tolist()  # P(gate > 1/2)
-        for layer, q in enumerate(found):
-            evidence = Normal(0.0, sd.unsqueeze(-1)).log_prob(h[layer].flatten()).sum(-1)
-            p = (evidence + log_prior).softmax(0)[logits > 0].sum().item()
-            assert q == pytest.approx(p, abs=0.15), (name, layer)
-            needed = bool(truth[name][layer].any())
-            assert q > 0.8 if needed else q < 0.2, (name, layer)
-
-
-def test_the_horseshoe_shrinks_planted_zeros_and_leaves_planted_large_weights() -> None:
-    s = site("head.weight", (1, 48), "output", "feature")
-    truth = torch.zeros(1, 48)
-    large = [3, 11, 20, 40]
-    truth[0, large] = torch.tensor([3.0, -3.0, 2.5, -2.5])
-    errors = {}
-    for prior in (priors.Horseshoe(head=2.0), NORMAL):
-        model, data = planted({s.name: truth}, [s], prior, 64, 3.0)
-        h = least_squares(model, data)[s.name]
-        mean = fit(model, data).sample(500)[s.name].mean(0)
-        zeros = mean[truth == 0].square().mean().sqrt().item()
-        errors[type(prior)] = (zeros, (mean[0, large] / h[0, large]).min().item())
-    zeros, kept = errors[priors.Horseshoe]
-    assert zeros < 0.1 and kept > 0.8
-    assert errors[priors.FunctionSpaceNormal][0] > 0.25  # least squares: 3 / 8
+        found[name] = (1 / power.square().sum(-1)).tolist()
+    assert found["ard"] == pytest.approx([1, 3], abs=0.4)
+    assert found["normal"][0] > 1.6 and found["normal"][1] > 3.6
 
 
 # Scales

@@ -4,7 +4,7 @@ warning that it gives a `BHPEFTWarning`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .training.report import Training
@@ -130,11 +130,12 @@ class FitError(BHPEFTError, RuntimeError):
     """Fitting had to stop.
 
     `posterior` is the last good state, or the components fitted before, or None; `training` is what
-    was done until then.
+    was done until then, and `component` what it was done to.
     """
 
     posterior: object | None = None
     training: Training | None = None
+    component: Any = None
 
 
 class SaveError(BHPEFTError, ValueError):

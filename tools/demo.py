@@ -27,7 +27,6 @@ from bhpeft_pyro.forecast import RatingForecast
 from bhpeft_pyro.forecast.metrics import evaluate, mean_and_error, rejection_curve
 from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.plots.forecasts import BLUE, GREY, ORANGE
-from bhpeft_pyro.posterior import MixturePosterior
 from tools.sentiment import Round, sentiment, two_rounds
 
 __all__ = ["Settings", "app", "run"]
@@ -94,12 +93,11 @@ def run(
         _doubts(before[POSTERIOR])
     with _step(f"Learn {len(tweets.train)} tweets, without a look back at the films"):
         how = options.change(temperature=0.0)
-        tuned = MixturePosterior.of_round(
+        tuned = bh.Posterior.mixture(
             [
                 bh.fit(point.model, copy.deepcopy(point.guide), tweets.train, options=how)
                 for point in points.components
-            ],
-            how,
+            ]
         )
         updated = posterior.update(tweets.train, validation=tweets.validation)
         models = {ONE: tuned.components[0], ENSEMBLE: tuned, POSTERIOR: updated}

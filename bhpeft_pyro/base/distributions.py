@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution
@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 
 from .isolation import without_autocast
 
-__all__ = ["Constrained", "Covariance", "EqualMixture", "LowRankNormal", "base_of", "leading"]
+__all__ = ["Constrained", "Covariance", "LowRankNormal", "base_of", "leading"]
 
 _NO_DIMS = torch.Size()
 CHUNK = 2**18
@@ -258,39 +258,6 @@ class LowRankNormal(TorchDistribution):
         size = len(self.loc) * math.log(2 * math.pi)
         log_prob: Tensor = -0.5 * (distance + size) - self.covariance.log_det()
         return log_prob
-
-
-class EqualMixture(TorchDistribution):
-    """A mixture, with equal weights, of distributions of vectors.
-
-    Args:
-        parts: the distributions, at least one.
-
-    >>> narrow = Covariance.diagonal(torch.tensor([0.1]))
-    >>> near, far = (LowRankNormal(torch.tensor([mean]), narrow) for mean in (0.0, 9.0))
-    >>> EqualMixture([near, far]).log_prob(torch.zeros(1))
-    tensor(0.6905)
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.real_vector
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts = tuple(parts)
-        super().__init__(parts[0].batch_shape, parts[0].event_shape, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> EqualMixture:
-        """Give it another batch shape."""
-        return EqualMixture([part.expand(batch_shape) for part in self.parts])
-
-    def sample(self, sample_shape: Any = _NO_DIMS) -> Tensor:
-        draws = torch.stack([part.sample(sample_shape) for part in self.parts])
-        which = torch.randint(len(draws), draws.shape[1:-1], device=draws.device)
-        return draws.take_along_dim(which[None, ..., None], 0)[0]
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        densities = torch.stack([part.log_prob(value) for part in self.parts])
-        return densities.logsumexp(0) - math.log(len(densities))
 
 
 @register_kl(LowRankNormal, LowRankNormal)

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from ..base import names
 from . import options
 from .screen import print_json, say
 
@@ -74,14 +73,6 @@ def update(
     saving: options.Saving,
     fitting: options.Stopping,
     config: options.Config = None,
-    guide: Annotated[
-        names.GuideName | None,
-        typer.Option(
-            help=f"Change to another family: {options.listed(names.GuideName)}.",
-            metavar="NAME",
-            show_default="the last round's",
-        ),
-    ] = None,
     keep: options.Keep = 1.0,
     grow: options.Grow = False,
     again: options.Again = False,
@@ -97,7 +88,6 @@ def update(
     Examples:
         bhpeft update runs/reviews tuesday.csv --out runs/reviews-2
         bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow
-        bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
     from ..data import CutWarning, Examples
     from ..posterior.distill import texts_for
@@ -109,7 +99,7 @@ def update(
     opened = saved.open_run(run, backbone, device)
     warnings.filterwarnings("always", category=CutWarning)  # as a fit says it
     before = saved.reading(opened, text_column)
-    family = guide or saved.guide_of(before)
+    family = saved.guide_of(before)
     saved.check_used(fitting, family, selects=False)
     how = before.report.options.change(progress=True, **fitting.given)
     rows = tables.labelled_for(before, data, encoding)
@@ -133,12 +123,11 @@ def update(
     saved.check_samples(saving.samples, family, start.model.likelihood, held_out is not None)
     if held_out is None:  # the last round may have had some
         how = how.change(patience=fitting.patience)
-    point = before.guide.point if guide is None else guide in options.POINTS
-    used = held_out if how.patience or point else None
+    used = held_out if how.patience or before.point else None
     if used is None:
         check_held_out(start, train, held_out)
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
-    after = start.update(train, validation=used, options=how, guide=guide, keep=keep, again=again)
+    after = start.update(train, validation=used, options=how, keep=keep, again=again)
     if text_column is not None:  # a name in this table alone
         after = saved.reading(after, opened.columns.text)
     # The round before gives new labels no probability.

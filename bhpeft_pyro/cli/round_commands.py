@@ -26,7 +26,7 @@ _SHOWN = (
 )
 _FACTS = (
     *("id", "name", "examples", "temperature", "keep", "negative_elbo"),
-    *("parent", "data", "projection", "metrics"),
+    *("parent", "data", "metrics"),
 )
 _COLUMNS = ("id", "parent", "name", "examples", "keep")
 

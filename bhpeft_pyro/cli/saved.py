@@ -109,7 +109,7 @@ def check_method(
         if posterior.student is None:
             raise ConfigError("--method: there is no student; `bhpeft distill RUN DATA` makes one")
     elif method is not None:
-        in_closed_form(posterior.guide, method, drawn=samples == 0)
+        in_closed_form(posterior.guides, method, drawn=samples == 0)
 
 
 def check_novelty(posterior: Posterior, share: float | None) -> None:
@@ -127,7 +127,7 @@ def check_novelty(posterior: Posterior, share: float | None) -> None:
 
 def guide_of(posterior: Posterior) -> str:
     """The name of a posterior's family, as --guide takes it."""
-    guide = posterior.components[0].guide
+    guide = posterior.guides[0]
     return next((name for name, made in GUIDES.items() if type(guide) is made), guide.title())
 
 

@@ -126,7 +126,7 @@ def to_label(
     if by == "information":
         if posterior is None:
             raise ConfigError("by='information' needs a posterior; expected 'typical' or 'random'")
-        guide, *others = (part.guide for part in posterior.components)
+        guide, *others = posterior.guides
         if not others and guide.point and not guide.linear:
             raise GuideError(
                 "by='information': a single point estimate does not know what it does not know; "

@@ -63,9 +63,9 @@ def changes(posterior: Posterior, samples: Amount | None = None, seed: Seed = 0)
     {'lora.query': [0, 1], 'lora.value': [0, 1]}
     """
     if samples is None:
-        samples = 0 if posterior.guide.linear else _DRAWS
+        samples = 0 if posterior.linear else _DRAWS
     network = posterior.model.network
-    drawn = draw_parts(posterior.model, posterior.guide, samples, seed)
+    drawn = draw_parts(posterior.model, posterior.guides, samples, seed)
     parts = [sizes(network, factors(network, draws)) for draws in drawn]
     return {
         branch: {n: torch.cat([part[branch][n].cpu() for part in parts]) for n in sorted(layers)}
@@ -298,7 +298,7 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
     if alone:
         before |= independent_normals(model.prior, model.sites, alone, "shifts")
     if guide.scales() or guide.point:
-        means, sds = guide.strategy.prior_moments()
+        means, sds = guide.means(), guide.scales()
     else:
         try:
             prior = prior_of(model, guide)
@@ -307,7 +307,7 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
                 f"shifts: the means and sds of {guide.title()} are not known; expected one of "
                 "bhpeft_pyro.guides"
             ) from error
-        near, _ = earlier_posterior(prior, "shifts").independent()
+        near = earlier_posterior(prior, "shifts").independent()
         bases: dict[str, Any] = {name: base_of(q) for name, q in near.distributions.items()}
         means, sds = ({k: getattr(b, part) for k, b in bases.items()} for part in ("loc", "scale"))
     moments = {}

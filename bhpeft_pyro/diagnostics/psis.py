@@ -153,7 +153,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 def _by_component(posterior: Posterior, data: object, samples: int, seed: Seed) -> list[Tensor]:
     """For each component (S,) log importance ratios, as `log_ratios`."""
     last = posterior.report
-    if last.temperature == 0 and not posterior.guide.linear:
+    if last.temperature == 0 and not posterior.linear:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     if not last.data:
         raise DataError(
@@ -173,7 +173,7 @@ def _by_component(posterior: Posterior, data: object, samples: int, seed: Seed) 
     with work("k-hat", len(parts)) as whole:
         for number, part in enumerate(parts):
             report = part.report
-            model, guide, temperature = part.guide.strategy.target(
+            model, guide, temperature = part.guide.target(
                 part.model, report.temperature, later=report.parent is not None
             )
             ratios.append(
@@ -187,7 +187,7 @@ def _of_components(posterior: Posterior, ratios: Sequence[Tensor]) -> PSIS:
     """The diagnosis by the log ratios of all components together."""
     result = PSIS.of(torch.cat([*ratios]))
     taus = {part.report.tau or 1.0 for part in posterior.components}
-    if posterior.guide.linear and (posterior.report.temperature != 1 or taus != {1.0}):
+    if posterior.linear and (posterior.report.temperature != 1 or taus != {1.0}):
         return replace(result, log_evidence=math.nan, standard_error=math.nan)
     return result
 

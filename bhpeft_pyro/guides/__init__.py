@@ -1,6 +1,6 @@
 """Guides: families of approximate posteriors under one contract."""
 
-from .blocks import BlockGuide, MixtureGuide, PriorGuide, prior_like
+from .blocks import BlockGuide, PriorGuide, prior_like
 from .foreign import DrawsGuide, ForeignGuide, FunctionGuide, as_guide
 from .guide import Guide
 from .laplace.laplace_guide import LaplaceGuide
@@ -22,7 +22,6 @@ __all__ = [
     "GuideLike",
     "LaplaceGuide",
     "Latent",
-    "MixtureGuide",
     "NaturalGradient",
     "NormalGuide",
     "PriorGuide",

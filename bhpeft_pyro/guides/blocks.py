@@ -1,12 +1,10 @@
-"""Guides made of others: a family for each group of sites, mixtures of independent fits, and the
-priors that these were fitted under."""
+"""Guides made of others: a family for each group of sites, and the prior as a guide."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,7 +14,7 @@ from ..base.names import sort_by_pattern
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
-from ..priors import MixturePrior, checked
+from ..priors import checked
 from ..priors.any_prior import check_no_evidence
 from .guide import Guide
 from .latent import check_separate, latents
@@ -127,76 +125,12 @@ class BlockGuide(Guide):
         return f"{type(self).__name__}({', '.join(lines)})"
 
 
-class MixtureGuide(Guide):
-    """q(w) = 1/K sum_k q_k(w). With point estimates this is a deep ensemble (Lakshminarayanan et
-    al. 2017), otherwise a mixture of posteriors (Wilson and Izmailov 2020).
-
-    A call runs one component, chosen at random. Predictions use equally many draws of each.
-
-    Args:
-        components: guides of the same model, at least one.
-
-    Raises:
-        GuideError: there are no components.
-
-    >>> from bhpeft_pyro.testing import tiny_model
-    >>> from bhpeft_pyro.guides import NormalGuide
-    >>> model = tiny_model(())
-    >>> guide = MixtureGuide([NormalGuide(model), NormalGuide(model)])
-    >>> guide()["head.bias"].shape, len(guide.components)
-    (torch.Size([2]), 2)
-    """
-
-    def __init__(self, components: Sequence[Guide]) -> None:
-        super().__init__()
-        if not components:
-            raise GuideError("MixtureGuide: components is empty; expected at least one guide")
-        self.parts = nn.ModuleList(components)
-
-    @property
-    def components(self) -> Sequence[Any]:
-        return [*self.parts]
-
-    @property
-    def linear(self) -> bool:  # type: ignore[override]
-        """Whether each component is a posterior of the network linearised around its own mean."""
-        return all(guide.linear for guide in self.components)
-
-    @property
-    def point(self) -> bool:  # type: ignore[override]
-        """Whether SVI trains point estimates only."""
-        return all(guide.point for guide in self.components)
-
-    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        drawn: dict[str, Tensor] = self.parts[int(torch.randint(len(self.parts), ()))](batch)
-        return drawn
-
-    def distributions(self) -> dict[str, TorchDistribution]:
-        raise GuideError("a mixture has no distributions by site; its components do")
-
-    def as_prior(self) -> MixturePrior:
-        return MixturePrior([guide.as_prior() for guide in self.components])
-
-    def means(self) -> dict[str, Tensor]:
-        """The mean of the components' central values; `predict(samples=0)` uses each of them."""
-        means = [guide.means() for guide in self.components]
-        return {name: torch.stack([mean[name] for mean in means]).mean(0) for name in means[0]}
-
-
 def prior_like(model: Model, guide: Guide) -> Guide:
     """The prior that a guide was fitted under, to predict with as the guide does.
 
-    Under a `linear` guide the network is linearised around the guide's means. Under a mixture this
-    is a mixture too, of the priors of its components.
+    Under a `linear` guide the network is linearised around the guide's means.
     """
-    if isinstance(guide, MixtureGuide):
-        priors = getattr(model.prior, "parts", [model.prior] * len(guide.components))
-        pairs = zip(priors, guide.components, strict=True)
-        return MixtureGuide([prior_like(model.with_prior(prior), part) for prior, part in pairs])
-    strategy = guide.strategy
-    if strategy.centres_prior:
-        model = strategy.for_predictions(model.with_prior(strategy.fitted_prior()))
-    return PriorGuide(model, guide.means() if guide.linear else None)
+    return PriorGuide(guide.under_prior(model), guide.means() if guide.linear else None)
 
 
 class PriorGuide(Guide):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 from pyro.distributions import TorchDistribution
@@ -14,13 +14,17 @@ from torch.optim import Adam, Optimizer
 from ..base.distributions import Covariance
 from ..base.fit_options import FitOptions
 from ..base.isolation import own_parameters
+from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, GuideError
 from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
 from ..priors.any_prior import with_structure
 from ..priors.vectorised import with_tensors
-from .strategy import Strategy
+from .earlier import Earlier
+
+if TYPE_CHECKING:
+    from .laplace.choice_of_tau import Width
 
 NOISE_STEPS = 10.0
 """Step size of the noise scale of a point estimate, as a multiple of that of other weights."""
@@ -46,12 +50,15 @@ class Guide(nn.Module):
         linear: this is a posterior of the network linearised around `means()`, and predictions use
             `covariance`.
         joint: it keeps correlations between sites from one round to the next.
+        centres_prior: each component of a mixture starts near a mode of its own, with its prior
+            centred there.
         draws_kept: how many draws it consists of; None for a distribution.
     """
 
     point: bool = False
     linear: bool = False
     joint: bool = False
+    centres_prior: bool = False
     draws_kept: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -145,16 +152,6 @@ class Guide(nn.Module):
         return None
 
     @property
-    def components(self) -> Sequence[Guide]:
-        """The guides of a mixture; otherwise this guide alone."""
-        return [self]
-
-    @property
-    def strategy(self) -> Strategy:
-        """How a fit treats this guide."""
-        return Strategy(self)
-
-    @property
     def source(self) -> Any:
         """The class or function that this guide is made of; a saved guide has its name."""
         return type(self)
@@ -185,6 +182,77 @@ class Guide(nn.Module):
         trained; a report uses it to see whether they still move."""
         return {}
 
+    # How a fit treats it: by default it is trained under the model's prior, and that is all
+
+    def drop_covariance(self) -> None:
+        """Become a point estimate again before training, if the width is computed after it."""
+
+    def centre_prior(self, values: Mapping[str, Tensor]) -> Prior | None:
+        """Centre the prior at initial values of some sites, if the guide `centres_prior`, and
+        return it for the model; None if it is unchanged."""
+        return None
+
+    def objective(
+        self, model: Model, temperature: float, later: bool
+    ) -> tuple[Model, float, float]:
+        """What training at a temperature minimises.
+
+        Args:
+            model: under the prior of the round.
+            temperature: of the fit.
+            later: whether that prior is an earlier posterior.
+
+        Returns:
+            The model with the prior that acts in training, the weight of the KL to that prior, and
+            the least value of this KL if it is known or else 0; reported KLs are counted from it.
+        """
+        return model, temperature, 0.0
+
+    def average(self, share: float) -> None:
+        """Move a point estimate that a later round has trained back towards that of the last round,
+        if the prior is one: it keeps this share of its step."""
+
+    def compute_width(
+        self,
+        model: Model,
+        examples: Examples,
+        held_out: Examples | None,
+        options: FitOptions,
+        earlier: Earlier | None = None,
+        last_noise: Tensor | None = None,
+    ) -> tuple[Model, Width | None]:
+        """Compute what is not trained, once the guide is trained on the examples.
+
+        Args:
+            model: with the prior that the guide was fitted under.
+            examples: the training data.
+            held_out: labelled examples by which the width is chosen.
+            options: of the fit.
+            earlier: what earlier rounds have learnt; None in the first round.
+            last_noise: the logarithm of their noise scale of ratings, (), if the guide has pooled
+                it with the errors of this round, of which the width explains a part.
+
+        Returns:
+            The model with the prior of the width, and the width; None if all of it is trained.
+        """
+        return model, None
+
+    def first_prior(self, before: Prior | None) -> Prior | None:
+        """The first round's prior after a fit, which may have set its scales, from that before."""
+        return before
+
+    def target(self, model: Model, temperature: float, later: bool) -> tuple[Model, Guide, float]:
+        """The posterior that the guide approximates after a fit; arguments are as in `objective`.
+
+        Returns:
+            The model, the guide as a guide of that model, and the temperature.
+        """
+        return model, self, temperature
+
+    def under_prior(self, model: Model) -> Model:
+        """The model under the prior that would predict in place of this posterior."""
+        return model
+
     # From round to round
 
     def set_prior(self, model: Model) -> None:
@@ -208,6 +276,11 @@ class Guide(nn.Module):
             f"grow: {type(self).__name__} cannot get new rows of {', '.join(rows)}; expected a "
             "'normal' or 'laplace' guide for them"
         )
+
+
+def guides_of(guide: Guide | Sequence[Guide]) -> Sequence[Guide]:
+    """The guides of all components."""
+    return [guide] if isinstance(guide, Guide) else guide
 
 
 def key(site: str) -> str:

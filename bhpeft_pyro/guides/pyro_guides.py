@@ -74,7 +74,7 @@ class PyroGuide(Guide):
         super().__init__()
         self.family, self._options = family, options
         together = joint(model.prior)  # its sites are covered one by one
-        by_site = model if together is None else model.with_prior(together.independent()[0])
+        by_site = model if together is None else model.with_prior(together.independent())
         self._latents = latents(by_site)
         self._shapes = {x.name: tuple(x.loc.shape) for x in self._latents}
         make: Any = PYROS[family] if isinstance(family, str) else family

@@ -16,10 +16,9 @@ from torch import nn
 from ..base.checks import shown
 from ..base.isolation import alone, seeded
 from ..base.names import first_match
-from ..base.values import Count, valid
 from ..errors import GuideError, PriorError
 from ..model.model import Model
-from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide
+from .blocks import FAMILIES, BlockGuide, Family
 from .foreign import ForeignGuide, FunctionGuide, ModuleGuide
 from .guide import Guide, check_no_others
 from .laplace.laplace_guide import LaplaceGuide
@@ -49,13 +48,7 @@ def default_components(guide: object) -> int:
     return COMPONENTS.get(guide, 1) if isinstance(guide, str) else 1
 
 
-def autoguide(
-    name: GuideLike,
-    model: Model,
-    *,
-    components: int | None = None,
-    **options: Any,
-) -> Guide:
+def autoguide(name: GuideLike, model: Model, **options: Any) -> Guide:
     """A guide for a model.
 
     Args:
@@ -64,8 +57,6 @@ def autoguide(
             mappings; or one of Pyro's autoguides (`PyroGuide`): "mvn", "lowrank", "structured" or
             "iaf", or any other by its name or class, such as "AutoDiagonalNormal".
         model: the model.
-        components: the number of guides in a mixture (`MixtureGuide`); `fit` gives each another
-            start. By default 5 of "laplace" and 1 of the others.
         options: of the guide's constructor; of "down only" and "A only" the `width` of point
             estimates (`DeltaGuide`). A mapping contains its own.
 
@@ -75,19 +66,11 @@ def autoguide(
     >>> from bhpeft_pyro.testing import tiny_model
     >>> type(autoguide("normal", tiny_model(), init_scale=0.01)).__name__
     'NormalGuide'
-    >>> len(autoguide("laplace", tiny_model()).components)
-    5
     """
     if not isinstance(name, str | type | Mapping):
         raise GuideError(
             f"guide: expected a guide's name or class, or a mapping, got {shown(name)}"
         )
-    if components is None:
-        components = default_components(name)
-    components = valid(Count, "components", components)
-    if components > 1:
-        alike = [autoguide(name, model, components=1, **options) for _ in range(components)]
-        return MixtureGuide(alike)
     called = name.__name__ if isinstance(name, type) else name
     refused = f"autoguide: {called!r} does not take {options}"
     if isinstance(name, str) and name in PRESETS:

@@ -123,9 +123,9 @@ def to_arviz(
         model, columns, chains, priors = posterior, Columns(), (), [PriorGuide(posterior)]
     else:
         model, columns, priors = posterior.model, posterior.columns, ()
-        chains = posterior.guide.components  # they come from independent fits and count alike
+        chains = posterior.guides  # they come from independent fits and count alike
         try:
-            priors = [prior_like(model, posterior.guide)]
+            priors = [prior_like(part.model, part.guide) for part in posterior.components]
         except PriorError as error:
             warn(f"{error}; the groups of the prior are left out")
     most = min((guide.draws_kept for guide in chains if guide.draws_kept is not None), default=None)

@@ -53,7 +53,7 @@ def posterior_page(posterior: Posterior, title: str, tested: Iterable[str] = ())
         height = 1.5 + max(map(len, by_branch.values())) * (0.15 + 0.12 * len(by_branch))
         parts += [
             "<h2>What the PEFT weights change</h2>",
-            f"<p>{_CENTRAL if posterior.guide.linear else _DRAWN}</p>",
+            f"<p>{_CENTRAL if posterior.linear else _DRAWN}</p>",
             image("Change by layer", partial(change_forest, by_branch), height),
         ]
     for number, report in reversed([*enumerate(posterior.lineage, 1)]):

@@ -1,6 +1,5 @@
-"""A fitted guide and everything needed to use it: one or a mixture, saved and loaded."""
+"""Fitted guides and everything needed to use them: predicted with, updated, saved and loaded."""
 
-from .mixture import MixturePosterior
 from .posterior import Posterior
 
-__all__ = ["MixturePosterior", "Posterior"]
+__all__ = ["Posterior"]

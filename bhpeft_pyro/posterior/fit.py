@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 from ..base.checks import warn
@@ -38,9 +37,9 @@ from ..training.initialization import (
     scatter,
     start,
 )
-from ..training.loop import Callback, OptimizerFactory
+from ..training.loop import Callback, OptimizerFactory, Setup
+from .learn import check_arguments, check_batches, learn, of_component, report_of, temperature
 from .posterior import Posterior
-from .round import Round, check_arguments, of_component, run_all, temperature
 
 # How many texts determine the head's axes, and the coordinates of the PEFT sites.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
@@ -51,7 +50,7 @@ _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 @checked_call
 def fit(
     model: Model,
-    guide: GuideLike | Guide | AutoGuide | nn.Module | Callable[..., Any],
+    guide: GuideLike | nn.Module | Callable[..., Any] | Sequence[nn.Module],
     data: object,
     *,
     validation: object | None = None,
@@ -69,7 +68,8 @@ def fit(
         model: the model. The head's axes and the coordinates of the PEFT sites, which the first fit
             estimates, stay with its network. Use a new network for each fold of a cross-validation.
         guide: what `autoguide` takes, a guide (fitted in place, from where it is if it has been
-            fitted before), or a function with `pyro.param` statements.
+            fitted before), or a function with `pyro.param` statements; or a list of guides, one for
+            each component.
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
             file, a mapping of lists.
         validation: as `data`. Its NLL is reported, and stops the fit if `patience` is set. If it
@@ -85,8 +85,8 @@ def fit(
             Normal guides and Adam for all others.
         callback: a function that is called after each step with a dict of numbers: "component"
             (from 0) and an entry of `FitReport.history` (step, loss, nll, kl, lr, ...).
-        components: K independent fits with different seeds and initial values, as one
-            `MixturePosterior`. By default 5 of "laplace" and 1 of other guides.
+        components: K independent fits with different seeds and initial values, as one posterior.
+            By default 5 of "laplace" and 1 of other guides.
         executor: fits the components in its workers, such as the processes of a
             `concurrent.futures.ProcessPoolExecutor` (docs/several-processes.md). A guide that is
             given as an object is then fitted as a copy.
@@ -127,9 +127,10 @@ def fit(
     guides = _made(guide, model, options, count)
     for made in guides:
         check_made_for(model, made)
-    point, strategy = guides[0].point, guides[0].strategy
+    point, centres_prior = guides[0].point, guides[0].centres_prior
+    check_batches(options, guides[0])
     inner = {site.name for site in model.sites if site.role == "input"}
-    if count > 1 and strategy.centres_prior and inner and inner <= with_mean(model):
+    if count > 1 and centres_prior and inner and inner <= with_mean(model):
         warn(
             f"components={count}: all start at the mean of the prior, so they will hardly differ; "
             "expected components=1 under an earlier posterior"
@@ -139,20 +140,19 @@ def fit(
     if options.particles > 1 and not point:  # a point estimate has one draw only
         check_prior(model.prior, model.sites, vectorised=True)
     named = partial(naming_rows, model, data=examples, validation=held_out)
-    whole, facts = examples, dict[str, Any](prior=prior_file.in_words(model.prior))
-    facts["data_with_held_out"] = whole.fingerprint
-    if held_out is None and strategy.needs_held_out(options):
+    whole, split = examples, None
+    chosen_by_rows = options.temperature is None or (centres_prior and options.tau is None)
+    if held_out is None and point and chosen_by_rows:
         if not examples.few:  # of which nothing is held out
             warn_of_copies(examples)
         examples, held_out = examples.hold_out(options.seed)
-        facts["split"] = None if held_out is None else options.seed
-    facts |= {"examples": len(examples), "data": examples.fingerprint}
-    first = partial(Round, facts=facts, columns=columns, optimizer=optimizer, callback=callback)
-    rounds: list[Round] = []
+        split = None if held_out is None else options.seed
+    setups: list[Setup] = []
     for number, made in enumerate(guides):
         how = of_component(options, number)
-        weight = temperature(made, how, held_out is not None, 0.0)
-        rounds.append(first(model, made, examples, held_out, how, temperature=weight))
+        weight = temperature(made, how, enough=held_out is not None)
+        also: Any = {"temperature": weight, "optimizer": optimizer, "callback": callback}
+        setups.append(Setup(model, made, examples, held_out, how, **also))
     chosen = random_order(len(examples), options.seed)
     with visible(), named():
         some = examples.subset(chosen[:_HEAD_TEXTS])
@@ -160,40 +160,44 @@ def fit(
         batches = (batch for _, batch in some.by_length(32))
         model.network.align(tracked(batches, "measuring the backbone", parts))
     fewer = [batch for _, batch in examples.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
-    for number, one in enumerate(rounds):
-        seed = one.options.seed
+    for number, setup in enumerate(setups):
+        seed = setup.options.seed
         with visible(), work("preparing", at_once=True, share=0), seeded(seed), named():
-            rounds[number] = replace(one, model=_initialised(one, fewer))
-            if number > 0 and not _starts_at_random(one):
-                scatter(model, one.guide)
+            setups[number] = replace(setup, model=_initialised(setup, fewer))
+            if number > 0 and not _starts_at_random(setup):
+                scatter(model, setup.guide)
     model.network.in_use = True
     with visible(), named():
         novelty = Novelty.of(model, whole, options.keep_texts)
+    known = {"prior": prior_file.in_words(model.prior), "split": split}
+    known["data_with_held_out"] = whole.fingerprint
+    reports = [report_of(setup, **known) for setup in setups]
+    start = Posterior(model, guides, (), columns, novelty=novelty)
     with named():
-        return run_all(rounds, executor, novelty=novelty)
+        return learn(start, setups, reports, options, executor)
 
 
-def _starts_at_random(one: Round) -> bool:
+def _starts_at_random(setup: Setup) -> bool:
     """Whether a guide starts at random weights of its own."""
-    return one.guide.strategy.centres_prior or (one.guide.point and one.temperature == 0)
+    return setup.guide.centres_prior or (setup.guide.point and setup.temperature == 0)
 
 
-def _initialised(one: Round, batches: list[Batch]) -> Model:
+def _initialised(setup: Setup, batches: list[Batch]) -> Model:
     """Give a guide its initial values. The model, whose prior is centred there if the guide's
     is."""
-    model, guide, options = one.model, one.guide, one.options
+    model, guide, options = setup.model, setup.guide, setup.options
     guide.set_prior(model)
     if guide.point:
-        labels = one.data.labels
+        labels = setup.examples.labels
         assert labels is not None
-        drawn = own_start(model, options.seed) if _starts_at_random(one) else {}
+        drawn = own_start(model, options.seed) if _starts_at_random(setup) else {}
         initial = drawn | model.likelihood.start(labels)
         if not moved(model, guide, initial):  # by an earlier fit
             guide.move(initial)
         return centred(model, guide)
     if options.temperature != 0:  # at 0 the weights themselves are trained
         if guide.free_sds() and not narrowed(model, guide):
-            start(model, guide, one.data, options, batches)
+            start(model, guide, setup.examples, options, batches)
         else:
             align(model, batches)  # has an effect once: all components share the coordinates
     return model
@@ -207,12 +211,12 @@ def _components(given: Any, guide: object, model: Model) -> int:
             f"guide: got an {name} object, whose posterior could not be saved; pass {name}, the "
             f"class, or bh.autoguide({name}, model) with options"
         )
-    if isinstance(guide, nn.Module):
-        count = len(as_guide(guide).components)
-        if given not in (None, count):
+    if isinstance(guide, nn.Module | Sequence) and not isinstance(guide, str):
+        count = 1 if isinstance(guide, nn.Module) else len(guide)
+        if not count or given not in (None, count):
             raise ConfigError(
-                f"components={given}: the {type(guide).__name__} given has {count}; expected None, "
-                "or a guide that can be made again: a name, a class, a mapping or a function"
+                f"components={given}: got {count} guides; expected None and one guide or more, or "
+                "a guide that can be made again: a name, a class, a mapping or a function"
             )
         return count
     if given is None:
@@ -223,12 +227,14 @@ def _components(given: Any, guide: object, model: Model) -> int:
 def _made(guide: Any, model: Model, options: FitOptions, count: int) -> list[Guide]:
     """One guide per component."""
     if isinstance(guide, nn.Module):
-        return [*as_guide(guide).components]
+        return [as_guide(guide)]
+    if isinstance(guide, Sequence) and not isinstance(guide, str):
+        return [as_guide(one) for one in guide]
     named, made = isinstance(guide, str | type | Mapping), []
     for number in range(count):
         # A function, too, may draw initial values.
         with seeded(of_component(options, number).seed):
-            made.append(autoguide(guide, model, components=1) if named else as_guide(guide))
+            made.append(autoguide(guide, model) if named else as_guide(guide))
     return made
 
 

@@ -4,16 +4,14 @@ answers to earlier texts a round has changed."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..base.names import check_used, first_match
-from ..base.values import Share, valid
 from ..data import Examples
 from ..data.batch import random_order
 from ..data.encoding import CutWarning
-from ..errors import ConfigError, GuideError
+from ..errors import GuideError
 from ..peft.sites import Site
 from ..priors import Prior
 from ..priors.any_prior import earlier_posterior, independent_normals
@@ -24,16 +22,7 @@ CHECKED = 256
 """How many examples, at most, whose labels or answers are compared with what is predicted."""
 
 
-def KEEP(name: str, value: Any) -> float | dict[str, float]:
-    """The rule for `keep`: a number from 0 to 1, or one for each pattern of site names."""
-    if isinstance(value, Mapping):
-        return {key: valid(Share, f"{name}[{key!r}]", share) for key, share in value.items()}
-    return valid(Share, name, value)
-
-
-def forget(
-    keep: float | Mapping[str, float], posterior: Prior, first: Prior | None, sites: Sequence[Site]
-) -> Prior:
+def forget(keep: float, posterior: Prior, first: Prior | None, sites: Sequence[Site]) -> Prior:
     """The power prior p(w) = q(w)^keep p0(w)^(1 - keep) / Z, with q the last posterior and p0 the
     first prior.
 
@@ -47,17 +36,14 @@ def forget(
     For a joint Normal the precision matrices are averaged in the same way.
 
     Args:
-        keep: from 0 (start again) to 1 (forget nothing), or a mapping from patterns of site names
-            to such numbers. The first pattern that matches a site is used; sites that no pattern
-            matches are kept.
+        keep: from 0 (start again) to 1 (forget nothing).
         posterior: q.
         first: p0.
         sites: of the model.
 
     Raises:
-        ConfigError: a pattern matches no site.
-        PriorError: p0 is unknown or has observations or factors, q or p0 is not Normal at a site
-            with keep < 1, or q is joint and `keep` differs between sites.
+        PriorError: p0 is unknown or has observations or factors, or q or p0 is not Normal at a
+            site.
 
     >>> import torch
     >>> import pyro.distributions as dist
@@ -70,35 +56,19 @@ def forget(
     >>> normal.variance.item(), round(normal.mean.item(), 4)
     (0.4000..., 2.4)
     """
-    shares = {name: share for name, share in _by_site(keep, sites).items() if share < 1}
-    if not shares:
+    if keep == 1:
         return posterior
-    earlier = earlier_posterior(posterior, "keep")
-    return earlier.tempered(shares, independent_normals(first, sites, shares, "keep"))
+    earlier, names = earlier_posterior(posterior, "keep"), [site.name for site in sites]
+    return earlier.tempered(keep, independent_normals(first, sites, names, "keep"))
 
 
-def kept_of_all(keep: float | Mapping[str, float], sites: Sequence[Site]) -> float:
-    """The largest share that a site keeps: what no weight keeps is forgotten."""
-    return max(_by_site(keep, sites).values())
-
-
-def rows_kept(lineage: Sequence[FitReport], sites: Sequence[Site]) -> float:
+def rows_kept(lineage: Sequence[FitReport]) -> float:
     """How many rows the information of the last round's posterior is worth: those of all rounds,
     each times what later rounds kept."""
     kept = 0.0
     for report in lineage:
-        share = 0.0 if report.own_prior else kept_of_all(report.keep, sites)
-        kept = share * kept + report.examples
+        kept = report.keep * kept + report.examples
     return kept
-
-
-def _by_site(keep: float | Mapping[str, float], sites: Sequence[Site]) -> dict[str, float]:
-    """`keep` of each site."""
-    patterns = keep if isinstance(keep, Mapping) else {"*": keep}
-    names = [site.name for site in sites]
-    check_used(names, patterns, "keep", ConfigError)
-    matches = {name: first_match(name, patterns) for name in names}
-    return {name: 1.0 if match is None else patterns[match] for name, match in matches.items()}
 
 
 def kept_texts(posterior: Posterior, new: Examples) -> Examples | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,11 @@ from ..base.fit_options import FitOptions
 from ..data import Columns
 from ..decisions.novelty import Novelty
 from ..errors import ConfigError, GuideError
-from ..guides import DrawsGuide, MixtureGuide, as_guide, check_made_for, latents
+from ..guides import DrawsGuide, as_guide, check_made_for, latents
 from ..guides.registry import check_sampled, trained_by_pyro
 from ..model.model import Model, check_model
 from ..priors.prior import check_prior
 from ..training.report import FitReport
-from .mixture import MixturePosterior
 from .posterior import Posterior
 
 __all__ = ["from_draws", "of"]
@@ -27,7 +26,7 @@ __all__ = ["from_draws", "of"]
 
 def of(
     model: Model,
-    guide: nn.Module | Callable[..., Any],
+    guide: nn.Module | Callable[..., Any] | Sequence[nn.Module],
     data: object | None = None,
     columns: Columns = Columns(),
 ) -> Posterior:
@@ -35,10 +34,10 @@ def of(
 
     Args:
         model: the model that the guide was trained on.
-        guide: any guide, of which the posterior has a copy. A function's parameters are taken
-            from Pyro's global store. One of Pyro's autoguides becomes a `guides.PyroGuide`, which
-            can be saved and updated; an AutoGaussian, and a flow with options of its own, stay
-            themselves, so train them no further.
+        guide: any guide, or a list of one for each component; the posterior has copies. A
+            function's parameters are taken from Pyro's global store. One of Pyro's autoguides
+            becomes a `guides.PyroGuide`, which can be saved and updated; an AutoGaussian, and a
+            flow with options of its own, stay themselves, so train them no further.
         data: what it has learnt, for the report, the names of the classes, `novelty`, and so that
             an update does not learn them again.
         columns: how data are read.
@@ -62,7 +61,8 @@ def of(
             f"guide: expected a guide that is trained on this model already, got {shown(guide)}; "
             "bh.fit trains one"
         )
-    guides = [trained_by_pyro(part, model) for part in as_guide(guide).components]
+    several = guide if isinstance(guide, Sequence) else [guide]
+    guides = [trained_by_pyro(as_guide(part), model) for part in several]
     for part in guides:
         check_made_for(model, part)
         check_sampled(model, part)
@@ -74,11 +74,12 @@ def of(
         rows = examples.hashes.unique()
     model.network.in_use = True
     reports = (FitReport(*learnt, FitOptions()),)
+    first = [model.prior]
     parts = [
-        Posterior(model, part, reports, columns, model.prior, learnt_rows=rows) for part in guides
+        Posterior(model, [part], reports, columns, first, first, learnt_rows=rows, novelty=novelty)
+        for part in guides
     ]
-    whole = parts[0] if len(parts) == 1 else MixturePosterior.of_round(parts, FitOptions())
-    return whole.replace(novelty=novelty)
+    return parts[0] if len(parts) == 1 else Posterior.mixture(parts)
 
 
 def from_draws(
@@ -91,8 +92,8 @@ def from_draws(
 ) -> Posterior:
     """A posterior of draws of any sampler: NUTS, SGLD, importance resampling.
 
-    Its `as_prior` is independent Normals with the draws' means and sds; `update` needs a
-    `guide` to train, such as "normal". Several chains become the components of a mixture.
+    Its `as_prior` is independent Normals with the draws' means and sds, under which `fit` learns
+    new data with a guide to train, such as "normal". Several chains become its components.
 
     Args:
         model: the model that was sampled.
@@ -140,7 +141,7 @@ def from_draws(
                 f"statistics: {name!r} has shape {(*value.shape,)}, expected {(chains, samples)}"
             )
     guides = [DrawsGuide.of(model, _row(values, c), _row(said, c)) for c in range(chains)]
-    return of(model, guides[0] if len(guides) == 1 else MixtureGuide(guides), data, columns)
+    return of(model, guides, data, columns)
 
 
 def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:

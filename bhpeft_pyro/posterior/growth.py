@@ -21,6 +21,7 @@ from ..guides.guide import prior_of
 from ..model.head import ClassifierHead, Head
 from ..model.model import Model
 from ..model.network import RandomPEFT
+from ..priors import Prior
 from ..priors.any_prior import independent_normals, with_rows
 from .posterior import Posterior
 
@@ -66,19 +67,25 @@ def grow(posterior: Posterior, labels: Sequence[str]) -> Posterior:
     network.load_state_dict(old.state_dict())
     network.in_use = True
     there = [site.name for site in posterior.model.sites if site.name in _HEAD]
-    first = with_rows(posterior.first_prior, dict.fromkeys(there, count))
-    model = Model(network, first, posterior.model.likelihood)
-    normals = independent_normals(first, model.sites, there, "grow")
-    rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in normals.items()}
-    guide = _grown(posterior.guide, rows)
-    # The prior of the next round is also the one that this round would be fitted under.
-    model = model.with_prior(prior_of(model, guide))
-    guide.set_prior(model)
+    guides, priors, firsts = list[Guide](), list[Prior](), list[Prior | None]()
+    for guide, before_first in zip(posterior.guides, posterior.first_priors, strict=True):
+        first = with_rows(before_first, dict.fromkeys(there, count))
+        model = Model(network, first, posterior.model.likelihood)
+        normals = independent_normals(first, model.sites, there, "grow")
+        rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in normals.items()}
+        guide = _grown(guide, rows)
+        # The prior of the next round is also the one that this round would be fitted under.
+        model = model.with_prior(prior_of(model, guide))
+        guide.set_prior(model)
+        guides.append(guide)
+        priors.append(model.prior)
+        firsts.append(first)
     return posterior.replace(
-        model=model,
-        guide=guide,
+        model=model.with_prior(priors[0]),
+        guides=tuple(guides),
         columns=dataclasses.replace(posterior.columns, label_names=names),
-        first_prior=first,
+        priors=tuple(priors),
+        first_priors=tuple(firsts),
         student=None,
         promised=None,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
 from traceback import format_exc
@@ -22,8 +22,11 @@ from ..base.progress import bars
 from ..errors import BHPEFTError, ConfigError, FitError
 
 if TYPE_CHECKING:
-    from .mixture import Fitted
-    from .round import Round
+    from ..training.loop import Setup
+    from ..training.report import FitReport
+    from .learn import Fitted
+
+    Learner = Callable[[Setup, FitReport], Fitted]
 
 
 def _pickled(value: object, shared: Sequence[object] = ()) -> bytes:
@@ -46,24 +49,31 @@ def _unpickled(data: bytes, shared: Sequence[object] = ()) -> Any:
     return Unpickler(io.BytesIO(data)).load()
 
 
-def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
-    """What rounds have fitted, in order, from the workers of an executor.
+def in_workers(
+    executor: Executor, learner: Learner, jobs: Sequence[tuple[Setup, FitReport]]
+) -> Iterator[Fitted]:
+    """What components have learnt, in order, from the workers of an executor.
+
+    Args:
+        executor: has the workers.
+        learner: what a worker calls with each of the jobs.
+        jobs: what each component learns, and its report.
 
     Raises:
         ConfigError: something cannot be pickled, or the executor takes no jobs.
-        FitError: after the last result: the first error of a round, or that a worker ended.
+        FitError: after the last result: the first error of a component, or that a worker ended.
     """
-    # What is within a round, and its result need not bring back.
-    stay = [[x.model.network, x.model.prior, x.first_prior, x.data, x.held_out] for x in rounds]
-    # What all rounds have is sent once.
+    # What is within a job, and its result need not bring back.
+    stay = [[x.model.network, x.model.prior, x.data, x.held_out] for x, _ in jobs]
+    # What all jobs have is sent once.
     shared = [same[0] for same in zip(*stay, strict=True) if all(x is same[0] for x in same)]
     futures: list[Future[bytes]] = []
     failed: Exception | None = None
     try:
         try:
             job = partial(_job, _pickled(shared))
-            for pair in zip(rounds, stay, strict=True):
-                futures.append(executor.submit(job, _pickled(pair, shared)))
+            for pair in zip(jobs, stay, strict=True):
+                futures.append(executor.submit(job, _pickled((learner, *pair), shared)))
         except Exception as error:  # of the objects' own code, or of the executor
             raise ConfigError(f"executor: a fit cannot be sent to its worker: {error}") from error
         for number, future in enumerate(futures):
@@ -71,7 +81,7 @@ def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
                 wait_for(future)
                 data = future.result()
             except Exception as error:  # each executor has its own
-                ended = f"component {number + 1} of {len(rounds)}: its worker failed: {error!r}"
+                ended = f"component {number + 1} of {len(jobs)}: its worker failed: {error!r}"
                 failed = failed or FitError(ended)
                 continue
             result = _unpickled(data, [*shared, *stay[number]])
@@ -86,12 +96,12 @@ def in_workers(executor: Executor, rounds: Sequence[Round]) -> Iterator[Fitted]:
         raise failed
 
 
-def _job(common: bytes, pair: bytes) -> bytes:
+def _job(common: bytes, own: bytes) -> bytes:
     shared = _unpickled(common)
-    one, stay = _unpickled(pair, shared)
+    learner, job, stay = _unpickled(own, shared)
     try:
         with locked(), bars(False):  # the worker may be a thread
-            result = one.run()
+            result = learner(*job)
     except Exception as error:
         if not isinstance(error, BHPEFTError):
             error.add_note(f"In the worker:\n{format_exc()}")

@@ -15,12 +15,12 @@ from ..base.fit_options import FitOptions
 from ..base.isolation import locked, with_gradients
 from ..data import Columns
 from ..decisions.queue import By, Queue, to_label
-from ..guides import GuideLike
 from ..guides.guide import prior_of
 from ..model.model import Model
 from ..priors import Prior, PriorLike
 from ..priors.any_prior import with_fixed_scales
 from ..training.loop import Callback, OptimizerFactory
+from ..training.report import FitReport
 from .predictor import Part, Predictor
 
 if TYPE_CHECKING:
@@ -39,19 +39,53 @@ class Posterior(Predictor):
     `diagnostics`, `integrations`) import them when they are called.
 
     Attributes:
-        model: the model, with the prior that the guide was fitted under.
-        guide: the fitted guide.
+        model: the model, with the prior that the first component was fitted under.
+        guides: the fitted guide of each component. With several, this is a mixture of independent
+            fits with equal weights (`fit(..., components=K)`): a mixture of posteriors (Wilson and
+            Izmailov 2020), or of point estimates a deep ensemble (Lakshminarayanan et al. 2017).
+            The weights stay equal: the components are K approximations of one posterior and not K
+            hypotheses.
         lineage: one report per round, the first round first.
         columns: how data are read.
-        first_prior: the prior of the first round; None if it is a function of your own that was
-            not passed to `load`.
+        priors: that each component was fitted under; by default the model's.
+        first_priors: the prior of each component in the first round; None if it is a function of
+            your own that was not passed to `load`.
         student: one network that predicts in place of all components (`distill`), if there is one.
         learnt_rows: (R,) hashes of the texts of all rows that have been learnt or held out, by
             which `queue` leaves them out; None if they are not known.
         promised: the promise about its answers (`promise`), or None.
         novelty: what recognises texts unlike those of all rounds; None if it is not known.
-        is_mixture: whether it has components that are posteriors of their own.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> options = {"max_steps": 3, "progress": False}
+    >>> both = fit(tiny_model(()), "normal", tiny_examples(), components=2, **options)
+    >>> len(both.guides), both.predict(["w5 w20"], samples=3, keep_samples=True).samples.shape
+    (2, torch.Size([4, 1, 2]))
     """
+
+    @classmethod
+    def mixture(cls, fits: Sequence[Posterior]) -> Posterior:
+        """Independent fits of the same rows as one posterior, with a new report.
+
+        Args:
+            fits: of one network; each has one component.
+
+        >>> from bhpeft_pyro import fit
+        >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+        >>> model, data, how = tiny_model(()), tiny_examples(), {"max_steps": 3, "progress": False}
+        >>> fits = [fit(model, "normal", data, seed=seed, **how) for seed in range(2)]
+        >>> len(Posterior.mixture(fits).components)
+        2
+        """
+        first = fits[0]
+        report = FitReport.of_mixture([part.report for part in fits], first.report.options)
+        return first.replace(
+            guides=tuple(part.guide for part in fits),
+            lineage=(report,),
+            priors=tuple(part.model.prior for part in fits),
+            first_priors=tuple(part.first_priors[0] for part in fits),
+        )
 
     @staticmethod
     def of(
@@ -133,7 +167,12 @@ class Posterior(Predictor):
     def as_prior(self) -> Prior:
         """The posterior as a prior for new data. Later training of the guide does not change it.
 
+        `fit(model.with_prior(posterior.as_prior()), guide, data)` learns new data with another
+        family of guides. What several components have learnt is no one prior: each of
+        `components` has its own.
+
         Raises:
+            ConfigError: there are several components.
             GuideError: the guide is a point estimate, or not one of this package's.
         """
         # `update` itself leaves scales open.
@@ -172,9 +211,7 @@ class Posterior(Predictor):
         optimizer: OptimizerFactory | None = None,
         callback: Callback | None = None,
         executor: Executor | None = None,
-        guide: GuideLike | None = None,
-        prior: PriorLike | None = None,
-        keep: float | Mapping[str, float] = 1.0,
+        keep: float = 1.0,
         grow: bool = False,
         again: bool = False,
         distill: object | None = None,
@@ -188,15 +225,8 @@ class Posterior(Predictor):
         Args:
             data, validation, options, optimizer, callback, executor: as for `fit`, but no
                 rows are held out of `data`.
-            guide: another family for this round and later ones, by the name or mapping that `fit`
-                takes. The prior is then this posterior if the family can represent it, or else the
-                nearest member of the family. `FitReport.projection` is the KL between the two.
-            prior: a prior of your own in place of this posterior, for example a mixture of it and
-                something wide (docs/priors.md). The guide goes on from where it is, whatever its
-                family; with `guide`, a new one starts at that prior. Components share it.
             keep: forget on purpose (`posterior.forgetting`): the prior is proportional to
-                q^keep p0^(1 - keep), with q this posterior and p0 the first prior. One number, or
-                one per pattern of site names ("lora.*"); other sites are kept.
+                q^keep p0^(1 - keep), with q this posterior and p0 the first prior.
             grow: give labels that are new in `data` an output (`grow`).
             again: learn `data` even if an earlier round did; their evidence then counts twice.
             distill: texts to make a student of the new posterior with (`distill`), which are
@@ -204,9 +234,7 @@ class Posterior(Predictor):
 
         Raises:
             DataError: the data cannot be used, or an earlier round learnt them.
-            ConfigError: `prior` comes with `keep`.
-            GuideError: the guide is a point estimate, or one of the guides is not of this package
-                and there is no `prior`.
+            GuideError: the guide is a point estimate, draws of a sampler, or not of this package.
             PriorError: forgetting has no closed form between these priors, or the first one has
                 observations or factors.
             FitError: as for `fit`; if the round was learnt and there is no student, the error's
@@ -215,7 +243,7 @@ class Posterior(Predictor):
         from .update import update
 
         how = (validation, options, optimizer, callback, executor)
-        return update(self, data, *how, guide, prior, keep, grow, again, distill, changes)
+        return update(self, data, *how, keep, grow, again, distill, changes)
 
     def assess(self, data: object, samples: int = 64, *, seed: int = 0) -> Drift:
         """How surprising new data are before they are learnt; see `streams.assess`."""

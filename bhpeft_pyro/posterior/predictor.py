@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -41,24 +42,61 @@ class Predictor:
     """What a `Posterior` is, and predicts; its attributes are described there."""
 
     model: Model
-    guide: Guide
+    guides: Sequence[Guide]
     lineage: tuple[FitReport, ...]
     columns: Columns = Columns()
-    first_prior: Prior | None = None
+    priors: Sequence[Prior] = ()
+    first_priors: Sequence[Prior | None] = ()
     student: Student | None = None
     learnt_rows: Tensor | None = None
     promised: Promise | None = None
     novelty: Novelty | None = None
 
     def __post_init__(self) -> None:
+        self.guides = (self.guides,) if isinstance(self.guides, Guide) else tuple(self.guides)
+        count = len(self.guides)
+        self.priors = tuple(self.priors) or (self.model.prior,) * count
+        self.first_priors = tuple(self.first_priors) or (None,) * count
         self.columns = self.model.named(self.columns)
 
-    is_mixture: ClassVar[bool] = False
+    @property
+    def guide(self) -> Guide:
+        """The guide, if there is one component.
+
+        Raises:
+            ConfigError: there are several; `guides` has them.
+        """
+        if len(self.guides) > 1:
+            raise ConfigError(f"guide: this posterior has {len(self.guides)}; expected `guides`")
+        return self.guides[0]
+
+    @property
+    def linear(self) -> bool:
+        """Whether the network is linearised around the central values of each component."""
+        return all(guide.linear for guide in self.guides)
+
+    @property
+    def point(self) -> bool:
+        """Whether training is of point estimates, which may have got a width afterwards."""
+        return all(guide.point for guide in self.guides)
 
     @property
     def components(self) -> tuple[Posterior, ...]:
-        """The independent fits of a mixture; otherwise the posterior itself."""
-        return (cast("Posterior", self),)  # nothing else is a Predictor
+        """Each component as a posterior of its own; one component is the posterior itself."""
+        if len(self.guides) == 1:
+            return (cast("Posterior", self),)  # nothing else is a Predictor
+        return tuple(cast("Posterior", self._component(k)) for k in range(len(self.guides)))
+
+    def _component(self, number: int) -> Self:
+        prior, first = self.priors[number], self.first_priors[number]
+        return self.replace(
+            model=self.model.with_prior(prior),
+            guides=(self.guides[number],),
+            lineage=lineage_of(number, self.lineage),
+            priors=(prior,),
+            first_priors=(first,),
+            **dict.fromkeys(("student", "promised", "novelty")),
+        )
 
     def replace(self, **changes: Any) -> Self:
         """The same posterior with some attributes changed."""
@@ -92,9 +130,8 @@ class Predictor:
     @property
     def facts(self) -> dict[str, str]:
         """The facts of the model, and the guide, the number of rounds and the classes, in words."""
-        names, parts = self.columns.label_names, self.components
-        guide = parts[0].guide.title()
-        guide = guide if parts[0] is self else f"{len(parts)} x {guide}"
+        names, guide = self.columns.label_names, self.guides[0].title()
+        guide = guide if len(self.guides) == 1 else f"{len(self.guides)} x {guide}"
         facts = self.model.facts | {"guide": guide, "rounds": str(len(self.lineage))}
         facts |= {"student": self.student.report.in_short} if self.student else {}
         facts |= {"promise": self.promised.in_short} if self.promised else {}
@@ -118,7 +155,7 @@ class Predictor:
 
         Under `laplace` those of the head include the output scale, as do `weights` and exports.
         """
-        draws = draw(self.model, self.guide, samples, seed)
+        draws = draw(self.model, self.guides, samples, seed)
         return {name: value[:, 0] for name, value in draws.items()}
 
     def weights(self, component: Part | None = None, draw: int | None = None) -> dict[str, Tensor]:
@@ -217,7 +254,7 @@ class Predictor:
         else:
             forecast = predict(
                 self.model,
-                self.guide,
+                self.guides,
                 examples,
                 samples,
                 method=method,
@@ -344,3 +381,15 @@ class Predictor:
         from .distill import distill
 
         return distill(self, texts, epochs, batch_size, lr, seed, progress)
+
+
+def lineage_of(number: int, lineage: Sequence[FitReport]) -> tuple[FitReport, ...]:
+    """The reports of a component of the last round, whose number was another one in earlier rounds
+    if a component before it has failed since."""
+    reports: list[FitReport] = []
+    for whole in reversed(lineage):
+        parts = whole.components or [whole]
+        by_id: dict[str | None, FitReport] = {part.id: part for part in parts}
+        own = by_id.get(reports[0].parent) if reports else None
+        reports.insert(0, own or parts[min(number, len(parts) - 1)])
+    return tuple(reports)

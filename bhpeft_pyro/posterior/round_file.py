@@ -35,7 +35,6 @@ from ..priors import Prior, PriorLike, prior_file
 from ..priors.any_prior import held_fixed
 from ..priors.prior_file import Plain, Tensors, joined
 from ..training.report import FitReport
-from .mixture import MixturePosterior, lineage_of
 from .posterior import Posterior
 
 _GUIDES: dict[str, Callable[..., Guide]] = {
@@ -78,14 +77,14 @@ def to_state(posterior: Posterior) -> tuple[Plain, Tensors]:
         _component_to_state(part, f"{number}.") for number, part in enumerate(parts)
     )
     tensors |= more
-    priors = [part.model.prior for part in parts]
+    priors = list(posterior.priors)
     plain["priors"], more = _priors_to_state(priors, "prior")
     tensors |= more
     if any(map(prior_file.needs_given, plain["priors"])):
         for number, part in enumerate(parts):
             fixed = held_fixed(part.model.prior, part.model.sites)
             tensors |= {f"{number}.fixed.{name}": value for name, value in fixed.items()}
-    first_priors = [part.first_prior for part in parts]
+    first_priors = list(posterior.first_priors)
     plain["first_priors"] = None  # in the first round they are the priors
     if any(one is not other for one, other in zip(priors, first_priors, strict=True)):
         plain["first_priors"], more = _priors_to_state(first_priors, "first_prior")
@@ -152,18 +151,16 @@ def from_state(
     check_outputs(backbone, fixed_outputs(network), fitted_on)
     _load(network, tensors, "network")
     network.in_use = True
-    mixed = any(report.components for report in lineage)  # one fit alone may be a mixture too
     learnt = tensors.get("learnt_rows")  # files from before there were any have none
     if learnt is not None and (learnt.dtype != torch.int64 or learnt.dim() != 1):
         raise ValueError(f"learnt_rows: {learnt.dtype} of shape {tuple(learnt.shape)}")
-    parts = []
-    for number, component in enumerate(plain["components"]):
-        model = Model(network, priors[number], labels)
-        fitted = _component_from_state(component, tensors, f"{number}.", model, makers[number])
-        reports = lineage_of(number, lineage) if mixed else lineage
-        part = Posterior(model, fitted, reports, columns, first_priors[number])
-        parts.append(part.replace(learnt_rows=None if learnt is None else learnt.cpu()))
-    posterior = MixturePosterior(parts, lineage) if mixed else parts[0]
+    models = [Model(network, prior, labels) for prior in priors]
+    guides = [
+        _component_from_state(component, tensors, f"{number}.", models[number], makers[number])
+        for number, component in enumerate(plain["components"])
+    ]
+    posterior = Posterior(models[0], guides, lineage, columns, priors, first_priors)
+    posterior = posterior.replace(learnt_rows=None if learnt is None else learnt.cpu())
     for name, kind in _ATTACHED.items():
         if (state := plain.get(name)) is not None:
             made = kind.from_state(state, _part(tensors, name), posterior.model)

@@ -15,34 +15,31 @@ from torch import Tensor
 
 from ..base.checks import warn
 from ..base.fit_options import FitOptions
-from ..base.isolation import seeded
 from ..base.progress import bars, work
-from ..base.values import Flag, checked_call
+from ..base.values import Flag, Share, checked_call
 from ..data import Examples, LabelWarning
 from ..data.batch import random_order
 from ..data.copies import BY_CHANCE, among, check_apart, warn_of_contradictions
 from ..data.table import table
 from ..decisions.novelty import Novelty
 from ..decisions.two_samples import separation
-from ..errors import ConfigError, DataError, GuideError
-from ..guides import Guide, GuideLike, autoguide
+from ..errors import DataError, GuideError, PriorError
+from ..guides import Guide, LaplaceGuide
+from ..guides.earlier import Earlier
 from ..guides.guide import prior_of
 from ..guides.laplace.choice_of_tau import best_output_scale
-from ..guides.strategy import Earlier
 from ..model.cached_batches import naming_rows
-from ..model.model import Model
-from ..priors import Prior, PriorLike, as_prior, prior_file
-from ..priors.any_prior import earlier_posterior
-from ..priors.prior import check_prior
+from ..peft.sites import Sites
+from ..priors import Prior
+from ..priors.any_prior import independent_normals
 from ..training.earlier_labels import with_earlier_texts
-from ..training.initialization import centred, own_start
-from ..training.loop import Callback, OptimizerFactory
+from ..training.loop import Callback, OptimizerFactory, Setup
 from ..training.report import FitReport
 from .distill import texts_for, with_student
-from .forgetting import CHECKED, KEEP, compared, forget, kept_of_all, kept_texts, rows_kept
+from .forgetting import CHECKED, compared, forget, kept_texts, rows_kept
 from .growth import with_outputs_for
+from .learn import check_arguments, check_batches, learn, of_component, report_of, temperature
 from .posterior import Posterior
-from .round import Round, check_arguments, first_sds, of_component, run_all, temperature
 
 
 @checked_call
@@ -54,9 +51,7 @@ def update(
     optimizer: OptimizerFactory | None,
     callback: Callback | None,
     executor: Executor | None,
-    guide: GuideLike | None,
-    prior: PriorLike | None,
-    keep: float | Mapping[str, float],
+    keep: Share,
     grow: Flag,
     again: Flag,
     distill: object | None,
@@ -67,12 +62,10 @@ def update(
         changes = {"patience": None, **changes}
     options = (options or posterior.report.options).change(**changes)
     check_arguments(options, validation, optimizer, callback, executor)
-    keep = KEEP("keep", keep)
-    if prior is not None and keep != 1:
-        raise ConfigError("prior: expected no keep, which makes a prior of its own")
-    own_prior = None if prior is None else as_prior(prior)
-    for part in posterior.components if own_prior is None else ():
+    for part in posterior.components:
         prior_of(part.model, part.guide)  # refused before data are read, if it cannot be one
+        _check_goes_on(part.guide)
+        check_batches(options, part.guide)
     with bars(options.progress):
         if not isinstance(data, Examples):  # for its labels, and to be encoded
             data = table(data, posterior.columns.inputs(posterior.model.likelihood.kind))
@@ -88,20 +81,14 @@ def update(
         if not again:
             refuse_known(posterior, examples)
             _warn_of_known(posterior, examples)
-        if own_prior is not None:
-            vectorised = options.particles > 1 and not posterior.guide.point
-            check_prior(own_prior, posterior.model.sites, vectorised)
-        sites = posterior.model.sites
-        share, told = kept_of_all(keep, sites), None
-        kept = 0.0 if own_prior is not None else share * rows_kept(posterior.lineage, sites)
-        known = Earlier(kept, learnt=learnt, texts=earlier)
+        told = None
+        known = Earlier(keep * rows_kept(posterior.lineage), learnt=learnt, texts=earlier)
         with_texts, handler = with_earlier_texts(known, examples)
         few = with_texts.few
         with naming_rows(posterior.model, data=examples, validation=held_out):
-            how = [of_component(options, i) for i in range(len(posterior.components))]
-            rounds = [
-                _round(last, examples, few, held_out, own, guide, own_prior, keep)
-                for last, own in zip(posterior.components, how, strict=True)
+            setups = [
+                _setup(last, examples, few, held_out, of_component(options, number), keep)
+                for number, last in enumerate(posterior.components)
             ]
             with work(share=0):
                 forecasts = _central_forecasts(posterior, examples)
@@ -120,27 +107,29 @@ def update(
                         "that earlier rounds have kept (option keep_texts)"
                     )
                 )
-            scales = [1.0] * len(rounds)
+            scales = [1.0] * len(setups)
             if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
                 new = Novelty.of(posterior.model, examples, options.keep_texts)
                 told = separation(novelty, new)
-                own = (options.epochs, options.max_steps, options.tau, own_prior)
+                own = (options.epochs, options.max_steps, options.tau)
                 if all(one is None for one in own) and told is not None:
-                    power = share * (2 - 2 * told)
+                    power = keep * (2 - 2 * told)
                     scales = _output_scales(posterior, forecasts, learnt)
                     scales = [scale**power for scale in scales]
-                novelty = novelty.merged(new, share)
-            rounds = [
+                novelty = novelty.merged(new, keep)
+            setups = [
                 replace(
-                    one,
+                    setup,
                     earlier=known._replace(separation=told, output_scale=scale),
                     optimizer=optimizer,
                     callback=callback,
                 )
-                for one, scale in zip(rounds, scales, strict=True)
+                for setup, scale in zip(setups, scales, strict=True)
             ]
-            reports = posterior.lineage if posterior.is_mixture else ()
-            updated = run_all(rounds, executor, reports, novelty=novelty)
+            pairs = zip(setups, posterior.components, strict=True)
+            reports = [report_of(new, keep=keep, parent=last.report.id) for new, last in pairs]
+            last = posterior.replace(novelty=novelty)
+            updated = learn(last, setups, reports, options, executor)
         if earlier is not None:
             with work(share=0):
                 updated = compared(before, updated, earlier)
@@ -221,97 +210,41 @@ def _learnt_classes(posterior: Posterior) -> Tensor | None:
     return None
 
 
-def _round(
+def _check_goes_on(guide: Guide) -> None:
+    """Refuse draws of a sampler, which cannot be trained."""
+    if guide.draws_kept is not None:
+        raise GuideError(
+            "update: draws of a sampler cannot go on; expected a fit under them, such as "
+            "bh.fit(posterior.model.with_prior(posterior.as_prior()), 'normal', data)"
+        )
+
+
+def _setup(
     last: Posterior,
     examples: Examples,
     few: bool,
     held_out: Examples | None,
     options: FitOptions,
-    family: GuideLike | None,
-    own_prior: Prior | None,
-    keep: float | dict[str, float],
-) -> Round:
-    """The next round of a component; `few` says whether it learns too few rows to do without the
+    keep: float,
+) -> Setup:
+    """What a component learns next; `few` says whether these are too few rows to do without the
     first prior."""
-    model, sites, start = last.model, last.model.sites, last.guide
-    projection = None
-    if own_prior is not None:
-        model = model.with_prior(own_prior)
-        if family is None:  # it goes on from where the last one is
-            guide = copy.deepcopy(start)
-            guide.strategy.reset_prior(model)
-        else:
-            guide = guide_under(model, family, options.seed)
-            if guide.strategy.centres_prior:
-                guide.move(own_start(model, options.seed))
-        before = centred(model, guide).prior
-    elif family is None:
-        guide, before = copy.deepcopy(start), prior_of(model, start)
-    else:
-        guide, before, projection = in_family(model, prior_of(model, start), family, options.seed)
-        note_first_prior(guide, last)
-    model = model.with_prior(forget(keep, before, last.first_prior, sites))
+    model, guide, first = last.model, copy.deepcopy(last.guide), last.first_priors[0]
+    model = model.with_prior(forget(keep, prior_of(model, guide), first, model.sites))
     guide.set_prior(model)
-    # Whether what the guide takes for the first prior may contain what earlier data taught.
-    own_priors = own_prior is not None or any(report.own_prior for report in last.lineage)
-    unclear = own_priors or first_sds(last.first_prior, sites) is None
-    facts = {
-        "examples": len(examples),
-        "data": examples.fingerprint,
-        "keep": keep,
-        "projection": projection,
-        "own_prior": own_prior is not None,
-        "prior": "" if own_prior is None else prior_file.in_words(own_prior),
-    }
-    enough = not (few or unclear)
-    return Round(
-        model,
-        guide,
-        examples,
-        held_out,
-        options,
-        temperature=temperature(guide, options, enough, guide.strategy.default_temperature),
-        facts=facts,
-        columns=last.columns,
-        lineage=last.lineage,
-        first_prior=last.first_prior,
-        learnt_rows=last.learnt_rows,
-    )
+    # Else what the guide takes for the first prior may contain what earlier data taught.
+    known = first_sds(first, model.sites) is not None
+    informed = isinstance(guide, LaplaceGuide) and not guide.prior_information.is_zero
+    weight = temperature(guide, options, known and not few, 0.0 if informed else 1.0)
+    return Setup(model, guide, examples, held_out, options, temperature=weight)
 
 
-def note_first_prior(guide: Guide, posterior: Posterior) -> None:
-    """Tell a guide that is made in a later round under which prior the first one was. Where that is
-    not Normal or not known, the guide takes the prior of the last round for it."""
-    sds = first_sds(posterior.first_prior, posterior.model.sites)
-    if sds is not None:
-        guide.strategy.set_first_prior_sds(sds, posterior.guide)
-
-
-def in_family(
-    model: Model, last: Prior, family: GuideLike, seed: int
-) -> tuple[Guide, Prior, float]:
-    """A guide of another family, at the last posterior or at the nearest member of the family.
-
-    With it come the posterior as this family can represent it, which is the next round's prior, and
-    the KL from the last posterior to it in nats.
-
-    Raises:
-        GuideError: the family is unknown, or cannot have this prior.
-        PriorError: the last posterior cannot be projected.
-    """
-    # A guide of any family can be made under independent weights, and says if it is joint.
-    alone, divergence = earlier_posterior(last, "guide").independent()
-    guide = guide_under(model.with_prior(alone), family, seed)
-    if guide.joint:
-        return guide_under(model.with_prior(last), family, seed), last, 0.0
-    return guide, alone, divergence
-
-
-def guide_under(model: Model, family: GuideLike, seed: int) -> Guide:
-    """A new guide of a family."""
-    with seeded(seed):
-        guide: Guide = autoguide(family, model, components=1)
-    return guide
+def first_sds(first_prior: Prior | None, sites: Sites) -> dict[str, Tensor] | None:
+    """By site, the sds of the first round's prior, if it is known and Normal."""
+    with suppress(PriorError):
+        normals = independent_normals(first_prior, sites, [site.name for site in sites], "guide")
+        return {name: sd for name, (_, sd) in normals.items()}
+    return None
 
 
 def has_learnt(report: FitReport, examples: Examples) -> bool:
@@ -356,7 +289,7 @@ def check_held_out(posterior: Posterior, examples: Examples, held_out: Examples 
         known = int(among(held_out.hashes, posterior.learnt_rows).sum())
         # Rows that were given may be given again; those that `fit` held out itself hardly are.
         earlier = sum(report.held_out for report in posterior.lineage if report.split is None)
-        if posterior.guide.point and known > earlier:
+        if posterior.point and known > earlier:
             warn(
                 f"validation: {known} of {len(held_out)} rows have the text of a row "
                 "that an earlier round has learnt (case and spaces aside), so the uncertainty may "

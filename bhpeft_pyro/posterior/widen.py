@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..base.fit_options import FitOptions
+import torch
+
 from ..base.progress import bars, work
 from ..data import Examples
 from ..data.copies import check_apart
 from ..decisions.novelty import Novelty
 from ..errors import DataError, GuideError
-from ..guides.laplace.laplace_strategy import around_point
+from ..guides import Guide, LaplaceGuide
+from ..model.model import Model
 from ..training.estimated_noise import has_noise, settle_noise
 from ..training.initialization import centred
-from .mixture import Fitted, joined, parts_of
+from ..training.loop import Setup
+from .learn import learn, report_of, temperature
 from .posterior import Posterior
-from .round import Round, temperature
-from .update import note_first_prior
+from .update import first_sds
 
 # Fields of a report that a width changes. A `History` may have the point estimate too, by its id;
 # and the metrics are of that.
@@ -31,7 +32,8 @@ _NEW = (
     "metrics",
     "score",
     "output_scale",
-    "seconds",
+    "examples",
+    "data",
 )
 
 
@@ -39,63 +41,62 @@ def widen(
     posterior: Posterior, data: object, *, validation: object | None, changes: Mapping[str, Any]
 ) -> Posterior:
     """See `Posterior.widen`."""
-    parts = posterior.components
-    for part in parts:
-        if not part.guide.point:
-            raise GuideError(
-                f"widen: {part.guide.title()} cannot get a width; expected a 'delta' guide"
-            )
+    for guide in posterior.guides:
+        if not guide.point:
+            raise GuideError(f"widen: {guide.title()} cannot get a width; expected a 'delta' guide")
     examples, novelty = posterior.encode(data), posterior.novelty
     every, first = examples, len(posterior.lineage) == 1
     held_out = None if validation is None else posterior.encode(validation)
     if held_out is None:
         examples, held_out = posterior.report.parted(examples)
-        if (last := posterior.report).data not in ("", examples.fingerprint):
+        learnt = posterior.report
+        if learnt.data not in ("", examples.fingerprint):
             raise DataError(
-                f"data: these {len(examples)} examples are not the {last.examples} that the last "
+                f"data: these {len(examples)} examples are not the {learnt.examples} that the last "
                 "round learnt, or are in another order; expected these, or validation rows"
             )
     else:
         check_apart(examples, held_out, "validation")
     options = posterior.report.options.change(**changes)
-    with bars(options.progress), work("width", parts_of(len(parts)), at_once=True) as whole:
-        fitted = []
-        for number, part in enumerate(parts, 1):
-            whole.name(f"component {number} of {len(parts)}")
-            how = part.report.options.change(**changes)
-            fitted.append(_widened(part, examples, held_out, how))
-            whole.next()
-        whole.name("mixture")
-        lineage = posterior.lineage[:-1] if posterior.is_mixture else ()
-        if novelty is None and first:  # of an adapter that was trained elsewhere
-            novelty = Novelty.of(posterior.model, every, options.keep_texts)
-        widened = joined(fitted, held_out, options, examples.labels, lineage)
-        return widened.replace(novelty=novelty).with_report(name=posterior.report.name)
+    if novelty is None and first:  # of an adapter that was trained elsewhere
+        novelty = Novelty.of(posterior.model, every, options.keep_texts)
+    parts = posterior.components
+    with bars(options.progress), work("width", at_once=True):
+        setups = [_setup(part, examples, held_out, changes) for part in parts]
+    reports = [
+        report_of(setup, **{k: v for k, v in vars(part.report).items() if k not in _NEW})
+        for setup, part in zip(setups, parts, strict=True)
+    ]
+    last = posterior.replace(lineage=posterior.lineage[:-1], novelty=novelty)
+    widened = learn(last, setups, reports, options, train=False)
+    return widened.with_report(name=posterior.report.name)
 
 
-def _widened(
-    part: Posterior, examples: Examples, held_out: Examples | None, options: FitOptions
-) -> Fitted:
-    guide = around_point(part.model, part.guide)
+def _setup(
+    part: Posterior, examples: Examples, held_out: Examples | None, changes: Mapping[str, Any]
+) -> Setup:
+    """A Laplace approximation around a component's point estimate, without a covariance yet."""
+    guide, last = _around_point(part.model, part.guide), part.report
     log_noise = part.model.likelihood.log_noise
     if has_noise(guide, part.model) and not log_noise(guide.means()).any():  # not yet set
         settle_noise(part.model, guide, examples)
     model = centred(part.model, guide)
-    lineage, last = part.lineage[:-1], part.report
-    if lineage:
-        note_first_prior(guide, part)
-    one = Round(
-        model,
-        guide,
-        examples,
-        held_out,
-        options,
-        temperature=temperature(guide, options, True, last.temperature),
-        facts={name: value for name, value in vars(last).items() if name not in _NEW}
-        | {"examples": len(examples), "data": examples.fingerprint},
-        columns=part.columns,
-        lineage=lineage,
-        first_prior=part.first_prior,
-        learnt_rows=part.learnt_rows,
-    )
-    return one.with_width({"seconds": last.seconds}, time.monotonic())
+    sds = first_sds(part.first_priors[0], model.sites) if len(part.lineage) > 1 else None
+    if sds is not None:
+        guide.set_first_scale(torch.cat([sds[n].to(guide.loc).flatten() for n in guide.shapes]))
+    options = last.options.change(**changes)
+    weight = temperature(guide, options, True, last.temperature)
+    return Setup(model, guide, examples, held_out, options, temperature=weight)
+
+
+def _around_point(model: Model, point: Guide) -> LaplaceGuide:
+    """A Laplace approximation around a fitted point estimate of any family; of another one the rank
+    and tau stay."""
+    if isinstance(point, LaplaceGuide):
+        guide = LaplaceGuide(model, point.rank)
+        guide.tau.copy_(point.tau)
+        guide.move(guide.unpack(point.loc.detach()))
+        return guide
+    guide = LaplaceGuide(model)
+    guide.move(point.means())
+    return guide

@@ -22,6 +22,7 @@ from ..data.batch import Batch
 from ..errors import DataError
 from ..forecast.base import join
 from ..guides import Guide
+from ..guides.guide import guides_of
 from ..model.cached_batches import BATCH, MAX_ROWS, CachedBatches, check_all, most_tokens
 from ..model.linearized import linear_predictives
 from ..model.model import Model
@@ -38,12 +39,14 @@ the wanted quantities: tensors (s, B, ...)."""
 
 
 @checked_call
-def draw(model: Model, guide: Guide, samples: Count, seed: Seed = 0) -> dict[str, Tensor]:
+def draw(
+    model: Model, guide: Guide | Sequence[Guide], samples: Count, seed: Seed = 0
+) -> dict[str, Tensor]:
     """Joint draws of every latent, and of the sites computed from them.
 
     By site they are detached tensors `(S, 1, *site shape)`; the 1 is the dim of the data plate. For
-    a mixture S is rounded up to equally many draws per component (`strata`), in their order. The
-    global random state does not change.
+    the guides of several components S is rounded up to equally many draws of each (`strata`), in
+    their order. The global random state does not change.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -67,7 +70,7 @@ class Draws:
 
 
 def draw_parts(
-    model: Model, guide: Guide, samples: int, seed: int | torch.Generator
+    model: Model, guide: Guide | Sequence[Guide], samples: int, seed: int | torch.Generator
 ) -> Iterator[Draws]:
     """The draws of `draw` part by part, so that they need not all be in memory.
 
@@ -107,11 +110,12 @@ def linearised_at(model: Model, guide: Guide) -> dict[str, Tensor] | None:
     return {name: value[0, 0].detach() for name, value in point(model, guide).items()}
 
 
-def strata(guide: Guide, samples: int) -> list[tuple[Guide, int]]:
-    """Each component of a guide with its number of draws: equally many, and at least `samples` in
+def strata(guide: Guide | Sequence[Guide], samples: int) -> list[tuple[Guide, int]]:
+    """The guide of each component with its number of draws: equally many, and at least `samples` in
     all."""
-    share = -(-samples // len(guide.components))
-    return [(component, share) for component in guide.components]
+    guides = guides_of(guide)
+    share = -(-samples // len(guides))
+    return [(component, share) for component in guides]
 
 
 def traces(guide: Guide, samples: int, seeds: torch.Generator) -> Iterator[poutine.Trace]:

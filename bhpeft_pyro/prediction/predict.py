@@ -23,6 +23,7 @@ from ..data.columns import MAX_CHOICES
 from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
+from ..guides.guide import guides_of
 from ..model.cached_batches import BATCH, CachedBatches, check_all
 from ..model.linearized import (
     examples_at_once,
@@ -45,7 +46,7 @@ AnyForecast = ClassForecast | LabelsForecast | RatingForecast
 @checked_call
 def predict(
     model: Model,
-    guide: Guide,
+    guide: Guide | Sequence[Guide],
     data: Examples | CachedBatches,
     samples: Amount | None = None,
     *,
@@ -55,7 +56,8 @@ def predict(
     keep_samples: bool = False,
     bf16: bool = False,
 ) -> AnyForecast:
-    """The posterior predictive of N examples; arguments and errors as for `Posterior.predict`.
+    """The posterior predictive of N examples under one guide, or the mixture of several with equal
+    weights; arguments and errors as for `Posterior.predict`.
 
     For a guide of the linearised network the outputs are Normal, and no weights are drawn. Their
     covariance is J S J' (`linearized.jacobian`). Ratings with a Normal likelihood are then a
@@ -66,10 +68,11 @@ def predict(
     `draw`.
     """
     examples = data.examples if isinstance(data, CachedBatches) else data
-    closed = in_closed_form(guide, method, drawn=keep_samples or samples == 0)
+    guides = guides_of(guide)
+    closed = in_closed_form(guides, method, drawn=keep_samples or samples == 0)
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
     choices = 1.0 if examples.counts is None else examples.counts.double().mean().item()
-    cost = _passes(model, guide, closed, count, model.network.outputs * choices)
+    cost = _passes(model, guides, closed, count, model.network.outputs * choices)
 
     def runs(batches: CachedBatches, done: Callable[[], object]) -> Iterator[Sequence[Tensor]]:
         """What each component predicts, tensors (S, N, ...): from the moments of the linearised
@@ -85,7 +88,7 @@ def predict(
         normals = width if examples.choices is None else MAX_CHOICES * model.network.outputs
         seeds = torch.Generator().manual_seed(seed)
         values: Sequence[Tensor]
-        for number, (component, share) in enumerate(strata(guide, count)):
+        for number, (component, share) in enumerate(strata(guides, count)):
             if not closed:
                 draws, parts = draw_parts(model, component, share, seeds), []
                 with work(parts=share) as drawn:
@@ -111,7 +114,7 @@ def predict(
             exact = closed and model.likelihood.constant_noise
             names = ("within",) if exact else ("outcomes", "densities")
             known |= dict(zip(names, more, strict=False))
-            known |= {"scale": model.likelihood.label_range, "components": len(guide.components)}
+            known |= {"scale": model.likelihood.label_range, "components": len(guides)}
             made = RatingForecast.from_draws(means, sds, **known)
         else:
             kind = LabelsForecast if model.likelihood.kind == "labels" else ClassForecast
@@ -122,11 +125,10 @@ def predict(
         return replace(made, method=how, passes=cost)
 
     if isinstance(data, CachedBatches):
-        with work("predicting", len(guide.components)) as whole:
+        with work("predicting", len(guides)) as whole:
             return forecast(data, whole.next)
-    each = len(guide.components)
     return in_parts(
-        model, data, lambda part, done: forecast(CachedBatches(model, part), done), each
+        model, data, lambda part, done: forecast(CachedBatches(model, part), done), len(guides)
     )
 
 
@@ -153,10 +155,10 @@ def in_parts(
     return joined
 
 
-def in_closed_form(guide: Guide, method: Method | None, drawn: bool) -> bool:
-    """Whether to predict without draws of the weights: if nothing asks for draws, and the guide has
-    a covariance of the linearised network."""
-    closed = all(part.linear and part.covariance is not None for part in guide.components)
+def in_closed_form(guides: Sequence[Guide], method: Method | None, drawn: bool) -> bool:
+    """Whether to predict without draws of the weights: if nothing asks for draws, and all guides
+    have a covariance of the linearised network."""
+    closed = all(part.linear and part.covariance is not None for part in guides)
     if method is None:
         return closed and not drawn
     if method != "exact" or not closed:
@@ -169,15 +171,15 @@ def in_closed_form(guide: Guide, method: Method | None, drawn: bool) -> bool:
     return True
 
 
-def _passes(model: Model, guide: Guide, closed: bool, count: int, width: float) -> float:
+def _passes(model: Model, guides: Sequence[Guide], closed: bool, count: int, width: float) -> float:
     """Of the network for a text of `width` outputs, forward and backward."""
     if not model.network.kinds:
         return 1.0
     derivatives = 1 + width - model.likelihood.softmax
     if closed or not count:
-        return len(guide.components) * (derivatives if closed else 1.0)
+        return len(guides) * (derivatives if closed else 1.0)
     total = 0.0
-    for part, share in strata(guide, count):
+    for part, share in strata(guides, count):
         at_once = -(-share // TOGETHER) if part.point else share
         total += derivatives * linear_parts(model, share) if part.linear else at_once
     return total

@@ -1,6 +1,6 @@
 """Priors: Pyro functions from sites to their tensors."""
 
-from .from_posterior import JOINT, JointPrior, MixturePrior, PosteriorPrior, unpack
+from .from_posterior import JOINT, JointPrior, PosteriorPrior, unpack
 from .prior import Prior, PriorLike, as_prior, checked, complete
 from .ready_priors import FunctionSpaceNormal, Hierarchical, default
 
@@ -9,7 +9,6 @@ __all__ = [
     "FunctionSpaceNormal",
     "Hierarchical",
     "JointPrior",
-    "MixturePrior",
     "PosteriorPrior",
     "Prior",
     "PriorLike",

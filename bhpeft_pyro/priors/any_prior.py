@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..base.distributions import Covariance, LowRankNormal
 from ..base.isolation import undisturbed
 from ..errors import PriorError
 from ..peft.sites import Site
-from .from_posterior import JointPrior, MixturePrior, PosteriorPrior, moments_of
+from .from_posterior import JointPrior, PosteriorPrior, moments_of
 from .prior import Prior, checked
 from .vectorised import with_tensors
 
@@ -73,10 +72,6 @@ def with_rows(prior: Prior | None, rows: Mapping[str, int]) -> Prior | None:
 def moved(prior: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """An earlier posterior with changed tensors, for example on another device. It is the same
     object if none changes; so is a prior of any other kind."""
-    if isinstance(prior, MixturePrior):
-        parts = [moved(part, change) for part in prior.parts]
-        same = all(map(operator.is_, parts, prior.parts))
-        return prior if same else MixturePrior(parts)
     if not isinstance(prior, PosteriorPrior | JointPrior):
         return prior
     changed = list[bool]()

@@ -13,11 +13,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..base.distributions import Covariance, EqualMixture, LowRankNormal, base_of
+from ..base.distributions import Covariance, LowRankNormal, base_of
 from ..errors import PriorError
 from ..peft.sites import Site
 from .prior import Prior, complete
-from .vectorised import for_all_draws
 
 JOINT = "weights"
 """Name of the latent that holds all weights."""
@@ -67,27 +66,26 @@ class PosteriorPrior:
                 )
         return values
 
-    def independent(self) -> tuple[PosteriorPrior, float]:
-        """The nearest prior without correlations between sites, and the KL from this to it in nats:
-        itself, and 0."""
-        return self, 0.0
+    def independent(self) -> PosteriorPrior:
+        """The nearest prior without correlations between sites: itself."""
+        return self
 
-    def tempered(self, keep: Mapping[str, float], first: Moments) -> PosteriorPrior:
+    def tempered(self, keep: float, first: Moments) -> PosteriorPrior:
         """The normalised q^keep p0^(1 - keep), with q this prior (`posterior.forgetting`).
 
         Args:
-            keep: the power by site; other sites are unchanged.
-            first: p0 at the sites of `keep`.
+            keep: the power.
+            first: p0 by site.
 
         Raises:
             PriorError: a site is not Normal under q.
         """
-        normals = moments_of(self.distributions, keep, "keep")
+        normals = moments_of(self.distributions, first, "keep")
         mixed = dict(self.distributions)
-        for name, power in keep.items():
-            (m, s), (m0, s0) = normals[name], first[name]
-            precision = power * s**-2 + (1 - power) * s0**-2
-            mean = (power * m * s**-2 + (1 - power) * m0 * s0**-2) / precision
+        for name, (m0, s0) in first.items():
+            m, s = normals[name]
+            precision = keep * s**-2 + (1 - keep) * s0**-2
+            mean = (keep * m * s**-2 + (1 - keep) * m0 * s0**-2) / precision
             mixed[name] = dist.Normal(mean, precision.rsqrt()).to_event(mean.dim())
         return PosteriorPrior(mixed, self.structure)
 
@@ -157,73 +155,24 @@ class JointPrior:
         covariance = self.normal.covariance.marginal(index)
         return JointPrior(LowRankNormal(self.normal.loc[index], covariance), shapes, self.name)
 
-    def independent(self) -> tuple[PosteriorPrior, float]:
-        """The independent Normals p with the least KL(q || p) from this q, and that KL in nats.
-
-        They have the means and sds of q, as in assumed density filtering (Opper 1998). With S the
-        covariance of q, the KL is (sum_i log S_ii - log det S) / 2.
-        """
-        covariance = self.normal.covariance
-        ratio = (self.normal.stddev / covariance.scale).double().log().sum()
-        divergence = ratio - covariance.ratio.double().log().sum()
+    def independent(self) -> PosteriorPrior:
+        """The independent Normals p with the least KL(q || p) from this q: those with the means and
+        sds of q, as in assumed density filtering (Opper 1998)."""
         normals = {
             name: dist.Normal(mean, sd).to_event(mean.dim())
             for name, (mean, sd) in self.moments().items()
         }
-        return PosteriorPrior(normals), divergence.item()
+        return PosteriorPrior(normals)
 
-    def tempered(self, keep: Mapping[str, float], first: Moments) -> JointPrior:
-        """q^keep p0^(1 - keep) by an average of precision matrices (see `PosteriorPrior.tempered`);
-        sites with different powers are a PriorError."""
-        powers = {keep.get(name, 1.0) for name in self.shapes}
-        if len(powers) > 1:
-            raise PriorError("keep: this posterior is joint over all sites; expected one number")
-        power = powers.pop()
+    def tempered(self, keep: float, first: Moments) -> JointPrior:
+        """q^keep p0^(1 - keep) by an average of precision matrices."""
         loc, sd = (torch.cat([first[name][i].flatten() for name in self.shapes]) for i in range(2))
-        old, rest = self.normal.covariance, (1 - power) * sd**-2
-        root = power**0.5 * old.precision_root()
-        covariance = Covariance.from_precision(power * old.scale**-2 + rest, root)
+        old, rest = self.normal.covariance, (1 - keep) * sd**-2
+        root = keep**0.5 * old.precision_root()
+        covariance = Covariance.from_precision(keep * old.scale**-2 + rest, root)
         # As a difference from the old mean, which is exact where the posterior is narrow.
         mean = self.normal.loc + covariance.apply(rest * (loc - self.normal.loc))
         return JointPrior(LowRankNormal(mean, covariance), self.shapes, self.name, self.open)
-
-
-class MixturePrior:
-    """A mixture of posteriors with equal weights.
-
-    If each is joint over all sites, as after `laplace`, there is one latent, with the density of
-    the mixture. Otherwise a call samples from one of them, at random, and log densities are those
-    of that one. No guide can be fitted under a mixture; `update` fits each component under its own
-    part.
-
-    Args:
-        parts: the posteriors of independent fits, as priors.
-
-    >>> near, far = (PosteriorPrior({"w": dist.Normal(m, 0.1)}) for m in (0.0, 9.0))
-    >>> sorted(MixturePrior([near, far])([]))
-    ['w']
-    """
-
-    vectorised = True
-    has_density = False
-
-    def __init__(self, parts: Sequence[Prior]) -> None:
-        self.parts = tuple(parts)
-        self.structure = getattr(self.parts[0], "structure", None)
-
-    @classmethod
-    def of(cls, priors: Sequence[Any]) -> Any:
-        """The prior of all components if they have the same one, or else a mixture of theirs."""
-        return priors[0] if all(prior is priors[0] for prior in priors) else cls(priors)
-
-    def __repr__(self) -> str:
-        return f"a mixture of {len(self.parts)}, the first of them {self.parts[0]!r}"
-
-    def __call__(self, sites: Sequence[Site]) -> Mapping[str, Tensor]:
-        joint = [part for part in self.parts if isinstance(part, JointPrior)]
-        if len(joint) == len(self.parts):
-            return joint[0].sample(sites, EqualMixture([part.normal for part in joint]))
-        return for_all_draws(self.parts[int(torch.randint(len(self.parts), ()))], sites)
 
 
 def _check_shape(site: Site, shape: tuple[int, ...] | None) -> None:

@@ -21,7 +21,7 @@ from ..base.user_code import given_for, path_of, plain_attributes
 from ..errors import SaveError
 from ..peft.sites import Site
 from .any_prior import held_fixed
-from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
+from .from_posterior import JointPrior, PosteriorPrior
 from .prior import PatternPrior, Prior, PriorLike, as_prior
 from .ready_priors import FunctionSpaceNormal, Hierarchical
 
@@ -58,9 +58,6 @@ def to_state(prior: Any, part: str) -> tuple[Plain, Tensors]:
         tensors = {f"{part}.{name}": getattr(covariance, name) for name in _COVARIANCE}
         plain = {"kind": "joint", "name": prior.name, "shapes": prior.shapes, "open": prior.open}
         return plain, {f"{part}.loc": prior.normal.loc, **tensors}
-    if isinstance(prior, MixturePrior):
-        parts, tensors = joined(to_state(each, f"{part}.{n}") for n, each in enumerate(prior.parts))
-        return {"kind": "mixture", "parts": parts}, tensors
     if isinstance(prior, PosteriorPrior):
         latents = []  # in the order of draws, so that a seed gives the same draws after loading
         for name, latent in prior.distributions.items():
@@ -94,9 +91,6 @@ def from_state(plain: Plain, tensors: Tensors, part: str, given: PriorLike | Non
         covariance = Covariance(*(tensors[f"{part}.{name}"] for name in _COVARIANCE))
         normal = LowRankNormal(tensors[f"{part}.loc"], covariance)
         return JointPrior(normal, shapes, fields["name"], fields["open"])
-    if kind == "mixture":
-        parts = enumerate(fields["parts"])
-        return MixturePrior([from_state(each, tensors, f"{part}.{n}", given) for n, each in parts])
     if kind == "posterior":
         distributions = {
             name: _latent_from_state(
@@ -161,7 +155,7 @@ def in_words(prior: object) -> str:
     >>> in_words(as_prior({"head.*": dist.Normal(0.0, 1.0), "*": lambda site: dist.Normal(0, 1)}))
     "{'head.*': Normal(loc: 0.0, scale: 1.0), '*': <lambda>}"
     """
-    if isinstance(prior, JointPrior | MixturePrior | PosteriorPrior):
+    if isinstance(prior, JointPrior | PosteriorPrior):
         return ""
     if isinstance(prior, PatternPrior):
         parts = (f"{pattern!r}: {in_words(each)}" for pattern, each in prior.patterns.items())

@@ -79,7 +79,7 @@ class Served:
             return self.method
         if self.posterior.student is not None:
             return "student"
-        closed = in_closed_form(self.posterior.guide, None, drawn=False)
+        closed = in_closed_form(self.posterior.guides, None, drawn=False)
         return "exact" if closed else "draws"
 
     @property

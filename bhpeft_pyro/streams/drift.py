@@ -139,7 +139,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: Seed 
     forecast = posterior.predict(examples, seed=derived(2 * seed))
     nll = None
     if examples.labels is not None:
-        others = draw_parts(posterior.model, posterior.guide, samples, 2 * seed + 1)
+        others = draw_parts(posterior.model, posterior.guides, samples, 2 * seed + 1)
         with seeded(seed):
             labels, *_ = simulate(posterior.model, others, CachedBatches(posterior.model, examples))
         sets = torch.cat([examples.labels.unsqueeze(0), labels])
@@ -174,7 +174,7 @@ def _mixture_nll(
         assert sets is not None  # (B, M)
         return (predicted.log_prob(sets.T.unsqueeze(1)).movedim(0, -1),)
 
-    draws = draw_parts(posterior.model, posterior.guide, samples, seed)
+    draws = draw_parts(posterior.model, posterior.guides, samples, seed)
     parts = [part.double() for (part,) in passes(posterior.model, draws, feed, take)]
     logs = torch.stack([part.logsumexp(0) for part in parts]).logsumexp(0)
     return (math.log(sum(map(len, parts))) - logs).mean(0)

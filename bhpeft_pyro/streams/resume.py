@@ -109,13 +109,13 @@ def check_same_stream(
     components: int | None,
     columns: Columns,
     options: FitOptions,
-    keep: float | Mapping[str, float],
+    keep: float,
 ) -> None:
     """Refuse another guide, number of components or reading than that of the rounds so far; warn of
     what may change from one round to the next, but not by mistake."""
-    parts, names = last.components, columns.label_names or ()
-    _check_same(history, "guide", "of", parts[0].guide.title(), guide)
-    _check_same(history, "components", "of", len(parts), components or len(parts))
+    guides, names = last.guides, columns.label_names or ()
+    _check_same(history, "guide", "of", guides[0].title(), guide)
+    _check_same(history, "components", "of", len(guides), components or len(guides))
     if names != (last.columns.label_names or ())[: len(names)]:  # it may have grown
         _check_same(history, "columns", "with labels", last.columns.label_names, names)
     for field in _READING:

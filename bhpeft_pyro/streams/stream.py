@@ -12,7 +12,7 @@ from ..base.fit_options import FitOptions
 from ..base.isolation import seeded
 from ..base.names import Method
 from ..base.progress import bars, work
-from ..base.values import Flag, checked_call
+from ..base.values import Flag, Share, checked_call
 from ..data import Columns, Examples
 from ..data.copies import shared
 from ..data.encoding import cut_once
@@ -20,10 +20,11 @@ from ..decisions.watching import watched
 from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate, standard_errors
 from ..guides import GuideLike, autoguide
+from ..guides.guide import prior_of
 from ..model.model import Model, check_model
 from ..posterior.distill import texts_for, with_student
 from ..posterior.fit import fit
-from ..posterior.forgetting import KEEP, forget
+from ..posterior.forgetting import forget
 from ..posterior.growth import check_growing, unknown_labels, with_outputs_for
 from ..posterior.posterior import Posterior
 from ..posterior.round_file import model_to_state
@@ -56,7 +57,7 @@ def stream(
     tests: Mapping[str, object] | None = None,
     columns: Columns = Columns(),
     options: FitOptions | None = None,
-    keep: float | Mapping[str, float] = 1.0,
+    keep: Share = 1.0,
     grow: Flag = False,
     again: Flag = False,
     distill: object | None = None,
@@ -115,12 +116,12 @@ def stream(
     tests = _named(tests)
     check_tests(model, tests, columns)
     with seeded(chosen.seed):
-        made = autoguide(guide, model, components=1)
+        made = autoguide(guide, model)
     made.options()  # raises if the guide could not be saved after the round
     if grow:
         check_growing(model, made)
-    keep, prior = KEEP("keep", keep), made.strategy.fitted_prior()  # raises if it cannot be one
-    if keep != 1:
+    if not made.centres_prior:  # else its posterior is of the form of its prior
+        prior = prior_of(model, made)  # raises if it cannot be one
         forget(keep, prior, model.prior, model.sites)
     texts = None if distill is None else texts_for(model, distill, columns, chosen.seed)
     if promise is not None:

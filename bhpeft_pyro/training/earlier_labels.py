@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ..data import Examples
 from ..data.copies import among
-from ..guides.strategy import Earlier
+from ..guides.earlier import Earlier
 
 
 class EarlierLabels(Messenger):

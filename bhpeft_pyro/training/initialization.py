@@ -214,12 +214,10 @@ def centred(model: Model, guide: Guide) -> Model:
     `fit` centres it at their random initial values. Where these are not known, what was trained
     takes their place, since the projections are arbitrary anyway.
     """
-    if not guide.strategy.centres_prior:
+    if not guide.centres_prior:
         return model
     inner = {site.name for site in model.sites if site.role == "input"} - with_mean(model)
-    prior = guide.strategy.centre_prior(
-        {k: mean for k, mean in guide.means().items() if k in inner}
-    )
+    prior = guide.centre_prior({k: mean for k, mean in guide.means().items() if k in inner})
     return model if prior is None else model.with_prior(prior)
 
 

@@ -24,8 +24,8 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..errors import DataError, FitError
 from ..guides import Guide
+from ..guides.earlier import Earlier
 from ..guides.guide import check_no_others, trained
-from ..guides.strategy import Earlier
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
@@ -73,6 +73,11 @@ class Setup:
     callback: Callback | None = field(default=None, repr=False)
 
     @property
+    def examples(self) -> Examples:
+        """The rows of the data."""
+        return self.data.examples if isinstance(self.data, CachedBatches) else self.data
+
+    @property
     def pools_noise(self) -> bool:
         """Whether the noise scale of ratings is pooled with that of earlier rounds."""
         later = self.earlier is not None and self.held_out is None and self.options.default_length
@@ -100,14 +105,14 @@ class _Run:
     def __init__(self, setup: Setup) -> None:
         model, data, held_out = setup.model, setup.data, setup.held_out
         self.setup, self.guide, self.earlier = setup, setup.guide, setup.earlier
-        examples = data.examples if isinstance(data, CachedBatches) else data
+        examples = setup.examples
         learnt, self.labels = with_earlier_texts(self.earlier, examples)
         self.feed = data if isinstance(data, CachedBatches) else CachedBatches(model, learnt)
         self.size = len(examples)
         self.validation = None if held_out is None else CachedBatches(model, held_out)
         guide, feed, later = self.guide, self.feed, self.earlier is not None
         self.options = options = setup.options
-        self.model, weight, self.least = guide.strategy.objective(model, setup.temperature, later)
+        self.model, weight, self.least = guide.objective(model, setup.temperature, later)
         self.point = guide.point
         self.done, self.skipped = 0, 0  # steps
         self.history: list[dict[str, float]] = []
@@ -153,7 +158,7 @@ class _Run:
             self._train(bar)
             best_step = self.stopping.restore()
             if later and self.earlier is not None:
-                self.guide.strategy.average(self.earlier.step(self.size))
+                self.guide.average(self.earlier.step(self.size))
                 if self.setup.pools_noise:
                     here = before, noise_of(self.model, self.guide, self.feed, bf16)[1]
                     pool_noise(self.model, self.guide, last, here, self.earlier.share(self.size))

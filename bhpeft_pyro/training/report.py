@@ -19,7 +19,6 @@ _LAST = 50  # steps over which losses are averaged
 _OF_ALL = (  # fields that are the same in all components of a mixture
     "temperature",
     "keep",
-    "own_prior",
     "prior",
     "separation",
     "held_out",
@@ -78,11 +77,7 @@ class FitReport(Training):
         parent: id of the round whose posterior was the prior; None in the first round.
         created: UTC time.
         keep: how much of the last posterior the prior kept (`Posterior.update`).
-        projection: if the round changed the family of guides, KL(q || p) in nats from the last
-            posterior q to the nearest p in the new family, from which the prior is made; 0 if the
-            family can represent q. None if the family stayed.
-        own_prior: whether a prior of your own took the place of the last posterior.
-        prior: in words, the prior of a first round or of one with `own_prior`, as it was given.
+        prior: in words, the prior of a first round, as it was given.
         held_out: rows that early stopping and the choice of width and output scale used.
         split: the seed by which `fit` itself held these rows out of its data, if it did.
         tau: of a Laplace approximation, the multiple of the first prior's precision in its
@@ -125,9 +120,7 @@ class FitReport(Training):
     id: str = field(default_factory=new_id)
     parent: str | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    keep: float | dict[str, float] = 1.0
-    projection: float | None = None
-    own_prior: bool = False
+    keep: float = 1.0
     prior: str = ""
     held_out: int = 0
     split: Seed | None = None
@@ -167,7 +160,6 @@ class FitReport(Training):
         by_step: dict[float, list[dict[str, float]]] = {}
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
-        projections = [part.projection for part in components if part.projection is not None]
         logs = [
             {name: math.log(scale) for name, scale in part.scales.items()} for part in components
         ]
@@ -185,7 +177,6 @@ class FitReport(Training):
             unsettled=[*dict.fromkeys(name for part in components for name in part.unsettled)],
             falling=any(part.falling for part in components),
             parent=parent,
-            projection=fmean(projections) if projections else None,
             components=list(components),
             point=all(part.point for part in components),
             points=[name for name in first.points if all(name in p.points for p in components)],

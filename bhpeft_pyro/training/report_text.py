@@ -97,11 +97,6 @@ def described(report: FitReport) -> str:
         lines.append(
             f"{report.changed} of {report.compared} answers to kept texts of earlier rounds changed"
         )
-    if report.own_prior:
-        lines.append("prior: your own in place of the last posterior")
-    if report.projection is not None:
-        how = f"KL {report.projection:.2f} nats" if report.projection else "exact"
-        lines.append(f"prior: the last posterior in the new family of guides, {how}")
     return "\n".join([*lines, *_sites(report), *warnings_of(report)])
 
 

@@ -115,8 +115,9 @@ def _tuned(last: bh.Posterior, part: Rows, **how: Any) -> bh.Posterior:
     """Fine-tuning from where the last round ended, under the first prior at the weight 0."""
     known = last.columns.label_names or ()
     last = last.grow([name for name in dict.fromkeys(part["label"]) if name not in known])
-    assert last.first_prior is not None
-    model = last.model.with_prior(last.first_prior)
+    (first,) = last.first_priors
+    assert first is not None
+    model = last.model.with_prior(first)
     examples = last.encode(part)
     return bh.fit(model, copy.deepcopy(last.guide), examples, temperature=0.0, **how)
 

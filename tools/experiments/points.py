@@ -11,7 +11,6 @@ from typing import Any
 
 from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.model.model import Model
-from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.posterior.posterior import Posterior
 from bhpeft_pyro.prediction.predict import AnyForecast
 
@@ -88,7 +87,7 @@ def of_points(ensemble: bool, wide: bool) -> Inference:
         points, facts = _POINTS.first(job, job.budget.members if ensemble else 1)
         posterior = points[0]
         if len(points) > 1:
-            posterior = MixturePosterior.of_round(points, posterior.report.options)
+            posterior = Posterior.mixture(points)
         if wide:
             started = time.process_time()
             posterior = posterior.widen(job.train, validation=job.validation)

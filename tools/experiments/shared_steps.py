@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from functools import partial
 
-from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.posterior.posterior import Posterior
 
 from .job import Fitted, Inference, Job
@@ -35,7 +34,7 @@ def sharing(branches: bool) -> Inference:
         for number in range(others):
             last = trunk if branches else points[-1]
             points.append(_fit(job, last, number + 1, each))
-        mixture = MixturePosterior.of_round(points, trunk.report.options)
+        mixture = Posterior.mixture(points)
         posterior = mixture.widen(job.train, validation=job.validation)
         reports = posterior.report.components
         facts = {

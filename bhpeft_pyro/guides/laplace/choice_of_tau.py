@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from ...model.linearized import normal_points
 from ...model.model import Model
 from ...priors import JointPrior
 from .curvature import Jacobians
-from .laplace_guide import LaplaceGuide
+
+if TYPE_CHECKING:
+    from .laplace_guide import LaplaceGuide
 
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 _SPREAD = 0.5  # prior sd of an output scale's logarithm, so that few rows hardly move it from 1

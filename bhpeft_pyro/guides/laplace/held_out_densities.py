@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +19,9 @@ from ...model.linearized import LinearOutputs, normal_points
 from ...model.model import Model
 from .choice_of_tau import DRAWS, TAUS, Candidates, mean_density
 from .curvature import Information, jacobians
-from .laplace_guide import LaplaceGuide
+
+if TYPE_CHECKING:
+    from .laplace_guide import LaplaceGuide
 
 NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
 """Noise scales that are tried where there is no closed form, as multiples of the one that suits the

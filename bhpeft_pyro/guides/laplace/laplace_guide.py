@@ -17,16 +17,21 @@ from ...base.checks import warn
 from ...base.distributions import Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
 from ...base.values import Count, valid
+from ...data import Examples
 from ...data.batch import Batch
 from ...errors import GuideError
 from ...model.model import Model
 from ...priors import JointPrior, Prior, unpack
-from ...priors.any_prior import moved
+from ...priors.any_prior import joint, moved
+from ..earlier import Earlier
 from ..guide import NOISE_STEPS, Guide, adam_lr
 from ..latent import joint_normal
 from ..mean_field import ScaledAdam
-from ..strategy import Strategy
+from .choice_of_tau import Width
 from .curvature import Information
+from .width import compute_width
+
+_LEAST = 1e-4  # share of the first prior's precision in later rounds, so that all sds are finite
 
 
 class LaplaceGuide(Guide):
@@ -85,6 +90,7 @@ class LaplaceGuide(Guide):
 
     point = True
     joint = True
+    centres_prior = True
     rest: Tensor
     axes: Tensor
     strength: Tensor
@@ -151,12 +157,6 @@ class LaplaceGuide(Guide):
         """(D,) factors of the weights, by which the outputs get theirs; 1 during training."""
         return torch.where(self.measured & self.at(self._head), self.output_scale, 1.0)
 
-    @property
-    def strategy(self) -> Strategy:
-        from .laplace_strategy import LaplaceStrategy  # it makes guides of this class
-
-        return LaplaceStrategy(self)
-
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self.measured:
             if batch is not None and self.has_peft:  # which model follows, only the caller knows
@@ -177,12 +177,115 @@ class LaplaceGuide(Guide):
             for name in self._sampled
         }
 
+    # How a fit treats it
+
+    def drop_covariance(self) -> None:
+        for name, shape in self.information_sizes(0).items():
+            setattr(self, name, self.loc.new_zeros(shape))
+        self.measured.fill_(False)
+
+    def centre_prior(self, values: Mapping[str, Tensor]) -> JointPrior:
+        parts = self.unpack(self.prior.loc) | dict(values)
+        loc = torch.cat([v.detach().flatten() for v in parts.values()])
+        covariance = self.prior.covariance
+        return self.set_joint_prior(LowRankNormal(loc, covariance), covariance.scale)
+
+    def objective(
+        self, model: Model, temperature: float, later: bool
+    ) -> tuple[Model, float, float]:
+        """In later rounds, the model under the last posterior with T P in place of the first
+        prior's precision P, where T is the temperature (at least 1e-4)."""
+        covariance, weight = self._acting(temperature, later)
+        normal = LowRankNormal(self.prior.loc, covariance)
+        if covariance is not self.prior.covariance:
+            model = model.with_prior(self.as_model_samples(self.joined(normal)))
+        return model, weight, -normal.log_prob(normal.loc).item()
+
+    def _acting(self, temperature: float, later: bool) -> tuple[Covariance, float]:
+        """The covariance of the prior that acts on the mean, and the prior's weight."""
+        information = self.prior_information
+        if not later or information.is_zero:
+            return self.prior.covariance, temperature
+        return information.covariance(self.first_scale, max(temperature, _LEAST)), 1.0
+
+    @torch.no_grad()
+    def average(self, share: float) -> None:
+        """Labels that are new have no earlier weights, and take the whole step."""
+        # For a head alone, which is linear, the last posterior holds far from its mean too.
+        if not self.has_peft or self.prior_information.is_zero:
+            return
+        last = self.prior.loc.to(self.loc)
+        back = torch.full_like(last, 1 - share)
+        parts, weights = self.unpack(back), self.unpack(last)
+        if (head := weights.get("head.weight")) is not None:
+            new = ~head.flatten(1).any(1)
+            for name in ("head.weight", "head.bias"):
+                if name in parts:
+                    parts[name][new] = 0
+        self.loc.lerp_(last, torch.cat([part.flatten() for part in parts.values()]))
+
+    def compute_width(
+        self,
+        model: Model,
+        examples: Examples,
+        held_out: Examples | None,
+        options: FitOptions,
+        earlier: Earlier | None = None,
+        last_noise: Tensor | None = None,
+    ) -> tuple[Model, Width]:
+        return compute_width(self, model, (examples, held_out), options, earlier, last_noise)
+
+    def first_prior(self, before: Prior | None) -> Prior | None:
+        prior = joint(before)
+        if not self.joint_prior.open or prior is None:
+            return before
+        scales = Covariance.diagonal(self.first_scale)
+        return self.joined(LowRankNormal(prior.normal.loc, scales))
+
+    def target(self, model: Model, temperature: float, later: bool) -> tuple[Model, Guide, float]:
+        """The linearised network, at temperature 1, under the prior of this mean and covariance.
+
+        In the first round that prior is N(w* + T / tau (m - w*), (tau P)^-1): at w* its gradient
+        is T times that of N(m, P^-1).
+        """
+        loc, tau = self.loc.detach(), self.tau.item()
+        wide = self.information_before(model).covariance(self.first_scale, tau)
+        acting, weight = self._acting(temperature, later)
+        center = loc + weight * wide.apply(acting.solve(self.prior.loc - loc))
+        model = model.with_prior(self.joined(LowRankNormal(center, wide)))
+        there = LaplaceGuide(model, self.rank)  # at an output scale of 1
+        with torch.no_grad():
+            there.loc.copy_(loc)
+        there.set_covariance(self.unscaled)
+        return model, there, 1.0
+
+    def information_before(self, model: Model) -> Information:
+        """Of the prior, with what earlier ratings have contributed under the present noise scale:
+        about their means it is inversely proportional to the noise variance."""
+        likelihood, information = model.likelihood, self.prior_information
+        if not (likelihood.constant_noise and likelihood.noise_site in self.shapes):
+            return information
+        now, before = (
+            likelihood.log_noise(self.unpack(loc.detach())) for loc in (self.loc, self.prior.loc)
+        )
+        return information.times(self.information_factor((now - before).exp().item()))
+
+    def under_prior(self, model: Model) -> Model:
+        """With this guide's tau and output scale."""
+        start = LaplaceGuide(model.with_prior(self.joint_prior))
+        loc = self.factors() * start.prior.loc
+        information = Information.within(start.prior.covariance, self.first_scale)
+        wide = self.scaled(information.covariance(self.first_scale, self.tau.item()))
+        return model.with_prior(start.joined(LowRankNormal(loc, wide)))
+
+    # From round to round
+
     def set_prior(self, model: Model) -> None:
         prior, self._sampled, _ = joint_normal(model)
         if [*prior.shapes] != [*self.shapes]:
             raise GuideError(
                 "LaplaceGuide: the prior is an earlier posterior with its sites in another order; "
-                "expected that of this model, or update(..., guide='laplace')"
+                "expected that of this model"
             )
         self.joint_prior, self.shapes = prior, prior.shapes
         self.set_first_scale(self.first_scale)
@@ -265,7 +368,7 @@ class LaplaceGuide(Guide):
 
     def as_model_samples(self, prior: JointPrior) -> Prior:
         """The prior of sites one by one, if the model samples them so."""
-        return prior.independent()[0] if self._sampled else prior
+        return prior.independent() if self._sampled else prior
 
     @property
     def prior_information(self) -> Information:

@@ -113,7 +113,8 @@ def from_peft(
     guide.move({key: value.detach().float() for key, value in values.items()})
     network.in_use = True
     report = FitReport(0, "", FitOptions(), temperature=0.0, point=True, name=Path(name).name)
-    posterior = Posterior(model, guide, (report,), columns, model.prior)
+    first = [model.prior]
+    posterior = Posterior(model, [guide], (report,), columns, first, first)
     return posterior if data is None else posterior.widen(data, validation=validation)
 
 

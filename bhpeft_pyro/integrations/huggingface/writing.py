@@ -81,13 +81,13 @@ def to_peft(
             "to_peft: an adapter does not say that a text has one label; expected a backbone whose "
             f"config has problem_type={_CLASSES!r}, not {problem!r}; merge() gives one"
         )
-    numbers = range(len(posterior.components)) if component is None else (component,)
+    numbers = range(len(posterior.guides)) if component is None else (component,)
     chosen = {f"component-{number}": posterior.weights(number) for number in numbers}
     if draws:
         if component == "student":
             raise ConfigError(f"draws={draws}: a student has none; expected 0")
         whole = posterior if component is None else posterior.components[component]
-        check_not_linear(whole.guide, f"draws={draws}")
+        check_not_linear(whole.guides[0], f"draws={draws}")
         drawn = whole.sample(draws, seed)
         count = len(next(iter(drawn.values())))
         chosen = {

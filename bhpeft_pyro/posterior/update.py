@@ -24,7 +24,7 @@ from ..data.table import table
 from ..decisions.novelty import Novelty
 from ..decisions.two_samples import separation
 from ..errors import DataError, GuideError, PriorError
-from ..guides import Guide, LaplaceGuide
+from ..guides import LaplaceGuide
 from ..guides.earlier import Earlier
 from ..guides.guide import prior_of
 from ..guides.laplace.choice_of_tau import best_output_scale
@@ -62,10 +62,7 @@ def update(
         changes = {"patience": None, **changes}
     options = (options or posterior.report.options).change(**changes)
     check_arguments(options, validation, optimizer, callback, executor)
-    for part in posterior.components:
-        prior_of(part.model, part.guide)  # refused before data are read, if it cannot be one
-        _check_goes_on(part.guide)
-        check_batches(options, part.guide)
+    _check_goes_on(posterior, options)
     with bars(options.progress):
         if not isinstance(data, Examples):  # for its labels, and to be encoded
             data = table(data, posterior.columns.inputs(posterior.model.likelihood.kind))
@@ -75,65 +72,99 @@ def update(
         texts = None
         if distill is not None:
             texts = texts_for(posterior.model, distill, posterior.columns, options.seed)
-        earlier, learnt = kept_texts(before, examples), _learnt_classes(posterior)
-        check_held_out(posterior, examples, held_out)
-        warn_of_contradictions(examples, held_out)
-        if not again:
-            refuse_known(posterior, examples)
-            _warn_of_known(posterior, examples)
-        told = None
-        known = Earlier(keep * rows_kept(posterior.lineage), learnt=learnt, texts=earlier)
-        with_texts, handler = with_earlier_texts(known, examples)
-        few = with_texts.few
+        _check_rows(posterior, examples, held_out, again)
+        rows, kept = keep * rows_kept(posterior.lineage), kept_texts(before, examples)
+        earlier = Earlier(rows, learnt=_learnt_classes(posterior), texts=kept)
         with naming_rows(posterior.model, data=examples, validation=held_out):
-            setups = [
-                _setup(last, examples, few, held_out, of_component(options, number), keep)
-                for number, last in enumerate(posterior.components)
-            ]
             with work(share=0):
                 forecasts = _central_forecasts(posterior, examples)
-            if worse := _contradiction(posterior, forecasts, learnt):
-                warn(
-                    LabelWarning(
-                        f"data: the labels contradict the posterior: before learning, {worse}; "
-                        "expected classes and scales as in earlier rounds"
-                    )
-                )
-            elif learnt is not None and handler is None and not learnt[examples.labels].any():
-                warn(
-                    LabelWarning(
-                        "data: all rows have labels that are new, so that every text would be "
-                        "taken for one of these; expected rows with earlier labels too, or texts "
-                        "that earlier rounds have kept (option keep_texts)"
-                    )
-                )
-            scales = [1.0] * len(setups)
-            if (novelty := posterior.novelty) is not None:  # or earlier texts are not known
-                new = Novelty.of(posterior.model, examples, options.keep_texts)
-                told = separation(novelty, new)
-                own = (options.epochs, options.max_steps, options.tau)
-                if all(one is None for one in own) and told is not None:
-                    power = keep * (2 - 2 * told)
-                    scales = _output_scales(posterior, forecasts, learnt)
-                    scales = [scale**power for scale in scales]
-                novelty = novelty.merged(new, keep)
-            setups = [
-                replace(
-                    setup,
-                    earlier=known._replace(separation=told, output_scale=scale),
-                    optimizer=optimizer,
-                    callback=callback,
-                )
-                for setup, scale in zip(setups, scales, strict=True)
-            ]
-            pairs = zip(setups, posterior.components, strict=True)
-            reports = [report_of(new, keep=keep, parent=last.report.id) for new, last in pairs]
+            _warn_of_labels(posterior, examples, forecasts, earlier)
+            novelty, by_component = _compared(
+                posterior, examples, forecasts, earlier, options, keep
+            )
+            setups, reports = [], []
+            for number, last in enumerate(posterior.components):
+                own = of_component(options, number)
+                setup = _setup(last, examples, held_out, own, by_component[number], keep)
+                setups.append(replace(setup, optimizer=optimizer, callback=callback))
+                reports.append(report_of(setup, keep=keep, parent=last.report.id))
             last = posterior.replace(novelty=novelty)
             updated = learn(last, setups, reports, options, executor)
-        if earlier is not None:
+        if kept is not None:
             with work(share=0):
-                updated = compared(before, updated, earlier)
+                updated = compared(before, updated, kept)
         return updated if texts is None else with_student(updated, texts, options)
+
+
+def _check_goes_on(posterior: Posterior, options: FitOptions) -> None:
+    """Refuse guides that are no prior or cannot be trained further, before data are read."""
+    for part in posterior.components:
+        prior_of(part.model, part.guide)
+        check_batches(options, part.guide)
+        if part.guide.draws_kept is not None:
+            raise GuideError(
+                "update: draws of a sampler cannot go on; expected a fit under them, such as "
+                "bh.fit(posterior.model.with_prior(posterior.as_prior()), 'normal', data)"
+            )
+
+
+def _check_rows(
+    posterior: Posterior, examples: Examples, held_out: Examples | None, again: bool
+) -> None:
+    """Refuse rows that were learnt before, unless they are to be learnt `again`."""
+    check_held_out(posterior, examples, held_out)
+    warn_of_contradictions(examples, held_out)
+    if not again:
+        refuse_known(posterior, examples)
+        _warn_of_known(posterior, examples)
+
+
+def _warn_of_labels(
+    posterior: Posterior, examples: Examples, forecasts: Sequence[Any], earlier: Earlier
+) -> None:
+    """Say if the labels contradict what was learnt, or if there are new ones alone."""
+    learnt = earlier.learnt
+    if worse := _contradiction(posterior, forecasts, learnt):
+        warn(
+            LabelWarning(
+                f"data: the labels contradict the posterior: before learning, {worse}; "
+                "expected classes and scales as in earlier rounds"
+            )
+        )
+        return
+    new = learnt is not None and not learnt[examples.labels].any()
+    if new and with_earlier_texts(earlier, examples)[1] is None:
+        warn(
+            LabelWarning(
+                "data: all rows have labels that are new, so that every text would be taken for "
+                "one of these; expected rows with earlier labels too, or texts that earlier rounds "
+                "have kept (option keep_texts)"
+            )
+        )
+
+
+def _compared(
+    posterior: Posterior,
+    examples: Examples,
+    forecasts: Sequence[Any],
+    earlier: Earlier,
+    options: FitOptions,
+    keep: float,
+) -> tuple[Novelty | None, list[Earlier]]:
+    """What recognises unlike texts after the round; and for each component what earlier rounds have
+    learnt, with how the round's texts differ, and the output scale that suits them."""
+    count = len(posterior.guides)
+    if posterior.novelty is None:  # earlier texts are not known
+        return None, [earlier] * count
+    new = Novelty.of(posterior.model, examples, options.keep_texts)
+    told = separation(posterior.novelty, new)
+    scales = [1.0] * count
+    default = options.epochs is None and options.max_steps is None and options.tau is None
+    if default and told is not None:
+        power = keep * (2 - 2 * told)
+        scales = [s**power for s in _output_scales(posterior, forecasts, earlier.learnt)]
+    each = [earlier._replace(separation=told, output_scale=scale) for scale in scales]
+    return posterior.novelty.merged(new, keep), each
 
 
 def _central_forecasts(posterior: Posterior, examples: Examples) -> list[Any]:
@@ -210,33 +241,25 @@ def _learnt_classes(posterior: Posterior) -> Tensor | None:
     return None
 
 
-def _check_goes_on(guide: Guide) -> None:
-    """Refuse draws of a sampler, which cannot be trained."""
-    if guide.draws_kept is not None:
-        raise GuideError(
-            "update: draws of a sampler cannot go on; expected a fit under them, such as "
-            "bh.fit(posterior.model.with_prior(posterior.as_prior()), 'normal', data)"
-        )
-
-
 def _setup(
     last: Posterior,
     examples: Examples,
-    few: bool,
     held_out: Examples | None,
     options: FitOptions,
+    earlier: Earlier,
     keep: float,
 ) -> Setup:
-    """What a component learns next; `few` says whether these are too few rows to do without the
-    first prior."""
+    """What a component learns next."""
     model, guide, first = last.model, copy.deepcopy(last.guide), last.first_priors[0]
     model = model.with_prior(forget(keep, prior_of(model, guide), first, model.sites))
     guide.set_prior(model)
-    # Else what the guide takes for the first prior may contain what earlier data taught.
-    known = first_sds(first, model.sites) is not None
+    # Few rows need the first prior. Where it is not known, what the guide takes for it may contain
+    # what earlier data taught, so it acts in full too.
+    few = with_earlier_texts(earlier, examples)[0].few
+    enough = not few and first_sds(first, model.sites) is not None
     informed = isinstance(guide, LaplaceGuide) and not guide.prior_information.is_zero
-    weight = temperature(guide, options, known and not few, 0.0 if informed else 1.0)
-    return Setup(model, guide, examples, held_out, options, temperature=weight)
+    weight = temperature(guide, options, enough, 0.0 if informed else 1.0)
+    return Setup(model, guide, examples, held_out, options, temperature=weight, earlier=earlier)
 
 
 def first_sds(first_prior: Prior | None, sites: Sites) -> dict[str, Tensor] | None:

@@ -176,7 +176,7 @@ for name, each in (("before", posterior), ("after", updated)):
 
 # %%
 idata = updated.to_arviz(tweets.test, samples=samples)
-az.summary(idata, var_names=["change.lora.value"], kind="stats")
+az.summary(idata, var_names=["head.bias"], kind="stats")
 
 # %%
 idata.posterior

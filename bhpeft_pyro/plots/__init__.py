@@ -1,6 +1,6 @@
 """Plots. Each draws on `ax` (or a new figure's) and returns it; `stream_overview` is a figure."""
 
-from .fits import change_forest, elbo_trace, shift_by_layer, stream_overview
+from .fits import change_forest, elbo_trace, stream_overview
 from .forecasts import epistemic_aleatoric, novelty, rejection, reliability
 
 __all__ = [
@@ -10,6 +10,5 @@ __all__ = [
     "novelty",
     "rejection",
     "reliability",
-    "shift_by_layer",
     "stream_overview",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -18,16 +17,9 @@ from ..errors import DataError
 from .forecasts import BLUE, GREEN, GREY, STYLES, VERMILLION, new_axes
 
 if TYPE_CHECKING:
-    from ..diagnostics.changes import Shift
     from ..streams import Record
 
 _LONG = 200  # steps; a longer trace is drawn faint, with its running mean over it
-
-_SHIFTS = {
-    "moved": "shift of the means (rms, in prior sds)",
-    "narrowed": "posterior sd / prior sd (geometric mean)",
-    "kl": "KL from the prior (nats)",
-}
 
 _MANY = 12  # batches whose names can be read
 
@@ -118,36 +110,6 @@ def change_forest(changes: Mapping[str, Mapping[int, Tensor]], ax: Axes | None =
     ax.set_xlim(left=0)
     ax.invert_yaxis()
     ax.set(xlabel="change, as a share of the frozen signal (mean, 90 % interval)", ylabel="layer")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return ax
-
-
-def shift_by_layer(
-    shifts: Mapping[str, Mapping[int | None, Shift]], ax: Axes | None = None, *, by: str = "moved"
-) -> Axes:
-    """How far a round moved each PEFT kind of each layer from its prior, with the head below.
-
-    Args:
-        shifts: kind to layer number (or None) to shift; see `changes.shifts`.
-        by: "moved" (in prior sds), "narrowed" (ratio of sds) or "kl" (nats).
-    """
-    if not shifts:
-        raise DataError("shifts is empty: there are no weights")
-    ax = new_axes(ax)
-    numbers = sorted({n for layers in shifts.values() for n in layers if n is not None})
-    ticks = {number: str(number) for number in numbers}
-    below = numbers[-1] + 1 if numbers else 0
-    for (kind, layers), (colour, marker) in zip(shifts.items(), cycle(STYLES), strict=False):
-        values = [getattr(shift, by) for shift in layers.values()]
-        rows = [below if number is None else number for number in layers]
-        ax.plot(values, rows, marker + "-", color=colour, linewidth=1, label=kind)
-        if None in layers:
-            ticks[below] = kind
-            below += 1
-    ax.set_yticks([*ticks], [*ticks.values()])
-    ax.invert_yaxis()
-    ax.axvline(by == "narrowed", color=GREY, linewidth=1, linestyle=":", label="the prior")
-    ax.set(xlabel=_SHIFTS[by], ylabel="layer")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return ax
 

@@ -8,7 +8,6 @@ import torch
 from matplotlib.collections import LineCollection
 
 from bhpeft_pyro import plots
-from bhpeft_pyro.diagnostics.changes import Shift
 from bhpeft_pyro.errors import DataError
 
 
@@ -88,21 +87,6 @@ def test_a_forest_has_means_and_intervals_layer_by_layer(ax):
     assert "90%" in ax.get_xlabel().replace(" ", "") and ax.get_ylabel() == "layer"
 
 
-@pytest.mark.parametrize("by", ["moved", "narrowed", "kl"])
-def test_each_kind_is_at_its_layers_and_the_head_below(by, ax):
-    given = {
-        "lora": {0: Shift(1.0, 0.5, 3.0), 3: Shift(2.0, 0.4, 7.0)},
-        "head": {None: Shift(3.0, 0.1, 20.0)},
-    }
-    assert plots.shift_by_layer(given, ax, by=by) is ax
-    lora, head = (line for line in ax.lines if line.get_label() in given)
-    assert lora.get_ydata().tolist() == [0, 3] and head.get_ydata().tolist() == [4]
-    assert lora.get_xdata().tolist() == [getattr(given["lora"][n], by) for n in (0, 3)]
-    assert head.get_xdata().tolist() == [getattr(given["head"][None], by)]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "3", "head"]
-    assert ax.yaxis_inverted()
-
-
 def test_what_cannot_be_plotted_is_refused():
     with pytest.raises(DataError, match="empty"):
         plots.elbo_trace([])
@@ -110,7 +94,6 @@ def test_what_cannot_be_plotted_is_refused():
         plots.elbo_trace([{"step": 0, "nll": 1.0, "loss": 1.0}])
     with pytest.raises(DataError, match="'step'"):
         plots.elbo_trace([{"kl": 1.0, "nll": 1.0, "loss": 1.0}])
-    for plot in (plots.change_forest, plots.shift_by_layer):
-        with pytest.raises(DataError, match="empty"):
-            plot({})
+    with pytest.raises(DataError, match="empty"):
+        plots.change_forest({})
     assert plt.get_fignums() == []

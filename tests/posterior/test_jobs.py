@@ -22,7 +22,7 @@ from torch.optim import Adam
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.progress import told_to
 from bhpeft_pyro.errors import ConfigError, FitError
-from bhpeft_pyro.posterior import round as rounds
+from bhpeft_pyro.posterior.learn import optimise
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -104,14 +104,14 @@ def test_a_component_that_fails_leaves_all_others(monkeypatch: pytest.MonkeyPatc
     model = tiny_model(())
     whole, pool = fit(of=model), Inline()
     reports = [each.report for each in whole.components]
-    optimise, failing = rounds.optimise, [reports[1].options.seed]
+    failing = [reports[1].options.seed]
 
     def sometimes(setup: Any) -> Any:
         if setup.options.seed in failing:
             raise FitError("not finite")
         return optimise(setup)
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", sometimes)
+    monkeypatch.setattr("bhpeft_pyro.posterior.learn.optimise", sometimes)
     with pytest.raises(FitError, match="not finite") as error:
         fit(of=model, executor=pool)
     kept: Any = error.value.posterior

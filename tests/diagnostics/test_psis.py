@@ -376,7 +376,7 @@ def test_an_exact_posterior_is_good(posterior: bh.Posterior) -> None:
     assert found.k_hat < 0.5 and found.effective_samples > 120, str(found)
     model = Linearised(posterior.model, posterior.guide.means())  # type: ignore[operator]
     slow = psis(
-        posterior.replace(guide=as_guide(Plain(posterior.guide)), model=model), ratings(), 100
+        posterior.replace(guides=(as_guide(Plain(posterior.guide)),), model=model), ratings(), 100
     )
     fast = psis(posterior, ratings(), 100)
     assert fast.log_evidence == pytest.approx(slow.log_evidence, abs=0.01)

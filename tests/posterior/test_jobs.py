@@ -144,6 +144,17 @@ def test_components_keep_their_lineages_after_one_has_failed(tmp_path: Path) -> 
     assert lineages[0] == lineages[1]
 
 
+def test_components_keep_their_first_priors_after_one_has_failed() -> None:
+    """Around a start of its own each."""
+    first = fit("laplace", of=tiny_model())
+    with pytest.raises(FitError, match="component 1 of 3") as error:
+        first.update(SECOND, executor=Inline((0,), ValueError("gone")))
+    kept: Any = error.value.posterior
+    locs = [[prior.normal.loc for prior in each.first_priors] for each in (kept, first)]
+    assert len(locs[0]) == 2 and all(map(torch.equal, locs[0], locs[1][1:]))
+    assert not torch.equal(*locs[0])
+
+
 def test_ctrl_c_cancels_the_rest() -> None:
     class Pool(Inline):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:

@@ -123,7 +123,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 
     Every draw is run on all the training data. A Laplace approximation is compared with the
     posterior of the linearised network that it approximates, under the prior chosen for its width
-    (`Strategy.target`). In a mixture each component is compared with its own posterior, and k-hat
+    (`Guide.target`). In a mixture each component is compared with its own posterior, and k-hat
     is that of all draws together.
 
     Args:

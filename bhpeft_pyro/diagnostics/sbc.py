@@ -107,11 +107,11 @@ def sbc(
         _simulate(model, whole, replications, derived(seed, replications))
     ):
         data = replace(examples, labels=labels)
-        guide = inferred(model, data, derived(seed + number))
+        guides = inferred(model, data, derived(seed + number))
         batches = copy.copy(whole)
         batches.examples = data
         names, true = _quantities(model, [Draws(truth)], batches, places, chosen)
-        drawn = [*draw_parts(model, guide, draws, seed + number)]
+        drawn = [*draw_parts(model, guides, draws, seed + number)]
         _, values = _quantities(model, drawn, batches, places, chosen)
         below, ties = (values < true).sum(0), (values == true).sum(0)
         # A truth that equals some draws is ranked at random among them.
@@ -127,11 +127,11 @@ def sbc(
 
 def _inference(
     infer: GuideLike | Infer, options: Mapping[str, Any]
-) -> Callable[[Model, Examples, int], Guide]:
-    """From a model, labelled examples and a seed to a guide."""
+) -> Callable[[Model, Examples, int], Sequence[Guide]]:
+    """From a model, labelled examples and a seed to the guides of all components."""
     if isinstance(infer, str | type | Mapping):
         how = {"progress": False, **options}
-        return lambda model, data, seed: fit(model, infer, data, **how | {"seed": seed}).guide
+        return lambda model, data, seed: fit(model, infer, data, **how | {"seed": seed}).guides
     if isinstance(infer, torch.nn.Module) or not callable(infer):
         raise ConfigError(
             f"infer: expected a guide's name or class, or a function of model and examples, "
@@ -140,9 +140,9 @@ def _inference(
     if options:
         raise ConfigError(f"options {', '.join(options)} are for a guide given by name")
 
-    def inferred(model: Model, data: Examples, seed: int) -> Guide:
+    def inferred(model: Model, data: Examples, seed: int) -> Sequence[Guide]:
         outcome = infer(model, data)
-        return outcome.guide if isinstance(outcome, Posterior) else as_guide(outcome)
+        return outcome.guides if isinstance(outcome, Posterior) else [as_guide(outcome)]
 
     return inferred
 

@@ -16,10 +16,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
-from torch.optim import Optimizer
 
 from ..base.checks import shown, warn
-from ..base.fit_options import FitOptions
 from ..base.isolation import alone, locked
 from ..data.batch import Batch
 from ..errors import KEEP_TENSORS, ConfigError, GuideError
@@ -45,7 +43,7 @@ class ForeignGuide(Guide):
     def as_prior(self) -> Prior:
         raise GuideError(
             f"{self.title()} does not say how its posterior becomes a prior; {self.instead}, or "
-            "give update(..., prior=...) the next prior"
+            "fit the new data under the moments of its draws (Posterior.from_draws)"
         )
 
     def options(self) -> dict[str, Any]:
@@ -316,12 +314,6 @@ class DrawsGuide(Guide):
             sd = free.std(0).clamp_min(torch.finfo(free.dtype).tiny)
             normals[name] = normal_on(support, free.mean(0), sd)
         return normals
-
-    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
-        raise GuideError(
-            "draws cannot be trained: expected another family for the next round, such as "
-            "update(data, guide='normal')"
-        )
 
     def options(self) -> dict[str, Any]:
         return {"samples": self.draws_kept, "statistics": [*self._named]}

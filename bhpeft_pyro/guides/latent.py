@@ -142,8 +142,8 @@ def check_separate(guide: str, covered: Sequence[Latent]) -> None:
     if parts := [name for latent in covered for name in latent.sites]:
         raise GuideError(
             f"guide: this prior samples {', '.join(parts)} jointly, and {guide} samples each site "
-            "on its own; expected 'laplace', or posterior.update(data, guide=...) of the posterior "
-            "that the prior comes from"
+            "on its own; expected 'laplace', or the prior's marginals: "
+            "posterior.as_prior().independent()"
         )
 
 

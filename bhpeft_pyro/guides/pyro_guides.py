@@ -277,7 +277,7 @@ class PyroGuide(Guide):
         if why is not None:
             raise GuideError(
                 f"{why}, so it cannot be made again from plain data. {KEEP_TENSORS}; or derive it "
-                "from bhpeft_pyro.guides.Guide and update(guide='normal') before saving"
+                "from bhpeft_pyro.guides.Guide"
             )
         return {"family": name, **options}
 

@@ -180,8 +180,10 @@ def _as_posterior(
         report = FitReport.of_mixture(reports, options, parent, **fields)
     first: Sequence[Prior | None] = priors
     if lineage:
-        before = zip(guides, last.first_priors, strict=False)  # some components may have failed
-        first = [guide.first_prior(prior) for guide, prior in before]
+        # By id, as some components may have failed.
+        before = {part.report.id: part.first_priors[0] for part in last.components}
+        pairs = zip(guides, reports, strict=True)
+        first = [guide.first_prior(before[report.parent]) for guide, report in pairs]
     rows = last.learnt_rows
     if not (lineage and rows is None):  # else those of this round are not all
         parts = [part.hashes for part in (setup.examples, setup.held_out) if part]

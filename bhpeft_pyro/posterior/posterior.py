@@ -340,9 +340,8 @@ class Posterior(Predictor):
                 `ClassifierHead`) and `trust_remote_code=False`.
             tokenizer: as for `RandomPEFT`; by default the one of the same name, if the backbone is
                 loaded here.
-            prior: the prior function, if it was your own: the last round's, if it had one by
-                `update(prior=...)`. Otherwise it is the first round's, which after that round only
-                forgetting and new labels need.
+            prior: the first round's prior, if it was your own. After that round only forgetting and
+                new labels need it.
             likelihood: what the model had, if it was your own: the class, an object of it, or the
                 function. Its options are those that were saved.
             guide: the guide, if it was your own: the class, an object of it, or the function.

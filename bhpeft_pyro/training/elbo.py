@@ -96,9 +96,8 @@ class ELBO(TraceMeanField_ELBO):
                     evidence = evidence - site["log_prob_sum"]
             elif name not in guide_nodes:
                 raise GuideError(
-                    f"guide: the site {name!r} of the model is not sampled (in an update with "
-                    "prior=, give guide= too; if it is the likelihood's, it has to be one of its "
-                    "`sites`; docs/own-likelihood.md)"
+                    f"guide: the site {name!r} of the model is not sampled (if it is the "
+                    "likelihood's, it has to be one of its `sites`; docs/own-likelihood.md)"
                 )
             else:
                 kl[name] = _kl(guide_nodes[name], site)

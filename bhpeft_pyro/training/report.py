@@ -81,7 +81,7 @@ class FitReport(Training):
         held_out: rows that early stopping and the choice of width and output scale used.
         split: the seed by which `fit` itself held these rows out of its data, if it did.
         tau: of a Laplace approximation, the multiple of the first prior's precision in its
-            covariance (`guides/laplace/laplace_strategy.py`).
+            covariance (`guides/laplace/width.py`).
         noise: the noise scale of ratings, in their units, that was chosen with tau.
         output_scale: the factor of a softmax's outputs in predictions. Held-out rows choose it
             after tau. Without them it is 1 in a first round, and in a later one what suits the

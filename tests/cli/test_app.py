@@ -95,7 +95,7 @@ def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
     def diverge(*_):
         raise FitError("not finite")
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", diverge)
+    monkeypatch.setattr("bhpeft_pyro.posterior.learn.optimise", diverge)
     assert "not finite" in error(*fit, "--out", tmp_path / "run", code=1)
     assert not (tmp_path / "run").exists()
 

@@ -176,7 +176,7 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
     def work(*_args, **_more):
         raise AssertionError("trained")
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", work)
+    monkeypatch.setattr("bhpeft_pyro.posterior.learn.optimise", work)
     fit = ("--backbone", folder / "tiny", "--out", tmp_path / "out", *QUICK)
     rows = loaded(folder / "run", folder).encode(folder / "train.csv")
     for part in rows.hold_out(0, 0.2):  # one row that is kept, one that is held out

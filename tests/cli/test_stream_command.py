@@ -166,7 +166,7 @@ def test_held_out_rows_are_scored_after_every_round(folder: Path, rated: bool) -
     assert [row["examples"] for row in found["rounds"]] == [5, 5]
     history = History(folder / "out" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
-    assert last.is_mixture
+    assert last.report.components
     shown = bhpeft(*arguments(folder, *options)).stdout.partition("After the last round")[2]
     assert ("mse" in shown, "accuracy" in shown) == (rated, not rated)
     scores = [line.split()[-2:] for line in shown.splitlines() if "rows " in line]

@@ -14,12 +14,10 @@ from program import (
     bhpeft,
     error,
     loaded,
-    usage_error,
     write_csv,
 )
 
 from bhpeft_pyro.forecast import metrics
-from bhpeft_pyro.guides import NormalGuide
 
 
 def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
@@ -88,9 +86,5 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
         same = ("update", folder / "run", folder / "train.csv", "--out", tmp_path / "no", *more)
         assert "has learnt 20 of these examples already" in error(*same)
     bhpeft("update", tmp_path / "next", new, *quick, "--again")
-    bhpeft("update", tmp_path / "next", new, *quick, "--again", "--guide", "normal")
     last = loaded(tmp_path / "next", folder)
-    assert len(last.lineage) == 4
-    assert [type(each.guide) for each in last.components] == [NormalGuide] * 2
-    assert last.report.projection > 0  # the correlations that a mean-field guide cannot hold
-    assert "'low' is not one of" in usage_error("update", tmp_path, new, *quick, "--guide", "low")
+    assert len(last.lineage) == 3

@@ -19,7 +19,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Calibration, sbc
 from bhpeft_pyro.diagnostics.psis import log_likelihoods
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, PriorGuide
+from bhpeft_pyro.guides import FunctionGuide, PriorGuide
 from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.prediction.draws import Draws, draw, passes
 from bhpeft_pyro.prediction.predict import probabilities_of, simulate
@@ -154,12 +154,16 @@ def test_labels_and_likelihood_agree() -> None:
 def test_draws_of_a_mixture_are_as_many_as_are_ranked() -> None:
     """Each component has as many, so 99 draws of two are 100."""
 
-    def both(model: bh.Model, data: bh.data.Examples) -> MixtureGuide:
-        return MixtureGuide([FunctionGuide(guide_of(Exact.of(model, data))) for _ in range(2)])
+    def both(model: bh.Model, data: bh.data.Examples) -> bh.Posterior:
+        guides = [FunctionGuide(guide_of(Exact.of(model, data))) for _ in range(2)]
+        return bh.Posterior(model, guides, ())
 
     found = sbc(regression_model(), both, TEXTS, sites="head.*", replications=40, draws=9)
     assert found.draws == 10 and found.ranks.max() <= 10
     plt.close(found.plot().figure)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"components": 2, "max_steps": 1}
+    few = sbc(tiny_model(()), "normal", TEXTS, replications=20, draws=9, **how)
+    assert few.draws == 10
 
 
 @pytest.mark.parametrize(

@@ -90,13 +90,15 @@ def test_it_is_saved_becomes_a_prior_and_goes_on(
 
 def test_another_family_takes_over_from_pyro_s_and_back() -> None:
     first = fitted("mvn", {"init_scale": 0.1})
-    second = first.update(tiny_examples(8, seed=3), guide="laplace", max_steps=2)
-    assert second.report.projection == 0.0
-    third = second.update(tiny_examples(8, seed=4), guide="AutoNormal", max_steps=2)
+    how: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
+    under = first.model.with_prior(first.as_prior())
+    second = bh.fit(under, "laplace", tiny_examples(8, seed=3), **how)
+    under = second.model.with_prior(second.as_prior().independent())  # type: ignore[attr-defined]
+    third = bh.fit(under, "AutoNormal", tiny_examples(8, seed=4), **how)
     assert isinstance(third.guide, PyroGuide)
     prior = third.model.prior
     assert isinstance(prior, PosteriorPrior)
-    means = second.guide.means()  # type: ignore[operator]
+    means = second.guide.means()
     assert torch.equal(prior.distributions["head.weight"].mean, means["head.weight"])
 
 

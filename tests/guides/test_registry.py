@@ -42,4 +42,4 @@ def test_without_random_weights_there_is_no_laplace_guide() -> None:
         }
 
     with pytest.raises(GuideError, match="no random weights"):
-        bh.autoguide("laplace", tiny_model((), prior=fixed), components=1)
+        bh.autoguide("laplace", tiny_model((), prior=fixed))

@@ -30,5 +30,5 @@ def exactly(
 ) -> bh.Posterior:
     """With as many directions as there are weights, unless a rank is given."""
     rank = rank or sum(site.numel for site in model.sites)
-    guide = bh.autoguide("laplace", model, components=1, rank=rank)
+    guide = bh.autoguide("laplace", model, rank=rank)
     return bh.fit(model, guide, examples, **{**_FIT, **options})

@@ -87,7 +87,7 @@ def solve(setup: Any) -> Training:
 
 def exactly(patch: pytest.MonkeyPatch) -> None:
     """Every fit ends at the exact posterior, so what is left to go wrong is the accounts."""
-    patch.setattr("bhpeft_pyro.posterior.round.optimise", solve)
+    patch.setattr("bhpeft_pyro.posterior.learn.optimise", solve)
     patch.setattr("bhpeft_pyro.posterior.fit.start", lambda *args: None)
 
 

@@ -26,7 +26,7 @@ from bhpeft_pyro.base.values import derived
 from bhpeft_pyro.decisions.novelty import Novelty
 from bhpeft_pyro.diagnostics.changes import Variable, changes, sizes
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, NormalGuide
+from bhpeft_pyro.guides import FunctionGuide, NormalGuide
 from bhpeft_pyro.integrations import arviz as export
 from bhpeft_pyro.integrations.arviz import to_arviz, trace
 from bhpeft_pyro.model import likelihoods
@@ -179,7 +179,7 @@ def test_components_are_chains() -> None:
     with torch.no_grad():
         guides[1].loc["head/bias"].add_(3.0)
     report = FitReport(7, DATA.fingerprint, FitOptions())
-    whole, *parts = (Posterior(model, g, (report,)) for g in (MixtureGuide(guides), *guides))
+    whole, *parts = (Posterior(model, g, (report,)) for g in (guides, *guides))
     both = whole.to_arviz(DATA, samples=50, sites="head.*")
     for number, part in enumerate(parts):
         alone = part.to_arviz(DATA, samples=50, sites="head.*", seed=derived(0, number))

@@ -148,7 +148,7 @@ def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: An
         at, weights = guide.means(), draw(model, guide, 5, seed=7)
         linear = Linearised(plain, at)._linear(weights, batch)
         passed = guide.as_prior().normal
-        kept = passed.loc, passed.covariance.scale, *guide.strategy.prior_moments()[0].values()
+        kept = passed.loc, passed.covariance.scale
         return outputs.mean, linear, guide.covariance.projected(jacobians), *kept
 
     before = found()
@@ -164,12 +164,12 @@ def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: An
     guide.move(guide.means())
     torch.testing.assert_close(guide.loc.detach(), before)
     prior = guide.as_prior()
-    found_prior = guide.strategy.for_predictions(model.with_prior(prior)).prior
+    found_prior = guide.under_prior(model.with_prior(prior)).prior
     assert isinstance(found_prior, bh.priors.JointPrior)
     means = torch.cat([v.flatten() for v in guide.means().values()])
     torch.testing.assert_close(found_prior.normal.loc, means)
     torch.testing.assert_close(dense(found_prior.normal.covariance), dense(guide.covariance))
-    _, twin, _ = guide.strategy.target(model, 1.0, False)  # whose fit a diagnostic judges
+    _, twin, _ = guide.target(model, 1.0, False)  # whose fit a diagnostic judges
     torch.testing.assert_close(torch.cat([v.flatten() for v in twin.means().values()]), before)
     torch.testing.assert_close(dense(twin.covariance), dense(guide.unscaled))  # type: ignore[arg-type]
 
@@ -243,7 +243,7 @@ def test_the_weights_may_be_in_any_order() -> None:
 
 def fitted_on_ratings(**options: Any) -> bh.Posterior:
     model = tiny_model(bh.presets.lora(rank=8), **options)
-    guide = bh.autoguide("laplace", model, components=1)
+    guide = bh.autoguide("laplace", model)
     assert isinstance(guide, LaplaceGuide)
     guide.set_covariance(guide.prior.covariance)
     return bh.Posterior(model, guide, ())

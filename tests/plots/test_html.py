@@ -132,5 +132,3 @@ def test_priors_say_what_they_are(posterior: bh.Posterior) -> None:
     )
     plain = posterior.as_prior()
     assert str(plain) == "an earlier posterior of 34 independent weights: head.weight, head.bias"
-    both = priors.MixturePrior([plain, plain])
-    assert str(both) == f"a mixture of 2, the first of them {plain}"

@@ -71,8 +71,7 @@ def test_draws_of_nuts_predict_as_their_mean_over_draws(tmp_path: Path) -> None:
     posterior.save(tmp_path / "p")
     again = load(tmp_path / "p")
     assert torch.equal(again.predict(data).probabilities, posterior.predict(data).probabilities)
-    with pytest.raises(DataError, match="learnt 12 of these"):
-        posterior.update(data, guide="normal", **QUICK)
+    assert posterior.report.data == data.fingerprint
 
 
 @pytest.mark.parametrize("chains", [1, 2])
@@ -100,7 +99,7 @@ def test_draws_on_a_simplex_have_one_number_more_than_dimensions(
     again = load(tmp_path / "p", prior=prior)
     assert torch.equal(again.predict(data).probabilities, posterior.predict(data).probabilities)
     new = tiny_examples(8, seed=1)
-    assert posterior.update(new, guide="normal", **QUICK).report.projection is not None
+    assert bh.fit(model.with_prior(posterior.as_prior()), "normal", new, **QUICK).report.steps == 3
 
 
 def test_every_draw_is_taken_whole() -> None:
@@ -196,9 +195,9 @@ def test_draws_become_a_prior_of_their_moments() -> None:
     torch.testing.assert_close(found["head.bias"].mean, draws["head.bias"].mean(0))
     torch.testing.assert_close(found["head.bias"].stddev, draws["head.bias"].std(0))
     assert found["tau"].base_dist.loc == pytest.approx(draws["tau"].log().mean().item())
-    updated = posterior.update(tiny_examples(9, seed=5), guide="normal", **QUICK)
-    assert updated.report.parent == posterior.report.id
-    with pytest.raises(GuideError, match=r"draws cannot be trained.*guide='normal'"):
+    under = model.with_prior(posterior.as_prior())
+    assert "tau" in bh.fit(under, "normal", tiny_examples(9, seed=5), **QUICK).guide.means()
+    with pytest.raises(GuideError, match=r"draws of a sampler cannot go on.*as_prior\(\)"):
         posterior.update(tiny_examples(9, seed=5), **QUICK)
     with pytest.raises(GuideError, match="no density"):
         posterior.diagnose(tiny_examples(9), samples=100)
@@ -321,7 +320,8 @@ def test_draws_under_the_prior_of_a_joint_posterior() -> None:
     apart, together = (DrawsGuide.of(model, each).means() for each in (draws, {"weights": whole}))
     assert torch.equal(apart["head.weight"], together["head.weight"])
     posterior = bh.Posterior.from_draws(model, {"weights": whole})
-    assert posterior.update(tiny_examples(9, seed=4), guide="normal", **QUICK).report.steps == 3
+    under = model.with_prior(posterior.as_prior())
+    assert bh.fit(under, "normal", tiny_examples(9, seed=4), **QUICK).report.steps == 3
 
 
 def test_pyro_s_laplace_approximation_is_saved_and_updated(tmp_path: Path) -> None:

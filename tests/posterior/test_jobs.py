@@ -22,7 +22,7 @@ from torch.optim import Adam
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.progress import told_to
 from bhpeft_pyro.errors import ConfigError, FitError
-from bhpeft_pyro.posterior import round as rounds
+from bhpeft_pyro.posterior.learn import optimise
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -104,14 +104,14 @@ def test_a_component_that_fails_leaves_all_others(monkeypatch: pytest.MonkeyPatc
     model = tiny_model(())
     whole, pool = fit(of=model), Inline()
     reports = [each.report for each in whole.components]
-    optimise, failing = rounds.optimise, [reports[1].options.seed]
+    failing = [reports[1].options.seed]
 
     def sometimes(setup: Any) -> Any:
         if setup.options.seed in failing:
             raise FitError("not finite")
         return optimise(setup)
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", sometimes)
+    monkeypatch.setattr("bhpeft_pyro.posterior.learn.optimise", sometimes)
     with pytest.raises(FitError, match="not finite") as error:
         fit(of=model, executor=pool)
     kept: Any = error.value.posterior
@@ -142,6 +142,17 @@ def test_components_keep_their_lineages_after_one_has_failed(tmp_path: Path) -> 
         for posterior in (kept, load(tmp_path))
     ]
     assert lineages[0] == lineages[1]
+
+
+def test_components_keep_their_first_priors_after_one_has_failed() -> None:
+    """Around a start of its own each."""
+    first = fit("laplace", of=tiny_model())
+    with pytest.raises(FitError, match="component 1 of 3") as error:
+        first.update(SECOND, executor=Inline((0,), ValueError("gone")))
+    kept: Any = error.value.posterior
+    locs = [[prior.normal.loc for prior in each.first_priors] for each in (kept, first)]
+    assert len(locs[0]) == 2 and all(map(torch.equal, locs[0], locs[1][1:]))
+    assert not torch.equal(*locs[0])
 
 
 def test_ctrl_c_cancels_the_rest() -> None:

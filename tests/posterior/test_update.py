@@ -30,7 +30,6 @@ from bhpeft_pyro.errors import (
 )
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.model.likelihoods import Normal, OrderedLogistic
-from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 
@@ -184,7 +183,7 @@ def test_a_point_estimate_takes_batches_of_any_size() -> None:
     quick: dict[str, Any] = {"max_steps": 3, "progress": False}
     points = bh.fit(tiny_model(()), "delta", FIRST, **quick, batch_size=1)
     assert points.report.steps == 3
-    later = partial(fit().update, SECOND, guide="normal")
+    later = partial(fit().update, SECOND)
     for fitted in (partial(bh.fit, tiny_model(()), "normal", FIRST), later):
         with pytest.raises(ConfigError, match="batch_size=6 must be a multiple of 4"):
             fitted(**quick, batch_size=6)
@@ -294,7 +293,7 @@ def test_a_fitted_guide_goes_on_from_where_it_is(guide: str) -> None:
     for name, value in again.guide.means().items():
         if name != "noise.log_scale":  # it is set to the errors at the end
             torch.testing.assert_close(value, means[name], rtol=0, atol=1e-6)
-    fresh = bh.autoguide(guide, model, components=1)
+    fresh = bh.autoguide(guide, model)
     named = bh.fit(model, guide, rows, max_steps=2, **options)
     given = bh.fit(model, fresh, rows, max_steps=2, **options)
     for name, value in named.guide.means().items():
@@ -319,7 +318,7 @@ def test_a_student_of_the_new_posterior_when_asked() -> None:
 
 def test_too_few_texts_are_refused_before_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
     first = fit()
-    monkeypatch.setattr("bhpeft_pyro.posterior.update.run_all", Mock(side_effect=AssertionError))
+    monkeypatch.setattr("bhpeft_pyro.posterior.update.learn", Mock(side_effect=AssertionError))
     with pytest.raises(DataError, match=r"^distill: got 49 different texts; expected at least 50"):
         first.update(SECOND, distill=[f"w{i}" for i in range(49)] * 2)
 
@@ -462,7 +461,7 @@ def test_the_output_scale_is_that_which_suited_the_last_forecasts(
     for part, scale in zip(first.components, lasts, strict=True):
         part.guide.retune(part.guide.tau.item(), output_scale=scale)
         components.append(part.with_report(output_scale=scale))
-    first = MixturePosterior(components, first.lineage).replace(novelty=first.novelty)
+    first = bh.Posterior.mixture(components).replace(novelty=first.novelty)
     data = tiny_examples(64, seed=1)
     parts = [part.predict(data, samples=0) for part in first.components]
 

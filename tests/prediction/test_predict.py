@@ -22,7 +22,7 @@ from transformers import DistilBertConfig, DistilBertModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast
-from bhpeft_pyro.guides import MixtureGuide, NormalGuide
+from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.model import linearized
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
@@ -238,9 +238,7 @@ def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.Monke
         guide(None)  # Pyro's makes its parameters when it is first called
     for value in guide.parameters():
         value.data += 0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
-    points = 1
-    if name == "mixture":
-        guide, points = MixtureGuide([guide, bh.autoguide("delta", model)]), 2
+    guides = [guide] if name != "mixture" else [guide, bh.autoguide("delta", model)]
     ran: list[int] = []
     original = bh.RandomPEFT.forward
 
@@ -248,11 +246,11 @@ def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.Monke
         ran.append(max(map(len, weights.values())))
         return original(network, weights, batch)
 
-    posterior = bh.Posterior(model, guide, ())
+    posterior = bh.Posterior(model, guides, ())
     expected = brute_force(posterior, TEXTS, posterior.sample(6), "probs")
     monkeypatch.setattr(bh.RandomPEFT, "forward", forward)
     forecast = posterior.predict(TEXTS, 6, keep_samples=True)
-    assert ran == [1] * points and forecast.draws == 6
+    assert ran == [1] * len(guides) and forecast.draws == 6
     torch.testing.assert_close(forecast.samples, expected, atol=1e-5, rtol=1e-4)
 
 

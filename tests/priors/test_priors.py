@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,19 +12,14 @@ import torch
 from exact import independent
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import Normal
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.base.distributions import Covariance, LowRankNormal
 from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import latents
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import (
-    JOINT,
     FunctionSpaceNormal,
     Hierarchical,
-    JointPrior,
-    MixturePrior,
     PosteriorPrior,
     as_prior,
 )
@@ -254,27 +248,6 @@ def test_the_default_prior_on_b_is_matrix_normal() -> None:
         covariance = images[:, layer].mT @ images[:, layer]
         u, v = left[layer] @ left[layer].mT, right[layer] @ right[layer].mT
         torch.testing.assert_close(covariance, torch.kron(u, v), rtol=1e-3, atol=1e-5)
-
-
-def test_a_mixture_of_joint_posteriors_has_its_density() -> None:
-    """That of one part, taken at random, was what a condition on it gave."""
-    parts = [
-        JointPrior(
-            LowRankNormal(torch.full((3,), mean), Covariance.diagonal(torch.full((3,), 0.5))),
-            {"w": (3,)},
-        )
-        for mean in (0.0, 4.0)
-    ]
-    prior, at = MixturePrior(parts), torch.tensor([0.1, 0.2, 0.3])
-    conditioned = poutine.condition(prior, data={JOINT: at})
-    densities = [poutine.trace(conditioned).get_trace([]).log_prob_sum().item() for _ in range(8)]
-    normals = [Normal(mean, 0.5).log_prob(at).sum() for mean in (0.0, 4.0)]
-    exact = torch.stack(normals).logsumexp(0).item() - math.log(2)
-    assert densities == pytest.approx([exact] * 8)
-    with pyro.plate("draws", 500, dim=-2):
-        drawn = prior([])["w"].mean(-1)
-    assert drawn.shape == (500, 1)
-    assert (drawn > 2).float().mean().item() == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_mapping_of_default_priors_is_the_default_prior() -> None:

@@ -21,7 +21,6 @@ from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.prediction.draws import draw
-from bhpeft_pyro.priors import MixturePrior
 from bhpeft_pyro.priors.vectorised import for_all_draws
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 from bhpeft_pyro.training.elbo import ELBO
@@ -197,11 +196,10 @@ class OwnHierarchical(bh.priors.Hierarchical):
 @pytest.mark.parametrize(
     "prior",
     [
-        MixturePrior([one_scale, one_scale]),
         {"*": lambda site: dist.Normal(0.0, pyro.sample(f"{site.name}.tau", dist.HalfNormal(1.0)))},
         OwnHierarchical(),
     ],
-    ids=["mixture", "by site", "subclass"],
+    ids=["by site", "subclass"],
 )
 def test_parts_of_ready_priors_are_written_for_one_draw_too(prior: Any) -> None:
     model = tiny_model((), prior=prior)

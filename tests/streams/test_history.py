@@ -296,7 +296,7 @@ def test_the_first_prior_is_found_again(tmp_path: Path) -> None:
         assert torch.equal(predicted(here), predicted(there))
     # One's own prior is needed for forgetting only.
     again = saves.load(tmp_path / "1")
-    assert again.first_prior is None
+    assert again.first_priors == (None,)
     again.update(DATA[2])
     with pytest.raises(PriorError, match=r"pass prior=\.\.\. to Posterior.load"):
         again.update(DATA[2], keep=0.9)
@@ -307,8 +307,7 @@ def test_bad_forgetting_is_refused() -> None:
         ({"keep": 1.5}, r"keep=1.5"),
         ({"keep": "0.9"}, "keep='0.9'"),
         ({"keep": None}, "keep=None"),
-        ({"keep": {"*": -0.1}}, r"keep\['\*'\]=-0.1"),
-        ({"keep": {"lora.*": 0.9}}, r"keep: 'lora\.\*' match no site"),
+        ({"keep": {"*": 0.9}}, "keep="),
     ):
         with pytest.raises(ConfigError, match=message):
             fit().update(DATA[1], **options)
@@ -321,7 +320,7 @@ def test_bad_forgetting_is_refused() -> None:
 def test_the_power_prior_is_the_normalised_product() -> None:
     """By brute force on a grid: log q^k p0^(1-k) and the log density differ by a constant."""
     posterior = fit()
-    mixed = forget(0.3, posterior.as_prior(), posterior.first_prior, posterior.model.sites)
+    mixed = forget(0.3, posterior.as_prior(), posterior.first_priors[0], posterior.model.sites)
     (q, new) = (
         prior.distributions["head.bias"].base_dist  # type: ignore[attr-defined]
         for prior in (posterior.as_prior(), mixed)

@@ -18,8 +18,7 @@ from saves import backbone_in
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.guides.laplace import laplace_strategy
-from bhpeft_pyro.guides.laplace.laplace_strategy import LaplaceStrategy
+from bhpeft_pyro.guides.laplace import width
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.training.report import Training
 from tools.experiments import protocols, stream, students
@@ -33,9 +32,9 @@ SMALL: dict[str, Any] = {"seeds": 1, "rows": 20, "test": 4, "samples": 2}
 def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fit ends at the exact mode, so what is left to go wrong is the accounts: no row is held
     out, and the width is measured on all of them."""
-    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", solve)
-    monkeypatch.setattr(LaplaceStrategy, "needs_held_out", lambda *args: False)
-    monkeypatch.setattr(laplace_strategy, "_EXAMPLES", 1000)
+    monkeypatch.setattr("bhpeft_pyro.posterior.learn.optimise", solve)
+    monkeypatch.setattr(bh.data.Examples, "hold_out", lambda data, seed: (data, None))
+    monkeypatch.setattr(width, "_EXAMPLES", 1000)
 
 
 @pytest.mark.usefixtures("exactly")
@@ -68,7 +67,7 @@ def test_fine_tuning_goes_on_from_where_it_was(
             weights += len(setup.data)
         return Training()
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", optimise)
+    monkeypatch.setattr("bhpeft_pyro.posterior.learn.optimise", optimise)
     learn = ARMS[arm](Setup(model, ROUNDS))
     posterior = None
     for data in ROUNDS.values():

@@ -245,7 +245,7 @@ def test_a_scaled_or_masked_prior_counts_as_it_says(factor: float | None) -> Non
     found = sum(elbo.parts.kl.values()).item()  # type: ignore[union-attr]
     assert found == pytest.approx(minus_entropy + (factor or 0.0) * expected, abs=0.5)
     with pytest.raises(GuideError, match=r"scales or masks at head\.weight, head\.bias"):
-        bh.autoguide("laplace", model.with_prior(change(own)), components=1)
+        bh.autoguide("laplace", model.with_prior(change(own)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

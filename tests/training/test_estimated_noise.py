@@ -112,7 +112,7 @@ def test_the_information_of_all_rounds_is_that_under_the_last_noise(
     """The precision of a linear regression, in closed form; its diagonal is exact at any rank."""
     likelihood = bh.likelihoods.Normal(1.0, 2.0)
     model = tiny_model((), 1, likelihood=likelihood)
-    all_directions = bh.autoguide("laplace", model, components=1, rank=rank)
+    all_directions = bh.autoguide("laplace", model, rank=rank)
     first = bh.fit(model, all_directions, ratings(60, 0, 0.3), progress=False)
     data, _ = first.report.parted(ratings(60, 0, 0.3))
     new, others = ratings(30, 1, 2.0), ratings(30, 2, 2.0)
@@ -125,7 +125,7 @@ def test_the_information_of_all_rounds_is_that_under_the_last_noise(
     scale = noise(second) / likelihood.unit**2
     precision = inputs.mT @ inputs / scale + first_precision.diag()
     of_new = inputs[len(data) :].mT @ inputs[len(data) :] / scale
-    target: Any = guide.strategy.target(second.model, 0.0, True)[0].prior
+    target: Any = guide.target(second.model, 0.0, True)[0].prior
     weights = ~guide.at({likelihood.noise_site})
     eye = torch.eye(len(weights))[None]
     for covariance, exact in (

@@ -41,9 +41,9 @@ def test_svi_by_hand_trains_a_guide_and_leaves_the_store_alone(name: Any) -> Non
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     model, batch = tiny_model(), tiny_batch(16)
-    guide = bh.autoguide(name, model, components=1)
+    guide = bh.autoguide(name, model)
     before = {key: value.clone() for key, value in guide.named_parameters()}
-    other = bh.autoguide(name, model, components=1)  # of the same names
+    other = bh.autoguide(name, model)  # of the same names
     untouched = {key: value.clone() for key, value in other.named_parameters()}
     elbo = TraceMeanField_ELBO(num_particles=4, vectorize_particles=True)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)

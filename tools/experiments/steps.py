@@ -46,7 +46,7 @@ def method_step(load_backbone: Load, method: Method, batch: Batch) -> Step:
     model.network.align([batch])
     if method.inference == "MC dropout":
         return svi_step(model, as_guide(dropout(model)), batch, len(batch))
-    guide = autoguide(GUIDES[method.inference], model, components=1)
+    guide = autoguide(GUIDES[method.inference], model)
     if guide.point:
         return svi_step(model, guide, batch, 1)
     align(model, [batch])

@@ -60,15 +60,6 @@ def test_old_evidence_counts_by_powers_of_keep(keep: float) -> None:
     assert last.report.keep == keep
 
 
-@pytest.mark.usefixtures("exact_fits")
-def test_what_is_forgotten_is_chosen_by_site() -> None:
-    kept, forgotten = (
-        in_rounds((0, 1), keep=keep)[-1].guide for keep in ({"*.bias": 0.5}, {"*.weight": 0.5})
-    )
-    assert_posterior(kept, [(ROUNDS[0], 1.0), (ROUNDS[1], 1.0)])
-    assert_posterior(forgotten, [(ROUNDS[0], 0.5), (ROUNDS[1], 1.0)])
-
-
 def test_the_first_prior_acts_on_few_rows_only() -> None:
     options: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
     first = bh.fit(tiny_model(()), "laplace", tiny_examples(80), **options)

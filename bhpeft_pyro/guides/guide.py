@@ -248,7 +248,7 @@ def check_no_others(value: Tensor, guide: nn.Module) -> None:
             continue
         seen.add(node)
         leaf: Any = getattr(node, "variable", None)
-        # Inputs that require gradients, as checkpointing may need them, are other leaves.
+        # Other leaves, such as the embeddings' outputs, may require gradients too.
         if (isinstance(leaf, nn.Parameter) or id(leaf) in stored) and id(leaf) not in own:
             others[id(leaf)] = leaf
         nodes += [before for before, _ in node.next_functions]

@@ -312,4 +312,4 @@ def natural_lr(options: FitOptions, examples: int) -> float:
     if options.lr is not None:
         return options.lr
     cold = min(options.temperature or 1.0, 1.0)
-    return min(options.batch_size * options.accumulate / examples, 0.1) / cold
+    return min(options.batch_size / examples, 0.1) / cold

@@ -44,8 +44,7 @@ class EarlyStopping:
         if selects:
             self.patience = steps if ratings else _PATIENCE
         self.steps, self.selects = steps, selects
-        default = max(1, steps // _CHECKS) if selects else min(per_epoch, steps)
-        self.every = options.eval_every or default
+        self.every = max(1, steps // _CHECKS) if selects else min(per_epoch, steps)
         # The step and state with the lowest held-out NLL so far, and the NLL of each row there.
         self.best: tuple[int, dict[str, Tensor], Tensor] | None = None
 

@@ -250,7 +250,6 @@ def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOpt
         options,
         max_steps=max(_STEPS, replace(options, max_steps=None).steps(-(-size // batch_size))),
         batch_size=batch_size,
-        accumulate=1,
         patience=None,
     )
     # Frozen features say nothing about PEFT weights: their prior alone would move them to its mode,

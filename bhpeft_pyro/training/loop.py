@@ -43,6 +43,7 @@ Callback = Callable[[dict[str, float]], object]
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
+_EVALUATION_DRAWS = 8  # of weights; early stopping compares means over rows, which need few
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ class _Run:
         self.particles = 1 if self.point else options.particles
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless()
-        per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
+        per_epoch = -(-len(feed.examples) // (options.batch_size))
         rows = 0 if held_out is None else len(held_out)
         free = self.point and options.temperature is None and setup.temperature == 0 and not later
         self.settles = free and rows > 0
@@ -260,23 +261,19 @@ class _Run:
         options, device, size = self.options, self.model.network.device, self.size
         for optimizer in steppers:
             optimizer.zero_grad()
-        sums = torch.zeros(3, dtype=torch.float64)
-        for _ in range(options.accumulate):
-            batch = next(self.batches).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-                value = self.loss(batch) / options.accumulate
-            if step == 1:
-                check_no_others(value, self.guide)
-            value.backward()
-            if step == 1:
-                self.guide.check_trained()
-            assert self.elbo.parts is not None
-            kls = sum(value.item() for value in self.elbo.parts.kl.values()) - self.least
-            parts = [self.elbo.parts.nll.item(), kls, self.elbo.parts.evidence.item()]
-            sums += torch.tensor(parts, dtype=torch.float64) / options.accumulate
+        batch = next(self.batches).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
+            value = self.loss(batch)
+        if step == 1:
+            check_no_others(value, self.guide)
+        value.backward()
+        if step == 1:
+            self.guide.check_trained()
         params = [p for p in self.guide.parameters() if p.grad is not None]
         gradients = [p.grad for p in params if p.grad is not None]
-        nll, kl, evidence = sums.tolist()
+        assert self.elbo.parts is not None
+        nll, evidence = self.elbo.parts.nll.item(), self.elbo.parts.evidence.item()
+        kl = sum(value.item() for value in self.elbo.parts.kl.values()) - self.least
         temperature = self.elbo.temperature
         loss = nll + temperature * kl + evidence
         norm = nn.utils.get_total_norm(gradients)
@@ -288,8 +285,6 @@ class _Run:
         lr = steppers[0].param_groups[0]["lr"]
         # Where held-out rows choose the state, the loss of the training rows is no measure.
         with nullcontext() if self.selects else self.descent.step(params, lr, size):
-            if options.clip is not None:
-                nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
             for optimizer in steppers:
                 optimizer.step()
         return {
@@ -310,7 +305,7 @@ class _Run:
         bf16 = self.options.bf16
         if has_noise(self.guide, self.model):
             return noise_of(self.model, self.guide, self.validation, bf16)[0]
-        samples = 0 if self.point else self.options.eval_samples
+        samples = 0 if self.point else _EVALUATION_DRAWS
         return predict(self.model, self.guide, self.validation, samples, bf16=bf16).nlls()
 
 

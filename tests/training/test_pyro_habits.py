@@ -361,7 +361,6 @@ def test_wrong_things_are_refused_by_name() -> None:
         "seed": None,
         "lr": "1e-3",
         "temperature": float("inf"),
-        "eval_samples": 2.5,
-        "clip": "1",
+        "max_steps": 2.5,
     }.items():
         bad(lambda: bh.fit(model, "normal", data, **{name: value}), ConfigError, f"{name}=")  # noqa: B023

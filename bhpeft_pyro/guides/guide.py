@@ -180,11 +180,6 @@ class Guide(nn.Module):
         """Add information, by site, to precisions: sd <- (1 / sd^2 + information)^(-1/2). Latents
         that are not real-valued are unchanged."""
 
-    def scale_slopes(self) -> dict[str, Tensor]:
-        """By latent, the mean gradient of the last loss with respect to the log sd, if sds are
-        trained; a report uses it to see whether they still move."""
-        return {}
-
     # From round to round
 
     def set_prior(self, model: Model) -> None:

@@ -128,10 +128,6 @@ class NormalGuide(_Located):
                 log_scale = self.log_scale[key(name)]
                 log_scale.copy_((torch.exp(-2 * log_scale) + more).log() / -2)
 
-    def scale_slopes(self) -> dict[str, Tensor]:
-        grads = {name: self.log_scale[key(name)].grad for name in self._supports}
-        return {name: grad.mean() for name, grad in grads.items() if grad is not None}
-
     @torch.no_grad()
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for name, (means, sds) in rows.items():

@@ -43,7 +43,6 @@ class Training:
     kl: dict[str, float] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     points: list[str] = field(default_factory=list)
-    unsettled: list[str] = field(default_factory=list)
     falling: bool = False
     best_step: int | None = None
 
@@ -71,7 +70,6 @@ class FitReport(Training):
         marginal_kl: for a joint guide, the KL of each site's marginal.
         scales: geometric mean of posterior sd / prior sd, per site.
         points: sites with a point estimate. Their `kl` is minus the log prior density.
-        unsettled: sites whose sds had not converged at the end.
         falling: whether the loss still fell at the end, and no held-out rows chose the state.
         best_step: with early stopping, the step whose state was kept.
         id: identifies the round.
@@ -182,7 +180,6 @@ class FitReport(Training):
             kl=_mean([report.kl for report in components]),
             marginal_kl=_mean([report.marginal_kl for report in components]),
             scales={name: math.exp(log) for name, log in _mean(logs).items()},
-            unsettled=[*dict.fromkeys(name for part in components for name in part.unsettled)],
             falling=any(part.falling for part in components),
             parent=parent,
             projection=fmean(projections) if projections else None,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .report import FitReport
 
-FEW = 8  # values of which a mean and its standard error say little
 _COLLAPSED = 1e-3  # sd / prior sd: the data count a million times as much as the prior
 _NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
 _SKIPPED = 0.1  # of the steps
@@ -32,14 +31,8 @@ def warnings_of(report: FitReport) -> list[str]:
             f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at all sites of "
             f"{', '.join(nothing)}"
         )
-    if report.unsettled:
-        lines.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
     if report.falling:
         lines.append("not converged: the loss still falls; set more epochs, or another lr")
-    else:  # where no held-out rows chose the state, half of the steps may be too few
-        free = (p for p in report.components or [report] if p.best_step is None)
-        if few := [part.steps for part in free if 0 < len(part.history) <= 2 * FEW]:
-            lines.append(f"too few steps ({min(few)}) to tell whether the loss still falls")
     if report.skipped > _SKIPPED * report.steps:
         lines.append(
             f"unstable: {report.skipped} of {report.steps} steps were skipped because the loss or "
@@ -79,10 +72,7 @@ def described(report: FitReport) -> str:
     if report.tau is not None:
         lines.append(_width(report))
     for number, part in enumerate(report.components if report.steps else (), 1):
-        said = _loss(part) if part.tau is None else _width(part)
-        if part.tau is None and part.scales:
-            said += f", sds {'not ' if part.unsettled else ''}converged"
-        lines.append(f"  component {number}: {said}")
+        lines.append(f"  component {number}: {_loss(part) if part.tau is None else _width(part)}")
     if report.components and report.component_nll is not None:
         lines.append(
             f"mixture: held-out NLL {report.component_nll:.3f} (of the point estimates alone "

@@ -295,7 +295,7 @@ def test_a_fit_of_classes_is_brief_and_with_few_held_out_rows_keeps_its_end(
     assert report.steps == steps and report.temperature == 0
     assert report.best_step == (9 * (steps // 10) if chosen else None)
     assert len(states) == (11 if steps == 75 else 10 if chosen else steps // (rows // 16))
-    assert not report.falling and not report.unsettled
+    assert not report.falling
     # With a length that is given they choose, however few they are; and for a head alone.
     data = tiny_examples(32)
     for model, given in ((tiny_model(), {"max_steps": 20}), (tiny_model(()), {"epochs": None})):

@@ -253,22 +253,9 @@ def test_validation_is_the_nll_of_the_forecast() -> None:
 # What the report says about convergence
 
 
-def test_a_fit_that_was_stopped_early_is_judged_where_it_was_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    scores = iter([1.0, 0.5, 0.7, 0.8, 0.9])
-    monkeypatch.setattr(loop._Run, "_evaluate", lambda _self: torch.tensor([next(scores)]))
-    model = tiny_model()
-    options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, "patience": 2}
-    stopped = fit(model, NormalGuide(model, init_scale=1e-3), max_steps=50, **options)
-    assert (stopped.report.best_step, stopped.report.steps) == (4, 8)
-    assert "lora.query.A" in stopped.report.unsettled
-
-
-def test_sds_that_have_settled_are_not() -> None:
+def test_a_fit_that_has_converged_has_no_warning() -> None:
     model = tiny_model(())
     posterior = fit(model, data=tiny_examples(24), max_steps=400, lr=0.1)
-    assert posterior.report.unsettled == []
     assert "not converged" not in str(posterior.report)
     assert posterior.report.scales["head.bias"] < 0.6  # it did learn something
 

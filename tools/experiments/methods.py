@@ -34,7 +34,7 @@ def _searched(
 ) -> Fitted:
     posterior, facts = search(job, settings, samples, run)
     report = posterior.report
-    facts |= {"temperature": report.temperature, "unsettled": report.unsettled}
+    facts |= {"temperature": report.temperature, "falling": report.falling}
     return Fitted(partial(posterior.predict, samples=samples, keep_samples=True), posterior, facts)
 
 

@@ -31,7 +31,7 @@ from ..model.model import Model
 from ..prediction.predict import predict
 from .convergence import Descent, at_the_end, culprit, mean_kl
 from .earlier_labels import with_earlier_texts
-from .early_stopping import FEWEST, EarlyStopping, copied
+from .early_stopping import EarlyStopping, copied
 from .elbo import ELBO
 from .estimated_noise import has_noise, noise_of, pool_noise, settle_noise
 from .report import Training
@@ -43,6 +43,9 @@ Callback = Callable[[dict[str, float]], object]
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
+_FEWEST = 50  # held-out rows to choose the state: fewer choose by chance, so the fit is brief
+_CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
+_PATIENCE = 3  # of these, without a better state, after which it stops
 _EVALUATION_DRAWS = 8  # of weights; early stopping compares means over rows, which need few
 
 
@@ -130,15 +133,21 @@ class _Run:
         ratings = setup.model.likelihood.kind == "rating"
         # A head alone does not overfit so soon.
         tuned = self.settles and bool(setup.model.network.kinds)
-        unchosen = (later and point) or (tuned and rows < FEWEST)
+        unchosen = (later and point) or (tuned and rows < _FEWEST)
         per_epoch = -(-len(self.feed.examples) // options.batch_size)
         self.steps = options.steps(per_epoch, brief=unchosen or (tuned and not ratings))
         # Such a fit is short on purpose: its loss still falls.
         self.ends_early = unchosen and options.default_length
         self.selects = self.settles and not self.ends_early
-        self.stopping = EarlyStopping(
-            self.guide, options, self.steps, per_epoch, self.selects, ratings
-        )
+        if self.selects:
+            every = max(1, self.steps // _CHECKS)
+            # Probabilities of later states are too certain, while the noise scale of ratings suits
+            # the held-out rows at any state.
+            patience = self.steps if ratings else _PATIENCE
+            self.stopping = EarlyStopping(self.guide, every, patience, last=self.steps)
+        else:
+            every = min(per_epoch, self.steps)
+            self.stopping = EarlyStopping(self.guide, every, options.patience)
 
     def run(self) -> Training:
         with (

@@ -4,10 +4,6 @@ warning that it gives a `BHPEFTWarning`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .training.report import Training
 
 __all__ = [
     "ArchitectureError",
@@ -127,14 +123,10 @@ class LikelihoodError(BHPEFTError, ValueError):
 
 
 class FitError(BHPEFTError, RuntimeError):
-    """Fitting had to stop.
-
-    `posterior` is the last good state, or the components fitted before, or None; `training` is what
-    was done until then.
-    """
+    """Fitting had to stop; `posterior` is the last good state, or the components fitted before, or
+    None."""
 
     posterior: object | None = None
-    training: Training | None = None
 
 
 class SaveError(BHPEFTError, ValueError):

@@ -25,7 +25,7 @@ from ..peft.sites import Sites
 from ..priors import Prior
 from ..priors.any_prior import independent_normals
 from ..training.loop import Setup, optimise
-from ..training.report import FitReport, Training
+from ..training.report import FitReport
 from .jobs import in_workers
 from .mixture import Fitted, MixturePosterior, joined, parts_of
 from .posterior import Posterior
@@ -65,13 +65,13 @@ class Round(Setup):
         started, strategy = time.monotonic(), self.guide.strategy
         self.guide.set_prior(self.model)
         strategy.drop_covariance()
-        last_noise = self._last_noise()
+        last_noise, report = self._last_noise(), FitReport(**self._known())
         try:
             with work(share=strategy.training_share):
-                training = optimise(self)
-            return self.with_width(vars(training), started, last_noise)
+                optimise(self, report)
+            return self.with_width(vars(report), started, last_noise)
         except FitError as error:
-            error.posterior = self._posterior(self.model, vars(error.training or Training()))
+            error.posterior = self._posterior(self.model, vars(report))
             raise
 
     def _last_noise(self) -> Tensor | None:
@@ -97,20 +97,24 @@ class Round(Setup):
         seconds = fields.get("seconds", 0.0) + time.monotonic() - started
         return Fitted(self._posterior(model, {**fields, "seconds": seconds}), width)
 
-    def _posterior(self, model: Model, fields: Mapping[str, Any]) -> Posterior:
+    def _known(self) -> dict[str, Any]:
+        """The fields of the report that are known before the fit."""
         used = self.held_out is not None and (self.guide.point or self.options.patience)
-        about: dict[str, Any] = {
+        return {
             "options": self.options,
             "temperature": self.temperature,
             "point": self.guide.point,
             "parent": self.lineage[-1].id if self.lineage else None,
             "separation": None if self.earlier is None else self.earlier.separation,
             "held_out": len(self.held_out) if self.held_out is not None and used else 0,
+            **self.facts,
         }
+
+    def _posterior(self, model: Model, fields: Mapping[str, Any]) -> Posterior:
         first: Prior | None = model.prior
         if self.lineage:
             first = self.guide.strategy.first_prior(self.first_prior)
-        report = FitReport(**{**about, **self.facts, **fields})
+        report = FitReport(**{**self._known(), **fields})
         made = Posterior(model, self.guide, (*self.lineage, report), self.columns, first)
         if self.lineage and self.learnt_rows is None:  # then those of this round are not all
             return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from ..guides import Guide, latents
 from ..model.model import Model
 from ..priors import JOINT
 from .elbo import ELBO, Parts
+from .report import FitReport
 
 _LEVEL = 0.05  # nats per example by which the loss may still fall
 _FEW = 8  # products of which a mean and its standard error say little
@@ -78,10 +78,9 @@ def mean_kl(guide: Guide, model: Model, batch: Batch, particles: int) -> dict[st
     return {name: torch.stack([kl[name] for kl in values]).mean() for name in values[0]}
 
 
-def at_the_end(guide: Guide, model: Model, kls: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of a `Training` that say where it ended: `kl`, `points` and `scales`, from the KL
-    of each site. It is of each latent, if each has auxiliary variables of its own; or else of
-    all."""
+def note_end(report: FitReport, guide: Guide, model: Model, kls: Mapping[str, Tensor]) -> None:
+    """Fill in where a fit ended, `kl`, `points` and `scales`, from the KL of each site. The KL is
+    of each latent, if each has auxiliary variables of its own; or else of all."""
     before = {latent.name: latent.scale for latent in latents(model)}
     values = {name: value.item() for name, value in kls.items()}
     kl = {name: value for name, value in values.items() if name in before}
@@ -91,13 +90,11 @@ def at_the_end(guide: Guide, model: Model, kls: Mapping[str, Tensor]) -> dict[st
             kl = {JOINT: sum(values.values())}
             break
         kl[latent] += values[name]
-    return {
-        "kl": kl,
-        "points": [name for name in guide.points() if name in kl],
-        "scales": {
-            name: (scale / before[name]).log().mean().exp().item()
-            for name, scale in guide.scales().items()
-        },
+    report.kl = kl
+    report.points = [name for name in guide.points() if name in kl]
+    report.scales = {
+        name: (scale / before[name]).log().mean().exp().item()
+        for name, scale in guide.scales().items()
     }
 
 

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import pyro
 import torch
@@ -29,12 +28,12 @@ from ..guides.strategy import Earlier
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
-from .convergence import Descent, at_the_end, culprit, mean_kl
+from .convergence import Descent, culprit, mean_kl, note_end
 from .earlier_labels import with_earlier_texts
 from .early_stopping import EarlyStopping, copied
 from .elbo import ELBO
 from .estimated_noise import has_noise, noise_of, pool_noise, settle_noise
-from .report import Training
+from .report import FitReport
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """From parameters to a torch optimiser of them."""
@@ -83,26 +82,22 @@ class Setup:
         return later and has_noise(self.guide, self.model)
 
 
-def optimise(setup: Setup) -> Training:
-    """Fit the guide's parameters in place.
+def optimise(setup: Setup, report: FitReport) -> None:
+    """Fit the guide's parameters, and fill in the report, in place.
 
     Raises:
         FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
-            its last good state, and the error's `training` is what was done.
+            its last good state.
     """
-    run = _Run(setup)
-    try:
-        return run.run()
-    except FitError as error:
-        error.training = run.so_far()
-        raise
+    _Run(setup, report).run()
 
 
 class _Run:
     """The state of one fit."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, report: FitReport) -> None:
         self.setup, self.guide, self.options = setup, setup.guide, setup.options
+        self.report = report
         model, data, later = setup.model, setup.data, setup.earlier is not None
         examples = data.examples if isinstance(data, CachedBatches) else data
         learnt, self.labels = with_earlier_texts(setup.earlier, examples)
@@ -118,8 +113,6 @@ class _Run:
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self.batches: Iterator[Batch] = self._endless()
         self._choose_length()
-        self.done, self.skipped = 0, 0  # steps
-        self.history: list[dict[str, float]] = []
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
         self.descent = Descent(self.steps)
 
@@ -149,7 +142,7 @@ class _Run:
             every = min(per_epoch, self.steps)
             self.stopping = EarlyStopping(self.guide, every, options.patience)
 
-    def run(self) -> Training:
+    def run(self) -> None:
         with (
             seeded(self.options.seed),
             own_parameters(),
@@ -164,7 +157,7 @@ class _Run:
                 self._train(bar)
                 best_step = self.stopping.restore()
                 self._settle(before)
-                return self._report(best_step)
+                self._note_end(best_step)
 
     def _prepare(self) -> None:
         """Let lazy guides create their parameters, and check that guide and model fit together."""
@@ -208,8 +201,7 @@ class _Run:
         elif self.validation is None and not later:  # a few rows and steps
             settle_noise(model, guide, self.feed, bf16, learnt=True)
 
-    def _report(self, best_step: int | None) -> Training:
-        """What was done, and where it ended."""
+    def _note_end(self, best_step: int | None) -> None:
         assert self.elbo.parts is not None
         batch = next(self.batches).to(self.model.network.device)
         # Anew, as the state that is kept may be an earlier one.
@@ -217,22 +209,17 @@ class _Run:
         self.elbo.parts = self.elbo.parts._replace(kl=kl)
         if not all(value.isfinite() for value in kl.values()):
             raise self._diverged("at the end")
-        return self.so_far(
-            best_step=best_step,
-            falling=best_step is None and not self.ends_early and self.descent.goes_on(),
-            **at_the_end(self.guide, self.model, kl),
-        )
-
-    def so_far(self, **more: Any) -> Training:
-        """What was done, with more fields at the end."""
-        return Training(steps=self.done, skipped=self.skipped, history=self.history, **more)
+        self.report.best_step = best_step
+        free = best_step is None and not self.ends_early
+        self.report.falling = free and self.descent.goes_on()
+        note_end(self.report, self.guide, self.model, kl)
 
     def _train(self, bar: Work) -> None:
         steppers = self._steppers()
         schedulers = [LambdaLR(stepper, partial(_rate, steps=self.steps)) for stepper in steppers]
         bad, note = 0, ""  # steps in a row; the held-out NLL
         for step in range(1, self.steps + 1):
-            self.done = step
+            self.report.steps = step
             entry = self._step(step, steppers)
             if entry is None:
                 bad += 1
@@ -240,7 +227,7 @@ class _Run:
                 bar.next()
                 continue
             bad = 0
-            self.history.append(entry)
+            self.report.history.append(entry)
             for scheduler in schedulers:
                 scheduler.step()
             ends = self._ends(step, entry)
@@ -251,7 +238,7 @@ class _Run:
                 self.setup.callback({**entry})
             if ends:
                 break
-        if not self.history:
+        if not self.report.history:
             raise FitError(
                 f"the loss was not finite at any of {self.steps} steps, first at "
                 f"{culprit(self.guide, self.elbo.parts)}; the guide has its initial values"
@@ -309,9 +296,9 @@ class _Run:
 
     def _skip(self, step: int, bad: int) -> None:
         """Count a skipped step, the last of so many in a row; it may be one too many."""
-        if self.skipped == 0 and self.feed.features is None:
+        if self.report.skipped == 0 and self.feed.features is None:
             check_all(self.model, data=self.feed.examples)
-        self.skipped += 1
+        self.report.skipped += 1
         if bad >= _MAX_SKIPPED:
             raise self._diverged(f"for {bad} steps in a row (last step: {step} of {self.steps})")
 

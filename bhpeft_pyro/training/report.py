@@ -33,23 +33,9 @@ def new_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-@checked_dataclass(kw_only=True)
-class Training:
-    """What training did: the part of a `FitReport` that the loop knows."""
-
-    steps: int = 0
-    skipped: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    kl: dict[str, float] = field(default_factory=dict)
-    scales: dict[str, float] = field(default_factory=dict)
-    points: list[str] = field(default_factory=list)
-    falling: bool = False
-    best_step: int | None = None
-
-
-@checked_dataclass
-class FitReport(Training):
-    """The report of one round.
+@checked_dataclass(frozen=False)
+class FitReport:
+    """The report of one round, which the fit fills in as it goes.
 
     Attributes:
         examples: N, the number of training examples.
@@ -118,8 +104,16 @@ class FitReport(Training):
     options: FitOptions
     temperature: float = 1.0
     point: bool = False
+    steps: int = 0
+    skipped: int = 0
     seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    kl: dict[str, float] = field(default_factory=dict)
     marginal_kl: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
+    falling: bool = False
+    best_step: int | None = None
     id: str = field(default_factory=new_id)
     parent: str | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

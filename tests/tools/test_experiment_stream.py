@@ -21,7 +21,6 @@ from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides.laplace import laplace_strategy
 from bhpeft_pyro.guides.laplace.laplace_strategy import LaplaceStrategy
 from bhpeft_pyro.streams import History
-from bhpeft_pyro.training.report import Training
 from tools.experiments import protocols, stream, students
 from tools.experiments.arms import ARMS, AT_ONCE, Arm, Setup
 
@@ -61,12 +60,11 @@ def test_fine_tuning_goes_on_from_where_it_was(
 ) -> None:
     starts = []
 
-    def optimise(setup: Any) -> Training:
+    def optimise(setup: Any, report: Any) -> None:
         weights = setup.guide.loc["head/weight"]
         starts.append(weights.detach().clone())
         with torch.no_grad():
             weights += len(setup.data)
-        return Training()
 
     monkeypatch.setattr("bhpeft_pyro.posterior.round.optimise", optimise)
     learn = ARMS[arm](Setup(model, ROUNDS))

@@ -53,22 +53,10 @@ def warnings_of(report: FitReport) -> list[str]:
 
 def described(report: FitReport) -> str:
     """What the fit did, its warnings at the end; many lines."""
-    said = f"{report.steps} steps on {report.examples} examples"
-    if not report.steps:
-        said = f"fitted elsewhere to {report.examples or 'unknown'} examples"
-    elif not _is_laplace(report):
-        said += f" at temperature {report.temperature:g}"
-    if report.skipped:
-        said += f", {report.skipped} skipped"
-    lines = [f"{len(report.components)} components, {said}" if report.components else said]
+    lines = [_length(report)]
     if report.history:
         lines.append(_loss(report))
-    if report.held_out:
-        parts = (report, *report.components)
-        uses = ["early stopping"] if any(part.best_step is not None for part in parts) else []
-        uses += ["the width"] if any(part.component_nll is not None for part in parts) else []
-        purpose = f" for {' and '.join(uses)}" if uses else ""
-        lines.append(f"{report.held_out} held-out rows{purpose}")
+    lines += _held_out(report)
     if report.tau is not None:
         lines.append(_width(report))
     for number, part in enumerate(report.components if report.steps else (), 1):
@@ -78,6 +66,33 @@ def described(report: FitReport) -> str:
             f"mixture: held-out NLL {report.component_nll:.3f} (of the point estimates alone "
             f"{report.point_nll:.3f})"
         )
+    return "\n".join([*lines, *_earlier(report), *_sites(report), *warnings_of(report)])
+
+
+def _length(report: FitReport) -> str:
+    words = f"{report.steps} steps on {report.examples} examples"
+    if not report.steps:
+        words = f"fitted elsewhere to {report.examples or 'unknown'} examples"
+    elif not _is_laplace(report):
+        words += f" at temperature {report.temperature:g}"
+    if report.skipped:
+        words += f", {report.skipped} skipped"
+    return f"{len(report.components)} components, {words}" if report.components else words
+
+
+def _held_out(report: FitReport) -> list[str]:
+    if not report.held_out:
+        return []
+    parts = (report, *report.components)
+    uses = ["early stopping"] if any(part.best_step is not None for part in parts) else []
+    uses += ["the width"] if any(part.component_nll is not None for part in parts) else []
+    purpose = f" for {' and '.join(uses)}" if uses else ""
+    return [f"{report.held_out} held-out rows{purpose}"]
+
+
+def _earlier(report: FitReport) -> list[str]:
+    """What there is to say of earlier rounds."""
+    lines = []
     if report.separation is not None:
         lines.append(
             "a linear classifier tells these texts from those of earlier rounds with AUROC "
@@ -92,7 +107,7 @@ def described(report: FitReport) -> str:
     if report.projection is not None:
         how = f"KL {report.projection:.2f} nats" if report.projection else "exact"
         lines.append(f"prior: the last posterior in the new family of guides, {how}")
-    return "\n".join([*lines, *_sites(report), *warnings_of(report)])
+    return lines
 
 
 def _sites(report: FitReport) -> list[str]:

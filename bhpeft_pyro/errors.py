@@ -4,10 +4,7 @@ warning that it gives a `BHPEFTWarning`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .training.report import Training
+from typing import Any
 
 __all__ = [
     "ArchitectureError",
@@ -127,14 +124,10 @@ class LikelihoodError(BHPEFTError, ValueError):
 
 
 class FitError(BHPEFTError, RuntimeError):
-    """Fitting had to stop.
-
-    `posterior` is the last good state, or the components fitted before, or None; `training` is what
-    was done until then, and `component` what it was done to.
-    """
+    """Fitting had to stop; `posterior` is the last good state, or the components fitted before, or
+    None; `component` is the one that could not be fitted."""
 
     posterior: object | None = None
-    training: Training | None = None
     component: Any = None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..errors import ConfigError
-from .values import Amount, Count, Finite, Flag, Positive, Seed, checked_dataclass
+from .values import Count, Finite, Flag, Positive, Seed, checked_dataclass
 
 _EPOCHS, _BRIEF = 15, 5  # of a fit, of a brief one
 _LEAST_STEPS = 20  # of a brief one
@@ -29,12 +29,10 @@ class FitOptions:
         batch_size: examples per forward pass, divided equally among the particles.
         particles: weight draws per forward pass; they divide `batch_size`. A point estimate always
             uses 1.
-        accumulate: forward passes per optimiser step.
         lr: learning rate. None takes the default of the family: for "normal", natural-gradient
             steps (`NaturalGradient`) of B / N, at most 0.1; for point estimates ("laplace",
             "delta") Adam with 0.002, for all others Adam with 0.01. It rises over the first 5 % of
             the steps, and then falls to 0 along half a cosine.
-        clip: largest norm of the gradient of the loss per example; None for no clipping.
         temperature: weight of the KL: 1 for the posterior, 0 for maximum likelihood. For point
             estimates ("laplace", "delta") it is the weight of the log prior density; in later
             rounds of "laplace", of the first prior in it, as the information of earlier data always
@@ -49,12 +47,10 @@ class FitOptions:
             1e5. None takes the value with the highest density of held-out rows; without such rows
             that of the last round, or 1 in the first. With a number the noise scale of ratings
             stays that of the point estimate, and the output scale of classes is 1.
-        patience: with validation data, stop after this many evaluations without a lower NLL and
-            return to the best state; None fits to the end and keeps the last. It does not apply
-            where held-out rows choose the state of a point estimate (`temperature`).
-        eval_every: steps between evaluations. None for once an epoch, or at the end of a shorter
-            fit; ten times where held-out rows choose the state of a point estimate.
-        eval_samples: weight draws of an evaluation.
+        patience: with validation data, which are evaluated once an epoch, or at the end of a
+            shorter fit, stop after this many evaluations without a lower NLL and return to the best
+            state; None fits to the end and keeps the last. It does not apply where held-out rows
+            choose the state of a point estimate (`temperature`).
         bf16: autocast to bfloat16.
         keep_texts: keep the learnt texts with the posterior, up to 2,000 of all rounds, so that a
             forecast shows the `nearest` one, and a round with new labels needs no rows with earlier
@@ -75,14 +71,10 @@ class FitOptions:
     max_steps: Count | None = None
     batch_size: Count = 16
     particles: Count = 4
-    accumulate: Count = 1
     lr: Positive | None = None
-    clip: Positive | None = None
     temperature: Annotated[Finite, Field(ge=0)] | None = None
     tau: Annotated[Finite, Field(ge=1e-5, le=1e5)] | None = None  # float32 holds sums with it
     patience: Count | None = None
-    eval_every: Count | None = None
-    eval_samples: Amount = 8
     bf16: Flag = False
     keep_texts: Flag = False
     seed: Seed = 0

@@ -69,8 +69,10 @@ _TYPES = {name: kind for name, kind in globals().items() if hasattr(kind, "__met
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def checked_dataclass(cls: type[T] | None = None, *, eq: bool = True, kw_only: bool = False) -> Any:
-    """A frozen dataclass whose values pydantic checks.
+def checked_dataclass(
+    cls: type[T] | None = None, *, eq: bool = True, kw_only: bool = False, frozen: bool = True
+) -> Any:
+    """A dataclass whose values pydantic checks when it is created.
 
     >>> @checked_dataclass
     ... class Run:
@@ -81,9 +83,9 @@ def checked_dataclass(cls: type[T] | None = None, *, eq: bool = True, kw_only: b
     bhpeft_pyro.errors.ConfigError: step=3: no such option; expected steps
     """
     if cls is None:
-        return lambda cls: checked_dataclass(cls, eq=eq, kw_only=kw_only)
+        return lambda cls: checked_dataclass(cls, eq=eq, kw_only=kw_only, frozen=frozen)
     made: Any = pydantic.dataclasses.dataclass(
-        cls, frozen=True, eq=eq, kw_only=kw_only, config=_CONFIG
+        cls, frozen=frozen, eq=eq, kw_only=kw_only, config=_CONFIG
     )
     names = [f.name for f in sorted(fields(made), key=attrgetter("kw_only"))]
     unchecked = made.__init__

@@ -238,7 +238,7 @@ def finish(
     if kept := posterior.facts.get("texts"):
         say(f"texts: {kept}")
     if how.as_json:
-        facts = ("examples", "steps", "negative_elbo", "temperature", "unsettled", "separation")
+        facts = ("examples", "steps", "negative_elbo", "temperature", "falling", "separation")
         of_report = {name: getattr(report, name) for name in facts}
         print_json({"round": len(posterior.lineage), **of_report, **scores})
     elif held_out is not None:

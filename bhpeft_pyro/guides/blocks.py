@@ -106,9 +106,6 @@ class BlockGuide(Guide):
     def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
         return [p for block in self.blocks for p in block.parameters_of(sites)]
 
-    def scale_slopes(self) -> dict[str, Tensor]:
-        return {k: value for block in self.blocks for k, value in block.scale_slopes().items()}
-
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for block in self.blocks:
             if more := {name: rows[name] for name in block.means() if name in rows}:

@@ -177,11 +177,6 @@ class Guide(nn.Module):
         """Add information, by site, to precisions: sd <- (1 / sd^2 + information)^(-1/2). Latents
         that are not real-valued are unchanged."""
 
-    def scale_slopes(self) -> dict[str, Tensor]:
-        """By latent, the mean gradient of the last loss with respect to the log sd, if sds are
-        trained; a report uses it to see whether they still move."""
-        return {}
-
     # How a fit treats it: by default it is trained under the model's prior, and that is all
 
     def drop_covariance(self) -> None:
@@ -321,7 +316,7 @@ def check_no_others(value: Tensor, guide: nn.Module) -> None:
             continue
         seen.add(node)
         leaf: Any = getattr(node, "variable", None)
-        # Inputs that require gradients, as checkpointing may need them, are other leaves.
+        # Other leaves, such as the embeddings' outputs, may require gradients too.
         if (isinstance(leaf, nn.Parameter) or id(leaf) in stored) and id(leaf) not in own:
             others[id(leaf)] = leaf
         nodes += [before for before, _ in node.next_functions]

@@ -128,10 +128,6 @@ class NormalGuide(_Located):
                 log_scale = self.log_scale[key(name)]
                 log_scale.copy_((torch.exp(-2 * log_scale) + more).log() / -2)
 
-    def scale_slopes(self) -> dict[str, Tensor]:
-        grads = {name: self.log_scale[key(name)].grad for name in self._supports}
-        return {name: grad.mean() for name, grad in grads.items() if grad is not None}
-
     @torch.no_grad()
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for name, (means, sds) in rows.items():
@@ -312,4 +308,4 @@ def natural_lr(options: FitOptions, examples: int) -> float:
     if options.lr is not None:
         return options.lr
     cold = min(options.temperature or 1.0, 1.0)
-    return min(options.batch_size * options.accumulate / examples, 0.1) / cold
+    return min(options.batch_size / examples, 0.1) / cold

@@ -167,21 +167,6 @@ class PyroGuide(Guide):
             if (value := values.get(name.removesuffix("_unconstrained"))) is not None:
                 parameter.copy_(value.reshape(parameter.shape))  # flat in AutoStructured
 
-    def scale_slopes(self) -> dict[str, Tensor]:
-        constraint = getattr(self.auto, "scale_constraint", None)
-        if constraint is None:
-            return {}
-        slopes: dict[str, Tensor] = {}
-        for name, parameter in self.auto.named_parameters():
-            kind, _, latent = name.removesuffix("_unconstrained").partition(".")
-            if kind in ("scale", "scales") and parameter.grad is not None:
-                free, transform = parameter.detach(), transform_to(constraint)
-                scale = transform(free)
-                # By the chain rule, as the guide trains another function of the sd.
-                slope = parameter.grad * scale / transform.log_abs_det_jacobian(free, scale).exp()
-                slopes |= {latent: slope} if latent else unpack(slope, self._shapes)
-        return {name: slope.mean() for name, slope in slopes.items()}
-
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self._joint is None:
             drawn: dict[str, Tensor] = self.auto(batch)

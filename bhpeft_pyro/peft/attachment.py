@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..base.checks import shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import Layer, architecture_of, layers_of
-from .binding import Binding, LayerForward, activate, install, wants_checkpointing
+from .binding import Binding, LayerForward, activate, install
 from .kinds import Kind
 from .low_rank import Adapter, LoRA
 from .prefix import Prefix, claim, release
@@ -124,8 +124,8 @@ class Attachment:
     ) -> Iterator[None]:
         """Run the backbone under these weights: `with attachment.bind(weights, mask): ...`.
 
-        In this thread only, and until the block is left (gradient checkpointing keeps the weights).
-        An inner `bind` on the same backbone replaces an outer one.
+        In this thread only, and until the block is left. An inner `bind` on the same backbone
+        replaces an outer one.
 
         Args:
             weights: for every site a tensor `(S, *site.shape)`, of S particles; other names
@@ -158,9 +158,7 @@ class Attachment:
         self.check_mode()
         seen: list[Tensor] = []
         skipped = {b.module: self._beside[b.module] for b in self._layers[self.constant :]}
-        binding = Binding(
-            self._token, self._base, 1, None, layers=frozenset(skipped), skipped=skipped
-        )
+        binding = Binding(self._token, self._base, 1, None, skipped=skipped)
         binding.before[self._layers[self.constant].module].append(seen.append)
         with torch.no_grad(), self._in_force(binding):
             self._base(**inputs)
@@ -208,10 +206,9 @@ class Attachment:
 
     @contextmanager
     def _in_force(self, binding: Binding) -> Iterator[None]:
-        """Put a binding in force, also on layers that are skipped or checkpointed."""
-        for layer in binding.layers:
-            needed = layer in binding.skipped or wants_checkpointing(layer)
-            if needed and not isinstance(layer.forward, LayerForward):
+        """Put a binding in force, also on layers that are skipped."""
+        for layer in binding.skipped:
+            if not isinstance(layer.forward, LayerForward):
                 self._undo.append(LayerForward(layer).remove)
         with activate(binding):
             yield
@@ -231,8 +228,7 @@ class Attachment:
         available = torch.amp.is_autocast_available(device)  # not for "meta"
         autocast = available and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self._base.dtype
-        modules = frozenset(layer.module for layer in self._layers)
-        binding = Binding(self._token, self._base, particles, mask, dtype, modules)
+        binding = Binding(self._token, self._base, particles, mask, dtype)
         if self._architecture.positions:
             binding.content = {
                 layer.projections[target].module: layer.attention

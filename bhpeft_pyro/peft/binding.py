@@ -1,16 +1,16 @@
 """The PEFT weights that are in force, in this thread, for each backbone.
 
-Hooks, the attention function and checkpointed layers are permanent and inert: they look up the
-active bindings and do nothing without one of their own attachment. The context variable is per
-thread, so one thread never sees another's weights.
+Hooks and the attention function are permanent and inert: they look up the active bindings and do
+nothing without one of their own attachment. The context variable is per thread, so one thread never
+sees another's weights.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import ismethod
@@ -19,10 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import Cache
 
 from ..errors import ConfigError
 
@@ -44,7 +42,6 @@ class Binding:
         particles: S; row r of R belongs to particle r // (R // S).
         mask: (R, T), 1 or True for real tokens, or None if all are.
         dtype: what the transformer computes in; weights are cast to it once, stacked.
-        layers: the layers on which gradient checkpointing has to bring this binding back.
         skipped: layers that return their input, and beside it what `Scales.beside` says, instead of
             computing.
         before, after, attend: what to do at a module's input, at its output, in attention.
@@ -59,7 +56,6 @@ class Binding:
     particles: int
     mask: Tensor | None
     dtype: torch.dtype = torch.float32
-    layers: frozenset[nn.Module] = frozenset()
     skipped: Mapping[nn.Module, tuple[object, ...] | None] = field(default_factory=dict)
     before: dict[nn.Module, list[Before]] = field(default_factory=partial(defaultdict, list))
     after: dict[nn.Module, list[After]] = field(default_factory=partial(defaultdict, list))
@@ -88,27 +84,15 @@ def active() -> Mapping[int, Binding]:
     return _ACTIVE.get()
 
 
-class _Restore:
-    """Put exactly these bindings in force.
-
-    May be entered repeatedly, as several backward passes through one graph recompute it.
-    """
-
-    def __init__(self, bindings: Mapping[int, Binding]) -> None:
-        self._bindings = bindings
-        self._tokens: list[Token[Mapping[int, Binding]]] = []
-
-    def __enter__(self) -> None:
-        self._tokens.append(_ACTIVE.set(self._bindings))
-
-    def __exit__(self, *_: object) -> None:
-        _ACTIVE.reset(self._tokens.pop())
-
-
-def activate(binding: Binding) -> _Restore:
+@contextmanager
+def activate(binding: Binding) -> Iterator[None]:
     """Put `binding` in force, instead of any other on the same backbone."""
     others = {t: b for t, b in _ACTIVE.get().items() if b.base is not binding.base}
-    return _Restore({**others, binding.token: binding})
+    before = _ACTIVE.set({**others, binding.token: binding})
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(before)
 
 
 def install(binding: Binding) -> list[RemovableHandle]:
@@ -173,16 +157,10 @@ def _after(token: int, module: nn.Module, args: tuple[Tensor, ...], output: Tens
 
 
 class LayerForward:
-    """A layer's `forward` that is the usual one unless a binding is in force.
+    """A layer's `forward` that computes nothing where a binding in force skips the layer.
 
     Hooks cannot replace what a module computes, so `forward` is assigned, as Accelerate does it. A
     class, not a closure, so that copying or pickling the backbone takes the module along.
-
-    Under a binding it computes nothing if the layer is to be skipped, and checkpoints the layer if
-    `gradient_checkpointing_enable()` has set its flag. Hugging Face's own checkpointing cannot
-    serve: it needs training mode, which would turn dropout on, and it would recompute the layer, in
-    the backward pass, after `bind` was left. Re-entrant checkpointing is out: it does not see
-    weights that are not arguments of the layer.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -200,26 +178,8 @@ class LayerForward:
             self.module.forward = self.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bindings = active()
-        bound = [binding for binding in bindings.values() if self.module in binding.layers]
-        for binding in bound:
+        for binding in active().values():
             if self.module in binding.skipped:
                 beside = binding.skipped[self.module]
                 return args[0] if beside is None else (args[0], *beside)
-        if not (bound and torch.is_grad_enabled() and wants_checkpointing(self.module)):
-            return self.forward(*args, **kwargs)
-        # A recomputation would write to a key/value cache a second time, so there is none.
-        args = tuple(None if isinstance(x, Cache) else x for x in args)
-        kwargs = {name: None if isinstance(x, Cache) else x for name, x in kwargs.items()}
-        return checkpoint(
-            partial(self.forward, **kwargs),
-            *args,
-            use_reentrant=False,
-            preserve_rng_state=False,  # no dropout, no randomness
-            context_fn=lambda: (nullcontext(), _Restore(bindings)),
-        )
-
-
-def wants_checkpointing(layer: nn.Module) -> bool:
-    """Whether gradient checkpointing is enabled on this layer."""
-    return bool(getattr(layer, "gradient_checkpointing", False))
+        return self.forward(*args, **kwargs)

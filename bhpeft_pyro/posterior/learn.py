@@ -23,7 +23,7 @@ from ..guides.laplace.choice_of_tau import Width
 from ..guides.laplace.width import choose_together
 from ..priors import Prior
 from ..training.loop import Setup, optimise
-from ..training.report import FitReport, Training
+from ..training.report import FitReport
 from .jobs import in_workers
 from .posterior import Posterior
 
@@ -110,11 +110,10 @@ def train_component(setup: Setup, report: FitReport) -> Fitted:
     last_noise = _last_noise(setup)
     try:
         with work(share=0.8 if guide.centres_prior else 1.0):
-            training = optimise(setup)
-        return widen_component(setup, replace(report, **vars(training)), started, last_noise)
+            optimise(setup, report)
+        return widen_component(setup, report, started, last_noise)
     except FitError as error:
-        trained = replace(report, **vars(error.training or Training()))
-        error.component = Fitted(guide, setup.model.prior, trained)
+        error.component = Fitted(guide, setup.model.prior, report)
         raise
 
 

@@ -1,10 +1,9 @@
-"""Whether a fit has converged, and where numbers stop being finite."""
+"""Where a fit ended, whether its loss still fell, and where numbers stop being finite."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +13,10 @@ from ..guides import Guide, latents
 from ..model.model import Model
 from ..priors import JOINT
 from .elbo import ELBO, Parts
-from .report_text import FEW
+from .report import FitReport
 
-Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
-"""Step numbers with `Guide.scale_slopes` after their backward passes."""
-
-_SETTLED = 0.05  # relative change of a site's sds that is still expected
 _LEVEL = 0.05  # nats per example by which the loss may still fall
+_FEW = 8  # products of which a mean and its standard error say little
 _DRAWS = 256  # for a KL without a closed form
 
 
@@ -61,8 +57,8 @@ class Descent:
         """Whether the loss would fall noticeably, to first order, if the fit went on as long again.
         From the last quarter of the steps, or the last half if they are few."""
         count = self._moves - 1  # the first has none before it
-        last = self._slopes[-(count // 4 if count >= 4 * FEW else count // 2) :]
-        if len(last) < FEW:
+        last = self._slopes[-(count // 4 if count >= 4 * _FEW else count // 2) :]
+        if len(last) < _FEW:
             return False
         falls = -self._way * torch.tensor(last)
         return bool(falls.mean() > _LEVEL + 2 * falls.std() / len(last) ** 0.5)
@@ -82,51 +78,24 @@ def mean_kl(guide: Guide, model: Model, batch: Batch, particles: int) -> dict[st
     return {name: torch.stack([kl[name] for kl in values]).mean() for name in values[0]}
 
 
-def at_the_end(guide: Guide, model: Model, parts: Parts) -> dict[str, Any]:
-    """The fields of a `Training` that say where it ended: `kl`, `points` and `scales`. The KL is of
-    each latent, if each has auxiliary variables of its own; or else of all."""
+def note_end(report: FitReport, guide: Guide, model: Model, kls: Mapping[str, Tensor]) -> None:
+    """Fill in where a fit ended, `kl`, `points` and `scales`, from the KL of each site. The KL is
+    of each latent, if each has auxiliary variables of its own; or else of all."""
     before = {latent.name: latent.scale for latent in latents(model)}
-    found = {name: value.item() for name, value in parts.kl.items()}
-    kl = {name: value for name, value in found.items() if name in before}
-    for name in found.keys() - before.keys():
+    values = {name: value.item() for name, value in kls.items()}
+    kl = {name: value for name, value in values.items() if name in before}
+    for name in values.keys() - before.keys():
         latent = name.removesuffix("_unconstrained")  # of Pyro's AutoNormal
         if latent not in kl:
-            kl = {JOINT: sum(found.values())}
+            kl = {JOINT: sum(values.values())}
             break
-        kl[latent] += found[name]
-    return {
-        "kl": kl,
-        "points": [name for name in guide.points() if name in kl],
-        "scales": {
-            name: (scale / before[name]).log().mean().exp().item()
-            for name, scale in guide.scales().items()
-        },
+        kl[latent] += values[name]
+    report.kl = kl
+    report.points = [name for name in guide.points() if name in kl]
+    report.scales = {
+        name: (scale / before[name]).log().mean().exp().item()
+        for name, scale in guide.scales().items()
     }
-
-
-def unsettled(slopes: Slopes, end: int, temperature: float) -> list[str]:
-    """Sites whose sds would still change by over 5 %, apart from noise, according to the slopes of
-    the last quarter of the steps until `end`, whose state is kept.
-
-    At the optimum the gradient g of the loss with respect to log sd is zero. Elsewhere the
-    precision should be (1 + g / T) times its current value (the fixed point of `NaturalGradient`),
-    a relative change of the sd of about -g / 2 T. Unlike the change over the last steps, this does
-    not shrink with the learning rate. The slopes are, by site, the mean of g over its weights at
-    each step. At T = 0 the sds have no optimum.
-    """
-    if temperature == 0:
-        return []
-    last: dict[str, list[Tensor]] = {}
-    for step, noted in slopes:
-        for name, slope in noted.items() if end * 3 // 4 < step <= end else ():
-            last.setdefault(name, []).append(slope)
-    names = []
-    for name, values in last.items():
-        ahead = torch.stack(values) / (2 * temperature)
-        noise = ahead.std() / len(ahead) ** 0.5 if len(ahead) > 1 else 0.0
-        if ahead.mean().abs() > _SETTLED + 2 * noise:
-            names.append(name)
-    return names
 
 
 def culprit(guide: nn.Module, parts: Parts | None) -> str:

@@ -7,14 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..base.fit_options import FitOptions
 from ..guides import Guide
-
-FEWEST = 50
-"""Held-out rows from which they choose the state: fewer would choose by chance. A fit with fewer is
-brief instead (`FitOptions.epochs`)."""
-_CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
-_PATIENCE = 3  # of these, without a better state, after which it stops
 
 
 class EarlyStopping:
@@ -22,36 +15,23 @@ class EarlyStopping:
 
     Args:
         guide: the guide that is trained.
-        options: of the fit; with `patience` evaluations without a better state it stops.
-        steps, per_epoch: of the whole fit, and of an epoch.
-        selects: whether held-out rows choose the state of a point estimate. If the fit comes to
-            its end, the last state is kept unless an earlier one is surely better.
-        ratings: whether these are ratings. Otherwise a fit that selects stops after three
-            evaluations without a better state: probabilities of later states are too certain,
-            while the noise scale of ratings suits the held-out rows at any state.
+        every: steps from one evaluation to the next.
+        patience: evaluations without a better state, after which the fit stops; None keeps no
+            state and never stops.
+        last: the last step, if it is evaluated and its state is kept unless an earlier one is
+            surely better.
     """
 
     def __init__(
-        self,
-        guide: Guide,
-        options: FitOptions,
-        steps: int,
-        per_epoch: int,
-        selects: bool,
-        ratings: bool,
+        self, guide: Guide, every: int, patience: int | None, last: int | None = None
     ) -> None:
-        self.guide, self.patience = guide, options.patience
-        if selects:
-            self.patience = steps if ratings else _PATIENCE
-        self.steps, self.selects = steps, selects
-        default = max(1, steps // _CHECKS) if selects else min(per_epoch, steps)
-        self.every = options.eval_every or default
+        self.guide, self.every, self.patience, self.last = guide, every, patience, last
         # The step and state with the lowest held-out NLL so far, and the NLL of each row there.
         self.best: tuple[int, dict[str, Tensor], Tensor] | None = None
 
     def is_due(self, step: int) -> bool:
         """Whether held-out rows are evaluated after this step, counted from 1."""
-        return step % self.every == 0 or (self.selects and step == self.steps)
+        return step % self.every == 0 or step == self.last
 
     def ends(self, step: int, rows: Tensor) -> bool:
         """Keep this state if it is the best so far, by the (N,) NLLs of the held-out rows after a
@@ -62,7 +42,7 @@ class EarlyStopping:
         if self.best is not None:
             best_step, _, best = self.best
             worse = nll >= best.mean().item()
-            if worse and self.selects and step == self.steps:
+            if worse and step == self.last:
                 # The last state had the smallest steps. That one of ten looks a little better on a
                 # hundred rows is mostly chance, so it has to be two standard errors better.
                 away = rows - best

@@ -30,6 +30,7 @@ from ..model.fisher import diagonal, from_prior, scores
 from ..model.model import Model
 from ..priors import complete, unpack
 from .loop import Setup, optimise
+from .report import FitReport
 
 # Size of the output side, in units, while the input side is measured: at zero it has no effect.
 _SMALL = 0.1
@@ -248,7 +249,6 @@ def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOpt
         options,
         max_steps=max(_STEPS, replace(options, max_steps=None).steps(-(-size // batch_size))),
         batch_size=batch_size,
-        accumulate=1,
         patience=None,
     )
     # Frozen features say nothing about PEFT weights: their prior alone would move them to its mode,
@@ -259,7 +259,8 @@ def _fit_head(model: Model, guide: Guide, frozen: CachedBatches, options: FitOpt
         weights.requires_grad_(False)
     try:
         temperature = brief.temperature or 1.0
-        optimise(Setup(model, guide, frozen, None, brief, temperature=temperature))
+        setup = Setup(model, guide, frozen, None, brief, temperature=temperature)
+        optimise(setup, FitReport(size, "", brief))
     finally:
         for weights in held:
             weights.requires_grad_(True)

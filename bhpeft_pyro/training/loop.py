@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import pyro
 import torch
@@ -29,12 +28,12 @@ from ..guides.guide import check_no_others, trained
 from ..model.cached_batches import CachedBatches, check_all
 from ..model.model import Model
 from ..prediction.predict import predict
-from .convergence import Descent, at_the_end, culprit, mean_kl, unsettled
+from .convergence import Descent, culprit, mean_kl, note_end
 from .earlier_labels import with_earlier_texts
-from .early_stopping import FEWEST, EarlyStopping, copied
+from .early_stopping import EarlyStopping, copied
 from .elbo import ELBO
 from .estimated_noise import has_noise, noise_of, pool_noise, settle_noise
-from .report import Training
+from .report import FitReport
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """From parameters to a torch optimiser of them."""
@@ -43,6 +42,10 @@ Callback = Callable[[dict[str, float]], object]
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
+_FEWEST = 50  # held-out rows to choose the state: fewer choose by chance, so the fit is brief
+_CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
+_PATIENCE = 3  # of these, without a better state, after which it stops
+_EVALUATION_DRAWS = 8  # of weights; early stopping compares means over rows, which need few
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,169 +87,80 @@ class Setup:
         return later and has_noise(self.guide, self.model)
 
 
-def optimise(setup: Setup) -> Training:
-    """Fit the guide's parameters in place.
+def optimise(setup: Setup, report: FitReport) -> None:
+    """Fit the guide's parameters, and fill in the report, in place.
 
     Raises:
         FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
-            its last good state, and the error's `training` is what was done.
+            its last good state.
     """
-    run = _Run(setup)
-    try:
-        return run.run()
-    except FitError as error:
-        error.training = run.so_far()
-        raise
+    _Run(setup, report).run()
 
 
 class _Run:
     """The state of one fit."""
 
-    def __init__(self, setup: Setup) -> None:
-        model, data, held_out = setup.model, setup.data, setup.held_out
-        self.setup, self.guide, self.earlier = setup, setup.guide, setup.earlier
+    def __init__(self, setup: Setup, report: FitReport) -> None:
+        self.setup, self.guide, self.options = setup, setup.guide, setup.options
+        self.report = report
+        model, data, later = setup.model, setup.data, setup.earlier is not None
         examples = setup.examples
-        learnt, self.labels = with_earlier_texts(self.earlier, examples)
+        learnt, self.labels = with_earlier_texts(setup.earlier, examples)
         self.feed = data if isinstance(data, CachedBatches) else CachedBatches(model, learnt)
         self.size = len(examples)
-        self.validation = None if held_out is None else CachedBatches(model, held_out)
-        guide, feed, later = self.guide, self.feed, self.earlier is not None
-        self.options = options = setup.options
-        self.model, weight, self.least = guide.objective(model, setup.temperature, later)
-        self.point = guide.point
-        self.done, self.skipped = 0, 0  # steps
-        self.history: list[dict[str, float]] = []
-        self.particles = 1 if self.point else options.particles
-        self.generator = torch.Generator().manual_seed(options.seed)
+        self.validation = None if setup.held_out is None else CachedBatches(model, setup.held_out)
+        self.model, weight, self.least = self.guide.objective(model, setup.temperature, later)
+        self.particles = 1 if self.guide.point else self.options.particles
+        self.elbo = ELBO(self.particles, weight)
+        self.loss: ELBOModule = self.elbo(self.model, self.guide)
+        self.generator = torch.Generator().manual_seed(self.options.seed)
         self.batches: Iterator[Batch] = self._endless()
-        per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
-        rows = 0 if held_out is None else len(held_out)
-        free = self.point and options.temperature is None and setup.temperature == 0 and not later
+        self._choose_length()
+        self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
+        self.descent = Descent(self.steps)
+
+    def _choose_length(self) -> None:
+        """How many steps there are, and whether held-out rows choose the state of a point."""
+        setup, options, point = self.setup, self.options, self.guide.point
+        rows = 0 if setup.held_out is None else len(setup.held_out)
+        later = setup.earlier is not None
+        free = point and options.temperature is None and setup.temperature == 0 and not later
         self.settles = free and rows > 0
-        ratings = model.likelihood.kind == "rating"
+        ratings = setup.model.likelihood.kind == "rating"
         # A head alone does not overfit so soon.
-        tuned = self.settles and bool(model.network.kinds)
-        unchosen = (later and self.point) or (tuned and rows < FEWEST)
+        tuned = self.settles and bool(setup.model.network.kinds)
+        unchosen = (later and point) or (tuned and rows < _FEWEST)
+        per_epoch = -(-len(self.feed.examples) // options.batch_size)
         self.steps = options.steps(per_epoch, brief=unchosen or (tuned and not ratings))
         # Such a fit is short on purpose: its loss still falls.
         self.ends_early = unchosen and options.default_length
         self.selects = self.settles and not self.ends_early
-        self.stopping = EarlyStopping(guide, options, self.steps, per_epoch, self.selects, ratings)
-        self.elbo = ELBO(self.particles, weight)
-        self.loss: ELBOModule = self.elbo(self.model, guide)
-        self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
-        self.slopes: list[tuple[int, dict[str, Tensor]]] = []
-        self.descent = Descent(self.steps)
+        if self.selects:
+            every = max(1, self.steps // _CHECKS)
+            # Probabilities of later states are too certain, while the noise scale of ratings suits
+            # the held-out rows at any state.
+            patience = self.steps if ratings else _PATIENCE
+            self.stopping = EarlyStopping(self.guide, every, patience, last=self.steps)
+        else:
+            every = min(per_epoch, self.steps)
+            self.stopping = EarlyStopping(self.guide, every, options.patience)
 
-    def run(self) -> Training:
-        bf16 = self.options.bf16
+    def run(self) -> None:
         with (
             seeded(self.options.seed),
             own_parameters(),
-            ExitStack() as checks,
+            self.labels or nullcontext(),
             bars(self.options.progress),
             work("training", self.steps) as bar,
         ):
-            checks.enter_context(self.labels or nullcontext())
             self._prepare()
-            later = self.earlier is not None and self.ends_early
-            if self.setup.pools_noise:
-                last = self.model.likelihood.log_noise(self.guide.means()).detach().clone()
-                before = noise_of(self.model, self.guide, self.feed, bf16)[1]
+            before = self._noise()
             # Argument checks have passed once; in the loop, non-finite values are handled.
-            checks.enter_context(pyro.validation_enabled(False))
-            self._train(bar)
-            best_step = self.stopping.restore()
-            if later and self.earlier is not None:
-                self.guide.average(self.earlier.step(self.size))
-                if self.setup.pools_noise:
-                    here = before, noise_of(self.model, self.guide, self.feed, bf16)[1]
-                    pool_noise(self.model, self.guide, last, here, self.earlier.share(self.size))
-            if has_noise(self.guide, self.model):
-                if self.validation is not None and (self.settles or later):
-                    settle_noise(self.model, self.guide, self.validation, bf16)
-                elif self.validation is None and self.earlier is None:  # a few rows and steps
-                    settle_noise(self.model, self.guide, self.feed, bf16, learnt=True)
-            assert self.elbo.parts is not None
-            batch = next(self.batches).to(self.model.network.device)
-            # Anew, as the state that is kept may be an earlier one.
-            kl = mean_kl(self.guide, self.model, batch, self.particles)
-            parts = self.elbo.parts = self.elbo.parts._replace(kl=kl)
-            if not all(value.isfinite() for value in kl.values()):
-                raise self._diverged("at the end")
-            return self.so_far(
-                best_step=best_step,
-                falling=best_step is None and not self.ends_early and self.descent.goes_on(),
-                unsettled=unsettled(self.slopes, best_step or self.done, self.setup.temperature),
-                **at_the_end(self.guide, self.model, parts),
-            )
-
-    def so_far(self, **more: Any) -> Training:
-        """What was done, with more fields at the end."""
-        return Training(steps=self.done, skipped=self.skipped, history=self.history, **more)
-
-    def _train(self, bar: Work) -> None:
-        options = self.options
-        if self.setup.optimizer is not None:
-            steppers = [self.setup.optimizer(trained(self.guide))]
-        else:
-            steppers = self.guide.optimizers(options, len(self.feed.examples))
-        schedulers = [LambdaLR(stepper, partial(_rate, steps=self.steps)) for stepper in steppers]
-        bad, note = 0, ""  # steps in a row; the held-out NLL
-        for step in range(1, self.steps + 1):
-            self.done = step
-            entry = self._step(step, steppers)
-            if entry is None:
-                if self.skipped == 0 and self.feed.features is None:
-                    check_all(self.model, data=self.feed.examples)
-                self.skipped += 1
-                bad += 1
-                if bad >= _MAX_SKIPPED:
-                    raise self._diverged(
-                        f"for {bad} steps in a row (last step: {step} of {self.steps})"
-                    )
-                bar.next()
-                continue
-            bad = 0
-            self.history.append(entry)
-            for scheduler in schedulers:
-                scheduler.step()
-            stops = False
-            if self.validation is not None and self.stopping.is_due(step):
-                try:
-                    with bars(False):  # one step's part, whose title stays
-                        rows = self._evaluate()
-                except DataError as error:
-                    if error.rows:
-                        raise
-                    # The guide has diverged, as the next steps find too, or one draw was too far.
-                else:
-                    entry["validation_nll"] = rows.mean().item()
-                    note = f", held-out NLL {entry['validation_nll']:.3f}"
-                    stops = self.stopping.ends(step, rows)
-            bar.next(f"loss {entry['loss']:.3f}{note}")
-            if self.setup.callback is not None:
-                self.setup.callback({**entry})
-            if stops:
-                break
-        if not self.history:
-            raise FitError(
-                f"the loss was not finite at any of {self.steps} steps, first at "
-                f"{culprit(self.guide, self.elbo.parts)}; the guide has its initial values"
-            )
-
-    def _diverged(self, when: str) -> FitError:
-        """The error, with the guide in its last good state."""
-        where = culprit(self.guide, self.elbo.parts)
-        self.guide.load_state_dict(self.good)
-        return FitError(
-            f"the loss was not finite {when}, first at {where}; the last good state is kept"
-        )
-
-    def _endless(self) -> Iterator[Batch]:
-        while True:
-            size = self.options.batch_size
-            yield from self.feed.training(size, self.particles, self.generator)
+            with pyro.validation_enabled(False):
+                self._train(bar)
+                best_step = self.stopping.restore()
+                self._settle(before)
+                self._note_end(best_step)
 
     def _prepare(self) -> None:
         """Let lazy guides create their parameters, and check that guide and model fit together."""
@@ -260,53 +174,158 @@ class _Run:
             self.loss(batch.to(device))
         self.good = copied(self.guide.state_dict())
 
-    def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
+    def _endless(self) -> Iterator[Batch]:
+        while True:
+            size = self.options.batch_size
+            yield from self.feed.training(size, self.particles, self.generator)
+
+    def _noise(self) -> tuple[Tensor, Tensor] | None:
+        """The logarithms of the noise scale of ratings as it is, and as it suits these rows; in a
+        later round that pools them."""
+        if not self.setup.pools_noise:
+            return None
+        last = self.model.likelihood.log_noise(self.guide.means()).detach().clone()
+        return last, noise_of(self.model, self.guide, self.feed, self.options.bf16)[1]
+
+    def _settle(self, before: tuple[Tensor, Tensor] | None) -> None:
+        """Go back a part of the way in a later round of a point, and set its noise of ratings."""
+        earlier, bf16 = self.setup.earlier, self.options.bf16
+        model, guide, later = self.model, self.guide, earlier is not None
+        if earlier is not None and self.ends_early:
+            guide.average(earlier.step(self.size))
+            if before is not None:
+                last, first = before
+                here = first, noise_of(model, guide, self.feed, bf16)[1]
+                pool_noise(model, guide, last, here, earlier.share(self.size))
+        if not has_noise(guide, model):
+            return
+        if self.validation is not None and (self.settles or (later and self.ends_early)):
+            settle_noise(model, guide, self.validation, bf16)
+        elif self.validation is None and not later:  # a few rows and steps
+            settle_noise(model, guide, self.feed, bf16, learnt=True)
+
+    def _note_end(self, best_step: int | None) -> None:
+        assert self.elbo.parts is not None
+        batch = next(self.batches).to(self.model.network.device)
+        # Anew, as the state that is kept may be an earlier one.
+        kl = mean_kl(self.guide, self.model, batch, self.particles)
+        self.elbo.parts = self.elbo.parts._replace(kl=kl)
+        if not all(value.isfinite() for value in kl.values()):
+            raise self._diverged("at the end")
+        self.report.best_step = best_step
+        free = best_step is None and not self.ends_early
+        self.report.falling = free and self.descent.goes_on()
+        note_end(self.report, self.guide, self.model, kl)
+
+    def _train(self, bar: Work) -> None:
+        steppers = self._steppers()
+        schedulers = [LambdaLR(stepper, partial(_rate, steps=self.steps)) for stepper in steppers]
+        bad, note = 0, ""  # steps in a row; the held-out NLL
+        for step in range(1, self.steps + 1):
+            self.report.steps = step
+            entry = self._step(step, steppers)
+            if entry is None:
+                bad += 1
+                self._skip(step, bad)
+                bar.next()
+                continue
+            bad = 0
+            self.report.history.append(entry)
+            for scheduler in schedulers:
+                scheduler.step()
+            ends = self._ends(step, entry)
+            if "validation_nll" in entry:
+                note = f", held-out NLL {entry['validation_nll']:.3f}"
+            bar.next(f"loss {entry['loss']:.3f}{note}")
+            if self.setup.callback is not None:
+                self.setup.callback({**entry})
+            if ends:
+                break
+        if not self.report.history:
+            raise FitError(
+                f"the loss was not finite at any of {self.steps} steps, first at "
+                f"{culprit(self.guide, self.elbo.parts)}; the guide has its initial values"
+            )
+
+    def _steppers(self) -> list[Optimizer]:
+        if self.setup.optimizer is not None:
+            return [self.setup.optimizer(trained(self.guide))]
+        return self.guide.optimizers(self.options, len(self.feed.examples))
+
+    def _step(self, step: int, steppers: Sequence[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if it was skipped: the loss or gradient was not finite."""
-        options, device, size = self.options, self.model.network.device, self.size
         for optimizer in steppers:
             optimizer.zero_grad()
-        sums = torch.zeros(3, dtype=torch.float64)
-        for _ in range(options.accumulate):
-            batch = next(self.batches).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-                value = self.loss(batch) / options.accumulate
-            if step == 1:
-                check_no_others(value, self.guide)
-            value.backward()
-            if step == 1:
-                self.guide.check_trained()
-            assert self.elbo.parts is not None
-            kls = sum(value.item() for value in self.elbo.parts.kl.values()) - self.least
-            parts = [self.elbo.parts.nll.item(), kls, self.elbo.parts.evidence.item()]
-            sums += torch.tensor(parts, dtype=torch.float64) / options.accumulate
+        self._backward(step)
         params = [p for p in self.guide.parameters() if p.grad is not None]
-        gradients = [p.grad for p in params if p.grad is not None]
-        nll, kl, evidence = sums.tolist()
-        temperature = self.elbo.temperature
-        loss = nll + temperature * kl + evidence
-        norm = nn.utils.get_total_norm(gradients)
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
+        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        lr = steppers[0].param_groups[0]["lr"]
+        loss = {"step": step, **self._loss_parts()}
+        if not (math.isfinite(loss["loss"]) and norm.isfinite()):
             return None
         if step % 10 == 1:
             self.good = copied(self.guide.state_dict())
-        self.slopes.append((step, self.guide.scale_slopes()))
-        lr = steppers[0].param_groups[0]["lr"]
         # Where held-out rows choose the state, the loss of the training rows is no measure.
-        with nullcontext() if self.selects else self.descent.step(params, lr, size):
-            if options.clip is not None:
-                nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
+        with nullcontext() if self.selects else self.descent.step(params, lr, self.size):
             for optimizer in steppers:
                 optimizer.step()
+        return {**loss, "lr": lr, "gradient": norm.item() / self.size}
+
+    def _backward(self, step: int) -> None:
+        """The gradients of the loss of the next batch."""
+        device = self.model.network.device
+        batch = next(self.batches).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.options.bf16):
+            value = self.loss(batch)
+        if step == 1:
+            check_no_others(value, self.guide)
+        value.backward()
+        if step == 1:
+            self.guide.check_trained()
+
+    def _loss_parts(self) -> dict[str, float]:
+        """What the history has of the last loss, in nats per example."""
+        assert self.elbo.parts is not None
+        nll, evidence = self.elbo.parts.nll.item(), self.elbo.parts.evidence.item()
+        kl = sum(value.item() for value in self.elbo.parts.kl.values()) - self.least
+        temperature = self.elbo.temperature
         return {
-            "step": step,
-            "loss": loss / size,
-            "nll": nll / size,
-            "kl": (kl + evidence / temperature if temperature else kl) / size,
-            "draws": 0 if self.point else self.particles,
+            "loss": (nll + temperature * kl + evidence) / self.size,
+            "nll": nll / self.size,
+            "kl": (kl + evidence / temperature if temperature else kl) / self.size,
+            "draws": 0 if self.guide.point else self.particles,
             "temperature": temperature,
-            "lr": lr,
-            "gradient": norm.item() / size,
         }
+
+    def _skip(self, step: int, bad: int) -> None:
+        """Count a skipped step, the last of so many in a row; it may be one too many."""
+        if self.report.skipped == 0 and self.feed.features is None:
+            check_all(self.model, data=self.feed.examples)
+        self.report.skipped += 1
+        if bad >= _MAX_SKIPPED:
+            raise self._diverged(f"for {bad} steps in a row (last step: {step} of {self.steps})")
+
+    def _diverged(self, when: str) -> FitError:
+        """The error, with the guide in its last good state."""
+        where = culprit(self.guide, self.elbo.parts)
+        self.guide.load_state_dict(self.good)
+        return FitError(
+            f"the loss was not finite {when}, first at {where}; the last good state is kept"
+        )
+
+    def _ends(self, step: int, entry: dict[str, float]) -> bool:
+        """Evaluate the held-out rows, if that is due; whether the fit ends here."""
+        if self.validation is None or not self.stopping.is_due(step):
+            return False
+        try:
+            with bars(False):  # one step's part, whose title stays
+                rows = self._evaluate()
+        except DataError as error:
+            if error.rows:
+                raise
+            return False  # the guide has diverged, which the next steps find, or one draw was far
+        entry["validation_nll"] = rows.mean().item()
+        return self.stopping.ends(step, rows)
 
     def _evaluate(self) -> Tensor:
         """(N,) NLLs of the validation rows; for a point estimate of ratings, with the noise scale
@@ -315,7 +334,7 @@ class _Run:
         bf16 = self.options.bf16
         if has_noise(self.guide, self.model):
             return noise_of(self.model, self.guide, self.validation, bf16)[0]
-        samples = 0 if self.point else self.options.eval_samples
+        samples = 0 if self.guide.point else _EVALUATION_DRAWS
         return predict(self.model, self.guide, self.validation, samples, bf16=bf16).nlls()
 
 

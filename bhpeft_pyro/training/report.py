@@ -32,24 +32,9 @@ def new_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-@checked_dataclass(kw_only=True)
-class Training:
-    """What training did: the part of a `FitReport` that the loop knows."""
-
-    steps: int = 0
-    skipped: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    kl: dict[str, float] = field(default_factory=dict)
-    scales: dict[str, float] = field(default_factory=dict)
-    points: list[str] = field(default_factory=list)
-    unsettled: list[str] = field(default_factory=list)
-    falling: bool = False
-    best_step: int | None = None
-
-
-@checked_dataclass
-class FitReport(Training):
-    """The report of one round.
+@checked_dataclass(frozen=False)
+class FitReport:
+    """The report of one round, which the fit fills in as it goes.
 
     Attributes:
         examples: N, the number of training examples.
@@ -70,7 +55,6 @@ class FitReport(Training):
         marginal_kl: for a joint guide, the KL of each site's marginal.
         scales: geometric mean of posterior sd / prior sd, per site.
         points: sites with a point estimate. Their `kl` is minus the log prior density.
-        unsettled: sites whose sds had not converged at the end.
         falling: whether the loss still fell at the end, and no held-out rows chose the state.
         best_step: with early stopping, the step whose state was kept.
         id: identifies the round.
@@ -115,8 +99,16 @@ class FitReport(Training):
     options: FitOptions
     temperature: float = 1.0
     point: bool = False
+    steps: int = 0
+    skipped: int = 0
     seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    kl: dict[str, float] = field(default_factory=dict)
     marginal_kl: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
+    falling: bool = False
+    best_step: int | None = None
     id: str = field(default_factory=new_id)
     parent: str | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -174,7 +166,6 @@ class FitReport(Training):
             kl=_mean([report.kl for report in components]),
             marginal_kl=_mean([report.marginal_kl for report in components]),
             scales={name: math.exp(log) for name, log in _mean(logs).items()},
-            unsettled=[*dict.fromkeys(name for part in components for name in part.unsettled)],
             falling=any(part.falling for part in components),
             parent=parent,
             components=list(components),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .report import FitReport
 
-FEW = 8  # values of which a mean and its standard error say little
 _COLLAPSED = 1e-3  # sd / prior sd: the data count a million times as much as the prior
 _NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
 _SKIPPED = 0.1  # of the steps
@@ -32,14 +31,8 @@ def warnings_of(report: FitReport) -> list[str]:
             f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at all sites of "
             f"{', '.join(nothing)}"
         )
-    if report.unsettled:
-        lines.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
     if report.falling:
         lines.append("not converged: the loss still falls; set more epochs, or another lr")
-    else:  # where no held-out rows chose the state, half of the steps may be too few
-        free = (p for p in report.components or [report] if p.best_step is None)
-        if few := [part.steps for part in free if 0 < len(part.history) <= 2 * FEW]:
-            lines.append(f"too few steps ({min(few)}) to tell whether the loss still falls")
     if report.skipped > _SKIPPED * report.steps:
         lines.append(
             f"unstable: {report.skipped} of {report.steps} steps were skipped because the loss or "
@@ -60,34 +53,46 @@ def warnings_of(report: FitReport) -> list[str]:
 
 def described(report: FitReport) -> str:
     """What the fit did, its warnings at the end; many lines."""
-    said = f"{report.steps} steps on {report.examples} examples"
-    if not report.steps:
-        said = f"fitted elsewhere to {report.examples or 'unknown'} examples"
-    elif not _is_laplace(report):
-        said += f" at temperature {report.temperature:g}"
-    if report.skipped:
-        said += f", {report.skipped} skipped"
-    lines = [f"{len(report.components)} components, {said}" if report.components else said]
+    lines = [_length(report)]
     if report.history:
         lines.append(_loss(report))
-    if report.held_out:
-        parts = (report, *report.components)
-        uses = ["early stopping"] if any(part.best_step is not None for part in parts) else []
-        uses += ["the width"] if any(part.component_nll is not None for part in parts) else []
-        purpose = f" for {' and '.join(uses)}" if uses else ""
-        lines.append(f"{report.held_out} held-out rows{purpose}")
+    lines += _held_out(report)
     if report.tau is not None:
         lines.append(_width(report))
     for number, part in enumerate(report.components if report.steps else (), 1):
-        said = _loss(part) if part.tau is None else _width(part)
-        if part.tau is None and part.scales:
-            said += f", sds {'not ' if part.unsettled else ''}converged"
-        lines.append(f"  component {number}: {said}")
+        lines.append(f"  component {number}: {_loss(part) if part.tau is None else _width(part)}")
     if report.components and report.component_nll is not None:
         lines.append(
             f"mixture: held-out NLL {report.component_nll:.3f} (of the point estimates alone "
             f"{report.point_nll:.3f})"
         )
+    return "\n".join([*lines, *_earlier(report), *_sites(report), *warnings_of(report)])
+
+
+def _length(report: FitReport) -> str:
+    words = f"{report.steps} steps on {report.examples} examples"
+    if not report.steps:
+        words = f"fitted elsewhere to {report.examples or 'unknown'} examples"
+    elif not _is_laplace(report):
+        words += f" at temperature {report.temperature:g}"
+    if report.skipped:
+        words += f", {report.skipped} skipped"
+    return f"{len(report.components)} components, {words}" if report.components else words
+
+
+def _held_out(report: FitReport) -> list[str]:
+    if not report.held_out:
+        return []
+    parts = (report, *report.components)
+    uses = ["early stopping"] if any(part.best_step is not None for part in parts) else []
+    uses += ["the width"] if any(part.component_nll is not None for part in parts) else []
+    purpose = f" for {' and '.join(uses)}" if uses else ""
+    return [f"{report.held_out} held-out rows{purpose}"]
+
+
+def _earlier(report: FitReport) -> list[str]:
+    """What there is to say of earlier rounds."""
+    lines = []
     if report.separation is not None:
         lines.append(
             "a linear classifier tells these texts from those of earlier rounds with AUROC "
@@ -97,7 +102,7 @@ def described(report: FitReport) -> str:
         lines.append(
             f"{report.changed} of {report.compared} answers to kept texts of earlier rounds changed"
         )
-    return "\n".join([*lines, *_sites(report), *warnings_of(report)])
+    return lines
 
 
 def _sites(report: FitReport) -> list[str]:

@@ -124,9 +124,6 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -1.0}, "temperature="),
     ({"tau": 1e-300}, "tau="),
     ({"tau": 1e6}, "tau="),
-    ({"clip": 0.0}, "clip="),
-    ({"eval_samples": -1}, "eval_samples="),
-    ({"eval_every": 0}, "eval_every="),
 ]
 
 

@@ -433,14 +433,15 @@ def test_a_result_that_is_used_elsewhere_is_noticed() -> None:
     assert network_of(backbone).constant_states(Batch(inputs())) is None
 
 
-def test_checkpointed_layers() -> None:
+def test_gradient_checkpointing_of_the_backbone_changes_nothing() -> None:
+    """Hugging Face recomputes layers in training mode only, in which dropout would be on."""
     backbone = build("gpt2")
     network, batch = network_of(backbone), Batch(inputs())
     expected = run(network, batch)
     backbone.gradient_checkpointing_enable()
     calls = attention_calls(network.attachment, 1)
-    assert_same(expected, run(network, replace(batch, states=network.constant_states(batch))))
-    assert len(calls) == 2  # forward, and again in the backward pass
+    assert_same(expected, run(network, batch))
+    assert len(calls) == 1
 
 
 def test_training_mode_is_refused() -> None:

@@ -106,10 +106,10 @@ def test_a_component_that_fails_leaves_all_others(monkeypatch: pytest.MonkeyPatc
     reports = [each.report for each in whole.components]
     failing = [reports[1].options.seed]
 
-    def sometimes(setup: Any) -> Any:
+    def sometimes(setup: Any, report: Any) -> None:
         if setup.options.seed in failing:
             raise FitError("not finite")
-        return optimise(setup)
+        optimise(setup, report)
 
     monkeypatch.setattr("bhpeft_pyro.posterior.learn.optimise", sometimes)
     with pytest.raises(FitError, match="not finite") as error:

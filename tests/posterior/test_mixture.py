@@ -423,7 +423,7 @@ def test_components_of_a_point_are_a_deep_ensemble() -> None:
 
 
 def test_reports_are_of_each_and_of_all() -> None:
-    posterior = fit(of=tiny_model(()), eval_every=2, validation=SECOND)
+    posterior = fit(of=tiny_model(()), validation=SECOND)
     reports = [each.report for each in posterior.components]
     assert posterior.report.components == reports
     assert posterior.report.steps == 12 and reports[0].steps == 4

@@ -73,7 +73,7 @@ def planted(
 
 def fit(model: bh.Model, data: bh.data.Examples, **options: Any) -> bh.Posterior:
     posterior = bh.fit(model, "normal", data, **{**FIT, "batch_size": len(data), **options})
-    assert not posterior.report.unsettled
+    assert not posterior.report.falling
     return posterior
 
 

@@ -20,7 +20,6 @@ from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides.laplace import width
 from bhpeft_pyro.streams import History
-from bhpeft_pyro.training.report import Training
 from tools.experiments import protocols, stream, students
 from tools.experiments.arms import ARMS, AT_ONCE, Arm, Setup
 
@@ -60,12 +59,11 @@ def test_fine_tuning_goes_on_from_where_it_was(
 ) -> None:
     starts = []
 
-    def optimise(setup: Any) -> Training:
+    def optimise(setup: Any, report: Any) -> None:
         weights = setup.guide.loc["head/weight"]
         starts.append(weights.detach().clone())
         with torch.no_grad():
             weights += len(setup.data)
-        return Training()
 
     monkeypatch.setattr("bhpeft_pyro.posterior.learn.optimise", optimise)
     learn = ARMS[arm](Setup(model, ROUNDS))

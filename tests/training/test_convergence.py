@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
-import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
-from bhpeft_pyro.training.convergence import unsettled
 
 RATED = {"text": ["w5 w20", "w6 w21", "w7 w9", "w5 w22"] * 16, "label": [1.0, 3.0, 2.0, 1.5] * 8}
 RATED["label"] += [0.5, 2.0, 3.0, 2.5] * 8  # the same texts: noise
@@ -41,12 +38,6 @@ def test_by_default_pyros_guides_come_near_normal(family: str) -> None:
     assert rated(family).report.last("loss") < best.last("loss") + 0.2
 
 
-@pytest.mark.parametrize("guide", ["normal", "AutoNormal", "AutoDiagonalNormal", "lowrank", "mvn"])
-def test_sds_that_have_not_settled_are_named(guide: str) -> None:
-    report = rated(partial(bh.autoguide, guide, init_scale=1e-3), lr=1e-4, epochs=5).report
-    assert report.unsettled and "not converged: the sds still move at" in str(report)
-
-
 @pytest.mark.parametrize("guide", [own, "AutoDelta"])
 def test_a_loss_that_still_falls_is_reported_whatever_the_guide(guide: Any) -> None:
     slow, quick = rated(guide, lr=1e-3).report, rated(guide, lr=0.05, epochs=60).report
@@ -55,16 +46,9 @@ def test_a_loss_that_still_falls_is_reported_whatever_the_guide(guide: Any) -> N
 
 
 @pytest.mark.parametrize("guide", [own, "delta"])
-def test_few_steps_say_whether_the_loss_falls_or_that_they_are_too_few(guide: Any) -> None:
+def test_up_to_sixteen_steps_are_too_few_for_a_verdict(guide: Any) -> None:
     # At temperature 1 no held-out rows choose the state of the point estimate.
     options: dict[str, Any] = {"lr": 0.01, "temperature": 1.0}
     some, few = (rated(guide, max_steps=steps, **options).report for steps in (24, 15))
     assert some.falling and "the loss still falls; set more epochs" in str(some)
-    assert "too few steps (15) to tell whether the loss still falls" in few.warnings
-
-
-def test_what_is_still_to_come_is_measured_in_the_temperatures_unit() -> None:
-    slopes = [(step, {"w": torch.full((), -0.01)}) for step in range(20)]  # 0.5 % at T = 1
-    assert unsettled(slopes, 19, 1.0) == []
-    assert unsettled(slopes, 19, 0.01) == ["w"]
-    assert unsettled(slopes, 19, 0.0) == []
+    assert not few.falling

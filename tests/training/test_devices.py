@@ -147,12 +147,10 @@ def test_offloaded_weights_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_backbone_predicts_as_a_whole_one(dtype: torch.dtype) -> None:
-    """With gradient checkpointing, under the default guide."""
+    """Under the default guide."""
     found = []
     for kind in (torch.float32, dtype):
         backbone = tiny_backbone().to(kind)
-        if kind == dtype:
-            backbone.gradient_checkpointing_enable()
         model = bh.Model(bh.RandomPEFT(backbone, None, bh.Head(2), tiny_tokenizer()))
         posterior = bh.fit(model, "laplace", tiny_examples(50), components=1, **QUICK)
         found.append(numbers(posterior.predict(tiny_examples(5))))

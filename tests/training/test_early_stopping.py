@@ -50,8 +50,7 @@ def test_patience_goes_back_to_the_best_state_and_passes_over_nan(
     """No number is smaller than NaN, so it would be kept for good."""
     states = looks(monkeypatch, [float("nan")], [0.5], [0.7], [0.9])
     rows = tiny_examples(8)
-    options: dict[str, Any] = {"eval_every": 1, "patience": 2}
-    options["validation"] = tiny_examples(8, seed=1)
+    options: dict[str, Any] = {"validation": tiny_examples(8, seed=1), "patience": 2}
     posterior = bh.fit(tiny_model(()), "normal", rows, max_steps=20, progress=False, **options)
     assert (posterior.report.best_step, posterior.report.steps) == (2, 4)
     assert all(torch.equal(v, states[1][k]) for k, v in posterior.guide.state_dict().items())
@@ -60,7 +59,7 @@ def test_patience_goes_back_to_the_best_state_and_passes_over_nan(
 def test_without_patience_the_last_state_is_kept() -> None:
     data, bad = tiny_examples(32), turned(tiny_examples(32, seed=3))
     options: dict[str, Any] = {"max_steps": 20, "progress": False}
-    looked = bh.fit(tiny_model(()), "normal", data, validation=bad, eval_every=5, **options)
+    looked = bh.fit(tiny_model(()), "normal", data, validation=bad, **options)
     plain = bh.fit(tiny_model(()), "normal", data, **options)
     for name, value in plain.guide.state_dict().items():
         assert torch.equal(value, looked.guide.state_dict()[name])
@@ -89,7 +88,7 @@ def test_a_points_last_state_is_kept_unless_an_earlier_one_is_surely_better(
 ) -> None:
     states = looks(monkeypatch, [0.9] * 4, BEST, [0.6] * 4, last)
     model, rows = tiny_model(()), tiny_examples(8, seed=1)
-    options: dict[str, Any] = {"max_steps": 4, "eval_every": 1, "tau": 1.0, "progress": False}
+    options: dict[str, Any] = {"max_steps": 4, "tau": 1.0, "progress": False}
     posterior = bh.fit(
         model, guide, tiny_examples(8), validation=rows, components=1, lr=0.1, **options
     )
@@ -105,7 +104,7 @@ def test_a_point_stops_after_three_looks_without_a_better_state(
 ) -> None:
     worse = [[0.6] * 4] * 3
     states = looks(monkeypatch, [0.9] * 4, [0.7] * 4, [0.8] * 4, [0.8] * 4, BEST, *worse)
-    options: dict[str, Any] = {"max_steps": 20, "eval_every": 1, "progress": False}
+    options: dict[str, Any] = {"max_steps": 10, "progress": False}
     data, rows = tiny_examples(8), tiny_examples(8, seed=1)
     posterior = bh.fit(tiny_model(()), "delta", data, validation=rows, **options)
     assert (posterior.report.best_step, posterior.report.steps) == (5, 8)
@@ -117,7 +116,7 @@ def test_ratings_go_on_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last state is kept, or an earlier one that is surely better."""
     texts = [f"w{5 + i} w{30 - i}" for i in range(8)]
     data = {"text": texts, "label": [float(i % 4) for i in range(8)]}
-    options: dict[str, Any] = {"max_steps": 8, "eval_every": 1, "progress": False}
+    options: dict[str, Any] = {"max_steps": 8, "progress": False}
     unclear, worse = [0.2, 0.8, 0.2, 1.2], [0.6] * 4
     for last, kept in ((unclear, 8), (worse, 2)):
         states = looks(monkeypatch, [0.9] * 4, BEST, *[worse] * 5, last)
@@ -151,8 +150,7 @@ def test_a_point_has_ten_looks_and_one_at_its_last_state() -> None:
     assert looked(20) == [*range(2, 21, 2)]
     assert looked(25) == [*range(2, 25, 2), 25]
     assert looked(4) == [1, 2, 3, 4]
-    assert looked(20, eval_every=8) == [8, 16, 20]
-    assert looked(20, eval_every=8, temperature=1.0) == [8, 16]  # none is to be chosen
+    assert looked(20, temperature=1.0) == [*range(1, 21)]  # none is to be chosen: once an epoch
 
 
 def test_a_point_that_the_prior_pulls_has_its_last_state() -> None:
@@ -297,7 +295,7 @@ def test_a_fit_of_classes_is_brief_and_with_few_held_out_rows_keeps_its_end(
     assert report.steps == steps and report.temperature == 0
     assert report.best_step == (9 * (steps // 10) if chosen else None)
     assert len(states) == (11 if steps == 75 else 10 if chosen else steps // (rows // 16))
-    assert not report.falling and not report.unsettled
+    assert not report.falling
     # With a length that is given they choose, however few they are; and for a head alone.
     data = tiny_examples(32)
     for model, given in ((tiny_model(), {"max_steps": 20}), (tiny_model(()), {"epochs": None})):

@@ -5,7 +5,6 @@ Where an expectation is compared, the tolerance is five standard errors, which a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -166,38 +165,6 @@ def test_batches_of_any_size_give_the_loss_of_the_whole_data(
     expected = whole_loss(model, guide, data)
     assert values.mean().item() == pytest.approx(expected, abs=5 * error + 1e-3)
     assert error < 0.05 * expected  # or the test could not fail
-
-
-@pytest.mark.parametrize("kinds", [None, ()])
-def test_accumulated_small_batches_take_the_step_of_a_large_one(kinds: Any) -> None:
-    model, data = normal_model(kinds), tiny_examples(12)
-    start = DeltaGuide(model)
-    with torch.no_grad():
-        for parameter in start.parameters():
-            parameter.normal_(0.0, 0.5)
-    after, losses = [], []
-    for batch_size, accumulate in ((12, 1), (4, 3)):
-        posterior = bh.fit(
-            model,
-            copy.deepcopy(start),
-            data,
-            optimizer=_sgd,
-            max_steps=1,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            particles=1,
-            progress=False,
-        )
-        after.append(torch.cat([p.detach().flatten() for p in posterior.guide.parameters()]))
-        losses.append(posterior.report.history[0]["loss"])
-    before = torch.cat([p.detach().flatten() for p in start.parameters()])
-    assert (after[0] - before).abs().max() > 1e-3
-    torch.testing.assert_close(after[0], after[1], rtol=1e-4, atol=1e-6)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def _sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=1e-3)
 
 
 def test_the_temperature_weighs_a_monte_carlo_kl_like_a_closed_one() -> None:

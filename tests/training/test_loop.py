@@ -229,33 +229,23 @@ def test_the_learning_rate_rises_and_falls_as_in_transformers(guide: str) -> Non
         assert entry["lr"] == expected.get_last_lr()[0]  # to the last bit
 
 
-def test_clipping_bounds_the_gradient_per_example() -> None:
+def test_the_history_has_the_norm_of_the_gradient_per_example() -> None:
+    model = tiny_model()
+    guide = DeltaGuide(model)
+    before = torch.cat([p.detach().clone().flatten() for p in guide.parameters()])
     options = {"max_steps": 1, "optimizer": lambda found: SGD(found, lr=1e-5)}
-
-    def moved(clip: float | None) -> tuple[float, float]:
-        """The norm of the gradient per example that a step took, and the one in the report."""
-        torch.manual_seed(0)
-        model = tiny_model()
-        guide = DeltaGuide(model)
-        before = torch.cat([p.detach().clone().flatten() for p in guide.parameters()])
-        report = fit(model, guide, clip=clip, **options).report
-        after = torch.cat([p.detach().flatten() for p in guide.parameters()])
-        return (after - before).norm().item() / (1e-5 * 16), report.history[0]["gradient"]
-
-    free, gradient = moved(None)
-    assert free == pytest.approx(gradient, rel=1e-2)
-    clipped, reported = moved(gradient / 3)
-    assert clipped == pytest.approx(gradient / 3, rel=1e-2)
-    assert reported == pytest.approx(gradient, rel=1e-4)  # as it was
-    assert moved(gradient * 3)[0] == pytest.approx(gradient, rel=1e-2)
+    gradient = fit(model, guide, **options).report.history[0]["gradient"]
+    after = torch.cat([p.detach().flatten() for p in guide.parameters()])
+    assert (after - before).norm().item() / (1e-5 * 16) == pytest.approx(gradient, rel=1e-2)
 
 
 def test_validation_is_the_nll_of_the_forecast() -> None:
     held_out = tiny_examples(10, seed=4)
-    posterior = fit(validation=held_out, eval_every=3, eval_samples=5, max_steps=6)
+    data = tiny_examples(48)  # three steps an epoch
+    posterior = fit(data=data, validation=held_out, max_steps=6)
     history = posterior.report.history
     assert ["validation_nll" in entry for entry in history] == [False, False, True] * 2
-    expected = metrics.evaluate(posterior.predict(held_out, samples=5))["nll"]
+    expected = metrics.evaluate(posterior.predict(held_out, samples=8))["nll"]
     assert history[-1]["validation_nll"] == pytest.approx(expected, rel=1e-6)
     assert posterior.report.best_step is None  # without patience the last state is kept
 
@@ -263,22 +253,9 @@ def test_validation_is_the_nll_of_the_forecast() -> None:
 # What the report says about convergence
 
 
-def test_a_fit_that_was_stopped_early_is_judged_where_it_was_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    scores = iter([1.0, 0.5, 0.7, 0.8, 0.9])
-    monkeypatch.setattr(loop._Run, "_evaluate", lambda _self: torch.tensor([next(scores)]))
-    model = tiny_model()
-    options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, "patience": 2}
-    stopped = fit(model, NormalGuide(model, init_scale=1e-3), max_steps=50, **options)
-    assert (stopped.report.best_step, stopped.report.steps) == (4, 8)
-    assert "lora.query.A" in stopped.report.unsettled
-
-
-def test_sds_that_have_settled_are_not() -> None:
+def test_a_fit_that_has_converged_has_no_warning() -> None:
     model = tiny_model(())
     posterior = fit(model, data=tiny_examples(24), max_steps=400, lr=0.1)
-    assert posterior.report.unsettled == []
     assert "not converged" not in str(posterior.report)
     assert posterior.report.scales["head.bias"] < 0.6  # it did learn something
 
@@ -345,7 +322,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(gradient: bool) -> Non
 
 
 def test_a_skipped_step_is_not_validated() -> None:
-    posterior = fit_sick(Sick(2, 2), max_steps=3, validation=tiny_examples(8), eval_every=1)
+    posterior = fit_sick(Sick(2, 2), max_steps=3, validation=tiny_examples(8))
     assert [("validation_nll" in entry, entry["step"]) for entry in posterior.report.history] == [
         (True, 2),
         (True, 3),
@@ -395,7 +372,7 @@ def test_weights_that_are_not_finite_are_never_the_last_good_state(steps: int) -
 @pytest.mark.parametrize("steps", [10, 30])
 def test_a_look_at_weights_that_are_not_finite_loses_nothing(steps: int) -> None:
     model = tiny_model()
-    options: dict[str, Any] = {"validation": tiny_examples(8, seed=1), "eval_every": 1}
+    options: dict[str, Any] = {"validation": tiny_examples(8, seed=1)}
     options |= {"max_steps": steps, "optimizer": lambda params: Bomb(params, lr=1e-5)}
     with pytest.raises(FitError) as error:
         fit(model, NormalGuide(model, init_scale=0.1), **options)

@@ -26,7 +26,7 @@ __all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method", "upper_
 
 # As many settings as of Adam, the first one the default.
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"lr": 0.1})
-_CHECKS, _PATIENCE = 10, 3  # evaluations of the validation rows with MC dropout; early stopping
+_PATIENCE = 3  # evaluations of the validation rows, one an epoch, without a lower NLL
 
 
 def _searched(
@@ -34,7 +34,7 @@ def _searched(
 ) -> Fitted:
     posterior, facts = search(job, settings, samples, run)
     report = posterior.report
-    facts |= {"temperature": report.temperature, "unsettled": report.unsettled}
+    facts |= {"temperature": report.temperature, "falling": report.falling}
     return Fitted(partial(posterior.predict, samples=samples, keep_samples=True), posterior, facts)
 
 
@@ -71,9 +71,8 @@ def mc_dropout(job: Job) -> Fitted:
 
     def run(**setting: Any) -> Posterior:
         # As many draws as examples: each has its own mask, as with dropout layers.
-        how = {"batch_size": 16, "particles": 16, "eval_samples": 4, "temperature": 0.0}
-        every = max(1, job.budget.steps // _CHECKS)
-        early = {"validation": job.validation, "eval_every": every, "patience": _PATIENCE}
+        how = {"batch_size": 16, "particles": 16, "temperature": 0.0}
+        early = {"validation": job.validation, "patience": _PATIENCE}
         model = job.model()
         return job.fit(model, dropout(model), **how, **early, **setting)
 

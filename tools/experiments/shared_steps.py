@@ -54,5 +54,6 @@ def _fit(job: Job, last: Posterior | None, number: int, steps: int) -> Posterior
     """A point, from where another one ends if there is one."""
     model = job.model() if last is None else last.model
     guide = "delta" if last is None else copy.deepcopy(last.guide)
-    how = {"seed": job.seed + 1000 * number, "max_steps": steps, "eval_every": steps}
+    # With a temperature that is given, the last state is kept.
+    how = {"seed": job.seed + 1000 * number, "max_steps": steps, "temperature": 0.0}
     return job.fit(model, guide, validation=job.validation, **how)

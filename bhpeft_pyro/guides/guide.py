@@ -169,6 +169,10 @@ class Guide(nn.Module):
         """The parameters that belong to these sites only; a fit can hold them fixed for a while."""
         return []
 
+    def informed(self) -> bool:
+        """Whether its prior is the first one and, apart from it, information of earlier data."""
+        return False
+
     def free_sds(self) -> bool:
         """Whether `fit` may choose the initial sds (by `narrow`)."""
         return False

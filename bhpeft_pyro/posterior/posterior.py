@@ -85,6 +85,8 @@ class Posterior(Predictor):
             lineage=(report,),
             priors=tuple(part.model.prior for part in fits),
             first_priors=tuple(part.first_priors[0] for part in fits),
+            student=None,
+            promised=None,
         )
 
     @staticmethod

@@ -82,8 +82,9 @@ class Predictor:
 
     @property
     def components(self) -> tuple[Posterior, ...]:
-        """Each component as a posterior of its own; one component is the posterior itself."""
-        if len(self.guides) == 1:
+        """Each component as a posterior of its own; one component is the posterior itself, unless
+        it is all that is left of several."""
+        if len(self.guides) == 1 and not (self.lineage and self.report.components):
             return (cast("Posterior", self),)  # nothing else is a Predictor
         return tuple(cast("Posterior", self._component(k)) for k in range(len(self.guides)))
 

@@ -24,7 +24,6 @@ from ..data.table import table
 from ..decisions.novelty import Novelty
 from ..decisions.two_samples import separation
 from ..errors import DataError, GuideError, PriorError
-from ..guides import LaplaceGuide
 from ..guides.earlier import Earlier
 from ..guides.guide import prior_of
 from ..guides.laplace.choice_of_tau import best_output_scale
@@ -257,8 +256,8 @@ def _setup(
     # what earlier data taught, so it acts in full too.
     few = with_earlier_texts(earlier, examples)[0].few
     enough = not few and first_sds(first, model.sites) is not None
-    informed = isinstance(guide, LaplaceGuide) and not guide.prior_information.is_zero
-    weight = temperature(guide, options, enough, 0.0 if informed else 1.0)
+    default = 0.0 if guide.informed() else 1.0
+    weight = temperature(guide, options, enough, default)
     return Setup(model, guide, examples, held_out, options, temperature=weight, earlier=earlier)
 
 

@@ -12,8 +12,7 @@ from ..data import Examples
 from ..data.copies import check_apart
 from ..decisions.novelty import Novelty
 from ..errors import DataError, GuideError
-from ..guides import Guide, LaplaceGuide
-from ..model.model import Model
+from ..guides import LaplaceGuide
 from ..training.estimated_noise import has_noise, settle_noise
 from ..training.initialization import centred
 from ..training.loop import Setup
@@ -76,7 +75,7 @@ def _setup(
     part: Posterior, examples: Examples, held_out: Examples | None, changes: Mapping[str, Any]
 ) -> Setup:
     """A Laplace approximation around a component's point estimate, without a covariance yet."""
-    guide, last = _around_point(part.model, part.guide), part.report
+    guide, last = LaplaceGuide.around(part.model, part.guide), part.report
     log_noise = part.model.likelihood.log_noise
     if has_noise(guide, part.model) and not log_noise(guide.means()).any():  # not yet set
         settle_noise(part.model, guide, examples)
@@ -87,16 +86,3 @@ def _setup(
     options = last.options.change(**changes)
     weight = temperature(guide, options, True, last.temperature)
     return Setup(model, guide, examples, held_out, options, temperature=weight)
-
-
-def _around_point(model: Model, point: Guide) -> LaplaceGuide:
-    """A Laplace approximation around a fitted point estimate of any family; of another one the rank
-    and tau stay."""
-    if isinstance(point, LaplaceGuide):
-        guide = LaplaceGuide(model, point.rank)
-        guide.tau.copy_(point.tau)
-        guide.move(guide.unpack(point.loc.detach()))
-        return guide
-    guide = LaplaceGuide(model)
-    guide.move(point.means())
-    return guide

@@ -38,7 +38,7 @@ def with_structure(prior: Prior, earlier: Prior, sites: Sequence[Site]) -> Prior
 
 
 def earlier_posterior(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:
-    """The prior, if it is an earlier posterior that can be tempered and projected; any other is a
+    """The prior, if it is an earlier posterior that can be tempered; any other is a
     PriorError that starts with `purpose`."""
     if not isinstance(prior, PosteriorPrior | JointPrior):
         raise PriorError(

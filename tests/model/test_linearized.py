@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -164,7 +165,9 @@ def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: An
     guide.move(guide.means())
     torch.testing.assert_close(guide.loc.detach(), before)
     prior = guide.as_prior()
-    found_prior = guide.under_prior(model.with_prior(prior)).prior
+    later = copy.deepcopy(guide)
+    later.set_prior(model.with_prior(prior))
+    found_prior = later.under_prior(model).prior
     assert isinstance(found_prior, bh.priors.JointPrior)
     means = torch.cat([v.flatten() for v in guide.means().values()])
     torch.testing.assert_close(found_prior.normal.loc, means)

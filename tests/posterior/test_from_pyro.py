@@ -99,7 +99,8 @@ def test_draws_on_a_simplex_have_one_number_more_than_dimensions(
     again = load(tmp_path / "p", prior=prior)
     assert torch.equal(again.predict(data).probabilities, posterior.predict(data).probabilities)
     new = tiny_examples(8, seed=1)
-    assert bh.fit(model.with_prior(posterior.as_prior()), "normal", new, **QUICK).report.steps == 3
+    under = model.with_prior(posterior.components[0].as_prior())
+    assert bh.fit(under, "normal", new, **QUICK).report.steps == 3
 
 
 def test_every_draw_is_taken_whole() -> None:

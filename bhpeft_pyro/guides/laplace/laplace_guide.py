@@ -370,6 +370,9 @@ class LaplaceGuide(Guide):
         """The prior of sites one by one, if the model samples them so."""
         return prior.independent() if self._sampled else prior
 
+    def informed(self) -> bool:
+        return not self.prior_information.is_zero
+
     @property
     def prior_information(self) -> Information:
         """What data have contributed to the prior."""
@@ -403,6 +406,19 @@ class LaplaceGuide(Guide):
 
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank}
+
+    @classmethod
+    def around(cls, model: Model, point: Guide) -> LaplaceGuide:
+        """Without a covariance yet, around a fitted point estimate of any family; of another one
+        the rank and tau stay."""
+        if not isinstance(point, LaplaceGuide):
+            guide = cls(model)
+            guide.move(point.means())
+            return guide
+        guide = cls(model, point.rank)
+        guide.tau.copy_(point.tau)
+        guide.move(guide.unpack(point.loc.detach()))
+        return guide
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the prior with the guide."""

@@ -91,14 +91,14 @@ def test_without_progress_there_is_no_bar(states):
 
 
 def test_workers_have_none(states):
-    class Round:
-        def run(self) -> int:
-            with work("working", 1) as one:
-                one.next()
-            return 1
+    def learner(count: int) -> int:
+        with work("working", 1) as one:
+            one.next()
+        return count
 
     with listening(states):
-        done = jobs._unpickled(jobs._job(jobs._pickled([]), jobs._pickled((Round(), []))))
+        own = jobs._pickled((learner, (1,), []))
+        done = jobs._unpickled(jobs._job(jobs._pickled([]), own))
     assert done == 1 and not states
 
 

@@ -91,7 +91,7 @@ def test_a_posterior_of_an_earlier_commit_loads_and_can_be_updated(
     third = posterior.update({"text": ["w5 w33"], "label": ["no"]}, max_steps=1)
     assert len(third.lineage) == 3
     for last, new in zip(posterior.components, third.components, strict=True):
-        prior, _ = earlier_posterior(new.model.prior, "").independent()
+        prior = earlier_posterior(new.model.prior, "").independent()
         mean = prior.distributions["lora.value.A"].mean
         torch.testing.assert_close(mean, last.guide.means()["lora.value.A"])
     posterior.save(tmp_path)

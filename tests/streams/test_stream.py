@@ -292,8 +292,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"tests": {"t": {"text": ["w5", " "], "label": [0, 1]}}}, DataError, "tests: 't': .*row 1"),
     ({"batches": [[{"text": "w5", "label": 0}]]}, ConfigError, "number 1 is a list; expected"),
     ({"batches": [WEEKS["week 0"]]}, ConfigError, "batches: number 1 is a Examples"),
-    ({"keep": {"head.bias": 0.5}}, PriorError, "keep: this posterior is joint"),
-    ({"keep": {"tail.*": 0.5}}, ConfigError, "keep: 'tail"),
+    ({"keep": 1.5}, ConfigError, "keep=1.5"),
+    ({"keep": 0.5, "guide": "normal", "prior": dist.Laplace(0.0, 1.0)}, PriorError, "is Laplace"),
     # What cannot be a prior, be saved, or grow.
     ({"guide": "delta"}, GuideError, "a point estimate has no width"),
     ({"guide": "iaf"}, GuideError, "cannot be a prior"),

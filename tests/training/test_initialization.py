@@ -34,11 +34,11 @@ def test_a_fitted_guide_goes_on_from_where_it_is(
     guide = bh.fit(model, name, RATINGS, components=1, max_steps=20, **HOW).guide
     before, starts = parameters(guide), []
 
-    def noted(rounds: Any, *_: Any, **__: Any) -> None:
-        starts.append(parameters(rounds[0].guide))
+    def noted(last: Any, setups: Any, *_: Any) -> None:
+        starts.append(parameters(setups[0].guide))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.fit.run_all", noted)
+    monkeypatch.setattr("bhpeft_pyro.posterior.fit.learn", noted)
     with pytest.raises(KeyboardInterrupt):
         bh.fit(model, guide, RATINGS, max_steps=20, **HOW)
     assert all(torch.equal(starts[0][name], value) for name, value in before.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -101,9 +100,9 @@ class Predictor:
 
     def replace(self, **changes: Any) -> Self:
         """The same posterior with some attributes changed."""
-        new = copy.copy(self)
-        vars(new).update(changes)
-        return new
+        if "model" in changes and len(self.guides) == 1:
+            changes = {"priors": (), **changes}  # those of the model
+        return dataclasses.replace(self, **changes)
 
     def with_report(self, **changes: Any) -> Self:
         """The same posterior with some fields of its last report changed, such as `name`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from functools import partial
 from typing import ClassVar
@@ -89,13 +89,11 @@ def stack(
     shapes: Iterable[tuple[int, ...]],
     units: Iterable[Tensor],
     anchor: float | None = None,
-    start: Callable[[tuple[int, ...], Tensor], Callable[[], Tensor]] = zeros,
 ) -> Site:
     """The site of one tensor for each layer, stacked along the dimension "layer".
 
     `dims` are those of one layer's tensor; each unit broadcasts against its shape. `anchor` is the
-    sd, in units, of a random projection around which a prior may lie; `start` makes the site's
-    `init` from its shape and unit.
+    sd, in units, of a random projection around which a prior may lie.
     """
     shape, *others = set(shapes)
     if others:
@@ -107,7 +105,7 @@ def stack(
     unit = unit.reshape(*unit.shape, *[1] * (len(full) - unit.ndim))
     fixed = None if anchor is None else anchor * projection(name, full).to(unit) * unit
     numbers = tuple(layer.number for layer in layers)
-    return Site(name, full, ("layer", *dims), unit, start(full, unit), numbers, fixed, role)
+    return Site(name, full, ("layer", *dims), unit, zeros(full, unit), numbers, fixed, role)
 
 
 def input_unit(rms: Tensor, width: int) -> Tensor:

@@ -7,7 +7,7 @@ what "sdpa" or "eager" do, unless a binding with a prefix for the calling module
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,13 +23,11 @@ from .architectures import Layer
 from .binding import Attend, Binding, active
 from .kinds import Kind, Weights, attention_inputs, gate_sites, rows, stack, wire_gates
 from .signals import Scales
-from .sites import Site, projection, zeros
+from .sites import Site
 
 SMALL = 0.1
 """Starting size of a prefix, in units of the frozen keys and values: larger keys draw attention
 off the text, whatever the values are."""
-TANH_RMS = 0.628
-"""RMS of tanh(z), z ~ N(0, 1)."""
 
 SUPPORTED = ("sdpa", "eager")
 PREFIX = "bhpeft_"
@@ -39,81 +37,44 @@ PREFIX = "bhpeft_"
 class Prefix(Kind):
     """softmax(q [P_k; K]^T) [P_v; V]: every token also attends to `length` free positions.
 
-    Direct sites: "prefix.key" (layer, position, in), which says how much a token reads of a
-    position, and "prefix.value" (layer, out, position), what it reads there: the two sides of an
-    adapter whose activation is the softmax (He et al. 2022). With a shared encoder (the paper's),
-    P = up tanh(down E) for all layers at once, with the sites "prefix.embedding" (position, in),
-    "prefix.down" (bottleneck, in) and "prefix.up" (layer, kv, out, bottleneck); kv 0 are the keys.
-    `out` is key/value heads x head dim. If gated, "prefix.gate.weight" and "prefix.gate.bias" read
-    the attention's input and scale P_k and P_v.
+    Sites: "prefix.key" (layer, position, in), which says how much a token reads of a position, and
+    "prefix.value" (layer, out, position), what it reads there: the two sides of an adapter whose
+    activation is the softmax (He et al. 2022). `in` and `out` are key/value heads x head dim. If
+    gated, "prefix.gate.weight" and "prefix.gate.bias" read the attention's input and scale P_k and
+    P_v.
 
     The prefix enters after rotation and normalisation of the keys, so tokens keep their positions,
     and is visible to every token, under causal and sliding-window masks too.
 
     Attributes:
         length: number of positions.
-        encoder: bottleneck of the shared encoder, or None for a direct prefix.
 
-    >>> Prefix(length=30, encoder=8).layers is None
-    True
+    >>> Prefix(length=10).gated
+    False
     """
 
     length: Count = 30
-    encoder: Count | None = None
 
     name: ClassVar[str] = "prefix"
-
-    def chosen(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-        chosen = super().chosen(layers)
-        for layer in chosen:
-            key, value = _widths(layer)
-            if self.encoder is not None and key != value:
-                raise ArchitectureError(
-                    f"prefix: encoder={self.encoder} needs keys and values of the same width, but "
-                    f"those of layer {layer.number} differ; use encoder=None"
-                )
-        return chosen
 
     def sites(self, layers: Sequence[Layer], scales: Scales) -> list[Site]:
         keys = [self.boost * scales.keys(layer) for layer in layers]
         values = [self.boost * scales.values(layer) for layer in layers]
-        widths = [_widths(layer) for layer in layers]
-        if self.encoder is None:
-            inner, outer = ("position", "in"), ("out", "position")
-            shapes_key = [(self.length, key) for key, _ in widths]
-            shapes_value = [(value, self.length) for _, value in widths]
-            sites = [
-                stack("prefix.key", "input", inner, layers, shapes_key, keys, anchor=SMALL),
-                stack("prefix.value", "output", outer, layers, shapes_value, values),
-            ]
-        else:
-            shapes = [(2, key, self.encoder) for key, _ in widths]
-            sd = self.encoder**0.5 * TANH_RMS
-            units = [torch.stack(both) / sd for both in zip(keys, values, strict=True)]
-            dims, root = ("kv", "out", "bottleneck"), scales.hidden_size**0.5
-            sites = [
-                _shared("prefix.embedding", "position", self.length, scales, 1.0),
-                _shared("prefix.down", "bottleneck", self.encoder, scales, root),
-                stack("prefix.up", "output", dims, layers, shapes, units, start=_small),
-            ]
+        inner, outer = ("position", "in"), ("out", "position")
+        shapes_key = [(self.length, layer.projections["key"].outputs) for layer in layers]
+        shapes_value = [(layer.projections["value"].outputs, self.length) for layer in layers]
+        sites = [
+            stack("prefix.key", "input", inner, layers, shapes_key, keys, anchor=SMALL),
+            stack("prefix.value", "output", outer, layers, shapes_value, values),
+        ]
         if self.gated:
             sites += gate_sites("prefix", layers, attention_inputs(layers, scales))
         return sites
 
-    def _rows(self, weights: Weights, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """One (keys, values), each (S, P, out), for each layer."""
-        if self.encoder is None:
-            values = (value.mT for value in rows(weights, "prefix.value", dtype))
-            return list(zip(rows(weights, "prefix.key", dtype), values, strict=True))
-        down, up = weights["prefix.down"].transpose(1, 2), weights["prefix.up"]
-        hidden = torch.tanh(torch.bmm(weights["prefix.embedding"], down))
-        flat = torch.bmm(hidden, up.flatten(1, 3).transpose(1, 2))
-        both = flat.to(dtype).reshape(*flat.shape[:2], *up.shape[1:4])  # (S, P, layer, kv, out)
-        return [(row[:, :, 0], row[:, :, 1]) for row in both.unbind(2)]
-
     def wire(self, weights: Weights, layers: Sequence[Layer], binding: Binding) -> None:
-        for layer, (keys, values) in zip(layers, self._rows(weights, binding.dtype), strict=True):
-            binding.attend[layer.attention] = self._attend(binding, keys, values, layer.number)
+        pair = (rows(weights, f"prefix.{side}", binding.dtype) for side in ("key", "value"))
+        for layer, keys, values in zip(layers, *pair, strict=True):
+            binding.attend[layer.attention] = self._attend(binding, keys, values.mT, layer.number)
         if self.gated:
             wire_gates("prefix", weights, layers, binding)
 
@@ -123,26 +84,6 @@ class Prefix(Kind):
             return _join(binding, keys, key, scale), _join(binding, values, value, scale)
 
         return attend
-
-
-def _widths(layer: Layer) -> tuple[int, int]:
-    return layer.projections["key"].outputs, layer.projections["value"].outputs
-
-
-def _shared(name: str, dim: str, rows: int, scales: Scales, inverse: float) -> Site:
-    """A site of the encoder, one tensor for all layers; `inverse` is 1 / unit."""
-    shape = rows, scales.hidden_size
-    unit = torch.ones(1, 1, dtype=torch.float32, device=scales.device) / inverse
-    anchor = projection(name, shape).to(unit) / inverse
-    return Site(name, shape, (dim, "in"), unit, zeros(shape, unit), (), anchor, "input")
-
-
-def _small(shape: tuple[int, ...], unit: Tensor) -> Callable[[], Tensor]:
-    return partial(_drawn, shape, SMALL * unit)
-
-
-def _drawn(shape: tuple[int, ...], sd: Tensor) -> Tensor:
-    return torch.randn(shape, dtype=sd.dtype, device=sd.device) * sd
 
 
 def _join(binding: Binding, prefix: Tensor, frozen: Tensor, scale: Tensor | None) -> Tensor:

@@ -57,11 +57,11 @@ def test_sizes_are_what_the_branches_add() -> None:
 
 
 def test_layers_keep_their_numbers_and_gates_are_no_branch() -> None:
-    kinds = (LoRA(("query",), rank=2, gated=True, layers=(1,)), Prefix(3, encoder=2))
+    kinds = (LoRA(("query",), rank=2, gated=True, layers=(1,)), Prefix(3))
     network = bh.RandomPEFT(build("bert"), kinds)
     found = sizes(network, drawn(network.sites, 2, seed=2))
     layers = {branch: list(by_layer) for branch, by_layer in found.items()}
-    assert layers == {"lora.query": [1], "prefix.up": [0, 1]}
+    assert layers == {"lora.query": [1], "prefix.key": [0, 1], "prefix.value": [0, 1]}
 
 
 def test_changes_are_the_sizes_of_the_weights_behind_the_coordinates() -> None:

@@ -81,18 +81,17 @@ def test_folded_particles_equal_a_loop(model_type, gated):
 
 
 @all_types
-@pytest.mark.parametrize("which", ["lora", "adapter", "sequential", "prefix", "encoder", "all"])
+@pytest.mark.parametrize("which", ["lora", "adapter", "sequential", "prefix", "all"])
 def test_every_site_gets_a_gradient_and_the_backbone_none(model_type, which):
     kinds = {
         "lora": [LoRA(TARGETS, rank=3)],
         "adapter": [Adapter(size=4)],
         "sequential": [Adapter(size=4, placement="sequential", activation="gelu")],
         "prefix": [Prefix(3)],
-        "encoder": [Prefix(3, encoder=2)],
         "all": all_kinds(model_type, gated=True),
     }[which]
     model, batch = tiny.build(model_type), tiny.inputs()
-    if model_type in tiny.WITHOUT_PREFIX and which in ("prefix", "encoder"):
+    if model_type in tiny.WITHOUT_PREFIX and which == "prefix":
         with pytest.raises(ArchitectureError, match=f"prefix.*{model_type}.*LoRA and Adapter work"):
             Attachment(model, kinds)
         return

@@ -60,11 +60,10 @@ def test_unit_of_adapter(model_type, activation, scale, placement):
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama", "qwen3", "t5"])
-@pytest.mark.parametrize("encoder", [None, 16])
-def test_unit_of_prefix(model_type, encoder):
+def test_unit_of_prefix(model_type):
     """Prefix keys and values have the RMS of the layer's own, as they enter attention."""
     model = tiny.build(model_type)
-    attachment = Attachment(model, (Prefix(5, encoder=encoder),))
+    attachment = Attachment(model, (Prefix(5),))
     weights = tiny.draw(attachment.sites, PARTICLES)
     ids = random_tokens(model)
     binding = attachment._binding(weights, None)
@@ -125,5 +124,5 @@ def test_units_are_the_same_every_time_and_leave_the_random_state_alone():
     second = Attachment(model, (LoRA(rank=4),)).sites
     assert all(torch.equal(a.unit, b.unit) for a, b in zip(first, second, strict=True))
     torch.manual_seed(3)
-    Attachment(model, (LoRA(rank=4), Prefix(3, encoder=2)))
+    Attachment(model, (LoRA(rank=4), Prefix(3)))
     assert torch.equal(torch.get_rng_state(), state)

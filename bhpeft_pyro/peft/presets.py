@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-from .kinds import Kind
-from .low_rank import Adapter, LoRA
-from .prefix import Prefix
+from .kinds import Adapter, Kind, LoRA, Prefix
 
 __all__ = ["adapter", "bh_peft", "head_only", "lora", "mam", "prefix", "unipelt"]
 

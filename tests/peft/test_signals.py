@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
-from bhpeft_pyro.peft.binding import activate
 from bhpeft_pyro.peft.signals import random_tokens
 
 MODELS = ("bert", "modernbert", "gpt2", "opt", "llama", "t5", "deberta-v2")
@@ -66,21 +66,21 @@ def test_unit_of_prefix(model_type):
     attachment = Attachment(model, (Prefix(5),))
     weights = tiny.draw(attachment.sites, PARTICLES)
     ids = random_tokens(model)
-    binding = attachment._binding(weights, None)
-    own = {}
-    for layer, block in enumerate(attachment._layers):
-        attend = binding.attend[block.attention]
+    seen = []
+    inner = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
-        def spy(key, value, attend=attend, layer=layer):
-            own[layer] = key, value
-            joined = attend(key, value)
-            own[layer] = [*own[layer], *(x[:, :, :5] for x in joined)]
-            return joined
+    def spy(module, query, key, value, *args, **kwargs):
+        seen.append((key, value))
+        return inner(module, query, key, value, *args, **kwargs)
 
-        binding.attend[block.attention] = spy
-    with torch.no_grad(), activate(binding):
-        model(input_ids=ids.repeat(PARTICLES // 8, 1).repeat_interleave(8, 0)[: PARTICLES * 8])
-    key, value, prefix_key, prefix_value = own[0]  # the first layer: nothing upstream changed
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = spy  # local to this object, see GeneralInterface
+    try:
+        with torch.no_grad(), attachment.bind(weights):
+            model(input_ids=ids.repeat(PARTICLES, 1))
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+    # the first layer: nothing upstream changed
+    (prefix_key, key), (prefix_value, value) = (x.tensor_split([5], 2) for x in seen[0])
     assert rms(prefix_key) / rms(key) == pytest.approx(1, abs=0.15)
     assert rms(prefix_value) / rms(value) == pytest.approx(1, abs=0.15)
 

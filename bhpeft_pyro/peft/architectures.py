@@ -225,9 +225,8 @@ def architecture_of(model_type: str) -> Architecture:
         raise ArchitectureError(
             f"unknown architecture {model_type!r}; known: {', '.join(sorted(_REGISTRY))}. Declare "
             f"it with register_architecture({model_type!r}, Architecture(layers='encoder.layer', "
-            "query='attention.self.query', key=..., value=..., output=..., ffn_in=..., "
-            "ffn_out=..., attention='attention.self')): paths to the list of layers and, from a "
-            "layer, to its projections"
+            "query='attention.self.query', ...)): paths to its layers and, from a layer, to its "
+            "projections"
         )
     return _REGISTRY[model_type]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..errors import ArchitectureError, ConfigError
-from .architectures import Layer, architecture_of, layers_of
+from ..errors import ConfigError
+from .architectures import Layer, layers_of
 from .hooks import (
     BOUND,
     Args,
@@ -42,6 +42,7 @@ class Attachment:
     Attributes:
         sites: all random tensors: LoRA's, the adapter's, the prefix's.
         placed: each kind with the layers that carry it.
+        places: the backbone's layers, attentions and projections, each with its layer.
         hidden_size: width of the base model's last hidden states.
         constant: the number of layers below the first with PEFT weights; 0 if what they compute
             cannot be kept (`constant_states`).
@@ -68,29 +69,23 @@ class Attachment:
             (kind, kind.chosen(self._layers))
             for kind in sorted(kinds, key=lambda kind: ORDER.index(type(kind)))
         )
-        self._places = {module: layer for layer in self._layers for module in layer.modules}
+        self.places = {module: layer for layer in self._layers for module in layer.modules}
         self._prefixed = Prefix.name in names
-        self._install()
-        scales = measure(self._base, self._places, trained=bool(kinds))
+        if self._prefixed:
+            install_attention(self._base)
+        install(self._layers)
+        backbone.requires_grad_(False)
+        backbone.eval()
+        scales = measure(self._base, self.places, trained=bool(kinds))
         self.hidden_size = scales.hidden_size
         self.sites: tuple[Site, ...] = tuple(
             site for kind, layers in self.placed for site in kind.sites(layers, scales)
         )
         self._beside = scales.beside
-        self.constant = self._lowest()
-
-    def _install(self) -> None:
-        model_type = self._base.config.model_type
-        if self._prefixed and not architecture_of(model_type).prefix:
-            raise ArchitectureError(
-                f"prefix: {model_type!r} computes its attention in a way of its own and cannot "
-                "carry a prefix; LoRA and Adapter work (--preset lora)"
-            )
-        if self._prefixed:
-            install_attention(self._base)
-        install(self._layers)
-        self.backbone.requires_grad_(False)
-        self.backbone.eval()
+        lowest = min((layer.number for _, layers in self.placed for layer in layers), default=0)
+        self.constant = lowest if len(scales.beside) == len(self._layers) else 0
+        if self.constant and not self._can_skip():
+            self.constant = 0
 
     @contextmanager
     def bind(
@@ -123,7 +118,7 @@ class Attachment:
         autocast = available and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self._base.dtype
         bound = Weights(
-            self._places,
+            self.places,
             self._skipped(0, self.constant if states is not None else 0),
             states,
             placed=self.placed,
@@ -135,32 +130,23 @@ class Attachment:
             yield
 
     def constant_states(self, inputs: Mapping[str, Any]) -> Tensor:
-        """(R, T, hidden) what the first layer with PEFT weights gets, whatever the weights are.
-
-        Args:
-            inputs: keyword arguments of the base model, for R rows. Its layers from that one on are
-                skipped.
-        """
-        bound = Bound(self._places, self._skipped(self.constant, len(self._layers)))
+        """(R, T, hidden) what the first layer with PEFT weights gets, whatever the weights are, for
+        these arguments of the base model. The layers from that one on are skipped."""
+        bound = Bound(self.places, self._skipped(self.constant, len(self._layers)))
         with torch.no_grad(), self._in_force(bound):
             self._base(**inputs)
         return cast(Tensor, bound.states)
 
     def layer_means(self, inputs: Mapping[str, Any], mask: Tensor) -> list[Tensor]:
-        """(R, D) float32 means over tokens of the hidden states that each layer gets, in order, and
-        of the last ones; without any weights.
-
-        Args:
-            inputs: keyword arguments of the base model, for R rows.
-            mask: (R, T), 1 for real tokens.
-        """
+        """(R, D) float32 means over the tokens of `mask` (R, T) of the hidden states that each
+        layer gets, in order, and of the last ones; without any weights."""
         means: list[Tensor] = []
         weight = mask.unsqueeze(-1).float()
 
         def note(states: Tensor) -> None:
             means.append((states.float() * weight).sum(1) / weight.sum(1))
 
-        with torch.no_grad(), self._in_force(Bound(self._places, note=note)):
+        with torch.no_grad(), self._in_force(Bound(self.places, note=note)):
             note(self._base(**inputs)[0])
         return means
 
@@ -176,13 +162,9 @@ class Attachment:
     def _skipped(self, start: int, stop: int) -> dict[Layer, Args | None]:
         return {layer: self._beside[layer] for layer in self._layers[start:stop]}
 
-    def _lowest(self) -> int:
-        """The first layer with PEFT weights, if the transformer computes the same without those
-        below it, on random tokens: it may use what they compute in other ways than through the
-        layers above them."""
-        self.constant = min((b.number for _, layers in self.placed for b in layers), default=0)
-        if not self.constant or len(self._beside) < len(self._layers):
-            return 0
+    def _can_skip(self) -> bool:
+        """Whether the transformer computes the same without its constant layers, on random tokens:
+        it may use what they compute in other ways than through the layers above them."""
         ids = random_tokens(self._base)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         weights = {site.name: torch.zeros(1, *site.shape).to(ids.device) for site in self.sites}
@@ -191,5 +173,4 @@ class Attachment:
             with torch.no_grad(), self.bind(weights, inputs["attention_mask"], states):
                 outputs.append(self._base(**inputs)[0])
         whole, upper = outputs
-        same = kept.shape[:-1] == ids.shape and torch.allclose(whole, upper, rtol=1e-4, atol=1e-5)
-        return self.constant if same else 0
+        return kept.shape[:-1] == ids.shape and torch.allclose(whole, upper, rtol=1e-4, atol=1e-5)

@@ -22,7 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import ArchitectureError
-from .architectures import Layer
+from .architectures import Layer, architecture_of
 
 SDPA, PREFIXED = "sdpa", "bhpeft_sdpa"
 """Names of attention functions: PyTorch's, and that to which a prefix may be bound."""
@@ -37,21 +37,15 @@ BOUND: ContextVar[Bindings] = ContextVar("bhpeft_bound", default=MappingProxyTyp
 
 @dataclass(eq=False)
 class Bound:
-    """What is bound to a backbone, as its hooks call it; this one at most skips layers.
+    """What is bound to a backbone, as its hooks call it; this one at most skips layers."""
 
-    Attributes:
-        places: the backbone's layers, attentions and projections, each with its layer.
-        skipped: layers that compute nothing, with what each returns beside the hidden states (None:
-            it returns them alone).
-        states: what the skipped layers return; by default what the first of them gets.
-        note: is shown what each of the other layers gets.
-        padded: masks already padded for a prefix: layers mostly share one.
-    """
-
-    places: Mapping[nn.Module, Layer]
+    places: Mapping[nn.Module, Layer]  # of the backbone's layers, attentions and projections
+    # Layers that compute nothing. They return `states`, or by default what the first of them gets;
+    # beside these what is given here (None: the states alone).
     skipped: Mapping[Layer, Args | None] = field(default_factory=dict)
     states: Tensor | None = None
-    note: Callable[[Tensor], None] | None = None
+    note: Callable[[Tensor], None] | None = None  # is shown what each of the other layers gets
+    # Masks already padded for a prefix: layers mostly share one.
     padded: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
 
     def run(self, layer: Layer, forward: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
@@ -103,11 +97,8 @@ def hidden_states(args: Args, kwargs: Kwargs) -> Tensor:
 
 
 class LayerForward:
-    """A layer's `forward`, which asks what is bound.
-
-    Hooks cannot replace what a module computes, so `forward` is assigned, as Accelerate does it. A
-    class, not a closure, so that copying or pickling the backbone takes the module along.
-    """
+    """A layer's `forward`, which asks what is bound: hooks cannot replace what a module computes. A
+    class, not a closure, so that copying or pickling the backbone takes the module along."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -168,7 +159,12 @@ def install(layers: Sequence[Layer]) -> None:
 
 def install_attention(base: PreTrainedModel) -> None:
     """Let a backbone's attention go through `_attention`, if it goes through "sdpa"."""
-    name = base.config._attn_implementation
+    model_type, name = base.config.model_type, base.config._attn_implementation
+    if not architecture_of(model_type).prefix:
+        raise ArchitectureError(
+            f"prefix: {model_type!r} computes its attention in a way of its own and cannot carry a "
+            "prefix; LoRA and Adapter work (--preset lora)"
+        )
     if name not in (SDPA, PREFIXED):
         raise ArchitectureError(
             f"prefix: needs attn_implementation 'sdpa', but this backbone uses {name!r}: load it "

@@ -30,35 +30,23 @@ attention off the text, whatever the values are."""
 
 Rows = Mapping[tuple[str, int], Tensor]
 """By site and layer number, (S, *shape without the layer)."""
+Products = dict[nn.Module, tuple[Tensor, Tensor, float]]
+"""A (S, r, in), B (S, out, r) and f: f * B A is added to a module's weights."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Weights(Bound):
-    """PEFT weights of S particles: row r of R belongs to particle r // (R // S).
+    """PEFT weights of S particles: row r of R belongs to particle r // (R // S)."""
 
-    Attributes:
-        placed: each kind with the layers that carry it.
-        rows: the weights.
-        particles: S.
-        mask: (R, T), 1 or True for real tokens, or None if all are.
-        layer: the one that runs.
-        seen: what one module's hook leaves for another's in this layer.
-    """
-
-    placed: Sequence[tuple[Kind, Sequence[Layer]]]
+    placed: Sequence[tuple[Kind, Sequence[Layer]]]  # each kind with the layers that carry it
     rows: Rows
     particles: int
-    mask: Tensor | None
-    layer: Layer = field(init=False)
-    seen: dict[str, Tensor] = field(default_factory=dict)
+    mask: Tensor | None  # (R, T), 1 or True for real tokens
+    layer: Layer = field(init=False)  # the one that runs
+    seen: dict[str, Tensor] = field(init=False)  # what its modules leave for each other
 
     def run(self, layer: Layer, forward: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
-        """What a layer returns; checkpointed if its flag is set.
-
-        Hugging Face's own checkpointing cannot serve: it needs training mode, which would turn
-        dropout on, and it would recompute the layer, in the backward pass, after `bind` was left.
-        Re-entrant checkpointing is out: it does not see weights that are not arguments.
-        """
+        """What a layer returns; checkpointed if its flag is set."""
         if layer in self.skipped:
             return super().run(layer, forward, args, kwargs)
         if (count := len(hidden_states(args, kwargs))) % self.particles:
@@ -72,7 +60,10 @@ class Weights(Bound):
 
         if not (torch.is_grad_enabled() and getattr(layer.module, "gradient_checkpointing", False)):
             return step(kwargs, *args)
-        # A recomputation would write to a key/value cache a second time, so there is none.
+        # Hugging Face's own checkpointing needs training mode, which would turn dropout on, and
+        # would recompute the layer after `bind` was left. The re-entrant one does not see weights
+        # that are no arguments. A second pass would write to a key/value cache again, so there is
+        # none.
         args = tuple(None if isinstance(x, Cache) else x for x in args)
         kwargs = {name: None if isinstance(x, Cache) else x for name, x in kwargs.items()}
         again = partial(step, kwargs)
@@ -121,16 +112,13 @@ class Weights(Bound):
 def rows_of(
     sites: Iterable[Site], weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> Rows:
-    """The weights `(S, *site.shape)` layer by layer; all but the gates in `dtype`.
-
-    Indexing layer by layer instead would allocate the whole stack's gradient for every layer in the
-    backward pass.
-    """
+    """The weights `(S, *site.shape)` layer by layer; all but the gates in `dtype`."""
     rows: dict[tuple[str, int], Tensor] = {}
     for site in sites:
         stacked = weights[site.name]
         if dtype is not None and site.role != "gate":
             stacked = stacked.to(dtype)
+        # By indexing, every layer would allocate the whole stack's gradient.
         rows |= zip(((site.name, n) for n in site.layers), stacked.unbind(1), strict=True)
     return rows
 
@@ -143,11 +131,10 @@ def add_branch(
     gate: Tensor | None = None,
     activation: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """output + scale * gate * up(activation(down x)), each particle with its own weights.
+    """output + scale * gate * up(activation(down x)), in the dtype of the output.
 
     Shapes: output (R, T, out), x (R, T, in), the pair down (S, r, in) and up (S, out, r), gate
-    (S, R/S). Architectures that flatten rows and tokens, (R*T, d), work just as well. All is
-    computed in the dtype of `output`, as autocast would do.
+    (S, R/S). Some architectures flatten rows and tokens, (R*T, d).
     """
     down, up = (side.to(output).mT for side in pair)
     particles = len(down)
@@ -163,16 +150,13 @@ def add_branch(
 
 
 class SitePart(NamedTuple):
-    """One layer's part of a site: its dims with their sizes, and its unit, a 0-d tensor.
-
-    `anchor` is the sd, in units, of a random projection around which a prior may lie.
-    """
+    """One layer's part of a site."""
 
     name: str
     role: Role
-    sizes: Mapping[str, int]
-    unit: Tensor
-    anchor: float = 0.0
+    sizes: Mapping[str, int]  # by dim
+    unit: Tensor  # 0-d
+    anchor: float = 0.0  # sd of the anchor, in units
 
 
 @checked_dataclass
@@ -203,8 +187,8 @@ class Kind(ABC):
 
     def sites(self, layers: Sequence[Layer], scales: Scales) -> list[Site]:
         """The random tensors of this kind on these layers, stacked along the dimension "layer"."""
-        by_layer = (self.parts(layer, scales) for layer in layers)
-        return [_stacked(layers, parts) for parts in zip(*by_layer, strict=True)]
+        first, *others = (self.parts(layer, scales) for layer in layers)
+        return [_stacked(layers, parts) for parts in zip(first, *others, strict=True)]
 
     @abstractmethod
     def parts(self, layer: Layer, scales: Scales) -> list[SitePart]:
@@ -215,6 +199,10 @@ class Kind(ABC):
         weight = SitePart(f"{self.name}.gate.weight", "gate", {"in": width}, _unit(rms, width))
         bias = SitePart(f"{self.name}.gate.bias", "gate", {}, torch.ones_like(rms))
         return [weight, bias] if self.gated else []
+
+    def products(self, rows: Rows, layer: Layer) -> Products:
+        """What it adds to the weights of linear modules; {} if it does anything else."""
+        return {}
 
     def project(self, weights: Weights, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """What a linear module of the layer that runs returns for x."""
@@ -275,9 +263,12 @@ class LoRA(Kind):
         query = layer.projections["query"]
         return parts + self.gate_parts(scales.rms(query, "inputs"), query.inputs)
 
-    def product(self, rows: Rows, layer: Layer, module: nn.Module) -> tuple[Tensor, Tensor]:
-        """A (S, r, in) and B (S, out, r): `factor * B A` is added to this module's weights, for all
-        parts of a fused one together."""
+    def products(self, rows: Rows, layer: Layer) -> Products:
+        modules = {layer.projections[target].module for target in self.targets}
+        return {m: (*self._product(rows, layer, m), self.factor) for m in modules}
+
+    def _product(self, rows: Rows, layer: Layer, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """A and B of all targets in this module, which may be fused."""
         parts = {t: p for t in self.targets if (p := layer.projections[t]).module is module}
         downs = [rows[f"lora.{target}.A", layer.number] for target in parts]
         ups = [p.whole(rows[f"lora.{target}.B", layer.number]) for target, p in parts.items()]
@@ -287,7 +278,7 @@ class LoRA(Kind):
         super().project(weights, module, x, output)
         if not weights.at(module, *self.targets):
             return output
-        pair = self.product(weights.rows, weights.layer, module)
+        pair = self._product(weights.rows, weights.layer, module)
         gate = weights.seen["lora"] if self.gated else None
         return add_branch(output, x, pair, self.factor, gate)
 

@@ -19,24 +19,15 @@ ROWS, LENGTH = 8, 32
 
 
 class Scales(Bound):
-    """Root mean squares in the frozen transformer, over tokens and features.
+    """Root mean squares in the frozen transformer, over tokens and features."""
 
-    Attributes:
-        trained: whether gradients have to pass through the projections.
-        device: where the numbers are.
-        hidden_size: width of the last hidden states.
-        beside: what each layer returns beside the hidden states: None if it returns them alone,
-            otherwise the rest of a tuple. Layers that return other tensors too, such as T5's bias
-            of positions, are left out.
-    """
-
-    hidden_size: int
-
-    def __init__(
-        self, places: Mapping[nn.Module, Layer], trained: bool, device: torch.device
-    ) -> None:
+    def __init__(self, base: PreTrainedModel, places: Mapping[nn.Module, Layer], trained: bool):
         super().__init__(places)
-        self.trained, self.device = trained, device
+        self.device = base.device
+        self.trained = trained  # gradients have to pass through the projections
+        self.hidden_size = 0  # of the last layer's states
+        # What each layer returns beside its states, as for `skipped`; layers that return other
+        # tensors too, such as T5's bias of positions, are left out.
         self.beside: dict[Layer, Args | None] = {}
         # A module that runs several times is averaged over.
         self._squares: dict[tuple[Projection | Layer, str], list[Tensor]] = defaultdict(list)
@@ -54,8 +45,7 @@ class Scales(Bound):
         return torch.stack(self._squares[of, what]).mean().sqrt().clamp_min(1e-6)
 
     def _record(self, of: Projection | Layer, what: str, x: Tensor) -> None:
-        square = x.detach().float().square().mean()
-        self._squares[of, what].append(square.to(self.device))
+        self._squares[of, what].append(x.detach().float().square().mean().to(self.device))
 
     def run(self, layer: Layer, forward: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
         output = forward(*args, **kwargs)
@@ -99,7 +89,7 @@ def _check_gradient(module: nn.Module, x: Tensor, where: str) -> None:
 def measure(base: PreTrainedModel, places: Mapping[nn.Module, Layer], trained: bool) -> Scales:
     """Run `base`, with its hooks, on 8 x 32 random token ids (seeded)."""
     ids = random_tokens(base)
-    scales = Scales(places, trained, ids.device)
+    scales = Scales(base, places, trained)
     with torch.no_grad(), in_force({base: scales}):
         scales.hidden_size = base(input_ids=ids, attention_mask=torch.ones_like(ids))[0].shape[-1]
     return scales

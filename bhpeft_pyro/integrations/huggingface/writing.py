@@ -18,7 +18,7 @@ from ...guides.guide import check_not_linear
 from ...model.head import final_layer, set_final_layer
 from ...model.network import RandomPEFT
 from ...peft.hooks import bare_copy
-from ...peft.kinds import LoRA, rows_of
+from ...peft.kinds import rows_of
 from ...posterior.posterior import Posterior
 from ...posterior.predictor import Part
 from .reading import CONFIG, Change, check_targets, library
@@ -174,18 +174,13 @@ def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Cha
     weights = network.coordinates(
         {site.name: values[site.name].unsqueeze(0) for site in network.sites}
     )
-    rows, modules = rows_of(network.attachment.sites, weights), {}
-    targets = (
-        (kind, layer, layer.projections[target].module)
+    rows = rows_of(network.attachment.sites, weights)
+    return {
+        names[module]: (a[0], b[0], scale)
         for kind, layers in network.attachment.placed
-        if isinstance(kind, LoRA)
         for layer in layers
-        for target in kind.targets
-    )
-    for kind, layer, module in targets:
-        a, b = kind.product(rows, layer, module)
-        modules[names[module]] = a[0], b[0], kind.factor
-    return modules
+        for module, (a, b, scale) in kind.products(rows, layer).items()
+    }
 
 
 def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path, place: str) -> None:

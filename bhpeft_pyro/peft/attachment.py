@@ -96,8 +96,8 @@ class Attachment:
     ) -> Iterator[None]:
         """Run the backbone under these weights: `with attachment.bind(weights, mask): ...`.
 
-        In this thread only, and until the block is left (gradient checkpointing keeps the weights).
-        An inner `bind` on the same backbone replaces an outer one.
+        In this thread only, and until the block is left. An inner `bind` on the same backbone
+        replaces an outer one.
 
         Args:
             weights: for every site a tensor `(S, *site.shape)`, of S particles; other names

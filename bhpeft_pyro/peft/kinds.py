@@ -5,20 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import Cache
 from transformers.activations import ACT2FN
 
 from ..base.checks import shown
 from ..base.values import Count, Flag, Names, Numbers, Positive, checked_dataclass
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Layer
-from .hooks import BOUND, Args, Bound, Kwargs, hidden_states, in_force
+from .hooks import Args, Bound, Kwargs, hidden_states
 from .signals import Scales
 from .sites import Role, Site, projection, zeros
 
@@ -46,28 +43,13 @@ class Weights(Bound):
     seen: dict[str, Tensor] = field(init=False)  # what its modules leave for each other
 
     def run(self, layer: Layer, forward: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
-        """What a layer returns; checkpointed if its flag is set."""
-        if layer in self.skipped:
-            return super().run(layer, forward, args, kwargs)
-        if (count := len(hidden_states(args, kwargs))) % self.particles:
-            raise ConfigError(f"{count} rows cannot be shared out to {self.particles} particles")
-        bindings = BOUND.get()
-
-        def step(kwargs: Kwargs, *args: Any) -> Any:
-            self.layer, self.seen = layer, {"layer": hidden_states(args, kwargs)}
-            with in_force(bindings):
-                return forward(*args, **kwargs)
-
-        if not (torch.is_grad_enabled() and getattr(layer.module, "gradient_checkpointing", False)):
-            return step(kwargs, *args)
-        # Hugging Face's own checkpointing needs training mode, which would turn dropout on, and
-        # would recompute the layer after `bind` was left. The re-entrant one does not see weights
-        # that are no arguments. A second pass would write to a key/value cache again, so there is
-        # none.
-        args = tuple(None if isinstance(x, Cache) else x for x in args)
-        kwargs = {name: None if isinstance(x, Cache) else x for name, x in kwargs.items()}
-        again = partial(step, kwargs)
-        return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False)
+        states = hidden_states(args, kwargs)
+        if len(states) % self.particles:
+            raise ConfigError(
+                f"{len(states)} rows cannot be shared out to {self.particles} particles"
+            )
+        self.layer, self.seen = layer, {"layer": states}
+        return super().run(layer, forward, args, kwargs)
 
     def project(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """Each kind adds its branch. Relative positions are projected too by some models, once for

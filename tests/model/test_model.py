@@ -76,7 +76,6 @@ def test_a_copied_posterior_predicts_the_same_and_goes_its_own_way(name: str) ->
 def test_a_copied_network_is_bound_beside_the_first() -> None:
     model = tiny_model(KINDS)
     backbone = model.network.backbone
-    backbone.gradient_checkpointing_enable()
     bh.fit(model, "normal", tiny_examples(), **QUICK)
     copied = copy.deepcopy(model)
     assert copied.network.attachment.backbone is copied.network.backbone is not backbone

@@ -64,7 +64,8 @@ nitpick_ignore_regex = [
     # What nobody makes by hand.
     (
         "py:class",
-        r"bhpeft_pyro\.(data\.tokens\.Tokens|peft\.signals\.Scales|peft\.binding\.Binding"
+        r"bhpeft_pyro\.(data\.tokens\.Tokens|peft\.signals\.Scales"
+        r"|peft\.kinds\.(Rows|SitePart|Weights)"
         r"|prediction\.log_kernel\.LogKernel"
         r"|guides\.strategy\.Strategy|guides\.laplace\.curvature\.Information)",
     ),

@@ -53,11 +53,10 @@ def changes(posterior: Posterior, samples: Amount = 64, seed: Seed = 0) -> ByLay
 
 
 def _branches(network: RandomPEFT) -> dict[str, dict[Role, Site]]:
-    """The sites of each branch by their side; those that all layers share, and gates, are left
-    out."""
+    """The sites of each branch by their side; gates are left out."""
     branches: dict[str, dict[Role, Site]] = {}
     for site in network.attachment.sites:
-        if "layer" in site.dims and site.role != "gate":
+        if site.role != "gate":
             kind, part = site.name.split(".")[:2]
             branch = kind if kind == "adapter" else f"{kind}.{part}"
             branches.setdefault(branch, {})[site.role] = site
@@ -70,8 +69,7 @@ def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     For LoRA and adapters it is the RMS of what B A adds to a linear layer's output, over the RMS
     of that output, for inputs of the measured RMS without a preferred direction; an adapter's
     activation counts by its mean effect. For prefixes it is the RMS of the keys or values over
-    that of the text's own (with an encoder, that of its output side alone). Gates count as open as
-    they are at the start.
+    that of the text's own. Gates count as open as they are at the start.
 
     Args:
         network: with the PEFT kinds.

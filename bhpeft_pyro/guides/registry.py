@@ -34,8 +34,8 @@ GUIDES: dict[str, type[LaplaceGuide | NormalGuide | DeltaGuide]] = {
 PRESETS = {"down only": ("*.A", "*.down"), "A only": ("lora.*.A",)}
 """Names of mappings in which some sites are Normal and all others point estimates.
 
-"down only" has random down-projections (LoRA A, adapter, prefix encoder), as the code of the paper
-(arXiv 2508.02711); "A only" has random LoRA A, as BLoB (Wang et al. 2024).
+"down only" has random down-projections (LoRA A, adapter), as the code of the paper (arXiv
+2508.02711); "A only" has random LoRA A, as BLoB (Wang et al. 2024).
 """
 COMPONENTS = {"laplace": 5}
 """The default number of components where it is not one."""

@@ -46,7 +46,7 @@ _SAMPLES = 100
 
 # ArviZ 1.x labels the rows of its tables correctly only if each variable's dims come in the order
 # in which dims first appear in the dataset. Sorted by these, the variables' do.
-_ORDER = ("layer", "kv", "position", "out", "rank", "bottleneck", "in", "output", "feature")
+_ORDER = ("layer", "position", "out", "rank", "bottleneck", "in", "output", "feature")
 
 _STEPS = {
     "loss": "negative ELBO (nats per example)",
@@ -255,8 +255,6 @@ def _coordinates(
             coords[dim] = variable.layers
         elif dim == "output" and label_names is not None and len(label_names) == size:
             coords[dim] = tuple(label_names)
-        elif dim == "kv":
-            coords[dim] = ("key", "value")
     return coords
 
 

@@ -45,8 +45,8 @@ class Coordinates(nn.Module):
     and what varies around it (see `Site.anchor`). The anchor is random at first; `fit_anchors`
     takes the directions of the input to which predictions are most sensitive.
 
-    Until `fit_axes`, Z is W on the output side. Gates and what a prefix's encoder gives always keep
-    their coordinates, and so do sites wider than 2,048. Points, and Laplace approximations around
+    Until `fit_axes`, Z is W on the output side. Gates always keep their coordinates, and so do
+    sites wider than 2,048. Points, and Laplace approximations around
     them, fit neither: they train the weights themselves.
 
     Args:

@@ -3,9 +3,7 @@
 from . import presets
 from .architectures import Architecture, Part, register_architecture
 from .attachment import Attachment
-from .kinds import Kind
-from .low_rank import Adapter, LoRA
-from .prefix import Prefix
+from .kinds import Adapter, Kind, LoRA, Prefix
 from .sites import Site, Sites
 
 __all__ = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -44,14 +44,14 @@ class Architecture:
         query, key, value, output: the attention's projections.
         ffn_in, ffn_out: first and last projection of the feed-forward block. In a gated block
             (GLU) `ffn_in` is the branch without the activation, `ffn_gate` the one with it.
-        ffn_gate: None if the block is not gated.
         attention: the module that holds the heads.
-        prefix: whether that module calls Hugging Face's attention interface, without which it
-            cannot carry a prefix.
+        prefix: whether that module calls Hugging Face's attention interface, and computes what
+            "sdpa" does, without which it cannot carry a prefix.
         positions: whether query and key also project relative positions, which all rows of the
             batch share (DeBERTa); LoRA then acts on the hidden states only.
 
-    A path may be a tuple of alternatives, of which the first that exists is taken.
+    A path may be a tuple of alternatives, of which the first that exists is taken; if none does, as
+    in (), there is no such projection.
 
     >>> bert = architecture_of("bert")
     >>> bert.layers, bert.ffn_out
@@ -66,7 +66,7 @@ class Architecture:
     ffn_in: Where
     ffn_out: Where
     attention: str
-    ffn_gate: Where | None = None
+    ffn_gate: Where = ()
     prefix: bool = True
     positions: bool = False
 
@@ -95,7 +95,13 @@ class Layer:
     number: int
     module: nn.Module
     attention: nn.Module
-    projections: dict[str, Projection] = field(default_factory=dict)
+    projections: Mapping[str, Projection]
+    positions: bool
+
+    @property
+    def modules(self) -> set[nn.Module]:
+        """All that are named above."""
+        return {self.module, self.attention, *(p.module for p in self.projections.values())}
 
 
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # rotary and relative ones have none
@@ -123,9 +129,8 @@ _LLAMA = Architecture(
 )
 _REGISTRY: dict[str, Architecture] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA
-    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"), _LLAMA),
+    "gemma2": replace(_LLAMA, prefix=False),  # "sdpa" has no soft capping
     "deberta-v2": replace(
         _BERT,
         query="attention.self.query_proj",
@@ -189,7 +194,7 @@ _REGISTRY: dict[str, Architecture] = {
         layers="decoder.layers",
         output="self_attn.out_proj",
         ffn_in="fc1",
-        ffn_gate=None,
+        ffn_gate=(),
         ffn_out="fc2",
     ),
     "t5": Architecture(
@@ -199,7 +204,7 @@ _REGISTRY: dict[str, Architecture] = {
         value="layer.0.SelfAttention.v",
         output="layer.0.SelfAttention.o",
         ffn_in=("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_1"),
-        ffn_gate="layer.1.DenseReluDense.wi_0",
+        ffn_gate=("layer.1.DenseReluDense.wi_0",),
         ffn_out="layer.1.DenseReluDense.wo",
         attention="layer.0.SelfAttention",
     ),
@@ -220,40 +225,26 @@ def architecture_of(model_type: str) -> Architecture:
         raise ArchitectureError(
             f"unknown architecture {model_type!r}; known: {', '.join(sorted(_REGISTRY))}. Declare "
             f"it with register_architecture({model_type!r}, Architecture(layers='encoder.layer', "
-            "query='attention.self.query', key=..., value=..., output=..., ffn_in=..., "
-            "ffn_out=..., attention='attention.self')): paths to the list of layers and, from a "
-            "layer, to its projections"
+            "query='attention.self.query', ...)): paths to its layers and, from a layer, to its "
+            "projections"
         )
     return _REGISTRY[model_type]
 
 
 def layers_of(base: PreTrainedModel) -> tuple[Layer, ...]:
     """The distinct layers of a base model with their projections."""
-    config = base.config
-    architecture = architecture_of(config.model_type)
-    if getattr(config, "is_encoder_decoder", False):
+    config, declared = base.config, architecture_of(base.config.model_type)
+    if config.is_encoder_decoder:
         raise ArchitectureError(
             f"{type(base).__name__} is an encoder-decoder, of which only the encoder is supported: "
             "load the encoder alone (for T5, T5EncoderModel)"
         )
     layers: list[Layer] = []
-    for module in _members(base, architecture.layers):
-        attention = _get(module, architecture.attention)
-        projections = {
-            target: _projection(module, where, config)
-            for target in TARGETS
-            if (where := getattr(architecture, target)) is not None
-        }
-        needed = {**projections, "attention": attention, "ffn_gate": module}  # T5's may lack a gate
-        missing = next((name for name, there in needed.items() if there is None), None)
-        if missing is not None or attention is None:
-            raise ArchitectureError(
-                f"{config.model_type!r} is declared with {missing}="
-                f"{getattr(architecture, missing or 'attention')!r}, but layer {len(layers)} "
-                f"({type(module).__name__}) has no such module"
-            )
-        present = {name: there for name, there in projections.items() if there is not None}
-        layers.append(Layer(len(layers), module, attention, present))
+    for module in _members(base, declared.layers):
+        found = {name: _projection(module, getattr(declared, name), config) for name in TARGETS}
+        projections = {name: projection for name, projection in found.items() if projection}
+        attention = module.get_submodule(declared.attention)
+        layers.append(Layer(len(layers), module, attention, projections, declared.positions))
     return tuple(layers)
 
 
@@ -267,47 +258,31 @@ def positions_of(base: nn.Module) -> int | None:
     return None
 
 
-def _get(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
-
-
 def _members(base: nn.Module, path: str) -> list[nn.Module]:
     """The members of the list(s) at `path`, in order; `children` gives a shared one once."""
     parents: list[nn.Module] = [base]
     for name in path.split("."):
-        children: list[nn.Module] = []
-        for parent in parents:
-            reached = parent.children() if name == "*" else [_get(parent, name)]
-            children.extend(child for child in reached if child is not None)
-        parents = children
-    layers = [layer for parent in parents for layer in parent.children()]
-    if not layers:
-        raise ArchitectureError(f"{type(base).__name__} has no layers at {path!r}")
-    return layers
+        reached = (p.children() if name == "*" else [p.get_submodule(name)] for p in parents)
+        parents = [module for modules in reached for module in modules]
+    return [layer for parent in parents for layer in parent.children()]
 
 
 def _projection(layer: nn.Module, where: Where, config: PretrainedConfig) -> Projection | None:
     if isinstance(where, tuple):
-        alternatives = (_projection(layer, path, config) for path in where)
-        return next((projection for projection in alternatives if projection is not None), None)
-    module = _get(layer, where.path if isinstance(where, Part) else where)
-    if module is None:
-        return None
+        paths = (path for path in where if path in dict(layer.named_modules()))
+        return next((_projection(layer, path, config) for path in paths), None)
+    part = where if isinstance(where, Part) else Part(where, 0, 1)
+    module = layer.get_submodule(part.path)
     inputs, total = _widths(module)
-    if isinstance(where, str):
-        return Projection(module, inputs, total, 0, total)
-    if isinstance(where.sizes, int):
-        sizes = [total // where.sizes] * where.sizes
+    if isinstance(part.sizes, int):
+        sizes = [total // part.sizes] * part.sizes
     else:
-        sizes = list(where.sizes(config))
-    if sum(sizes) != total or not 0 <= where.index < len(sizes):
+        sizes = list(part.sizes(config))
+    if sum(sizes) != total or part.index >= len(sizes):
         raise ArchitectureError(
-            f"{where}: parts of sizes {sizes} do not fit an output of width {total}"
+            f"{part}: parts of sizes {sizes} do not fit an output of width {total}"
         )
-    return Projection(module, inputs, sizes[where.index], sum(sizes[: where.index]), total)
+    return Projection(module, inputs, sizes[part.index], sum(sizes[: part.index]), total)
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:

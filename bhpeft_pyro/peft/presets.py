@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-from .kinds import Kind
-from .low_rank import Adapter, LoRA
-from .prefix import Prefix
+from .kinds import Adapter, Kind, LoRA, Prefix
 
 __all__ = ["adapter", "bh_peft", "head_only", "lora", "mam", "prefix", "unipelt"]
 
@@ -23,15 +21,16 @@ def bh_peft() -> tuple[Kind, ...]:
 
 
 def mam() -> tuple[Kind, ...]:
-    """Mix-and-match adapter (He et al. 2022) in the paper's sizes: no LoRA."""
-    return Adapter(size=8, scale=4.0), Prefix(30, encoder=8)
+    """Mix-and-match adapter (He et al. 2022): an adapter and a short prefix, no LoRA.
+
+    Thirty positions are the prefix of that paper's own mix: attention needs few parameters, so most
+    of them belong beside the feed-forward block.
+    """
+    return Adapter(size=8, scale=4.0), Prefix(30)
 
 
 def unipelt() -> tuple[Kind, ...]:
-    """UniPELT (Mao et al. 2022): all three, gated, with its sequential adapter of width 48.
-
-    The prefix is direct: UniPELT's encoder would multiply the number of weights.
-    """
+    """UniPELT (Mao et al. 2022): all three, gated, with its sequential adapter of width 48."""
     return (
         LoRA(("query", "value"), rank=8, alpha=16.0, gated=True),
         Adapter(size=48, scale=1.0, placement="sequential", gated=True),
@@ -50,7 +49,7 @@ def adapter(size: int = 8, scale: float = 4.0) -> tuple[Kind, ...]:
 
 
 def prefix(length: int = 30) -> tuple[Kind, ...]:
-    """A direct prefix alone."""
+    """A prefix alone."""
     return (Prefix(length),)
 
 

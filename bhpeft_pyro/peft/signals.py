@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -15,101 +13,86 @@ from transformers import PreTrainedModel
 from ..base.isolation import without_autocast
 from ..errors import ArchitectureError
 from .architectures import Layer, Projection
-from .binding import Binding, activate, install
+from .hooks import Args, Bound, Kwargs, in_force
 
 ROWS, LENGTH = 8, 32
-_NO_CALL = "never called Hugging Face's attention interface"
 
 
-@dataclass(frozen=True, eq=False)
-class Scales:
-    """Root mean squares in the frozen transformer, over tokens and features, as 0-d tensors.
+class Scales(Bound):
+    """Root mean squares in the frozen transformer, over tokens and features."""
 
-    `beside` is what each layer returns beside the hidden states: None if it returns them alone,
-    otherwise the rest of a tuple. Layers that return other tensors too, such as T5's bias of
-    positions, are left out.
-    """
+    def __init__(self, base: PreTrainedModel, places: Mapping[nn.Module, Layer], trained: bool):
+        super().__init__(places)
+        self.device = base.device
+        self.trained = trained  # gradients have to pass through the projections
+        self.hidden_size = 0  # of the last layer's states
+        # What each layer returns beside its states, as for `skipped`; layers that return other
+        # tensors too, such as T5's bias of positions, are left out.
+        self.beside: dict[Layer, Args | None] = {}
+        # A module that runs several times is averaged over.
+        self._squares: dict[tuple[Projection | Layer, str], list[Tensor]] = defaultdict(list)
 
-    device: torch.device
-    hidden_size: int
-    rms: Mapping[tuple[nn.Module, str | int], Tensor]
-    beside: Mapping[nn.Module, tuple[object, ...] | None]
-
-    def inputs(self, projection: Projection) -> Tensor:
-        """RMS of the projection's input."""
-        return self._of(projection.module, "inputs", "was never run")
-
-    def outputs(self, projection: Projection) -> Tensor:
-        """RMS of the projection's own columns of its module's output."""
-        return self._of(projection.module, projection.start, "was never run")
-
-    def keys(self, layer: Layer) -> Tensor:
-        """RMS of the keys as they enter attention (rotated and normalised)."""
-        return self._of(layer.attention, "keys", _NO_CALL)
-
-    def values(self, layer: Layer) -> Tensor:
-        """RMS of the values as they enter attention."""
-        return self._of(layer.attention, "values", _NO_CALL)
-
-    def _of(self, module: nn.Module, what: str | int, fault: str) -> Tensor:
-        if (module, what) not in self.rms:
+    def rms(self, of: Projection | Layer, what: str) -> Tensor:
+        """A projection's "inputs" or "outputs", or a layer's "keys" or "values" as they enter
+        attention (rotated and normalised); a 0-d tensor."""
+        if (of, what) not in self._squares:
+            module = of.module if isinstance(of, Projection) else of.attention
             raise ArchitectureError(
-                f"{type(module).__name__} {fault} in a pass over tokens; expected another "
-                "declaration of this architecture (register_architecture)"
+                f"{type(module).__name__} showed no {what} in a pass over tokens: it was never run "
+                "or never called Hugging Face's attention interface; expected another declaration "
+                "of this architecture (register_architecture)"
             )
-        return self.rms[module, what]
+        return torch.stack(self._squares[of, what]).mean().sqrt().clamp_min(1e-6)
+
+    def _record(self, of: Projection | Layer, what: str, x: Tensor) -> None:
+        self._squares[of, what].append(x.detach().float().square().mean().to(self.device))
+
+    def run(self, layer: Layer, forward: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
+        output = forward(*args, **kwargs)
+        rest = output[1:] if isinstance(output, tuple) else None
+        if args and not any(isinstance(part, Tensor) for part in rest or ()):
+            self.beside[layer] = rest
+        return output
+
+    def project(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        layer = self.places[module]
+        for target, p in layer.projections.items():
+            # One row is shared by all texts, as DeBERTa's relative positions.
+            if p.module is module and len(x) > 1:
+                self._record(p, "inputs", x)
+                self._record(p, "outputs", output[..., p.start : p.start + p.outputs])
+                if self.trained:
+                    _check_gradient(module, x[:1], f"layer {layer.number}, {target}")
+        return output
+
+    def attend(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        self._record(self.places[module], "keys", key)
+        self._record(self.places[module], "values", value)
+        return key, value
+
+
+def _check_gradient(module: nn.Module, x: Tensor, where: str) -> None:
+    """Quantised layers made for inference give an output without a gradient, and no error: a fit
+    would leave all weights but those of the last layer as they were."""
+    with torch.enable_grad():
+        passes = module.forward(x.detach().clone().requires_grad_()).requires_grad
+    if not passes:
+        raise ArchitectureError(
+            f"backbone: {where} ({type(module).__module__}.{type(module).__name__}) lets no "
+            "gradient through, so PEFT weights below it could not learn; expected layers that can "
+            "be trained through (quantised ones often cannot). The head alone needs none: "
+            "presets.head_only()"
+        )
 
 
 @without_autocast()
-def measure(base: PreTrainedModel, layers: Sequence[Layer], attention: bool) -> Scales:
-    """Run `base` on 8 x 32 random token ids (seeded) and measure every projection.
-
-    `attention` asks for keys and values too; it needs the attention function of `prefix.py`.
-    """
-    squares: dict[tuple[nn.Module, str | int], list[Tensor]] = {}
-    device = next(base.parameters()).device
-
-    def record(module: nn.Module, what: str | int, x: Tensor) -> None:
-        # A module that runs several times is averaged over.
-        square = x.detach().float().square().mean().to(device)
-        squares.setdefault((module, what), []).append(square)
-
-    beside: dict[nn.Module, tuple[object, ...] | None] = {}
-
-    def after(projection: Projection, x: Tensor, output: Tensor) -> Tensor:
-        if x.shape[0] > 1:  # one row is shared by all texts (DeBERTa's relative positions)
-            start, stop = projection.start, projection.start + projection.outputs
-            record(projection.module, "inputs", x)
-            record(projection.module, start, output[..., start:stop])
-        return output
-
-    def note(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        rest = output[1:] if isinstance(output, tuple) else None
-        if args and not any(isinstance(part, Tensor) for part in rest or ()):
-            beside[layer] = rest
-
-    def attend(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        record(module, "keys", key)
-        record(module, "values", value)
-        return key, value
-
-    binding = Binding(uuid4().int, base, 1, None)
-    for layer in layers:
-        for projection in layer.projections.values():
-            binding.after[projection.module].append(partial(after, projection))
-        if attention:
-            binding.attend[layer.attention] = partial(attend, layer.attention)
-    handles = install(binding)
-    handles += [layer.module.register_forward_hook(note) for layer in layers]
-    try:
-        with torch.no_grad(), activate(binding):
-            ids = random_tokens(base).to(device)
-            output = base(input_ids=ids, attention_mask=torch.ones_like(ids))
-    finally:
-        for handle in handles:
-            handle.remove()
-    rms = {key: torch.stack(s).mean().sqrt().clamp_min(1e-6) for key, s in squares.items()}
-    return Scales(device, output[0].shape[-1], rms, beside)
+def measure(base: PreTrainedModel, places: Mapping[nn.Module, Layer], trained: bool) -> Scales:
+    """Run `base`, with its hooks, on 8 x 32 random token ids (seeded)."""
+    ids = random_tokens(base)
+    scales = Scales(base, places, trained)
+    with torch.no_grad(), in_force({base: scales}):
+        scales.hidden_size = base(input_ids=ids, attention_mask=torch.ones_like(ids))[0].shape[-1]
+    return scales
 
 
 def token_limits(base: PreTrainedModel, most: int) -> tuple[int, int]:
@@ -131,4 +114,5 @@ def random_tokens(base: PreTrainedModel) -> Tensor:
         special.update(value if isinstance(value, list | tuple) else [value])
     ordinary = torch.tensor([i for i in range(vocabulary) if i not in special] or [0])
     generator = torch.Generator().manual_seed(0)
-    return ordinary[torch.randint(len(ordinary), (ROWS, length), generator=generator)]
+    ids = ordinary[torch.randint(len(ordinary), (ROWS, length), generator=generator)]
+    return ids.to(base.device)

@@ -23,8 +23,8 @@ class Site:
     Attributes:
         name: the name in `pyro.sample`, for example "lora.query.A".
         shape: its shape without particles; the first dimension is the layer where there is one.
-        dims: one name for each dimension: layer, rank, in, out, position, bottleneck, kv; in the
-            head, output and feature.
+        dims: one name for each dimension: layer, rank, in, out, position, bottleneck; in the head,
+            output and feature.
         unit: the sd of its weights, broadcastable to `shape`, at which its branch is as large as
             the frozen output that it is added to (docs/units.md). On the input side, the branch's
             inner values then have RMS 1, given the RMS of the branch's real input. On the output

@@ -33,35 +33,37 @@ def test_sizes_are_what_the_branches_add() -> None:
     found = sizes(network, weights)
     assert list(found) == ["lora.query", "lora.ffn_out", "adapter", "prefix.key", "prefix.value"]
     blocks = layers_of(network.backbone)
-    scales = measure(network.backbone, blocks, attention=True)
+    places = {module: block for block in blocks for module in block.modules}
+    scales = measure(network.backbone, places, trained=False)
     generator = torch.Generator().manual_seed(1)
     for layer, block in enumerate(blocks):
         for target in ("query", "ffn_out"):
             projection = block.projections[target]
             x = torch.randn(40_000, projection.inputs, generator=generator)
             a, b = (weights[f"lora.{target}.{side}"][:5, layer] for side in "AB")
-            added = 5 / 3 * (x * scales.inputs(projection)) @ a.mT @ b.mT
-            expected = rms(added) / scales.outputs(projection)
+            added = 5 / 3 * (x * scales.rms(projection, "inputs")) @ a.mT @ b.mT
+            expected = rms(added) / scales.rms(projection, "outputs")
             torch.testing.assert_close(
                 found[f"lora.{target}"][layer][:5], expected, rtol=0.03, atol=0.0
             )
-        for site, frozen in (("key", scales.keys(block)), ("value", scales.values(block))):
-            expected = rms(weights[f"prefix.{site}"][:, layer]) / frozen
+        for site in ("key", "value"):
+            expected = rms(weights[f"prefix.{site}"][:, layer]) / scales.rms(block, f"{site}s")
             torch.testing.assert_close(found[f"prefix.{site}"][layer], expected)
-        x = torch.randn(50, 16, generator=generator) * scales.inputs(block.projections["ffn_in"])
+        x = torch.randn(50, 16, generator=generator)
+        x = x * scales.rms(block.projections["ffn_in"], "inputs")
         hidden = (x @ weights["adapter.down"][:, layer].mT).relu()
         added = rms(2 * hidden @ weights["adapter.up"][:, layer].mT).square().mean().sqrt()
-        expected = added / scales.outputs(block.projections["ffn_out"])
+        expected = added / scales.rms(block.projections["ffn_out"], "outputs")
         size = found["adapter"][layer].square().mean().sqrt()
         assert size.item() == pytest.approx(expected.item(), rel=0.1)
 
 
 def test_layers_keep_their_numbers_and_gates_are_no_branch() -> None:
-    kinds = (LoRA(("query",), rank=2, gated=True, layers=(1,)), Prefix(3, encoder=2))
+    kinds = (LoRA(("query",), rank=2, gated=True, layers=(1,)), Prefix(3))
     network = bh.RandomPEFT(build("bert"), kinds)
     found = sizes(network, drawn(network.sites, 2, seed=2))
     layers = {branch: list(by_layer) for branch, by_layer in found.items()}
-    assert layers == {"lora.query": [1], "prefix.up": [0, 1]}
+    assert layers == {"lora.query": [1], "prefix.key": [0, 1], "prefix.value": [0, 1]}
 
 
 def test_changes_are_the_sizes_of_the_weights_behind_the_coordinates() -> None:

@@ -118,7 +118,7 @@ def test_new_labels() -> None:
     ("name", "kinds", "random"),
     [
         ("down only", bh.presets.bh_peft(), ["lora.query.A", "lora.value.A", "adapter.down"]),
-        ("down only", bh.presets.mam(), ["adapter.down", "prefix.down"]),
+        ("down only", bh.presets.mam(), ["adapter.down"]),
         ("A only", bh.presets.bh_peft(), ["lora.query.A", "lora.value.A"]),
     ],
 )

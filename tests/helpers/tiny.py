@@ -33,7 +33,7 @@ MODEL_TYPES = (
     "mpnet",
     "deberta-v2",
 )
-WITHOUT_PREFIX = ("deberta-v2", "mpnet")
+WITHOUT_PREFIX = ("deberta-v2", "mpnet", "gemma2")
 CAUSAL = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 
 _ENCODER = {

@@ -33,7 +33,6 @@ from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
 from bhpeft_pyro.model.likelihoods import Likelihood, Normal, OrderedLogistic
 from bhpeft_pyro.peft import Adapter, Kind, LoRA, Prefix
-from bhpeft_pyro.peft.binding import LayerForward
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -127,7 +126,8 @@ def test_pooling_is_of_valid_tokens_with_padding_on_the_left_too(
 @pytest.mark.parametrize("model_type", CAUSAL)
 def test_a_decoder_reads_a_text_alike_with_padding_on_either_side(model_type: str) -> None:
     """A prefix has no position, so that how far a token is from it depends on where it is."""
-    network = bh.RandomPEFT(build(model_type), HYBRID, bh.Head(3))
+    kinds = HYBRID[: 2 if model_type in tiny.WITHOUT_PREFIX else 3]
+    network = bh.RandomPEFT(build(model_type), kinds, bh.Head(3))
     kept: list[Any] = []
     network.backbone.base_model.register_forward_hook(
         lambda _, args, kwargs, out: kept.append(out.past_key_values), with_kwargs=True
@@ -410,8 +410,6 @@ def test_where_nothing_can_be_kept_there_are_no_states(model_type: str) -> None:
     network = network_of(build(model_type), (0, -1) if model_type == "bert" else (-1,))
     batch = Batch(inputs())
     assert network.constant_states(batch) is None
-    with pytest.raises(ConfigError, match="states: all layers have to run"):
-        run(network, replace(batch, states=torch.zeros(4, 9, 32)))
 
 
 def test_layers_that_run_several_times_are_not_skipped() -> None:
@@ -421,7 +419,7 @@ def test_layers_that_run_several_times_are_not_skipped() -> None:
 
 def test_a_result_that_is_used_elsewhere_is_noticed() -> None:
     """What the first layer computes is added to the last states too."""
-    backbone = build("bert")
+    backbone = build("bert", num_hidden_layers=3)
     seen: list[Tensor] = []
     backbone.encoder.layer[0].register_forward_hook(lambda _, args, output: seen.append(output))
 
@@ -468,9 +466,6 @@ def test_another_network_on_the_backbone_and_copies_are_not_disturbed() -> None:
     del whole
     gc.collect()
     assert_same(expected[1], run(upper, kept))
-    del upper
-    gc.collect()
-    assert not any(isinstance(layer.forward, LayerForward) for layer in backbone.encoder.layer)
 
 
 # Generation under a draw
@@ -566,7 +561,8 @@ def test_generate_as_peft_does(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", tiny.CAUSAL)
 def test_a_cache_changes_nothing(model_type: str) -> None:
     """LoRA, adapter and prefix; texts grow beyond the sliding windows."""
-    network = network_on(language_model(model_type))
+    kinds = KINDS[: 2 if model_type in tiny.WITHOUT_PREFIX else 3]
+    network = network_on(language_model(model_type), kinds)
     weights, inputs = tiny.drawn(network.sites, 1, seed=2), prompts()
     with network.bind(weights) as model:
         tokens, logits = without_cache(model, inputs)
@@ -574,10 +570,9 @@ def test_a_cache_changes_nothing(model_type: str) -> None:
         assert torch.equal(generated(model, inputs)[0], tokens)
 
 
-@pytest.mark.parametrize("options", [{"attn_implementation": "eager"}, {}], ids=["eager", "sdpa"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_a_prefix_in_every_attention_and_cache(options: dict[str, str], cache: str) -> None:
-    network = network_on(language_model(**options), Prefix(3))
+def test_a_prefix_in_every_cache(cache: str) -> None:
+    network = network_on(language_model(), Prefix(3))
     weights = tiny.drawn(network.sites, 1, seed=2)
     for texts in (prompts(), prompts(2)):  # the second without padding
         with network.bind(weights) as model:

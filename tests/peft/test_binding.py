@@ -16,8 +16,8 @@ from tiny import bound, run
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bhpeft_pyro.errors import ArchitectureError, ConfigError
-from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix, presets
-from bhpeft_pyro.peft.binding import LayerForward
+from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
+from bhpeft_pyro.peft.hooks import LayerForward, bare_copy
 
 KINDS = (LoRA(rank=3), Adapter(size=4), Prefix(3))
 
@@ -46,18 +46,15 @@ def test_two_attachments_on_one_backbone_do_not_touch_each_other():
         assert torch.equal(run(model, batch), alone[0])
 
 
-def test_an_attachment_may_end_in_the_middle_of_a_pass():
-    """The garbage collector runs when it likes: PyTorch then calls hooks that are gone already."""
+def test_a_backbone_gets_its_hooks_once():
     batch, model = tiny.inputs(), tiny.build("llama")
-    first, others = Attachment(model, KINDS), [Attachment(model, KINDS)]
-    weights = tiny.draw(first.sites)
-    expected, before = bound(first, weights, batch), hooks(model)
-    hooked = [module for module in model.modules() if module._forward_pre_hooks]
-    assert hooked
-    for module in hooked:
-        module.register_forward_pre_hook(lambda *_: others.clear(), prepend=True)
+    first = Attachment(model, KINDS)
+    weights, before = tiny.draw(first.sites), hooks(model)
+    expected = bound(first, weights, batch)
+    others = [Attachment(model, KINDS) for _ in range(3)]
+    assert hooks(model) == before > 0
     assert torch.equal(bound(first, weights, batch), expected)
-    assert not others and hooks(model) < before + len(hooked)
+    assert torch.equal(bound(others[-1], weights, batch), expected)
 
 
 SECOND = {
@@ -110,46 +107,19 @@ def test_two_threads_at_once_see_their_own_weights():
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bert"])
-def test_a_deleted_attachment_leaves_nothing_behind(model_type):
+def test_a_bare_copy_has_nothing_of_it(model_type):
     batch, model = tiny.inputs(), tiny.build(model_type)
-    attention = model.config._attn_implementation
-    frozen, before = run(model, batch), hooks(model)
-    # whichever was attached first is deleted first
-    second, first = Attachment(model, (Prefix(2),)), Attachment(model, KINDS)
-    weights = tiny.draw(first.sites)
-    expected = bound(first, weights, batch)
-    assert hooks(model) > before
+    attention, frozen, before = model.config._attn_implementation, run(model, batch), hooks(model)
+    attachment = Attachment(model, KINDS)
+    weights = tiny.draw(attachment.sites)
+    expected = bound(attachment, weights, batch)
+    bare = bare_copy(model)
+    assert hooks(bare) == before < hooks(model)
+    assert bare.config._attn_implementation == attention
     assert model.config._attn_implementation == f"bhpeft_{attention}"
-    gone = weakref.ref(second)
-    with first.bind(weights, batch["attention_mask"]):
-        del second
-        assert gone() is None  # by reference counting alone
+    with attachment.bind(weights, batch["attention_mask"]):
+        assert torch.equal(run(bare, batch), frozen)
         assert torch.equal(run(model, batch), expected)
-    assert model.config._attn_implementation == f"bhpeft_{attention}"
-    del first
-    assert hooks(model) == before
-    assert model.config._attn_implementation == attention
-    assert torch.equal(run(model, batch), frozen)
-    assert not any("forward" in vars(module) for module in model.modules())
-
-
-@pytest.mark.parametrize("model_type", ["llama", "bert"])
-@pytest.mark.parametrize("how", ["copied", "pickled"])
-def test_a_copied_or_pickled_attachment_leaves_nothing_behind(how, model_type):
-    batch, model = tiny.inputs(), tiny.build(model_type)
-    attention = model.config._attn_implementation
-    first = Attachment(model, KINDS)
-    weights = tiny.draw(first.sites)
-    expected, before = bound(first, weights, batch), hooks(model)
-    second = SECOND[how](first)
-    other = second.backbone
-    assert hooks(other) == before
-    assert torch.equal(bound(second, weights, batch), expected)
-    del second
-    assert hooks(other) == 0
-    assert other.config._attn_implementation == attention
-    assert not any("forward" in vars(module) for module in other.modules())
-    assert torch.equal(bound(first, weights, batch), expected)
 
 
 def test_bound_weights_are_freed_with_the_binding():
@@ -165,7 +135,7 @@ def test_bound_weights_are_freed_with_the_binding():
 
 def test_a_failed_attachment_leaves_nothing_behind():
     model = tiny.build("llama")
-    with pytest.raises(ConfigError, match="layers"):
+    with pytest.raises(IndexError):
         Attachment(model, (Prefix(3), LoRA(layers=(9,))))
     assert hooks(model) == 0
     assert model.config._attn_implementation == "sdpa"
@@ -190,7 +160,7 @@ def test_a_copied_or_pickled_backbone_is_free_of_the_binding(model_type):
     assert torch.equal(run(model, batch), frozen)
 
 
-def test_a_prefix_goes_through_the_attention_that_is_set():
+def test_a_prefix_needs_the_attention_function_of_pytorch():
     batch, model = tiny.inputs(), tiny.build("bert")
     without = Attachment(model, (LoRA(rank=3), Adapter(size=4)))
     bound(without, tiny.draw(without.sites), batch)
@@ -198,13 +168,12 @@ def test_a_prefix_goes_through_the_attention_that_is_set():
     attachment = Attachment(model, (Prefix(3),))
     weights = tiny.draw(attachment.sites)
     expected = bound(attachment, weights, batch)
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(bound(attachment, weights, batch), expected)
     model.set_attn_implementation("eager")
-    real = batch["attention_mask"].bool()
-    torch.testing.assert_close(bound(attachment, weights, batch)[real], expected[real])
-    del attachment
-    assert model.config._attn_implementation == "eager"
-    model.config._attn_implementation = "flex_attention"
-    with pytest.raises(ArchitectureError, match=r"prefix.*'sdpa' or 'eager'.*flex_attention"):
+    with pytest.raises(ArchitectureError, match=r"prefix.*'sdpa'.*'eager'"):
+        bound(attachment, weights, batch)
+    with pytest.raises(ArchitectureError, match=r"prefix.*'sdpa'.*'eager'"):
         Attachment(model, (Prefix(3),))
 
 
@@ -295,23 +264,6 @@ def test_rows_that_particles_cannot_share_are_an_error(kinds):
         assert torch.equal(bound(attachment, weights, batch), run(model, batch))
 
 
-def test_wrong_weights_are_an_error():
-    model, batch = tiny.build("bert"), tiny.inputs()
-    attachment = Attachment(model, KINDS)
-    good = tiny.draw(attachment.sites, particles=2)
-    lacking = {k: v for k, v in good.items() if k != "lora.value.B"}
-    bad = {
-        r"weights\['lora.value.B'\]: .* got \(\)": lacking,
-        r"weights\['adapter.up'\]": {**good, "adapter.up": good["adapter.up"][..., :2]},
-        "the same for every site; got": {**good, "prefix.key": good["prefix.key"][:1]},
-        r"weights\['prefix.key'\]": {**good, "prefix.key": good["prefix.key"][0]},
-    }
-    for message, weights in bad.items():
-        with pytest.raises(ConfigError, match=message):
-            bound(attachment, weights, batch)
-    bound(attachment, {**good, "head.weight": torch.zeros(3)}, batch)  # of others: ignored
-
-
 def test_a_backbone_in_training_mode_is_an_error():
     model, batch = tiny.build("bert"), tiny.inputs()
     model.train()
@@ -320,19 +272,3 @@ def test_a_backbone_in_training_mode_is_an_error():
     model.train()
     with pytest.raises(ConfigError, match=r"backbone\.eval\(\)"):
         bound(attachment, tiny.draw(attachment.sites), batch)
-
-
-def test_a_mask_that_does_not_fit_a_gate_is_an_error():
-    model, batch = tiny.build("bert"), tiny.inputs()
-    attachment = Attachment(model, presets.unipelt())
-    weights = tiny.draw(attachment.sites)
-    with (
-        pytest.raises(ConfigError, match="attention_mask"),
-        attachment.bind(weights, batch["attention_mask"][:, :-1]),
-    ):
-        run(model, batch)
-    with (
-        pytest.raises(ConfigError, match=r"\(rows, tokens\)"),
-        attachment.bind(weights, torch.ones(4, 1, 9, 9)),
-    ):
-        run(model, batch)

@@ -18,7 +18,7 @@ from bhpeft_pyro.data import Examples
 from bhpeft_pyro.model.fisher import all_outcomes
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
-from bhpeft_pyro.peft.low_rank import LoRA
+from bhpeft_pyro.peft.kinds import LoRA
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import default
 
@@ -68,7 +68,7 @@ def information(model: Model, weights: Tensors, data: Examples) -> dict[str, Ten
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     parts: dict[str, list[Tensor]] = {name: [leaf] for name, leaf in leaves.items()}
     frozen: list[Tensor] = []
-    for kind, layers in model.network.attachment.wired:
+    for kind, layers in model.network.attachment.placed:
         if isinstance(kind, LoRA):
             for target in kind.targets:
                 del parts[f"lora.{target}.A"], parts[f"lora.{target}.B"]

@@ -17,6 +17,8 @@ from ...errors import ConfigError, SaveError
 from ...guides.guide import check_not_linear
 from ...model.head import final_layer, set_final_layer
 from ...model.network import RandomPEFT
+from ...peft.hooks import bare_copy
+from ...peft.kinds import rows_of
 from ...posterior.posterior import Posterior
 from ...posterior.predictor import Part
 from .reading import CONFIG, Change, check_targets, library
@@ -129,7 +131,7 @@ def merge(posterior: Posterior, component: Part | None = None) -> PreTrainedMode
     _check(posterior, "merge")
     network, values = posterior.model.network, posterior.weights(component)
     values = posterior.model.likelihood.exported(values)
-    model = network.attachment.bare_copy()
+    model = bare_copy(network.backbone)
     for name, (down, up, scale) in _modules(network, values).items():
         module = model.get_submodule(name)
         weight = module.weight
@@ -172,10 +174,12 @@ def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Cha
     weights = network.coordinates(
         {site.name: values[site.name].unsqueeze(0) for site in network.sites}
     )
+    rows = rows_of(network.attachment.sites, weights)
     return {
-        names[module]: (a[0], b[0], kind.factor)
-        for kind, layers in network.attachment.wired
-        for (_, module), (a, b) in kind.products(weights, layers).items()
+        names[module]: (a[0], b[0], scale)
+        for kind, layers in network.attachment.placed
+        for layer in layers
+        for module, (a, b, scale) in kind.products(rows, layer).items()
     }
 
 

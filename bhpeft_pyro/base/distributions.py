@@ -1,9 +1,11 @@
-"""A Normal over many weights whose covariance is narrow along few axes; supports of others."""
+"""A Normal over many weights whose covariance is narrow along few axes; supports and tensors of
+others."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +15,18 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints, register_kl
 from torch.distributions.constraint_registry import biject_to, transform_to
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import Transform
 
 from .isolation import without_autocast
 
-__all__ = ["Constrained", "Covariance", "LowRankNormal", "base_of", "leading"]
+__all__ = [
+    "Constrained",
+    "Covariance",
+    "LowRankNormal",
+    "base_of",
+    "leading",
+    "with_tensors",
+]
 
 _NO_DIMS = torch.Size()
 CHUNK = 2**18
@@ -157,6 +167,26 @@ def base_of(distribution: Distribution) -> Distribution:
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return distribution
+
+
+def with_tensors(
+    part: Any, change: Callable[[Tensor], Tensor], made: dict[int, Any] | None = None
+) -> Any:
+    """A distribution, a part of one, or several of them, with other tensors."""
+    made = {} if made is None else made  # a transform and its inverse hold each other
+    if id(part) in made:
+        return made[id(part)]
+    if isinstance(part, Tensor):
+        return change(part)
+    if isinstance(part, list):
+        return [with_tensors(each, change, made) for each in part]
+    if isinstance(part, dict):
+        return {key: with_tensors(value, change, made) for key, value in part.items()}
+    if isinstance(part, (Distribution, Transform, Constraint, Covariance)):
+        twin = made[id(part)] = copy.copy(part)
+        vars(twin).update(with_tensors(vars(part), change, made))
+        return twin
+    return part
 
 
 class Constrained(TransformedDistribution):

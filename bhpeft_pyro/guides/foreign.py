@@ -4,7 +4,7 @@ draws of a sampler such as NUTS or SGLD."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +12,6 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
@@ -23,7 +22,7 @@ from ..data.batch import Batch
 from ..errors import KEEP_TENSORS, ConfigError, GuideError
 from ..model.model import Model
 from ..priors import Prior, unpack
-from ..priors.vectorised import run_for_all_draws
+from ..priors.draw_by_draw import draw_by_draw
 from .guide import Guide, key
 from .latent import latents, normal_on
 
@@ -53,8 +52,21 @@ class ForeignGuide(Guide):
         )
 
 
+def _sampled(guide: Callable[[Batch | None], Any], batch: Batch | None) -> dict[str, Tensor]:
+    """Call a guide once for each draw, for which it is written."""
+
+    def one_draw() -> dict[str, Tensor]:
+        values = guide(batch)
+        named = values if isinstance(values, Mapping) else {}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    return draw_by_draw(one_draw, GuideError)
+
+
 class ModuleGuide(ForeignGuide):
     """Any module that is a Pyro guide; `fit` wraps it in this.
+
+    One of Pyro's autoguides makes many draws at once; any other is called once for each draw.
 
     Args:
         module: the guide, which is fitted in place.
@@ -67,7 +79,9 @@ class ModuleGuide(ForeignGuide):
             self.instead = f"fit the one that bh.autoguide({self.title()}, model) makes"
 
     def forward(self, batch: Batch | None = None) -> Any:
-        return self.module(batch)
+        if isinstance(self.module, AutoGuide):
+            return self.module(batch)
+        return _sampled(self.module, batch)
 
     def title(self) -> str:
         return type(self.module).__name__
@@ -90,9 +104,8 @@ class FunctionGuide(ForeignGuide):
             predictions call it too, and must declare all parameters then.
 
     Raises:
-        GuideError: it cannot be called with None, or a sample statement has batch dims (all dims of
-            a weight are event dims). Later: a parameter is only declared if there are data, or no
-            loss depends on it.
+        GuideError: it cannot be called with None. Later: a parameter is only declared if there are
+            data, or no loss depends on it.
 
     >>> import pyro.distributions as dist
     >>> import torch
@@ -105,12 +118,7 @@ class FunctionGuide(ForeignGuide):
     def __init__(self, function: Callable[[Batch | None], Any]) -> None:
         super().__init__()
         self.function = function
-        with (
-            locked(),
-            pyro.get_param_store().scope() as state,
-            poutine.block(),
-            poutine.trace() as tracer,
-        ):
+        with locked(), pyro.get_param_store().scope() as state, poutine.block():
             try:
                 function(None)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -118,12 +126,6 @@ class FunctionGuide(ForeignGuide):
                     f"guide: calling {shown(function)} with None, as predictions do: {error} "
                     "(bh.autoguide takes an autoguide's class, with options)"
                 ) from error
-        for name, node in prune_subsample_sites(tracer.trace).iter_stochastic_nodes():
-            if shape := tuple(cast(Any, node["fn"]).batch_shape):
-                raise GuideError(
-                    f"guide: the site {name!r} has batch shape {shape}, expected (): declare its "
-                    "dims as events with .to_event()"
-                )
         self._constraints = state["constraints"]
         self._names = list(state["params"])
         if modules := {name.split("$$$")[0] for name in self._names if "$$$" in name}:
@@ -164,20 +166,11 @@ class FunctionGuide(ForeignGuide):
             )
 
     def forward(self, batch: Batch | None = None) -> Any:
-        """Call the function with this module's parameters. It is written for one draw, as a prior
-        is, and sees one, however many are made at once."""
-
-        def sample() -> dict[str, Tensor]:
-            values = self.function(batch)
-            named = isinstance(values, Mapping) and all(
-                isinstance(value, Tensor) for value in values.values()
-            )
-            return dict(values) if named else {}
-
+        """Call the function with this module's parameters, once for each draw."""
         params = {name: self.parameters_[key(name)] for name in self._names}
         store = pyro.get_param_store()  # this guide's own
         store.set_state({"params": params, "constraints": self._constraints})
-        values = run_for_all_draws(sample, "guide")
+        values = _sampled(self.function, batch)
         if late := [name for name in store if name not in params]:
             raise GuideError(
                 f"guide: the function declares {', '.join(map(repr, late))} only if it gets data; "

@@ -11,7 +11,7 @@ from pyro.poutine.runtime import effectful
 from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ..base.distributions import Covariance
+from ..base.distributions import Covariance, with_tensors
 from ..base.fit_options import FitOptions
 from ..base.isolation import own_parameters
 from ..data import Examples
@@ -20,7 +20,6 @@ from ..errors import ConfigError, GuideError
 from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
 from ..priors.any_prior import with_structure
-from ..priors.vectorised import with_tensors
 from .earlier import Earlier
 
 if TYPE_CHECKING:

@@ -81,8 +81,7 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
         names: those asked for, a joint latent by the names of its sites; by default all.
 
     Raises:
-        PriorError: a latent has batch dims (all dims of a weight must be event dims) or is
-            discrete, or a site is not sampled.
+        PriorError: a latent is discrete, or a site is not sampled.
     """
     sites = {site.name: site for site in model.sites}
     device = model.network.device
@@ -91,11 +90,6 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     for name, node in trace.iter_stochastic_nodes():
         fn: Any = node["fn"]
         infer: Any = node["infer"]
-        if len(fn.batch_shape):
-            raise PriorError(
-                f"prior: the site {name!r} has batch shape {tuple(fn.batch_shape)}, expected (): "
-                "declare its dims as events with .to_event()"
-            )
         if name in _TAKEN or (name == JOINT and "sites" not in infer):
             raise PriorError(
                 f"prior: it samples {name!r}, which is a name of the model's own; expected another"

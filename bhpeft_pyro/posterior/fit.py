@@ -137,8 +137,6 @@ def fit(
         )
     if not model.network.aligned(head_only=point):  # what an earlier posterior uses stays
         model = Model(model.network.unused(), model.prior, model.likelihood)
-    if options.particles > 1 and not point:  # a point estimate has one draw only
-        check_prior(model.prior, model.sites, vectorised=True)
     named = partial(naming_rows, model, data=examples, validation=held_out)
     whole, split = examples, None
     chosen_by_rows = options.temperature is None or (centres_prior and options.tau is None)

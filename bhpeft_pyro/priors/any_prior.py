@@ -11,13 +11,12 @@ from pyro import poutine
 from torch import Tensor
 
 from ..base.checks import few
-from ..base.distributions import Covariance, LowRankNormal
+from ..base.distributions import Covariance, LowRankNormal, with_tensors
 from ..base.isolation import undisturbed
 from ..errors import PriorError
 from ..peft.sites import Site
 from .from_posterior import JointPrior, PosteriorPrior, moments_of
 from .prior import Prior, checked
-from .vectorised import with_tensors
 
 Draw = dict[str, Any]
 """The sample statements of one draw of a prior, by name, as nodes of a trace of Pyro's."""
@@ -89,17 +88,12 @@ def moved(prior: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def independent_normals(
     prior: Prior | None, sites: Sequence[Site], names: Iterable[str], purpose: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and sd of some sites under a prior of independent Normals.
-
-    Args:
-        prior: None if it is not known.
-        sites: of the model.
-        names: of the sites asked for.
-        purpose: the start of error messages.
+    """Mean and sd of some sites of a model under a prior of independent Normals.
 
     Raises:
-        PriorError: the prior is unknown, a site is not Normal, other latents are sampled, on which
-            sites may depend, or it has what `check_no_evidence` refuses.
+        PriorError: the prior is None, as it is not known; a site is not Normal; other latents are
+            sampled, on which sites may depend; or it has what `check_no_evidence` refuses. It
+            starts with `purpose`.
     """
     if prior is None:
         raise PriorError(
@@ -109,6 +103,7 @@ def independent_normals(
     if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
         moments = prior.moments()
         return {name: moments[name] for name in names}
+    names = [*names]
     drawn, again = (
         {name: node["fn"] for name, node in draw.items() if not node["is_observed"]}
         for draw in check_no_evidence(prior, sites, purpose)
@@ -118,10 +113,9 @@ def independent_normals(
             f"{purpose}: the prior also samples {few(sorted(others), 2)}, on which its sites "
             "may depend; expected independent Normals"
         )
-    names = [*names]
     first, second = (moments_of(each, names, purpose) for each in (drawn, again))
-    for name, pair in first.items():
-        if not all(map(torch.equal, pair, second[name])):
+    for name in names:
+        if not all(map(torch.equal, first[name], second[name])):
             raise PriorError(
                 f"{purpose}: {name!r} depends on what else the prior samples; expected independent "
                 "Normals"
@@ -129,7 +123,7 @@ def independent_normals(
     return first
 
 
-def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> list[Draw]:
+def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> tuple[Draw, Draw]:
     """Two draws of a prior. It may have no observations or factors, and scale or mask nothing that
     it samples: neither draws of it nor the distributions that it samples from have any of it.
 
@@ -140,35 +134,32 @@ def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> list
         PriorError: it has some; starts with `purpose`.
     """
     known = {site.name for site in sites}
-    first, second = draws = _draws(prior, sites, 2)
-    seen = []
-    for name, node in first.items():
-        if node["infer"].get("_deterministic"):
-            continue
+    first, second = _draws(prior, sites, 2)
+
+    def left_out(name: str) -> bool:
+        node = first[name]
         if not node["is_observed"]:
-            found = node["scale"] != 1 or node["mask"] is not None
-        else:
-            again = second[name]["log_prob_sum"]
-            found = name not in known or not torch.equal(node["log_prob_sum"], again)
-        if found:
-            seen.append(name)
-    if seen:
+            return bool(node["scale"] != 1 or node["mask"] is not None)
+        fixed = name in known and torch.equal(node["log_prob"], second[name]["log_prob"])
+        return not (fixed or node["infer"].get("_deterministic"))
+
+    if lost := [*filter(left_out, first)]:
         raise PriorError(
             f"{purpose}: the prior has observations, factors, scales or masks at "
-            f"{', '.join(seen)}, which would be left out"
+            f"{', '.join(lost)}, which would be left out"
         )
-    return draws
+    return first, second
 
 
 def held_fixed(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
     """The values of the sites that a prior observes, as under `poutine.condition`; of a posterior,
     those of the first prior, by which it still computes sites."""
-    own = getattr(prior, "structure", None) or prior
-    (draw,), known = _draws(own, sites, 1), {site.name for site in sites}
+    (draw,) = _draws(getattr(prior, "structure", None) or prior, sites, 1)
+    nodes = {site.name: draw[site.name] for site in sites if site.name in draw}
     return {
         name: node["value"]
-        for name, node in draw.items()
-        if name in known and node["is_observed"] and not node["infer"].get("_deterministic")
+        for name, node in nodes.items()
+        if node["is_observed"] and not node["infer"].get("_deterministic")
     }
 
 

@@ -42,7 +42,7 @@ class PosteriorPrior:
     def __init__(
         self, distributions: Mapping[str, TorchDistribution], structure: Prior | None = None
     ) -> None:
-        self.distributions = dict(distributions)
+        self.distributions = {name: q.to_event() for name, q in distributions.items()}
         self.structure = structure
 
     def __repr__(self) -> str:

@@ -18,7 +18,6 @@ from torch import Tensor
 from ..base.values import Positive, checked_dataclass
 from ..peft.sites import Site
 
-_PACKAGE = __name__.rpartition(".")[0]
 _CHANGE, _HEAD = 0.1, 1.0
 
 
@@ -59,7 +58,7 @@ class FunctionSpaceNormal:
     @property
     def vectorised(self) -> bool:
         """Whether it handles the dims of draws itself, as those of this package do."""
-        return type(self).__module__.startswith(_PACKAGE)
+        return type(self) in (FunctionSpaceNormal, Hierarchical)
 
     def scale(self, site: Site) -> float:
         """The prior sd of a site, in its units."""
@@ -163,14 +162,9 @@ class Hierarchical(FunctionSpaceNormal):
             f"{site.name}.log_scale", dist.Normal(zero - variance, self.overall)
         )
         if not layered:
-            return self.normal(site, _over(log_scale, site.ndim).exp())
+            return self.normal(site, log_scale.exp()[(..., *[None] * site.ndim)])
         layers = log_scale.unsqueeze(-1).expand(*log_scale.shape, site.shape[0])
         log_layers = pyro.sample(
             f"{site.name}.log_layers", dist.Normal(layers, self.between).to_event(1)
         )
-        return self.non_centred(site, _over(log_layers, site.ndim - 1).exp())
-
-
-def _over(values: Tensor, dims: int) -> Tensor:
-    """Values with so many dims more, each of size 1."""
-    return values.reshape(*values.shape, *[1] * dims)
+        return self.non_centred(site, log_layers.exp()[(..., *[None] * (site.ndim - 1))])

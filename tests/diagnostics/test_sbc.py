@@ -62,7 +62,6 @@ def test_truths_and_draws_are_independent() -> None:
     def wide(site: Any) -> Any:
         return dist.Normal(0.0, 1.0).expand(site.shape).to_event(len(site.shape))
 
-    prior.vectorised = True  # type: ignore[attr-defined]
     model = tiny_model((), prior=prior)
     sbc(model, lambda model, _: PriorGuide(model), TEXTS, replications=20, draws=9, sites="head.*")
     drawn = torch.cat(seen)

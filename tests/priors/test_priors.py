@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,10 +98,6 @@ def transposed(sites: Sequence[Site]) -> dict[str, Tensor]:
     }
 
 
-def batched(sites: Sequence[Site]) -> dict[str, Tensor]:
-    return {s.name: pyro.sample(s.name, dist.Normal(0.0, 0.1).expand(s.shape)) for s in sites}
-
-
 def not_sampled(sites: Sequence[Site]) -> dict[str, Tensor]:
     return {**independent(sites[1:]), sites[0].name: torch.zeros(sites[0].shape)}
 
@@ -110,46 +107,43 @@ def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
     return independent(sites)
 
 
+def masked(sites: Sequence[Site]) -> dict[str, Tensor]:
+    with poutine.mask(mask=torch.tensor([True, False])):
+        return independent(sites)
+
+
+UNIT = dist.Normal(0.0, 1.0)
+
+
 @pytest.mark.parametrize(
-    ("prior", "message"),
+    ("prior", "name"),
     [
-        ({}, "empty"),
-        (3.0, "got a float"),
-        ({"lora.*": dist.Normal(0.0, 1.0)}, "no pattern matches the site 'head.weight'"),
-        (
-            {"*": dist.Normal(0.0, 1.0), "lora.*": dist.Normal(0.0, 1.0)},
-            r"'lora\.\*' match no site that an earlier",
-        ),
-        (
-            {"lora.querry.A": dist.Normal(0.0, 1.0), "*": dist.Normal(0.0, 1.0)},
-            "'lora.querry.A' match no site",
-        ),
-        ({"*": dist.Normal(torch.zeros(7), 1.0)}, r"shape \(7,\) cannot be expanded to the site"),
-        ({"*": dist.Normal(torch.zeros(9), 1.0).to_event(1)}, r"shape \(9,\) cannot be expanded"),
-        (Hierarchical, r"got the class Hierarchical, .* instance of it: Hierarchical\(\.\.\.\)$"),
-        ({"*": dist.Normal}, "got the class Normal, expected an instance"),
-        ({"*": lambda site: 0.1}, "got a float for the site .* expected a distribution"),
-        ({"*": torch.distributions.Normal(0.0, 1.0)}, "for the site .* expected a distribution"),
-        (drop("head.bias"), "no tensor for the site 'head.bias', but None"),
-        (transposed, r"for the site 'lora.query.A', expected \(2, 2, 16\)"),
-        (lambda sites: [1], r"returns a list, .*; for a function of one site write \{'\*': f\}"),
-        (
-            lambda sites: {s.name: 0.0 for s in sites},
-            "no tensor for the site .*, but 0.0",
-        ),
-        (batched, r"site 'lora.query.A' has batch shape \(2, 2, 16\).*\.to_event"),
-        (not_sampled, "no sample statement for lora.query.A"),
-        (discrete, "'gate' is discrete"),
-        (PosteriorPrior({}), "site 'lora.query.A' has shape .* there is no such site"),
-        (
-            PosteriorPrior({s.name: dist.Normal(torch.zeros(3), 1.0).to_event(1) for s in SITES}),
-            r"'lora.query.A' has shape \(2, 2, 16\); .* its shape is \(3,\)",
-        ),
+        ({}, "'lora.query.A'"),
+        (3.0, "3.0"),
+        (Hierarchical, "Hierarchical"),
+        ({"lora.*": UNIT}, "'head.weight'"),
+        ({"*": UNIT, "lora.*": UNIT}, "'lora.*'"),
+        ({"lora.querry.A": UNIT, "*": UNIT}, "'lora.querry.A'"),
+        ({"*": dist.Normal(torch.zeros(9), 1.0).to_event(1)}, "'lora.query.A'"),
+        ({"head.bias": UNIT.expand([3, 2]).to_event(), "*": UNIT}, "'head.bias'"),
+        (drop("head.bias"), "'head.bias'"),
+        (transposed, "'lora.query.A'"),
+        (lambda sites: {s.name: 0.0 for s in sites}, "'lora.query.A'"),
+        (not_sampled, "lora.query.A"),
+        (discrete, "'gate'"),
+        (PosteriorPrior({}), "'lora.query.A'"),
+        (PosteriorPrior({s.name: dist.Normal(torch.zeros(3), 1.0) for s in SITES}), "lora.query.A"),
     ],
 )
-def test_errors_name_what_is_wrong(prior: Any, message: str) -> None:
-    with pytest.raises(PriorError, match=message):
+def test_refusals(prior: Any, name: str) -> None:
+    with pytest.raises(PriorError, match=re.escape(name)):
         latents(bh.Model(MODEL.network, prior))
+
+
+def test_a_mask_for_each_weight_is_refused() -> None:
+    """Pyro would count the density of the whole site once for each."""
+    with pytest.raises(ValueError, match="without dims"):
+        latents(bh.Model(MODEL.network, masked))
 
 
 @pytest.mark.parametrize("guide", ["normal", "laplace"])
@@ -166,12 +160,6 @@ def test_a_prior_that_returns_another_value_than_it_samples_is_refused(guide: st
     for prior, site in ((scaled, "lora.query.A"), (pruned, "head.weight")):
         with pytest.raises(PriorError, match=f"samples '{site}' and returns another value"):
             bh.fit(MODEL.with_prior(prior), guide, tiny_examples(), max_steps=1, progress=False)
-
-
-def test_a_prior_in_double_precision_is_refused() -> None:
-    double = {"*": lambda site: dist.Normal(torch.zeros(site.shape).double(), 1.0)}
-    with pytest.raises(PriorError, match=r"'lora.query.A' has dtype torch.float64, expected torch"):
-        bh.fit(MODEL.with_prior(double), "normal", tiny_examples(), progress=False)
 
 
 def test_keys_are_an_input_side_of_a_prefix_but_not_of_lora() -> None:

@@ -72,47 +72,6 @@ def test_pyros_guides_start_as_wide_as_the_prior(name: str) -> None:
     assert posterior.report.last("kl") < (2 if name == "lowrank" else 1)
 
 
-def plated(sites: Sites, dim: int) -> Mapping[str, Tensor]:
-    with pyro.plate("layers", 2, dim=dim):
-        pyro.sample("scale", dist.HalfNormal(1.0))
-    return {site.name: sampled(site) for site in sites}
-
-
-@pytest.mark.parametrize("guide", ["normal", "laplace", "AutoNormal"])
-@pytest.mark.parametrize(("dim", "shape"), [(-1, r"\(2,\)"), (-2, r"\(2, 1\)")])
-def test_plates_in_a_prior_are_refused_by_name(guide: str, dim: int, shape: str) -> None:
-    model = tiny_model((), prior=lambda sites: plated(sites, dim))
-    with pytest.raises(PriorError, match=f"'scale' has batch shape {shape}.*to_event"):
-        bh.fit(model, guide, tiny_examples(), **QUICK)
-
-
-class Plated(torch.nn.Module):
-    """A guide that does not look at the latents beforehand."""
-
-    def __init__(self, model: bh.Model) -> None:
-        super().__init__()
-        self.scale, self.sites = torch.nn.Parameter(torch.ones(2, 1)), model.sites
-
-    def forward(self, batch: object = None) -> None:
-        pyro.sample("scale", dist.Delta(self.scale, event_dim=2))
-        for site in self.sites:
-            pyro.sample(site.name, dist.Normal(0.0, 1.0).expand(site.shape).to_event())
-
-
-def test_a_plate_where_the_draws_are_is_refused_under_a_guide_that_does_not_ask() -> None:
-    model = tiny_model((), prior=lambda sites: plated(sites, -2))
-    with pytest.raises(PriorError, match=r'"layers" and "draws", collide.*Expected no plates'):
-        bh.fit(model, Plated(model), tiny_examples(), **QUICK)
-
-
-def test_an_error_of_a_prior_is_told_as_it_is() -> None:
-    def mistaken(sites: Sites) -> Mapping[str, Tensor]:
-        raise ValueError("my own message")
-
-    with pytest.raises(PriorError, match=r"^prior: my own message$"):
-        bh.fit(tiny_model((), prior=mistaken), "normal", tiny_examples(), **QUICK)
-
-
 @contextmanager
 def double_default() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)

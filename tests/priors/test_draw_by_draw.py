@@ -1,4 +1,4 @@
-"""Priors that are written for one draw."""
+"""Priors that are written for one draw, and run once for each."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.base.isolation import seeded
 from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.prediction.draws import draw
-from bhpeft_pyro.priors.vectorised import for_all_draws
+from bhpeft_pyro.priors import checked
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 from bhpeft_pyro.training.elbo import ELBO
 
@@ -79,8 +78,34 @@ def handled_by_values(sites: Sites) -> Mapping[str, Tensor]:
     return values
 
 
+def branching(sites: Sites) -> Mapping[str, Tensor]:
+    tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+    return {site.name: normal(site, 2.0 if tau > 1 else 0.5) for site in sites}
+
+
+def plated(sites: Sites) -> Mapping[str, Tensor]:
+    with pyro.plate("layers", 2), pyro.plate("draws", 3, dim=-2):  # a name and a dim of fits
+        scales = pyro.sample("scales", dist.LogNormal(0.0, 1.0))
+    return {site.name: normal(site, scales[2, 1]) for site in sites}
+
+
+def without_events(sites: Sites) -> Mapping[str, Tensor]:
+    tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+    return {s.name: pyro.sample(s.name, dist.Normal(0.0, tau).expand(s.shape)) for s in sites}
+
+
 PRIORS = {
-    f.__name__: f for f in (one_scale, by_layer, reparametrised, other_families, handled_by_values)
+    f.__name__: f
+    for f in (
+        one_scale,
+        by_layer,
+        reparametrised,
+        other_families,
+        handled_by_values,
+        branching,
+        plated,
+        without_events,
+    )
 }
 
 
@@ -91,7 +116,7 @@ def test_each_draw_has_the_density_and_gradient_that_it_has_alone(
 ) -> None:
     prior, sites = PRIORS[name], tiny_model().sites
     with pyro.plate("draws", lead[0], dim=-len(lead)):
-        trace = poutine.trace(for_all_draws).get_trace(prior, sites)
+        trace = poutine.trace(checked).get_trace(prior, sites)
     latents = {
         name: node["value"].detach().requires_grad_()
         for name, node in trace.iter_stochastic_nodes()
@@ -103,7 +128,7 @@ def test_each_draw_has_the_density_and_gradient_that_it_has_alone(
         return found
 
     with pyro.plate("draws", lead[0], dim=-len(lead)):
-        together = density(for_all_draws, latents)
+        together = density(checked, latents)
     total = together.log_prob_sum()
     gradients = torch.autograd.grad(total, list(latents.values()))
     alone = []
@@ -112,7 +137,7 @@ def test_each_draw_has_the_density_and_gradient_that_it_has_alone(
         alone.append(density(lambda prior, sites: prior(sites), own))
     for key, node in together.nodes.items():
         if node["type"] == "sample" and key != "draws":
-            expected = torch.stack([each.nodes[key]["log_prob"] for each in alone])
+            expected = torch.stack([each.nodes[key]["log_prob"].sum() for each in alone])
             torch.testing.assert_close(node["log_prob"].reshape(-1), expected)
             value = torch.stack([each.nodes[key]["value"] for each in alone])
             torch.testing.assert_close(
@@ -128,13 +153,13 @@ def test_draws_differ_and_follow_their_own_scale() -> None:
     """With seven rows in a dim and seven draws, no draw may get the scale of another."""
     site = bh.Head(7).sites(400)[0]
     with pyro.plate("draws", 7, dim=-2):
-        trace = poutine.trace(for_all_draws).get_trace(one_scale, [site])
+        trace = poutine.trace(checked).get_trace(one_scale, [site])
     tau, value = trace.nodes["tau"]["value"], trace.nodes[site.name]["value"] / site.unit
     assert tau.unique().numel() == 7
     torch.testing.assert_close(value.std((-1, -2)), tau, rtol=0.1, atol=0)
 
 
-@pytest.mark.parametrize("name", ["one_scale", "by_layer", "other_families", "handled_by_values"])
+@pytest.mark.parametrize("name", [n for n in PRIORS if n != "reparametrised"])
 def test_a_fit_with_several_particles(name: str) -> None:
     model = tiny_model(prior=PRIORS[name])
     posterior = bh.fit(model, "normal", tiny_examples(12), particles=4, **QUICK)
@@ -161,31 +186,40 @@ def test_the_kl_of_weights_given_a_random_scale_stays_in_closed_form() -> None:
     assert torch.equal(*kls)
 
 
-def test_draws_are_those_of_a_prior_that_handles_the_dims_itself() -> None:
-    def vectorised(sites: Sites) -> Mapping[str, Tensor]:
+def test_a_prior_may_branch_on_a_value() -> None:
+    (site,) = bh.Head(7).sites(400)[:1]
+    with pyro.plate("draws", 40, dim=-2):
+        trace = poutine.trace(checked).get_trace(branching, [site])
+    wide, value = trace.nodes["tau"]["value"] > 1, trace.nodes[site.name]["value"] / site.unit
+    assert 0 < wide.sum() < 40
+    sds = torch.where(wide, 2.0, 0.5)
+    torch.testing.assert_close(value.std((-1, -2)), sds, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("normal", (3, 2)), ("AutoNormal", (3, 2))])
+def test_plates_stay_within_a_draw(name: str, shape: tuple[int, ...]) -> None:
+    model = tiny_model((), prior=plated)
+    posterior = bh.fit(model, name, tiny_examples(12), particles=4, **QUICK)
+    assert posterior.sample(5)["scales"].shape == (5, *shape)
+    values = {"scales": torch.full(shape, 2.0)} | {s.name: torch.ones(s.shape) for s in model.sites}
+    alone = poutine.trace(poutine.condition(model, values)).get_trace(None)
+    many = {name: value.expand(6, 1, *value.shape) for name, value in values.items()}
+    together = poutine.trace(poutine.condition(model, many)).get_trace(None)
+    torch.testing.assert_close(together.log_prob_sum(), 6 * alone.log_prob_sum())
+    expected = dist.LogNormal(0.0, 1.0).log_prob(values["scales"]).sum()
+    alone.compute_log_prob()
+    torch.testing.assert_close(alone.nodes["scales"]["log_prob"], expected)
+
+
+def test_draws_that_sample_other_variables_are_refused() -> None:
+    def odd(sites: Sites) -> Mapping[str, Tensor]:
         tau = pyro.sample("tau", dist.HalfCauchy(1.0))
-        values = {}
-        for site in sites:
-            sd = tau.reshape(*tau.shape, *[1] * site.ndim) * site.unit
-            fn = dist.Normal(0.0, sd.expand(*tau.shape, *site.shape)).to_event(site.ndim)
-            values[site.name] = pyro.sample(site.name, fn)
-        return values
+        if tau > 1:
+            pyro.sample("more", dist.Normal(0.0, 1.0))
+        return {site.name: normal(site, tau) for site in sites}
 
-    sites, found = tiny_model().sites, []
-    for call in (lambda: for_all_draws(one_scale, sites), lambda: vectorised(sites)):
-        torch.manual_seed(len(found))  # has no effect
-        with seeded(0), pyro.plate("draws", 4, dim=-2):
-            found.append(call())
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
-
-
-def test_a_prior_that_branches_on_a_value_is_refused_with_the_reason() -> None:
-    def branching(sites: Sites) -> Mapping[str, Tensor]:
-        tau = pyro.sample("tau", dist.HalfCauchy(1.0))
-        return {site.name: normal(site, 1.0 if tau > 1 else tau) for site in sites}
-
-    with pytest.raises(PriorError, match="cannot branch on a value"):
-        bh.fit(tiny_model((), prior=branching), "normal", tiny_examples(), particles=2, **QUICK)
+    with pyro.plate("draws", 40, dim=-2), pytest.raises(PriorError, match="sample 'more', others"):
+        checked(odd, bh.Head(2).sites(4))
 
 
 class OwnHierarchical(bh.priors.Hierarchical):

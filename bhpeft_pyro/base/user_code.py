@@ -5,14 +5,10 @@ Nothing is imported by a name in a file, so a file cannot choose what runs.
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SaveError
-
-_VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
 def path_of(thing: object) -> str:
@@ -25,7 +21,7 @@ def path_of(thing: object) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def given_for(what: str, path: str, given: object) -> Any:
+def own_code(what: str, path: str, given: object) -> Any:
     """The class or function that was given for the one that a file names.
 
     Modules may differ: what was `__main__` in a notebook is often moved into a package later.
@@ -39,10 +35,8 @@ def given_for(what: str, path: str, given: object) -> Any:
             "code, but it never brings or imports any)"
         )
     if path_of(given).split(":")[1] != path.partition(":")[2]:
-        ready = path.startswith(__name__.partition(".")[0] + ".")
-        advice = f", which needs no {what}=" if ready else ""
         raise SaveError(
-            f"{what}: this posterior was saved with {path!r:.200}{advice}; got {path_of(given)!r}"
+            f"{what}: this posterior was saved with {path!r:.200}; got {path_of(given)!r}"
         )
     return given
 
@@ -64,35 +58,6 @@ def plain_attributes(thing: object) -> dict[str, Any]:
     }
     attributes: dict[str, Any] = json.loads(json.dumps(plain))
     return attributes
-
-
-def check_plain(what: str, make: Any, options: Mapping[str, Any], *given: object) -> None:
-    """Refuse an object that could not be made again, by `make(*given, **options)`, from JSON."""
-    name = getattr(make, "__qualname__", type(make).__qualname__)
-    try:
-        signature = inspect.signature(make)
-        bound = signature.bind(*given, **options).arguments
-        left = [
-            name
-            for name, argument in signature.parameters.items()
-            if name not in bound and argument.kind not in _VARIABLE
-        ]
-        if what == "guide" and isinstance(make, type) and left:  # a default may be another value
-            raise TypeError(f"missing a value for {', '.join(left)}")
-    except (TypeError, ValueError) as error:
-        expected = "an attribute of its name for each argument, as of a dataclass, and no others"
-        if what == "guide":
-            expected = "options() with all arguments but the model"
-        raise SaveError(
-            f"{what}: {name} cannot be saved, as it cannot be made again from {sorted(options)}: "
-            f"{error}; expected {expected}"
-        ) from error
-    for key, value in options.items():
-        if not _is_plain(value):
-            raise SaveError(
-                f"{what}: {name} cannot be saved: its {key} is a {type(value).__name__}; expected "
-                "None, numbers, truth values, str, and tuples of these"
-            )
 
 
 def _is_plain(value: object) -> bool:

@@ -15,7 +15,8 @@ these have a p-value of up to 5 % (conformal prediction; Barber et al. 2021, the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, NamedTuple, TypeVar
 
@@ -26,7 +27,7 @@ from torch.nn.functional import normalize
 
 from ..base.isolation import without_autocast
 from ..base.progress import tracked
-from ..base.values import Finite, valid
+from ..base.values import Finite, checked_dataclass
 from ..data import Examples
 from ..data.batch import random_order, within
 from ..errors import DataError
@@ -35,7 +36,6 @@ from ..model.head import check_features
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..prediction.predict import PART, AnyForecast
-from ..priors.prior_file import Plain, Tensors
 
 __all__ = ["LEAST", "MOST", "Novelty", "states_of"]
 
@@ -57,7 +57,7 @@ _HowMany = Annotated[Finite, Field(ge=0, le=2**53)]  # beyond which float64 no l
 F = TypeVar("F", bound=AnyForecast)
 
 
-@dataclass(frozen=True, eq=False)
+@checked_dataclass(eq=False)
 class Novelty:
     """What recognises texts unlike the learnt ones: the frozen states of a sample of these.
 
@@ -82,7 +82,7 @@ class Novelty:
 
     middle: Tensor
     last: Tensor
-    count: float
+    count: _HowMany
     texts: tuple[str, ...] = ()
 
     @classmethod
@@ -144,27 +144,20 @@ class Novelty:
         passes = (forecast.passes or 0) + 1
         return replace(forecast, novelty=p, nearest=nearest, passes=passes)
 
-    def to_state(self) -> tuple[Plain, Tensors]:
-        """Plain data and tensors for a file, from which `from_state` makes the same object."""
-        plain = {"count": self.count, "texts": list(self.texts)}
-        return plain, {"middle": self.middle, "last": self.last}
-
-    @classmethod
-    def from_state(cls, plain: Plain, tensors: Tensors, model: Model) -> Novelty:
-        """What was saved.
-
-        Raises:
-            KeyError, TypeError, ValueError: parts are missing, or do not fit the model.
-        """
-        middle, last = (tensors[name].cpu().float() for name in ("middle", "last"))
-        width = model.network.attachment.hidden_size
-        wrong = len(middle) != len(last) or last.shape[1:] != (width,) or middle.dim() != 2
-        if wrong or not 0 < len(last) <= MOST:
-            raise ValueError(f"novelty: its states have shapes {middle.shape} and {last.shape}")
-        texts = tuple(str(text) for text in plain["texts"])
-        if texts and len(texts) != len(last):
-            raise ValueError(f"novelty: {len(texts)} texts for {len(last)} states")
-        return cls(middle, last, valid(_HowMany, "novelty: count", plain["count"]), texts)
+    def check(self, model: Model) -> None:
+        """Refuse states that are not of the model's backbone, by a ValueError."""
+        network = model.network
+        token = torch.ones(1, 1, dtype=torch.long, device=network.device)
+        known = _of_two_layers(network, {"input_ids": token, "attention_mask": token})
+        shapes = [(*states.shape,) for states in (self.middle, self.last)]
+        if shapes != [(len(self.last), states.shape[1]) for states in known]:
+            raise ValueError(f"its states have shapes {shapes}")
+        if not 0 < len(self.last) <= MOST:
+            raise ValueError(f"it has {len(self.last)} states")
+        if {self.middle.dtype, self.last.dtype} != {torch.float32}:
+            raise ValueError("its states are not torch.float32")
+        if self.texts and len(self.texts) != len(self.last):
+            raise ValueError(f"{len(self.texts)} texts for {len(self.last)} states")
 
     @property
     def enough(self) -> bool:
@@ -312,10 +305,7 @@ def states_of(
 
     def read(rows: Tensor) -> list[Tensor]:
         inputs = {name: value.to(network.device) for name, value in tokens.padded(rows).items()}
-        mask = inputs["attention_mask"]
-        means = network.attachment.layer_means(network.accepted(inputs), mask)
-        two = means[round(_DEPTH * (len(means) - 1))], means[-1]
-        return [check_features(states).cpu() for states in two]
+        return [check_features(states).cpu() for states in _of_two_layers(network, inputs)]
 
     order = tokens.lengths.argsort(descending=True)
     batches = within(order, tokens.lengths, max_rows, most_tokens(network.device))
@@ -327,3 +317,9 @@ def states_of(
     of_choices = (part.split(counts.tolist()) for part in (middle, last))
     middle, last = (torch.stack([one.mean(0) for one in each]) for each in of_choices)
     return middle, last
+
+
+def _of_two_layers(network: RandomPEFT, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(R, D) and (R, D') means over the tokens of R rows, in `middle` and in `last`."""
+    means = network.attachment.layer_means(network.accepted(inputs), inputs["attention_mask"])
+    return means[round(_DEPTH * (len(means) - 1))], means[-1]

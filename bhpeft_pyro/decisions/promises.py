@@ -10,7 +10,7 @@ promised is then true of what is answered.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -39,7 +39,6 @@ from .thresholds import ALL, by_error, by_share, rows_needed
 if TYPE_CHECKING:
     from ..model.model import Model
     from ..posterior.predictor import Predictor
-    from ..priors.prior_file import Plain, Tensors
 
 __all__ = ["Promise", "check_rows", "terms", "with_promise"]
 
@@ -193,34 +192,22 @@ class Promise:
             lines.append(f"for people: {left}")
         return "\n".join([*lines, f"for {way_in_words(self.method)} of round {self.round}"])
 
-    def to_state(self) -> tuple[Plain, Tensors]:
-        """Plain data and tensors for a file, from which `from_state` makes the same promise."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain, dict(plain.pop("calibration"))
-
-    @classmethod
-    def from_state(cls, plain: Plain, tensors: Tensors, model: Model) -> Promise:
-        """The promise that was saved.
-
-        Raises:
-            ValueError: parts are missing, or do not fit the model.
-        """
-        made = cls(**plain, calibration={name: value.cpu() for name, value in tensors.items()})
-        if made.kind != model.likelihood.kind:
-            raise ValueError(f"promised: it is of kind {made.kind!r}")
-        if not made.wrong <= made.answered <= made.rows:
-            raise ValueError(f"promised: {made.wrong} of {made.answered} of {made.rows} rows")
-        if missing := {"chance", *_CALIBRATION[made.kind]} - made.calibration.keys():
-            raise ValueError(f"promised: its calibration has no {', '.join(sorted(missing))}")
-        if any(value.shape != (made.rows,) for value in made.calibration.values()):
-            raise ValueError("promised: its calibration has another number of rows")
-        if "label" in made.calibration:
-            labels = made.calibration["label"]
+    def check(self, model: Model) -> None:
+        """Refuse a promise that is not about the model's labels, by a ValueError."""
+        if self.kind != model.likelihood.kind:
+            raise ValueError(f"it is of kind {self.kind!r}")
+        if not self.wrong <= self.answered <= self.rows:
+            raise ValueError(f"{self.wrong} of {self.answered} of {self.rows} rows")
+        if missing := {"chance", *_CALIBRATION[self.kind]} - self.calibration.keys():
+            raise ValueError(f"its calibration has no {', '.join(sorted(missing))}")
+        if any(value.shape != (self.rows,) for value in self.calibration.values()):
+            raise ValueError("its calibration has another number of rows")
+        if "label" in self.calibration:
+            labels = self.calibration["label"]
             count = model.likelihood.num_labels(model.network.outputs)
             beyond = count is not None and bool((labels >= count).any())
             if labels.dtype != torch.int64 or beyond or bool((labels < 0).any()):
-                raise ValueError(f"promised: its labels are no classes of {count}")
-        return made
+                raise ValueError(f"its labels are no classes of {count}")
 
 
 @checked_call

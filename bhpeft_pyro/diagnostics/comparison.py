@@ -24,7 +24,6 @@ from ..model.model import Model, check_model
 from ..peft import Kind, presets
 from ..posterior import Posterior, saving
 from ..posterior.fit import fit
-from ..posterior.round_file import likelihood_to_give
 from ..prediction.predict import AnyForecast
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ def compare(
         place, network = folder / name.replace(" ", "-"), head.network
         if saving.exists(place):
             say(f"{name} is in {place}")
-            needed: Any = {"prior": head.prior, "likelihood": likelihood_to_give(head)}
+            needed: Any = {"prior": head.prior, "likelihood": head.likelihood}
             return Posterior.load(place, network.backbone, tokenizer=network.tokenizer, **needed)
         say(doing)
         posterior = make()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any, cast
@@ -251,19 +250,12 @@ class PyroGuide(Guide):
 
     def options(self) -> dict[str, Any]:
         name = self.family if isinstance(self.family, str) else self.family.__name__
-        options = {k: v for k, v in self._made_with().items() if k != "init_loc_fn"}
-        why = None
         if isinstance(self.family, type) and self.family is not PYROS.get(name):
-            why = f"{name} is not one of Pyro's own"
-        try:
-            json.dumps(options)
-        except TypeError as error:
-            why = f"{name} was made with {options}: {error}"
-        if why is not None:
             raise GuideError(
-                f"{why}, so it cannot be made again from plain data. {KEEP_TENSORS}; or derive it "
-                "from bhpeft_pyro.guides.Guide"
+                f"{name} is not one of Pyro's own, so it cannot be saved. {KEEP_TENSORS}; or "
+                "derive it from bhpeft_pyro.guides.Guide"
             )
+        options = {k: v for k, v in self._made_with().items() if k != "init_loc_fn"}
         return {"family": name, **options}
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,12 +33,9 @@ __all__ = ["load_backbone"]
 # Names of models from PyPI: a folder, or a GGUF file.
 LOCAL = {"minilm": assets.minilm, "mpnet": assets.mpnet, "smollm2": assets.smollm2}
 
-
-# Of a configuration: what shows only in texts that are longer than the fixed ones.
-_SETTINGS = ("sliding_window", "local_attention", "layer_types")
-
 _FIXED = 128  # tokens of the longest fixed text
 _KEPT = 16  # numbers that are kept of each text's output
+_ROUNDING = 5e-4  # of outputs, by which devices and versions of torch may differ
 
 
 def load_backbone(
@@ -168,48 +164,10 @@ def check_plain(backbone: PreTrainedModel) -> None:
         )
 
 
-def identity(backbone: PreTrainedModel) -> dict[str, Any]:
-    """A digest of a backbone's weights and the settings of `_SETTINGS`, to tell it from others.
-
-    It is of the sums of the bits of each row and column. Heads and poolers are left out:
-    `from_pretrained` initialises them at random where a checkpoint lacks them. What a
-    `ClassifierHead` uses of them is saved with the posterior.
-    """
-    rows = hashlib.sha256()
-    for name, tensor in sorted(backbone.base_model.state_dict().items()):
-        if name.startswith("pooler.") or not isinstance(tensor, Tensor):
-            continue  # some quantised layers keep other things than tensors
-        table = tensor.detach().dequantize().float()
-        bits = (table.flatten(1) if table.ndim > 1 else table.reshape(1, -1)).view(torch.int32)
-        for dim in (1, 0):
-            rows.update(bits.sum(dim, dtype=torch.int64).cpu().numpy().tobytes())
-    settings = {k: getattr(backbone.config, k, None) for k in _SETTINGS}
-    return {
-        "rows": rows.hexdigest(),
-        "settings": {k: v for k, v in settings.items() if v is not None},
-    }
-
-
-def check_identity(backbone: PreTrainedModel, saved: Mapping[str, Any]) -> None:
-    """Refuse another backbone than that whose `identity` was saved.
-
-    Raises:
-        SaveError: the weights or a setting differ.
-    """
-    own = identity(backbone)
-    for name, was in saved["settings"].items():
-        now = getattr(backbone.config, name, None)
-        if now is not None and now != was:
-            raise _another(backbone, saved, f"its {name} was {was!r}, not {now!r} as in")
-    if saved["rows"] != own["rows"]:
-        dtype = str(backbone.dtype).removeprefix("torch.")
-        how = "its weights differ from those of"
-        raise _another(backbone, saved, how, f", which is in {dtype} (its own may be another)")
-
-
-def fixed_outputs(network: RandomPEFT) -> list[list[float]]:
-    """Numbers by which what a backbone computes is known again: some of what the head reads of four
-    padded texts of several lengths, without PEFT weights.
+def fingerprint(network: RandomPEFT) -> dict[str, Any]:
+    """The name of a backbone, and numbers by which what it computes is known again, and the
+    tokenizer. Those are some of what the head reads of four padded texts of several lengths,
+    without PEFT weights.
 
     The tokens are from the whole vocabulary, the same on every machine and whatever the
     configuration says of special tokens.
@@ -232,42 +190,34 @@ def fixed_outputs(network: RandomPEFT) -> list[list[float]]:
         for module in training:
             module.training = True
     kept = features[:, :: max(1, features.shape[1] // _KEPT)]
-    return [[float(f"{value:.4g}") for value in row] for row in kept.cpu().tolist()]
+    outputs = [[float(f"{value:.6g}") for value in row] for row in kept.cpu().tolist()]
+    return {"name": saved_name(backbone), "outputs": outputs, "tokenizer": network.probe()}
 
 
-def check_outputs(
-    backbone: PreTrainedModel, outputs: list[list[float]], saved: Mapping[str, Any]
-) -> None:
-    """Refuse a backbone that computes something else from the fixed texts than what was saved.
+def check_fingerprint(network: RandomPEFT, saved: Mapping[str, Any]) -> None:
+    """Refuse a backbone that computes something else than the one whose `fingerprint` was saved,
+    and another tokenizer.
 
-    The weights are the same, so a setting is not. Devices, attention functions and versions of
-    torch differ by rounding, which is allowed for: 0.2 %, or ten units of the last place of the
-    backbone's dtype, which are 8 % in bfloat16. Faster products of matrices (TF32) count as that.
+    Devices, attention functions and versions of torch differ by rounding, which is allowed for:
+    0.05 %, or ten units of the last place of the backbone's dtype, which are 8 % in bfloat16.
+    Faster products of matrices (TF32) count as that.
 
     Raises:
-        SaveError: the outputs differ.
+        SaveError: the outputs or the tokens differ.
     """
-    then, now = (torch.tensor(some, dtype=torch.float64) for some in (saved["outputs"], outputs))
+    backbone, now = network.backbone, fingerprint(network)
+    outputs, known = (torch.tensor(part["outputs"], dtype=torch.float64) for part in (now, saved))
     exact = torch.get_float32_matmul_precision() == "highest"
     dtype = backbone.dtype if exact else torch.bfloat16
-    tolerance = max(2e-3, 10 * torch.finfo(dtype).eps)
-    if then.shape != now.shape or not (then - now).norm() <= tolerance * then.norm():
-        raise _another(
-            backbone,
-            saved,
-            "the weights are the same, but a setting of the configuration is not (for example "
-            "rope_parameters, pad_token_id or num_attention_heads), and the outputs differ from "
-            "those of",
+    tolerance = max(_ROUNDING, 10 * torch.finfo(dtype).eps)
+    if outputs.shape != known.shape or not (outputs - known).norm() <= tolerance * known.norm():
+        raise SaveError(
+            f"backbone: this posterior was fitted on another one ({saved['name'] or 'unnamed'!r}); "
+            f"what {now['name'] or 'the one given'!r} computes, in {backbone.dtype}, differs: its "
+            "weights are others, or a setting of its configuration"
         )
-
-
-def _another(
-    backbone: PreTrainedModel, saved: Mapping[str, Any], how: str, more: str = ""
-) -> SaveError:
-    return SaveError(
-        f"backbone: this posterior was fitted on another one ({saved['name'] or 'unnamed'!r}); "
-        f"{how} {backbone.config._name_or_path or 'the one given'!r}{more}"
-    )
+    if None not in (tokens := [now["tokenizer"], saved["tokenizer"]]) and tokens[0] != tokens[1]:
+        raise SaveError("tokenizer: this posterior was fitted with another one; expected that")
 
 
 def saved_name(backbone: PreTrainedModel) -> str:

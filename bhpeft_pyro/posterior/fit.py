@@ -26,7 +26,7 @@ from ..guides.pyro_guides import PYROS
 from ..guides.registry import default_components
 from ..model.cached_batches import naming_rows
 from ..model.model import Model, check_model
-from ..priors import prior_file
+from ..priors.any_prior import in_words
 from ..priors.prior import check_prior
 from ..training.initialization import (
     align,
@@ -167,7 +167,7 @@ def fit(
     model.network.in_use = True
     with visible(), named():
         novelty = Novelty.of(model, whole, options.keep_texts)
-    known = {"prior": prior_file.in_words(model.prior), "split": split}
+    known = {"prior": in_words(model.prior), "split": split}
     known["data_with_held_out"] = whole.fingerprint
     reports = [report_of(setup, **known) for setup in setups]
     start = Posterior(model, guides, (), columns, novelty=novelty)

@@ -171,7 +171,8 @@ class Predictor:
             GuideError: the guide has no central values.
         """
         if component == "student":
-            return dict(self._student().weights)
+            weights = self._student().weights.items()
+            return {name: value.to(self.model.network.device) for name, value in weights}
         count = len(self.components)
         number = 0 if component is None and count == 1 else component
         name = 'component (or "student")' if self.student else "component"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -52,20 +51,14 @@ class LogKernel:
         for name, shape in {
             "points": (points, width),
             "coefficients": (points, numbers),
+            "mean": (numbers,),
+            "center": (width,),
             "scale": (width,),
             "length": (),
         }.items():
-            if (got := tuple(getattr(self, name).shape)) != shape:
-                raise ValueError(f"{name} has shape {got}, expected {shape}")
-
-    @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """That with these tensors by name, as `vars` gives them; others may be among them."""
-        used = {field.name: tensors[field.name] for field in fields(cls)}
-        for name, value in used.items():
-            if value.dtype != torch.float32:
-                raise ValueError(f"{name} is {value.dtype}; expected torch.float32")
-        return cls(**used)
+            value = getattr(self, name)
+            if (got := (tuple(value.shape), value.dtype)) != (shape, torch.float32):
+                raise ValueError(f"{name} is {got}, expected {(shape, torch.float32)}")
 
     @without_autocast()  # in bfloat16 the sum would be right to a digit or two
     def __call__(self, features: Tensor) -> Tensor:

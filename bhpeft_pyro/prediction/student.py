@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from ..forecast.multilabel import both
 from ..model.cached_batches import BATCH, MAX_ROWS, CachedBatches
 from ..model.likelihoods import Outputs
 from ..model.model import Model
-from ..priors.prior_file import Plain, Tensors
 from .dirichlet import class_forecast, labels_forecast, precision_for
 from .draws import by_batch
 from .log_kernel import OF_CHOICES, LogKernel, of_pass
@@ -101,7 +100,7 @@ class StudentReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, eq=False)
+@checked_dataclass(eq=False)
 class Student:
     """Weights for one network, and how uncertain it is of a text.
 
@@ -138,28 +137,14 @@ class Student:
     def __repr__(self) -> str:
         return f"Student({self.report.in_short})"
 
-    def to_state(self) -> tuple[Plain, Tensors]:
-        """Plain data and tensors for a file, from which `from_state` makes the same student."""
-        tensors = {f"weights.{name}": value for name, value in self.weights.items()}
-        tensors |= {f"uncertainty.{name}": v for name, v in vars(self.uncertainty).items()}
-        return asdict(self.report), tensors | {"learnt_rows": self.learnt_rows}
-
-    @classmethod
-    def from_state(cls, plain: Plain, tensors: Tensors, model: Model) -> Student:
-        """The student that was saved.
-
-        Raises:
-            KeyError, TypeError, ValueError: parts are missing, or do not fit the model.
-        """
-        weights = {site.name: tensors[f"weights.{site.name}"] for site in model.sites}
-        for site in model.sites:
-            if weights[site.name].shape != site.shape:
-                raise ValueError(f"student: {site.name} has shape {weights[site.name].shape}")
-        on_cpu = {  # where forecasts are made
-            name.removeprefix("uncertainty."): value.cpu() for name, value in tensors.items()
-        }
-        rows = on_cpu.pop("learnt_rows")
-        return cls(weights, LogKernel.of_tensors(on_cpu), StudentReport(**plain), rows)
+    def check(self, model: Model) -> None:
+        """Refuse weights that are not of the model's sites, by a ValueError."""
+        shapes = {name: tuple(value.shape) for name, value in self.weights.items()}
+        if shapes != {site.name: site.shape for site in model.sites}:
+            raise ValueError(f"its weights have shapes {shapes}")
+        rows = self.learnt_rows
+        if rows.dtype != torch.int64 or rows.dim() != 1:
+            raise ValueError(f"learnt_rows are {rows.dtype} of shape {tuple(rows.shape)}")
 
 
 def learnt_uncertainty(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from ..base.checks import few
 from ..base.distributions import Covariance, LowRankNormal, with_tensors
 from ..base.isolation import undisturbed
+from ..base.user_code import path_of, plain_attributes
 from ..errors import PriorError
 from ..peft.sites import Site
 from .from_posterior import JointPrior, PosteriorPrior, moments_of
-from .prior import Prior, checked
+from .prior import PatternPrior, Prior, checked
+from .ready_priors import FunctionSpaceNormal, Hierarchical
 
 Draw = dict[str, Any]
 """The sample statements of one draw of a prior, by name, as nodes of a trace of Pyro's."""
@@ -149,6 +153,30 @@ def check_no_evidence(prior: Prior, sites: Sequence[Site], purpose: str) -> tupl
             f"{', '.join(lost)}, which would be left out"
         )
     return first, second
+
+
+def in_words(prior: object) -> str:
+    """A prior in words that are the same in every process, with its options; a function or a class
+    by its name alone, as code may move. Empty for an earlier posterior.
+
+    >>> import pyro.distributions as dist
+    >>> from bhpeft_pyro.priors import as_prior
+    >>> in_words(as_prior({"head.*": dist.Normal(0.0, 1.0), "*": lambda site: dist.Normal(0, 1)}))
+    "{'head.*': Normal(loc: 0.0, scale: 1.0), '*': <lambda>}"
+    """
+    if isinstance(prior, JointPrior | PosteriorPrior):
+        return ""
+    if isinstance(prior, PatternPrior):
+        parts = (f"{pattern!r}: {in_words(each)}" for pattern, each in prior.patterns.items())
+        return f"{{{', '.join(parts)}}}"
+    if type(prior) in (FunctionSpaceNormal, Hierarchical):
+        return repr(prior)
+    if isinstance(prior, TorchDistributionMixin):
+        with suppress(AttributeError, NotImplementedError):  # of a class without constraints
+            return repr(prior)
+    name = path_of(prior).rpartition(":")[2].rpartition(".<locals>.")[2]
+    options = ", ".join(f"{key}={value!r}" for key, value in plain_attributes(prior).items())
+    return f"{name}({options})" if options else name
 
 
 def held_fixed(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:

@@ -16,10 +16,10 @@ from ..data.encoding import CutWarning
 from ..decisions.promises import check_rows, terms
 from ..errors import ConfigError, DataError
 from ..model.model import Model
+from ..posterior.codec import pack
 from ..posterior.posterior import Posterior
-from ..posterior.round_file import likelihood_to_give, likelihood_to_state
 from ..posterior.update import has_learnt
-from ..priors import prior_file
+from ..priors.any_prior import in_words
 from .history import History
 
 _READING = ("text", "pair", "label", "question", "choices", "answer", "max_length")
@@ -80,26 +80,21 @@ def last_round(history: History, model: Model) -> Posterior | None:
         return None
     first, *_ = history.rounds.values()
     # Of earlier versions, and of a posterior for a prior, it is not known.
-    if first.prior and (now := prior_file.in_words(model.prior)):
+    if first.prior and (now := in_words(model.prior)):
         _check_same(history, "model", "under the prior", first.prior, now)
     network = model.network
-    needed = {"prior": model.prior, "likelihood": likelihood_to_give(model)}
+    needed = {"prior": model.prior, "likelihood": model.likelihood}
     last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, **needed)
     there = last.model
     _check_same(history, "model", "with PEFT weights", there.network.kinds, network.kinds)
     heads = (replace(each.network.head, outputs=2) for each in (there, model))
     _check_same(history, "model", "with a head", *heads)
-    known, given = (likelihood_to_state(each.likelihood) for each in (there, model))
+    known, given = (pack(each.likelihood, "", {}, own=True) for each in (there, model))
+    before, now = (plain | plain.pop("options", {}) for plain in (known, given))
     # What is left open (None) is set by the ratings of the first round.
-    if any(known.get(name) != value for name, value in given.items() if value is not None):
-        _check_same(history, "model", "with a likelihood", _in_words(known), _in_words(given))
+    if any(before.get(name) != value for name, value in now.items() if value is not None):
+        _check_same(history, "model", "with a likelihood", there.likelihood, model.likelihood)
     return last
-
-
-def _in_words(likelihood: Mapping[str, Any]) -> str:
-    """The class of a likelihood, or its import path, and the options."""
-    options = (f"{name}={value!r}" for name, value in likelihood.items() if name != "class")
-    return f"{likelihood['class']}({', '.join(options)})"
 
 
 def check_same_stream(

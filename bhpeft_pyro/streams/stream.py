@@ -22,12 +22,13 @@ from ..forecast.metrics import evaluate, standard_errors
 from ..guides import GuideLike, autoguide
 from ..guides.guide import prior_of
 from ..model.model import Model, check_model
+from ..posterior.codec import pack
 from ..posterior.distill import texts_for, with_student
 from ..posterior.fit import fit
 from ..posterior.forgetting import forget
 from ..posterior.growth import check_growing, unknown_labels, with_outputs_for
 from ..posterior.posterior import Posterior
-from ..posterior.round_file import model_to_state
+from ..posterior.saving import pack_model
 from .drift import assess
 from .history import ROUNDS, History
 from .record import TEST, TEST_NLL, Record
@@ -117,7 +118,7 @@ def stream(
     check_tests(model, tests, columns)
     with seeded(chosen.seed):
         made = autoguide(guide, model)
-    made.options()  # raises if the guide could not be saved after the round
+    pack(made, "guide", {})  # raises if the guide could not be saved after the round
     if grow:
         check_growing(model, made)
     if not made.centres_prior:  # else its posterior is of the form of its prior
@@ -190,7 +191,7 @@ def prequential(
     >>> len(last.lineage), last.report.keep
     (2, 0.0)
     """
-    model_to_state(model)  # which refuses what could not be saved
+    pack_model(model, {})  # which refuses what could not be saved
     tests = _named(tests)
     folder = Path(folder)
     history = History(folder / ROUNDS)

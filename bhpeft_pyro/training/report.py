@@ -218,18 +218,6 @@ class FitReport:
         kept = self.history[-steps:]
         return fmean(entry[name] for entry in kept) if kept else math.nan
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> FitReport:
-        """From plain data, as `dataclasses.asdict` makes them.
-
-        Raises:
-            KeyError, TypeError, AttributeError: fields are missing.
-            ConfigError: a field is unknown, or of another type.
-        """
-        components = [cls.from_json(report) for report in data.get("components", [])]
-        options = FitOptions(**data["options"])
-        return cls(**{**data, "options": options, "components": components})
-
     def thinned(self) -> FitReport:
         """The same report with at most 100 steps in its history, and in those of its components.
 

@@ -225,11 +225,11 @@ def test_it_is_saved_and_goes_on(tmp_path: Path) -> None:
 def test_states_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
     posterior = bh.fit(tiny_model(), "laplace", table(USUAL), **QUICK)
     assert posterior.novelty is not None
-    plain, tensors = posterior.novelty.to_state()
-    wrong = {"middle": tensors["middle"][1:], "last": tensors["last"][:, 1:]}[name]
-    with pytest.raises(ValueError, match="novelty: its states have shapes"):
-        Novelty.from_state(plain, tensors | {name: wrong}, posterior.model)
-    broken = Novelty(**{**tensors, name: wrong}, count=60)
+    states = {"middle": posterior.novelty.middle, "last": posterior.novelty.last}
+    wrong = {"middle": states["middle"][1:], "last": states["last"][:, 1:]}[name]
+    broken = Novelty(**{**states, name: wrong}, count=60)
+    with pytest.raises(ValueError, match="states have shapes"):
+        broken.check(posterior.model)
     posterior.replace(novelty=broken).save(tmp_path / "a")
     with pytest.raises(SaveError):
         load(tmp_path / "a")
@@ -289,7 +289,6 @@ def test_texts_are_kept_only_where_it_is_asked_for(tmp_path: Path) -> None:
     assert ODD["text"][0].encode() in saved_file.read_bytes()
     lost = later.update(table({"text": ["w50 w51", "w52 w53"]}), keep_texts=False, keep=0.0)
     assert lost.novelty is not None and lost.novelty.texts == ()
-    plain, tensors = later.novelty.to_state()  # type: ignore[union-attr]
-    plain["texts"] = plain["texts"][1:]  # type: ignore[index, call-overload]
-    with pytest.raises(ValueError, match=r"novelty: \d+ texts for \d+ states"):
-        Novelty.from_state(plain, tensors, later.model)
+    assert later.novelty is not None
+    with pytest.raises(ValueError, match=r"\d+ texts for \d+ states"):
+        replace(later.novelty, texts=later.novelty.texts[1:]).check(later.model)

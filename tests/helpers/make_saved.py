@@ -1,7 +1,7 @@
 """Save a posterior in today's format, for `test_saving.py`.
 
 Run it from the root of the repository when `bhpeft_pyro.posterior.saving.FORMAT` has gone up, and
-commit what it writes in place of the older ones, which are refused:
+commit what it writes in place of the older ones, which are refused (`saved/old` is one of these):
 
     PYTHONPATH=. python tests/helpers/make_saved.py
 """

@@ -1,4 +1,4 @@
-"""Saved posteriors of the tiny transformer: loaded, and altered with checksums that are right."""
+"""Saved posteriors of the tiny transformer: loaded, and altered with digests that are right."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def retensor(
     """Alter some of the tensors."""
     plain, tensors = read(folder)
     tensors |= {name: change(tensors[name]) for name in tensors if which(name)}
-    (folder / FILE).write_bytes(b"".join(packed(plain, tensors)))
+    (folder / FILE).write_bytes(packed(plain, tensors))
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Alter the plain part, as another version of the package would."""
     plain, tensors = read(folder)
     change(plain)
-    (folder / FILE).write_bytes(b"".join(packed(plain, tensors)))
+    (folder / FILE).write_bytes(packed(plain, tensors))

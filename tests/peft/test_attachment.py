@@ -123,7 +123,7 @@ def test_head_alone_needs_no_gradient(tmp_path: Path) -> None:
     backbone, tokenizer = replace(tiny_backbone(), InferenceOnly), tiny_tokenizer()
     again = bh.Posterior.load(tmp_path / "saved", backbone, tokenizer=tokenizer)
     torch.testing.assert_close(probabilities(again), probabilities(posterior))
-    with pytest.raises(SaveError, match="its weights differ"):
+    with pytest.raises(SaveError, match=r"^backbone: "):
         bh.Posterior.load(tmp_path / "saved", tiny_backbone(), tokenizer=tokenizer)
 
 

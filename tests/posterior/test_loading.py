@@ -50,15 +50,6 @@ def test_the_name_of_from_pretrained_is_enough(tiny: Path, tmp_path: Path, compo
     assert loaded.model.network.tokenizer.name_or_path == str(tiny)
 
 
-def test_a_device_is_for_a_backbone_that_is_loaded_here(tmp_path: Path) -> None:
-    posterior = saved(tmp_path / "run", tiny_backbone(), tiny_tokenizer())
-    backbone, how = posterior.model.network.backbone, {"tokenizer": tiny_tokenizer()}
-    loaded = bh.Posterior.load(tmp_path / "run", backbone, device="cpu", **how)
-    assert same(posterior, loaded)
-    with pytest.raises(ConfigError, match="device='gpu': expected one of"):
-        bh.Posterior.load(tmp_path / "run", backbone, device="gpu", **how)
-
-
 def test_a_folder_that_was_moved_is_given_by_its_new_name(tmp_path: Path) -> None:
     old = backbone_in(tmp_path / "old")
     posterior = saved(tmp_path / "run", *load_backbone(str(old), "cpu"))
@@ -112,10 +103,10 @@ def test_files_are_checked_before_a_backbone_is_loaded(tiny: Path, tmp_path: Pat
     file = tmp_path / FILE
     whole = file.read_bytes()
     file.write_bytes(whole.replace(tiny.name.encode(), b"else"))
-    with pytest.raises(SaveError, match="was altered"):
+    with pytest.raises(SaveError, match=r"path: .* altered"):
         bh.Posterior.load(tmp_path)
     file.write_bytes(whole[:-1])
-    with pytest.raises(SaveError, match="cut off or altered"):
+    with pytest.raises(SaveError, match=r"path: .* cut off"):
         bh.Posterior.load(tmp_path, "no/such-model")
 
 
@@ -161,9 +152,7 @@ def test_code_beside_a_checkpoint_is_never_run(
     assert not (tmp_path / "was-run").exists()
 
 
-def test_other_things_are_no_backbones(tiny: Path, tmp_path: Path) -> None:
+def test_a_device_that_there_is_not(tiny: Path, tmp_path: Path) -> None:
     saved(tmp_path, *load_backbone(str(tiny), "cpu"))
-    with pytest.raises(SaveError, match=r"backbone: expected.*got int"):
-        bh.Posterior.load(tmp_path, 3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="device='tpu'"):
         bh.Posterior.load(tmp_path, device="tpu")

@@ -71,8 +71,8 @@ def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert names(tmp_path) == [FILE]
     with safe_open(tmp_path / FILE, "pt") as file:
         tensors, plain = list(file.keys()), json.loads(file.metadata()["posterior"])
-    assert "0.guide.loc.lora/query/A" in tensors
-    assert set(plain["written_by"]) == {"bhpeft_pyro", "torch", "transformers"}
+    assert "guides.0.state.loc.lora/query/A" in tensors
+    assert plain["format"] == FORMAT and plain["written_by"] == {"bhpeft_pyro": bh.__version__}
     # The frozen backbone is named, not copied.
     assert not [name for name in tensors if any(w in name for w in ("embeddings", "encoder"))]
 
@@ -99,25 +99,29 @@ def test_a_posterior_of_an_earlier_commit_loads_and_can_be_updated(
     assert torch.equal(again.predict(TEXTS, samples=0).probabilities, found)
 
 
+def test_a_file_of_an_earlier_version_says_which_one_wrote_it() -> None:
+    message = r"path: .* format 4 of bhpeft_pyro 0\.1\.0; .*fit again"
+    for reads in (load, saving.read_report):
+        with pytest.raises(SaveError, match=message):
+            reads(SAVED / "old")
+
+
 def test_a_header_is_no_larger_than_others_read(
     tmp_path: Path, one: bh.Posterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saving, "_LARGEST", 1000)
-    with pytest.raises(
-        SaveError, match=r"take [\d,]+ bytes, expected at most 1,000: the .*History"
-    ):
+    with pytest.raises(SaveError, match=r"path: .* bytes.*History"):
         one.save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_another_backbone_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_another_backbone_is_refused(tmp_path: Path) -> None:
     fit(kinds=None).save(tmp_path)
     other = tiny_backbone()
     with torch.no_grad():
         other.encoder.layer[1].output.dense.weight.mul_(1.01)
-    with pytest.raises(SaveError, match=r"backbone: .*weights differ"):
+    with pytest.raises(SaveError, match=r"^backbone: "):
         bh.Posterior.load(tmp_path, other, tokenizer=tiny_tokenizer())
-    assert all(parameter.requires_grad for parameter in other.parameters())
     for place in (tmp_path / FILE, tmp_path / "elsewhere"):
         with pytest.raises(SaveError, match="no saved posterior"):
             bh.Posterior.load(place, tiny_backbone())
@@ -194,7 +198,7 @@ def test_overwriting_has_to_be_asked_for_and_leaves_other_files_alone(
     assert load(tmp_path).report == two.report
     assert names(tmp_path) == sorted([*mine, FILE])
     one.save(tmp_path, overwrite=True)
-    assert (tmp_path / FILE).read_bytes() == before
+    assert load(tmp_path).report == one.report
     file = tmp_path / ".posterior"
     with pytest.raises(WriteError, match="File exists"):
         one.save(file, overwrite=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.prediction import predict as module
-from bhpeft_pyro.prediction.student import Student
 from bhpeft_pyro.testing import tiny_tokenizer
 
 KINDS = ["class", "stars", "labels", "rating", "noisy rating", "choice"]
@@ -117,27 +116,20 @@ def test_labels_stay() -> None:
     assert posterior.evaluate(data)["nll"] == pytest.approx(forecast.nlls().mean().item())
 
 
-def test_the_state_makes_the_same_student() -> None:
+def test_weights_that_do_not_fit_are_refused() -> None:
     posterior = with_student()
     student = posterior.student
     assert student is not None
-    plain, tensors = student.to_state()
-    again = Student.from_state(plain, tensors, posterior.model)
-    assert again.report == student.report
-    for field in fields(again.uncertainty):
-        value = getattr(again.uncertainty, field.name)
-        assert torch.equal(value, getattr(student.uncertainty, field.name))
-    for name in tensors:
-        with pytest.raises(KeyError, match=name.split(".", 1)[-1]):
-            Student.from_state(
-                plain, {k: v for k, v in tensors.items() if k != name}, posterior.model
-            )
-    name = "weights.head.weight"
-    with pytest.raises(ValueError, match=r"student: head.weight has shape"):
-        Student.from_state(plain, tensors | {name: tensors[name][:1]}, posterior.model)
-    with pytest.raises(ValueError, match="coefficients has shape"):
-        short = tensors["uncertainty.coefficients"][:3]
-        Student.from_state(plain, tensors | {"uncertainty.coefficients": short}, posterior.model)
+    student.check(posterior.model)
+    shorter = {**student.weights, "head.weight": student.weights["head.weight"][:1]}
+    with pytest.raises(ValueError, match="weights"):
+        replace(student, weights=shorter).check(posterior.model)
+    for name in ("points", "coefficients", "center", "scale", "length"):
+        value = getattr(student.uncertainty, name)
+        with pytest.raises(ValueError, match=name):
+            replace(student.uncertainty, **{name: value.double()})
+        with pytest.raises(ValueError, match="expected"):
+            replace(student.uncertainty, **{name: value.reshape(-1)[:0]})
 
 
 def test_a_report_in_words() -> None:

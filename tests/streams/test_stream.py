@@ -297,8 +297,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     # What cannot be a prior, be saved, or grow.
     ({"guide": "delta"}, GuideError, "a point estimate has no width"),
     ({"guide": "iaf"}, GuideError, "cannot be a prior"),
-    ({"guide": Own}, GuideError, "Own is not one of Pyro's own"),
-    ({"likelihood": Varied()}, SaveError, "likelihood: Varied cannot be saved"),
+    ({"guide": Own}, SaveError, "Own is not one of Pyro's own"),
+    ({"likelihood": Varied()}, SaveError, "likelihood: Varied"),
     ({"guide": "delta", "grow": True}, GuideError, r"grow: .* cannot get new rows of head"),
     ({"guide": "AutoNormal", "grow": True}, GuideError, r"grow: .* cannot get new rows of head"),
     ({"likelihood": STARS, "grow": True}, LikelihoodError, "OrderedLogistic"),

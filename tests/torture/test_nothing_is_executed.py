@@ -99,7 +99,7 @@ def test_crafted_headers(
 
     def attempt(chance: random.Random) -> str:
         made = json.loads(json.dumps(crafted(chance, plain)))
-        (folder / FILE).write_bytes(b"".join(packed(made, tensors)))
+        (folder / FILE).write_bytes(packed(made, tensors))
         return ending(lambda: predicted(load(folder)))
 
     counted("crafted headers", runs, tmp_path, attempt, guard)

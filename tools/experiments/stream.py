@@ -29,7 +29,6 @@ from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.posterior.fit import fit
-from bhpeft_pyro.posterior.saving import digest_of
 from bhpeft_pyro.streams import Record, prequential
 
 from . import stream_report
@@ -37,6 +36,7 @@ from .arms import ARMS, GUIDE, OURS, Arm, Setup
 from .machine import clock, in_turn, over
 from .protocols import PROTOCOLS, Stream
 from .results import Run, check_names, file_of, run_all
+from .tasks import digest_of
 
 __all__ = ["Encoded", "cost", "run", "setup", "stream"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,7 +18,6 @@ from bhpeft_pyro.data import Columns
 from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.model.likelihoods import Likelihood
-from bhpeft_pyro.posterior.saving import digest_of
 
 from .tiny import ROWS
 
@@ -25,7 +26,12 @@ _TYPOS = 0.3  # of the words
 UNLABELLED = 2000
 """Texts for a student, at most."""
 
-__all__ = ["Shift", "Split", "Task", "once", "read", "split"]
+__all__ = ["Shift", "Split", "Task", "digest_of", "once", "read", "split"]
+
+
+def digest_of(plain: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

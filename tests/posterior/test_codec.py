@@ -1,4 +1,5 @@
-"""What a file brings back: parts of the package, and code of one's own that is given again."""
+"""Objects as plain data and tensors: parts of the package, and code of one's own that is given
+again."""
 
 from __future__ import annotations
 
@@ -30,7 +31,6 @@ from bhpeft_pyro.model.likelihoods import (
     Normal,
     OrderedLogistic,
 )
-from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
 QUIZ = {
@@ -140,7 +140,7 @@ def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:
     posterior.save(tmp_path / "function")
     with pytest.raises(SaveError, match=rf"prior: .*{__name__}:wide.*prior=") as error:
         load(tmp_path / "function")
-    with pytest.raises(SaveError, match=rf"prior: .*:wide'; got '{__name__}:tied'"):
+    with pytest.raises(SaveError, match=r"prior: .*:wide'; got .*:tied"):
         load(tmp_path / "function", prior=tied)
     assert "0x" not in str(error.value)
     loaded = load(tmp_path / "function", prior=wide)
@@ -153,22 +153,15 @@ def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("guide", ["laplace", "normal"])
-def test_a_prior_that_no_round_began_with_is_refused(tmp_path: Path, guide: str) -> None:
-    ready, own = (tmp_path / name for name in ("ready", "own"))
-    first = fit(guide=guide, components=1)
-    first.save(ready)
-    expected = "prior: .*with FunctionSpaceNormal.*, which needs no prior=; got wide"
-    with pytest.raises(SaveError, match=expected):
-        load(ready, prior=wide)
-    load(ready, prior=first.model.prior if guide == "normal" else FunctionSpaceNormal())
-    fit(guide=guide, prior=wide, components=1).save(own)
-    load(own, prior=wide)
-    with pytest.raises(SaveError, match=r"prior: .*wide.*; got .*tied"):
-        load(own, prior=tied)
-    fit(guide=guide, prior=dist.Normal(0.0, 1.0), components=1).save(own, overwrite=True)
-    load(own, prior=dist.Normal(0.0, 1.0))
-    with pytest.raises(SaveError, match=r"prior: .*scale: 1\.0.*; got .*scale: 5\.0"):
-        load(own, prior=dist.Normal(0.0, 5.0))
+def test_a_distribution_given_as_prior_is_compared_by_its_parameters(
+    tmp_path: Path, guide: str
+) -> None:
+    first = fit(guide=guide, prior=dist.Normal(0.0, 1.0), components=1)
+    first.save(tmp_path)
+    load(tmp_path, prior=dist.Normal(0.0, 1.0))
+    if guide == "normal":  # the other file has the prior itself
+        with pytest.raises(SaveError, match=r"prior: .*scale: 1\.0.*; got .*scale: 5\.0"):
+            load(tmp_path, prior=dist.Normal(0.0, 5.0))
 
 
 def tied(sites: Any) -> Any:
@@ -200,7 +193,7 @@ class OwnAuto(AutoNormal):
 def test_a_guide_that_cannot_be_saved_leaves_the_disk_alone(tmp_path: Path) -> None:
     model = tiny_model(())
     posterior = bh.fit(model, OwnAuto(model), CLASSES, max_steps=3, progress=False)
-    with pytest.raises(SaveError, match=r"guide: OwnAuto cannot .*by name.*into new ones$"):
+    with pytest.raises(SaveError, match="guide: OwnAuto"):
         posterior.save(tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
@@ -236,14 +229,11 @@ def test_a_guide_of_one_s_own_comes_back_with_its_class_or_function(tmp_path: Pa
         assert_same_forecast(
             load(folder, guide=guide).predict(CLASSES, 3), loaded.predict(CLASSES, 3)
         )
-        with pytest.raises(SaveError, match=rf"guide: .*{__name__}:{code.__name__}'; pass guide="):
+        with pytest.raises(SaveError, match=rf"guide: .*{__name__}:{code.__name__}'"):
             load(folder)
         with pytest.raises(SaveError, match=rf"guide: .*:{code.__name__}'; got .*{other.__name__}"):
             load(folder, guide=other)
-    assert load(tmp_path / "class", guide=OneScale).guide.note == ["a", 1]
-    ready = bh.Posterior.of(model, NormalGuide(model), CLASSES).save(tmp_path / "ready")
-    with pytest.raises(SaveError, match=r"NormalGuide', which needs no guide=; got .*OneScale"):
-        load(ready, guide=OneScale)
+    assert load(tmp_path / "class", guide=OneScale).guide.note == ("a", 1)
     both = [OneScale(model), OneScale(model)]
     folder = bh.Posterior.of(model, both, CLASSES).save(tmp_path / "mixture")
     assert {type(each) for each in load(folder, guide=OneScale).guides} == {OneScale}
@@ -259,11 +249,12 @@ def test_a_guide_that_could_not_be_made_again_is_refused(tmp_path: Path) -> None
 
     model = tiny_model(())
     for guide, message in (
-        (Needs(model, 3), "Needs cannot be saved, as it cannot be made again from .*'size'; exp"),
-        (OneScale(model, note=torch.zeros(2)), "OneScale cannot be saved: its note is a Tensor"),
+        (Needs(model, 3), "guide: Needs .*'size'"),
+        (OneScale(model, note={1}), "guides.0.options.note"),
+        (OneScale(model, note=print), "guides.0.options.note"),
     ):
         posterior = bh.fit(model, guide, CLASSES, max_steps=3, progress=False)
-        with pytest.raises(SaveError, match=f"guide: .*{message}"):
+        with pytest.raises(SaveError, match=message):
             posterior.save(tmp_path / "own")
     assert not list(tmp_path.iterdir())
 
@@ -300,18 +291,13 @@ def test_a_likelihood_of_one_s_own_comes_back_with_its_class_or_function(tmp_pat
         assert_same_forecast(posterior.predict(data, 3), loaded.predict(data, 3))
         assert vars(loaded.model.likelihood) == vars(posterior.model.likelihood)
         assert vars(load(folder, likelihood=own).model.likelihood) == vars(loaded.model.likelihood)
-        with pytest.raises(SaveError, match=rf"likelihood: .*:{code.__name__}'; pass likelihood="):
+        with pytest.raises(SaveError, match=rf"likelihood: .*:{code.__name__}'"):
             load(folder)
         with pytest.raises(SaveError, match=rf"likelihood: .*:{code.__name__}'; got .*:Normal'"):
             load(folder, likelihood=Normal)
-    with pytest.raises(
-        SaveError, match=r"likelihood: .*:Categorical', which needs no likelihood=; got .*:Counts'"
-    ):
-        load(fit().save(tmp_path / "ready"), likelihood=Counts())
-    message = r"likelihood: Louder cannot be saved: its factor is a Tensor; expected None, numbers"
-    with pytest.raises(SaveError, match=message):
-        fit(Louder(factor=torch.zeros(2)), RATINGS).save(tmp_path / "new")
-    with pytest.raises(SaveError, match="argument: 'rate'; expected an attribute of its name for"):
+    with pytest.raises(SaveError, match=r"likelihood\.options\.factor"):
+        fit(Louder(factor={1}), RATINGS).save(tmp_path / "new")
+    with pytest.raises(SaveError, match=r"likelihood: Forgetful .*'rate'"):
         fit(Forgetful(2.0), COUNTS).save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
-from saves import load, rewrite
+from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -136,19 +136,17 @@ def test_a_new_family_keeps_to_the_supports(guide: str) -> None:
 def test_a_latent_that_cannot_be_described_is_refused_by_name(tmp_path: Path) -> None:
     first = bh.fit(tiny_model((), prior={"*": dist.Normal(0.0, 1.0)}), "normal", DATA, **QUICK)
     cases = {
-        "of the earlier posterior is LogNormal.*expected a Normal": dist.LogNormal(
-            torch.zeros(2), 1.0
-        ),
-        "of the earlier posterior is Laplace.*expected a Normal": dist.Laplace(torch.zeros(2), 1.0),
-        r"of the earlier posterior has the support SoftplusPositive.*expected one of": Constrained(
+        "LogNormal": dist.LogNormal(torch.zeros(2), 1.0).to_event(1),
+        "Laplace": dist.Laplace(torch.zeros(2), 1.0),
+        "_SoftplusPositive": Constrained(
             dist.Normal(torch.zeros(2), 1.0).to_event(1), dist.constraints.softplus_positive
         ),
     }
-    for message, latent in cases.items():
+    for name, latent in cases.items():
         prior = PosteriorPrior({"head.bias": latent})
         model = bh.Model(first.model.network, prior)
-        with pytest.raises(SaveError, match=rf"prior: .*'head.bias' {message}"):
-            first.replace(model=model).save(tmp_path / "new")
+        with pytest.raises(SaveError, match=rf"priors\.0\.distributions\.head\.bias.*{name}"):
+            first.replace(model=model, priors=(prior,)).save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -169,7 +167,7 @@ def test_a_prior_of_ones_own_must_have_its_options_again(tmp_path: Path) -> None
     fitted = bh.fit(tiny_model((), prior=Wide(0.05)), "normal", DATA, **QUICK)
     again = reload(fitted, tmp_path / "run", Wide(0.05))
     assert again.model.prior == Wide(0.05)
-    with pytest.raises(SaveError, match=r"prior: .* sd=0\.05 of the prior; got 1\.0"):
+    with pytest.raises(SaveError, match=r"prior: .*sd=0\.05.*; got .*sd=1\.0"):
         load(tmp_path / "run", prior=Wide())
 
 
@@ -183,16 +181,11 @@ def test_a_handler_s_copies_of_names_are_no_options(
     def handled() -> Any:
         return poutine.reparam(plain_normal, {"head.bias": LocScaleReparam(0.0)})
 
-    def add_doc(plain: dict[str, Any]) -> None:
-        plain["priors"][0]["options"]["__doc__"] = "Of an earlier version."
-
     fitted = bh.fit(tiny_model((), prior=handled()), "normal", DATA, **QUICK)
     folder = fitted.save(tmp_path / "run")
     monkeypatch.setattr(plain_normal, "__module__", "package.priors")
     monkeypatch.setattr(plain_normal, "__doc__", "Independent weights.")
     assert_same(fitted, load(folder, prior=handled()))
-    rewrite(folder, add_doc)
-    load(folder, prior=handled())
 
 
 def test_a_site_is_held_fixed_at_the_same_values_again(tmp_path: Path) -> None:

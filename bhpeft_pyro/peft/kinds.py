@@ -40,6 +40,7 @@ class Weights(Bound):
     particles: int
     mask: Tensor | None  # (R, T), 1 or True for real tokens
     layer: Layer = field(init=False)  # the one that runs
+    length: int = field(init=False)  # T
     seen: dict[str, Tensor] = field(init=False)  # what its modules leave for each other
 
     def run(self, layer: Layer, forward: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
@@ -48,7 +49,9 @@ class Weights(Bound):
             raise ConfigError(
                 f"{len(states)} rows cannot be shared out to {self.particles} particles"
             )
-        self.layer, self.seen = layer, {"layer": states}
+        self.layer, self.length, self.seen = layer, states.shape[1], {}
+        if layer.positions:
+            self.seen["layer"] = states
         return super().run(layer, forward, args, kwargs)
 
     def project(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
@@ -83,7 +86,7 @@ class Weights(Bound):
         weight, bias = self.row(f"{kind}.gate.weight"), self.row(f"{kind}.gate.bias")
         flat = x.reshape(self.particles, -1, x.shape[-1])
         logits = torch.bmm(flat, weight.to(x)[:, :, None]).float()
-        logits = logits.reshape(self.particles, -1, self.seen["layer"].shape[1])
+        logits = logits.reshape(self.particles, -1, self.length)
         gates = torch.sigmoid(logits + bias.to(logits)[:, None, None])
         if self.mask is None:
             return gates.mean(-1)

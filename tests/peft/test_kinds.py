@@ -99,6 +99,12 @@ def test_layers_keep_their_numbers_and_shared_ones_have_one_row():
     assert Attachment(groups, (LoRA(rank=3),)).sites[0].layers == (0, 1, 2, 3)
 
 
+@pytest.mark.parametrize("layers", [(2,), (-3,), ()])
+def test_layers_that_are_not_there_are_an_error(layers):
+    with pytest.raises((IndexError, ValueError)):
+        Attachment(tiny.build("bert"), (LoRA(rank=3, layers=layers),))
+
+
 def test_layers_of_differing_width_are_an_error_unless_left_out():
     model = tiny.build("bert")
     with pytest.raises(KeyError, match="ffn_gate"):

@@ -1,4 +1,4 @@
-"""Bindings: threads, nesting, several attachments, lifetime, precision."""
+"""Hooks and what is bound: threads, nesting, several attachments, copies, precision."""
 
 from __future__ import annotations
 

@@ -139,10 +139,6 @@ def invents(batch: object) -> None:
         pyro.sample(name, dist.Normal(loc, 1.0).expand(shape).to_event(len(shape)))
 
 
-def no_events(batch: object) -> None:
-    pyro.sample("head.weight", dist.Normal(pyro.param("w", torch.zeros(2, 16)), 1.0))
-
-
 @pytest.mark.parametrize(
     ("guide", "error", "message"),
     [
@@ -151,11 +147,6 @@ def no_events(batch: object) -> None:
         (AutoNormal(tiny_model(())), ConfigError, "got an AutoNormal object.*pass AutoNormal, the"),
         (torch.nn.Identity(), GuideError, "'head.weight' of the model is not sampled"),
         (invents, GuideError, "the model lacks head.scale; .*is_auxiliary"),
-        (
-            no_events,
-            GuideError,
-            r"'head.weight' has batch shape \(2, 16\), expected \(\).*to_event",
-        ),
     ],
 )
 def test_guides(guide: Any, error: type[BHPEFTError], message: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -110,69 +109,88 @@ def fit(
     options = (options or FitOptions()).change(**changes)
     check_arguments(options, validation, optimizer, callback, executor)
     count = _components(components, guide, model)
-    visible = partial(bars, options.progress)
-    with visible():
-        examples = model.encode(data, columns)
-        if columns.label_names is None:  # else the user knows of other classes
-            _check_classes(examples, columns.label)
-        columns = model.columns_of(examples, columns)
-        held_out = None if validation is None else model.encode(validation, columns)
+    with bars(options.progress):
+        examples, held_out, columns = _read(model, data, validation, columns)
+        likelihood = model.likelihood.standardised(examples.labels)
+        if likelihood is not model.likelihood:
+            model = Model(model.network, model.prior, likelihood)
+        check_prior(model.prior, model.sites)
+        guides = _made(guide, model, options, count)
+        _check_guides(model, guides, options)
+        if not model.network.aligned(head_only=guides[0].point):  # what an earlier posterior uses
+            model = Model(model.network.unused(), model.prior, model.likelihood)  # stays
+        with naming_rows(model, data=examples, validation=held_out):
+            whole, split = examples, None
+            if held_out is None and _chooses_by_rows(guides[0], options):
+                if not examples.few:  # of which nothing is held out
+                    warn_of_copies(examples)
+                examples, held_out = examples.hold_out(options.seed)
+                split = None if held_out is None else options.seed
+            setups: list[Setup] = []
+            for number, made in enumerate(guides):
+                own = of_component(options, number)
+                also: Any = {"optimizer": optimizer, "callback": callback}
+                also["temperature"] = temperature(made, own, enough=held_out is not None)
+                setups.append(Setup(model, made, examples, held_out, own, **also))
+            setups = _initialised(model, setups)
+            known = {"prior": in_words(model.prior), "data_with_held_out": whole.fingerprint}
+            reports = [report_of(setup, split=split, **known) for setup in setups]
+            novelty = Novelty.of(model, whole, options.keep_texts)
+            start = Posterior(model, guides, (), columns, novelty=novelty)
+            return learn(start, setups, reports, options, executor)
+
+
+def _read(
+    model: Model, data: object, validation: object | None, columns: Columns
+) -> tuple[Examples, Examples | None, Columns]:
+    """The rows to learn, those of `validation`, and how later data are to be read."""
+    examples = model.encode(data, columns)
+    if columns.label_names is None:  # else the user knows of other classes
+        _check_classes(examples, columns.label)
+    columns = model.columns_of(examples, columns)
+    held_out = None if validation is None else model.encode(validation, columns)
     if held_out is not None:
         check_apart(examples, held_out, "validation")
     warn_of_contradictions(examples, held_out)
-    likelihood = model.likelihood.standardised(examples.labels)
-    if likelihood is not model.likelihood:
-        model = Model(model.network, model.prior, likelihood)
-    check_prior(model.prior, model.sites)
-    guides = _made(guide, model, options, count)
-    for made in guides:
-        check_made_for(model, made)
-    point, centres_prior = guides[0].point, guides[0].centres_prior
-    check_batches(options, guides[0])
+    return examples, held_out, columns
+
+
+def _check_guides(model: Model, guides: Sequence[Guide], options: FitOptions) -> None:
+    """Refuse guides of another model; warn if all components would become the same."""
+    for guide in guides:
+        check_made_for(model, guide)
+        check_batches(options, guide)
     inner = {site.name for site in model.sites if site.role == "input"}
-    if count > 1 and centres_prior and inner and inner <= with_mean(model):
+    alike = guides[0].centres_prior and inner and inner <= with_mean(model)
+    if len(guides) > 1 and alike:
         warn(
-            f"components={count}: all start at the mean of the prior, so they will hardly differ; "
-            "expected components=1 under an earlier posterior"
+            f"components={len(guides)}: all start at the mean of the prior, so they will hardly "
+            "differ; expected components=1 under an earlier posterior"
         )
-    if not model.network.aligned(head_only=point):  # what an earlier posterior uses stays
-        model = Model(model.network.unused(), model.prior, model.likelihood)
-    named = partial(naming_rows, model, data=examples, validation=held_out)
-    whole, split = examples, None
-    chosen_by_rows = options.temperature is None or (centres_prior and options.tau is None)
-    if held_out is None and point and chosen_by_rows:
-        if not examples.few:  # of which nothing is held out
-            warn_of_copies(examples)
-        examples, held_out = examples.hold_out(options.seed)
-        split = None if held_out is None else options.seed
-    setups: list[Setup] = []
-    for number, made in enumerate(guides):
-        how = of_component(options, number)
-        weight = temperature(made, how, enough=held_out is not None)
-        also: Any = {"temperature": weight, "optimizer": optimizer, "callback": callback}
-        setups.append(Setup(model, made, examples, held_out, how, **also))
-    chosen = random_order(len(examples), options.seed)
-    with visible(), named():
-        some = examples.subset(chosen[:_HEAD_TEXTS])
-        parts = -(-len(some) // 32)
-        batches = (batch for _, batch in some.by_length(32))
-        model.network.align(tracked(batches, "measuring the backbone", parts))
+
+
+def _chooses_by_rows(guide: Guide, options: FitOptions) -> bool:
+    """Whether held-out rows choose something about the guide: a point's state, or a width."""
+    width = guide.centres_prior and options.tau is None
+    return guide.point and (options.temperature is None or width)
+
+
+def _initialised(model: Model, setups: Sequence[Setup]) -> list[Setup]:
+    """Measure the backbone on some texts, and give all guides their initial values."""
+    examples, seed = setups[0].examples, setups[0].options.seed
+    chosen = random_order(len(examples), seed)
+    some = examples.subset(chosen[:_HEAD_TEXTS])
+    batches = (batch for _, batch in some.by_length(32))
+    model.network.align(tracked(batches, "measuring the backbone", -(-len(some) // 32)))
     fewer = [batch for _, batch in examples.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
+    ready = []
     for number, setup in enumerate(setups):
-        seed = setup.options.seed
-        with visible(), work("preparing", at_once=True, share=0), seeded(seed), named():
-            setups[number] = replace(setup, model=_initialised(setup, fewer))
+        with work("preparing", at_once=True, share=0), seeded(setup.options.seed):
+            ready.append(replace(setup, model=_started(setup, fewer)))
             if number > 0 and not _starts_at_random(setup):
                 scatter(model, setup.guide)
     model.network.in_use = True
-    with visible(), named():
-        novelty = Novelty.of(model, whole, options.keep_texts)
-    known = {"prior": in_words(model.prior), "split": split}
-    known["data_with_held_out"] = whole.fingerprint
-    reports = [report_of(setup, **known) for setup in setups]
-    start = Posterior(model, guides, (), columns, novelty=novelty)
-    with named():
-        return learn(start, setups, reports, options, executor)
+    return ready
 
 
 def _starts_at_random(setup: Setup) -> bool:
@@ -180,7 +198,7 @@ def _starts_at_random(setup: Setup) -> bool:
     return setup.guide.centres_prior or (setup.guide.point and setup.temperature == 0)
 
 
-def _initialised(setup: Setup, batches: list[Batch]) -> Model:
+def _started(setup: Setup, batches: list[Batch]) -> Model:
     """Give a guide its initial values. The model, whose prior is centred there if the guide's
     is."""
     model, guide, options = setup.model, setup.guide, setup.options

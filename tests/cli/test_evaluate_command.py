@@ -124,7 +124,7 @@ def test_reports(folder, posterior, tmp_path):
 def test_other_backbones_are_refused_and_moved_ones_found(folder, tmp_path):
     other = tiny_backbone()
     with torch.no_grad():
-        other.encoder.layer[0].output.dense.weight += 1
+        other.encoder.layer[0].output.dense.weight[0] += 1
     for name, model in (("other", other), ("moved", tiny_backbone())):
         backbone_in(tmp_path / name, model)
     evaluate = ("evaluate", folder / "run", folder / "train.csv", "--json", "--samples", 2)

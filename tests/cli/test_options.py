@@ -84,7 +84,6 @@ def test_options_without_an_effect_are_refused(folder, tmp_path):
     for arguments, message in (
         ((*fit, "--guide", "normal", "--tau", 3), "--tau works only with --guide laplace"),
         ((*fit, "--guide", "A only", "--tau", 3), "--tau works only"),
-        ((*update, "--guide", "normal", "--tau", 3), "--tau works only"),
         (("stream", *fit[1:], "--batch", 9, "--guide", "normal", "--tau", 3), "--tau works"),
         ((*fit, *FIFTH, "--patience", 2), "--patience has no effect on a first laplace fit"),
         ((*fit, "--validation", 0, "--samples", 8), "--samples: no rows are predicted"),

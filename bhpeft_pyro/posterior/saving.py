@@ -82,7 +82,7 @@ _PARTS: dict[str, Any] = {  # what there is of a posterior, but for lineage, bac
     "promised": Promise | None,
     "novelty": Novelty | None,
 }
-_COUNTS = ("rank", "size", "length", "encoder", "outputs", "levels")  # with weights for each
+_COUNTS = ("rank", "size", "length", "outputs", "levels")  # with weights for each
 
 
 def exists(folder: Path) -> bool:

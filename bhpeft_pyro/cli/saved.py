@@ -15,7 +15,6 @@ from ..data import CutWarning, Examples
 from ..decisions.novelty import NONE_KNOWN
 from ..errors import ConfigError
 from ..forecast.metrics import compared, evaluate, scored
-from ..guides import GUIDES
 from ..model.likelihoods import Likelihood
 from ..posterior import Posterior, saving
 from ..prediction.predict import in_closed_form
@@ -128,7 +127,9 @@ def check_novelty(posterior: Posterior, share: float | None) -> None:
 def guide_of(posterior: Posterior) -> str:
     """The name of a posterior's family, as --guide takes it."""
     guide = posterior.guides[0]
-    return next((name for name, made in GUIDES.items() if type(guide) is made), guide.title())
+    if guide.centres_prior:
+        return "laplace"
+    return "delta" if guide.point else guide.title()
 
 
 def folder_of(run: Path) -> Path:

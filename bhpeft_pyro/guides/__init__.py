@@ -1,11 +1,11 @@
 """Guides: families of approximate posteriors under one contract."""
 
-from .blocks import BlockGuide, PriorGuide, prior_like
 from .foreign import DrawsGuide, ForeignGuide, FunctionGuide, as_guide
 from .guide import Guide
 from .laplace.laplace_guide import LaplaceGuide
 from .latent import Latent, latents
-from .mean_field import DeltaGuide, NaturalGradient, NormalGuide
+from .mean_field import MeanFieldGuide, NaturalGradient
+from .prior_guide import PriorGuide, prior_like
 from .pyro_guides import PyroGuide
 from .registry import COMPONENTS, GUIDES, PRESETS, GuideLike, autoguide, check_made_for
 
@@ -13,8 +13,6 @@ __all__ = [
     "COMPONENTS",
     "GUIDES",
     "PRESETS",
-    "BlockGuide",
-    "DeltaGuide",
     "DrawsGuide",
     "ForeignGuide",
     "FunctionGuide",
@@ -22,8 +20,8 @@ __all__ = [
     "GuideLike",
     "LaplaceGuide",
     "Latent",
+    "MeanFieldGuide",
     "NaturalGradient",
-    "NormalGuide",
     "PriorGuide",
     "PyroGuide",
     "as_guide",

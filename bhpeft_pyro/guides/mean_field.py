@@ -8,7 +8,7 @@ in units of the posterior's own sds, which solves both problems.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import pyro
@@ -20,29 +20,142 @@ from torch.distributions import biject_to
 from torch.optim import Adam, Optimizer
 
 from ..base.fit_options import FitOptions
-from ..base.values import PartialShare, Positive, checked_call
+from ..base.names import sort_by_pattern
+from ..base.values import PartialShare, Positive, checked_call, valid
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
 from .guide import NOISE_STEPS, Guide, adam_lr, key
-from .latent import Latent, check_separate, is_real, latents, normal_on
+from .latent import check_separate, is_real, latents, normal_on
 
 _TRUST = 0.2  # largest change of a log precision per step
 
 
-class _Located(Guide):
-    """A guide with a location for each latent, in unconstrained coordinates."""
+FAMILIES = {"normal": "init_scale", "delta": "width"}
+"""The families of a `MeanFieldGuide`, and the option of each."""
+Family = str | tuple[str, Mapping[str, Any]]
+"""The name of a family, or a pair of a name and its option."""
 
-    def __init__(self, covered: Sequence[Latent]) -> None:
+
+class MeanFieldGuide(Guide):
+    """q(w) = prod_i q_i(w_i): each latent is Normal or a point estimate.
+
+    With Normals alone this is the paper's variational family. Each is sampled from a Normal (Pyro's
+    AutoNormal samples an auxiliary site and a Delta), so the KL to a Normal prior has a closed form
+    and adds no noise to the loss. Latents that are not real-valued are Normal in unconstrained
+    coordinates.
+
+    A point estimate has no KL. It adds minus its log prior density to the loss, so it is a MAP
+    estimate given draws of the other latents; with points alone and at temperature 0 it is maximum
+    likelihood (ordinary fine-tuning).
+
+    Args:
+        model: the model whose latents it covers.
+        families: "normal" or "delta"; a pair of such a name and its option; or a mapping from
+            patterns of names to these, of which the first that matches a latent is used. Latents
+            that are not sites, such as scales, are matched by their own names. The options are
+
+            * `init_scale` of "normal": the initial sd of every weight. By default sds start at the
+              prior's, and `fit` first fits the head and sets the sds of a diagonal Laplace
+              approximation; with an `init_scale` it does not.
+            * `width` of "delta": the sd, in the sites' units, of the next round's prior, a Normal
+              around the point estimate. It limits how far a round moves the weights; it is not
+              estimated from data. Without it the guide cannot become a prior.
+
+    Raises:
+        GuideError: a family or an option is unknown; no pattern matches a latent, or a pattern
+            matches none; or the prior samples several sites jointly.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> MeanFieldGuide(tiny_model()).distributions()["head.bias"].event_shape
+    torch.Size([2])
+    >>> MeanFieldGuide(tiny_model(), {"lora.*.A": "normal", "*": "delta"}).title()
+    'MeanFieldGuide(lora.*.A: normal, *: delta)'
+    """
+
+    def __init__(self, model: Model, families: Family | Mapping[str, Family] = "normal") -> None:
         super().__init__()
+        covered = latents(model)
         check_separate(type(self).__name__, covered)
+        self.families = families
+        by_pattern = families if isinstance(families, Mapping) else {"*": families}
+        parsed = {pattern: _parsed(pattern, family) for pattern, family in by_pattern.items()}
+        names = [latent.name for latent in covered]
+        pattern_of = sort_by_pattern(names, by_pattern, "guide", GuideError)
+        self._families = {name: parsed[pattern_of[name]] for name in names}
         self._supports = {latent.name: latent.support for latent in covered}
-        self.loc = nn.ParameterDict()
+        self._units = {latent.name: latent.unit for latent in covered}
+        self._likelihood = {site.name for site in model.likelihood.sites}
+        self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         for latent in covered:
+            family, option = self._families[latent.name]
             self.loc[key(latent.name)] = nn.Parameter(latent.loc)
+            if family == "normal":
+                sd = latent.scale if option is None else torch.full_like(latent.loc, option)
+                self.log_scale[key(latent.name)] = nn.Parameter(sd.log())
+
+    def _of(self, family: str) -> list[str]:
+        """The latents of a family."""
+        return [name for name, (own, _) in self._families.items() if own == family]
+
+    @property
+    def point(self) -> bool:  # type: ignore[override]
+        """Whether every latent is a point estimate."""
+        return not self._of("normal")
+
+    def points(self) -> list[str]:
+        return self._of("delta")
+
+    def title(self) -> str:
+        by_pattern = self.families if isinstance(self.families, Mapping) else {"": self.families}
+        lines = []
+        for pattern, family in by_pattern.items():
+            name, options = (family, {}) if isinstance(family, str) else family
+            listed = ", ".join(f"{option}={value!r}" for option, value in options.items())
+            name = f"{name}({listed})" if listed else name
+            lines.append(f"{pattern}: {name}" if pattern else name)
+        return f"{type(self).__name__}({', '.join(lines)})"
+
+    def options(self) -> dict[str, Any]:
+        return {"families": self.families}
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        drawn = {}
+        for name, (family, _) in self._families.items():
+            loc, support = self.loc[key(name)], self._supports[name]
+            if family == "normal":
+                fn = normal_on(support, loc, self.log_scale[key(name)].exp())
+            else:
+                fn = dist.Delta(biject_to(support)(loc), event_dim=loc.dim())
+            drawn[name] = pyro.sample(name, fn)
+        return drawn
 
     def means(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self._values().items()}
+        return {
+            name: biject_to(support)(self.loc[key(name)]).detach().clone()
+            for name, support in self._supports.items()
+        }
+
+    def scales(self) -> dict[str, Tensor]:
+        return {name: self.log_scale[key(name)].detach().exp() for name in self._of("normal")}
+
+    def distributions(self) -> dict[str, TorchDistribution]:
+        normals, sds = dict[str, TorchDistribution](), self.scales()
+        for name, (_, width) in self._families.items():
+            loc, sd = self.loc[key(name)].detach().clone(), sds.get(name)
+            if sd is None and width is None:
+                raise GuideError(
+                    "a point estimate has no width, so it cannot be a prior: fit 'laplace' or "
+                    "'normal'; in Python, widen it (posterior.widen(data)), or give the 'delta' "
+                    "guide a width=... (the sd of the next round's prior, in the sites' units), or "
+                    "continue from this estimate without a prior: "
+                    "fit(posterior.model, copy.deepcopy(posterior.guide), data, temperature=0.0)"
+                )
+            if width is not None and sd is None:
+                sd = width * self._units[name].to(loc)
+            assert sd is not None
+            normals[name] = normal_on(self._supports[name], loc, sd)
+        return normals
 
     @torch.no_grad()
     def move(self, values: Mapping[str, Tensor]) -> None:
@@ -50,156 +163,72 @@ class _Located(Guide):
             inverse = biject_to(self._supports[name]).inv
             self.loc[key(name)].copy_(inverse(values[name]))
 
-    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
-        return [self.loc[key(name)] for name in self._supports if name in sites]
-
-    def _values(self) -> dict[str, Tensor]:
-        return {
-            name: biject_to(support)(self.loc[key(name)])
-            for name, support in self._supports.items()
-        }
-
-
-class NormalGuide(_Located):
-    """q(w) = prod_i N(w_i | loc_i, scale_i^2), the paper's variational family.
-
-    Each site is sampled from a Normal (Pyro's AutoNormal samples an auxiliary site and a Delta), so
-    the KL to a Normal prior has a closed form and adds no noise to the loss. Latents that are not
-    real-valued are Normal in unconstrained coordinates.
-
-    Args:
-        model: the model whose latents it covers.
-        init_scale: the initial sd of every weight. By default sds start at the prior's, and `fit`
-            first fits the head and sets the sds of a diagonal Laplace approximation; with an
-            `init_scale` it does not.
-        names: the latents it covers; by default all.
-
-    >>> from bhpeft_pyro.testing import tiny_model
-    >>> NormalGuide(tiny_model()).distributions()["head.bias"].event_shape
-    torch.Size([2])
-    """
-
-    @checked_call
-    def __init__(
-        self, model: Model, init_scale: Positive | None = None, names: Collection[str] | None = None
-    ) -> None:
-        covered = latents(model, names)
-        super().__init__(covered)
-        self.init_scale = init_scale
-        self.log_scale = nn.ParameterDict()
-        for latent in covered:
-            scale = latent.scale if init_scale is None else torch.full_like(latent.loc, init_scale)
-            self.log_scale[key(latent.name)] = nn.Parameter(scale.log())
-
-    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        return {
-            name: pyro.sample(
-                name, normal_on(support, self.loc[key(name)], self.log_scale[key(name)].exp())
-            )
-            for name, support in self._supports.items()
-        }
-
-    def distributions(self) -> dict[str, TorchDistribution]:
-        return {
-            name: normal_on(self._supports[name], self.loc[key(name)].detach().clone(), scale)
-            for name, scale in self.scales().items()
-        }
-
-    def scales(self) -> dict[str, Tensor]:
-        return {name: self.log_scale[key(name)].detach().exp() for name in self._supports}
+    def set_prior(self, model: Model) -> None:
+        self._units = {latent.name: latent.unit for latent in latents(model)}
 
     def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
         tables = (self.loc, self.log_scale)
-        return [table[key(name)] for table in tables for name in self._supports if name in sites]
+        names = [key(name) for name in self._families if name in sites]
+        return [table[name] for table in tables for name in names if name in table]
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
-        pairs = [(self.loc[key(name)], self.log_scale[key(name)]) for name in self._supports]
-        return [NaturalGradient(pairs, lr=natural_lr(options, examples))]
+        normal, points = self._of("normal"), self._of("delta")
+        steppers: list[Optimizer] = []
+        if normal:
+            pairs = [(self.loc[key(name)], self.log_scale[key(name)]) for name in normal]
+            steppers.append(NaturalGradient(pairs, lr=natural_lr(options, examples)))
+        if points:
+            lr, noise = adam_lr(options), self._likelihood
+            rest = self.parameters_of({name for name in points if name not in noise})
+            groups = [(rest, lr), (self.parameters_of(noise & {*points}), NOISE_STEPS * lr)]
+            steppers += [Adam(group, lr=rate) for group, rate in groups if group]
+        return steppers  # a report has the first one's rate
 
     def free_sds(self) -> bool:
-        return self.init_scale is None
+        return any(family == ("normal", None) for family in self._families.values())
 
     @torch.no_grad()
     def narrow(self, information: Mapping[str, Tensor]) -> None:
-        if self.init_scale is not None:
-            return
         for name, more in information.items():
-            if is_real(self._supports.get(name)):
+            free = self._families.get(name) == ("normal", None)
+            if free and is_real(self._supports[name]):
                 log_scale = self.log_scale[key(name)]
                 log_scale.copy_((torch.exp(-2 * log_scale) + more).log() / -2)
 
     @torch.no_grad()
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        if points := rows.keys() & {*self._of("delta")}:
+            raise GuideError(
+                f"grow: point estimates cannot get new rows of {', '.join(sorted(points))}; "
+                "expected a 'normal' or 'laplace' guide for them"
+            )
         for name, (means, sds) in rows.items():
             for table, more in ((self.loc, means), (self.log_scale, sds.log())):
                 old = table[key(name)]
                 table[key(name)] = nn.Parameter(torch.cat([old, more.to(old)]))
 
-    def options(self) -> dict[str, Any]:
-        return {"init_scale": self.init_scale}
 
-
-class DeltaGuide(_Located):
-    """A point estimate: at temperature 1 MAP, at temperature 0 maximum likelihood (ordinary
-    fine-tuning).
-
-    Args:
-        model: the model whose latents it covers.
-        width: the sd, in the sites' units, of the next round's prior, a Normal around the point
-            estimate. It limits how far a round moves the weights; it is not estimated from data.
-            Without it the guide cannot become a prior.
-        names: the latents it covers; by default all.
-
-    >>> from bhpeft_pyro.testing import tiny_model
-    >>> sorted(DeltaGuide(tiny_model())())[-2:]
-    ['lora.value.A', 'lora.value.B']
-    """
-
-    point = True
-
-    @checked_call
-    def __init__(
-        self, model: Model, width: Positive | None = None, names: Collection[str] | None = None
-    ) -> None:
-        covered = latents(model, names)
-        super().__init__(covered)
-        self.width = width
-        self._likelihood = {site.name for site in model.likelihood.sites}
-        self._units = {latent.name: latent.unit for latent in covered}
-
-    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        return {
-            name: pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
-            for name, value in self._values().items()
-        }
-
-    def distributions(self) -> dict[str, TorchDistribution]:
-        if self.width is None:
+def _parsed(pattern: str, family: Any) -> tuple[str, float | None]:
+    """The name of a family, and its option if it is given."""
+    match family:
+        case str(name):
+            options: Mapping[str, Any] = {}
+        case (str(name), Mapping() as options):
+            pass
+        case _:
             raise GuideError(
-                "a point estimate has no width, so it cannot be a prior: fit 'laplace' or "
-                "'normal'; in Python, widen it (posterior.widen(data)), or give the 'delta' guide "
-                "a width=... (the sd of the next round's prior, in the sites' units), or continue "
-                "from this estimate without a prior: "
-                "fit(posterior.model, copy.deepcopy(posterior.guide), data, temperature=0.0)"
+                f"guide: got {family!r} at {pattern!r}, expected a family's name, or a pair of a "
+                "name and a mapping of options"
             )
-        locs = {name: self.loc[key(name)].detach().clone() for name in self._supports}
-        return {
-            name: normal_on(self._supports[name], loc, self.width * self._units[name].to(loc))
-            for name, loc in locs.items()
-        }
-
-    def set_prior(self, model: Model) -> None:
-        self._units = {latent.name: latent.unit for latent in latents(model)}
-
-    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
-        lr = adam_lr(options)
-        noise = self.parameters_of(self._likelihood)
-        rest = self.parameters_of(self._supports.keys() - self._likelihood)
-        groups = [(rest, lr), (noise, NOISE_STEPS * lr)]  # a report has the first one's rate
-        return [Adam(group, lr=rate) for group, rate in groups if group]
-
-    def options(self) -> dict[str, Any]:
-        return {"width": self.width}
+    if name not in FAMILIES:
+        raise GuideError(
+            f"guide: unknown family {name!r} at {pattern!r}; expected one of {', '.join(FAMILIES)}"
+        )
+    option = FAMILIES[name]
+    if options.keys() - {option}:
+        raise GuideError(f"{name!r} does not take {dict(options)}; expected no option but {option}")
+    value = options.get(option)
+    return name, None if value is None else valid(Positive, option, value)
 
 
 class NaturalGradient(Optimizer):

@@ -48,7 +48,7 @@ class PyroGuide(Guide):
     """One of Pyro's autoguides.
 
     It starts at the sites' own initial values. Without an `init_scale` it starts as wide as the
-    prior, and `fit` first fits the head and sets the sds, as those of a `NormalGuide`; a flow
+    prior, and `fit` first fits the head and sets the sds, as those of a `MeanFieldGuide`; a flow
     starts as in Pyro. The posterior becomes a prior of independent Normals, or of one Normal over
     all weights. A flow cannot be a prior.
 

@@ -18,19 +18,15 @@ from ..base.isolation import alone, seeded
 from ..base.names import first_match
 from ..errors import GuideError, PriorError
 from ..model.model import Model
-from .blocks import FAMILIES, BlockGuide, Family
 from .foreign import ForeignGuide, FunctionGuide, ModuleGuide
 from .guide import Guide, check_no_others
 from .laplace.laplace_guide import LaplaceGuide
 from .latent import check_separate, latents
-from .mean_field import DeltaGuide, NormalGuide
+from .mean_field import FAMILIES, Family, MeanFieldGuide
 from .pyro_guides import PYROS, PyroGuide
 
-GUIDES: dict[str, type[LaplaceGuide | NormalGuide | DeltaGuide]] = {
-    "laplace": LaplaceGuide,
-    **FAMILIES,
-}
-"""This package's guides, by the names that `autoguide` takes."""
+GUIDES = ("laplace", *FAMILIES)
+"""The names of this package's guides."""
 PRESETS = {"down only": ("*.A", "*.down"), "A only": ("lora.*.A",)}
 """Names of mappings in which some sites are Normal and all others point estimates.
 
@@ -53,19 +49,19 @@ def autoguide(name: GuideLike, model: Model, **options: Any) -> Guide:
 
     Args:
         name: "laplace", "normal" or "delta" (this package's); a mapping from patterns of site
-            names to "normal" or "delta" (`BlockGuide`), or "down only" or "A only", which are such
-            mappings; or one of Pyro's autoguides (`PyroGuide`): "mvn", "lowrank", "structured" or
-            "iaf", or any other by its name or class, such as "AutoDiagonalNormal".
+            names to "normal" or "delta" (`MeanFieldGuide`), or "down only" or "A only", which are
+            such mappings; or one of Pyro's autoguides (`PyroGuide`): "mvn", "lowrank",
+            "structured" or "iaf", or any other by its name or class, such as "AutoDiagonalNormal".
         model: the model.
-        options: of the guide's constructor; of "down only" and "A only" the `width` of point
-            estimates (`DeltaGuide`). A mapping contains its own.
+        options: of the guide's constructor or family; of "down only" and "A only" the `width` of
+            point estimates. A mapping contains its own.
 
     Raises:
         GuideError: an unknown name, or options that the guide does not take.
 
     >>> from bhpeft_pyro.testing import tiny_model
-    >>> type(autoguide("normal", tiny_model(), init_scale=0.01)).__name__
-    'NormalGuide'
+    >>> autoguide("normal", tiny_model(), init_scale=0.01).title()
+    'MeanFieldGuide(normal(init_scale=0.01))'
     """
     if not isinstance(name, str | type | Mapping):
         raise GuideError(
@@ -84,7 +80,7 @@ def autoguide(name: GuideLike, model: Model, **options: Any) -> Guide:
                 f"autoguide: a mapping does not take {options}; give them to a family, as in "
                 '{"*": ("normal", {"init_scale": 0.1})}'
             )
-        return BlockGuide(model, name)
+        return MeanFieldGuide(model, name)
     make = _made_by(name)
     try:
         return make(model, **options)
@@ -98,8 +94,10 @@ def autoguide(name: GuideLike, model: Model, **options: Any) -> Guide:
 
 
 def _made_by(name: Any) -> Callable[..., Guide]:
-    if isinstance(name, str) and name in GUIDES:
-        return GUIDES[name]
+    if name == "laplace":
+        return LaplaceGuide
+    if isinstance(name, str) and name in FAMILIES:
+        return lambda model, **options: MeanFieldGuide(model, (name, options) if options else name)
     if name in PYROS or (isinstance(name, type) and issubclass(name, AutoGuide)):
         return partial(PyroGuide, family=name)
     if isinstance(name, type) and issubclass(name, nn.Module):

@@ -82,9 +82,7 @@ KNOWN: dict[str, tuple[Any, tuple[str, ...]]] = {
     "corr_cholesky": (type(constraints.corr_cholesky), ()),
     "ordered_vector": (type(ordered_vector), ()),
     "LaplaceGuide": (guides.LaplaceGuide, ()),
-    "NormalGuide": (guides.NormalGuide, ()),
-    "DeltaGuide": (guides.DeltaGuide, ()),
-    "BlockGuide": (guides.BlockGuide, ()),
+    "MeanFieldGuide": (guides.MeanFieldGuide, ()),
     "DrawsGuide": (guides.DrawsGuide, ()),
     "PyroGuide": (guides.PyroGuide, ()),
 }

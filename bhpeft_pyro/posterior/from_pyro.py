@@ -48,10 +48,10 @@ def of(
         PriorError: the prior cannot be used. If it has parameters, give the model one with their
             trained values.
 
-    >>> from bhpeft_pyro.guides import NormalGuide
+    >>> from bhpeft_pyro.guides import MeanFieldGuide
     >>> from bhpeft_pyro.testing import tiny_model
     >>> model = tiny_model()
-    >>> Posterior.of(model, NormalGuide(model)).predict(["w5 w6"]).probabilities.shape
+    >>> Posterior.of(model, MeanFieldGuide(model)).predict(["w5 w6"]).probabilities.shape
     torch.Size([1, 2])
     """
     check_model(model)

@@ -48,9 +48,9 @@ class ELBO(TraceMeanField_ELBO):
             or if a draw of the guide has no gradient.
 
     >>> from bhpeft_pyro.testing import tiny_batch, tiny_model
-    >>> from bhpeft_pyro.guides import NormalGuide
+    >>> from bhpeft_pyro.guides import MeanFieldGuide
     >>> model = tiny_model()
-    >>> loss = ELBO(num_particles=2)(model, NormalGuide(model))   # an nn.Module
+    >>> loss = ELBO(num_particles=2)(model, MeanFieldGuide(model))   # an nn.Module
     >>> loss(tiny_batch(4).split(2)).requires_grad
     True
     """

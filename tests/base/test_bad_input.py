@@ -19,7 +19,7 @@ from bhpeft_pyro.errors import (
     GuideError,
     LikelihoodError,
 )
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.model.likelihoods import Likelihood
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 from bhpeft_pyro.training import loop
@@ -48,7 +48,7 @@ def refused(
     """The fit is refused, and neither guide, model nor random state have moved."""
     model = tiny_model(()) if model is None else model
     own = guide is None
-    guide = NormalGuide(model) if own else guide
+    guide = MeanFieldGuide(model) if own else guide
     before = {k: v.clone() for k, v in guide.state_dict().items()} if own else {}
     prior = model.prior
     options = {"progress": False, "max_steps": 5, **options}
@@ -143,7 +143,7 @@ def invents(batch: object) -> None:
     ("guide", "error", "message"),
     [
         (dict, GuideError, "unknown guide <class 'dict'>"),
-        (NormalGuide, GuideError, r"got the class NormalGuide; pass NormalGuide\(model\)"),
+        (MeanFieldGuide, GuideError, r"got the class MeanFieldGuide; pass MeanFieldGuide\(model\)"),
         (AutoNormal(tiny_model(())), ConfigError, "got an AutoNormal object.*pass AutoNormal, the"),
         (torch.nn.Identity(), GuideError, "'head.weight' of the model is not sampled"),
         (invents, GuideError, "the model lacks head.scale; .*is_auxiliary"),
@@ -221,7 +221,7 @@ def test_less_data_than_particles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     few = {"text": ["w5 w9", "w6 w8"], "label": [0, 1]}
     model = tiny_model(())
-    guide = NormalGuide(model, init_scale=1e-6)
+    guide = MeanFieldGuide(model, ("normal", {"init_scale": 1e-6}))
     posterior = bh.fit(
         model, guide, few, particles=8, batch_size=16, max_steps=2, lr=1e-9, progress=False
     )

@@ -24,7 +24,7 @@ from program import (
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.forecast import metrics
-from bhpeft_pyro.guides import DeltaGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.guides.mean_field import ScaledAdam
 
 SIXTY = [f"w{5 + i % 2} w{10 + i // 2}" for i in range(60)]
@@ -127,7 +127,7 @@ def test_multiple_choice(folder, tmp_path):
         "flagged (the least certain by total uncertainty)" in result.stderr
     )  # a point guide has no epistemic uncertainty
     fitted = loaded(tmp_path / "run", folder)
-    assert isinstance(fitted.guide, DeltaGuide)
+    assert isinstance(fitted.guide, MeanFieldGuide) and fitted.point
     forecast = fitted.predict(str(data), 0)
     found = read_lines(tmp_path / "quiz-predictions.jsonl")
     assert [row["prediction"] for row in found] == forecast.label.tolist()

@@ -15,7 +15,7 @@ from torch import nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
-from bhpeft_pyro.guides import FunctionGuide, NormalGuide
+from bhpeft_pyro.guides import FunctionGuide, MeanFieldGuide
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 
@@ -100,7 +100,7 @@ def test_svi_by_hand_goes_on_with_a_fitted_function() -> None:
 def test_a_function_that_trains_nothing_is_refused() -> None:
     """It runs a module, whose parameters are its own, not those that `fit` trains."""
     model = tiny_model(())
-    module = NormalGuide(model)
+    module = MeanFieldGuide(model)
 
     def registered(batch: bh.data.Batch | None) -> Any:
         pyro.module("guide", module)

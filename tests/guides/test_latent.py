@@ -13,7 +13,7 @@ from torch.distributions.transforms import SigmoidTransform
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
-from bhpeft_pyro.guides import NormalGuide, latents
+from bhpeft_pyro.guides import MeanFieldGuide, latents
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
@@ -29,7 +29,7 @@ def test_a_positive_latent_starts_at_the_priors_sd_of_its_logarithm() -> None:
 
 def test_a_prior_without_sd_starts_at_the_units() -> None:
     model = tiny_model((), prior=dist.Cauchy(0.0, 3.0))
-    scales = NormalGuide(model).scales()
+    scales = MeanFieldGuide(model).scales()
     torch.testing.assert_close(scales["head.weight"], torch.full((2, 16), 0.25))  # 1 / sqrt(16)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.guides.mean_field import NaturalGradient, ScaledAdam
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
@@ -26,7 +26,7 @@ PRECISION = torch.tensor([1e-2, 1.0, 1e2, 1e4])
 
 def test_ours_start_at_the_sites_own_start_and_the_priors_sd() -> None:
     model = tiny_model(prior={"lora.*": dist.Normal(0.0, 0.3), "*": dist.StudentT(3.0, 0.0, 0.5)})
-    guide = NormalGuide(model)
+    guide = MeanFieldGuide(model)
     means = {name: mean[None] for name, mean in guide.means().items()}
     for name, weights in model.network.coordinates(means).items():
         assert bool(weights.any()) == name.endswith(".A")
@@ -34,7 +34,7 @@ def test_ours_start_at_the_sites_own_start_and_the_priors_sd() -> None:
     torch.testing.assert_close(scales["lora.query.A"], torch.full((2, 2, 16), 0.3))
     sd = 0.5 * 3**0.5  # of a Student t with 3 degrees of freedom
     torch.testing.assert_close(scales["head.bias"], torch.full((2,), sd))
-    narrow = NormalGuide(model, init_scale=0.01).scales()
+    narrow = MeanFieldGuide(model, ("normal", {"init_scale": 0.01})).scales()
     assert all(torch.allclose(scale, torch.tensor(0.01)) for scale in narrow.values())
 
 
@@ -58,7 +58,7 @@ def test_constrained_latents_stay_in_their_support(name: str) -> None:
 
 def test_distributions_and_means_are_detached_copies_of_the_same_density() -> None:
     model = tiny_model((), prior=with_extras)
-    guide = NormalGuide(model, init_scale=0.2)
+    guide = MeanFieldGuide(model, ("normal", {"init_scale": 0.2}))
     kept = guide.distributions()
     trace = poutine.trace(guide).get_trace()
     replayed = poutine.replay(bh.priors.PosteriorPrior(kept), trace)

@@ -26,7 +26,7 @@ from bhpeft_pyro.base.values import derived
 from bhpeft_pyro.decisions.novelty import Novelty
 from bhpeft_pyro.diagnostics.changes import Variable, changes, sizes
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import FunctionGuide, NormalGuide
+from bhpeft_pyro.guides import FunctionGuide, MeanFieldGuide
 from bhpeft_pyro.integrations import arviz as export
 from bhpeft_pyro.integrations.arviz import to_arviz, trace
 from bhpeft_pyro.model import likelihoods
@@ -175,7 +175,7 @@ def test_the_prior_of_each_chain_is_that_of_its_component() -> None:
 
 def test_components_are_chains() -> None:
     model = tiny_model(())
-    guides = [NormalGuide(model, init_scale=0.1) for _ in range(2)]
+    guides = [MeanFieldGuide(model, ("normal", {"init_scale": 0.1})) for _ in range(2)]
     with torch.no_grad():
         guides[1].loc["head/bias"].add_(3.0)
     report = FitReport(7, DATA.fingerprint, FitOptions())
@@ -360,7 +360,7 @@ def test_hyper_parameters_have_their_site_s_dims() -> None:
     dims = {"log_scale": (), "log_layers": ("layer",), "standard": ("layer", "out", "rank")}
     prior = priors.Hierarchical()
     model = tiny_model((LoRA(("query",), rank=3, layers=(1,)), Prefix(2)), prior=prior)
-    posterior = Posterior(model, NormalGuide(model), (FitReport(1, "", FitOptions()),))
+    posterior = Posterior(model, MeanFieldGuide(model), (FitReport(1, "", FitOptions()),))
     for group in ("posterior", "prior"):
         drawn = posterior.to_arviz(samples=2)[group]
         for what, expected in dims.items():
@@ -403,7 +403,7 @@ def test_large_sites_are_left_out_by_name(
     left_out = idata.posterior.attrs["left_out"].split(", ")
     assert sorted(left_out) == [f"lora.{target}.{m}" for target in ("query", "value") for m in "AB"]
     assert idata.posterior.attrs["temperature"] == 1.0
-    assert idata.posterior.attrs["guide"] == "NormalGuide"
+    assert idata.posterior.attrs["guide"] == "MeanFieldGuide(normal)"
 
 
 def test_wrong_arguments_are_named(posterior: Posterior) -> None:

@@ -16,7 +16,7 @@ from transformers import BertModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.model import coordinates
 from bhpeft_pyro.model.coordinates import PrincipalAxes
 from bhpeft_pyro.model.fisher import diagonal, scores
@@ -259,7 +259,7 @@ def test_another_start_is_another_projection_of_the_same_size(fitted: bool) -> N
 def test_a_guide_starts_at_laplace_sds() -> None:
     """A head's sds, one step into the fit, are those of its Fisher information at the start."""
     model = tiny_model(())
-    guide = NormalGuide(model)
+    guide = MeanFieldGuide(model)
     data = tiny_examples(128)
     prior = guide.scales()
     information = diagonal(model, guide.means(), [next(data.batches(128))])

@@ -53,7 +53,7 @@ def nats(posterior: bh.Posterior, guide: Guide) -> list[float]:
     return [
         kl_divergence(node["fn"], trace.nodes[name]["fn"]).item()
         for name, node in poutine.trace(guide).get_trace().nodes.items()
-        if isinstance(guide, bh.guides.NormalGuide) and node["type"] == "sample"
+        if isinstance(guide, bh.guides.MeanFieldGuide) and node["type"] == "sample"
     ]
 
 

@@ -77,7 +77,7 @@ def test_a_model_a_report_and_a_posterior(posterior: bh.Posterior) -> None:
     assert str(posterior.report) in report.text and len(report.images) == 1
     assert "max_steps=3" in report.text
     whole = shown(posterior)
-    assert str(posterior.report) in whole.text and "guide|NormalGuide|" in whole.text
+    assert str(posterior.report) in whole.text and "guide|MeanFieldGuide(normal)|" in whole.text
     assert "student" not in whole.text + repr(posterior)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, SaveError
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     Function,
@@ -198,11 +198,11 @@ def test_a_guide_that_cannot_be_saved_leaves_the_disk_alone(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-class OneScale(NormalGuide):
+class OneScale(MeanFieldGuide):
     """A guide of one's own, with an option."""
 
     def __init__(self, model: bh.Model, init_scale: float = 0.3, note: Any = None) -> None:
-        super().__init__(model, init_scale=init_scale)
+        super().__init__(model, ("normal", {"init_scale": init_scale}))
         self.note = note
 
     def options(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def test_a_guide_of_one_s_own_comes_back_with_its_class_or_function(tmp_path: Pa
 
 
 def test_a_guide_that_could_not_be_made_again_is_refused(tmp_path: Path) -> None:
-    class Needs(NormalGuide):
+    class Needs(MeanFieldGuide):
         def __init__(self, model: bh.Model, size: int) -> None:
             super().__init__(model)
 
@@ -305,5 +305,5 @@ def test_a_likelihood_of_one_s_own_comes_back_with_its_class_or_function(tmp_pat
 def test_a_posterior_of_no_round_comes_back(tmp_path: Path) -> None:
     """Of a guide that was trained by Pyro's own `SVI`, say."""
     model = tiny_model(())
-    bh.Posterior(model, NormalGuide(model), ()).save(tmp_path)
+    bh.Posterior(model, MeanFieldGuide(model), ()).save(tmp_path)
     assert bh.Posterior.load(tmp_path, tiny_backbone()).lineage == ()

@@ -21,7 +21,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, DataError, GuideError
 from bhpeft_pyro.forecast import metrics
-from bhpeft_pyro.guides import DrawsGuide, NormalGuide, PyroGuide
+from bhpeft_pyro.guides import DrawsGuide, MeanFieldGuide, PyroGuide
 from bhpeft_pyro.guides.guide import prior_of
 from bhpeft_pyro.guides.latent import latents
 from bhpeft_pyro.integrations import arviz as export
@@ -346,7 +346,7 @@ def test_further_columns_are_read_in_rounds_too() -> None:
         lambda o, extra: dist.Poisson(extra["hours"] * o[..., 0].exp()), columns=["hours"]
     )
     model = tiny_model((), 1, likelihood=rate)
-    posterior = bh.Posterior.of(model, NormalGuide(model), counts)
+    posterior = bh.Posterior.of(model, MeanFieldGuide(model), counts)
     later = posterior.update({**counts, "text": ["w7 w20", "w8 w21"] * 4}, **QUICK)
     assert later.columns.extra == ("hours",)
 
@@ -410,14 +410,14 @@ def test_a_guide_of_another_model_is_refused_before_it_predicts() -> None:
 
 def test_what_was_learnt_is_known_if_the_data_are_given() -> None:
     model, examples = tiny_model(()), tiny_examples(60)
-    posterior = bh.Posterior.of(model, NormalGuide(model), examples)
+    posterior = bh.Posterior.of(model, MeanFieldGuide(model), examples)
     assert posterior.queue([*examples.texts[:5], "w20 w21"], 3).learnt == 5
     with pytest.raises(DataError, match="60 of 60 rows have the text of a row that was learnt"):
         posterior.promise(examples, error=0.4)
     later = posterior.update(tiny_examples(9, seed=1), max_steps=1, progress=False)
     assert later.queue([*examples.texts[:5], "w20 w21"], 3).learnt == 5
     # Without the data it is not known, and a round does not hide that.
-    unknown = bh.Posterior.of(model, NormalGuide(model)).update(
+    unknown = bh.Posterior.of(model, MeanFieldGuide(model)).update(
         tiny_examples(9, seed=1), max_steps=1, progress=False
     )
     assert unknown.learnt_rows is None
@@ -454,7 +454,7 @@ def test_a_posterior_has_a_copy_of_its_guide(kind: str) -> None:
     if kind == "module":
         guide: Any = Own()
     else:
-        guide = NormalGuide(model) if kind == "normal" else getattr(autoguide, kind)(model)
+        guide = MeanFieldGuide(model) if kind == "normal" else getattr(autoguide, kind)(model)
     if kind != "module":
         by_hand(model, guide)
     posterior = bh.Posterior.of(model, guide)
@@ -489,5 +489,5 @@ def test_a_fit_between_sampling_and_its_posterior_changes_nothing() -> None:
     )
     network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2), tiny_tokenizer())
     model = bh.Model(network)
-    by_hand(model, NormalGuide(model), steps=1)  # Pyro's own inference has used it
+    by_hand(model, MeanFieldGuide(model), steps=1)  # Pyro's own inference has used it
     assert bh.fit(model, "normal", data, **QUICK).model.network is not network

@@ -22,7 +22,7 @@ from bhpeft_pyro.base.distributions import LowRankNormal
 from bhpeft_pyro.base.values import derived
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import BHPEFTWarning, ConfigError, FitError, GuideError
-from bhpeft_pyro.guides import DeltaGuide, DrawsGuide, Guide, LaplaceGuide, NormalGuide
+from bhpeft_pyro.guides import DrawsGuide, Guide, LaplaceGuide, MeanFieldGuide
 from bhpeft_pyro.guides.laplace.curvature import Information
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.peft import LoRA
@@ -224,7 +224,7 @@ def test_a_list_of_guides_is_fitted_in_place() -> None:
 def test_a_guide_that_has_one_start_is_refused() -> None:
     of = tiny_model(())
     with pytest.raises(ConfigError, match="components=2: got 1 guides"):
-        bh.fit(of, NormalGuide(of), "no such data", components=2)
+        bh.fit(of, MeanFieldGuide(of), "no such data", components=2)
     with pytest.raises(ConfigError, match="got 0 guides"):
         bh.fit(of, [], "no such data")
 
@@ -282,15 +282,15 @@ def test_too_little_memory_for_a_width_leaves_the_fitted_components(
 
 def test_components_of_several_families_have_one_report() -> None:
     of = tiny_model(())
-    for families in ((NormalGuide, DeltaGuide), (DeltaGuide, NormalGuide)):
-        guides = [family(of) for family in families]
+    for families in (("normal", "delta"), ("delta", "normal")):
+        guides = [MeanFieldGuide(of, family) for family in families]
         report = bh.fit(of, guides, FIRST, max_steps=3, progress=False).report
         assert not report.point and report.points == [] and "head.weight" in report.scales
 
 
 def test_components_that_were_fitted_before_go_on_from_there() -> None:
     of = tiny_model(())
-    guides = [NormalGuide(of), NormalGuide(of)]
+    guides = [MeanFieldGuide(of), MeanFieldGuide(of)]
     bh.fit(of, guides, FIRST, max_steps=40, progress=False)
     before = [part.means()["head.weight"].clone() for part in guides]
     assert not torch.allclose(*before, rtol=0.1)  # they have started apart
@@ -435,7 +435,7 @@ def test_reports_are_of_each_and_of_all() -> None:
     assert text.startswith("3 components, 12 steps on 16 examples")
     for number, report in enumerate(reports, 1):
         assert f"component {number}: negative ELBO {report.last('loss'):.3f}" in text
-    assert repr(posterior).startswith("Posterior(round 1, 3 x NormalGuide)\n")
+    assert repr(posterior).startswith("Posterior(round 1, 3 x MeanFieldGuide(normal))\n")
     chains = posterior.to_arviz(FIRST, samples=6).posterior["head.bias"]
     assert dict(chains.sizes) == {"chain": 3, "draw": 6, "output": 2}
 

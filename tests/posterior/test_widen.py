@@ -100,7 +100,7 @@ def test_rows_that_the_fit_did_not_have_in_this_order_are_refused() -> None:
 
 def test_what_has_a_width_or_no_labels_cannot_be_widened() -> None:
     normal = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
-    with pytest.raises(GuideError, match=r"widen: NormalGuide .* expected a 'delta' guide"):
+    with pytest.raises(GuideError, match=r"widen: MeanFieldGuide.* expected a 'delta' guide"):
         normal.widen(tiny_examples())
     points = bh.fit(tiny_model(()), "delta", tiny_examples(), **QUICK)
     with pytest.raises(DataError, match="column 'label' is missing"):

@@ -22,7 +22,7 @@ from transformers import DistilBertConfig, DistilBertModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.model import linearized
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
@@ -53,7 +53,7 @@ def posterior_of(
     likelihood = Categorical() if likelihood is None else likelihood
     model = tiny_model(kinds, likelihood.outputs or outputs, likelihood=likelihood)
     torch.manual_seed(5)
-    guide = NormalGuide(model)
+    guide = MeanFieldGuide(model)
     with torch.no_grad():
         for loc in guide.loc.values():
             loc.add_(0.3 * torch.randn_like(loc))

@@ -13,7 +13,7 @@ PRINTED = {
     "priors": ("ten times wider", "adapter.up"),
     "choosing-a-guide": ("times delta", "k-hat", "started at 0.001", "data sets (exact", "ECE"),
     "updating-under-drift": ("keep 0.5", "tweets put right"),
-    "reading-a-posterior": ("change.lora.query", "  after", "round 2 of NormalGuide"),
+    "reading-a-posterior": ("change.lora.query", "  after", "round 2 of MeanFieldGuide(normal)"),
     "ratings": ("in 90 % interval", "raters' sd and aleatoric sd", "AUROC of epistemic"),
     "trained-adapter": ("posterior  accuracy", "go to a person", "AUROC", "largest difference"),
     "answering-and-labelling": ("promise: of the texts", "wrong among these", "promise after the"),

@@ -335,7 +335,7 @@ def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
         ),
         ({"prior": FunctionSpaceNormal(head=9.0)}, "prior Func.*head=None.*, not .*head=9.0"),
         ({"prior": {"*": dist.Normal(0, 1)}}, r"under the prior Function.*not {'\*': Normal\(loc"),
-        ({"guide": "normal"}, "guide: .*rounds of LaplaceGuide, not NormalGuide"),
+        ({"guide": "normal"}, "guide: .*rounds of LaplaceGuide, not MeanFieldGuide"),
         ({"components": 3}, "components: .*rounds of 2, not 3"),
         ({"columns": Columns(label_names=("a", "b"))}, r"with labels \('0', '1'\), not ..a., .b."),
         ({"columns": Columns(text="body")}, "rounds read with text='text', not text='body'"),

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, SaveError
 from bhpeft_pyro.forecast import metrics
-from bhpeft_pyro.guides import DeltaGuide, LaplaceGuide
+from bhpeft_pyro.guides import LaplaceGuide, MeanFieldGuide
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.experiments import report, results, scores, tasks
 from tools.experiments.__main__ import app
@@ -332,7 +332,7 @@ def test_points_are_fitted_once_for_all_that_is_made_of_them(
         both = [each.posterior.components for each in (point, laplace)]
         assert laplace.facts["chosen"] == point.facts["chosen"]
         for first, second in zip(*both, strict=True):
-            assert type(first.guide) is DeltaGuide and type(second.guide) is LaplaceGuide
+            assert type(first.guide) is MeanFieldGuide and type(second.guide) is LaplaceGuide
             trained = second.guide.unpack(second.guide.loc.detach())  # whatever the output scale
             for name, value in first.guide.means().items():
                 assert torch.equal(value, trained[name])

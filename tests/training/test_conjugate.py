@@ -24,7 +24,7 @@ from exact import (
 )
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 
 Rounds = tuple[bh.data.Examples, bh.data.Examples]
 FIT: dict[str, Any] = {
@@ -38,7 +38,7 @@ FIT: dict[str, Any] = {
 
 def moments(posterior: bh.Posterior) -> tuple[torch.Tensor, torch.Tensor]:
     guide = posterior.guide
-    assert isinstance(guide, NormalGuide)
+    assert isinstance(guide, MeanFieldGuide)
     return flat(guide.means()), flat(guide.scales())
 
 
@@ -85,7 +85,7 @@ def test_the_loss_at_the_exact_posterior_is_the_log_evidence(
 ) -> None:
     model, data = regression(network), rounds[0]
     exact = Exact.of(model, data)
-    guide = NormalGuide(model)
+    guide = MeanFieldGuide(model)
     with torch.no_grad():
         for name, part in (("head/weight", slice(0, 16)), ("head/bias", slice(16, 17))):
             shape = guide.loc[name].shape

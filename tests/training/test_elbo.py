@@ -21,7 +21,7 @@ from torch.distributions import Normal, kl_divergence
 import bhpeft_pyro as bh
 from bhpeft_pyro.base.distributions import Covariance, LowRankNormal
 from bhpeft_pyro.errors import GuideError
-from bhpeft_pyro.guides import DeltaGuide, NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.guides.guide import key, prior_of
 from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.priors import JointPrior, PosteriorPrior
@@ -34,7 +34,7 @@ def normal_model(kinds: Any = None) -> bh.Model:
     return tiny_model(kinds, prior=dist.Normal(0.0, PRIOR_SD))
 
 
-def stirred(guide: NormalGuide, loc_sd: float = 0.5) -> NormalGuide:
+def stirred(guide: MeanFieldGuide, loc_sd: float = 0.5) -> MeanFieldGuide:
     """The guide with every loc moved away from 0 and sds of different size."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def nll_of_one(model: bh.Model, weights: dict[str, Tensor], batch: bh.data.Batch
     return torch.logsumexp(logits, 0) - logits[int(batch.labels.flatten()[i])]
 
 
-def normal_kl(guide: NormalGuide) -> Tensor:
+def normal_kl(guide: MeanFieldGuide) -> Tensor:
     return sum(
         kl_divergence(
             Normal(guide.loc[key(name)], guide.log_scale[key(name)].exp()),
@@ -85,7 +85,7 @@ def test_it_is_n_times_the_mean_nll_plus_the_kl(
     particles: int, split: bool, size: int | None, temperature: float
 ) -> None:
     model = normal_model()
-    guide = stirred(NormalGuide(model, init_scale=0.3))
+    guide = stirred(MeanFieldGuide(model, ("normal", {"init_scale": 0.3})))
     batch = tiny_batch(6)
     batch = bh.data.Batch(batch.inputs, batch.labels, size=size)
     elbo = bh.training.ELBO(particles, temperature)
@@ -114,7 +114,7 @@ def test_it_is_n_times_the_mean_nll_plus_the_kl(
 
 def test_it_equals_pyros_at_the_same_seed() -> None:
     model = normal_model()
-    guide = stirred(NormalGuide(model, init_scale=0.3))
+    guide = stirred(MeanFieldGuide(model, ("normal", {"init_scale": 0.3})))
     batch = tiny_batch(6)
     batch = bh.data.Batch(batch.inputs, batch.labels, size=50).split(3)
     theirs = TraceMeanField_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
@@ -130,17 +130,17 @@ def test_it_equals_pyros_at_the_same_seed() -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-3)
 
 
-def with_fixed_weights(kinds: Any) -> tuple[bh.Model, NormalGuide]:
+def with_fixed_weights(kinds: Any) -> tuple[bh.Model, MeanFieldGuide]:
     """A guide so narrow that all draws are the same: what is left is the choice of batches."""
     model = normal_model(kinds)
-    guide = NormalGuide(model, init_scale=1e-6)
+    guide = MeanFieldGuide(model, ("normal", {"init_scale": 1e-6}))
     with torch.no_grad():
         for parameter in guide.loc.parameters():
             parameter.normal_(0.0, 0.5)
     return model, guide
 
 
-def whole_loss(model: bh.Model, guide: NormalGuide, data: bh.data.Examples) -> float:
+def whole_loss(model: bh.Model, guide: MeanFieldGuide, data: bh.data.Examples) -> float:
     with torch.no_grad():
         batch = next(data.batches(len(data)))
         return bh.training.ELBO().differentiable_loss(model, guide, batch).item()
@@ -170,7 +170,7 @@ def test_batches_of_any_size_give_the_loss_of_the_whole_data(
 def test_the_temperature_weighs_a_monte_carlo_kl_like_a_closed_one() -> None:
     """Pyro's AutoNormal gives no closed form; from the same loc and scale the same in the mean."""
     model = normal_model(())
-    ours = NormalGuide(model, init_scale=0.3)
+    ours = MeanFieldGuide(model, ("normal", {"init_scale": 0.3}))
     batch = on_features(model, 4)
     kl = {}
     with torch.no_grad(), pyro.get_param_store().scope():
@@ -196,7 +196,7 @@ def test_a_scaled_or_masked_prior_counts_as_it_says(factor: float | None) -> Non
     change: Any = pyro.poutine.mask(mask=False) if factor is None else None
     change = change or pyro.poutine.scale(scale=factor)
     own = model.prior
-    guide = stirred(NormalGuide(model, init_scale=0.3))
+    guide = stirred(MeanFieldGuide(model, ("normal", {"init_scale": 0.3})))
     elbo = bh.training.ELBO(4000)
     with torch.no_grad():
         torch.manual_seed(0)
@@ -226,7 +226,7 @@ def test_what_a_prior_observes_is_no_part_of_the_likelihood(temperature: float) 
         return values
 
     model = tiny_model((), prior=observing)
-    guide = stirred(NormalGuide(model, init_scale=0.3))
+    guide = stirred(MeanFieldGuide(model, ("normal", {"init_scale": 0.3})))
     batch, drawn = tiny_batch(6), dict[str, Tensor]()
     elbo = bh.training.ELBO(3, temperature)
     with torch.no_grad():
@@ -292,7 +292,7 @@ def test_a_latent_on_the_positive_line_counts_its_jacobian(name: str) -> None:
 
 def test_a_point_pays_minus_its_log_prior_density() -> None:
     model = tiny_model((), prior=positive_prior)
-    guide = DeltaGuide(model)
+    guide = MeanFieldGuide(model, "delta")
     with torch.no_grad():
         guide.loc["tau"].fill_(1.0)
     batch = next(tiny_examples(2).batches(2))
@@ -307,7 +307,7 @@ def test_a_point_pays_minus_its_log_prior_density() -> None:
 
 def test_a_prior_that_differs_between_draws_has_a_kl_for_each() -> None:
     model = tiny_model((), prior=hierarchical)
-    guide = stirred(NormalGuide(model, init_scale=0.3))
+    guide = stirred(MeanFieldGuide(model, ("normal", {"init_scale": 0.3})))
     drawn: dict[str, Tensor] = {}
     batch = next(tiny_examples(4).batches(4))
     elbo = bh.training.ELBO(3)

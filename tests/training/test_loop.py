@@ -20,7 +20,7 @@ from transformers import get_cosine_schedule_with_warmup
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, FitError
 from bhpeft_pyro.forecast import metrics
-from bhpeft_pyro.guides import DeltaGuide, NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.model.likelihoods import Categorical
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 from bhpeft_pyro.training import loop
@@ -53,7 +53,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_start_at_a_head_leaves_peft_weights_where_they_are() -> None:
     """Features of the frozen transformer say nothing of them; the prior's mean is a saddle."""
     model = tiny_model(bh.presets.lora(), prior=dist.Normal(0.0, 0.3), aligned=False)
-    guide = NormalGuide(model)
+    guide = MeanFieldGuide(model)
     before = 0.5 * torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1))
     guide.move({"lora.query.A": before})
     fit(model, guide, max_steps=1)
@@ -65,7 +65,7 @@ def test_the_start_at_a_head_leaves_peft_weights_where_they_are() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_site_of_every_preset_is_trained(preset: str) -> None:
     model = tiny_model(PRESETS[preset]())
-    guide = NormalGuide(model)
+    guide = MeanFieldGuide(model)
     before = {name: value.clone() for name, value in guide.means().items()}
     fit(model, guide, max_steps=2)
     after = guide.means()
@@ -120,7 +120,7 @@ def test_a_point_at_temperature_0_is_fine_tuning_with_adam() -> None:
     kinds = bh.presets.lora(rank=2, alpha=6.0)
     network = bh.RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer())
     model = bh.Model(network)
-    guide = DeltaGuide(model)
+    guide = MeanFieldGuide(model, "delta")
     data = tiny_examples(16)
     start = guide.means() | own_start(model, seed=0)
     anchors = model.network.coordinates({name: value[None] for name, value in start.items()})
@@ -231,7 +231,7 @@ def test_the_learning_rate_rises_and_falls_as_in_transformers(guide: str) -> Non
 
 def test_the_history_has_the_norm_of_the_gradient_per_example() -> None:
     model = tiny_model()
-    guide = DeltaGuide(model)
+    guide = MeanFieldGuide(model, "delta")
     before = torch.cat([p.detach().clone().flatten() for p in guide.parameters()])
     options = {"max_steps": 1, "optimizer": lambda found: SGD(found, lr=1e-5)}
     gradient = fit(model, guide, **options).report.history[0]["gradient"]
@@ -303,7 +303,7 @@ class Sick(Categorical):
 def fit_sick(likelihood: Sick, **options: Any) -> bh.Posterior:
     """A given width, so that the likelihood is called by the loop only, not to find a start."""
     model = tiny_model(likelihood=likelihood)
-    return fit(model, NormalGuide(model, init_scale=0.1), **options)
+    return fit(model, MeanFieldGuide(model, ("normal", {"init_scale": 0.1})), **options)
 
 
 def test_a_fit_without_a_single_good_step_is_none() -> None:
@@ -360,7 +360,7 @@ class Bomb(SGD):
 @pytest.mark.parametrize("steps", [10, 12, 30])
 def test_weights_that_are_not_finite_are_never_the_last_good_state(steps: int) -> None:
     model = tiny_model()
-    guide = DeltaGuide(model)
+    guide = MeanFieldGuide(model, "delta")
     names = [name for name, _ in guide.named_parameters()]
     with pytest.raises(FitError) as error:
         fit(model, guide, max_steps=steps, optimizer=lambda params: Bomb(params, lr=1e-5))
@@ -375,7 +375,7 @@ def test_a_look_at_weights_that_are_not_finite_loses_nothing(steps: int) -> None
     options: dict[str, Any] = {"validation": tiny_examples(8, seed=1)}
     options |= {"max_steps": steps, "optimizer": lambda params: Bomb(params, lr=1e-5)}
     with pytest.raises(FitError) as error:
-        fit(model, NormalGuide(model, init_scale=0.1), **options)
+        fit(model, MeanFieldGuide(model, ("normal", {"init_scale": 0.1})), **options)
     posterior = error.value.posterior
     assert all(value.isfinite().all() for value in posterior.guide.parameters())
     assert ["validation_nll" in entry for entry in posterior.report.history] == [True] * 9 + [False]
@@ -383,7 +383,7 @@ def test_a_look_at_weights_that_are_not_finite_loses_nothing(steps: int) -> None
 
 def test_the_site_with_a_bad_gradient_is_named() -> None:
     model = tiny_model(())
-    guide = DeltaGuide(model)
+    guide = MeanFieldGuide(model, "delta")
 
     def poison(gradient: Tensor) -> Tensor:
         return gradient * torch.nan

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError, LikelihoodError, PriorError
-from bhpeft_pyro.guides import NormalGuide, latent
+from bhpeft_pyro.guides import MeanFieldGuide, latent
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 from bhpeft_pyro.training.elbo import ELBO
@@ -232,7 +232,7 @@ def test_a_prior_may_not_have_parameters_that_nobody_trains() -> None:
     with pytest.raises(PriorError, match=refused):
         bh.fit(model, "normal", tiny_examples(), **QUICK)
     with pytest.raises(PriorError, match=refused):  # their trained values are in Pyro's store
-        bh.Posterior.of(model, NormalGuide(tiny_model(())))
+        bh.Posterior.of(model, MeanFieldGuide(tiny_model(())))
 
 
 def test_a_guide_that_cannot_be_reparameterised_is_refused() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.guides.guide import key
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
@@ -184,7 +184,7 @@ def test_predictive_from_the_prior_and_from_a_guide() -> None:
     found = Predictive(model, num_samples=7, parallel=True)(batch)
     assert found["label"].shape == (7, 5)
     assert found["head.weight"].std() > 0
-    guide = NormalGuide(model, init_scale=1e-6)
+    guide = MeanFieldGuide(model, ("normal", {"init_scale": 1e-6}))
     with torch.no_grad():
         guide.loc[key("head.bias")].copy_(torch.tensor([0.0, 100.0]))
     found = Predictive(model, guide=guide, num_samples=7, parallel=True)(batch)

@@ -10,7 +10,7 @@ import pytest
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import diagnose
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
@@ -69,7 +69,7 @@ def test_warnings_of_fits() -> None:
     assert nothing.endswith("at all sites of lora.query, lora.value")
     # The recipe that is a point in disguise: sds that start narrow and hardly move.
     model = tiny_model(())
-    guide = NormalGuide(model, init_scale=1e-4)
+    guide = MeanFieldGuide(model, ("normal", {"init_scale": 1e-4}))
     posterior = bh.fit(model, guide, data, max_steps=20, **{**options, "lr": 1e-4})
     words = " ".join(posterior.report.warnings)
     assert "collapsed" in words and "head.weight" in words

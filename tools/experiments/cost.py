@@ -22,7 +22,7 @@ import torch
 from bhpeft_pyro.base.fit_options import FitOptions
 from bhpeft_pyro.data import Examples, encode
 from bhpeft_pyro.data.examples import Tokens
-from bhpeft_pyro.guides import DeltaGuide
+from bhpeft_pyro.guides import MeanFieldGuide
 from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.model.cached_batches import CachedBatches
 from bhpeft_pyro.model.head import Head
@@ -160,7 +160,7 @@ class _Work:
         batches = CachedBatches(model, train).training(
             self.batch_size, 1, torch.Generator().manual_seed(0)
         )
-        return svi_step(model, DeltaGuide(model), next(batches), 1)
+        return svi_step(model, MeanFieldGuide(model, "delta"), next(batches), 1)
 
 
 def _fits(work: _Work) -> Records:

@@ -19,7 +19,7 @@ from ...base.fit_options import FitOptions
 from ...base.isolation import locked, seeded, with_gradients
 from ...data import Columns
 from ...errors import ArchitectureError, ConfigError, DataError, is_out_of_memory
-from ...guides import DeltaGuide
+from ...guides import MeanFieldGuide
 from ...model.backbone import check_plain, load_backbone, load_tokenizer
 from ...model.head import ClassifierHead, final_layer, set_final_layer, with_tail
 from ...model.likelihoods import Categorical, Likelihood, MultiLabel, Normal
@@ -109,7 +109,7 @@ def from_peft(
     if columns.label_names is None and likelihood.kind in ("class", "labels"):
         columns = replace(columns, label_names=_label_names(adapter))
     with seeded(0):
-        guide = DeltaGuide(model)
+        guide = MeanFieldGuide(model, "delta")
     guide.move({key: value.detach().float() for key, value in values.items()})
     network.in_use = True
     report = FitReport(0, "", FitOptions(), temperature=0.0, point=True, name=Path(name).name)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, apply_stack
 from pyro.poutine.util import site_is_subsample
@@ -92,10 +92,14 @@ def _stacked(parts: Sequence[Any], lead: torch.Size) -> Any:
 
 
 def _together(fns: Sequence[Any], lead: torch.Size) -> Any:
-    """The distributions of all draws as one of batch shape P; Normals and Laplace distributions
-    stay what they are, as their KL is known in closed form."""
+    """The distributions of all draws as one of batch shape P. Normals and Laplace distributions
+    stay what they are, as their KL is known in closed form, and so do points."""
     bases: list[Any] = [base_of(fn) for fn in fns]
     family = type(bases[0])
+    if all(isinstance(base, Delta) for base in bases):
+        values = torch.stack([base.v for base in bases]).unflatten(0, lead)
+        density = torch.stack([base.log_density.sum() for base in bases]).unflatten(0, lead)
+        return Delta(values, log_density=density, event_dim=values.dim() - len(lead))
     if isinstance(bases[0], Normal | Laplace) and all(type(base) is family for base in bases):
         loc, scale = (
             torch.stack([getattr(base, name) for base in bases]).unflatten(0, lead)

@@ -95,7 +95,7 @@ def moved(prior, draws=8):
     """The mean change of the predictions, in nats, by PEFT weights drawn from a prior."""
     prior = priors.as_prior(prior)
     with torch.no_grad(), pyro.plate("draws", draws, dim=-2):
-        weights = prior(network.sites)
+        weights = priors.checked(prior, network.sites)
         off = {n: torch.zeros_like(w) if n in peft else w for n, w in weights.items()}
         p, q = (normal.model.predictive(w, batch) for w in (off, weights))
     return torch.distributions.kl_divergence(p, q).mean().item()
@@ -130,7 +130,7 @@ def ard(sites):
     for site in sites:
         if site.role == "output" and site.name.startswith("lora."):
             ones = torch.ones(site.shape[0], 1, site.shape[-1])  # layer, out, rank
-            scale = pyro.sample(f"scale.{site.name}", dist.HalfNormal(ones).to_event())
+            scale = pyro.sample(f"scale.{site.name}", dist.HalfNormal(ones))
             values[site.name] = ready.non_centred(site, scale)
         else:
             values[site.name] = ready.normal(site)
@@ -146,7 +146,7 @@ def gates(sites):
             values[site.name] = ready.normal(site)
             continue
         if kind not in gate:
-            logits = dist.Logistic(torch.zeros(site.shape[0]), 2.0).to_event()
+            logits = dist.Logistic(torch.zeros(site.shape[0]), 2.0)
             gate[kind] = pyro.sample(f"gates.{kind}", logits).sigmoid()
         open_share = gate[kind].reshape(-1, *[1] * (site.ndim - 1))
         values[site.name] = ready.non_centred(site, open_share)

@@ -130,7 +130,6 @@ EARLIER: dict[str, Callable[[], bh.Posterior]] = {
         tiny_examples(),
         **QUICK,
     ),
-    "components": lambda: bh.fit(tiny_model(()), "normal", tiny_examples(), components=2, **QUICK),
     "latents": lambda: bh.fit(tiny_model((), prior=made), "normal", tiny_examples(), **QUICK),
 }
 

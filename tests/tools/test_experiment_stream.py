@@ -37,6 +37,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("exactly")
+@pytest.mark.filterwarnings("ignore:.* repeat another")
 @pytest.mark.filterwarnings("ignore:data. .* that an earlier round has learnt")
 @pytest.mark.parametrize("arm", ["posterior as prior", "all data so far"])
 def test_what_an_arm_has_learnt_is_known_in_closed_form(arm: str) -> None:
@@ -77,6 +78,7 @@ def test_fine_tuning_goes_on_from_where_it_was(
 
 
 @pytest.mark.usefixtures("exactly")
+@pytest.mark.filterwarnings("ignore:.* repeat another")
 def test_all_data_at_once_are_learnt_before_the_first_round() -> None:
     learn = ARMS[AT_ONCE](Setup(model, ROUNDS))
     posterior = None

@@ -191,12 +191,11 @@ def test_predictive_from_the_prior_and_from_a_guide() -> None:
     assert (found["label"] == 1).all()
 
 
-@pytest.mark.parametrize("components", [1, 2])
-def test_weight_draws_of_the_linearised_network_warn_in_the_network_itself(components: int) -> None:
+def test_weight_draws_of_the_linearised_network_warn_in_the_network_itself() -> None:
     batch = bh.data.Batch(tiny_batch(5).inputs)
     for kinds in (bh.presets.lora(), ()):
         model, options = tiny_model(kinds), {"max_steps": 2, "progress": False}
-        posterior = bh.fit(model, "laplace", tiny_examples(12), components=components, **options)
+        posterior = bh.fit(model, "laplace", tiny_examples(12), components=1, **options)
         predictive = Predictive(posterior.model, guide=posterior.guide, num_samples=2)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # silent, as it is right
@@ -229,10 +228,9 @@ def test_a_fit_leaves_global_state_alone_and_repeats_itself(guide: str) -> None:
         fits.append(bh.fit(tiny_model(()), guide, data, max_steps=4, progress=False, seed=7))
         fits[-1].predict(data, samples=3)
         assert torch.equal(torch.get_rng_state(), before)
-        states.append(fits[-1].guide.state_dict())
+        states.append([guide.state_dict() for guide in fits[-1].guides])
         assert list(pyro.get_param_store()) == ["of.the.user"]
     pyro.clear_param_store()
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=0, atol=0)
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
     losses = [[entry["loss"] for entry in fit.report.history] for fit in fits]
     assert losses[0] == losses[1]

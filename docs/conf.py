@@ -59,7 +59,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(transformers|datasets|numpy|matplotlib|starlette)\..*"),
     # As they stand in the source: imported for type checks only, or in a signature that Pyro gives.
     ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|Executor|MCMC"),
-    ("py:class", r"OptimizerFactory|Callback|Plain|Tensors|Sequence|Pooling|Action"),
+    ("py:class", r"OptimizerFactory|Callback|Sequence|Pooling|Action"),
+    ("py:class", r"Earlier|Width|LogKernel|_HowMany"),
     ("py:class", r"bhpeft_pyro\.decisions\.(novelty\.F|promises\.P)"),  # type variables
     # What nobody makes by hand.
     (
@@ -67,7 +68,7 @@ nitpick_ignore_regex = [
         r"bhpeft_pyro\.(data\.tokens\.Tokens|peft\.signals\.Scales"
         r"|peft\.kinds\.(Rows|SitePart|Weights)"
         r"|prediction\.log_kernel\.LogKernel"
-        r"|guides\.strategy\.Strategy|guides\.laplace\.curvature\.Information)",
+        r"|guides\.earlier\.Earlier|guides\.laplace\.(choice_of_tau\.Width|curvature\.Information))",
     ),
     ("py:class", r"pandas\.DataFrame|Figure"),  # imported where they are used
 ]

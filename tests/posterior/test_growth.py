@@ -330,7 +330,7 @@ def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
     stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
     with pytest.raises(LikelihoodError, match="OrderedLogistic"):
         bh.fit(stars, "normal", data, **QUICK).grow(["2"])
-    with pytest.raises(GuideError, match=r"point estimates cannot get new rows of head\.bias, head\.weight"):
+    with pytest.raises(GuideError, match=r"point estimates .* head\.bias, head\.weight"):
         bh.fit(tiny_model(()), "delta", data, **QUICK).grow(["2"])
     with pytest.raises(PriorError, match="also samples tau"):
         bh.fit(tiny_model((), prior=hierarchical), "normal", data, **QUICK).grow(["2"])

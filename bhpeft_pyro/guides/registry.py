@@ -26,7 +26,7 @@ from .mean_field import FAMILIES, Family, MeanFieldGuide
 from .pyro_guides import PYROS, PyroGuide
 
 GUIDES = ("laplace", *FAMILIES)
-"""The names of this package's guides."""
+"""This package's guides, by the names that `autoguide` takes."""
 PRESETS = {"down only": ("*.A", "*.down"), "A only": ("lora.*.A",)}
 """Names of mappings in which some sites are Normal and all others point estimates.
 

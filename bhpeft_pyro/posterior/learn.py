@@ -4,7 +4,7 @@ then their widths are chosen together, and they become one posterior."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -62,6 +62,8 @@ def learn(
         train: whether the guides are trained; else they get a width alone.
     """
     jobs, first = list(zip(setups, reports, strict=True)), setups[0]
+    # By id, as some components may fail; in the first round there are none yet.
+    before = dict(zip((report.id for report in reports), last.first_priors, strict=True))
     labels, function = first.examples.labels, train_component if train else widen_component
     if train and labels is not None and (off := first.model.likelihood.off_scale(labels)):
         warn(f"data: {off}; expected ratings of that scale")
@@ -86,10 +88,10 @@ def learn(
                 fitted.append(component)
                 whole.next()
             whole.name("mixture")
-            return _joined(last, fitted, first, options)
+            return _joined(last, before, fitted, first, options)
         except FitError as error:
             if states := fitted or [state for state in [error.component] if state]:
-                error.posterior = _as_posterior(last, states, first, options)
+                error.posterior = _as_posterior(last, before, states, first, options)
             raise
         except Exception as error:  # too little memory, say
             if not fitted:
@@ -97,7 +99,7 @@ def learn(
             failed = FitError(
                 f"the fit ended after {len(fitted)} of {len(jobs)} components: {error!r}"
             )
-            failed.posterior = _as_posterior(last, fitted, first, options)
+            failed.posterior = _as_posterior(last, before, fitted, first, options)
             raise failed from error
 
 
@@ -145,7 +147,11 @@ def _last_noise(setup: Setup) -> Tensor | None:
 
 
 def _joined(
-    last: Posterior, fitted: Sequence[Fitted], setup: Setup, options: FitOptions
+    last: Posterior,
+    before: Mapping[str, Prior | None],
+    fitted: Sequence[Fitted],
+    setup: Setup,
+    options: FitOptions,
 ) -> Posterior:
     """Components that have just been fitted as one posterior, with their widths chosen together;
     `setup` is of the first."""
@@ -158,7 +164,7 @@ def _joined(
                 component._replace(report=replace(component.report, **more))
                 for component, more in zip(fitted, said, strict=True)
             ]
-        posterior = _as_posterior(last, fitted, setup, options, **fields)
+        posterior = _as_posterior(last, before, fitted, setup, options, **fields)
         labels, several = setup.examples.labels, bool(posterior.report.components)
         if several and setup.held_out is not None and labels is not None and posterior.linear:
             # Without backward passes, which would take as long as the choice of the widths.
@@ -169,9 +175,23 @@ def _joined(
 
 
 def _as_posterior(
-    last: Posterior, fitted: Sequence[Fitted], setup: Setup, options: FitOptions, **fields: Any
+    last: Posterior,
+    before: Mapping[str, Prior | None],
+    fitted: Sequence[Fitted],
+    setup: Setup,
+    options: FitOptions,
+    **fields: Any,
 ) -> Posterior:
-    """The posterior of fitted components; `fields` are of the report of several."""
+    """The posterior of fitted components.
+
+    Args:
+        last: the posterior before the round.
+        before: the first prior of each component, by the id of its report.
+        fitted: the components, of which some may be missing.
+        setup: of the first component.
+        options: those given for all components.
+        fields: of the report of several.
+    """
     guides, priors, reports, _ = zip(*fitted, strict=True)
     report, lineage = reports[0], last.lineage
     if len(fitted) > 1 or (lineage and lineage[-1].components):
@@ -179,10 +199,8 @@ def _as_posterior(
         report = FitReport.of_mixture(reports, options, parent, **fields)
     first: Sequence[Prior | None] = priors
     if lineage:
-        # By id, as some components may have failed.
-        before = {part.report.id: part.first_priors[0] for part in last.components}
         pairs = zip(guides, reports, strict=True)
-        first = [guide.first_prior(before[report.parent]) for guide, report in pairs]
+        first = [guide.first_prior(before[report.id]) for guide, report in pairs]
     rows = last.learnt_rows
     if not (lineage and rows is None):  # else those of this round are not all
         parts = [part.hashes for part in (setup.examples, setup.held_out) if part]

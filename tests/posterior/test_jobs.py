@@ -155,6 +155,19 @@ def test_components_keep_their_first_priors_after_one_has_failed() -> None:
     assert not torch.equal(*locs[0])
 
 
+def test_points_that_are_left_after_one_has_failed_can_be_widened() -> None:
+    family = {"*": ("delta", {"width": 0.1})}
+    first = fit(family, of=tiny_model())
+    with pytest.raises(FitError, match="component 1 of 3") as error:
+        first.update(SECOND, executor=Inline((0,), ValueError("gone")))
+    kept: Any = error.value.posterior
+    wide = kept.widen(SECOND, max_steps=1)
+    assert len(wide.guides) == 2 and wide.linear
+    assert [each.first_priors for each in wide.components] == [
+        each.first_priors for each in kept.components
+    ]
+
+
 def test_ctrl_c_cancels_the_rest() -> None:
     class Pool(Inline):
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:

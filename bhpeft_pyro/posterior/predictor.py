@@ -21,7 +21,7 @@ from ..decisions.promises import Promise, terms, with_promise
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
 from ..guides import Guide
-from ..guides.guide import check_not_linear
+from ..guides.guide import check_not_linear, guides_of
 from ..model.model import Model
 from ..prediction.draws import draw, point
 from ..prediction.predict import AnyForecast, predict
@@ -52,9 +52,10 @@ class Predictor:
     novelty: Novelty | None = None
 
     def __post_init__(self) -> None:
-        self.guides = (self.guides,) if isinstance(self.guides, Guide) else tuple(self.guides)
+        self.guides = tuple(guides_of(self.guides))
         count = len(self.guides)
-        self.priors = tuple(self.priors) or (self.model.prior,) * count
+        alike = count == 1 or not self.priors
+        self.priors = (self.model.prior,) * count if alike else tuple(self.priors)
         self.first_priors = tuple(self.first_priors) or (None,) * count
         self.columns = self.model.named(self.columns)
 
@@ -88,20 +89,16 @@ class Predictor:
         return tuple(cast("Posterior", self._component(k)) for k in range(len(self.guides)))
 
     def _component(self, number: int) -> Self:
-        prior, first = self.priors[number], self.first_priors[number]
         return self.replace(
-            model=self.model.with_prior(prior),
+            model=self.model.with_prior(self.priors[number]),
             guides=(self.guides[number],),
             lineage=lineage_of(number, self.lineage),
-            priors=(prior,),
-            first_priors=(first,),
+            first_priors=(self.first_priors[number],),
             **dict.fromkeys(("student", "promised", "novelty")),
         )
 
     def replace(self, **changes: Any) -> Self:
         """The same posterior with some attributes changed."""
-        if "model" in changes and len(self.guides) == 1:
-            changes = {"priors": (), **changes}  # those of the model
         return dataclasses.replace(self, **changes)
 
     def with_report(self, **changes: Any) -> Self:

@@ -17,17 +17,14 @@ from ...base.checks import warn
 from ...base.distributions import Covariance, LowRankNormal
 from ...base.fit_options import FitOptions
 from ...base.values import Count, valid
-from ...data import Examples
 from ...data.batch import Batch
 from ...errors import GuideError
 from ...model.model import Model
 from ...priors import JointPrior, Prior, unpack
 from ...priors.any_prior import joint, moved
-from ..earlier import Earlier
 from ..guide import NOISE_STEPS, Guide, adam_lr
 from ..latent import joint_normal
 from ..mean_field import ScaledAdam
-from .choice_of_tau import Width
 from .curvature import Information
 from .width import compute_width
 
@@ -224,16 +221,7 @@ class LaplaceGuide(Guide):
                     parts[name][new] = 0
         self.loc.lerp_(last, torch.cat([part.flatten() for part in parts.values()]))
 
-    def compute_width(
-        self,
-        model: Model,
-        examples: Examples,
-        held_out: Examples | None,
-        options: FitOptions,
-        earlier: Earlier | None = None,
-        last_noise: Tensor | None = None,
-    ) -> tuple[Model, Width]:
-        return compute_width(self, model, (examples, held_out), options, earlier, last_noise)
+    compute_width = compute_width
 
     def first_prior(self, before: Prior | None) -> Prior | None:
         prior = joint(before)

@@ -36,18 +36,18 @@ _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first 
 def compute_width(
     guide: LaplaceGuide,
     model: Model,
-    rows: tuple[Examples, Examples | None],
+    examples: Examples,
+    held_out: Examples | None,
     options: FitOptions,
-    earlier: Earlier | None,
-    last_noise: Tensor | None,
+    earlier: Earlier | None = None,
+    last_noise: Tensor | None = None,
 ) -> tuple[Model, Width]:
-    """Compute the covariance of a trained guide, in place; see `Guide.compute_width`.
+    """Compute the covariance of a trained guide, in place: its method, see `Guide.compute_width`.
 
     Without held-out rows tau is that of the options or changes with the noise scale of ratings
     only (it is 1 at first), and the output scale is that of `earlier`.
     """
-    (examples, held_out), likelihood = rows, model.likelihood
-    pooled = 1.0
+    likelihood, pooled = model.likelihood, 1.0
     if last_noise is not None:
         pooled = (likelihood.log_noise(guide.means()) - last_noise).exp().item()
         guide.move(likelihood.with_log_noise(last_noise))

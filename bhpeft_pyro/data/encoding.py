@@ -118,7 +118,8 @@ def encode(
     with numbered(need(rows, *inputs, *columns.extra, *((target,) if labelled else ()))):
         values = _label_cells(rows, target, kind, names, labelled)
         if names is None and values is not None and kind in ("class", "labels"):
-            names = completed(_names(source, rows, target, kind, ordered), classes, target)
+            called = _names(source, rows, values, target, kind, ordered)
+            names = completed(called, classes, target)
         extra = {name: read_ratings(rows[name].tolist(), name, "number") for name in columns.extra}
         texts = read_cells(rows[inputs[0]].tolist(), inputs[0], check_text)
         choices = second = None
@@ -166,10 +167,15 @@ def _label_cells(
 
 
 def _names(
-    source: object, rows: pd.DataFrame, column: str, kind: Kind, ordered: bool
+    source: object,
+    rows: pd.DataFrame,
+    values: Sequence[Any],
+    column: str,
+    kind: Kind,
+    ordered: bool,
 ) -> Sequence[str]:
-    """The names of the classes in a column, in the source's order if it has one."""
-    values = rows[column].tolist()
+    """The names of the classes in a column of these values, in the source's order if it has
+    one."""
     names = _ordered_names(source, rows, column, unused=ordered)
     names = names or names_in(values, column, kind, ordered)
     # -1, for rows without a label, is refused where the labels are read.

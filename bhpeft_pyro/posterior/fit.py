@@ -68,7 +68,7 @@ def fit(
             estimates, stay with its network. Use a new network for each fold of a cross-validation.
         guide: what `autoguide` takes, a guide (fitted in place, from where it is if it has been
             fitted before), or a function with `pyro.param` statements; or a list of guides, one for
-            each component.
+            each component. A single guide is one component, of whatever family.
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
             file, a mapping of lists.
         validation: as `data`. Its NLL is reported, and stops the fit if `patience` is set. If it

@@ -122,11 +122,6 @@ class Examples:
             return self, None
         return self.subset(rest.sort().values), self.subset(held_out.sort().values)
 
-    def without_copies(self) -> Examples:
-        """The last of the examples with the same text, for each text, in their order."""
-        last = {key: number for number, key in enumerate(self.hashes.tolist())}
-        return self.subset(sorted(last.values()))
-
     def subset(self, indices: Sequence[int] | Tensor) -> Examples:
         """The examples `indices` in that order, as PyTorch indexes: negative ones count from the
         end, and a mask (N,) takes those where it is True; its IndexError for one beyond the end."""

@@ -26,7 +26,7 @@ class Site:
         dims: one name for each dimension: layer, rank, in, out, position, bottleneck; in the head,
             output and feature.
         unit: the sd of its weights, broadcastable to `shape`, at which its branch is as large as
-            the frozen output that it is added to (docs/units.md). On the input side, the branch's
+            the frozen output that it is added to (docs/method.md). On the input side, the branch's
             inner values then have RMS 1, given the RMS of the branch's real input. On the output
             side, the branch has the RMS of that output. For a prefix it is the RMS of the layer's
             frozen keys, or values.

@@ -90,7 +90,6 @@ def serve(
     uvicorn = optional_library("uvicorn", why)
     from ..data.encoding import CutWarning
     from ..forecast.base import way_in_words
-    from ..serving.connections import Connection, room_for
     from ..serving.engine import Limits
     from ..serving.loading import Source
     from ..serving.server import Service
@@ -104,15 +103,11 @@ def serve(
         say(f"nothing is promised: {served.no_promise}")
     else:
         say(f"promised: {served.promised.in_short}")
-    connections = room_for(max_requests)
     hosts = [host, *(allow_host or "").split(",")]
     uvicorn.run(
         Service(source, served, limits, os.environ.get("BHPEFT_ADMIN_TOKEN"), hosts).application,
         host=host,
         port=port,
         access_log=False,
-        http=Connection,
-        limit_concurrency=connections,
-        backlog=connections,
         timeout_graceful_shutdown=math.ceil(max_seconds),
     )

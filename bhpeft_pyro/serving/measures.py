@@ -1,24 +1,12 @@
-"""What a service counts, for Prometheus: `GET /metrics`.
-
-Several processes behind one port count together if `PROMETHEUS_MULTIPROC_DIR` names a folder, as
-prometheus-client has it.
-"""
+"""What a service counts, for Prometheus: `GET /metrics`."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from functools import partial
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-    multiprocess,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .answers import Answer
 from .feedback import Seen
@@ -41,11 +29,7 @@ class Measures:
         self.seconds = histogram(
             "bhpeft_request_seconds", "From a request to its answer", ["path"], buckets=_SECONDS
         )
-        self.running = gauge(
-            "bhpeft_requests_running",
-            "Requests being read, queued or answered",
-            multiprocess_mode="livesum",
-        )
+        self.running = gauge("bhpeft_requests_running", "Requests being read, queued or answered")
         self.batch_texts = histogram(
             "bhpeft_batch_texts", "Texts predicted together", buckets=_TEXTS
         )
@@ -59,17 +43,14 @@ class Measures:
             ["round", "reason", "answered"],
         )
         self.exchanges = count("bhpeft_exchanges", "Rounds exchanged, by the new one", ["round"])
-        # Of several processes all read the same file.
         self.labels = gauge(
             "bhpeft_feedback",
             "Labels of the round that came back; answered and wrong ones are of texts at random",
             ["what"],
-            multiprocess_mode="mostrecent",
         )
         self.holds = gauge(
             "bhpeft_promise_holds",
             "0 if labels or texts speak against the promise; NaN if there is none",
-            multiprocess_mode="mostrecent",
         )
 
     def feedback(self, seen: Seen) -> None:
@@ -93,8 +74,4 @@ class Measures:
 
     def text(self) -> bytes:
         """All counters as Prometheus reads them."""
-        registry = self._registry
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry)
-        return generate_latest(registry)
+        return generate_latest(self._registry)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .diagnostics import changes, comparison  # noqa: F401
     from .guides import autoguide
     from .integrations import arviz  # noqa: F401
-    from .integrations.huggingface import from_peft
+    from .integrations.peft_in import from_peft
     from .model import likelihoods, tasks
     from .model.head import ClassifierHead, Head
     from .model.model import Model
@@ -52,7 +52,7 @@ _HOMES = {
     "RandomPEFT": "model.network",
     "autoguide": "guides",
     "fit": "posterior.fit",
-    "from_peft": "integrations.huggingface",
+    "from_peft": "integrations.peft_in",
     "stream": "streams",
 }
 _ROOMS = (

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import BHPEFTWarning, ConfigError, DataError
+from ..errors import BHPEFTWarning, DataError, Extra, missing
 
 _WIDTH = 60  # characters of a value in a message
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -70,13 +70,13 @@ def warn(message: str | BHPEFTWarning) -> None:
     warnings.warn(message, BHPEFTWarning, stacklevel=level)
 
 
-def optional_library(name: str, why: str) -> Any:
+def optional_library(name: str, extra: Extra) -> Any:
     """The module `name` of a library that not everybody has, imported when it is needed.
 
     Raises:
-        ConfigError: it is missing; `why` says for what it is needed, and how to install it.
+        ConfigError: it is missing; the message names the extra that installs it.
     """
     try:
         return import_module(name)
     except ImportError as error:
-        raise ConfigError(why) from error
+        raise missing(name, extra) from error

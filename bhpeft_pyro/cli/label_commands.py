@@ -147,10 +147,9 @@ def review(
     from ..base.files import alone
     from ..data.table import table as read
     from ..review import Journal, Learning, Pool, Session, Where, application
-    from ..review.page import WHY
     from . import saved
 
-    uvicorn = optional_library("uvicorn", WHY)
+    uvicorn = optional_library("uvicorn", "serve")
     saved.check_file(out, ".csv", data=data)
     new_round = new_round or _beside(run)
     saved.check_out(new_round, overwrite=True)

@@ -84,10 +84,9 @@ def serve(
     """
     from ..base.checks import optional_library
 
-    why = "bhpeft serve needs what the extra serve installs: pip install 'bhpeft_pyro[serve]'"
     for library in ("starlette", "prometheus_client"):
-        optional_library(library, why)
-    uvicorn = optional_library("uvicorn", why)
+        optional_library(library, "serve")
+    uvicorn = optional_library("uvicorn", "serve")
     from ..data.encoding import CutWarning
     from ..forecast.base import way_in_words
     from ..serving.engine import Limits

@@ -49,7 +49,6 @@ _CELLS = (
     "expected commas between cells (or semicolons or tabs, also in the first line), and quotes "
     "around a cell with such a sign or a line break in it"
 )
-_SHEETS = "spreadsheets need pandas' readers of them: pip install 'bhpeft_pyro[sheets]'"
 
 
 def table(
@@ -350,7 +349,7 @@ def _csv(path: Path, text: str, texts: Collection[str]) -> pd.DataFrame:
 def _sheet(path: Path) -> pd.DataFrame:
     """The first sheet of a spreadsheet; its cells are texts, as a CSV file has them."""
     engine = "odf" if path.suffix.lower() == ".ods" else "openpyxl"
-    optional_library(engine, _SHEETS)
+    optional_library(engine, "sheets")
     if engine == "odf":  # which keeps what comes before a damaged place, and goes on
         with ZipFile(path) as parts:
             ParserCreate().Parse(parts.read("content.xml"), True)

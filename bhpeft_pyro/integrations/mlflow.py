@@ -15,15 +15,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlflow
 import pandas as pd
-from mlflow.artifacts import download_artifacts
-from mlflow.models import Model, infer_signature
-from mlflow.models.model import ModelInfo
 
-from ..errors import SaveError
+from ..errors import SaveError, missing
 from ..model.backbone import shared_name
 from ..posterior.posterior import Posterior
+
+try:
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model, infer_signature
+    from mlflow.models.model import ModelInfo
+except ModuleNotFoundError as error:
+    raise missing("mlflow", "mlflow") from error
 
 __all__ = ["get_default_pip_requirements", "load_model", "log_model", "save_model"]
 

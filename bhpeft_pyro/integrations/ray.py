@@ -10,7 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-import ray
+from ..errors import missing
+
+try:
+    import ray
+except ModuleNotFoundError as error:
+    raise missing("ray", "ray") from error
 
 __all__ = ["RayExecutor"]
 

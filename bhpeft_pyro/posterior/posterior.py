@@ -259,42 +259,34 @@ class Posterior(Predictor):
 
         return grow(self, labels)
 
-    def to_peft(
-        self,
-        folder: str | Path,
-        component: Part | None = None,
-        *,
-        draws: int = 0,
-        seed: int = 0,
-    ) -> Path:
-        """Write adapters that the `peft` library loads; see `integrations.huggingface.to_peft`."""
-        from ..integrations.huggingface import to_peft
+    def to_peft(self, folder: str | Path, component: Part | None = None) -> Path:
+        """Write adapters that the `peft` library loads; see `integrations.peft_out.to_peft`."""
+        from ..integrations.peft_out import to_peft
 
-        return to_peft(self, folder, component, draws=draws, seed=seed)
+        return to_peft(self, folder, component)
 
     def merge(self, component: Part | None = None) -> PreTrainedModel:
-        """A plain Hugging Face classifier; see `integrations.huggingface.merge`."""
-        from ..integrations.huggingface import merge
+        """A plain Hugging Face classifier; see `integrations.peft_out.merge`."""
+        from ..integrations.peft_out import merge
 
         return merge(self, component)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """`save`, with a model card; see `integrations.huggingface.save_pretrained`."""
-        from ..integrations.huggingface import save_pretrained
+        """`save`, with a model card; see `integrations.hub.save_pretrained`."""
+        from ..integrations.hub import save_pretrained
 
         return save_pretrained(self, folder, overwrite)
 
     @staticmethod
     def from_pretrained(name: str | Path, *args: Any, **options: Any) -> Posterior:
-        """`load`, also from the Hugging Face hub; see
-        `integrations.huggingface.from_pretrained`."""
-        from ..integrations.huggingface import from_pretrained
+        """`load`, also from the Hugging Face hub; see `integrations.hub.from_pretrained`."""
+        from ..integrations.hub import from_pretrained
 
         return from_pretrained(name, *args, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload to the Hugging Face hub; see `integrations.huggingface.push_to_hub`."""
-        from ..integrations.huggingface import push_to_hub
+        """Upload to the Hugging Face hub; see `integrations.hub.push_to_hub`."""
+        from ..integrations.hub import push_to_hub
 
         return push_to_hub(self, repo_id, **options)
 

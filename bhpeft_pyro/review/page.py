@@ -22,7 +22,6 @@ from .learning import Learning
 from .pool import Item
 from .session import Session
 
-WHY = "the page needs Starlette; expected pip install 'bhpeft_pyro[serve]'"
 _HOSTS = ("127.0.0.1", "localhost")
 _HEADERS = {
     "content-security-policy": (
@@ -57,7 +56,7 @@ def application(session: Session, learning: Learning, token: str = "", title: st
         title: the name of the run.
     """
     for library in ("starlette", "jinja2", "python_multipart"):  # the last one reads forms
-        optional_library(library, WHY)
+        optional_library(library, "serve")
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool

@@ -18,7 +18,7 @@ from make_saved import BACKBONE
 import bhpeft_pyro as bh
 from bhpeft_pyro.data import Columns
 from bhpeft_pyro.errors import SaveError
-from bhpeft_pyro.integrations.huggingface import hub
+from bhpeft_pyro.integrations import hub
 from bhpeft_pyro.testing import tiny_tokenizer
 
 TEXTS = ["w5 w20", "w6 w21"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import pkgutil
+import re
 import subprocess
 import sys
+from configparser import ConfigParser
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +16,9 @@ import pytest
 
 import bhpeft_pyro
 from bhpeft_pyro.base import names
+from bhpeft_pyro.base.checks import optional_library
 from bhpeft_pyro.cli import options
+from bhpeft_pyro.errors import ConfigError, Extra
 from bhpeft_pyro.guides import GUIDES, PRESETS, autoguide
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_model
@@ -70,6 +75,71 @@ def test_names_that_options_know_are_those_there_are() -> None:
     points = [name for name in GUIDES if autoguide(name, tiny_model(())).point]
     assert points == list(options.POINTS)
     assert get_args(names.Family) == tuple(name for name in GUIDES if name != "delta")
+
+
+LIBRARIES = {
+    "mlflow": ("mlflow",),
+    "peft": ("peft",),
+    "ray": ("ray",),
+    "serve": ("starlette", "uvicorn", "jinja2", "prometheus_client", "python_multipart"),
+    "sheets": ("openpyxl", "odf"),
+}
+"""By extra, the modules that only it installs."""
+
+
+def metadata() -> ConfigParser:
+    parser = ConfigParser()
+    parser.read(Path(__file__).parents[2] / "setup.cfg")
+    return parser
+
+
+def names_of(requirements: str) -> set[str]:
+    """Distributions as modules are named; an extra of this package by its own name."""
+    lines = [line for line in requirements.splitlines() if line and not line.startswith("#")]
+    words = {re.split(r"[><=,\[]", line, maxsplit=1)[0] for line in lines}
+    renamed = {"pyyaml": "yaml", "scikit_learn": "sklearn", "pyro_ppl": "pyro", "odfpy": "odf"}
+    found = {word.lower().replace("-", "_") for word in words}
+    return {renamed.get(word, word) for word in found}
+
+
+def test_what_is_imported_is_installed_with_the_package_or_by_an_extra() -> None:
+    root = Path(bhpeft_pyro.__file__).parent
+    imported = set()
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(str(node.module).split(".")[0])
+    others = imported - {*sys.stdlib_module_names, "bhpeft_pyro"}
+    hard = names_of(metadata()["options"]["install_requires"])
+    brought = {"xarray", "arviz_stats", "pyarrow", "tokenizers"}  # by ArviZ and Hugging Face
+    assert others - hard - brought <= {name for names in LIBRARIES.values() for name in names}
+    assert hard - {"datasets"} <= others | {"datasets"}
+
+
+def test_extras_are_complete_and_named_when_a_library_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extras = metadata()["options.extras_require"]
+    assert {*LIBRARIES} == {*get_args(Extra)}
+    whole = extras["all"].split("[")[1].rstrip("]\n").split(",")
+    assert {*whole} == {*LIBRARIES, "netcdf"}
+    for extra, libraries in LIBRARIES.items():
+        assert {*libraries} <= names_of(extras[extra])
+        for library in libraries:
+            monkeypatch.setitem(sys.modules, library, None)
+            needed = rf"{library}: pip install 'bhpeft_pyro\[{extra}\]'"
+            with pytest.raises(ConfigError, match=needed):
+                optional_library(library, extra)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["mlflow", "ray"])
+def test_an_integration_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, f"bhpeft_pyro.integrations.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=rf"need {name}: pip install 'bhpeft_pyro\[{name}\]'"):
+        import_module(f"bhpeft_pyro.integrations.{name}")
 
 
 def test_no_module_hides_what_the_package_exports() -> None:

@@ -1,4 +1,8 @@
-"""From an adapter of the `peft` library, or a classifier, to a posterior."""
+"""From an adapter of the `peft` library, or a classifier, to a posterior.
+
+It rests on `ClassifierHead`: the model runs as Hugging Face wrote it, and LoRA weights and the last
+linear layer mean the same on both sides.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...base.checks import optional_library
-from ...base.fit_options import FitOptions
-from ...base.isolation import locked, seeded, with_gradients
-from ...data import Columns
-from ...errors import ArchitectureError, ConfigError, DataError, is_out_of_memory
-from ...guides import MeanFieldGuide
-from ...model.backbone import check_plain, load_backbone, load_tokenizer
-from ...model.head import ClassifierHead, final_layer, set_final_layer, with_tail
-from ...model.likelihoods import Categorical, Likelihood, MultiLabel, Normal
-from ...model.model import Model
-from ...model.network import RandomPEFT
-from ...peft import LoRA
-from ...peft.architectures import architecture_of, layers_of
-from ...posterior.posterior import Posterior
-from ...training.report import FitReport
+from ..base.checks import optional_library
+from ..base.fit_options import FitOptions
+from ..base.isolation import locked, seeded, with_gradients
+from ..data import Columns
+from ..errors import ArchitectureError, ConfigError, DataError, is_out_of_memory
+from ..guides import MeanFieldGuide
+from ..model.backbone import check_plain, load_backbone, load_tokenizer
+from ..model.head import ClassifierHead, final_layer, set_final_layer, with_tail
+from ..model.likelihoods import Categorical, Likelihood, MultiLabel, Normal
+from ..model.model import Model
+from ..model.network import RandomPEFT
+from ..peft import LoRA
+from ..peft.architectures import architecture_of, layers_of
+from ..posterior.posterior import Posterior
+from ..training.report import FitReport
+
+__all__ = ["from_peft"]
 
 Change = tuple[Tensor, Tensor, float]
 """LoRA's A (r, in), B (out, r) and scale on one module."""
@@ -120,8 +126,7 @@ def from_peft(
 
 def library() -> Any:
     """The `peft` library, which is optional and slow to import."""
-    why = "adapter: the peft library is needed; expected pip install 'bhpeft_pyro[peft]'"
-    return optional_library("peft", why)
+    return optional_library("peft", "peft")
 
 
 def _loaded(

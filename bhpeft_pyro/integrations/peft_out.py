@@ -12,29 +12,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ...base.files import alone, flush_folder, make_folder, naming, write
-from ...errors import ConfigError, SaveError
-from ...guides.guide import check_not_linear
-from ...model.head import final_layer, set_final_layer
-from ...model.network import RandomPEFT
-from ...peft.hooks import bare_copy
-from ...peft.kinds import rows_of
-from ...posterior.posterior import Posterior
-from ...posterior.predictor import Part
-from .reading import CONFIG, Change, check_targets, library
+from ..base.files import alone, flush_folder, make_folder, naming, write
+from ..errors import ConfigError, SaveError
+from ..model.head import final_layer, set_final_layer
+from ..model.network import RandomPEFT
+from ..peft.hooks import bare_copy
+from ..peft.kinds import rows_of
+from ..posterior.posterior import Posterior
+from ..posterior.predictor import Part
+from .peft_in import CONFIG, Change, check_targets, library
+
+__all__ = ["merge", "to_peft"]
 
 _TENSORS = "adapter_model.safetensors"
 _CLASSES, _LABELS = "single_label_classification", "multi_label_classification"  # problem types
 
 
-def to_peft(
-    posterior: Posterior,
-    folder: str | Path,
-    component: Part | None = None,
-    *,
-    draws: int = 0,
-    seed: int = 0,
-) -> Path:
+def to_peft(posterior: Posterior, folder: str | Path, component: Part | None = None) -> Path:
     """Write a posterior's weights as adapters of the `peft` library, classifier included.
 
     `PeftModel.from_pretrained(backbone, folder)` gives the same logits, or mean ratings before they
@@ -46,12 +40,8 @@ def to_peft(
     Args:
         posterior: of LoRA alone, with a `ClassifierHead`.
         folder: of the adapter, a new or an empty one. Several adapters are written to its folders
-            component-0, component-1 and so on, or draw-0 and so on: `model.load_adapter` takes one
-            by one.
+            component-0, component-1 and so on: `model.load_adapter` takes one by one.
         component: of a mixture, the one to write; by default all. "student" writes that.
-        draws: write so many draws of the weights, in place of the central values; of a mixture
-            rounded up, as many of each component.
-        seed: of the draws.
 
     Returns:
         The folder.
@@ -59,8 +49,7 @@ def to_peft(
     Raises:
         ConfigError: adapter or prefix weights, or a `Head`, which `peft` has no counterpart for;
             several labels per text, or one, and a backbone whose config says otherwise
-            (`problem_type`); no such component; draws of a linearised posterior, which are no
-            weights of the network.
+            (`problem_type`); no such component.
         LikelihoodError: it reads the outputs otherwise than a Hugging Face classifier.
         SaveError: the folder is not empty.
         WriteError: the disk is full, or it cannot be written for another reason.
@@ -84,19 +73,10 @@ def to_peft(
             f"config has problem_type={_CLASSES!r}, not {problem!r}; merge() gives one"
         )
     numbers = range(len(posterior.guides)) if component is None else (component,)
-    chosen = {f"component-{number}": posterior.weights(number) for number in numbers}
-    if draws:
-        if component == "student":
-            raise ConfigError(f"draws={draws}: a student has none; expected 0")
-        whole = posterior if component is None else posterior.components[component]
-        check_not_linear(whole.guides[0], f"draws={draws}")
-        drawn = whole.sample(draws, seed)
-        count = len(next(iter(drawn.values())))
-        chosen = {
-            f"draw-{i}": {name: value[i] for name, value in drawn.items()} for i in range(count)
-        }
     likelihood = posterior.model.likelihood
-    chosen = {name: likelihood.exported(values) for name, values in chosen.items()}
+    chosen = {
+        f"component-{number}": likelihood.exported(posterior.weights(number)) for number in numbers
+    }
     if folder.exists() and any(folder.iterdir()):
         raise SaveError(f"folder: {folder} is not empty; expected a new or an empty folder")
     goal = folder.resolve()

@@ -11,12 +11,14 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedModel
 
-from ... import __version__
-from ...base.files import write
-from ...errors import SaveError
-from ...model.backbone import shared_name
-from ...posterior.posterior import Posterior
-from ...posterior.saving import FILE
+from .. import __version__
+from ..base.files import write
+from ..errors import SaveError
+from ..model.backbone import shared_name
+from ..posterior.posterior import Posterior
+from ..posterior.saving import FILE
+
+__all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 _BASES = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",

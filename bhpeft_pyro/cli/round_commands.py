@@ -104,7 +104,7 @@ def stream(
     from ..decisions.watching import in_words
     from ..posterior import saving
     from ..streams.record import TEST
-    from ..streams.resume import about, encode_ahead
+    from ..streams.stream import about, encode_ahead
     from . import saved, tables
     from .task import infer
 

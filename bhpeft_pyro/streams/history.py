@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
-from ..base.checks import shown
 from ..base.files import flush_folder, make_folder, naming
-from ..errors import BusyError, ConfigError, SaveError
+from ..errors import BusyError, SaveError
 from ..posterior import Posterior, saving
 from ..training.report import FitReport
 
@@ -65,7 +64,7 @@ class History:
         """The reports of all rounds here by id, parents before their children, older ones first.
 
         Raises:
-            SaveError: a round is damaged or here twice, or rounds are their own ancestors.
+            SaveError: a round is damaged.
         """
         return {id: report for id, (_, report) in self._ordered().items()}
 
@@ -123,15 +122,11 @@ class History:
 
         Raises:
             BusyError: another process is writing into the folder, and did not end within a minute.
-            ConfigError: `metrics` are not numbers.
             SaveError: the round is here already, or it cannot be saved.
             WriteError: the disk is full, or it cannot be written for another reason.
         """
         last = posterior.report
-        try:
-            noted = last.metrics | {str(k): float(v) for k, v in (metrics or {}).items()}
-        except (AttributeError, TypeError, ValueError):
-            raise ConfigError(f"metrics={shown(metrics)}; expected numbers by name") from None
+        noted = last.metrics | {str(k): float(v) for k, v in (metrics or {}).items()}
         named = posterior.with_report(name=str(name) or last.name, metrics=noted)
         folder, new = self.folder / last.id, self.folder / _NEW
         with self.writing(_WAIT), naming(folder):
@@ -196,14 +191,7 @@ class History:
         sorter = TopologicalSorter[str](
             {id: [r.parent] if r.parent in rounds else [] for id, (_, r) in rounds.items()}
         )
-        try:
-            sorter.prepare()
-        except CycleError as error:
-            _, (*ring, _first) = error.args
-            raise SaveError(
-                f"history: in {self.folder} the rounds {', '.join(sorted(ring))} are their own "
-                "ancestors, as after copying one round over another; move them elsewhere"
-            ) from error
+        sorter.prepare()
         ordered = dict[str, tuple[Path, FitReport]]()
         while sorter:
             generation = sorter.get_ready()
@@ -218,21 +206,18 @@ class History:
         rounds = dict[str, tuple[Path, FitReport]]()
         for folder in sorted(filter(saving.exists, self.folder.glob("[!.]*"))):
             report = saving.read_report(folder)
-            if report.id in rounds:
-                other = rounds[report.id][0]
-                if report.id in (folder.name, other.name):  # in a stream's own folder
-                    raise SaveError(
-                        f"history: {other} and {folder} hold the same round, {report.id}; move one "
-                        "of them elsewhere"
-                    )
-                this, that = ((path / saving.FILE).stat().st_mtime_ns for path in (folder, other))
-                if this < that:
-                    continue
-            rounds[report.id] = folder, report
+            other, _ = rounds.get(report.id, (folder, report))
+            if _written(folder) >= _written(other):
+                rounds[report.id] = folder, report
         return rounds
 
     def __repr__(self) -> str:
         return f"History({str(self.folder)!r})"
+
+
+def _written(folder: Path) -> int:
+    """When the posterior in a folder was written, in nanoseconds."""
+    return (folder / saving.FILE).stat().st_mtime_ns
 
 
 def find(rounds: Mapping[str, Path], name: str, folder: Path) -> str:

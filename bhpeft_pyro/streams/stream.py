@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,9 +16,10 @@ from ..base.isolation import seeded
 from ..base.names import Method
 from ..base.progress import bars, work
 from ..base.values import Flag, Share, checked_call
-from ..data import Columns, Examples
+from ..data import Columns, Examples, encode
 from ..data.copies import shared
-from ..data.encoding import cut_once
+from ..data.encoding import CutWarning, cut_once
+from ..decisions.promises import check_rows, terms
 from ..decisions.watching import watched
 from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate, standard_errors
@@ -29,21 +33,16 @@ from ..posterior.forgetting import forget
 from ..posterior.growth import check_growing, unknown_labels, with_outputs_for
 from ..posterior.posterior import Posterior
 from ..posterior.saving import pack_model
+from ..posterior.update import has_learnt
+from ..priors.any_prior import in_words
 from .drift import assess
 from .history import ROUNDS, History
 from .record import TEST, TEST_NLL, Record
-from .resume import (
-    about,
-    check_promise,
-    check_same_batch,
-    check_same_stream,
-    check_same_tests,
-    check_tests,
-    last_round,
-)
 
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
+
+_READING = ("text", "pair", "label", "question", "choices", "answer", "max_length")
 
 
 @checked_call
@@ -115,7 +114,7 @@ def stream(
     chosen = (options or FitOptions()).change(**changes)
     chosen = chosen if progress is None else chosen.change(progress=progress)
     tests = _named(tests)
-    check_tests(model, tests, columns)
+    _check_tests(model, tests, columns)
     with seeded(chosen.seed):
         made = autoguide(guide, model)
     pack(made, "guide", {})  # raises if the guide could not be saved after the round
@@ -127,7 +126,7 @@ def stream(
     texts = None if distill is None else texts_for(model, distill, columns, chosen.seed)
     if promise is not None:
         promise = _named(promise)
-        check_promise(model, promise, columns)
+        _check_promise(model, promise, columns)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         how: Any = {"options": chosen, "executor": executor}
@@ -135,6 +134,7 @@ def stream(
             start: Any = {"columns": columns, "components": components}
             learnt = fit(model, guide, data, **start, **how)
         else:
+            _warn_of_changes(last, chosen, keep)
             learnt = last.update(data, keep=keep, grow=grow, again=again, **how)
         learnt = learnt if texts is None else with_student(learnt, texts, chosen)
         if promise is None:
@@ -145,11 +145,9 @@ def stream(
             warn(f"promise: {error}; this round has none")
             return learnt
 
-    def check_same(history: History, last: Posterior) -> None:
-        check_same_stream(history, last, made.title(), components, columns, chosen, keep)
-
+    settings = {"guide": made.title(), "components": components} | _reading(columns)
     how: Any = {"tests": tests, "grow": grow, "progress": chosen.progress}
-    return prequential(model, learn, batches, folder, check_same=check_same, **how)
+    return prequential(model, learn, batches, folder, settings=settings, **how)
 
 
 def prequential(
@@ -163,7 +161,7 @@ def prequential(
     samples: int | None = None,
     drift: bool = True,
     progress: bool = True,
-    check_same: Callable[[History, Posterior], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Posterior:
     """`stream` with any way of learning.
 
@@ -176,8 +174,8 @@ def prequential(
             batch.
         drift: compare batches with what was expected (`assess`). Without it the guide may be a
             point estimate.
-        check_same: is called with the history and the last posterior in it, to refuse it before
-            anything is learnt.
+        settings: by name "guide", "components", "label_names" and "columns.text" to
+            "columns.max_length", which rounds in the folder must have beside those of the model.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -198,59 +196,163 @@ def prequential(
     pairs: Iterable[Any] = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
     with history.writing(), cut_once(), bars(progress), work("stream", total, at_once=True) as bar:
-        posterior = last_round(history, model)
-        if posterior is not None and check_same is not None:
-            check_same(history, posterior)
-        done = () if posterior is None else posterior.lineage
+        posterior = _last_round(history, model, settings or {})
+        done = 0 if posterior is None else len(posterior.lineage)
         count = 0
-        for count, pair in enumerate(pairs, 1):
+        for count, (key, rows) in enumerate(pairs, 1):
             bar.name(f"round {count}{f' of {total}' if total else ''}")
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                got = f"batches: number {count} is a {type(pair).__name__}"
-                raise ConfigError(f"{got}; expected a pair of a name and data")
-            name, data = str(pair[0]), _reusable(pair[1])  # dates and numbers are names too
-            if count <= len(done):
-                assert posterior is not None
-                check_same_batch(posterior, count - 1, name, data)
-                if count == len(done):
-                    check_same_tests(posterior, tests)
-                    last = posterior
-                    if not last.report.tests:  # as after an interrupt
-                        posterior = _scored(last, name, data, tests, samples)
-                    if posterior is not last:
-                        posterior.save(history.folders[last.report.id], overwrite=True)
-                bar.next()
-                continue
-            metrics: dict[str, float] = {}
-            if posterior is not None:
+            name, data = str(key), _reusable(rows)  # dates and numbers are names too
+            if posterior is not None and count <= done:
+                _check_same_batch(posterior, count - 1, name, data)
+                if count == done:
+                    posterior = _finished(history, posterior, name, data, tests, samples)
+            else:
                 with about(f"batches: {name!r}"):
-                    posterior = with_outputs_for(posterior, data, grow)
-                    examples = posterior.encode(data)
-                with work(share=0):
-                    metrics = _before(posterior, examples, samples, drift)
-            with about(f"batches: {name!r}"):
-                learnt = learn(posterior, data)
-            if not isinstance(learnt, Posterior) or len(learnt.lineage) != count:
-                raise ConfigError(
-                    f"learn: got {shown(learnt)} in round {count}; expected a bh.Posterior whose "
-                    "lineage is that of the last one and a report more"
-                )
-            posterior = _noted(learnt, name, metrics)
-            try:
-                posterior = _scored(posterior, name, data, tests, samples)
-            finally:  # after Ctrl-C what was learnt, to be scored later
-                history.add(posterior)
-            Record.of(posterior).save(folder)
+                    if posterior is not None:
+                        posterior = with_outputs_for(posterior, data, grow)
+                    with work(share=0):
+                        metrics = _before(posterior, data, samples, drift)
+                    posterior = _noted(_learnt(learn, posterior, data, count), name, metrics)
+                try:
+                    posterior = _scored(posterior, name, data, tests, samples)
+                finally:  # after Ctrl-C what was learnt, to be scored later
+                    history.add(posterior)
+                Record.of(posterior).save(folder)
             bar.next()
         if posterior is None:
             raise DataError("batches is empty: at least one is needed")
-        if len(posterior.lineage) > count:
+        if done > count:
             raise ConfigError(
-                f"folder: {folder} holds {len(posterior.lineage)} rounds, of more batches than the "
-                f"{count} given"
+                f"folder: {folder} holds {done} rounds, of more batches than the {count} given"
             )
         Record.of(posterior).save(folder)
         return posterior
+
+
+def _settings(model: Model) -> dict[str, Any]:
+    """What all rounds of a stream have in common, as far as a model says it."""
+    likelihood = pack(model.likelihood, "", {}, own=True)
+    likelihood |= likelihood.pop("options", {})
+    return {
+        "prior": in_words(model.prior) or None,
+        "peft": model.network.kinds,
+        "head": replace(model.network.head, outputs=2),
+    } | {f"likelihood.{name}".removesuffix(".$"): value for name, value in likelihood.items()}
+
+
+def _reading(columns: Columns) -> dict[str, Any]:
+    """How rows are read. "None" is a setting too, as no value is left open."""
+    reading = {f"columns.{name}": repr(getattr(columns, name)) for name in _READING}
+    return reading | {"label_names": columns.label_names or ()}
+
+
+def _last_round(history: History, model: Model, settings: Mapping[str, Any]) -> Posterior | None:
+    """The last posterior of a single line of rounds with the same settings, if there are any."""
+    leaves = history.leaves
+    if len(leaves) > 1:
+        raise ConfigError(
+            f"folder: {history.folder} holds {len(leaves)} branches, which end in the rounds "
+            f"{', '.join(leaves)}; expected a single line of rounds (`bhpeft history FOLDER --keep "
+            "ROUND` keeps the one that ends in ROUND, and moves all others aside)"
+        )
+    if not leaves:
+        return None
+    folder, network = history.folder.parent, model.network
+    after = _settings(model) | {**settings}
+    # Later rounds have other priors; of a posterior for a prior there are no words.
+    first, *_ = history.rounds.values()
+    prior = after.pop("prior")
+    _check_same(folder, {"prior": first.prior or prior}, {"prior": prior})
+    needed = {"prior": model.prior, "likelihood": model.likelihood}
+    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, **needed)
+    guides = {"guide": last.guides[0].title(), "components": len(last.guides)}
+    before = _settings(last.model) | guides | _reading(last.columns)
+    names = after.get("label_names", ())
+    before["label_names"] = before["label_names"][: len(names)]  # they may have grown
+    _check_same(folder, before, after)
+    return last
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Compare settings; what is left open (None) is as the first round has it."""
+    for name, now in after.items():
+        if now is not None and before.get(name) != now:
+            raise ConfigError(
+                f"{name}: {folder} holds rounds with {before.get(name)}, not {now}; use the same, "
+                "or another folder"
+            )
+
+
+def _warn_of_changes(last: Posterior, options: FitOptions, keep: float) -> None:
+    """Say what may change from one round to the next, but not by mistake."""
+    old, new = vars(last.report.options), vars(options)
+    changed = {name: (old[name], new[name]) for name in new if name != "progress"}
+    if len(last.lineage) > 1:  # the first round forgets nothing
+        changed["keep"] = (last.report.keep, keep)
+    noted = [f"{k}={now} (until now {was})" for k, (was, now) in changed.items() if now != was]
+    if noted:
+        warn(f"stream: from now on rounds are learnt with {', '.join(noted)}")
+
+
+def _check_same_batch(posterior: Posterior, number: int, name: str, data: object) -> None:
+    """Check that a finished round learnt this very batch."""
+    report = posterior.lineage[number]
+    try:
+        same = report.name == name and has_learnt(report, posterior.encode(data))
+    except DataError:  # such as labels that it does not know
+        same = False
+    if same:
+        return
+    other = " with other data, or with another part held out for tests"
+    keep = f"; `bhpeft history FOLDER --keep {posterior.lineage[number - 1].id}` takes back what "
+    raise ConfigError(
+        f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
+        f"{number + 1} is {name!r}{other if report.name == name else ''}"
+        f"{f'{keep}came after that round' if number else ''}"
+    )
+
+
+def _finished(
+    history: History,
+    last: Posterior,
+    name: str,
+    data: object,
+    tests: Mapping[str, object],
+    samples: int | None,
+) -> Posterior:
+    """The last round in the folder, scored now if an interrupt came before its scores.
+
+    Raises:
+        ConfigError: a test has other rows than those on which earlier rounds were scored.
+    """
+    known = {test: mark for report in last.lineage for test, mark in report.tests.items()}
+    for test in known.keys() & tests.keys():
+        try:
+            same = last.encode(tests[test]).fingerprint == known[test]
+        except DataError:  # such as labels that it does not know
+            same = False
+        if not same:
+            raise ConfigError(
+                f"tests: {test!r} has other rows than those that earlier rounds were scored on; "
+                "use these, or another name"
+            )
+    if last.report.tests:
+        return last
+    scored = _scored(last, name, data, tests, samples)
+    if scored is not last:
+        scored.save(history.folders[last.report.id], overwrite=True)
+    return scored
+
+
+def _learnt(learn: Learner, last: Posterior | None, data: object, count: int) -> Posterior:
+    """What a learner makes of a batch, which has to continue the last posterior."""
+    learnt = learn(last, data)
+    if not isinstance(learnt, Posterior) or len(learnt.lineage) != count:
+        raise ConfigError(
+            f"learn: got {shown(learnt)} in round {count}; expected a bh.Posterior whose lineage "
+            "is that of the last one and a report more"
+        )
+    return learnt
 
 
 def _noted(posterior: Posterior, name: str, metrics: dict[str, float]) -> Posterior:
@@ -291,10 +393,12 @@ def _scored(
 
 
 def _before(
-    posterior: Posterior, examples: Examples, samples: int | None, drift: bool
+    posterior: Posterior | None, data: object, samples: int | None, drift: bool
 ) -> dict[str, float]:
     """Metrics of predicting a batch that is not learnt yet, with those of its drift."""
-    noted = {}
+    if posterior is None:
+        return {}
+    examples, noted = posterior.encode(data), dict[str, float]()
     if posterior.promised is not None:
         made: Any = posterior.promised.method
         method = made if made in get_args(Method) else None
@@ -307,6 +411,48 @@ def _before(
     else:
         forecast = posterior.replace(student=None, novelty=None).predict(examples, samples)
     return evaluate(forecast) | standard_errors(forecast) | noted
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """In errors about data, say which they are."""
+    try:
+        yield
+    except DataError as error:
+        named = DataError(f"{what}: {error}")
+        vars(named).update(vars(error))
+        raise named from error
+
+
+def encode_ahead(model: Model, data: object, columns: Columns) -> Examples:
+    """Examples of batches or tests still to come, whatever their classes are: which ones the model
+    will have by then is not known yet."""
+    return encode(
+        data,
+        model.network.tokenizer,
+        kind=model.likelihood.kind,
+        columns=model.limited(columns, data),
+    )
+
+
+def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> None:
+    """Check the tests before anything is learnt."""
+    for name, data in tests.items():
+        with about(f"tests: {name!r}"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=CutWarning)  # given when they are used
+            encode_ahead(model, data, replace(columns, label_names=None))
+
+
+def _check_promise(model: Model, promise: Mapping[str, Any], columns: Columns) -> None:
+    """Check the arguments of `Posterior.promise` before anything is learnt."""
+    if "calibration" not in promise:
+        raise ConfigError(f"promise: got {[*promise]}; expected 'calibration', labelled rows, too")
+    later = ("calibration", "method", "answer_unlike")
+    asked = {name: promise[name] for name in promise if name not in later}
+    error, confidence, *_ = terms(model, **asked)
+    with about("promise"):
+        rows = encode_ahead(model, promise["calibration"], replace(columns, label_names=None))
+        check_rows(len(rows), error, confidence)
 
 
 def _named(given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro.distributions as dist
 import pytest
 import saves
 import torch
-from exact import hierarchical
 from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.decisions import novelty
-from bhpeft_pyro.errors import BusyError, ConfigError, DataError, PriorError, SaveError
+from bhpeft_pyro.errors import BusyError, DataError, PriorError, SaveError
 from bhpeft_pyro.posterior.forgetting import forget
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -97,7 +94,8 @@ def test_roll_back_and_branch(tmp_path: Path) -> None:
     history = bh.streams.History(tmp_path / "new" / "folder")
     assert history.rounds == {} and history.leaves == []
     first = fit()
-    root = history.add(first, name="monday", metrics={"accuracy": 0.75})
+    scores: dict[str, Any] = {"accuracy": torch.tensor(0.75)}
+    root = history.add(first, name="monday", metrics=scores)
     left = history.add(first.update(DATA[1], keep=0.5), name="left")
     right = history.add(load(history, root[:6]).update(DATA[1], keep=0.25), name="right")
     assert sorted(history.leaves) == sorted([left, right])
@@ -108,10 +106,11 @@ def test_roll_back_and_branch(tmp_path: Path) -> None:
         left: root,
         right: root,
     }
-    for id, message in (("", "no round"), ("zzz", "no round")):
-        with pytest.raises(SaveError, match=message):
+    assert first.report.metrics == {}
+    for id in ("", "zzz", "-5"):
+        with pytest.raises(SaveError, match="round"):
             load(history, id)
-    with pytest.raises(SaveError, match="has the round"):
+    with pytest.raises(SaveError, match="history"):
         history.add(first)
 
 
@@ -142,8 +141,6 @@ def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(OSError, match="killed"):
         history.add(first, "monday", {"acc": 0.5})
-    with pytest.raises(ConfigError):
-        history.add(first, "monday", {"acc": None})  # type: ignore[dict-item]
     assert first.report.name == "" and first.report.metrics == {}
     monkeypatch.undo()
     first.update(DATA[1]).save(tmp_path / ".new")  # by a process that was killed then
@@ -151,55 +148,6 @@ def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.M
     id = history.add(first)
     assert torch.equal(predicted(load(history, id)), predicted(first))
     assert {path.name for path in tmp_path.iterdir()} == {id, ".lock"}
-
-
-def test_metrics_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:
-    history, posterior = bh.streams.History(tmp_path), fit()
-    given = {"a": np.float32(0.5), "b": torch.tensor(0.25), "c": np.int64(3), "d": 1}
-    id = history.add(posterior, metrics=given)
-    expected = {"a": 0.5, "b": 0.25, "c": 3.0, "d": 1.0}
-    assert history.rounds[id].metrics == expected and posterior.report.metrics == {}
-    history.add(posterior.update(DATA[1]))
-
-
-@pytest.mark.parametrize("metrics", [{"note": "good"}, {"note": None}, [0.5]])
-def test_metrics_that_are_no_numbers_are_refused(tmp_path: Path, metrics: Any) -> None:
-    with pytest.raises(ConfigError, match=r"metrics=.*; expected numbers by name"):
-        bh.streams.History(tmp_path).add(fit(), metrics=metrics)
-    assert not bh.streams.History(tmp_path).rounds
-
-
-def test_an_id_that_is_no_str_is_no_round(tmp_path: Path) -> None:
-    history = bh.streams.History(tmp_path)
-    history.add(fit())
-    with pytest.raises(SaveError, match=r"no round in .* for '-5'"):
-        load(history, -5)  # type: ignore[arg-type]
-
-
-def test_rounds_that_are_their_own_ancestors_are_named(tmp_path: Path) -> None:
-    history, first = bh.streams.History(tmp_path), fit()
-    second = first.update(DATA[1])
-    third = second.update(DATA[2])
-    one, two, three = (history.add(each) for each in (first, second, third))
-    saves.rewrite(tmp_path / one, lambda content: content["lineage"][-1].update(parent=two))
-    for read in (lambda: history.rounds, lambda: history.leaves, lambda: load(history, three)):
-        with pytest.raises(SaveError, match=f"{min(one, two)}, {max(one, two)} are their own"):
-            read()
-    saves.rewrite(tmp_path / one, lambda content: content["lineage"][-1].update(parent=one))
-    with pytest.raises(SaveError, match=f"the rounds {one} are their own ancestors"):
-        _ = history.rounds
-
-
-def test_a_round_that_is_there_twice_is_named(tmp_path: Path) -> None:
-    history, first = bh.streams.History(tmp_path), fit()
-    one, two = history.add(first), history.add(first.update(DATA[1]))
-    shutil.rmtree(tmp_path / one)
-    shutil.copytree(tmp_path / two, tmp_path / one)
-    for read in (lambda: history.rounds, lambda: history.folders):
-        with pytest.raises(
-            SaveError, match=f"{one} .*{two} hold the same round, {two}|{two} .*{one}"
-        ):
-            read()
 
 
 def test_of_copies_with_names_of_their_own_the_one_written_last_counts(tmp_path: Path) -> None:
@@ -294,27 +242,12 @@ def test_the_first_prior_is_found_again(tmp_path: Path) -> None:
         again = saves.load(tmp_path / str(number), **own)
         here, there = (each.update(DATA[2], keep=0.3) for each in (second, again))
         assert torch.equal(predicted(here), predicted(there))
-    # One's own prior is needed for forgetting only.
+    # A prior of one's own is needed for forgetting only.
     again = saves.load(tmp_path / "1")
     assert again.first_priors == (None,)
     again.update(DATA[2])
     with pytest.raises(PriorError, match=r"pass prior=\.\.\. to Posterior.load"):
         again.update(DATA[2], keep=0.9)
-
-
-def test_bad_forgetting_is_refused() -> None:
-    for options, message in (
-        ({"keep": 1.5}, r"keep=1.5"),
-        ({"keep": "0.9"}, "keep='0.9'"),
-        ({"keep": None}, "keep=None"),
-        ({"keep": {"*": 0.9}}, "keep="),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            fit().update(DATA[1], **options)
-    for prior, message in ((hierarchical, "also samples tau"), (dist.Laplace(0.0, 1.0), "Laplace")):
-        posterior = fit(prior)
-        with pytest.raises(PriorError, match=message):
-            posterior.update(DATA[1], keep=0.9)
 
 
 def test_the_power_prior_is_the_normalised_product() -> None:

@@ -245,7 +245,7 @@ def test_a_stream_under_a_prior_of_one_s_own_continues(tmp_path: Path, guide: st
         folder = tmp_path / type(prior).__name__
         run(folder, {"week 0": WEEKS["week 0"]}, prior=prior, **how)
         assert len(run(folder, prior=prior, **how).lineage) == 3
-        with pytest.raises(ConfigError, match=r"model: .* under the prior .*, not FunctionSpace"):
+        with pytest.raises(ConfigError, match=r"^prior: .*, not FunctionSpace"):
             run(folder, **how)
 
 
@@ -263,7 +263,7 @@ def test_a_prior_with_options_and_one_that_moved_and_the_last_posterior_s(tmp_pa
     how: dict[str, Any] = {"guide": "laplace", "components": 1}
     first = dict(list(WEEKS.items())[:1])
     run(tmp_path / "own", first, prior=Wide(0.5), **how)
-    with pytest.raises(ConfigError, match=r"the prior Wide\(scale=0\.5\), not Wide\(scale=9\.0\)"):
+    with pytest.raises(ConfigError, match=r"^prior: .* Wide\(scale=0\.5\), not Wide\(scale=9\.0\)"):
         run(tmp_path / "own", prior=Wide(9.0), **how)
 
     def inside() -> Any:
@@ -288,20 +288,19 @@ class Varied(Counts):
 STARS = bh.likelihoods.OrderedLogistic(2)
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"tests": {"t": {"text": ["w5 w6"]}}}, DataError, "tests: 't': column 'label'"),
-    ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': .* label is missing"),
+    ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "tests: 't'"),
     ({"tests": {"t": {"text": ["w5", " "], "label": [0, 1]}}}, DataError, "tests: 't': .*row 1"),
-    ({"batches": [[{"text": "w5", "label": 0}]]}, ConfigError, "number 1 is a list; expected"),
-    ({"batches": [WEEKS["week 0"]]}, ConfigError, "batches: number 1 is a Examples"),
-    ({"keep": 1.5}, ConfigError, "keep=1.5"),
-    ({"keep": 0.5, "guide": "normal", "prior": dist.Laplace(0.0, 1.0)}, PriorError, "is Laplace"),
+    ({"keep": 1.5}, ConfigError, "keep"),
+    ({"keep": 0.5, "guide": "normal", "prior": dist.Laplace(0.0, 1.0)}, PriorError, "Laplace"),
     # What cannot be a prior, be saved, or grow.
-    ({"guide": "delta"}, GuideError, "a point estimate has no width"),
-    ({"guide": "iaf"}, GuideError, "cannot be a prior"),
-    ({"guide": Own}, SaveError, "Own is not one of Pyro's own"),
-    ({"likelihood": Varied()}, SaveError, "likelihood: Varied"),
-    ({"guide": "delta", "grow": True}, GuideError, r"grow: .* cannot get new rows of head"),
-    ({"guide": "AutoNormal", "grow": True}, GuideError, r"grow: .* cannot get new rows of head"),
+    ({"guide": "delta"}, GuideError, "guide"),
+    ({"guide": "iaf"}, GuideError, "guide"),
+    ({"guide": Own}, SaveError, "Own"),
+    ({"likelihood": Varied()}, SaveError, "likelihood"),
+    ({"guide": "delta", "grow": True}, GuideError, "grow"),
+    ({"guide": "AutoNormal", "grow": True}, GuideError, "grow"),
     ({"likelihood": STARS, "grow": True}, LikelihoodError, "OrderedLogistic"),
+    ({"promise": {"error": 0.1}}, ConfigError, "promise"),
 ]
 
 
@@ -326,27 +325,25 @@ def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "argument"),
     [
-        ({"kinds": bh.presets.lora(rank=2)}, r"rounds with PEFT weights \(\), not \(LoRA"),
-        (
-            {"likelihood": bh.likelihoods.Normal()},
-            "rounds with a likelihood Categorical.*not Normal",
-        ),
-        ({"prior": FunctionSpaceNormal(head=9.0)}, "prior Func.*head=None.*, not .*head=9.0"),
-        ({"prior": {"*": dist.Normal(0, 1)}}, r"under the prior Function.*not {'\*': Normal\(loc"),
-        ({"guide": "normal"}, "guide: .*rounds of LaplaceGuide, not MeanFieldGuide"),
-        ({"components": 3}, "components: .*rounds of 2, not 3"),
-        ({"columns": Columns(label_names=("a", "b"))}, r"with labels \('0', '1'\), not ..a., .b."),
-        ({"columns": Columns(text="body")}, "rounds read with text='text', not text='body'"),
-        ({"columns": Columns(max_length=9)}, "read with max_length=None, not max_l.*=9"),
+        ({"kinds": bh.presets.lora(rank=2)}, "peft"),
+        ({"likelihood": bh.likelihoods.Normal()}, "likelihood"),
+        ({"prior": FunctionSpaceNormal(head=9.0)}, "prior"),
+        ({"prior": {"*": dist.Normal(0, 1)}}, "prior"),
+        ({"guide": "normal"}, "guide"),
+        ({"guide": "mvn"}, "guide"),
+        ({"components": 3}, "components"),
+        ({"columns": Columns(label_names=("a", "b"))}, "label_names"),
+        ({"columns": Columns(text="body")}, "columns.text"),
+        ({"columns": Columns(max_length=9)}, "columns.max_length"),
     ],
 )
-def test_rounds_of_other_arguments_are_not_gone_on_with(
-    finished: Path, options: dict[str, Any], message: str
+def test_rounds_of_other_settings_are_not_gone_on_with(
+    finished: Path, options: dict[str, Any], argument: str
 ) -> None:
     """Even if no batch is new."""
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f"^({argument}): .* holds rounds with "):
         run(finished, **options)
 
 
@@ -357,16 +354,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rounds_of_another_guide_of_pyro_are_not_gone_on_with(tmp_path: Path) -> None:
-    run(tmp_path, {"week 0": WEEKS["week 0"]}, guide="AutoNormal")
-    with pytest.raises(ConfigError, match=r"rounds of AutoNormal, not AutoMultivariateNormal"):
-        run(tmp_path, guide="mvn")
-
-
 def test_rounds_that_are_learnt_otherwise_than_the_last_are_noted(tmp_path: Path) -> None:
     first, second, _ = WEEKS.items()
     run(tmp_path, dict([first]))
-    with pytest.warns(UserWarning, match=r"new rounds are learnt with lr=0.1 \(until now 0.3\)$"):
+    with pytest.warns(UserWarning, match=r"learnt with lr=0.1 \(until now 0.3\)$"):
         run(tmp_path, dict([first, second]), lr=0.1, keep=0.5)
     expected = r"with temperature=0.5 \(until now None\), seed=7 .*, keep=0.9 \(until now 0.5\)$"
     with pytest.warns(UserWarning, match=expected):
@@ -444,15 +435,6 @@ def test_a_test_has_the_same_rows_in_all_rounds(tmp_path: Path) -> None:
     assert ["test/u" in row for row in learnt] == [False, True, True]
 
 
-def test_bars_are_as_the_options_say(tmp_path: Path) -> None:
-    options, weeks = bh.FitOptions(progress=False, max_steps=1), dict(list(WEEKS.items())[:1])
-    how: dict[str, Any] = {"guide": "normal", "options": options}
-    last = bh.stream(tiny_model(()), weeks, tmp_path / "none", **how)
-    assert not last.report.options.progress
-    last = bh.stream(tiny_model(()), weeks, tmp_path / "shown", progress=True, **how)
-    assert last.report.options.progress
-
-
 def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) -> None:
     batch = tiny_examples(20, seed=9)
     train, test = batch.subset(range(15)), batch.subset(range(15, 20))
@@ -462,20 +444,6 @@ def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) ->
         with pytest.raises(DataError, match=r"round 4 .* has learnt 15 of these"):
             last.update(known)
     assert len(last.update(test, max_steps=1, progress=False).lineage) == 5
-
-
-def test_a_batch_whose_test_rows_lie_apart_is_diagnosed_by_what_was_learnt(tmp_path: Path) -> None:
-    """The report's data are the batch without the rows that the fit held out."""
-    weeks = {"week 0": tiny_examples(60, seed=0)}
-    tests = {"week 0": tiny_examples(10, seed=50)}
-    last = run(tmp_path, weeks, tests=tests, components=1)
-    learnt, held_out = last.report.parted(weeks["week 0"])
-    assert held_out is not None
-    assert (len(learnt), len(held_out)) == (48, 12)
-    assert last.report.parted(tests["week 0"]) == (tests["week 0"], None)
-    assert last.diagnose(weeks["week 0"], samples=100).psis.samples == 100
-    wider = last.widen(weeks["week 0"])
-    assert (wider.report.examples, wider.report.held_out) == (48, 12)
 
 
 def test_rows_that_a_first_round_holds_out_itself_are_known_too(

@@ -320,19 +320,14 @@ def test_all_rows_are_checked_under_the_backbones_own_limit(folder: Path) -> Non
     assert too_long == own and "the backbone has positions for 32 tokens" in own
 
 
-def test_rounds_are_gone_on_with_as_they_were_read_and_other_options_are_noted(
-    folder: Path,
-) -> None:
+def test_rounds_are_gone_on_with_as_they_were_read(folder: Path) -> None:
     table = {"date": DAYS, "text": TEXTS, "body": TEXTS[::-1], "label": NAMES}
     write_csv(folder / "news.csv", **table)
     bhpeft(*arguments(folder, "--by", "date"))
     found = error(*arguments(folder, "--by", "date", "--text-column", "body"))
-    assert "rounds read with --text-column 'text', not --text-column 'body'" in found
+    assert "columns.text" in found and "holds rounds with 'text', not 'body'" in found
     found = error(*arguments(folder, "--by", "date", "--max-length", 9))
-    assert "rounds read with no --max-length, not --max-length 9" in found
-    found = bhpeft(*arguments(folder, "--by", "date", "--keep", 0.5, "--seed", 4)).stderr
-    found = " ".join(found.split())
-    assert "learnt with --seed 4 (until now 0), --keep 0.5 (until now 1.0)" in found
+    assert "max_length" in found or "max-length" in found
 
 
 def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path) -> None:

@@ -170,12 +170,9 @@ def test_peft_points_stay_while_the_head_is_fitted_on_frozen_features() -> None:
     ("families", "message"),
     [
         ({"head.*": "normal"}, r"no pattern matches the site 'lora\.query\.A'; patterns: 'head"),
-        ({}, r"no pattern matches the site 'lora\.query\.A'; patterns: none"),
         ({"haed.*": "delta", "*": "normal"}, r"'haed\.\*' match no site.*lora\.query\.A"),
         ({"*": "normal", "head.*": "delta"}, r"'head\.\*' match no site that an earlier"),
         ({"*": "laplace"}, r"unknown family 'laplace' at '\*'; expected one of normal, delta"),
-        ({"*": 3}, r"got 3 at '\*', expected a family's name, or a pair"),
-        ({"*": ("normal", 3)}, r"at '\*', expected a family's name, or a pair"),
     ],
 )
 def test_bad_blocks_are_refused(families: Mapping[str, Any], message: str) -> None:

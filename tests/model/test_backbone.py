@@ -48,15 +48,6 @@ def test_other_weights_make_another_backbone() -> None:
                 check(changed, first)
 
 
-def test_exchanged_rows_make_another_backbone() -> None:
-    first, second = tiny_backbone(), tiny_backbone()
-    with torch.no_grad():
-        words = second.embeddings.word_embeddings.weight
-        words[[7, 8]] = words[[8, 7]]
-    with pytest.raises(SaveError, match=r"^backbone: "):
-        check(second, first)
-
-
 def test_a_backbone_of_another_size_is_another_one() -> None:
     other = BertModel(BertConfig(**{**tiny_backbone().config.to_dict(), "hidden_size": 32}))
     with pytest.raises(SaveError, match=r"^backbone: "):
@@ -83,20 +74,12 @@ def test_the_fingerprint_is_of_what_the_head_reads() -> None:
 THETA = {"rope_type": "default", "rope_theta": 500_000.0}
 FULL = ["full_attention", "full_attention"]
 SETTINGS: list[tuple[str, str, Any]] = [
-    ("bert", "num_attention_heads", 2),
-    ("bert", "hidden_act", "relu"),
-    ("bert", "is_decoder", True),
     ("roberta", "pad_token_id", 0),
     ("llama", "rope_parameters", THETA),
-    ("llama", "rms_norm_eps", 1e-3),
     ("mistral", "sliding_window", 4),
-    ("gemma2", "query_pre_attn_scalar", 64),
-    ("gemma2", "layer_types", FULL),
     ("gemma2", "attn_logit_softcapping", 5.0),
     ("gemma3_text", "layer_types", FULL),
     ("modernbert", "local_attention", 8),
-    ("gpt2", "scale_attn_weights", False),
-    ("gpt2", "scale_attn_by_inverse_layer_idx", True),
     ("deberta-v2", "pos_att_type", ["c2p"]),
     ("t5", "relative_attention_max_distance", 16),
 ]

@@ -75,7 +75,7 @@ def fitted(guide: Any, **options: Any) -> Any:
     calls: list[int] = []
     module = model.network.attachment._layers[0].attention
     module.register_forward_hook(lambda *_: calls.append(1))
-    options = {"max_steps": 6, "batch_size": 8, "progress": False, **options}
+    options = {"max_steps": 3, "batch_size": 8, "progress": False, **options}
     return bh.fit(model, guide, data, **options), calls
 
 
@@ -115,14 +115,6 @@ def test_states_that_would_take_too_much_memory_are_not_kept(
     assert CachedBatches(model, examples).states is not None
     monkeypatch.setattr(cached_batches, "_MAX_STATES", states.nbytes - 1)
     assert CachedBatches(model, examples).states is None
-
-
-def test_a_forecast_in_inference_mode() -> None:
-    posterior, _ = fitted("laplace", components=1, max_steps=2)
-    texts = tiny_examples(5)
-    with torch.inference_mode():
-        found = posterior.predict(texts)
-    torch.testing.assert_close(found.probabilities, posterior.predict(texts).probabilities)
 
 
 # Rows that are not finite
@@ -182,12 +174,3 @@ def test_a_damaged_backbone_is_refused_when_the_network_is_made() -> None:
     backbone.encoder.layer[1].output.dense.weight.data[3, 2] = torch.nan
     with pytest.raises(ConfigError, match=r"layer\.1\.output\.dense\.weight' are not finite"):
         bh.RandomPEFT(backbone)
-
-
-def test_a_refused_argument_costs_no_pass_over_the_texts() -> None:
-    posterior = bh.fit(model(()), "normal", GOOD, **QUICK)
-    passes = []
-    posterior.model.network.backbone.register_forward_hook(lambda *_: passes.append(1))
-    with pytest.raises(ConfigError, match="keep"):
-        posterior.update({"text": ["w7", "w8", "w7 w8", "w8 w7"], "label": [0, 1] * 2}, keep=1.5)
-    assert not passes

@@ -94,9 +94,9 @@ def test_one_unit_is_one_nat() -> None:
     a KL divergence by brute force, with the heads that `align` assumes."""
     model = aligned(bh.presets.lora(rank=2), texts=1024)
     network = model.network
-    batch = Batch(next(tiny_examples(64).batches(64)).inputs)
+    batch = Batch(next(tiny_examples(32).batches(32)).inputs)
     torch.manual_seed(1)
-    draws, small = 500, 0.02
+    draws, small = 200, 0.02
     head = drawn([site for site in network.sites if site.name.startswith("head")], draws)
     zero = {s.name: torch.zeros(draws, *s.shape) for s in network.attachment.sites} | head
     with torch.no_grad():
@@ -283,21 +283,21 @@ def test_ratings_do_not_go_astray() -> None:
     assert posterior.report.last("loss") < baseline + 0.5
 
 
-@pytest.mark.parametrize("guide", ["iaf", "laplace", "delta"])
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
 def test_other_texts_may_set_the_axes_before_a_fit(guide: str) -> None:
     """Of points the coordinates stay as they are: they train the PEFT weights themselves."""
     few, many = tiny_examples(8), tiny_examples(48, seed=3)
     quick: Any = {"max_steps": 1, "components": 1, "progress": False}
 
     def chosen(data: bh.data.Examples, texts: Any = None) -> dict[str, Tensor]:
-        model = tiny_model(bh.presets.bh_peft(), aligned=True)
+        model = tiny_model(bh.presets.lora(rank=2), aligned=True)
         start = {k: v.clone() for k, v in model.network.coordinates.state_dict().items()}
         if texts is not None:
             model.network.align(model.encode_texts(texts).batches(32))
         bh.fit(model, guide, data, **quick)  # under random heads
         after = model.network.coordinates.state_dict()
         changed = any(not torch.equal(after[name], value) for name, value in start.items())
-        assert changed == bool(after["fitted"]) == (guide == "iaf")
+        assert changed == bool(after["fitted"]) == (guide == "normal")
         return dict(model.network.state_dict())
 
     assert many.texts is not None
@@ -305,7 +305,7 @@ def test_other_texts_may_set_the_axes_before_a_fit(guide: str) -> None:
     torch.testing.assert_close(given["axes.center"], by_many["axes.center"])
     assert not torch.equal(by_few["axes.matrix"], by_many["axes.matrix"])
     left = "coordinates.lora/query/B/left"
-    assert torch.equal(by_few[left], by_many[left]) == (guide != "iaf")
+    assert torch.equal(by_few[left], by_many[left]) == (guide != "normal")
 
 
 def test_coordinates_are_those_under_the_head_that_the_labels_ask_for(

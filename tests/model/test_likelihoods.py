@@ -359,15 +359,8 @@ def test_a_distribution_of_another_kind_is_an_error() -> None:
     [
         (lambda: StudentT(df=2.0), "df"),
         (lambda: OrderedLogistic(1), "levels"),
-        (lambda: OrderedLogistic(3.7), "levels"),  # type: ignore[arg-type]
-        (lambda: OrderedLogistic("3"), "levels"),  # type: ignore[arg-type]
         (lambda: Normal(spread=0.0), "spread"),
-        (lambda: HeteroscedasticNormal(spread=-1.0), "spread"),
         (lambda: Normal(low=5.0, high=1.0), "low"),
-        (lambda: StudentT(low=2, high=2), "low"),
-        (lambda: Function(moved, columns="hours"), "columns"),  # type: ignore[arg-type]
-        (lambda: Function(moved, "count"), "kind"),  # type: ignore[arg-type]
-        (lambda: Function(3), "function"),  # type: ignore[arg-type]
     ],
 )
 def test_options_that_cannot_be(make: Any, name: str) -> None:
@@ -473,18 +466,6 @@ def test_what_is_given_stays(kind: type[Normal | StudentT]) -> None:
     assert kind(5.0, 2.0).standardised(labels) == kind(5.0, 2.0)
     assert kind().standardised(torch.full((3,), 7.0)) == kind(7.0, 1.0)
     assert kind().standardised(None) == kind(0.0, 1.0)
-
-
-def test_a_function_of_another_kind_than_ratings_says_which() -> None:
-    network = tiny_model(()).network
-    for function, kind in (
-        (lambda outputs: dist.Categorical(logits=outputs), "kind='class' or kind='choice'"),
-        (lambda outputs: dist.Bernoulli(logits=outputs).to_event(1), "kind='labels'"),
-    ):
-        with pytest.raises(LikelihoodError, match=rf"Function\(function, {kind}\)"):
-            bh.Model(network, likelihood=function)
-    bh.Model(network, likelihood=Function(function, "labels"))
-    bh.Model(network, likelihood=lambda outputs: dist.Poisson(outputs[..., 0].exp()))
 
 
 def test_what_a_likelihood_cannot_train_or_sample_is_refused() -> None:

@@ -255,7 +255,8 @@ def fitted_on_ratings(**options: Any) -> bh.Posterior:
 @pytest.mark.parametrize("guide", ["laplace", "normal", "delta"])
 def test_inference_mode_changes_nothing(guide: str) -> None:
     """As many write around predictions; the linearised network takes gradients in it."""
-    posterior = bh.fit(tiny_model(), guide, tiny_examples(), max_steps=2, progress=False)
+    model = tiny_model((bh.peft.LoRA(rank=2, layers=(-1,)),))  # of which lower states are kept
+    posterior = bh.fit(model, guide, tiny_examples(), max_steps=2, progress=False)
     outside = posterior.predict(TEXTS, 5)
     with torch.inference_mode():
         inside = posterior.predict(TEXTS, 5)

@@ -20,7 +20,6 @@ from torch.distributions import kl_divergence
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
-from bhpeft_pyro.peft.hooks import BOUND
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import PosteriorPrior
 from bhpeft_pyro.priors.any_prior import moved
@@ -71,17 +70,6 @@ def test_a_copied_posterior_predicts_the_same_and_goes_its_own_way(name: str) ->
     bh.fit(copied.model, copied.guide, tiny_examples(seed=1), **QUICK)
     assert not torch.equal(copied.predict(TEXTS).probabilities, before)
     torch.testing.assert_close(posterior.predict(TEXTS).probabilities, before, rtol=0, atol=0)
-
-
-def test_a_copied_network_is_bound_beside_the_first() -> None:
-    model = tiny_model(KINDS)
-    backbone = model.network.backbone
-    bh.fit(model, "normal", tiny_examples(), **QUICK)
-    copied = copy.deepcopy(model)
-    assert copied.network.attachment.backbone is copied.network.backbone is not backbone
-    bind = [m.network.attachment.bind(drawn(m.sites, 1)) for m in (model, copied)]
-    with bind[0], bind[1]:  # neither hides the other
-        assert len(BOUND.get()) == 2
 
 
 @pytest.mark.parametrize("name", [*GUIDES, "AutoNormal", "AutoDelta", "structured", "mvn"])

@@ -30,7 +30,7 @@ from transformers import (
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
-from bhpeft_pyro.errors import ConfigError, DataError, GuideError
+from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.model.likelihoods import Likelihood, Normal, OrderedLogistic
 from bhpeft_pyro.peft import Adapter, Kind, LoRA, Prefix
 from bhpeft_pyro.peft.sites import Site
@@ -154,15 +154,6 @@ def test_weights_of_another_shape_are_named(network: bh.RandomPEFT) -> None:
         network(narrow, batch)
 
 
-def test_inputs_go_together(network: bh.RandomPEFT) -> None:
-    ids = torch.ones(3, 5, dtype=torch.long)
-    batch = bh.data.Batch(
-        {"input_ids": ids, "attention_mask": ids[:, None, None].expand(3, 1, 5, 5)}
-    )
-    with pytest.raises(DataError, match=r"attention_mask has shape \(3, 1, 5, 5\), expected"):
-        network(drawn(network.sites), batch)
-
-
 def test_auto_pools_decoders_at_the_end_and_encoders_over_all() -> None:
     for model_type, causal in (("gpt2", True), ("llama", True), ("bert", False), ("t5", False)):
         assert bh.RandomPEFT(build(model_type), (), bh.Head(2)).causal == causal
@@ -212,14 +203,6 @@ def test_features_are_the_frozen_transformers_whatever_the_weights(
     with_features = bh.data.Batch({}, features=features)
     torch.testing.assert_close(network(weights, with_features), frozen(weights, batch))
     assert not torch.allclose(network(weights, batch), frozen(weights, batch), atol=1e-3)
-
-
-def test_errors_of_head_and_kinds() -> None:
-    for outputs in (0, 2.0):
-        with pytest.raises(ConfigError, match=f"outputs={outputs}"):
-            bh.Head(outputs)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="pooling='max'"):
-        bh.Head(2, "max")  # type: ignore[arg-type]
 
 
 def test_the_backbone_is_no_part_of_the_module(network: bh.RandomPEFT) -> None:
@@ -315,13 +298,6 @@ def test_a_prior_may_hold_a_site_constant(name: str, guide: str) -> None:
     assert (posterior.sample(3)["lora.query.B"] != 0).all()
     forecast = posterior.predict(["w5 w20"], keep_samples=True)
     assert forecast.samples is not None and forecast.samples.std(0).max() > 0  # type: ignore[union-attr]
-
-
-def test_a_prior_that_holds_a_site_is_refused_for_a_laplace_approximation() -> None:
-    """Its prior is one Normal over all that the network has."""
-    message = r"use 'normal' .*prior does not sample head\.bias; expected a Normal at every site"
-    with pytest.raises(GuideError, match=message):
-        bh.fit(tiny_model(prior=constant("head.bias")), "laplace", tiny_examples(), progress=False)
 
 
 def test_particle_dims_that_do_not_go_together_are_refused() -> None:

@@ -23,11 +23,6 @@ def test_ratings(noise_by_text: bool) -> None:
     assert 1 < forecast.mean[0] < 2.5 and 3.5 < forecast.mean[1] < 5
 
 
-def test_a_rating_scale_upside_down() -> None:
-    with pytest.raises(bh.errors.ConfigError, match="spread"):
-        bh.tasks.ratings(tiny_backbone(), 5, 1)
-
-
 def test_categories() -> None:
     model = bh.tasks.categories(tiny_backbone(), 3, **KINDS)
     texts = [BAD, GOOD, "w7 w7 w7"]

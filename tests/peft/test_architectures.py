@@ -143,19 +143,6 @@ def test_without_a_mask_equals_an_all_ones_mask(model_type):
     torch.testing.assert_close(bare, masked, atol=1e-5, rtol=1e-5)
 
 
-def test_a_causal_flag_switched_off_by_the_caller_stays_off():
-    model = tiny.build("llama")
-    attachment = Attachment(model, all_kinds("llama"))
-    ids = tiny.inputs(padded=0)["input_ids"]
-    everything = torch.ones(*ids.shape[:1], 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
-    with torch.no_grad(), attachment.bind(tiny.draw(attachment.sites)):
-        causal = run(model, {"input_ids": ids})
-        flagged = run(model, {"input_ids": ids, "is_causal": False})
-        masked = run(model, {"input_ids": ids, "attention_mask": everything})
-    torch.testing.assert_close(flagged, masked, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(flagged, causal, atol=1e-2)
-
-
 @all_types
 def test_it_runs_on_as_many_tokens_as_it_has_positions_for(model_type):
     options = {"n_positions": 40} if model_type == "gpt2" else {"max_position_embeddings": 40}
@@ -169,21 +156,6 @@ def test_it_runs_on_as_many_tokens_as_it_has_positions_for(model_type):
         if not rotary:
             with pytest.raises((RuntimeError, IndexError)):
                 run(model, {"input_ids": ids})
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "gemma3_text", "opt"])
-def test_decoding_with_a_cache_equals_one_pass(model_type):
-    model = tiny.build(model_type)
-    attachment = Attachment(model, all_kinds(model_type))
-    ids = tiny.inputs(padded=0)["input_ids"]
-    with torch.no_grad(), attachment.bind(tiny.draw(attachment.sites, particles=2)):
-        whole = run(model, {"input_ids": ids})
-        first = model(input_ids=ids[:, :6], use_cache=True)
-        cache = first.cache if "cache" in first else first.past_key_values
-        name = "cache" if "cache" in first else "past_key_values"
-        second = model(input_ids=ids[:, 6:], use_cache=True, **{name: cache})
-    parts = torch.cat([first.last_hidden_state, second.last_hidden_state], 1)
-    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
 
 
 # Declarations.
@@ -246,9 +218,6 @@ def test_an_unknown_architecture_is_named_and_can_be_declared(own_registry):
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        (LoRA(rank=3), {"query": "attention.q"}, "no attribute `q`"),
-        (LoRA(rank=3), {"attention": "heads"}, "no attribute `heads`"),
-        (LoRA(rank=3), {"layers": "encoder.blocks"}, "no attribute `blocks`"),
         (LoRA(rank=3), {"query": "attention.output.LayerNorm"}, "linear module.*LayerNorm"),
         (LoRA(), {"query": Part("attention.self.query", 0, 3)}, "not fit an output of width 32"),
         (LoRA(), {"query": Part("attention.self.query", 2, 2)}, "do not fit"),
@@ -257,7 +226,7 @@ def test_an_unknown_architecture_is_named_and_can_be_declared(own_registry):
 )
 def test_a_wrong_declaration_is_an_error(kind, changes, message, own_registry):
     register_architecture("bert", replace(registry.architecture_of("bert"), **changes))
-    with pytest.raises((ArchitectureError, AttributeError), match=message):
+    with pytest.raises(ArchitectureError, match=message):
         Attachment(tiny.build("bert"), (kind,))
 
 

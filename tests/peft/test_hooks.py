@@ -262,13 +262,3 @@ def test_rows_that_particles_cannot_share_are_an_error(kinds):
             bound(attachment, weights, batch)
     else:
         assert torch.equal(bound(attachment, weights, batch), run(model, batch))
-
-
-def test_a_backbone_in_training_mode_is_an_error():
-    model, batch = tiny.build("bert"), tiny.inputs()
-    model.train()
-    attachment = Attachment(model, KINDS)
-    assert not model.training  # dropout is off
-    model.train()
-    with pytest.raises(ConfigError, match=r"backbone\.eval\(\)"):
-        bound(attachment, tiny.draw(attachment.sites), batch)

@@ -77,17 +77,6 @@ def test_a_kind_on_some_layers_equals_it_on_all_with_zeros_elsewhere(model_type)
     torch.testing.assert_close(ours, expected)
 
 
-def test_a_prefix_on_one_layer_leaves_the_other_alone():
-    model, batch = tiny.build("bert"), tiny.inputs()
-    attachment = Attachment(model, (Prefix(3, layers=(1,)),))
-    with torch.no_grad():
-        frozen = model(**batch, output_hidden_states=True).hidden_states
-        with attachment.bind(tiny.draw(attachment.sites)):
-            states = model(**batch, output_hidden_states=True).hidden_states
-    assert torch.equal(states[1], frozen[1])
-    assert not torch.allclose(states[2], frozen[2], atol=1e-2)
-
-
 def test_layers_keep_their_numbers_and_shared_ones_have_one_row():
     model = tiny.build("bert", num_hidden_layers=3)
     sites = Attachment(model, (LoRA(rank=3, layers=(-1, 0)),)).sites
@@ -97,12 +86,6 @@ def test_layers_keep_their_numbers_and_shared_ones_have_one_row():
     assert all(site.shape[0] == 1 and site.layers == (0,) for site in attachment.sites)
     groups = tiny.build("albert", num_hidden_layers=4, num_hidden_groups=2, inner_group_num=2)
     assert Attachment(groups, (LoRA(rank=3),)).sites[0].layers == (0, 1, 2, 3)
-
-
-@pytest.mark.parametrize("layers", [(2,), (-3,), ()])
-def test_layers_that_are_not_there_are_an_error(layers):
-    with pytest.raises((IndexError, ValueError)):
-        Attachment(tiny.build("bert"), (LoRA(rank=3, layers=layers),))
 
 
 def test_layers_of_differing_width_are_an_error_unless_left_out():
@@ -121,17 +104,8 @@ def test_layers_of_differing_width_are_an_error_unless_left_out():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LoRA(()), r"lora: targets=\(\)"),
         (lambda: LoRA(("query", "keys")), "lora: targets=.*keys"),
-        (lambda: LoRA(("query", "query")), "lora: targets="),
-        (lambda: LoRA("query"), "targets="),
         (lambda: LoRA(rank=0), "rank=0"),
-        (lambda: LoRA(rank=2.0), "rank=2.0"),
-        (lambda: LoRA(layers=(0.5,)), "layers"),
-        (lambda: LoRA(alpha=0.0), "alpha=0.0"),
-        (lambda: LoRA(alpha=float("nan")), "alpha=nan"),
-        (lambda: Adapter(size=0), "size=0"),
-        (lambda: Adapter(scale=-1.0), "scale=-1.0"),
         (lambda: Adapter(placement="serial"), "placement="),
         (lambda: Prefix(0), "length=0"),
         (lambda: Attachment(tiny.build("bert"), (LoRA(), LoRA(rank=2))), "at most once"),

@@ -159,7 +159,7 @@ def test_draws_differ_and_follow_their_own_scale() -> None:
     torch.testing.assert_close(value.std((-1, -2)), tau, rtol=0.1, atol=0)
 
 
-@pytest.mark.parametrize("name", [n for n in PRIORS if n != "reparametrised"])
+@pytest.mark.parametrize("name", ["by_layer", "other_families", "handled_by_values", "plated"])
 def test_a_fit_with_several_particles(name: str) -> None:
     model = tiny_model(prior=PRIORS[name])
     posterior = bh.fit(model, "normal", tiny_examples(12), particles=4, **QUICK)
@@ -259,8 +259,10 @@ def scale_between(sites: Sites) -> Mapping[str, Tensor]:
     return values | {site.name: normal(site, tau) for site in others}
 
 
-@pytest.mark.parametrize("prior", [scale_first, scale_last, scale_between])
-@pytest.mark.parametrize("guide", ["normal", "AutoNormal"])
+@pytest.mark.parametrize(
+    ("guide", "prior"),
+    [("normal", scale_first), ("AutoNormal", scale_last), ("AutoNormal", scale_between)],
+)
 def test_predictive_in_parallel_is_predictive_in_turn(guide: str, prior: Any) -> None:
     """It gives a scalar the dims of the model's plates, and weights, which have dims, none."""
     model = tiny_model(prior=prior)

@@ -128,13 +128,15 @@ def test_improper_numbers_are_refused(prior: Any, options: Any, name: str) -> No
 # Sites made out of other latents
 
 
+QUERIES = (bh.peft.LoRA(("query",), rank=2),)
+
+
 def reload(posterior: bh.Posterior, folder: Path, given: Any) -> bh.Posterior:
     return load(posterior.save(folder), prior=given)
 
 
-def whole_life(folder: Path, prior: Any, given: Any = None) -> None:
+def whole_life(folder: Path, prior: Any, given: Any = None, kinds: Any = QUERIES) -> None:
     """Fit, predict, update, save, load, export: all is the same before and after loading."""
-    kinds = (bh.peft.LoRA(rank=2), bh.peft.Adapter(2), bh.peft.Prefix(2))
     data = tiny_examples(12)
     model = tiny_model(kinds, prior=prior)
     first = bh.fit(model, "normal", data, max_steps=3, batch_size=12, progress=False)
@@ -155,7 +157,8 @@ def whole_life(folder: Path, prior: Any, given: Any = None) -> None:
 
 
 def test_the_whole_life_of_a_fit(tmp_path: Path) -> None:
-    whole_life(tmp_path, priors.Hierarchical())
+    kinds = (bh.peft.LoRA(rank=2), bh.peft.Adapter(2), bh.peft.Prefix(2))
+    whole_life(tmp_path, priors.Hierarchical(), kinds=kinds)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -104,7 +104,7 @@ def test_a_width_never_costs_more_than_a_thousandth_or_three() -> None:
     model = tiny_model((), prior=bh.priors.FunctionSpaceNormal(head=30.0))
     examples, held_out = tiny_examples(48), tiny_examples(40, seed=3)
     posterior = exactly(
-        model, examples, max_steps=400, lr=0.5, temperature=0.0, tau=None, validation=held_out
+        model, examples, max_steps=150, lr=0.5, temperature=0.0, tau=None, validation=held_out
     )
     report = posterior.report
     assert report.point_nll is not None and report.component_nll is not None
@@ -202,14 +202,14 @@ def test_the_output_scale_is_the_best_for_held_out_rows() -> None:
 def test_the_output_scales_of_components_are_the_best_for_their_mixture() -> None:
     """The mean of predictions that err apart is less certain than it should be."""
     torch.manual_seed(0)
-    truth = 2 * torch.randn(2000, 3)
+    truth = 2 * torch.randn(1000, 3)
     labels = dist.Categorical(logits=truth).sample()
     taus, scales = torch.ones(1).double(), held_out_densities.OUTPUT_SCALES
 
     def component(factor: float) -> Candidates:
-        values = factor * (truth + 1.5 * torch.randn(2000, 3))
+        values = factor * (truth + 1.5 * torch.randn(1000, 3))
         held = [(outputs_of(values), labels)]
-        return held_out_densities.of_draws(taus, [[torch.zeros(2000, 3, 3)]], held, scaled=True)
+        return held_out_densities.of_draws(taus, [[torch.zeros(1000, 3, 3)]], held, scaled=True)
 
     every = [component(factor) for factor in (0.5, 1.0, 1.0, 2.0)]
     alone = [scales.tolist().index(each.best().output_scale) for each in every]
@@ -218,7 +218,7 @@ def test_the_output_scales_of_components_are_the_best_for_their_mixture() -> Non
     for shift in range(-4, 5):
         at = [each.log_densities[0, i + shift] for i, each in zip(alone, every, strict=True)]
         nll = (math.log(4) - torch.stack(at).logsumexp(0)).mean()
-        costs = [scales[i + shift].log() ** 2 / 1000 for i in alone]
+        costs = [scales[i + shift].log() ** 2 / 500 for i in alone]
         together.append((nll + sum(costs) / 4).item())
     best = together.index(min(together)) - 4
     choices, point_nll, nll = choice_of_tau.best_together(every)

@@ -35,7 +35,7 @@ from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 
-@pytest.mark.parametrize("tau", [1.0, 20.0, 0.05])
+@pytest.mark.parametrize("tau", [20.0, 0.05])
 def test_it_is_the_exact_posterior_of_a_regression_in_both_rounds(tau: float) -> None:
     """The mean, the precision, and two rounds against one fit of all data; tau times the first
     prior is in the width, and goes no further."""
@@ -167,7 +167,7 @@ def test_only_a_softmax_has_an_output_scale() -> None:
 def test_the_mean_is_the_points(likelihood: Any) -> None:
     model = tiny_model(bh.presets.bh_peft(), likelihood.outputs, likelihood=likelihood)
     rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
-    posterior = bh.fit(model, "laplace", rows, components=3, max_steps=20, progress=False)
+    posterior = bh.fit(model, "laplace", rows, components=2, max_steps=10, progress=False)
     wide, point = (posterior.predict(rows, samples) for samples in (None, 0))
     assert isinstance(wide, bh.forecast.RatingForecast) and isinstance(
         point, bh.forecast.RatingForecast

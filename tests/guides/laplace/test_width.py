@@ -55,7 +55,7 @@ def test_earlier_data_act_in_full_and_the_first_prior_by_the_temperature(
     model = regression(own_network(), noise=NOISE)
     parts = [random_ratings(model, 64, 3), random_ratings(model, rows, 4)]
     first = exactly(model, parts[0])
-    second = first.update(parts[1], temperature=temperature, max_steps=1000, lr=0.3)
+    second = first.update(parts[1], temperature=temperature, max_steps=400, lr=0.3)
     old, new = (Exact.of(model, part) for part in parts)
     first_prior = torch.eye(len(old.mean)) / old.prior_sd**2
     earlier = old.precision - first_prior + (used or 1e-4) * first_prior
@@ -78,7 +78,7 @@ def test_a_prior_that_may_contain_earlier_data_acts_in_full() -> None:
     model = regression(own_network(), noise=NOISE)
     parts = [random_ratings(model, 64, seed) for seed in (3, 4, 5)]
     first, new = exactly(model, parts[0]), Exact.of(model, parts[1])
-    long: dict[str, Any] = {"temperature": None, "max_steps": 600}
+    long: dict[str, Any] = {"temperature": None, "max_steps": 300}
     later = first.update(parts[1], keep=0.0, **long)
     assert later.report.temperature == 1
     assert ((flat(guide_of(later).means()) - new.mean) / new.sd).abs().max() < 0.05
@@ -195,12 +195,12 @@ def test_a_width_under_which_a_rate_underflows_is_not_chosen() -> None:
         assert part.report.component_nll < part.report.point_nll + 0.1
 
 
-@pytest.mark.parametrize("tau", [1.0, 7.0])
-def test_every_round_sets_open_scales_again_and_keeps_what_was_learnt(tau: float) -> None:
+def test_every_round_sets_open_scales_again_and_keeps_what_was_learnt() -> None:
     """The precision is tau times that of scales of equal effect at the new point estimate, plus the
     information of both rounds, by brute force; a prior that is given stays as it is."""
     parts = [tiny_examples(24, seed=seed) for seed in (0, 1)]
-    options: dict[str, Any] = {"tau": tau, "temperature": 1.0, "lr": 0.1}
+    tau = 7.0
+    options: dict[str, Any] = {"tau": tau, "temperature": 1.0, "max_steps": 40}
 
     def learnt(guide: LaplaceGuide) -> Tensor:
         """What all rounds' data have contributed to the precision."""

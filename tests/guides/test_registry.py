@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -34,12 +35,17 @@ def test_an_unknown_option_names_guide_and_option() -> None:
         bh.autoguide("normal", tiny_model(()), init_scale=0.0)
 
 
-def test_without_random_weights_there_is_no_laplace_guide() -> None:
-    def fixed(sites: Any) -> dict[str, torch.Tensor]:
+@pytest.mark.parametrize(
+    ("constant", "message"), [("head.", "no random weights"), ("head.bias", "not sample head.bias")]
+)
+def test_a_laplace_guide_needs_random_weights_at_every_site(constant: str, message: str) -> None:
+    def prior(sites: Any) -> dict[str, torch.Tensor]:
         return {
-            s.name: pyro.deterministic(s.name, torch.zeros(s.shape), event_dim=len(s.shape))
+            s.name: pyro.deterministic(s.name, torch.zeros(s.shape), event_dim=s.ndim)
+            if s.name.startswith(constant)
+            else pyro.sample(s.name, dist.Normal(0.0, 0.1).expand(s.shape).to_event(s.ndim))
             for s in sites
         }
 
-    with pytest.raises(GuideError, match="no random weights"):
-        bh.autoguide("laplace", tiny_model((), prior=fixed))
+    with pytest.raises(GuideError, match=message):
+        bh.autoguide("laplace", tiny_model((), prior=prior))

@@ -69,15 +69,6 @@ def test_ordered_logistic_equals_pyros(levels: int) -> None:
     assert likelihood.num_labels(1) == levels
 
 
-def test_ordered_logistic_takes_cutpoints_of_each_draw() -> None:
-    likelihood, raw, outputs = OrderedLogistic(4), torch.randn(3, 1, 3), torch.randn(3, 6, 1)
-    labels = torch.tensor([0, 1, 2, 3, 0, 3])
-    together = log_prob(likelihood, outputs, labels, {"cutpoints": raw})
-    for s in range(3):
-        alone = log_prob(likelihood, outputs[s], labels, {"cutpoints": raw[s, 0]})
-        torch.testing.assert_close(together[s], alone)
-
-
 def test_ordered_logistic_is_finite_however_wide_the_posterior() -> None:
     likelihood, raw = OrderedLogistic(4), torch.tensor([0.0, 100.0, -200.0])
     assert likelihood.cutpoints({"cutpoints": raw}).isfinite().all()
@@ -189,14 +180,6 @@ def test_a_mini_batch_stands_for_size_examples(size: int | None, factor: float) 
     expected = model.predictive(weights, batch).log_prob(batch.labels).sum()
     torch.testing.assert_close(site["log_prob_sum"], factor * expected)
     torch.testing.assert_close(site["unscaled_log_prob"].sum(), expected)
-
-
-def test_without_labels_some_are_drawn() -> None:
-    batch = bh.data.Batch(tiny_batch(400).inputs)
-    certain = {"head.weight": torch.zeros(2, 16), "head.bias": torch.tensor([0.0, 50.0])}
-    labels = poutine.condition(tiny_model(()), certain)(batch)
-    assert labels.shape == (400,)
-    assert (labels == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -337,8 +320,9 @@ def test_what_is_no_likelihood_is_refused_by_name() -> None:
         (lambda outputs: dist.Cauchy(outputs[..., 0], 1.0), "its Cauchy has no mean or no stddev"),
         (moved, "its TransformedDistribution has no mean or no stddev"),
         (lambda outputs: dist.Categorical(logits=outputs), "Function.*kind='class'"),
+        (lambda outputs: dist.Bernoulli(logits=outputs).to_event(1), "Function.*kind='labels'"),
     ):
-        outputs = 2 if "class" in message else 1
+        outputs = 2 if "kind=" in message else 1
         with pytest.raises(LikelihoodError, match=message):
             tiny_model((), outputs, likelihood=function).encode(table)
 

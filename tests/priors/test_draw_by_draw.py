@@ -186,16 +186,6 @@ def test_the_kl_of_weights_given_a_random_scale_stays_in_closed_form() -> None:
     assert torch.equal(*kls)
 
 
-def test_a_prior_may_branch_on_a_value() -> None:
-    (site,) = bh.Head(7).sites(400)[:1]
-    with pyro.plate("draws", 40, dim=-2):
-        trace = poutine.trace(checked).get_trace(branching, [site])
-    wide, value = trace.nodes["tau"]["value"] > 1, trace.nodes[site.name]["value"] / site.unit
-    assert 0 < wide.sum() < 40
-    sds = torch.where(wide, 2.0, 0.5)
-    torch.testing.assert_close(value.std((-1, -2)), sds, rtol=0.1, atol=0)
-
-
 @pytest.mark.parametrize(("name", "shape"), [("normal", (3, 2)), ("AutoNormal", (3, 2))])
 def test_plates_stay_within_a_draw(name: str, shape: tuple[int, ...]) -> None:
     model = tiny_model((), prior=plated)

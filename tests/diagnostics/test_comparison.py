@@ -17,7 +17,6 @@ from bhpeft_pyro import comparison
 from bhpeft_pyro.diagnostics.comparison import BASELINE, Comparison, compare
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import RatingForecast
-from bhpeft_pyro.plots.forecasts import STYLES
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 HOW = bh.FitOptions(max_steps=3, progress=False)
@@ -196,9 +195,3 @@ def test_the_verdict_is_a_sentence_about_the_default(made: tuple[Comparison, Pat
     gain = found.forecasts["posterior (2 components)"].nlls() - found.forecasts["LoRA"].nlls()
     error = gain.std() / len(gain) ** 0.5
     assert f"NLL {gain.mean():+.3f} ± {error:.3f} (" in said
-
-
-def test_each_method_has_a_colour_of_its_own(made: tuple[Comparison, Path]) -> None:
-    lines = made[0].plot().axes[1].get_lines()
-    assert len({line.get_color() for line in lines}) == len(lines) >= 5
-    assert len({colour for colour, _ in STYLES}) == len(STYLES) >= 7  # as many as methods

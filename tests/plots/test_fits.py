@@ -33,11 +33,6 @@ def test_elbo_trace_draws_nll_and_kl_apart(ax):
     )
 
 
-def test_steps_are_whole(ax):
-    plots.elbo_trace([row | {"step": i} for i, row in enumerate(trace(3))], ax)
-    assert all(tick == int(tick) for tick in ax.get_xticks())
-
-
 @pytest.mark.parametrize(
     ("temperature", "labels"), [(0.0, ["NLL"]), (0.5, ["loss", "NLL", "minus log prior"])]
 )

@@ -58,16 +58,6 @@ def test_reliability_bars_are_the_accuracy_in_their_bins(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence", "accuracy")
 
 
-def test_no_title_covers_the_counts(ax):
-    """At whatever distance from the axes it is."""
-    plots.reliability(forecast_of(0), ax=ax).set_title("posterior", pad=0)
-    ax.figure.canvas.draw()
-    frame = ax.get_window_extent()
-    for text in ax.texts:
-        count = text.get_window_extent()
-        assert count.y0 >= frame.y0 and count.y1 <= frame.y1
-
-
 def test_given_labels_come_before_the_forecasts_own(ax):
     forecast = forecast_of(0)
     plots.reliability(forecast, forecast.label, ax)
@@ -162,10 +152,3 @@ def test_p_values_on_edges_are_in_the_bin_that_they_end(ax, count):
     p = torch.arange(1, count + 1, dtype=torch.float64) / count
     plots.novelty(replace(forecast, novelty=p), ax=ax)
     assert [bar.get_height() for bar in ax.patches] == [0.05] * 20
-
-
-def test_novelty_is_called_no_uncertainty() -> None:
-    draws = torch.tensor([[[0.9, 0.1], [0.2, 0.8]]])
-    forecast = ClassForecast.from_draws(draws, labels=[0, 1])
-    forecast = replace(forecast, novelty=torch.tensor([0.2, 0.9]))
-    assert plots.rejection(forecast, by="novelty").get_xlabel() == "rejected by novelty (%)"

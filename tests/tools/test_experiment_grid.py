@@ -243,17 +243,15 @@ def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
     outcome = made.run("classes", 60, "LoRA", inference, 0)
     draws = {"deterministic": 1, "MAP": 1, "ensemble": TINY.members}
     draws |= dict.fromkeys(("one component", "Bayesian"), 1000)  # of the outputs
-    sharing = ("branches", "ends of cycles")
-    draws |= dict.fromkeys(sharing, 1000)
     students = [name for name in INFERENCE if name.startswith("student")]
     draws |= dict.fromkeys(students, 1)
     assert outcome.forecasts["test"].draws == draws.get(inference, TINY.samples)
     of_all = ("ensemble", "Bayesian", *students)
-    points = ("deterministic", "one component", "MC dropout", *sharing, *of_all)
+    points = ("deterministic", "one component", "MC dropout", *of_all)
     assert outcome.facts["temperature"] == (0.0 if inference in points else 1.0)
     components = outcome.facts.get("components", [])
     count = {"deterministic": 1, "one component": 1}
-    count |= dict.fromkeys((*of_all, *sharing), TINY.members)
+    count |= dict.fromkeys(of_all, TINY.members)
     assert len(components) == count.get(inference, 0)
     if inference in ("one component", "Bayesian"):
         assert all(each["tau"] > 0 and each["component_nll"] > 0 for each in components)
@@ -262,34 +260,6 @@ def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
         passes = {"ensemble": TINY.members, "Bayesian": 3 * TINY.members}
         passes |= dict.fromkeys(students, 1)
         assert outcome.facts["passes"] == passes[inference]
-
-
-@pytest.mark.parametrize(("branches", "fits"), [(True, [10, 2, 2, 2]), (False, [10, 4, 4])])
-def test_components_share_steps(
-    branches: bool, fits: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each branch starts where the first fit ends; each cycle where the one before it does."""
-    made: list[tuple[Any, bh.Posterior]] = []
-    fit = Job.fit
-
-    def kept(self: Job, model: Any, guide: Any, **options: Any) -> bh.Posterior:
-        start = None if guide == "delta" else guide.means()["head.weight"].clone()
-        made.append((start, fit(self, model, guide, **options)))
-        return made[-1][1]
-
-    monkeypatch.setattr(Job, "fit", kept)
-    budget = replace(TINY, members=3, steps=20)
-    parts = split(None, budget.tasks["classes"], 24, budget.validation, budget.test, 7)
-    load, data = lambda: (tiny_backbone(), tiny_tokenizer()), (parts.train, parts.validation)
-    job = Job(budget.tasks["classes"], (), load, *data, parts.unlabelled, 7, budget)
-    facts = INFERENCE["branches" if branches else "ends of cycles"](job).facts
-    ends = [posterior.guide.means()["head.weight"] for _, posterior in made]
-    assert [posterior.report.options.max_steps for _, posterior in made] == fits
-    for number, (start, _) in enumerate(made[1:], 1):
-        assert torch.equal(start, ends[0 if branches else number - 1])
-    steps = sum(component["steps"] for component in facts["components"])
-    assert steps + facts["shared_steps"] == sum(posterior.report.steps for _, posterior in made)
-    assert not torch.equal(ends[-1], ends[-2])
 
 
 def test_the_search_takes_what_is_best_on_the_validation_rows(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides.laplace import width
 from bhpeft_pyro.streams import History
-from tools.experiments import protocols, stream, students
+from tools.experiments import protocols, stream
 from tools.experiments.arms import ARMS, AT_ONCE, Arm, Setup
 
 ROUNDS = {str(count): words(count, seed) for seed, count in enumerate((48, 32, 64))}
@@ -284,28 +284,3 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
     setup = Setup(model, ROUNDS)
     ratios = stream.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
     assert ratios == {"slow": 1.5, "fast": 0.5}
-
-
-def test_students_are_compared_with_their_posterior_after_every_round(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(students, "minilm", lambda: folder / "backbone")
-    sizes = {"rows": 20, "test": 6, "texts": 20, "components": 2}
-    students.students(folder, folder / "students", seeds=1, **sizes)
-    (file,) = (folder / "students").glob("*.json")
-    rounds = json.loads(file.read_text())["rounds"]
-    assert len(rounds) == 4 and all(0 <= one["same decision"] <= 1 for one in rounds)
-    assert all(one["of the student minus it"] != 0 for one in rounds)  # it is another forecast
-    table = students.table([json.loads(file.read_text())], "orders").markdown()
-    assert [f"| {number} | 1 |" in table for number in range(1, 6)] == [True] * 4 + [False]
-
-
-def test_a_student_of_weekly_news_learns_the_last_weeks_and_is_tested_on_the_next() -> None:
-    weeks = {str(week): words(10 + week, seed=week) for week in range(6)}
-    pairs = list(students.parts(SimpleNamespace(batches=weeks, tests={}), test=0, texts=12))
-    assert len(pairs) == 5
-    for number, (unlabelled, tested) in enumerate(pairs):
-        assert tested is weeks[str(number + 1)]
-        learnt = [weeks[str(week)] for week in range(max(0, number - 3), number + 1)]
-        hashes = [one for week in learnt for one in week.hashes[:12]]
-        assert list(unlabelled.hashes) == hashes

@@ -38,7 +38,7 @@ from .job import Load
 from .machine import Step, clock, device_name, in_turn, over
 from .methods import upper_hybrid
 from .results import Run, run_all
-from .steps import CLASSES, METHODS, hf_peft_step, method_step, svi_step, token_batch
+from .steps import CLASSES, hf_peft_step, svi_step, token_batch
 from .tables import Table, distinct
 
 __all__ = ["ABOUT", "cost"]
@@ -164,7 +164,7 @@ class _Work:
 
 
 def _fits(work: _Work) -> Records:
-    """Whole fits; then single steps of all methods, widths and predictions of what was fitted."""
+    """Whole fits; then single steps, widths and predictions of what was fitted."""
     train, held_out, texts = work.rows
     backbone = work.load()[0]
     peer = hf_peft_step(backbone, next(train.batches(work.batch_size)))
@@ -194,8 +194,6 @@ def _fits(work: _Work) -> Records:
         fits = {f"fit, {name}": partial(whole, name) for name in _FITTED}
         whole_fits = measured(many | fits, 1, work.steps)[len(many) :]
         short = {**steps, f"{_STEP}{_UPPER}": work.step(upper=True)}
-        batch = next(train.batches(work.batch_size))
-        short |= {f"{_STEP}, {way}": method_step(work.load, way, batch) for way in METHODS}
         for where in ("", _UPPER):
             point = fitted[f"delta{where}"]
             short[f"width{where}"] = partial(point.widen, train, validation=held_out)

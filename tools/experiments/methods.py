@@ -20,7 +20,6 @@ from bhpeft_pyro.posterior.posterior import Posterior
 
 from .job import Fitted, Inference, Job
 from .points import ADAM, by_student, of_points, search
-from .shared_steps import sharing
 
 __all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method", "upper_hybrid"]
 
@@ -123,8 +122,6 @@ INFERENCE: dict[str, Inference] = {
     "ensemble": of_points(ensemble=True, wide=False),
     "one component": of_points(ensemble=False, wide=True),
     "Bayesian": of_points(ensemble=True, wide=True),
-    "branches": sharing(branches=True),
-    "ends of cycles": sharing(branches=False),
     **{f"student of {texts} texts": by_student(texts) for texts in (0, 500, 2000)},
     "MC dropout": mc_dropout,
     "MAP": bayesian("delta"),

@@ -25,7 +25,7 @@ from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate, mean_and_error, ood_auroc, rejection_curve
 from bhpeft_pyro.plots.forecasts import STYLES
 
-from . import circle, decisions, labels_report, new_labels, passes_report, stream_report, students
+from . import circle, decisions, labels_report, new_labels, passes_report, stream_report
 from .differences import DIFFERENCES, difference
 from .methods import method
 from .outcome import Outcome
@@ -371,8 +371,6 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         _upper(folder),
         _cost(folder),
         *passes_report.tables(folder, TASKS),
-        passes_report.lengths(folder, TASKS),
-        passes_report.cheaper(folder, TASKS),
         *(
             table
             for protocol, title in STREAMS.items()
@@ -380,11 +378,6 @@ def tables(folder: Path = RESULTS) -> list[Table]:
         ),
         stream_report.costs(costs["cost"]),
         new_labels.table(load(folder / "new-labels", product(range(5), new_labels.ARMS))),
-        *(
-            students.table(stored, protocol)
-            for protocol in students.SHOWN
-            if (stored := load(folder / "students", product([protocol], range(5))))
-        ),
         circle.table(load(folder / "circle", product(range(5), circle.ARMS))),
         *labels_report.tables(
             [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
@@ -422,7 +415,6 @@ def figures(folder: Path = RESULTS) -> dict[str, Figure]:
     ax.legend(frameon=False)
     return {
         "tasks/tweets-rejection.png": figure,
-        "stream/orders-matrix.png": stream_report.matrices(_rounds(folder, "orders")),
     }
 
 

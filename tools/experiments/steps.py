@@ -1,4 +1,4 @@
-"""Single steps of training, to be timed: of each method here, and of Hugging Face's peft."""
+"""Single steps of training, to be timed: of a guide here, and of Hugging Face's peft."""
 
 from __future__ import annotations
 
@@ -11,46 +11,18 @@ from transformers import PreTrainedModel
 from bhpeft_pyro.base.fit_options import FitOptions
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import Guide, as_guide, autoguide
+from bhpeft_pyro.guides import Guide
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
-from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft.architectures import layers_of
 from bhpeft_pyro.training.elbo import ELBO
-from bhpeft_pyro.training.initialization import align
 
-from .job import Load
 from .machine import Step
-from .methods import GUIDES, PEFT, Method, dropout
 
-__all__ = ["CLASSES", "METHODS", "hf_peft_step", "method_step", "svi_step", "token_batch"]
+__all__ = ["CLASSES", "hf_peft_step", "svi_step", "token_batch"]
 
 CLASSES = 4
-_PARTICLES = 4
-METHODS = (
-    *(
-        Method(peft, "deterministic")
-        for peft in ("head only", "adapter", "LoRA", "prefix", "MAM", "UniPELT")
-    ),
-    *(Method("hybrid", way) for way in ("MC dropout", *GUIDES) if "(" in way or "MC" in way),
-)
-"""What is timed besides the deterministic hybrid. A step of `laplace` is one of `delta`."""
-
 RANK, ALPHA, TARGETS = 8, 16, ("query", "value")
-
-
-def method_step(load_backbone: Load, method: Method, batch: Batch) -> Step:
-    """A step of a method whose guide is not fitted, on a model as a fit begins with it."""
-    backbone, tokenizer = load_backbone()
-    model = Model(RandomPEFT(backbone, PEFT[method.peft](), Head(CLASSES), tokenizer))
-    model.network.align([batch])
-    if method.inference == "MC dropout":
-        return svi_step(model, as_guide(dropout(model)), batch, len(batch))
-    guide = autoguide(GUIDES[method.inference], model)
-    if guide.point:
-        return svi_step(model, guide, batch, 1)
-    align(model, [batch])
-    return svi_step(model, guide, batch, _PARTICLES)
 
 
 def svi_step(model: Model, guide: Guide, batch: Batch, particles: int) -> Step:

@@ -1,19 +1,15 @@
-"""Tables and plots of the experiments with streams, from their result files alone."""
+"""Tables of the experiments with streams, from their result files alone."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from bhpeft_pyro.forecast.metrics import mean_and_error
@@ -23,7 +19,7 @@ from bhpeft_pyro.streams.record import TEST, TEST_NLL
 from .arms import AT_ONCE, OURS
 from .tables import OVER_SEEDS, Table, distinct
 
-__all__ = ["average", "costs", "matrices", "matrix", "stored_runs", "summary", "tables"]
+__all__ = ["costs", "matrix", "stored_runs", "summary", "tables"]
 
 Result = dict[str, Any]
 
@@ -102,66 +98,3 @@ def summary(result: Result) -> dict[str, float]:
 def matrix(record: Record) -> Tensor:
     """(T, T) R[i, j], the score on the test of batch j after round i."""
     return torch.stack([record.column(TEST + row["batch"]) for row in record.rows], 1)
-
-
-def average(results: Sequence[Result]) -> Record:
-    """The mean record of one arm over seeds, of what all of them have."""
-    rows = []
-    for same in zip(*(result["rounds"] for result in results), strict=True):
-        row = {name: value for name, value in same[0].items() if all(name in r for r in same)}
-        numbers = [name for name, value in row.items() if not isinstance(value, str)]
-        rows.append(row | {name: mean(r[name] for r in same) for name in numbers})
-    return Record(rows)
-
-
-def matrices(results: Sequence[Result]) -> Figure:
-    """R[i][j] of each arm that has all seeds, the mean over them: accuracy on test j after round i.
-    Batches come in another order for each seed; their names are the numbers of their rounds."""
-    seeds = Counter(result["arm"] for result in results)
-    shown = {arm for arm in seeds if seeds[arm] == max(seeds.values())}
-    in_turn = [r for r in results if r["arm"] in shown and not r["arm"].startswith(AT_ONCE)]
-    records = _records([_numbered(result) for result in in_turn])
-    columns = min(len(records), 2 if len(records) == 4 else 3)
-    rows = -(-len(records) // columns)
-    figure = plt.figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    scores = {arm: matrix(record) for arm, record in records.items()}
-    low = min(each.min().item() for each in scores.values())
-    high = max(each.max().item() for each in scores.values())
-    for ax in axes[len(records) :]:
-        ax.remove()
-    for ax, (arm, each) in zip(axes, scores.items(), strict=False):
-        ax.set_title(arm, fontsize="small")
-        _draw(each, ax, low, high)
-    return figure
-
-
-def _draw(scores: Tensor, ax: Axes, low: float, high: float) -> None:
-    """A matrix in colours and numbers, on a scale that the others have too."""
-    ax.imshow(scores.numpy(), cmap="viridis", aspect="auto", vmin=low, vmax=high)
-    for row, line in enumerate(scores.tolist()):
-        for column, score in enumerate(line):
-            shade = "white" if score <= (low + high) / 2 else "black"
-            ax.text(column, row, f"{score:.2f}", ha="center", va="center", color=shade)
-    names = [str(number) for number in range(1, len(scores) + 1)]
-    ax.set_xticks(range(len(names)), names)
-    ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="tested on", ylabel="after learning")
-
-
-def _numbered(result: Result) -> Result:
-    names = {row["batch"]: str(number) for number, row in enumerate(result["rounds"], 1)}
-    rounds = []
-    for row in result["rounds"]:
-        parts = {name: name.partition("/") for name in row}
-        renamed = {
-            f"{kind}/{names.get(batch, batch)}" if slash else kind: row[name]
-            for name, (kind, slash, batch) in parts.items()
-        }
-        rounds.append(renamed | {"batch": names[row["batch"]]})
-    return result | {"rounds": rounds}
-
-
-def _records(results: Sequence[Result]) -> dict[str, Record]:
-    arms = dict.fromkeys(result["arm"] for result in results)
-    return {arm: average([result for result in results if result["arm"] == arm]) for arm in arms}

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from saves import backbone_in
 
-from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.posterior.posterior import Posterior
 from tools.experiments import circle
 from tools.experiments.circle import ARMS
 from tools.experiments.methods import upper_hybrid
+from tools.experiments.runs import Given, results
 
 SMALL: dict[str, Any] = {"rows": 28, "drawn": 14, "budget": 20, "weeks": 2, "error": 0.3}
+
+
+def run(data: Path, out: Path, arm: str) -> None:
+    load = partial(load_backbone, str(data / "backbone"), "cpu")
+    results(circle.EXPERIMENT, Given(SMALL, load, "tiny", data, out), [(0, arm)])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,6 @@ def learnt(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(("promise", {*rows.hashes.tolist()}))
         return promise(self, rows, *how)
 
-    monkeypatch.setattr(circle, "minilm", lambda: data / "backbone")
     monkeypatch.setattr(circle, "upper_hybrid", lambda: upper_hybrid(1))
     monkeypatch.setattr(Posterior, "update", updating)
     monkeypatch.setattr(Posterior, "promise", promising)
@@ -60,7 +66,7 @@ def learnt(data: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_labels_are_counted_and_no_promise_is_set_on_learnt_rows(
     arm: str, data: Path, learnt: list[Any], tmp_path: Path
 ) -> None:
-    circle.circle(data, tmp_path, [arm], **SMALL)
+    run(data, tmp_path, arm)
     (path,) = tmp_path.glob("*.json")
     first, *weeks = json.loads(path.read_text())["weeks of"]
     assert (first["labels"], len(weeks)) == (28, 3)
@@ -95,21 +101,12 @@ def test_labels_are_counted_and_no_promise_is_set_on_learnt_rows(
         assert asked == [min(14 - week["answered"], 6) for week in weeks] and max(asked) > 0
 
 
-def test_the_table_comes_from_files_alone(
-    data: Path, learnt: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_table_adds_up_the_weeks() -> None:
     week = {"labels": 3, "promised": True, "answered": 5, "wrong": 1, "open": 2, "wrong of all": 4}
     facts = {"arm": "promise and queue", "seed": 0, "commit": "a", **SMALL}
     facts["weeks of"] = [{"texts": 9, "labels": 9}, {"texts": 10, **week}, {"texts": 10, **week}]
-    (tmp_path / "0.promise-and-queue.json").write_text(json.dumps(facts))
-    circle.circle(data, tmp_path, ["promise and queue"], **SMALL)
-    shown = capsys.readouterr().out
+    shown = circle.table([facts]).markdown()
     cells = [cell.strip() for cell in shown.splitlines()[4].split("|")[1:-1]]
     assert cells[0] == "promise and queue" and cells[1:] == [
         *("1", "15.000", "2.000", "10.000", "2.000", "0.200", "0.200", "4.000", "0.600")
     ]
-    assert learnt == []
-    with pytest.raises(ConfigError, match="was run with budget 20, not 30"):
-        circle.circle(data, tmp_path, ["promise and queue"], **SMALL | {"budget": 30})
-    with pytest.raises(ConfigError, match="unknown all"):
-        circle.circle(data, tmp_path, ["all"])

@@ -19,7 +19,7 @@ def _run(out: Path) -> pandas.DataFrame:
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "## bhpeft predict" in result.output
-    return pandas.read_csv(out / "cost" / "fits-and-predictions.csv", index_col="what")
+    return pandas.read_csv(out / "cost-tables" / "fits-and-predictions.csv", index_col="what")
 
 
 def test_fits_and_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_all_rows_have_as_many_tokens() -> None:
 def test_the_whole_command(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     _run(tmp_path)
-    rows = pandas.read_csv(tmp_path / "cost" / "bhpeft-predict.csv", index_col="what")
+    rows = pandas.read_csv(tmp_path / "cost-tables" / "bhpeft-predict.csv", index_col="what")
     assert list(rows.index) == ["8 rows", "50 rows", "100 rows"]
     assert (rows["peak memory (MiB)"] > 50).all() and (rows["seconds"] > 0).all()
     assert rows["ms a row"].isna().tolist() == [True, False, False]

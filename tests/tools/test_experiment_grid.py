@@ -11,22 +11,19 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from filelock import FileLock, Timeout
-from typer.testing import CliRunner
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, SaveError
 from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.guides import LaplaceGuide, MeanFieldGuide
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
-from tools.experiments import report, results, scores, tasks
-from tools.experiments.__main__ import app
+from tools.experiments import scores, tasks
 from tools.experiments.budgets import BUDGETS, Budget
-from tools.experiments.catalogue import EXPERIMENTS
-from tools.experiments.grid import Grid
-from tools.experiments.job import Fitted, Job
-from tools.experiments.methods import INFERENCE, Method, method
+from tools.experiments.grid import grid_experiments
+from tools.experiments.job import Fitted, Job, load_frozen
+from tools.experiments.methods import INFERENCE, Method
 from tools.experiments.outcome import Outcome
+from tools.experiments.runs import Given, results
 from tools.experiments.tasks import split
 
 TINY = BUDGETS["tiny"]
@@ -34,25 +31,31 @@ ONCE = replace(TINY, search=1, steps=2)
 CHEAP = ("hybrid, deterministic", "hybrid, deterministic + scaling", "head only, deterministic")
 
 
-def tiny_grid(
-    out: Path, *methods: str, budget: Budget = TINY, tasks: tuple[str, ...] = ("classes",)
-) -> Grid:
-    return Grid(
-        budget=budget,
-        tasks=tasks,
-        methods=[method(name) for name in methods],
-        rows=(budget.rows,),
-        seeds=budget.seeds,
-        load=lambda: (tiny_backbone(), tiny_tokenizer()),
-        backbone="tiny",
-        data=None,
-        out=out,
-    )
+class Grid:
+    """Runs of methods on tiny tasks."""
 
+    def __init__(
+        self, out: Path, *methods: str, budget: Budget = TINY, tasks: tuple[str, ...] = ("classes",)
+    ) -> None:
+        self.experiment = grid_experiments(budget)["tasks"]
+        setting = {**self.experiment.setting, "tasks": tasks, "methods": methods}
+        self.given = Given(setting, partial(load_frozen, "tiny", "cpu"), "tiny", None, out)
+        self.runs = self.experiment.runs(setting, budget.seeds)
 
-def table_of(name: str, of: Grid) -> str:
-    made = report.tables(EXPERIMENTS[name], of.methods, of.outcomes())
-    return "\n".join(table.markdown() for table in made)
+    def outcomes(self) -> list[Outcome]:
+        return results(self.experiment, self.given, self.runs)
+
+    def run(self, *run: Any) -> Outcome:
+        self.given.out.mkdir(exist_ok=True)
+        path = self.given.out / "one"
+        content = self.experiment.run(self.given, *run)
+        assert isinstance(content, bytes)
+        path.write_bytes(content)
+        return Outcome.read(path)
+
+    def table(self) -> str:
+        made = self.experiment.tables(self.outcomes())
+        return "\n".join(table.markdown() for table in made)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +64,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     budget = replace(ONCE, seeds=1)
     where = tmp_path_factory.mktemp("runs")
     those = ("classes", "ratings", "choices", "two classes")
-    made = tiny_grid(where, "LoRA, MC dropout", budget=budget, tasks=those)
-    made.complete()
-    return list(made.outcomes())
+    return Grid(where, "LoRA, MC dropout", budget=budget, tasks=those).outcomes()
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +75,13 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     budget = replace(ONCE, seeds=1, tasks={**TINY.tasks, "ratings": rated})
     where = tmp_path_factory.mktemp("closed")
     those = ("classes", "ratings", "choices", "two classes")
-    made = tiny_grid(where, "LoRA, Bayesian", budget=budget, tasks=those)
-    return [made.run(*run) for run in made.runs]
+    return Grid(where, "LoRA, Bayesian", budget=budget, tasks=those).outcomes()
 
 
 def test_a_grid_that_was_killed_goes_on_and_gives_the_same_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tiny_grid(tmp_path / "whole", *CHEAP, budget=ONCE)
-    whole.complete()
+    table = Grid(tmp_path / "whole", *CHEAP, budget=ONCE).table()
     original, calls = INFERENCE["deterministic"], []
 
     def killed(job: Job) -> Fitted:
@@ -92,37 +91,13 @@ def test_a_grid_that_was_killed_goes_on_and_gives_the_same_table(
         return original(job)
 
     monkeypatch.setitem(INFERENCE, "deterministic", killed)
-    part = tiny_grid(tmp_path / "part", *CHEAP, budget=ONCE)
+    part = Grid(tmp_path / "part", *CHEAP, budget=ONCE)
     with pytest.raises(KeyboardInterrupt):
-        part.complete()
+        part.outcomes()
     assert len(list((tmp_path / "part").iterdir())) == 1  # nothing is left of the run that died
-    part.complete()
+    assert part.table() == table
     assert calls == [0, 0, 0, 1, 1]  # scaling is no run of its own
-    table = table_of("tasks", part)
-    assert table == table_of("tasks", whole)
-    assert f"tiny-classes, {TINY.validation} validation" in table
-    assert f"{ONCE.steps} steps" in table and f"{results.commit()}; CPU;" in table
-    part.complete()
-    assert len(calls) == 5
-
-
-def test_what_another_process_is_at_is_left_to_it_and_done_if_that_dies(tmp_path: Path) -> None:
-    done: list[int] = []
-    other = FileLock(tmp_path / ".1.json.claim")
-
-    def result(number: int) -> dict[str, int]:
-        with pytest.raises(Timeout):  # nobody else can claim what is being made
-            FileLock(tmp_path / f".{number}.json.claim").acquire(blocking=False)
-        done.append(number)
-        if number == 2:
-            other.release()  # the other process is gone, with nothing done
-        return {"number": number}
-
-    runs: list[results.Run] = [(0,), (1,), (2,)]
-    with other:
-        results.complete(tmp_path, runs, result)
-    assert done == [0, 2, 1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "1.json", "2.json"]
+    assert f"validation {TINY.validation}," in table and f"steps {ONCE.steps}," in table
 
 
 def test_files_of_another_setting_or_of_other_data_are_refused(
@@ -132,20 +107,20 @@ def test_files_of_another_setting_or_of_other_data_are_refused(
     budget = replace(TINY, seeds=1, search=1)
     both = ("hybrid, deterministic", "head only, deterministic")
     one, other = tmp_path / "one", tmp_path / "other"
-    tiny_grid(one, both[0], budget=budget).complete()
+    Grid(one, both[0], budget=budget).outcomes()
     files = sorted(one.iterdir())
     with pytest.raises(ConfigError, match="was run with steps 4, not 5; take another folder"):
-        tiny_grid(one, *both, budget=replace(budget, steps=5)).complete()
+        Grid(one, *both, budget=replace(budget, steps=5)).outcomes()
     rows = [{**row, "text": f"{row['text']} w9"} for row in tasks.ROWS["tiny-classes"]()]
     monkeypatch.setitem(tasks.ROWS, "tiny-classes", lambda: rows)
-    with pytest.raises(ConfigError, match=f"{one} was run with data .*; take another folder"):
-        tiny_grid(one, *both, budget=budget).complete()
+    with pytest.raises(ConfigError, match="was run with other data; take another folder"):
+        Grid(one, *both, budget=budget).outcomes()
     assert sorted(one.iterdir()) == files  # before anything was fitted
-    tiny_grid(other, both[1], budget=budget).complete()
+    Grid(other, both[1], budget=budget).outcomes()
     for path in other.iterdir():
         path.rename(one / path.name)
-    with pytest.raises(ConfigError, match=r"head-only.* was run with data"):
-        list(tiny_grid(one, *both, budget=budget).outcomes())
+    with pytest.raises(ConfigError, match="was run with other data"):
+        Grid(one, *both, budget=budget).table()
 
 
 def test_a_file_has_all_of_an_outcome(
@@ -192,7 +167,7 @@ def test_a_method_never_gets_a_tests_labels(
     monkeypatch.setitem(INFERENCE, "deterministic", spy)
     budget = replace(TINY, seeds=1, search=1)
     those = ("ratings", "two classes")  # these with names of the classes beside the labels
-    tiny_grid(tmp_path, "head only, deterministic", budget=budget, tasks=those).complete()
+    Grid(tmp_path, "head only, deterministic", budget=budget, tasks=those).outcomes()
     assert seen == [["text"], ["text"], ["text"]]
 
 
@@ -229,17 +204,10 @@ def test_classes_are_scaled_by_the_temperature_of_the_validation_rows() -> None:
     torch.testing.assert_close(mended.probabilities, torch.full((40, 2), 0.5), atol=0.02, rtol=0)
 
 
-def test_quality_has_the_loss_of_each_row(outcomes: list[Outcome]) -> None:
-    for outcome in outcomes:
-        (score,) = scores.quality(outcome)
-        assert score.losses is not None
-        assert score.values["nll"] == pytest.approx(score.losses.mean().item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("inference", sorted(INFERENCE))
 def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
     budget = replace(TINY, seeds=1, search=1, steps=2)
-    made = tiny_grid(tmp_path, str(Method("LoRA", inference)), budget=budget)
+    made = Grid(tmp_path, str(Method("LoRA", inference)), budget=budget)
     outcome = made.run("classes", 60, "LoRA", inference, 0)
     draws = {"deterministic": 1, "MAP": 1, "ensemble": TINY.members}
     draws |= dict.fromkeys(("one component", "Bayesian"), 1000)  # of the outputs
@@ -264,7 +232,7 @@ def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
 
 def test_the_search_takes_what_is_best_on_the_validation_rows(tmp_path: Path) -> None:
     budget = replace(TINY, steps=8)
-    made = tiny_grid(tmp_path, "head only, deterministic", budget=budget)
+    made = Grid(tmp_path, "head only, deterministic", budget=budget)
     outcome = made.run("classes", 48, "head only", "deterministic", 0)
     facts = outcome.facts
     assert len(facts["tried"]) == 2
@@ -314,32 +282,3 @@ def test_points_are_fitted_once_for_all_that_is_made_of_them(
     assert fits[4:] == [8, 8]  # of another job nothing is shared
     INFERENCE["ensemble"](replace(job, seed=8, load=lambda: load()))
     assert fits[6:] == [8, 8, 1008, 2008]  # nor of another transformer
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions share their runs."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_command_writes_tables(name: str, shared: Path) -> None:
-    command = [name, "--budget", "tiny", "--seeds", "2", "--out", str(shared)]
-    chosen = ["--search", "1", "--steps", "2", "--method", CHEAP[0]]
-    result = CliRunner().invoke(app, [*command, *chosen])
-    assert result.exit_code == 0, result.output
-    assert {path.suffix for path in (shared / name).iterdir()} == {".md", ".csv"}
-    assert "| method |" in result.output
-
-
-def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    for words, message in (
-        (["tasks"], "--data"),
-        (["tasks", "--budget", "tiny", "--task", "tale"], "unknown tale; known: classes"),
-        (["tasks", "--budget", "tiny", "--method", "magic"], "method: 'magic' is unknown"),
-        (["cost", "--budget", "tiny", "--rows", "9"], "--rows: 'cost' does not depend on it"),
-        (["cost", "--budget", "tiny", "--backbone", "random:2x65"], "random:LAYERSxWIDTH"),
-    ):
-        result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "o")])
-        assert result.exit_code == 2
-        assert message in " ".join(result.output.split())

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from saves import backbone_in
 
+from bhpeft_pyro.model.backbone import load_backbone
 from tools.experiments import new_labels
 from tools.experiments.new_labels import ARMS
+from tools.experiments.runs import Given, results
 
 TOPICS = ("business", "science", "sport", "world")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path) -> Path:
     rows = (
         {"text": f"w{5 + number} w{10 + i}", "label_name": topic}
         for i in range(40)
@@ -24,7 +27,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "news-agnews.jsonl").write_text(text)
     backbone_in(tmp_path / "backbone")
-    monkeypatch.setattr(new_labels, "minilm", lambda: tmp_path / "backbone")
     return tmp_path
 
 
@@ -43,13 +45,10 @@ def test_each_round_has_one_more_topic_and_no_text_comes_twice(folder: Path, aga
     assert len(set(texts)) == len(texts)
 
 
-def test_the_table_comes_from_files_alone(
-    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes = {"seeds": 1, "rows": 12, "again": 3, "test": 5}
-    new_labels.new_labels(folder, folder / "out", **sizes)
-    shown = capsys.readouterr().out
+def test_every_arm_learns_all_rounds(folder: Path) -> None:
+    setting = {"rows": 12, "again": 3, "test": 5}
+    load = partial(load_backbone, str(folder / "backbone"), "cpu")
+    given = Given(setting, load, "tiny", folder, folder / "out")
+    done = results(new_labels.EXPERIMENT, given, [(0, arm) for arm in ARMS])
+    shown = new_labels.table(done).markdown()
     assert all(f"| {arm} | 1 | 0." in shown or f"| {arm} | 1 | 1." in shown for arm in ARMS)
-    monkeypatch.setattr(new_labels, "_stream", None)
-    new_labels.new_labels(folder, folder / "out", **sizes)
-    assert capsys.readouterr().out == shown

@@ -9,17 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.copies import plain
-from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.guides import FunctionGuide
 from bhpeft_pyro.prediction.draws import draw
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
-from tools.experiments.budgets import BUDGETS
-from tools.experiments.catalogue import EXPERIMENTS
-from tools.experiments.methods import dropout, method
-from tools.experiments.tables import Table
+from tools.experiments.methods import dropout
+from tools.experiments.tables import Table, difference
 from tools.experiments.tasks import Shift, Task, split
 
 TASK = Task("toy", 2, bh.likelihoods.Categorical)
@@ -63,16 +62,6 @@ def test_shifts_and_classes_left_out(folder: Path) -> None:
     other = split(folder, task, 8, 8, 7, seed=0)  # a row less, of the tests
     assert len({parts.digest, other.digest, split(folder, task, 8, 8, 8, seed=1).digest}) == 3
     assert split(folder, task, 8, 8, 8, seed=0).digest == parts.digest
-
-
-def test_every_task_of_a_plan_is_there_and_every_method_known() -> None:
-    for budget in BUDGETS.values():
-        assert budget.plan.keys() == EXPERIMENTS.keys()
-        assert {name for names in budget.plan.values() for name in names} <= budget.tasks.keys()
-    for experiment in EXPERIMENTS.values():
-        assert [str(method(name)) for name in experiment.methods] == list(experiment.methods)
-    with pytest.raises(ConfigError, match="'hybrid, magic' is unknown"):
-        method("hybrid, magic")
 
 
 # Rivals.
@@ -123,3 +112,16 @@ def test_a_table_says_the_same_in_markdown_and_csv() -> None:
     read = pd.read_csv(io.StringIO(table.csv()), index_col="method")
     assert read.loc["a", "nll"] == 0.2 and read.loc["a", "nll se"] == pytest.approx(0.1)
     assert read.loc["c", ["nll se", "f1"]].isna().all()
+
+
+def test_differences_are_paired_by_seed_or_over_the_rows_of_one() -> None:
+    ours, theirs = torch.rand(2, 3, 40, generator=torch.Generator().manual_seed(1)).double()
+    found = difference(dict(enumerate(ours)), dict(enumerate(theirs)))
+    test = stats.ttest_rel(ours.mean(1), theirs.mean(1))
+    assert found["p"][0] == pytest.approx(test.pvalue, rel=1e-3)
+    assert found["nll"][0] == pytest.approx((ours - theirs).mean().item(), rel=1e-3)
+    one = difference({3: ours[0]}, {3: theirs[0], 4: theirs[1]})
+    expected = stats.sem((ours - theirs)[0].numpy())
+    assert one["nll"][1] == pytest.approx(expected, rel=1e-4)
+    same = dict(enumerate(ours))
+    assert difference(same, same)["p"][0] == 1

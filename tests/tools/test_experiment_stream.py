@@ -19,12 +19,13 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides.laplace import width
+from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.streams import History
 from tools.experiments import protocols, stream
 from tools.experiments.arms import ARMS, AT_ONCE, Arm, Setup
+from tools.experiments.runs import Given, results
 
 ROUNDS = {str(count): words(count, seed) for seed, count in enumerate((48, 32, 64))}
-SMALL: dict[str, Any] = {"seeds": 1, "rows": 20, "test": 4, "samples": 2}
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_all_data_at_once_are_learnt_before_the_first_round() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path) -> Path:
     """Data as the files have them, and a tiny backbone."""
 
     def write(name: str, rows: Iterator[dict[str, Any]]) -> None:
@@ -126,8 +127,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         write(source, asked)
     backbone_in(tmp_path / "backbone")
-    monkeypatch.setattr(stream, "minilm", lambda: tmp_path / "backbone")
     return tmp_path
+
+
+def learn(folder: Path, out: str, protocol: str, arms: list[str], **changes: Any) -> list[Any]:
+    """The results of one seed."""
+    setting = {"rows": 20, "test": 4, "samples": 2, "preset": "head_only", **changes}
+    load = partial(load_backbone, str(folder / "backbone"), "cpu")
+    given = Given(setting, load, "tiny", folder, folder / out)
+    return results(stream.EXPERIMENT, given, [(protocol, 0, arm) for arm in arms])
 
 
 def read(name: str, folder: Path, **changes: int) -> protocols.Stream:
@@ -171,6 +179,9 @@ def test_protocols_share_no_text_and_come_in_their_order(folder: Path) -> None:
         read("rounds", folder, rows=80)
 
 
+OURS, PLAIN = "posterior as prior", "deterministic sequential"
+
+
 class Killed(BaseException):
     """Nothing catches it by mistake."""
 
@@ -178,9 +189,7 @@ class Killed(BaseException):
 def test_a_killed_run_goes_on_and_learns_no_round_twice(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "cost", lambda arms, setup: dict.fromkeys(arms, 1.0))
-    options = {**SMALL, "arm": ["posterior as prior"], "preset": "head_only"}
-    stream.stream(folder, "orders", folder / "whole", **options)
+    (whole,) = learn(folder, "whole", "orders", [OURS])
     add, rounds = History.add, []
 
     def dying(self: History, posterior: bh.Posterior) -> str:
@@ -193,24 +202,17 @@ def test_a_killed_run_goes_on_and_learns_no_round_twice(
 
     monkeypatch.setattr(History, "add", dying)
     with pytest.raises(Killed):
-        stream.stream(folder, "orders", folder / "killed", **options)
+        learn(folder, "killed", "orders", [OURS])
     assert not list((folder / "killed").glob("*.json"))
     shutil.copytree(folder / "killed", folder / "other")
-    stream.stream(folder, "orders", folder / "killed", **options)
+    (killed,) = learn(folder, "killed", "orders", [OURS])
     assert rounds == ["tweets", "amazon", "movies", "movies", "nyt"]
-    stream.stream(folder, "orders", folder / "other", **{**options, "samples": 9})
+    learn(folder, "other", "orders", [OURS], samples=9)
     assert rounds[5:] == ["tweets", "amazon", "movies", "nyt"]  # of another setting: all anew
-    name = "orders.0.posterior-as-prior.json"
-    whole, killed = (
-        json.loads((folder / where / name).read_text())["rounds"] for where in ("whole", "killed")
-    )
-    for row in (*whole, *killed):
+    for row in (*whole["rounds"], *killed["rounds"]):
         del row["id"], row["seconds"]
-    assert killed == whole
+    assert killed["rounds"] == whole["rounds"]
     assert not list((folder / "killed").glob("*.rounds"))
-
-
-OURS, PLAIN = "posterior as prior", "deterministic sequential"
 
 
 @pytest.mark.parametrize(
@@ -223,44 +225,17 @@ OURS, PLAIN = "posterior as prior", "deterministic sequential"
         ("weekly", [OURS, PLAIN], "head_only"),
     ],
 )
-def test_one_command_makes_every_table_and_they_come_from_files_alone(
-    protocol: str,
-    arms: list[str],
-    preset: str,
-    folder: Path,
-    capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+def test_every_protocol_is_learnt_by_its_arms(
+    protocol: str, arms: list[str], preset: str, folder: Path
 ) -> None:
-    monkeypatch.setattr(stream, "cost", partial(stream.cost, repeats=1))
-    if protocol != "rounds":  # once is enough, as it takes seconds
-        monkeypatch.setattr(stream, "cost", lambda arms, setup: dict.fromkeys(arms, 1.0))
-    options = {**SMALL, "arm": arms, "preset": preset}
-    stream.stream(folder, protocol, folder / "out", **options)
-    shown = capsys.readouterr().out
-    lines = shown.splitlines()
-    for name in arms:  # whole, however narrow the terminal is
-        assert any(line.startswith(f"| {name} ") for line in lines)
-    assert "seconds / plain round" in shown
+    done = learn(folder, "out", protocol, arms, preset=preset)
+    shown = "\n".join(table.markdown() for table in stream.EXPERIMENT.tables(done))
+    assert all(f"\n| {name} " in shown for name in arms)
     assert ("| forgetting |" in shown) == protocol.startswith(("orders", "questions"))
     score = "mse" if protocol == "orders-ratings" else "accuracy"
     assert (f"{score} at the end" in shown) == (protocol != "weekly")
-    assert len(list((folder / "out").glob("*.json"))) == len(arms) + 1
-    monkeypatch.setattr(stream, "run", None)
-    monkeypatch.setattr(stream, "cost", None)
-    stream.stream(folder, protocol, folder / "out", **options)
-    assert capsys.readouterr().out == shown
     with pytest.raises(ConfigError, match=r"was run with samples \d+, not 5"):
-        stream.stream(folder, protocol, folder / "out", **{**options, "samples": 5})
-
-
-def test_unknown_names_are_refused(folder: Path) -> None:
-    for options in ({"arm": ["warm"]}, {"preset": "lore"}):
-        with pytest.raises(ConfigError, match="unknown"):
-            stream.stream(folder, "orders", folder / "out", **options)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--protocol: unknown daily; known: rounds"):
-        stream.stream(folder, "daily", folder / "out")
-    with pytest.raises(DataError, match=r"no sentiment-sst-train\.jsonl"):
-        stream.stream(folder / "backbone", "rounds", folder / "out")
+        learn(folder, "out", protocol, arms, preset=preset, samples=5)
 
 
 def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(

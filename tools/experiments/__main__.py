@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,138 +12,97 @@ import typer
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import say
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.model.backbone import device_named
 
-from . import cost, page
-from .budgets import BUDGETS
-from .catalogue import EXPERIMENTS
-from .grid import Grid
+from . import circle, cost, labels, new_labels, page, stream
+from .budgets import BUDGETS, Budget
+from .grid import grid_experiments
 from .job import load_frozen
-from .methods import method
-from .report import tables
-from .results import check_names
-from .tables import Table, publish
+from .runs import Experiment, Given, results, selected
+from .tables import publish
 
-__all__ = ["app", "experiment"]
+__all__ = ["app", "experiment", "experiments"]
 
-Name = Literal[
-    "tasks",
-    "rows",
-    "passes",
-    "promise",
-    "sets",
-    "novelty",
-    "cost",
-    "page",
-]
+
+def experiments(budget: Budget) -> dict[str, Experiment]:
+    """All of them, by name."""
+    return {
+        **grid_experiments(budget),
+        "labels": labels.experiment(budget),
+        "stream": stream.EXPERIMENT,
+        "round-cost": stream.COST,
+        "new-labels": new_labels.EXPERIMENT,
+        "circle": circle.EXPERIMENT,
+        "cost": cost.experiment(budget),
+    }
+
+
+_NAMES = ", ".join(experiments(BUDGETS["tiny"]))
 
 
 def experiment(
-    name: Annotated[Name, typer.Argument(help="What is asked.", show_default=False)],
+    name: Annotated[str, typer.Argument(help=f"{_NAMES}; or page.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="The folder of JSON lines files.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder of results and tables.", show_default="runs/NAME"),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds 0 to SEEDS - 1.", min=1)] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A task, method, arm, ...; again for more.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE (JSON) in the setting; again for more."),
+    ] = None,
     budget: Annotated[
         Literal["small", "tiny"], typer.Option(help="How much is done: on two cores, or a check.")
     ] = "small",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder of JSON lines files that the small budget reads.", show_default=False
-        ),
-    ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="The frozen transformer: a name on the hub, a folder, minilm, mpnet or smollm2; "
-            "random:LAYERSxWIDTH for costs alone.",
+            help="A name on the hub, a folder, minilm, mpnet or smollm2; random:LAYERSxWIDTH.",
             show_default="the budget's",
         ),
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Seeds 0 to SEEDS - 1.", min=1, show_default="the budget's")
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(help="A task; again for more.", show_default="all of the experiment"),
-    ] = None,
-    method_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method", help="A method; again for more.", show_default="all of the experiment"
-        ),
-    ] = None,
-    rows: Annotated[
-        int | None, typer.Option(help="Training rows.", min=8, show_default="the budget's")
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Optimiser steps of a fit.", min=1, show_default="the budget's"),
-    ] = None,
-    test: Annotated[
-        int | None, typer.Option(help="Rows of a test.", min=8, show_default="the budget's")
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(help="Draws of a Bayesian forecast.", min=2, show_default="the budget's"),
-    ] = None,
-    search: Annotated[
-        int | None,
-        typer.Option(
-            help="Settings tried for each method.", min=1, max=2, show_default="the budget's"
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The folder of result files, and of tables.")] = Path(
-        "runs/experiments"
-    ),
-    device: Annotated[
-        str,
-        typer.Option(help="Where to run; auto takes a GPU if any."),
-    ] = "auto",
+    device: Annotated[str, typer.Option(help="Where to run; auto takes a GPU if any.")] = "auto",
 ) -> None:
-    """Fit and compare methods; tables are made from the result files alone.
+    """Do the runs of an experiment that are missing, and make its tables.
 
     A run is a file in --out: a killed command continues where it stopped, and with all files there
-    it only makes tables. `page` fits nothing: it makes the documentation's tables and
-    figures from the files that the repository has.
+    it only makes tables. `page` fits nothing: it makes the documentation's tables and figure from
+    the files that the repository has.
     """
     if name == "page":
         page.write()
-        say(f"tables and figures are in {page.RESULTS}")
+        say(f"tables and the figure are in {page.RESULTS}")
         return
-    given = {"steps": steps, "test": test, "samples": samples, "search": search}
-    numbers: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    chosen = replace(BUDGETS[budget], **numbers)
-    count = seeds or chosen.seeds
-    where = backbone or chosen.backbone
-
+    size = BUDGETS[budget]
+    known = experiments(size)
+    if name not in known:
+        raise ConfigError(f"name: {name!r} is unknown; known: {_NAMES}, page")
+    chosen, where = known[name], backbone or size.backbone
     load = partial(load_frozen, where, device)
-    if name == "cost":
-        others = {"data": data, "task": task, "method": method_, "rows": rows, **numbers}
-        if unused := [option for option, value in others.items() if value is not None]:
-            raise ConfigError(f"--{', --'.join(sorted(unused))}: {name!r} does not depend on it")
-        made = cost.cost(load, where, chosen, count, out, device_named(device))
-        _publish(out / name, cost.ABOUT, made)
-        return
-    check_names("task", task or (), chosen.tasks)
-    question = EXPERIMENTS[name]
-    grid = Grid(
-        budget=chosen,
-        tasks=task or chosen.plan[name],
-        methods=[method(spelled) for spelled in method_ or question.methods],
-        rows=(rows,) if rows else chosen.more_rows if name == "rows" else (chosen.rows,),
-        seeds=count,
-        load=load,
-        backbone=where,
-        data=data,
-        out=out,
-    )
-    grid.complete()
-    made = tables(question, grid.methods, grid.outcomes())
-    _publish(out / name, question.about, made)
-
-
-def _publish(folder: Path, about: str, made: Sequence[Table]) -> None:
-    publish(folder, about, made)
+    setting = {**chosen.setting, **_changes(change or (), chosen)}
+    given = Given(setting, load, where, data, out or Path("runs") / name)
+    runs = selected(chosen.runs(setting, seeds or chosen.seeds), only or ())
+    made = chosen.tables(results(chosen, given, runs))
+    publish(given.out / f"{name}-tables", chosen.about, made)
     typer.echo("\n\n".join(table.markdown() for table in made))
-    say(f"tables are in {folder}")
+
+
+def _changes(change: list[str] | tuple[()], chosen: Experiment) -> dict[str, Any]:
+    pairs = dict(one.split("=", 1) for one in change)
+    if unknown := pairs.keys() - chosen.setting.keys():
+        known = ", ".join(chosen.setting)
+        raise ConfigError(f"--set: unknown {', '.join(sorted(unknown))}; known: {known}")
+    return {name: _value(text) for name, text in pairs.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -147,7 +147,11 @@ BUDGETS = {
         backbone="minilm",
         tasks=_SMALL | _NOVELTY,
         plan=dict.fromkeys(_EVERYWHERE, _FIVE)
-        | {"novelty": tuple(_NOVELTY), "rows": ("news-agnews", "sentiment-movies")},
+        | {
+            "novelty": tuple(_NOVELTY),
+            "rows": ("news-agnews", "sentiment-movies"),
+            "labels": ("news-agnews", "sst, stars", "sentiment-tweets"),
+        },
         rows=400,
         more_rows=(100, 400, 2000),
         validation=100,
@@ -158,7 +162,11 @@ BUDGETS = {
         backbone="tiny",
         tasks=_TINY,
         plan=dict.fromkeys(_EVERYWHERE, ("classes", "ratings", "choices"))
-        | {"novelty": ("two classes",), "rows": ("classes",)},
+        | {
+            "novelty": ("two classes",),
+            "rows": ("classes",),
+            "labels": ("classes", "ratings", "choices"),
+        },
         rows=48,
         more_rows=(24, 48),
         validation=24,

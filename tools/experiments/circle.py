@@ -1,8 +1,8 @@
-"""The whole circle on weekly news: `python -m tools.experiments.circle`.
+"""The whole circle on weekly news.
 
 Each week the machine predicts under a promise, people label texts that it does not answer, and
 `update` learns their labels. Other arms choose the labels at random, buy all of them, or none after
-the first week. A file for each arm and seed; the table is made from the files alone.
+the first week.
 
 A promise is set on random texts, which people label first, some each week. For some weeks nothing
 is learnt from them; then they are learnt like others. (Earlier promises were set on some of them
@@ -14,20 +14,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import typer
 from torch import Tensor
-from transformers import AutoModel
 
-from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import Examples
-from bhpeft_pyro.data.assets import minilm
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.likelihoods import Categorical
 from bhpeft_pyro.model.model import Model
@@ -38,11 +32,11 @@ from bhpeft_pyro.posterior.posterior import Posterior
 from .arms import GUIDE
 from .methods import upper_hybrid
 from .protocols import PROTOCOLS
-from .results import check_names, run_all
+from .runs import Experiment, Given, Setting
 from .stream import Encoded
 from .tables import OVER_SEEDS, Table, distinct
 
-__all__ = ["ARMS", "Arm", "circle", "rounds", "table"]
+__all__ = ["ARMS", "EXPERIMENT", "Arm", "rounds", "table"]
 
 
 @dataclass(frozen=True)
@@ -68,46 +62,27 @@ ARMS = {
 }
 
 
-def circle(
-    data: Annotated[Path, typer.Option(help="Folder with the JSON lines files.")],
-    out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("runs/circle"),
-    arm: Annotated[list[str] | None, typer.Option(help="An arm; again for more.")] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds 0 to SEEDS - 1.", min=1)] = 1,
-    rows: Annotated[int, typer.Option(help="Texts of a week, at most.", min=20)] = 100,
-    budget: Annotated[int, typer.Option(help="Labels a week, random ones included.")] = 30,
-    drawn: Annotated[int, typer.Option(help="Random texts a week, to promise by.", min=1)] = 15,
-    weeks: Annotated[int, typer.Option(help="How long these are kept apart.", min=1)] = 4,
-    error: Annotated[float, typer.Option(help="The promised share of wrong answers.")] = 0.1,
-) -> None:
-    """Run the arms; with all results there, only the table is made."""
-    arms = arm or list(ARMS)
-    check_names("arm", arms, ARMS)
-    rule = {"budget": budget, "drawn": drawn, "weeks": weeks, "error": error}
-    setting = {"rows": rows, **rule}
-    runs = list(product(range(seeds), arms))
-    backbone = minilm()
+def _start(given: Given, seed: int) -> tuple[Posterior, dict[str, Examples]]:
+    """What has learnt the first week, which all arms have in common, and the other weeks."""
+    if given.data is None:
+        raise ConfigError("--data: name the folder of the JSON lines files")
+    backbone, tokenizer = given.load()
+    rows = given.setting["rows"]
+    stream = Encoded(PROTOCOLS["weekly"].read(given.data, seed, rows, 0), tokenizer)
+    torch.manual_seed(seed)
+    network = RandomPEFT(backbone, upper_hybrid(), Head(stream.classes), tokenizer)
+    model, first = Model(network, likelihood=Categorical()), next(iter(stream.batches.values()))
+    return fit(model, GUIDE, first, components=1, seed=seed, progress=False), stream.batches
 
-    @cache
-    def start(seed: int) -> tuple[Posterior, dict[str, Examples]]:
-        """What has learnt the first week, which all arms have in common, and the other weeks."""
-        stream = Encoded(PROTOCOLS["weekly"].read(data, seed, rows, 0), backbone)
-        torch.manual_seed(seed)
-        frozen, head = AutoModel.from_pretrained(backbone), Head(stream.classes)
-        network = RandomPEFT(frozen, upper_hybrid(), head, stream.tokenizer)
-        model, first = Model(network, likelihood=Categorical()), next(iter(stream.batches.values()))
-        return fit(model, GUIDE, first, components=1, seed=seed, progress=False), stream.batches
 
-    def result(seed: int, name: str) -> dict[str, Any]:
-        weeks = rounds(ARMS[name], *start(seed), seed, rule)
-        return {"arm": name, "seed": seed, "weeks of": weeks}
-
+def _run(given: Given, seed: int, arm: str) -> dict[str, Any]:
     with warnings.catch_warnings(action="ignore"):  # of texts that repeat earlier ones
-        results = run_all(out, runs, setting, result)
-    typer.echo(table(results).markdown())
+        weeks = rounds(ARMS[arm], *_start(given, seed), seed, given.setting)
+    return {"arm": arm, "seed": seed, "weeks of": weeks}
 
 
 def rounds(
-    arm: Arm, posterior: Posterior, weeks: Mapping[str, Examples], seed: int, rule: dict[str, Any]
+    arm: Arm, posterior: Posterior, weeks: Mapping[str, Examples], seed: int, rule: Setting
 ) -> list[dict[str, Any]]:
     """Go through the weeks: for each of them what was labelled, answered and wrong.
 
@@ -192,5 +167,12 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     return Table.over_seeds("Weekly news: the whole circle", ["arm"], records, note)
 
 
-if __name__ == "__main__":
-    typer.run(spoken_errors()(quietly(circle)))
+EXPERIMENT = Experiment(
+    "Labels, answers and errors, week by week",
+    lambda setting, seeds: list(product(range(seeds), ARMS)),
+    _run,
+    lambda results: [table(results)],
+    # Texts of a week, labels a week, random ones of them, weeks that these are kept apart, and the
+    # promised share of wrong answers.
+    {"rows": 100, "budget": 30, "drawn": 15, "weeks": 4, "error": 0.1},
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,13 +37,12 @@ from .budgets import Budget
 from .job import Load
 from .machine import Step, clock, device_name, in_turn, over
 from .methods import upper_hybrid
-from .results import Run, run_all
+from .runs import Experiment, Given
 from .steps import CLASSES, hf_peft_step, svi_step, token_batch
 from .tables import Table, distinct
 
-__all__ = ["ABOUT", "cost"]
+__all__ = ["experiment"]
 
-ABOUT = "What do steps, whole fits and predictions cost?"
 _TRAINED, _HELD_OUT, _PREDICTED = 128, 32, 64  # rows
 _ROUNDS = 3  # of what is short
 _FIRST = 8  # rows of a prediction that is little but the start of the program
@@ -64,47 +63,45 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 Records = list[dict[str, Any]]
+_NOTES = {
+    "fits and predictions": "Of a hybrid with four classes; sizes: texts and tokens of a step, and "
+    f"steps of a fit to {_TRAINED} rows, {_HELD_OUT} held out, {_PREDICTED} predicted. Times are "
+    "in steps: of `delta`, and of Hugging Face peft's LoRA.",
+    "bhpeft predict": f"A tiny transformer; ms a row beyond the first {_FIRST}.",
+}
 
 
-def cost(
-    load_frozen: Load, backbone: str, budget: Budget, seeds: int, out: Path, device: torch.device
-) -> list[Table]:
-    """Measure what is missing, once for each seed, and make the tables of what is there.
-
-    Raises:
-        ConfigError: Hugging Face peft is not there to compare with.
-    """
-    work, sizes = _Work(load_frozen, *budget.fitted), (backbone, *budget.fitted)
-    about = (
-        f"{backbone}, hybrid, {CLASSES} classes; {work.batch_size} texts of {work.tokens} tokens a "
-        f"step, {work.steps} steps a fit; {_TRAINED} rows, {_HELD_OUT} held out"
+def experiment(budget: Budget) -> Experiment:
+    """What is measured, once for each seed."""
+    titles = [("fits and predictions", *budget.fitted), ("bhpeft predict", *budget.predicted)]
+    return Experiment(
+        "What do steps, whole fits and predictions cost?",
+        lambda setting, seeds: [
+            ("cost", *title, seed) for title in titles for seed in range(seeds)
+        ],
+        _run,
+        _tables,
+        {},
     )
-    measures: list[tuple[str, str, Callable[[], Records], Sequence[object]]] = [
-        (
-            "fits and predictions",
-            f"{about}, {_PREDICTED} predicted. Times are in steps: of `delta`, and of Hugging Face "
-            "peft's LoRA.",
-            lambda: _fits(work),
-            sizes,
-        ),
-        (
-            "bhpeft predict",
-            f"A tiny transformer; ms a row beyond the first {_FIRST}.",
-            lambda: _predict(budget.predicted),
-            budget.predicted,
-        ),
-    ]
-    tables = []
-    for title, note, measure, size in measures:
-        runs: list[Run] = [("cost", title, *size, seed) for seed in range(seeds)]
-        results = run_all(
-            out, runs, {}, lambda *_, measure=measure: _machine(device) | {"records": measure()}
-        )
-        facts = (f"{name} {distinct(results, name)}" for name in ("commit", *_machine(device)))
-        records = [record for result in results for record in result["records"]]
-        note = f"{note} {', '.join(facts)}."
-        tables.append(Table.over_seeds(title, ["what"], records, note))
-    return tables
+
+
+def _run(given: Given, _: str, title: str, *sizes: int) -> dict[str, Any]:
+    *counts, _seed = sizes
+    whole = title.startswith("fits")
+    records = _fits(_Work(given.load, *counts)) if whole else _predict(counts)
+    device = given.load()[0].device
+    return {**_machine(device), "title": title, "sizes": counts, "records": records}
+
+
+def _tables(results: Sequence[dict[str, Any]]) -> list[Table]:
+    made = []
+    for title in dict.fromkeys(result["title"] for result in results):
+        of_it = [result for result in results if result["title"] == title]
+        records = [record for result in of_it for record in result["records"]]
+        names = ("commit", "backbone", "device", "processors", "load at the start", "sizes")
+        facts = ", ".join(f"{name} {distinct(of_it, name)}" for name in names)
+        made.append(Table.over_seeds(title, ["what"], records, f"{_NOTES[title]} {facts}."))
+    return made
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -1,105 +1,134 @@
-"""The grid of (task, rows, method, seed): each run's outcome is a file, whole or not at all."""
+"""The grid of (task, rows, PEFT weights, inference, seed), and the questions that are put to it."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from bhpeft_pyro import __version__
 from bhpeft_pyro.data import CutWarning
+from bhpeft_pyro.errors import ConfigError
 
+from . import decisions, scores
 from .budgets import Budget
-from .job import Job, Load
+from .job import Job
 from .machine import device_name
-from .methods import INFERENCE, PEFT, Method
+from .methods import INFERENCE, PEFT, Method, method
 from .outcome import Outcome
-from .results import Run, check_setting, commit, complete, file_of
-from .tasks import Split, split
+from .runs import Experiment, Given, Run, Setting, commit, file_of
+from .scores import Score, scaled
+from .tables import OVER_SEEDS, Table, distinct
+from .tasks import split
 
-__all__ = ["Grid"]
+__all__ = ["PASSES", "grid_experiments", "stored_runs"]
 
 _ENDING = "safetensors"
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Which runs there are, and how to do one.
+def _all(peft: str, *inferences: str) -> tuple[str, ...]:
+    return tuple(f"{peft}, {inference}" for inference in inferences)
 
-    Attributes:
-        budget: the setting.
-        tasks: names in `budget.tasks`.
-        methods: what is compared.
-        rows: numbers of training rows.
-        seeds: 0 to seeds - 1.
-        load: makes a new copy of the backbone.
-        backbone: its name.
-        data: the folder of JSON lines files; None if there are none to read.
-        out: the folder of outcomes.
-    """
 
-    budget: Budget
-    tasks: Sequence[str]
-    methods: Sequence[Method]
-    rows: Sequence[int]
-    seeds: int
-    load: Load
-    backbone: str
-    data: Path | None
-    out: Path
+_KINDS = ("head only", "adapter", "LoRA", "prefix", "MAM", "UniPELT", "hybrid")
+_RIVALS = ("deterministic + scaling", "ensemble", "ensemble + scaling", "MC dropout", "MAP")
+_BAYESIAN = ("one component", "Bayesian", "Bayesian (mean-field)")
+_STUDENTS = tuple(f"student of {texts} texts" for texts in (0, 500, 2000))
+_FEW = ("deterministic", "deterministic + scaling", "ensemble", "one component", "Bayesian")
+PASSES = _all("hybrid", "deterministic + scaling", "ensemble + scaling", "Bayesian", *_STUDENTS)
+"""The methods of "passes"."""
+_PROMISED = _all("hybrid", "Bayesian", "ensemble + scaling", "deterministic + scaling")
 
-    @property
-    def runs(self) -> list[Run]:
-        """All runs, whole seeds first, so that a part of the grid is a smaller grid."""
-        fitted = dict.fromkeys((method.peft, method.inference) for method in self.methods)
-        return [
-            (task, rows, peft, inference, seed)
-            for seed, task, rows, (peft, inference) in product(
-                range(self.seeds), self.tasks, self.rows, fitted
-            )
-        ]
+_QUESTIONS: dict[str, tuple[str, tuple[str, ...], Callable[[Outcome], list[Score]]]] = {
+    "tasks": (
+        "How good is each method?",
+        (*(f"{kind}, deterministic" for kind in _KINDS), *_all("hybrid", *_RIVALS, *_BAYESIAN)),
+        scores.quality,
+    ),
+    "rows": ("How many rows does it take?", _all("hybrid", *_FEW), scores.quality),
+    "passes": ("What do fewer passes lose?", PASSES, scores.passes),
+    "promise": (
+        "Is a promised error kept, and how much is answered?",
+        _PROMISED,
+        decisions.promise,
+    ),
+    "sets": ("Do sets and intervals have their coverage?", _PROMISED, decisions.sets),
+    "novelty": (
+        "Does it recognise what it has never seen?",
+        ("head only, deterministic", "hybrid, ensemble", "hybrid, Bayesian"),
+        decisions.novelty,
+    ),
+}
 
-    def complete(self) -> None:
-        """Do the runs that are missing, so that what was killed goes on where it stopped.
 
-        Raises:
-            ConfigError: a file that is there is of another setting, or of other data.
-        """
-        self._check()  # before hours of work
-        with warnings.catch_warnings():
-            # A task says how long its texts may be.
-            warnings.filterwarnings("ignore", category=CutWarning)
-            complete(self.out, self.runs, lambda *run: self.run(*run).to_bytes(), _ENDING)
+def grid_experiments(budget: Budget) -> dict[str, Experiment]:
+    """The questions by name. They share their runs, if they have the same folder."""
+    return {name: _experiment(budget, name) for name in _QUESTIONS}
 
-    def outcomes(self) -> Iterator[Outcome]:
-        """What is there, run by run.
 
-        Raises:
-            ConfigError: a file is of another setting than this grid, or of other data than
-                another method's, with which it is to be compared.
-        """
-        return (outcome for _, outcome in self._stored())
+def _experiment(budget: Budget, name: str) -> Experiment:
+    about, methods, score = _QUESTIONS[name]
+    train = budget.more_rows if name == "rows" else (budget.rows,)
+    setting = {
+        **budget.setting(),
+        "train": list(train),
+        "tasks": list(budget.plan[name]),
+        "methods": list(methods),
+    }
+    return Experiment(
+        about,
+        _runs,
+        partial(_run, budget),
+        partial(_tables, score),
+        setting,
+        budget.seeds,
+        Outcome.read,
+        _ENDING,
+    )
 
-    def run(self, task: str, rows: int, peft: str, inference: str, seed: int) -> Outcome:
-        """Fit and predict; the tests' labels are put to their forecasts afterwards."""
-        code = commit()  # files may change while it runs
-        spec = self.budget.tasks[task]
-        parts = self._split(task, rows, seed)
-        train, validation = parts.train, parts.validation
-        data = train, validation, parts.unlabelled
-        job = Job(spec, PEFT[peft](), self.load, *data, seed, self.budget)
+
+def _runs(setting: Setting, seeds: int) -> list[Run]:
+    """All runs, whole seeds first, so that a part of the grid is a smaller grid."""
+    methods = [method(name) for name in setting["methods"]]
+    fitted = dict.fromkeys((one.peft, one.inference) for one in methods)
+    return [
+        (task, rows, *pair, seed)
+        for seed, task, rows, pair in product(
+            range(seeds), setting["tasks"], setting["train"], fitted
+        )
+    ]
+
+
+def _run(
+    budget: Budget, given: Given, task: str, rows: int, peft: str, inference: str, seed: int
+) -> bytes:
+    """Fit and predict; the tests' labels are put to their forecasts afterwards."""
+    code = commit()  # files may change while it runs
+    chosen = {name: given.setting[name] for name in budget.setting()}
+    budget = replace(budget, **chosen)
+    if task not in budget.tasks:
+        raise ConfigError(f"tasks: unknown {task}; known: {', '.join(budget.tasks)}")
+    spec = budget.tasks[task]
+    parts = split(given.data, spec, rows, budget.validation, budget.test, seed)
+    for path in given.out.glob(f"{task}.{rows}.*.{seed}.{_ENDING}"):
+        _check_data(path, Outcome.read(path).facts, parts.digest)
+    data = parts.train, parts.validation, parts.unlabelled
+    job = Job(spec, PEFT[peft](), given.load, *data, seed, budget)
+    with warnings.catch_warnings():
+        # A task says how long its texts may be.
+        warnings.filterwarnings("ignore", category=CutWarning)
         started = time.process_time()
         fitted = INFERENCE[inference](job)
         between = time.process_time()
-        forecasts = {"validation": fitted.predict(validation)}
+        forecasts = {"validation": fitted.predict(parts.validation)}
         for name, table in parts.tests.items():
             # What a method does not get it cannot use.
-            texts = table.select_columns(list(spec.inputs))
-            forecasts[name] = fitted.predict(texts)
+            forecasts[name] = fitted.predict(table.select_columns(list(spec.inputs)))
         ended = time.process_time()
         posterior = fitted.posterior
         for name, table in parts.tests.items():
@@ -107,53 +136,60 @@ class Grid:
                 labels = posterior.encode(table).labels
                 assert labels is not None
                 forecasts[name] = forecasts[name].with_labels(labels)
-        facts = {
-            "task": task,
-            "rows": rows,
-            "method": str(Method(peft, inference)),
-            "seed": seed,
-            **self._setting(),
-            **fitted.facts,
-            "source": spec.source,
-            "data": parts.digest,
-            "version": __version__,
-            "commit": code,
-            "device": device_name(posterior.model.network.device),
-            "seconds": {"fit": between - started, "predict": ended - between},
-            "weights": sum(site.numel for site in posterior.model.sites),
-        }
-        return Outcome(facts, forecasts)
-
-    def _check(self) -> None:
-        """See that the runs that are missing would be of the rows of those that are there."""
-        there = {_rows_of(run): outcome.facts for run, outcome in self._stored()}
-        missing = {_rows_of(run) for run in self.runs if not self._file(run).exists()}
-        for task, rows, seed in sorted(missing & there.keys()):
-            now = {"data": self._split(task, rows, seed).digest}
-            check_setting(self.out, there[task, rows, seed], now)
-
-    def _stored(self) -> Iterator[tuple[Run, Outcome]]:
-        data: dict[tuple[str, int, int], str | None] = {}
-        for run in self.runs:
-            path = self._file(run)
-            if path.exists():
-                outcome = Outcome.read(path)
-                same = data.setdefault(_rows_of(run), outcome.facts.get("data"))
-                check_setting(path, outcome.facts, {**self._setting(), "data": same})
-                yield run, outcome
-
-    def _file(self, run: Run) -> Path:
-        return file_of(self.out, run, _ENDING)
-
-    def _split(self, task: str, rows: int, seed: int) -> Split:
-        budget = self.budget
-        return split(self.data, budget.tasks[task], rows, budget.validation, budget.test, seed)
-
-    def _setting(self) -> dict[str, Any]:
-        return {"backbone": self.backbone, **self.budget.setting()}
+    facts = {
+        "task": task,
+        "rows": rows,
+        "method": str(Method(peft, inference)),
+        "seed": seed,
+        "backbone": given.backbone,
+        **chosen,
+        **fitted.facts,
+        "source": spec.source,
+        "data": parts.digest,
+        "version": __version__,
+        "commit": code,
+        "device": device_name(posterior.model.network.device),
+        "seconds": {"fit": between - started, "predict": ended - between},
+        "weights": sum(site.numel for site in posterior.model.sites),
+    }
+    return Outcome(facts, forecasts).to_bytes()
 
 
-def _rows_of(run: Run) -> tuple[str, int, int]:
-    """What makes the data of a run."""
-    task, rows, *_, seed = run
-    return str(task), int(str(rows)), int(str(seed))
+def _check_data(path: object, facts: Mapping[str, Any], digest: str | None) -> None:
+    """Other texts would be paired row by row."""
+    if facts.get("data") != digest:
+        raise ConfigError(f"--out: {path} was run with other data; take another folder")
+
+
+def _tables(score: Callable[[Outcome], list[Score]], outcomes: Sequence[Outcome]) -> list[Table]:
+    """The scores of each method, and of the same with temperature scaling."""
+    data: dict[object, str | None] = {}
+    records: dict[str, list[dict[str, Any]]] = {}
+    for outcome in outcomes:
+        facts = outcome.facts
+        name = f"{facts['task']}, {facts['method']}"
+        same = data.setdefault((facts["task"], facts["rows"], facts["seed"]), facts.get("data"))
+        _check_data(name, facts, same)
+        for suffix, one in (("", outcome), (" + scaling", scaled(outcome))):
+            for line in score(one):
+                key = {"method": facts["method"] + suffix, "rows": line.by or str(facts["rows"])}
+                records.setdefault(line.table, []).append(key | dict(line.values))
+    facts_of = [outcome.facts for outcome in outcomes]
+    names = ("commit", "device", "backbone", "validation", "test", "steps", "search", "members")
+    note = ", ".join(f"{name} {distinct(facts_of, name)}" for name in names)
+    return [
+        Table.over_seeds(title, ["method", "rows"], lines, f"{note}. {OVER_SEEDS}")
+        for title, lines in records.items()
+    ]
+
+
+def stored_runs(folder: Path, task: str, wanted: str, rows: int = 400) -> dict[int, Outcome]:
+    """What a folder holds of a method, by seed."""
+    found = {}
+    chosen = method(wanted)
+    for seed in range(5):
+        path = file_of(folder, (task, rows, chosen.peft, chosen.inference, seed), _ENDING)
+        if path.exists():
+            outcome = Outcome.read(path)
+            found[seed] = scaled(outcome) if chosen.scaled else outcome
+    return found

@@ -1,8 +1,7 @@
-"""New labels over rounds: `python -m tools.experiments.new_labels`.
+"""New labels over rounds.
 
 News of two topics come first, then rounds with one more topic each, with rows of the earlier topics
-or without. At the end all methods predict the same rows of all four topics. One result file for
-each run; the table is made from the files alone.
+or without. At the end all methods predict the same rows of all four topics.
 """
 
 from __future__ import annotations
@@ -12,23 +11,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from transformers import AutoModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import LabelWarning
-from bhpeft_pyro.data.assets import minilm
 
 from .arms import AT_ONCE, GUIDE
-from .results import run_all
+from .runs import Experiment, Given
 from .tables import OVER_SEEDS, Table, distinct
 from .tasks import once, read
 
-__all__ = ["ARMS", "new_labels", "table"]
+__all__ = ["ARMS", "EXPERIMENT", "table"]
 
 Rows = dict[str, list[str]]
 
@@ -39,52 +34,41 @@ ARMS = ("posterior, with rows of earlier topics", _TEXTS, _ALONE, _TUNING, AT_ON
 _FIRST = 2  # topics of the first round
 
 
-def new_labels(
-    data: Annotated[Path, typer.Option(help="Folder with the JSON lines files.")],
-    out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("runs/new-labels"),
-    seeds: Annotated[int, typer.Option(help="Seeds 0 to SEEDS - 1.", min=1)] = 3,
-    rows: Annotated[int, typer.Option(help="Rows of a topic in its first round.")] = 100,
-    again: Annotated[int, typer.Option(help="Rows of an earlier topic in a round.")] = 25,
-    test: Annotated[int, typer.Option(help="Test rows of each topic.")] = 100,
-) -> None:
-    """Run all arms, and print what they reach."""
-    setting = {"rows": rows, "again": again, "test": test}
-    runs = list(product(range(seeds), ARMS))
-    backbone = minilm()
-
-    def model(seed: int, topics: int) -> bh.Model:
-        torch.manual_seed(seed)
-        return bh.tasks.categories(AutoModel.from_pretrained(backbone), topics)
-
-    def result(seed: int, arm: str) -> dict[str, Any]:
-        count = 0 if arm in (_ALONE, _TEXTS) else again
-        rounds, tests = _stream(data, seed, rows, count, test)
-        how: dict[str, Any] = {"seed": seed, "progress": False}
-        if arm == AT_ONCE:
-            whole = [row for part in rounds for row in zip(*part.values(), strict=True)]
-            topics = len({topic for _, topic in whole})
-            posterior = bh.fit(model(seed, topics), GUIDE, _columns(whole), components=1, **how)
-        else:
-            how["keep_texts"] = arm == _TEXTS
-            posterior = bh.fit(model(seed, _FIRST), GUIDE, rounds[0], components=1, **how)
-            for part in rounds[1:]:
-                if arm == _TUNING:
-                    posterior = _tuned(posterior, part, **how)
-                else:
-                    with warnings.catch_warnings(action="ignore", category=LabelWarning):
-                        posterior = posterior.update(part, grow=True, **how)
-        draws = 0 if arm == _TUNING else None
-        first = {name: values[: _FIRST * test] for name, values in tests.items()}
-        scores = {
-            "end": posterior.evaluate(tests, draws),
-            "first": posterior.evaluate(first, draws),
-        }
-        return {"seed": seed, "arm": arm, **scores}
-
-    typer.echo(table(run_all(out, runs, setting, result)).markdown())
+def _model(given: Given, seed: int, topics: int) -> bh.Model:
+    torch.manual_seed(seed)
+    backbone, tokenizer = given.load()
+    return bh.tasks.categories(backbone, topics, tokenizer=tokenizer)
 
 
-def _stream(folder: Path, seed: int, rows: int, again: int, test: int) -> tuple[list[Rows], Rows]:
+def _run(given: Given, seed: int, arm: str) -> dict[str, Any]:
+    rows, again, test = (given.setting[name] for name in ("rows", "again", "test"))
+    rounds, tests = _stream(given.data, seed, rows, 0 if arm in (_ALONE, _TEXTS) else again, test)
+    how: dict[str, Any] = {"seed": seed, "progress": False}
+    if arm == AT_ONCE:
+        whole = [row for part in rounds for row in zip(*part.values(), strict=True)]
+        model = _model(given, seed, len({topic for _, topic in whole}))
+        posterior = bh.fit(model, GUIDE, _columns(whole), components=1, **how)
+    else:
+        how["keep_texts"] = arm == _TEXTS
+        posterior = bh.fit(_model(given, seed, _FIRST), GUIDE, rounds[0], components=1, **how)
+        for part in rounds[1:]:
+            posterior = _learnt(posterior, part, arm, how)
+    draws = 0 if arm == _TUNING else None
+    first = {name: values[: _FIRST * test] for name, values in tests.items()}
+    scores = {"end": posterior.evaluate(tests, draws), "first": posterior.evaluate(first, draws)}
+    return {"seed": seed, "arm": arm, **scores}
+
+
+def _learnt(posterior: bh.Posterior, part: Rows, arm: str, how: dict[str, Any]) -> bh.Posterior:
+    if arm == _TUNING:
+        return _tuned(posterior, part, **how)
+    with warnings.catch_warnings(action="ignore", category=LabelWarning):
+        return posterior.update(part, grow=True, **how)
+
+
+def _stream(
+    folder: Path | None, seed: int, rows: int, again: int, test: int
+) -> tuple[list[Rows], Rows]:
     """The rows of each round, no text twice, and those of the tests, in the order of topics."""
     generator = torch.Generator().manual_seed(seed)
     news = once(read(folder, "news-agnews"), "text")
@@ -142,5 +126,12 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     return Table.over_seeds("Rounds: new labels", ["arm"], records, note)
 
 
-if __name__ == "__main__":
-    typer.run(spoken_errors()(quietly(new_labels)))
+EXPERIMENT = Experiment(
+    "What if labels arrive one after another?",
+    lambda setting, seeds: list(product(range(seeds), ARMS)),
+    _run,
+    lambda results: [table(results)],
+    # Of a topic in its first round, of each earlier one in a later round, of the test.
+    {"rows": 100, "again": 25, "test": 100},
+    3,
+)

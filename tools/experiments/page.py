@@ -26,12 +26,10 @@ from bhpeft_pyro.forecast.metrics import evaluate, mean_and_error, ood_auroc, re
 from bhpeft_pyro.plots.forecasts import STYLES
 
 from . import circle, decisions, labels_report, new_labels, passes_report, stream_report
-from .differences import DIFFERENCES, difference
-from .methods import method
+from .grid import stored_runs
 from .outcome import Outcome
-from .report import stored_runs
-from .results import load
-from .tables import OVER_SEEDS, Number, Table, distinct
+from .runs import load
+from .tables import DIFFERENCES, OVER_SEEDS, Number, Table, difference, distinct
 
 __all__ = ["RESULTS", "figures", "tables", "write"]
 
@@ -84,7 +82,7 @@ Runs = Mapping[int, Outcome]
 @cache
 def _runs(folder: Path, task: str, name: str, rows: int = 400) -> Runs:
     """What is stored of a method in "tasks"; files are read once."""
-    return stored_runs(folder / "tasks", task, method(name), rows)
+    return stored_runs(folder / "tasks", task, name, rows)
 
 
 def _nll(runs: Runs) -> Number:
@@ -283,9 +281,7 @@ def _decisions(folder: Path) -> Iterator[Table]:
     more = [
         {"method": name, "calibration rows": score.by, **score.values}
         for name in (ONE, TUNED + SCALING)
-        for outcome in stored_runs(
-            folder / "promise", TASKS["news"], method(METHODS[name]), 400
-        ).values()
+        for outcome in stored_runs(folder / "promise", TASKS["news"], METHODS[name], 400).values()
         for score in kept(outcome)
     ]
     note = f"On news, drawn 40 times a seed from 3,000 test rows. {OVER_SEEDS}"
@@ -296,13 +292,13 @@ def _decisions(folder: Path) -> Iterator[Table]:
 def _unlike(folder: Path, note: str) -> Table:
     """Promises with and without texts unlike the learnt ones. Of news the novelty, which no fit
     changes, is that of the runs of a linear head on the same rows."""
-    heads = stored_runs(folder / "novelty", "news among others", method(METHODS[HEAD]), 400)
+    heads = stored_runs(folder / "novelty", "news among others", METHODS[HEAD], 400)
     news = {}
     for seed, run in _runs(folder, TASKS["news"], METHODS[DEFAULT]).items():
         test, read = run.forecasts["test"], heads[seed].forecasts["test"]
         assert torch.equal(test.observed(), read.observed())
         news[seed] = Outcome(run.facts, {"test": replace(test, novelty=read.novelty)})
-    tweets = stored_runs(folder / "unlike", TASKS["tweets"], method(METHODS[ONE]), 400)
+    tweets = stored_runs(folder / "unlike", TASKS["tweets"], METHODS[ONE], 400)
     records = []
     for shown, name, runs in (("news", DEFAULT, news), ("tweets", ONE, tweets)):
         for run in runs.values():
@@ -338,7 +334,7 @@ def _novelty(folder: Path) -> Iterator[Table]:
         )
         records = []
         for task in NOVELTY:
-            runs = stored_runs(folder / "novelty", task, method(METHODS[HEAD]), rows)
+            runs = stored_runs(folder / "novelty", task, METHODS[HEAD], rows)
             for outcome in runs.values():
                 scores = {score.table: score.values for score in decisions.novelty(outcome)}
                 others = {

@@ -11,12 +11,9 @@ from scipy.stats import spearmanr
 from bhpeft_pyro.forecast import RatingForecast
 from bhpeft_pyro.prediction.predict import AnyForecast
 
-from .catalogue import EXPERIMENTS
-from .differences import DIFFERENCES, difference
-from .methods import method
-from .report import stored_runs
+from .grid import PASSES, stored_runs
 from .scores import passes
-from .tables import OVER_SEEDS, Table, distinct
+from .tables import DIFFERENCES, OVER_SEEDS, Table, difference, distinct
 
 __all__ = ["tables"]
 
@@ -34,8 +31,7 @@ def tables(folder: Path, tasks: dict[str, str], rows: int = 400) -> Iterator[Tab
     """For each task, by its name to show, what each method reaches and costs, and how much higher
     its NLL is than that of the exact forecast."""
     for shown, task in tasks.items():
-        names = EXPERIMENTS["passes"].methods
-        runs = {name: stored_runs(folder / "passes", task, method(name), rows) for name in names}
+        runs = {name: stored_runs(folder / "passes", task, name, rows) for name in PASSES}
         exact = runs[_EXACT]
         if not exact:
             continue

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
 from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
 from bhpeft_pyro.prediction.predict import AnyForecast
@@ -24,13 +22,11 @@ class Score:
         table: the table that it belongs to: a task, and what of it.
         values: by column.
         by: what tells it from other lines of the same method.
-        losses: (N,) the NLL of each test row, if methods are to be compared by it.
     """
 
     table: str
     values: Mapping[str, float]
     by: str = ""
-    losses: Tensor | None = None
 
 
 def scaled(outcome: Outcome) -> Outcome:
@@ -68,7 +64,7 @@ def quality(outcome: Outcome) -> list[Score]:
     forecast = outcome.forecasts["test"]
     values = evaluate(forecast)
     values.pop("mutual_information", None)
-    return [Score(outcome.facts["task"], values, losses=forecast.nlls())]
+    return [Score(outcome.facts["task"], values)]
 
 
 def passes(outcome: Outcome) -> list[Score]:
@@ -80,9 +76,4 @@ def passes(outcome: Outcome) -> list[Score]:
     by = "confidence" if "accuracy" in values else "total"
     kept["most certain half"] = rejection_curve(forecast, by=by, fractions=[0.5])[1].item()
     costs = {name: facts[name] for name in ("passes", "times one model") if name in facts}
-    return [Score(facts["task"], kept | costs, losses=forecast.nlls())]
-
-
-def by_rows(outcome: Outcome) -> list[Score]:
-    """The same, for each number of training rows."""
-    return [replace(score, by=str(outcome.facts["rows"])) for score in quality(outcome)]
+    return [Score(facts["task"], kept | costs)]

@@ -1,28 +1,25 @@
-"""Sequential updating on real text: `python -m tools.experiments.stream`.
+"""Sequential updating on real text.
 
 Rounds of doubling size, domains or sources of questions in turn, weeks of news: each batch is
 predicted first, then learnt, by the posterior as the prior and by what it is to be compared with.
-One result file for each run, written atomically; a run that was killed continues after its last
-round. Tables are made from the files alone.
+A run that was killed continues after its last round.
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from transformers import AutoModel, AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
-from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
-from bhpeft_pyro.data.assets import minilm
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.likelihoods import Categorical, Likelihood, MultipleChoice, Normal
 from bhpeft_pyro.model.model import Model
@@ -33,12 +30,14 @@ from bhpeft_pyro.streams import Record, prequential
 
 from . import stream_report
 from .arms import ARMS, GUIDE, OURS, Arm, Setup
+from .job import Load
 from .machine import clock, in_turn, over
 from .protocols import PROTOCOLS, Stream
-from .results import Run, check_names, file_of, run_all
+from .runs import Experiment, Given, Run, Setting, file_of
+from .tables import Table
 from .tasks import digest_of
 
-__all__ = ["Encoded", "cost", "run", "setup", "stream"]
+__all__ = ["COST", "EXPERIMENT", "Encoded", "cost", "run", "setup"]
 
 # Tokens: most sentences, and the headline of news; questions with a choice, whole.
 _MAX_LENGTH = {"class": 32, "rating": 32, "choice": 64}
@@ -50,65 +49,61 @@ _LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
 _TIMED = 100  # rows, at most, of the round whose cost is measured
 
 
-def stream(
-    data: Annotated[Path, typer.Option(help="Folder with the JSON lines files.")],
-    protocol: Annotated[str, typer.Option(help=f"One of {', '.join(PROTOCOLS)}.")],
-    out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("runs/stream"),
-    arm: Annotated[list[str] | None, typer.Option(help="An arm; again for more.")] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds 0 to SEEDS - 1.")] = 5,
-    rows: Annotated[
-        int | None,
-        typer.Option(help="Rows of the last round, of a domain, or at most of a week.", min=20),
-    ] = None,
-    test: Annotated[int | None, typer.Option(help="Rows of a test.")] = None,
-    samples: Annotated[int, typer.Option(help="Draws of a Bayesian forecast.")] = 64,
-    preset: Annotated[str, typer.Option(help="The PEFT weights.")] = "bh_peft",
-) -> None:
-    """Run the arms on a protocol; with all results there, only tables are made."""
-    check_names("protocol", [protocol], PROTOCOLS)
-    check_names("preset", [preset], presets.__all__)
+def _runs(setting: Setting, seeds: int) -> list[Run]:
+    return list(product(PROTOCOLS, range(seeds), ARMS))
+
+
+def _sizes(given: Given, protocol: str) -> dict[str, Any]:
+    """Rows of a round and of a test."""
     chosen = PROTOCOLS[protocol]
-    arms = arm or list(ARMS)
-    check_names("arm", arms, ARMS)
-    sizes = (rows or chosen.rows, chosen.test if test is None else test)
-    setting: dict[str, Any] = dict(zip(("rows", "test"), sizes, strict=True))
-    setting |= {"samples": samples, "preset": preset}
-    runs: list[Run] = [*product([protocol], range(seeds), arms), (protocol, "cost")]
-    backbone = minilm()
-    setting["backbone"] = backbone.parent.name
-
-    def encoded(seed: int) -> Encoded:
-        return Encoded(chosen.read(data, seed, *sizes), backbone)
-
-    def result(*which: Any) -> dict[str, Any]:
-        if which == (protocol, "cost"):
-            timed = {name: arm for name, arm in ARMS.items() if name.startswith(OURS)}
-            costs = cost(timed, setup(encoded(0), backbone, preset, 0))
-            return {"protocol": protocol, "cost": costs}
-        _, seed, method = which
-        text = encoded(seed)
-        folder = _rounds(out, which, setting)
-        outcome = run(ARMS[method], setup(text, backbone, preset, seed), text, folder, samples)
-        return {"protocol": protocol, "seed": seed, "arm": method, **outcome}
-
-    *results, costs = run_all(out, runs, setting, result)
-    for one in runs:
-        shutil.rmtree(_rounds(out, one, setting), ignore_errors=True)
-    made = [*stream_report.tables(results, protocol), stream_report.costs(costs["cost"])]
-    typer.echo("\n\n".join(table.markdown() for table in made))
+    rows, test = given.setting["rows"], given.setting["test"]
+    return {
+        "rows": chosen.rows if rows is None else rows,
+        "test": chosen.test if test is None else test,
+    }
 
 
-def _rounds(out: Path, run: Run, setting: Mapping[str, Any]) -> Path:
-    """Where a run keeps its rounds until it is done; another setting never continues them."""
-    return file_of(out, (*run, digest_of(setting)[:12]), "rounds")
+def _read(given: Given, protocol: str, seed: int) -> tuple[Encoded, Setup]:
+    """The data of a stream, and what the arms have in common on it."""
+    if given.data is None:
+        raise ConfigError("--data: name the folder of the JSON lines files")
+    stream = PROTOCOLS[protocol].read(given.data, seed, *_sizes(given, protocol).values())
+    data = Encoded(stream, given.load()[1])
+    return data, setup(data, given.load, given.setting["preset"], seed)
+
+
+def _run(given: Given, protocol: str, seed: int, arm: str) -> dict[str, Any]:
+    """One arm on a stream; a killed run continues after its last round."""
+    sizes = _sizes(given, protocol)
+    setting = {**given.setting, **sizes, "backbone": given.backbone}
+    # Another setting never continues these rounds.
+    name = (protocol, seed, arm, digest_of(setting)[:12])
+    folder = file_of(given.out, name, "rounds")
+    data, common = _read(given, protocol, seed)
+    outcome = run(ARMS[arm], common, data, folder, given.setting["samples"])
+    shutil.rmtree(folder, ignore_errors=True)
+    return {**sizes, "protocol": protocol, "seed": seed, "arm": arm, **outcome}
+
+
+def _tables(results: Sequence[dict[str, Any]]) -> list[Table]:
+    made = []
+    for protocol in dict.fromkeys(result["protocol"] for result in results):
+        of_it = [result for result in results if result["protocol"] == protocol]
+        made += stream_report.tables(of_it, protocol)
+    return made
+
+
+def _cost(given: Given, protocol: str, _: str) -> dict[str, Any]:
+    timed = {name: arm for name, arm in ARMS.items() if name.startswith(OURS)}
+    return {"protocol": protocol, "cost": cost(timed, _read(given, protocol, 0)[1])}
 
 
 class Encoded:
     """A stream as one tokenizer sees it."""
 
-    def __init__(self, stream: Stream, backbone: Path) -> None:
+    def __init__(self, stream: Stream, tokenizer: PreTrainedTokenizerBase) -> None:
         self.kind, self.classes = stream.kind, stream.classes
-        self.tokenizer = AutoTokenizer.from_pretrained(backbone)
+        self.tokenizer = tokenizer
         self.batches = {name: self._encode(table) for name, table in stream.batches.items()}
         self.tests = {name: self._encode(table) for name, table in stream.tests.items()}
         self.final = None if stream.final is None else self._encode(stream.final)
@@ -129,13 +124,13 @@ class Encoded:
             )
 
 
-def setup(data: Encoded, backbone: Path, preset: str, seed: int) -> Setup:
+def setup(data: Encoded, load: Load, preset: str, seed: int) -> Setup:
     """What the arms have in common, on a stream."""
 
     def model() -> Model:
         torch.manual_seed(seed)
         network = RandomPEFT(
-            AutoModel.from_pretrained(backbone),
+            load()[0],
             tuple(getattr(presets, preset)()),
             Head(data.classes),
             data.tokenizer,
@@ -194,5 +189,12 @@ def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, floa
     return {name: over(seconds[name], seconds[""]) for name in rounds}
 
 
-if __name__ == "__main__":
-    typer.run(spoken_errors()(quietly(stream)))
+_SETTING = {"rows": None, "test": None, "samples": 64, "preset": "bh_peft"}
+EXPERIMENT = Experiment("What do rounds learn, and forget?", _runs, _run, _tables, _SETTING, 5)
+COST = Experiment(
+    "What does a round cost?",
+    lambda setting, seeds: [(protocol, "cost") for protocol in PROTOCOLS],
+    _cost,
+    lambda results: [stream_report.costs(result["cost"]) for result in results],
+    _SETTING,
+)

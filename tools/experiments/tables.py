@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
+from torch import Tensor
 
-__all__ = ["OVER_SEEDS", "Number", "Table", "distinct", "publish"]
+from bhpeft_pyro.forecast.metrics import mean_and_error
+
+__all__ = ["DIFFERENCES", "OVER_SEEDS", "Number", "Table", "difference", "distinct", "publish"]
 
 OVER_SEEDS = "Mean ± standard error over seeds."
 Number = tuple[float, float]
@@ -112,6 +117,35 @@ class Table:
         both = self.means.join(errors)
         order = [name for column in self.means for name in (column, f"{column} se") if name in both]
         return str(both[order].to_csv())
+
+
+DIFFERENCES = (
+    "Standard errors over seeds; if there is one seed, over its test rows. p: a paired t-test over "
+    "seeds, not corrected for the number of comparisons."
+)
+
+
+def difference(ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor]) -> dict[str, Number]:
+    """How much larger our losses are, and the p-value of a paired t-test on it.
+
+    A seed has other rows to learn from and to be tested on. All of these come from one pool, so the
+    seeds are not quite independent, and true p-values are somewhat larger.
+
+    Args:
+        ours, theirs: by seed, the losses (N,) of the same N test rows; at least one seed in both.
+
+    >>> import torch
+    >>> ours, theirs = torch.tensor([[[4.0], [5.0]], [[5.0], [8.0]]])  # two seeds of one row
+    >>> difference(dict(enumerate(ours)), dict(enumerate(theirs)))["nll"]
+    (-2.0, 1.0)
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    behind = [(ours[seed] - theirs[seed]).double() for seed in seeds]
+    if len(seeds) == 1:
+        return {"nll": mean_and_error(behind[0]), "p": (nan, nan)}
+    means = [gap.mean().item() for gap in behind]
+    p = 1.0 if not any(means) else float(stats.ttest_1samp(means, 0.0).pvalue)
+    return {"nll": mean_and_error(means), "p": (p, nan)}
 
 
 def publish(folder: Path, about: str, tables: Sequence[Table]) -> None:

@@ -90,9 +90,6 @@ _SMALL = {
     "movies, noise by text": Task(
         "sentiment-movies", 2, lambda: HeteroscedasticNormal(spread=2.0), _RATING, 48
     ),
-    "tweets, noise by text": Task(
-        "sentiment-tweets", 2, lambda: HeteroscedasticNormal(spread=2.0), _RATING, 48
-    ),
     "three topics": Task(
         "news-agnews",
         3,

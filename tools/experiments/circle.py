@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bhpeft_pyro.data import Examples
-from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.likelihoods import Categorical
 from bhpeft_pyro.model.model import Model
@@ -64,8 +64,6 @@ ARMS = {
 
 def _start(given: Given, seed: int) -> tuple[Posterior, dict[str, Examples]]:
     """What has learnt the first week, which all arms have in common, and the other weeks."""
-    if given.data is None:
-        raise ConfigError("--data: name the folder of the JSON lines files")
     backbone, tokenizer = given.load()
     rows = given.setting["rows"]
     stream = Encoded(PROTOCOLS["weekly"].read(given.data, seed, rows, 0), tokenizer)

@@ -17,7 +17,6 @@ from torch import Tensor
 from bhpeft_pyro.decisions.promises import Promise, calibration_of
 from bhpeft_pyro.decisions.sets import intervals_of, sets_of
 from bhpeft_pyro.decisions.thresholds import ALL, by_error
-from bhpeft_pyro.decisions.watching import error_evidence
 from bhpeft_pyro.forecast import RatingForecast
 from bhpeft_pyro.forecast.metrics import ood_auroc
 from bhpeft_pyro.prediction.predict import AnyForecast
@@ -35,22 +34,15 @@ TOLERANCE = 1.5
 LEVEL = 0.9
 FALSE_ALARMS = 0.05
 _SPLITS, _SETS = 40, 10  # draws of calibration rows, for each seed: 200 and 50 of five
-_ORDERS = 10  # in which labels come, of as many of these draws
-_ALARM = 20.0  # evidence, at which a promise is taken for broken
 
 
 def promise(outcome: Outcome, errors: Sequence[float] = ERRORS) -> list[Score]:
     """For each error and number of calibration rows: how often a promise is broken, and what share
-    is answered; the same on rows of another kind, and after how many labels that is noticed. Texts
-    unlike the learnt ones are left to people, where the novelty of the test rows is known."""
+    is answered. Texts unlike the learnt ones are left to people, where the novelty of the test rows
+    is known."""
     test, task = outcome.forecasts["test"], outcome.facts["task"]
     tolerance = TOLERANCE if isinstance(test, RatingForecast) else None
     chance, wrong = _sureness(test, tolerance), test.wrong(tolerance)
-    others = {
-        name: (_sureness(forecast, tolerance), forecast.wrong(tolerance))
-        for name, forecast in outcome.forecasts.items()
-        if name not in ("validation", "test") and forecast.labels is not None
-    }
     made = []
     for error in errors:
         for rows in _sizes(len(test)):
@@ -58,10 +50,6 @@ def promise(outcome: Outcome, errors: Sequence[float] = ERRORS) -> list[Score]:
             thresholds = [_threshold(chance[i], wrong[i], error) for i in drawn]
             here = _kept(chance, wrong, thresholds, error)
             made.append(Score(f"{task}: a promise of {error:.0%}", here, str(rows)))
-            for name, (there, mistakes) in others.items():
-                values = _kept(there, mistakes, thresholds, error)
-                values["labels until noticed"] = _noticed(there, mistakes, thresholds, error)
-                made.append(Score(f"{task} {name}: a promise of {error:.0%}", values, str(rows)))
     return made
 
 
@@ -150,25 +138,6 @@ def _kept(
             errors.append(realised)
     values = {"broken": _mean(broken), "answered": _mean(answered)}
     return values | ({"error": _mean(errors)} if errors else {})
-
-
-def _noticed(chance: Tensor, wrong: Tensor, thresholds: list[float | None], error: float) -> float:
-    """The mean number of labelled rows after which a broken promise is noticed; all of them if it
-    never is."""
-    counts = []
-    for number, threshold in enumerate(thresholds[:_ORDERS]):
-        generator = torch.Generator().manual_seed(number)
-        order = torch.randperm(len(wrong), generator=generator)
-        above = torch.zeros_like(wrong) if threshold is None else chance > threshold
-        counted = torch.stack([above, wrong & above])[:, order].cumsum(1).mT.tolist()
-        seen = (
-            labels
-            for labels, (answered, mistakes) in enumerate(counted, 1)
-            if mistakes > error * answered  # the rest is no evidence
-            and error_evidence(answered, mistakes, error) >= _ALARM
-        )
-        counts.append(float(next(seen, len(wrong))))
-    return _mean(counts)
 
 
 def _promised(forecast: AnyForecast, rows: Tensor) -> Promise:

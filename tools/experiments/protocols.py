@@ -65,12 +65,12 @@ class Protocol:
         test: rows of each test; 0 where batches are only predicted before they are learnt.
     """
 
-    read: Callable[[Path, int, int, int], Stream]
+    read: Callable[[Path | None, int, int, int], Stream]
     rows: int
     test: int
 
 
-def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
+def _rounds(folder: Path | None, seed: int, rows: int, test: int) -> Stream:
     train, dev = (
         _two_classes(folder, f"sentiment-sst-{part}", "stars", middle=2.0, margin=0.5)
         for part in ("train", "dev")
@@ -91,7 +91,7 @@ def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
 
 
 def _domains(
-    folder: Path,
+    folder: Path | None,
     seed: int,
     rows: int,
     test: int,
@@ -111,7 +111,7 @@ def _domains(
     return Stream("rating" if rated else "class", 1 if rated else 2, batches, tests)
 
 
-def _questions(folder: Path, seed: int, rows: int, test: int) -> Stream:
+def _questions(folder: Path | None, seed: int, rows: int, test: int) -> Stream:
     """The sources of questions, in another order for odd seeds."""
     batches, tests = {}, {}
     for name in sorted(QUESTIONS, reverse=seed % 2 == 0):
@@ -119,7 +119,7 @@ def _questions(folder: Path, seed: int, rows: int, test: int) -> Stream:
     return Stream("choice", 1, batches, tests)
 
 
-def _weekly(folder: Path, seed: int, rows: int, test: int) -> Stream:
+def _weekly(folder: Path | None, seed: int, rows: int, test: int) -> Stream:
     table = read(folder, "news-reuters-1987")
     topics = sorted(set(table["label_name"][:]))
     labels = [topics.index(name) for name in table["label_name"][:]]
@@ -143,7 +143,9 @@ PROTOCOLS = {
 }
 
 
-def _two_classes(folder: Path, file: str, column: str, middle: float, margin: float) -> Dataset:
+def _two_classes(
+    folder: Path | None, file: str, column: str, middle: float, margin: float
+) -> Dataset:
     """Each text once, without those whose rating is near the middle."""
     table = read(folder, file)
     rated = dict(zip(table["text"][:], table[column][:], strict=True))

@@ -19,7 +19,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
-from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.likelihoods import Categorical, Likelihood, MultipleChoice, Normal
 from bhpeft_pyro.model.model import Model
@@ -65,8 +64,6 @@ def _sizes(given: Given, protocol: str) -> dict[str, Any]:
 
 def _read(given: Given, protocol: str, seed: int) -> tuple[Encoded, Setup]:
     """The data of a stream, and what the arms have in common on it."""
-    if given.data is None:
-        raise ConfigError("--data: name the folder of the JSON lines files")
     stream = PROTOCOLS[protocol].read(given.data, seed, *_sizes(given, protocol).values())
     data = Encoded(stream, given.load()[1])
     return data, setup(data, given.load, given.setting["preset"], seed)

@@ -64,7 +64,7 @@ def distilled(kind: str, **changes: Any) -> tuple[dict[str, Tensor], Distilled]:
     return start, distil(posterior.model, start, wanted[0], wanted[1], **options)
 
 
-@pytest.mark.parametrize("kind", ["class", "stars", "labels", "noisy rating", "choice"])
+@pytest.mark.parametrize("kind", ["class", "labels", "noisy rating"])
 def test_all_weights_of_the_network_learn_and_the_likelihood_s_stay(kind: str) -> None:
     start, made = distilled(kind)
     likelihood = fitted(kind).model.likelihood

@@ -28,11 +28,15 @@ def fit(rows: dict[str, list[Any]], **options: Any) -> bh.Posterior:
     return bh.fit(tiny_model(), "laplace", rows, **{**QUICK, "components": 2, **options})
 
 
+@pytest.fixture(scope="module")
+def first() -> bh.Posterior:
+    return fit(table())
+
+
 @pytest.mark.filterwarnings("ignore:data. the labels contradict")
-def test_a_round_counts_the_answers_that_it_changed(tmp_path: Path) -> None:
-    first = fit(table())
+def test_a_round_counts_the_answers_that_it_changed(first: bh.Posterior, tmp_path: Path) -> None:
     assert (first.report.compared, first.report.changed) == (0, 0)
-    agreeing = load(first.save(tmp_path / "a")).update(table(1)).report
+    agreeing = load(first.save(tmp_path / "a")).update(table(1), max_steps=2).report
     assert (agreeing.compared, agreeing.changed) == (60, 0)
     assert "0 of 60 answers to kept texts of earlier rounds changed" in str(agreeing)
 
@@ -44,10 +48,9 @@ def test_a_round_counts_the_answers_that_it_changed(tmp_path: Path) -> None:
     assert load(turned.save(tmp_path / "b")).report.changed == changed
 
 
-def test_new_labels_are_no_answer_before_they_are_learnt() -> None:
-    first = fit(table())
+def test_new_labels_are_no_answer_before_they_are_learnt(first: bh.Posterior) -> None:
     new = {"text": [f"w7 w{10 + i}" for i in range(30)], "label": ["new"] * 28 + ["True"] * 2}
-    grown = first.update(new, grow=True, max_steps=60)
+    grown = first.update(new, grow=True, max_steps=40)
     before, after = (p.predict(table()["text"], samples=0).label for p in (first, grown))  # type: ignore[union-attr]
     assert grown.report.compared == 60
     assert grown.report.changed == int((before != after).sum())
@@ -84,8 +87,9 @@ def test_several_labels_of_a_text_count_once() -> None:
 def test_without_texts_nothing_is_compared(forget: dict[str, Any]) -> None:
     pairs = {**table(), "other": table(2)["text"]}
     columns = {} if forget else {"columns": bh.Columns(pair="other")}
-    first = fit(table() if forget else pairs, **forget, **columns)
-    report = first.update({**table(1), "other": table(3)["text"]}).report
+    how: dict[str, Any] = {**forget, **columns, "components": 1, "max_steps": 2}
+    first = fit(table() if forget else pairs, **how)
+    report = first.update({**table(1), "other": table(3)["text"]}, max_steps=2).report
     assert (report.compared, report.changed) == (0, 0) and "answers to kept" not in str(report)
 
 
@@ -100,12 +104,15 @@ def test_a_guide_without_central_values_compares_nothing() -> None:
 def test_that_they_are_cut_is_not_said_again() -> None:
     long = {"text": [f"w{5 + i % 2} " + "w9 " * 40 + f"w{10 + i}" for i in range(20)]}
     with pytest.warns(CutWarning):
-        first = fit({**long, "label": [False, True] * 10})
+        short: dict[str, Any] = {"components": 1, "max_steps": 2}
+        first = fit({**long, "label": [False, True] * 10}, **short)
     with warnings.catch_warnings():
         warnings.simplefilter("error", CutWarning)
         assert first.update(table(1)).report.compared > 0
 
 
-def test_of_many_texts_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_texts_some_are_compared(
+    first: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bhpeft_pyro.posterior.forgetting.CHECKED", 20)
-    assert fit(table()).update(table(1)).report.compared == 20
+    assert first.update(table(1), max_steps=2).report.compared == 20

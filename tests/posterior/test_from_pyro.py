@@ -25,7 +25,6 @@ from bhpeft_pyro.guides import DrawsGuide, MeanFieldGuide, PyroGuide
 from bhpeft_pyro.guides.guide import prior_of
 from bhpeft_pyro.guides.latent import latents
 from bhpeft_pyro.integrations import arviz as export
-from bhpeft_pyro.model.likelihoods import Function
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import (
     tiny_backbone,
@@ -244,13 +243,6 @@ def test_a_joint_vector_of_another_length_is_refused(more: int) -> None:
         bh.Posterior.from_draws(joint, draws)
 
 
-def test_an_unknown_latent_of_chains_is_named() -> None:
-    model = tiny_model(())
-    draws = {name: value.unflatten(0, (2, -1)) for name, value in draws_of(model).items()}
-    with pytest.raises(GuideError, match="the unknown lp"):
-        bh.Posterior.from_draws(model, {**draws, "lp": torch.zeros(2)})
-
-
 @pytest.mark.parametrize(
     "family",
     [
@@ -338,27 +330,6 @@ def test_pyro_s_laplace_approximation_is_saved_and_updated(tmp_path: Path) -> No
         rows = dense(joint.normal.covariance).float()
         torch.testing.assert_close(rows, covariance, rtol=1e-3, atol=1e-4)
     assert posterior.update(tiny_examples(9, seed=4), **QUICK).report.steps == 3
-
-
-def test_further_columns_are_read_in_rounds_too() -> None:
-    counts = {"text": ["w5 w20", "w6 w21"] * 4, "label": [0, 2] * 4, "hours": [1.0, 2.0] * 4}
-    rate = Function(
-        lambda o, extra: dist.Poisson(extra["hours"] * o[..., 0].exp()), columns=["hours"]
-    )
-    model = tiny_model((), 1, likelihood=rate)
-    posterior = bh.Posterior.of(model, MeanFieldGuide(model), counts)
-    later = posterior.update({**counts, "text": ["w7 w20", "w8 w21"] * 4}, **QUICK)
-    assert later.columns.extra == ("hours",)
-
-
-def test_a_flow_that_cannot_be_made_again_stays_itself() -> None:
-    model = tiny_model(())
-
-    def transform(size: int) -> Any:
-        return pyro.distributions.transforms.affine_autoregressive(size, hidden_dims=[40])
-
-    guide = trained(model, autoguide.AutoNormalizingFlow(model, transform), steps=1)
-    assert bh.Posterior.of(model, guide).guide.module is guide
 
 
 @pytest.mark.parametrize(

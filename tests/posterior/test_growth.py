@@ -23,7 +23,7 @@ from bhpeft_pyro.guides.earlier import Earlier
 from bhpeft_pyro.posterior.growth import unknown_labels
 from bhpeft_pyro.posterior.update import _learnt_classes
 from bhpeft_pyro.priors import JointPrior, unpack
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 from bhpeft_pyro.training import loop
 from bhpeft_pyro.training.earlier_labels import with_earlier_texts
 
@@ -296,14 +296,6 @@ def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> N
         assert grown.predict(["w5"], samples=2).probabilities.shape == (1, 4)
 
 
-def test_levels_are_counted_as_they_are_read() -> None:
-    levels = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(3))
-    data = {"text": ["w5", "w6", "w7"], "label": [0, 1, 2]}
-    posterior = bh.fit(levels, "normal", data, **QUICK)
-    assert unknown_labels(posterior, data) == ()  # not counted by the head's one output
-    posterior.update({**data, "text": ["w8", "w9", "w10"]}, grow=True)
-
-
 def test_data_that_can_be_read_but_once_are_learnt(head: bh.Posterior) -> None:
     rows = [{"text": f"w{i}", "label": ("sad", "calm")[i % 2]} for i in range(20, 26)]
     grown = head.update(iter(rows), grow=True)
@@ -337,16 +329,3 @@ def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
     with pytest.raises(PriorError, match="StudentT"):
         prior = dist.StudentT(3.0, 0.0, 1.0)
         bh.fit(tiny_model((), prior=prior), "normal", data, **QUICK).grow(["2"])
-
-
-def test_only_new_labels_are_said_to_look_like_others() -> None:
-    rows = {"text": ["w5 w20", "w6 w21"] * 4, "label": ["Calm", "calm"] * 4}
-    model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
-    with pytest.warns(UserWarning, match="'Calm' and 'calm' are two classes"):
-        posterior = bh.fit(model, "normal", rows, max_steps=1, progress=False)
-    with pytest.raises(DataError) as error:
-        posterior.update({"text": ["w5"], "label": ["sad"]})
-    assert "may mean" not in str(error.value)
-    with pytest.warns(UserWarning, match="'calm' and 'CALM' are two classes") as notes:
-        posterior.grow(["CALM"])
-    assert len(notes) == 1

@@ -4,12 +4,9 @@ them."""
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from program import bhpeft, write_csv
-from saves import backbone_in
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data import LabelWarning
@@ -93,20 +90,3 @@ def test_a_scale_that_is_reversed_is_said() -> None:
     with pytest.warns(LabelWarning, match=r"for 24 rows have a correlation of -0\.\d\d with"):
         posterior.update(rows(5.0, 1.0), again=True, max_steps=1)
     posterior.update(rows(2.0, 4.0), again=True, max_steps=1)
-
-
-def test_the_program_warns_and_goes_on(tmp_path: Path) -> None:
-    backbone_in(tmp_path / "tiny")
-    train = write_csv(tmp_path / "train.csv", text=TEXTS, label=["god", *NAMES[1:]])
-    swapped = write_csv(tmp_path / "swapped.csv", text=TEXTS, label=SWAPPED)
-    how = ("--preset", "head_only", "--guide", "normal", "--max-steps", 60, "--device", "cpu")
-    result = bhpeft(
-        *("fit", train, "--backbone", tmp_path / "tiny", *how, "--out", tmp_path / "run")
-    )
-    assert "note: column 'label': 'god' (may mean 'good') occurs once\n" in result.stderr
-    assert "\nbad 11, god 1, good 12\n" in result.stderr
-    told = bhpeft(
-        *("update", tmp_path / "run", swapped, "--max-steps", 1, "--out", tmp_path / "run2")
-    ).stderr
-    assert told.count("note: data: the labels contradict the posterior") == 1
-    assert (tmp_path / "run2").exists()

@@ -103,13 +103,12 @@ def test_the_first_component_is_the_single_fit_and_others_start_elsewhere(guide:
 
 
 @pytest.mark.parametrize("given", [None, FunctionSpaceNormal(change=0.2, head=2.0)])
-@pytest.mark.parametrize("rows", [16, 60])
 def test_every_laplace_approximation_starts_at_a_projection_of_its_own(
-    rows: int, given: FunctionSpaceNormal | None
+    given: FunctionSpaceNormal | None,
 ) -> None:
     """Which its prior has for its mean; the output side starts at zero, held-out rows or not."""
     of = tiny_model(prior=given)
-    data = tiny_examples(rows)
+    data = tiny_examples(60)
     options: dict[str, Any] = {"max_steps": 1, "lr": 1e-9, "components": 3, "progress": False}
     posterior: Any = bh.fit(of, "laplace", data, **options)
     units = {site.name: site.unit for site in of.sites}
@@ -156,7 +155,7 @@ def test_a_prior_mean_of_ones_own_on_an_input_side_stays() -> None:
         assert (each.guide.means()["lora.query.A"] - 5).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("guide", ["delta", "down only", "AutoNormal", "mvn", "lowrank"])
+@pytest.mark.parametrize("guide", ["delta", "down only", "mvn"])
 def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
     of = tiny_model(())
     if guide == "down only":
@@ -192,12 +191,6 @@ def test_pyros_guides_and_functions_have_components_too() -> None:
     assert not same(one, other)
     with pytest.raises(GuideError, match="FunctionGuide does not say how"):
         fit(guide, 2, of).components[0].as_prior()
-
-
-@pytest.mark.parametrize("components", [0, -2, 1.5, "3"])
-def test_bad_numbers_are_refused(components: Any) -> None:
-    with pytest.raises(ConfigError, match="components="):
-        bh.fit(tiny_model(), "normal", "no such data", components=components)
 
 
 def test_there_are_five_of_a_laplace_approximation_and_one_of_the_others() -> None:
@@ -278,25 +271,6 @@ def test_too_little_memory_for_a_width_leaves_the_fitted_components(
     assert len(kept.components) == 2 and kept.predict(["w5 w9"]).probabilities.isfinite().all()
     with pytest.raises(torch.OutOfMemoryError):  # there is nothing to keep
         fit("laplace", max_steps=2)
-
-
-def test_components_of_several_families_have_one_report() -> None:
-    of = tiny_model(())
-    for families in (("normal", "delta"), ("delta", "normal")):
-        guides = [MeanFieldGuide(of, family) for family in families]
-        report = bh.fit(of, guides, FIRST, max_steps=3, progress=False).report
-        assert not report.point and report.points == [] and "head.weight" in report.scales
-
-
-def test_components_that_were_fitted_before_go_on_from_there() -> None:
-    of = tiny_model(())
-    guides = [MeanFieldGuide(of), MeanFieldGuide(of)]
-    bh.fit(of, guides, FIRST, max_steps=40, progress=False)
-    before = [part.means()["head.weight"].clone() for part in guides]
-    assert not torch.allclose(*before, rtol=0.1)  # they have started apart
-    bh.fit(of, guides, FIRST, max_steps=1, lr=1e-7, progress=False)
-    for part, mean in zip(guides, before, strict=True):
-        torch.testing.assert_close(part.means()["head.weight"], mean, rtol=1e-4, atol=1e-6)
 
 
 # Predictions
@@ -388,7 +362,7 @@ def test_members_that_contradict_each_other_disagree() -> None:
     model = tiny_model()
     data = {"text": list(FIRST.texts), "label": FIRST.labels.tolist()}
     other = data | {"label": [1 - label for label in data["label"]]}
-    options: dict[str, Any] = {"temperature": 0.0, "max_steps": 200, "lr": 0.05, "progress": False}
+    options: dict[str, Any] = {"temperature": 0.0, "max_steps": 80, "lr": 0.05, "progress": False}
     parts = [bh.fit(model, "delta", each, **options) for each in (data, other)]
     both = bh.Posterior.mixture(parts).replace(novelty=None)
     for how in ({}, {"samples": 0}, {"keep_samples": True}):

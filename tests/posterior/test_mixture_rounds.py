@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from components import FIRST, SECOND, fit, probabilities, same
-from exact import independent
 from onehot import FIT, assert_posterior, exactly, model, words
 from saves import load
 
@@ -99,15 +98,3 @@ def test_what_is_loaded_predicts_the_same(guide: Any, tmp_path: Path) -> None:
                 updated = (p.update(data, keep=keep) for p in (each, loaded))
                 assert torch.equal(*map(probabilities, updated))
     assert [path.name for path in (tmp_path / "0").iterdir()] == ["posterior.safetensors"]
-
-
-def test_own_priors_come_back(tmp_path: Path) -> None:
-    def wide(sites: Any) -> Any:
-        return independent(sites, 2.0)
-
-    posterior = fit(of=tiny_model((), prior=wide))
-    posterior.save(tmp_path / "a")
-    loaded = load(tmp_path / "a", prior=wide)
-    assert len({*map(id, loaded.priors)}) == 1
-    updated = (each.update(SECOND) for each in (posterior, loaded))
-    assert torch.equal(*map(probabilities, updated))

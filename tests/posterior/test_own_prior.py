@@ -13,7 +13,7 @@ from exact import hierarchical, independent
 from saves import load
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, GuideError, PriorError
+from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -95,21 +95,6 @@ def test_a_callback_sees_every_step_and_changes_nothing(first: bh.Posterior) -> 
     seen.clear()
     first.update(tiny_examples(9, seed=3), callback=note, **QUICK)
     assert len(seen) == 8
-
-
-def test_a_round_goes_on_with_its_tau() -> None:
-    first = bh.fit(tiny_model(()), "laplace", tiny_examples(24), components=1, tau=7.0, **QUICK)
-    again = first.update(tiny_examples(9, seed=3), tau=None, **QUICK)
-    assert again.report.tau == 7.0
-
-
-@pytest.mark.parametrize("option", ["grow", "again"])
-def test_a_word_is_no_truth_value(first: bh.Posterior, option: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{option}='no'"):
-        first.update(tiny_examples(24), **{option: "no"}, **QUICK)  # type: ignore[arg-type]
-    weeks = {"week 0": tiny_examples(24)}
-    with pytest.raises(ConfigError, match=f"{option}='no'"):
-        bh.stream(tiny_model(()), weeks, tmp_path, **{option: "no"}, **QUICK)  # type: ignore[arg-type]
 
 
 def test_sites_that_depend_on_each_other_are_refused() -> None:

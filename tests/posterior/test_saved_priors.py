@@ -12,7 +12,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.reparam import LocScaleReparam
 from saves import load
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 DATA, MORE = tiny_examples(), tiny_examples(seed=1)
 RATINGS = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": [0.5, 1.5, -2.0, 1.0]}
-QUICK: dict[str, Any] = {"max_steps": 8, "progress": False}
+QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
 
 
 def two_rounds(prior: Any, guide: str = "normal") -> bh.Posterior:
@@ -175,19 +174,6 @@ def plain_normal(sites: Sequence[Site]) -> dict[str, Tensor]:
     return Wide()(sites)
 
 
-def test_a_handler_s_copies_of_names_are_no_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def handled() -> Any:
-        return poutine.reparam(plain_normal, {"head.bias": LocScaleReparam(0.0)})
-
-    fitted = bh.fit(tiny_model((), prior=handled()), "normal", DATA, **QUICK)
-    folder = fitted.save(tmp_path / "run")
-    monkeypatch.setattr(plain_normal, "__module__", "package.priors")
-    monkeypatch.setattr(plain_normal, "__doc__", "Independent weights.")
-    assert_same(fitted, load(folder, prior=handled()))
-
-
 def test_a_site_is_held_fixed_at_the_same_values_again(tmp_path: Path) -> None:
     """In later rounds too, which compute the site from it."""
 
@@ -237,6 +223,6 @@ def test_a_computed_site_is_not_held_fixed(tmp_path: Path) -> None:
         return values | {"head.bias": pyro.deterministic("head.bias", bias)}
 
     posterior = bh.fit(tiny_model((), prior=thresholded), "normal", DATA, **QUICK)
-    for seed in range(6):
+    for seed in range(3):
         torch.manual_seed(seed)
         assert_same(posterior, reload(posterior, tmp_path / str(seed), thresholded))

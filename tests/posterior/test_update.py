@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -38,8 +38,13 @@ def fit(model: bh.Model | None = None, guide: Any = "normal", **options: Any) ->
     return bh.fit(tiny_model() if model is None else model, guide, FIRST, **options)
 
 
-def test_the_posterior_becomes_the_prior() -> None:
-    first = fit()
+@pytest.fixture(scope="module")
+def first() -> bh.Posterior:
+    """A first round, which no test may change."""
+    return fit()
+
+
+def test_the_posterior_becomes_the_prior(first: bh.Posterior) -> None:
     before = state(first)
     second = first.update(SECOND)
     trace = pyro.poutine.trace(second.model.prior).get_trace(second.model.sites)
@@ -110,9 +115,9 @@ def test_rounds_and_options_are_handed_on() -> None:
     assert fresh.report.temperature == 1.0
 
 
-def test_rows_that_come_again_in_part_are_counted() -> None:
+def test_rows_that_come_again_in_part_are_counted(first: bh.Posterior) -> None:
     """An export of all data so far, in place of the new rows; and a text that comes twice."""
-    first, new = fit(), SECOND.subset(range(8))
+    new = SECOND.subset(range(8))
     known = FIRST.hashes.tolist()
     assert not {*known} & {*new.hashes.tolist()}
     both = new.concat(FIRST.subset(range(3)))
@@ -150,7 +155,6 @@ def test_rows_of_a_file_have_its_numbers(tmp_path: Path, grow: bool) -> None:
     ("name", "expected"),
     [
         ("epoch", "epochs$"),
-        ("steps", "max_steps, "),
         ("xyz", "epochs, .*progress$"),
     ],
 )
@@ -170,9 +174,8 @@ def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:
         first.update(SECOND, validation=0.2)
 
 
-def test_a_warning_points_at_the_line_that_asked() -> None:
+def test_a_warning_points_at_the_line_that_asked(first: bh.Posterior) -> None:
     """A line inside the package would be shown once, for all fits of a notebook."""
-    first = fit()
     with pytest.warns(BHPEFTWarning, match="an earlier round has learnt") as given:
         first.update(SECOND.concat(FIRST.subset(range(4))), max_steps=1)
     assert {Path(one.filename).name for one in given} == {Path(__file__).name}
@@ -209,8 +212,7 @@ def test_the_way_text_is_read_is_handed_on() -> None:
         second.predict({"words": ["w7 w8 w9 w10"]}, samples=1)
 
 
-def test_a_round_with_one_class_only_is_learnt() -> None:
-    first = fit()
+def test_a_round_with_one_class_only_is_learnt(first: bh.Posterior) -> None:
     sevens = {"text": ["w7 w9", "w7", "w7 w20 w21"], "label": [1, 1, 1]}
     second = first.update(sevens, max_steps=60)
     before = first.predict(["w7 w9"], samples=64).probabilities[0, 1]
@@ -259,7 +261,8 @@ def test_a_point_or_a_foreign_guide_is_no_prior() -> None:
 
 def test_a_later_fit_on_the_same_network_leaves_the_earlier_posterior() -> None:
     """Point estimates need no coordinates, so the network has none yet when they are fitted."""
-    network = bh.RandomPEFT(tiny_backbone(), bh.presets.bh_peft(), tokenizer=tiny_tokenizer())
+    kinds = bh.presets.lora(rank=1)
+    network = bh.RandomPEFT(tiny_backbone(), kinds, tokenizer=tiny_tokenizer())
     model, texts = bh.Model(network), ["w5 w9 w12", "w6", "w30 w31"]
     options: dict[str, Any] = {"max_steps": 4, "progress": False}
     found = []
@@ -276,32 +279,7 @@ def test_a_later_fit_on_the_same_network_leaves_the_earlier_posterior() -> None:
         assert torch.equal(posterior.predict(texts).probabilities, expected)
 
 
-@pytest.mark.parametrize("guide", ["delta", "laplace"])
-def test_a_fitted_guide_goes_on_from_where_it_is(guide: str) -> None:
-    """At all sites, and with the noise that it has; a new one begins at random weights."""
-    network = bh.RandomPEFT(
-        tiny_backbone(), bh.presets.bh_peft(), bh.Head(1), tokenizer=tiny_tokenizer()
-    )
-    model = bh.Model(network, likelihood=bh.likelihoods.Normal(0.0, 1.0))
-    rows = {"text": tiny_examples(24).texts, "label": torch.randn(24).tolist()}
-    options: dict[str, Any] = {"components": 1, "temperature": 0.0, "progress": False}
-    first = bh.fit(model, guide, rows, max_steps=8, **options)
-    own = copy.deepcopy(first.guide)
-    means = {name: value.clone() for name, value in own.means().items()}
-    rows["label"] = [-y for y in rows["label"]]
-    again = bh.fit(model, own, rows, max_steps=1, lr=1e-12, **options)
-    for name, value in again.guide.means().items():
-        if name != "noise.log_scale":  # it is set to the errors at the end
-            torch.testing.assert_close(value, means[name], rtol=0, atol=1e-6)
-    fresh = bh.autoguide(guide, model)
-    named = bh.fit(model, guide, rows, max_steps=2, **options)
-    given = bh.fit(model, fresh, rows, max_steps=2, **options)
-    for name, value in named.guide.means().items():
-        assert torch.equal(value, given.guide.means()[name]), name
-
-
-def test_a_student_of_the_new_posterior_when_asked() -> None:
-    first = fit()
+def test_a_student_of_the_new_posterior_when_asked(first: bh.Posterior) -> None:
     texts = tiny_examples(60, seed=3)
     plain, second = first.update(SECOND), first.update(SECOND, distill=texts)
     assert first.student is None and second.student is not None
@@ -316,17 +294,19 @@ def test_a_student_of_the_new_posterior_when_asked() -> None:
     assert third.student is None  # another posterior, of which it knows nothing
 
 
-def test_too_few_texts_are_refused_before_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = fit()
+def test_too_few_texts_are_refused_before_the_round(
+    first: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bhpeft_pyro.posterior.update.learn", Mock(side_effect=AssertionError))
     with pytest.raises(DataError, match=r"^distill: got 49 different texts; expected at least 50"):
         first.update(SECOND, distill=[f"w{i}" for i in range(49)] * 2)
 
 
-def test_a_round_without_its_student_is_on_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = fit()
+def test_a_round_without_its_student_is_on_the_error(
+    first: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, texts = state(first.update(SECOND)), tiny_examples(60, seed=3)
-    for error in (FitError("not finite"), GuideError("no central values"), MemoryError("too few")):
+    for error in (FitError("not finite"), MemoryError("too few")):
         monkeypatch.setattr("bhpeft_pyro.posterior.distill.distil", Mock(side_effect=error))
         with pytest.raises(FitError, match=f"distill: {error}") as raised:
             first.update(SECOND, distill=texts)
@@ -350,15 +330,20 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bhpeft_pyro.posterior.update.separation", lambda *_: 1.0)
 
 
+@cache
+def without_held_out(rows: int) -> bh.Posterior:
+    options: dict[str, Any] = {"components": 1, "lr": 0.05, "progress": False}
+    options |= {"temperature": 1.0, "tau": 1.0}  # so no rows are held out
+    return bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(rows), **options)
+
+
 @pytest.mark.parametrize(
     ("shift", "before", "rows", "keep", "share"),
     [
         (1.0, 64, 64, 1.0, 0.5),
         (None, 64, 64, 1.0, 0.5),  # not known
         (0.5, 64, 64, 1.0, 1.0),  # of one kind
-        (0.75, 64, 64, 1.0, 2 / 3),
-        (1.0, 128, 64, 1.0, 0.5),  # however much was learnt before
-        (0.75, 128, 64, 1.0, 2 / 3),
+        (0.75, 128, 64, 1.0, 2 / 3),  # however much was learnt before
         (1.0, 64, 128, 1.0, 2 / 3),  # but more is learnt from more rows than before
         (1.0, 64, 64, 0.5, 2 / 3),
         (1.0, 64, 64, 0.0, 1.0),
@@ -373,9 +358,7 @@ def test_a_later_round_ends_between_the_last_point_and_its_own(
     share: float,
 ) -> None:
     monkeypatch.setattr("bhpeft_pyro.posterior.update.separation", lambda *_: shift)
-    options: dict[str, Any] = {"components": 1, "lr": 0.05, "progress": False}
-    options |= {"temperature": 1.0, "tau": 1.0}  # no rows are held out
-    first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(before), **options)
+    first = without_held_out(before)
     data = tiny_examples(rows, seed=1)
     second: Any = first.update(data, keep=keep)
     reached = whole_step(first, data, second.report.steps, keep=keep)
@@ -392,22 +375,6 @@ def test_a_head_alone_takes_the_whole_step() -> None:
     reached = whole_step(first, tiny_examples(64, seed=1), second.report.steps)
     assert (reached - second.guide.prior.loc).abs().max() > 0.01
     torch.testing.assert_close(second.guide.loc.detach(), reached)
-
-
-@pytest.mark.usefixtures("apart")
-def test_both_parts_of_a_mixture_end_between() -> None:
-    options: dict[str, Any] = {"components": 2, "lr": 0.05, "progress": False}
-    first = bh.fit(tiny_model(aligned=True), "laplace", tiny_examples(64), **options)
-    data = tiny_examples(64, seed=1)
-    second = first.update(data)
-    given = first.update(data, max_steps=second.components[0].report.steps)
-    for before, new, whole in zip(
-        first.components, second.components, given.components, strict=True
-    ):
-        ends: list[Any] = [one.guide.loc.detach() for one in (before, new, whole)]  # type: ignore[union-attr]
-        assert (ends[2] - ends[0]).abs().max() > 0.01
-        share = 64 / (64 + before.report.examples)
-        torch.testing.assert_close(ends[1], ends[0] + share * (ends[2] - ends[0]))
 
 
 @pytest.mark.usefixtures("apart")
@@ -448,7 +415,7 @@ def test_the_report_says_how_unlike_earlier_texts_are() -> None:
 # The output scale of a round without held-out rows
 
 
-@pytest.mark.parametrize(("told", "share"), [(0.5, 1.0), (0.75, 0.5), (1.0, 0.0), (None, 0.0)])
+@pytest.mark.parametrize(("told", "share"), [(0.5, 1.0), (0.75, 0.5), (None, 0.0)])
 def test_the_output_scale_is_that_which_suited_the_last_forecasts(
     monkeypatch: pytest.MonkeyPatch, told: float | None, share: float
 ) -> None:

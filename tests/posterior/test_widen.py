@@ -68,9 +68,8 @@ def test_widening_keeps_the_rounds_before_and_no_metric_of_the_points(tmp_path: 
     assert {*history.leaves} == {*ids} and len({*ids}) == 2
 
 
-@pytest.mark.parametrize("components", [1, 2])
-def test_widening_keeps_the_name_and_not_the_score_of_the_points(components: int) -> None:
-    points = bh.fit(tiny_model(()), "delta", tiny_examples(), components=components, **QUICK)
+def test_widening_keeps_the_name_and_not_the_score_of_the_points() -> None:
+    points = bh.fit(tiny_model(()), "delta", tiny_examples(), components=2, **QUICK)
     wide = points.with_report(name="monday", score="of points").widen(tiny_examples())
     assert wide.report.name == "monday" and wide.report.score != "of points"
 

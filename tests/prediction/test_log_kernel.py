@@ -86,12 +86,6 @@ def test_autocast_does_not_reach_it(learnt: LogKernel) -> None:
     torch.testing.assert_close(rounded, learnt(new), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", ["points", "coefficients", "scale", "length"])
-def test_tensors_that_do_not_fit_are_refused(name: str, learnt: LogKernel) -> None:
-    with pytest.raises(ValueError, match=name):
-        LogKernel(**vars(learnt) | {name: torch.zeros(3, 1, 2)})
-
-
 @pytest.mark.parametrize("spoilt", [7.0, -1e6])
 def test_choices_that_do_not_exist_say_nothing(spoilt: float) -> None:
     exist = torch.tensor([[True, True, False], [True, True, True]])

@@ -17,7 +17,6 @@ from exact import KnownNoise, dense, design, own_network
 from students import fitted as fitted_students
 from students import unlabelled, with_student
 from torch import Tensor, nn
-from transformers import DistilBertConfig, DistilBertModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
@@ -35,7 +34,7 @@ from bhpeft_pyro.model.likelihoods import (
     OrderedLogistic,
 )
 from bhpeft_pyro.prediction import predict as module
-from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_model
 
 TEXTS = ["w9", "w5 w30 w12 w44 w17", "w6 w7", "w8 w40 w41 w42", "w21 w22 w23", "w30 w31", "w5 w5"]
 QUESTIONS = [
@@ -203,33 +202,6 @@ def test_bf16_is_near() -> None:
     assert not torch.allclose(rounded, exact, atol=1e-6)
 
 
-@pytest.mark.parametrize("samples", [-1, 1e2, "8"])
-def test_draws_are_a_whole_number(samples: Any) -> None:
-    with pytest.raises(ConfigError, match="samples="):
-        posterior_of().predict(TEXTS, samples=samples)
-    with pytest.raises(ConfigError, match="max_rows=0"):
-        posterior_of().predict(TEXTS, samples=1, max_rows=0)
-
-
-def test_inputs_that_a_backbone_does_not_take_are_left_out() -> None:
-    class Base(DistilBertModel):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:  # nothing else
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask)
-
-    config = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
-    backbone = Base(config)
-    tokenizer = tiny_tokenizer()
-    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    network = bh.RandomPEFT(backbone, bh.presets.lora(rank=2), bh.Head(2), tokenizer)
-    posterior = bh.fit(
-        bh.Model(network), "normal", tiny_examples_of(tokenizer), max_steps=2, progress=False
-    )
-    examples = posterior.encode(TEXTS, labelled=False)
-    (_, batch), *_ = list(examples.by_length(2))
-    assert "token_type_ids" in batch.inputs  # otherwise this test tests nothing
-    assert posterior.predict(TEXTS, samples=2).probabilities.isfinite().all()
-
-
 @pytest.mark.parametrize("name", ["delta", "AutoDelta", "mixture"])
 def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(bh.presets.bh_peft(), 3)
@@ -252,11 +224,6 @@ def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.Monke
     forecast = posterior.predict(TEXTS, 6, keep_samples=True)
     assert ran == [1] * len(guides) and forecast.draws == 6
     torch.testing.assert_close(forecast.samples, expected, atol=1e-5, rtol=1e-4)
-
-
-def tiny_examples_of(tokenizer: Any) -> bh.data.Examples:
-    data = {"text": ["w5 w9", "w6 w9 w10", "w5 w20", "w6"], "label": [0, 1, 0, 1]}
-    return bh.data.encode(data, tokenizer, kind="class", classes=2)
 
 
 NUMBERS = {"text": [f"w{5 + i % 2} w{10 + i}" for i in range(12)], "label": [0, 1, 2] * 4}
@@ -419,7 +386,7 @@ def counted(posterior: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[in
     *({"method": method} for method in ("student", "exact")),
     {"samples": 0}, {"samples": 6, "keep_samples": True},
 ])  # fmt: skip
-@pytest.mark.parametrize("kind", ["class", "stars", "labels", "rating", "noisy rating"])
+@pytest.mark.parametrize("kind", ["class", "labels", "noisy rating"])
 def test_passes_are_those_that_a_forecast_takes(
     kind: str, options: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

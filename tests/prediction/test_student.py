@@ -73,7 +73,7 @@ def test_texts_beside_it_do_not_matter_to_a_decoder(name: str) -> None:
             torch.testing.assert_close(value[1:], expected, atol=2e-5, rtol=2e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["class", "choice"])
 def test_parts_are_joined(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     posterior, texts = with_student(kind), unlabelled(kind, 11, seed=5)
     whole = posterior.predict(texts)
@@ -114,22 +114,6 @@ def test_labels_stay() -> None:
     forecast = posterior.predict(data)
     assert forecast.method == "student" and forecast.labels is not None
     assert posterior.evaluate(data)["nll"] == pytest.approx(forecast.nlls().mean().item())
-
-
-def test_weights_that_do_not_fit_are_refused() -> None:
-    posterior = with_student()
-    student = posterior.student
-    assert student is not None
-    student.check(posterior.model)
-    shorter = {**student.weights, "head.weight": student.weights["head.weight"][:1]}
-    with pytest.raises(ValueError, match="weights"):
-        replace(student, weights=shorter).check(posterior.model)
-    for name in ("points", "coefficients", "center", "scale", "length"):
-        value = getattr(student.uncertainty, name)
-        with pytest.raises(ValueError, match=name):
-            replace(student.uncertainty, **{name: value.double()})
-        with pytest.raises(ValueError, match="expected"):
-            replace(student.uncertainty, **{name: value.reshape(-1)[:0]})
 
 
 def test_a_report_in_words() -> None:

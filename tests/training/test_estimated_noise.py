@@ -40,9 +40,10 @@ def noise_share(posterior: bh.Posterior, examples: Examples) -> float:
     return noise(posterior) / (noise(posterior) + float(forecast.within.mean()))
 
 
-@pytest.mark.parametrize("kinds", [(), bh.presets.lora(rank=2)], ids=["head", "lora"])
-@pytest.mark.parametrize("held_out", [False, True])
-@pytest.mark.parametrize("keep", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("kinds", "held_out", "keep"),
+    [((), False, 0.5), ((), True, 1.0), (bh.presets.lora(rank=2), False, 1.0)],
+)
 def test_the_noise_of_rounds_is_pooled_by_their_rows(
     kinds: Any, held_out: bool, keep: float
 ) -> None:
@@ -63,15 +64,15 @@ def test_the_noise_of_rounds_is_pooled_by_their_rows(
     assert noise(second) > 2 * noise(first)  # the new ratings are noisier
 
 
-@pytest.mark.parametrize(("keep", "before"), [(0.0, 40), (0.5, 40 + 0.5 * 48), (1.0, 88)])
-def test_rows_that_an_earlier_round_forgot_do_not_count(keep: float, before: float) -> None:
+def test_rows_that_an_earlier_round_forgot_do_not_count() -> None:
     model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(1.0, 2.0))
     first = bh.fit(model, "laplace", ratings(60, 0, 0.3), components=1, progress=False)
     assert first.report.examples == 48
-    second = first.update(ratings(40, 1, 0.5), keep=keep)
+    second = first.update(ratings(40, 1, 0.5), keep=0.5)
     new = ratings(30, 2, 2.0)
     third = second.update(new, keep=1.0)
     here = (variance(second, new) * variance(third, new)) ** 0.5 * noise_share(third, new)
+    before = 40 + 0.5 * 48
     expected = (len(new) * here + before * noise(second)) / (len(new) + before)
     assert noise(third) == pytest.approx(expected, rel=0.01)
 
@@ -93,10 +94,9 @@ def test_the_ends_of_a_scale_do_not_change_what_is_learnt() -> None:
     assert noise(free) == noise(ended)
 
 
-@pytest.mark.parametrize("components", [1, 2])
-def test_a_report_has_the_nll_of_held_out_rows_under_its_noise(components: int) -> None:
+def test_a_report_has_the_nll_of_held_out_rows_under_its_noise() -> None:
     model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(1.0, 2.0))
-    how: dict[str, Any] = {"components": components, "progress": False}
+    how: dict[str, Any] = {"components": 2, "progress": False}
     first = bh.fit(model, "laplace", ratings(60, 0, 0.3), **how)
     others = ratings(40, 2, 2.0)
     second = first.update(ratings(30, 1, 2.0), validation=others)
@@ -104,8 +104,7 @@ def test_a_report_has_the_nll_of_held_out_rows_under_its_noise(components: int) 
     assert second.report.component_nll == pytest.approx(exact.nlls().mean().item(), rel=1e-2)
 
 
-@pytest.mark.parametrize("rank", [2, 18])
-@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize(("rank", "held_out"), [(2, False), (18, True)])
 def test_the_information_of_all_rounds_is_that_under_the_last_noise(
     rank: int, held_out: bool
 ) -> None:

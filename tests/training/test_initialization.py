@@ -25,13 +25,12 @@ def parameters(guide: Guide) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in guide.named_parameters()}
 
 
-@pytest.mark.parametrize("kinds", [(), bh.presets.lora(rank=1)], ids=["head", "lora"])
 @pytest.mark.parametrize("name", ["laplace", "delta", "normal", "AutoNormal", "mvn"])
 def test_a_fitted_guide_goes_on_from_where_it_is(
-    name: str, kinds: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = of_ratings(kinds)
-    guide = bh.fit(model, name, RATINGS, components=1, max_steps=20, **HOW).guide
+    model = of_ratings(() if name == "mvn" else bh.presets.lora(rank=1))
+    guide = bh.fit(model, name, RATINGS, components=1, max_steps=5, **HOW).guide
     before, starts = parameters(guide), []
 
     def noted(last: Any, setups: Any, *_: Any) -> None:
@@ -40,7 +39,7 @@ def test_a_fitted_guide_goes_on_from_where_it_is(
 
     monkeypatch.setattr("bhpeft_pyro.posterior.fit.learn", noted)
     with pytest.raises(KeyboardInterrupt):
-        bh.fit(model, guide, RATINGS, max_steps=20, **HOW)
+        bh.fit(model, guide, RATINGS, max_steps=5, **HOW)
     assert all(torch.equal(starts[0][name], value) for name, value in before.items())
 
 

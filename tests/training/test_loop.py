@@ -253,13 +253,6 @@ def test_validation_is_the_nll_of_the_forecast() -> None:
 # What the report says about convergence
 
 
-def test_a_fit_that_has_converged_has_no_warning() -> None:
-    model = tiny_model(())
-    posterior = fit(model, data=tiny_examples(24), max_steps=400, lr=0.1)
-    assert "not converged" not in str(posterior.report)
-    assert posterior.report.scales["head.bias"] < 0.6  # it did learn something
-
-
 def test_kl_and_scales_are_those_of_the_state_that_is_kept() -> None:
     model = tiny_model()
     posterior = fit(model, max_steps=5, lr=0.3)
@@ -357,7 +350,7 @@ class Bomb(SGD):
             self.param_groups[0]["params"][3].data.view(-1)[2] = torch.inf
 
 
-@pytest.mark.parametrize("steps", [10, 12, 30])
+@pytest.mark.parametrize("steps", [10, 30])
 def test_weights_that_are_not_finite_are_never_the_last_good_state(steps: int) -> None:
     model = tiny_model()
     guide = MeanFieldGuide(model, "delta")

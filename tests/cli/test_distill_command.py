@@ -109,7 +109,7 @@ def test_what_cannot_work_is_refused(folder, run, unlabelled, tmp_path):
         ((tmp_path, unlabelled), "no saved posterior in"),
         ((run, folder / "new.csv"), "texts: got 5 different texts; expected at least 50"),
         ((run, unlabelled, "--text-column", "no"), "column 'no' is missing"),
-        ((run, unlabelled, "--lr", 0), "--lr"),
+        ((run, unlabelled, "--lr", 0), "lr="),
         ((run, unlabelled, "--out", unlabelled), "--out: .* is a file"),
     ):
         assert re.search(message, error("distill", *arguments)), arguments

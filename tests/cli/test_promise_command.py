@@ -112,7 +112,7 @@ def test_intervals_are_added(tmp_path, folder):
     said = bhpeft("promise", run, more, "--tolerance", 1, *HALF).stdout
     assert "more than 1 from the rating" in said
     few = error("predict", run, folder / "new.csv", "--out", out, "--coverage", "99%")
-    assert "coverage=0.99: 60 calibration rows; expected at least 99" in few
+    assert "level=0.99: 60 calibration rows; expected at least 99" in few
     bhpeft("predict", run, folder / "new.csv", "--out", out, "--coverage", "75%")
     ends = loaded(run, folder).predict(str(folder / "new.csv")).intervals(0.75)
     for name, values in zip(("from_75", "to_75"), ends, strict=True):

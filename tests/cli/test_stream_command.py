@@ -327,9 +327,6 @@ def test_rounds_are_gone_on_with_as_they_were_read(folder: Path) -> None:
     assert "columns.text" in found and "holds rounds with 'text', not 'body'" in found
     found = error(*arguments(folder, "--by", "date", "--max-length", 9))
     assert "max_length" in found or "max-length" in found
-    found = bhpeft(*arguments(folder, "--by", "date", "--keep", 0.5, "--seed", 4)).stderr
-    found = " ".join(found.split())
-    assert "learnt with seed=4 (until now 0), keep=0.5 (until now 1.0)" in found
 
 
 def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path) -> None:

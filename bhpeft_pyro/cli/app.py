@@ -24,24 +24,20 @@ from .learn_commands import distill, fit, update
 from .options import flat
 from .round_commands import history, stream
 from .score_commands import compare, evaluate, report
-from .screen import Flags, in_options, interactive, say, spoken_warnings
+from .screen import interactive, say, spoken_warnings
 from .serve_command import serve
 
 
 @contextmanager
-def spoken_errors(group: Any = None) -> Iterator[None]:
-    """Print deliberate errors in one line, without a traceback; with the options of the command
-    that the context of a `group` runs in place of arguments."""
-
-    def translated(message: str) -> str:
-        return in_options(message, {} if group is None else _flags(group))
+def spoken_errors() -> Iterator[None]:
+    """Print deliberate errors in one line, without a traceback."""
 
     def fail(error: Exception, code: int) -> NoReturn:
-        say(f"error: {translated(str(error))}")
+        say(f"error: {error}")
         raise typer.Exit(code) from error
 
     try:
-        with spoken_warnings(translated):
+        with spoken_warnings():
             yield
     except BrokenPipeError:  # under `| head`: Typer then ends the program without a message
         raise
@@ -56,22 +52,11 @@ def spoken_errors(group: Any = None) -> Iterator[None]:
         fail(MemoryError(f"not enough memory. {first}"), 1)
 
 
-def _flags(group: Any) -> Flags:
-    """By the name of an argument the options of the command that is run, and of no other."""
-    command = group.command.commands.get(group.invoked_subcommand)
-    options = [] if command is None else command.params
-    return {
-        option.name: (max(option.opts, key=len), max(option.secondary_opts, default="", key=len))
-        for option in options
-        if option.param_type_name == "option"
-    }
-
-
 class Commands(TyperGroup):
     """Commands whose errors are printed in one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        with spoken_errors(ctx):
+        with spoken_errors():
             return super().invoke(ctx)
 
 

@@ -251,7 +251,7 @@ def history(
     folder: Annotated[
         Path, typer.Argument(help="A saved posterior, a stream, or a folder of saved posteriors.")
     ],
-    round: Annotated[  # as messages about a round call it
+    round: Annotated[
         str | None,
         typer.Option(
             "--keep",

@@ -1,14 +1,12 @@
-"""What commands print: results to stdout, everything else to stderr; messages of the Python API in
-the words of the command line."""
+"""What commands print: results to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +19,6 @@ from rich.text import Text
 from ..base.checks import harmless
 from ..errors import BHPEFTWarning
 
-Flags = Mapping[str, tuple[str, str]]
-"""By the name of an argument its option, and the option that turns it off (or "")."""
-
 
 def command(*words: object) -> str:
     """A command of this program as it is typed, with quotes where they are needed.
@@ -34,47 +29,6 @@ def command(*words: object) -> str:
     return shlex.join(["bhpeft", *map(str, words)])
 
 
-_VALUE = r"('[^']*'|\"[^\"]*\"|\((?:\.\.\.)?\)|[^\s,;:()]+)"
-_QUOTED = r"(?<!\w)(?:'[^']*'|\"[^\"]*\")"  # a text of the user's, or a name
-# Advice that only Python offers, up to the next piece of the message.
-_IN_PYTHON = r"; in Python,.*?(?=; | \(and \d|$)"
-# What a program's user knows by the names of its options, though other arguments stand for it.
-_ALIASES: Flags = {
-    "text": ("--text-column", ""),
-    "pair": ("--pair-column", ""),
-    "label": ("--label-column", ""),
-    "answer": ("--label-column", ""),
-    "level": ("--coverage", ""),
-    "source": ("", ""),
-}
-
-
-def in_options(text: str, flags: Flags) -> str:
-    """The message with options in place of arguments.
-
-    >>> flags = {"patience": ("--patience", ""), "bf16": ("--bf16", "--no-bf16")}
-    >>> in_options("patience=3 needs rows; patience=None fits to the end; in Python, lr=2", flags)
-    '--patience 3 needs rows; no --patience fits to the end'
-    >>> in_options("bf16: of 'patience=3' nothing is left; expected bf16=False", flags)
-    "--bf16: of 'patience=3' nothing is left; expected --no-bf16"
-    """
-    flags = {**_ALIASES, **flags}
-    text = re.sub(_IN_PYTHON, "", text).removeprefix("columns: ")
-    names = "|".join(map(re.escape, flags))
-
-    def option(match: re.Match[str]) -> str:
-        name, value = match.groups()
-        if name is None:
-            return match[0]
-        flag, off = flags[name]
-        if value in ("False", "None"):
-            return off or f"no {flag}"
-        return flag if value == "True" else f"{flag} {value}".strip()
-
-    text = re.sub(rf"{_QUOTED}|(?<![\w.\-(`])({names})={_VALUE}", option, text)
-    return re.sub(rf"^({names})(?=[:,] )", lambda match: flags[match[1]][0], text)
-
-
 def say(text: str) -> None:
     """Print a line to stderr, without markup and line breaks."""
     console = Console(stderr=True, emoji=False)  # which would replace labels such as ":a:"
@@ -82,14 +36,12 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def spoken_warnings(translated: Callable[[str], str]) -> Iterator[None]:
-    """Print this package's warnings as lines, `translated`, and leave out those of others."""
+def spoken_warnings() -> Iterator[None]:
+    """Print this package's warnings as lines, and leave out those of others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=BHPEFTWarning)
-        warnings.showwarning = lambda message, *_args, **_more: say(
-            f"note: {translated(str(message))}"
-        )
+        warnings.showwarning = lambda message, *_args, **_more: say(f"note: {message}")
         yield
 
 

@@ -35,7 +35,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         ((*fit, "--validation", "no.csv"), "no.csv: no such file"),
         (
             (*fit, "--guide", "normal", "--batch-size", 6),
-            "--batch-size 6 must be a multiple of 4, as each .* a batch$",
+            "batch_size=6 must be a multiple of 4",
         ),
         ((*fit, "--label-column", "no"), "--label-column"),
         ((*fit, "--patience", 2, "--validation", 0), "needs validation"),

@@ -109,7 +109,7 @@ def test_what_cannot_work_is_refused(folder, run, unlabelled, tmp_path):
         ((tmp_path, unlabelled), "no saved posterior in"),
         ((run, folder / "new.csv"), "texts: got 5 different texts; expected at least 50"),
         ((run, unlabelled, "--text-column", "no"), "column 'no' is missing"),
-        ((run, unlabelled, "--lr", 0), "--lr"),
+        ((run, unlabelled, "--lr", 0), "lr="),
         ((run, unlabelled, "--out", unlabelled), "--out: .* is a file"),
     ):
         assert re.search(message, error("distill", *arguments)), arguments
@@ -118,7 +118,7 @@ def test_what_cannot_work_is_refused(folder, run, unlabelled, tmp_path):
 def test_a_training_that_diverges_says_so(run, unlabelled, tmp_path):
     options = ("--lr", 1e30, "--device", "cpu", "--out", tmp_path / "fast")
     told = error("distill", run, unlabelled, *options, code=1)
-    assert told.startswith("error: distill: ")  # --distill is an option of other commands
+    assert told.startswith("error: distill: ")
 
 
 def test_the_defaults_are_those_of_python():
@@ -148,7 +148,7 @@ def test_fit_and_update_make_a_student_at_the_end(folder, unlabelled, tmp_path):
     assert after.student.report.round == after.report.id
     few = ("--distill", folder / "new.csv", "--out", tmp_path / "few")
     for arguments in ((*fit, *few), (*update, *few)):
-        assert "--distill: got 5 different texts" in error(*arguments)
+        assert "distill: got 5 different texts" in error(*arguments)
     assert not (tmp_path / "few").exists()
 
 
@@ -168,7 +168,7 @@ def test_each_round_of_a_stream_has_a_student(folder, unlabelled, tmp_path):
     stream = ("stream", data, "--batch", 10, "--backbone", folder / "tiny", "--components", 1)
     stream = (*stream, "--preset", "head_only", "--max-steps", 2, "--device", "cpu")
     few = ("--distill", folder / "new.csv", "--out", tmp_path / "few")
-    assert "--distill: got 5 different texts" in error(*stream, *few)
+    assert "distill: got 5 different texts" in error(*stream, *few)
     bhpeft(*stream, "--distill", unlabelled, "--out", tmp_path / "stream")
     network = loaded(folder / "run", folder).model.network
     history = History(tmp_path / "stream" / "rounds")

@@ -193,7 +193,7 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
             )
     labels = ["odd" if i == row else name for i, name in enumerate(NAMES)]  # a held-out one
     odd = write_csv(tmp_path / "odd.csv", text=[f"{t} w3" for t in TEXTS], label=labels)
-    assert "--grow" in error("update", folder / "run", odd, "--out", "x")
+    assert "grow=True" in error("update", folder / "run", odd, "--out", "x")
 
 
 def test_components_are_one_run(folder, tmp_path):
@@ -247,10 +247,10 @@ def test_a_validation_file_is_of_rows_that_are_not_learnt(
     first = write_csv(tmp_path / "first.csv", text=SIXTY[:40], label=LABELS[:40])
     other = write_csv(tmp_path / "other.csv", text=SIXTY[20:], label=LABELS[20:])
     learn = ("fit", first, *copied, "--guide", guide, "--validation")
-    all_alike = "--validation: each of the 40 rows has the text of a row that is learnt"
+    all_alike = "validation: each of the 40 rows has the text of a row that is learnt"
     assert all_alike in error(*learn, first)
     said = bhpeft(*learn, other).stderr
-    assert said.count("note: --validation: 20 of 40 rows have the text of a row") == 1
+    assert said.count("note: validation: 20 of 40 rows have the text of a row") == 1
     update = ("update", tmp_path / "run", other, "--max-steps", 1, "--out", tmp_path / "next")
     assert all_alike in error(*update, "--validation", other)
     wrong = error(*update, "--validation", first)

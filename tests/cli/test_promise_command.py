@@ -83,7 +83,7 @@ def test_sets_are_added(copied, calibration, folder):
     bhpeft(*predict)
     sets = loaded(copied, folder).predict(str(new)).sets(0.8)
     assert [json.loads(row["set_80"]) for row in read_csv(out)] == sets
-    assert "--coverage 1.0" in error(*predict[:-3], "100%", "--overwrite")
+    assert "coverage=1.0" in error(*predict[:-3], "100%", "--overwrite")
     for more in (("--samples", 5), ("--seed", 1), ("--method", "student")):
         told = error(*predict, "--overwrite", *more)  # for which there is no promise
         assert "--coverage: the promise is for exact forecasts" in told or "--method" in told
@@ -108,11 +108,11 @@ def test_intervals_are_added(tmp_path, folder):
     run, out = tmp_path / "run", tmp_path / "out.csv"
     fit = ("fit", train, "--backbone", folder / "tiny", "--out", run, "--preset", "head_only")
     bhpeft(*fit, "--components", 1, "--max-steps", 5, "--device", "cpu")
-    assert "no --tolerance: for kind 'rating'" in error("promise", run, more)
+    assert "tolerance=None: for kind 'rating'" in error("promise", run, more)
     said = bhpeft("promise", run, more, "--tolerance", 1, *HALF).stdout
     assert "more than 1 from the rating" in said
     few = error("predict", run, folder / "new.csv", "--out", out, "--coverage", "99%")
-    assert "--coverage 0.99: 60 calibration rows; expected at least 99" in few
+    assert "level=0.99: 60 calibration rows; expected at least 99" in few
     bhpeft("predict", run, folder / "new.csv", "--out", out, "--coverage", "75%")
     ends = loaded(run, folder).predict(str(folder / "new.csv")).intervals(0.75)
     for name, values in zip(("from_75", "to_75"), ends, strict=True):
@@ -150,7 +150,7 @@ def test_the_error_is_promised_or_no_row_is_answered(copied, calibration, folder
     told = error("promise", copied, calibration, "--error", "1%")
     assert "100 rows; expected at least 230" in told
     assert "expected one of them" in error("promise", copied, calibration, "--error", "5%", *HALF)
-    assert "--tolerance 0.5: for kind" in error("promise", copied, calibration, "--tolerance", 0.5)
+    assert "tolerance=0.5: for kind" in error("promise", copied, calibration, "--tolerance", 0.5)
 
 
 def test_rows_that_were_learnt_are_refused(copied, folder, tmp_path):

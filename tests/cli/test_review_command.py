@@ -97,7 +97,7 @@ def test_labels_survive_a_kill_and_are_taken_up_again(begin, run, pool, tmp_path
     ]
     other = write_csv(tmp_path / "next-week.csv", text=["w30 w31"])
     refused = error("review", run, other, "--out", out, *CPU)
-    assert "--out: " in refused and "5 texts that the data lack" in refused
+    assert "out: " in refused and "5 texts that the data lack" in refused
     assert len(read_csv(out)) == 5
 
 

@@ -95,8 +95,7 @@ def test_a_branch_is_moved_aside_and_the_stream_goes_on(folder: Path) -> None:
     branch = history.add(root.update({"text": ["w5 w9", "w6"], "label": ["bad", "good"]}))
     message = error(*options)
     assert "2 branches" in message and "--keep ROUND" in message
-    told = error("history", folder / "out", "--keep", "zzz")
-    assert told.startswith("error: --keep: no round in ")  # not --round, an option of others
+    assert "no round in " in error("history", folder / "out", "--keep", "zzz")
     assert "is a posterior" in error("history", history.folder / branch, "--keep", branch)
     shown = bhpeft("history", folder / "out", "--keep", last.id[:6])
     assert branch in shown.stderr and branch not in shown.stdout and last.id in shown.stdout
@@ -214,7 +213,7 @@ def test_a_batch_like_an_earlier_one_is_learnt_if_told_to(folder: Path) -> None:
         label=["bad", "good"] * 2,
     )
     options = ("--by", "date", "--batch", "day")
-    assert "--again" in error(*arguments(folder, *options, data="twice.csv"))
+    assert "again=True" in error(*arguments(folder, *options, data="twice.csv"))
     bhpeft(*arguments(folder, *options, "--again", data="twice.csv"))
     assert [report.examples for report in rounds(folder)] == [2, 2]
 

@@ -81,7 +81,7 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     grown = loaded(tmp_path / "next", folder)
     assert grown.columns.label_names[-1] == "strange" and grown.model.network.outputs == 3
     assert grown.report.keep == 0.5
-    assert "--again" in error("update", tmp_path / "next", new, *quick)
+    assert "again=True" in error("update", tmp_path / "next", new, *quick)
     for more in (("--seed", 1), ("--validation", 0), ("--validation", "30%")):  # other rows of it
         same = ("update", folder / "run", folder / "train.csv", "--out", tmp_path / "no", *more)
         assert "has learnt 20 of these examples already" in error(*same)

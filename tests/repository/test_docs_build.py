@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # All other folders and modules at the top stand in the reference, and so do the integrations that
 # need no package that may be missing.
 INTERNAL = {"cli"}
-INTEGRATIONS = ("arviz", "huggingface", "label_studio", "sklearn")
+INTEGRATIONS = ("arviz", "hub", "label_studio", "peft_in", "peft_out", "sklearn")
 
 OFFLINE = """
 import socket, sys

@@ -64,7 +64,7 @@ class History:
         """The reports of all rounds here by id, parents before their children, older ones first.
 
         Raises:
-            SaveError: a round is damaged.
+            SaveError: a round is damaged or here twice.
         """
         return {id: report for id, (_, report) in self._ordered().items()}
 
@@ -207,6 +207,11 @@ class History:
         for folder in sorted(filter(saving.exists, self.folder.glob("[!.]*"))):
             report = saving.read_report(folder)
             other, _ = rounds.get(report.id, (folder, report))
+            if other != folder and report.id in (folder.name, other.name):
+                raise SaveError(  # in a stream's own folder, where one hides another round
+                    f"history: {other} and {folder} hold the same round, {report.id}; move one of "
+                    "them elsewhere"
+                )
             if _written(folder) >= _written(other):
                 rounds[report.id] = folder, report
         return rounds

@@ -326,7 +326,7 @@ def test_rounds_are_gone_on_with_as_they_were_read(folder: Path) -> None:
     found = error(*arguments(folder, "--by", "date", "--text-column", "body"))
     assert "columns.text" in found and "holds rounds with 'text', not 'body'" in found
     found = error(*arguments(folder, "--by", "date", "--max-length", 9))
-    assert "max_length" in found or "max-length" in found
+    assert "columns.max_length" in found and "holds rounds with None, not 9" in found
 
 
 def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,6 +149,18 @@ def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.M
     id = history.add(first)
     assert torch.equal(predicted(load(history, id)), predicted(first))
     assert {path.name for path in tmp_path.iterdir()} == {id, ".lock"}
+
+
+def test_a_round_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    history, first = bh.streams.History(tmp_path), fit()
+    one, two = history.add(first), history.add(first.update(DATA[1]))
+    shutil.rmtree(tmp_path / one)
+    shutil.copytree(tmp_path / two, tmp_path / one)
+    for read in (lambda: history.rounds, lambda: history.folders):
+        with pytest.raises(
+            SaveError, match=f"{one} .*{two} hold the same round, {two}|{two} .*{one}"
+        ):
+            read()
 
 
 def test_of_copies_with_names_of_their_own_the_one_written_last_counts(tmp_path: Path) -> None:

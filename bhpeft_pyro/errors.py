@@ -4,7 +4,7 @@ warning that it gives a `BHPEFTWarning`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 __all__ = [
     "ArchitectureError",
@@ -61,21 +61,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 class ConfigError(BHPEFTError, ValueError):
     """An option has a value that cannot work (a rank above the width, an unknown name)."""
-
-
-Extra = Literal["mlflow", "peft", "ray", "serve", "sheets"]
-_USES: dict[Extra, str] = {
-    "mlflow": "models of MLflow",
-    "peft": "adapters of the peft library",
-    "ray": "tasks on Ray",
-    "serve": "pages and services",
-    "sheets": "spreadsheets",
-}
-
-
-def missing(library: str, extra: Extra) -> ConfigError:
-    """The error where a library of an extra is not installed."""
-    return ConfigError(f"{_USES[extra]} need {library}: pip install 'bhpeft_pyro[{extra}]'")
 
 
 class ArchitectureError(BHPEFTError, ValueError):

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..errors import BHPEFTWarning, DataError, Extra, missing
+from ..errors import BHPEFTWarning, ConfigError, DataError
 
 _WIDTH = 60  # characters of a value in a message
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -70,6 +70,16 @@ def warn(message: str | BHPEFTWarning) -> None:
     warnings.warn(message, BHPEFTWarning, stacklevel=level)
 
 
+Extra = Literal["mlflow", "peft", "ray", "serve", "sheets"]
+_USES: dict[Extra, str] = {
+    "mlflow": "models of MLflow",
+    "peft": "adapters of the peft library",
+    "ray": "tasks on Ray",
+    "serve": "pages and services",
+    "sheets": "spreadsheets",
+}
+
+
 def optional_library(name: str, extra: Extra) -> Any:
     """The module `name` of a library that not everybody has, imported when it is needed.
 
@@ -79,4 +89,6 @@ def optional_library(name: str, extra: Extra) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise missing(name, extra) from error
+        raise ConfigError(
+            f"{_USES[extra]} need {name}: pip install 'bhpeft_pyro[{extra}]'"
+        ) from error

@@ -13,23 +13,21 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..errors import SaveError, missing
+from ..base.checks import optional_library
+from ..errors import SaveError
 from ..model.backbone import shared_name
 from ..posterior.posterior import Posterior
 
-try:
-    import mlflow
-    from mlflow.artifacts import download_artifacts
-    from mlflow.models import Model, infer_signature
+if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
-except ModuleNotFoundError as error:
-    raise missing("mlflow", "mlflow") from error
 
 __all__ = ["get_default_pip_requirements", "load_model", "log_model", "save_model"]
+
+mlflow = optional_library("mlflow", "mlflow")
 
 _BACKBONE = "backbone"  # its folder, in that of the posterior
 
@@ -95,8 +93,9 @@ def load_model(model_uri: str, *, device: str = "auto", **given: Any) -> Posteri
     Raises:
         SaveError: as for `Posterior.load`; or the model names a folder outside its own.
     """
-    folder = Path(download_artifacts(model_uri)).resolve()
-    data = Model.load(folder).flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.DATA]
+    folder = Path(mlflow.artifacts.download_artifacts(model_uri)).resolve()
+    flavor = mlflow.models.Model.load(folder).flavors[mlflow.pyfunc.FLAVOR_NAME]
+    data = flavor[mlflow.pyfunc.DATA]
     place = (folder / str(data)).resolve()
     if not place.is_relative_to(folder):
         raise SaveError(
@@ -173,7 +172,9 @@ def _written(
         arguments: dict[str, Any] = {
             "loader_module": __name__,
             "data_path": str(folder),
-            "signature": infer_signature(example, _Predictor(posterior).predict(example)),
+            "signature": mlflow.models.infer_signature(
+                example, _Predictor(posterior).predict(example)
+            ),
         } | options
         arguments["metadata"] = lineage | (options.get("metadata") or {})
         given = (options.get("conda_env"), options.get("pip_requirements"))

@@ -10,14 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from ..errors import missing
-
-try:
-    import ray
-except ModuleNotFoundError as error:
-    raise missing("ray", "ray") from error
+from ..base.checks import optional_library
 
 __all__ = ["RayExecutor"]
+
+ray = optional_library("ray", "ray")
 
 
 class RayExecutor(Executor):

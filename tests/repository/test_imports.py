@@ -16,9 +16,9 @@ import pytest
 
 import bhpeft_pyro
 from bhpeft_pyro.base import names
-from bhpeft_pyro.base.checks import optional_library
+from bhpeft_pyro.base.checks import Extra, optional_library
 from bhpeft_pyro.cli import options
-from bhpeft_pyro.errors import ConfigError, Extra
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, PRESETS, autoguide
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_model

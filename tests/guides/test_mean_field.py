@@ -93,6 +93,21 @@ def run(loc: nn.Parameter, log_scale: nn.Parameter, steps: int, **options: float
         optimiser.step()
 
 
+def test_a_step_is_that_of_the_written_out_equations() -> None:
+    loc = nn.Parameter(torch.tensor([1.0, -2.0]))
+    log_scale = nn.Parameter(torch.tensor([0.5, 0.1]).log())
+    optimiser = NaturalGradient([(loc, log_scale)], lr=0.1, momentum=0.0, averaging=0.0)
+    loc.grad = torch.tensor([0.6, -0.3])
+    log_scale.grad = torch.tensor([0.8, -1.5])
+    precision = torch.tensor([4.0, 100.0])
+    # dL/dP = (dL/du) (du/dP) with u = -log(P) / 2, and the step in log P is -lr (-2 P dL/dP) ...
+    new_precision = precision * torch.tensor([0.1 * 0.8, 0.1 * -1.5]).exp()
+    new_loc = torch.tensor([1.0, -2.0]) - 0.1 * torch.tensor([0.6, -0.3]) / new_precision
+    optimiser.step()
+    torch.testing.assert_close((-2 * log_scale).exp().detach(), new_precision)
+    torch.testing.assert_close(loc.detach(), new_loc)
+
+
 def test_averages_are_exponential_and_corrected_for_their_start() -> None:
     loc, log_scale = parameters(1.0, 1)
     optimiser = NaturalGradient([(loc, log_scale)], lr=0.1, momentum=0.9, averaging=0.5)

@@ -48,6 +48,15 @@ def test_other_weights_make_another_backbone() -> None:
                 check(changed, first)
 
 
+def test_exchanged_rows_make_another_backbone() -> None:
+    first, second = tiny_backbone(), tiny_backbone()
+    with torch.no_grad():
+        words = second.embeddings.word_embeddings.weight
+        words[[7, 8]] = words[[8, 7]]
+    with pytest.raises(SaveError, match=r"^backbone: "):
+        check(second, first)
+
+
 def test_a_backbone_of_another_size_is_another_one() -> None:
     other = BertModel(BertConfig(**{**tiny_backbone().config.to_dict(), "hidden_size": 32}))
     with pytest.raises(SaveError, match=r"^backbone: "):

@@ -20,6 +20,7 @@ from saves import load
 from torch.optim import Adam
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.base.progress import told_to
 from bhpeft_pyro.errors import ConfigError, FitError
 from bhpeft_pyro.posterior.learn import optimise
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -89,6 +90,16 @@ def test_every_round_of_a_stream_uses_it(tmp_path: Path) -> None:
     assert len(pool.futures) == 4
 
 
+def test_the_bar_counts_components() -> None:
+    shown: list[str] = []
+    with told_to(lambda title, share, _: shown.append(f"{title}: {100 * (share or 0):.0f} %")):
+        posterior = fit(of=tiny_model(()), executor=Inline(), progress=True)
+    assert all(f"fit: {share} %" in shown for share in (31, 62, 94))
+    assert not any("training" in state for state in shown)
+    assert "mixture: 100 %" in shown
+    assert all(each.report.options.progress for each in (posterior, *posterior.components))
+
+
 def test_a_component_that_fails_leaves_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(())
     whole, pool = fit(of=model), Inline()
@@ -142,6 +153,19 @@ def test_components_keep_their_first_priors_after_one_has_failed() -> None:
     locs = [[prior.normal.loc for prior in each.first_priors] for each in (kept, first)]
     assert len(locs[0]) == 2 and all(map(torch.equal, locs[0], locs[1][1:]))
     assert not torch.equal(*locs[0])
+
+
+def test_points_that_are_left_after_one_has_failed_can_be_widened() -> None:
+    family = {"*": ("delta", {"width": 0.1})}
+    first = fit(family, of=tiny_model())
+    with pytest.raises(FitError, match="component 1 of 3") as error:
+        first.update(SECOND, executor=Inline((0,), ValueError("gone")))
+    kept: Any = error.value.posterior
+    wide = kept.widen(SECOND, max_steps=1)
+    assert len(wide.guides) == 2 and wide.linear
+    assert [each.first_priors for each in wide.components] == [
+        each.first_priors for each in kept.components
+    ]
 
 
 def test_ctrl_c_cancels_the_rest() -> None:

@@ -150,3 +150,9 @@ def test_code_beside_a_checkpoint_is_never_run(
     with pytest.raises(ConfigError, match="tokenizer: none can be loaded"):
         _ = bh.RandomPEFT(backbone, (), bh.Head(2)).tokenizer
     assert not (tmp_path / "was-run").exists()
+
+
+def test_a_device_that_there_is_not(tiny: Path, tmp_path: Path) -> None:
+    saved(tmp_path, *load_backbone(str(tiny), "cpu"))
+    with pytest.raises(ConfigError, match="device='tpu'"):
+        bh.Posterior.load(tmp_path, device="tpu")

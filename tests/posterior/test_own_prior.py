@@ -147,3 +147,9 @@ def test_a_prior_may_sample_the_sites_in_any_order(tmp_path: Path) -> None:
 def _turned(prior: Any) -> Any:
     shapes = dict(reversed(prior.shapes.items()))
     return type(prior)(prior.normal, shapes, prior.name)
+
+
+def test_a_round_goes_on_with_its_tau() -> None:
+    first = bh.fit(tiny_model(()), "laplace", tiny_examples(24), components=1, tau=7.0, **QUICK)
+    again = first.update(tiny_examples(9, seed=3), tau=None, **QUICK)
+    assert again.report.tau == 7.0

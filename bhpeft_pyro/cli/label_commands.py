@@ -186,10 +186,10 @@ def review(
             f"{len(session.pool.order)} of {len(session.pool.items)} texts to label; labels go to "
             f"{out}, which holds {session.labels} so far"
         )
-        say(f"open {host}by/{_user()}/ to label, or {host} for another person; Ctrl-C ends")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-        # The server has a handler of its own, and repeats the signal when it has ended.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Also before it runs, and when it repeats the signal after its end.
+        signal.signal(signal.SIGINT, server.handle_exit)
+        say(f"open {host}by/{_user()}/ to label, or {host} for another person; Ctrl-C ends")
         server.run(sockets=[listening])
     following = f" in {out}; next: {command('update', run, out, '--out', 'RUN')}"
     say(f"{session.labels} labels" + following * bool(session.labels))

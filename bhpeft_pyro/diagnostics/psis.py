@@ -275,16 +275,10 @@ def log_ratios(
 
     def draws() -> Iterator[Draws]:
         for trace in traces(guide, samples, torch.Generator().manual_seed(seed)):
-            weights = {
-                name: node["value"].detach()
-                for name, node in _sites(trace).items()
-                if not (node["is_observed"] or node["infer"].get("is_auxiliary"))
-            }
-            count = len(next(iter(weights.values())))
-            with alone(), poutine.trace() as tracer, pyro.plate(PLATE, count, dim=-2):
-                poutine.condition(checked, data=weights)(model.prior, model.sites)
-            _check(_sites(trace), _sites(tracer.trace))
-            densities.append(_log_prob(tracer.trace, weights, temperature) - _log_prob(trace))
+            weights = _latents(trace)
+            prior = _prior_trace(model, weights)
+            _check(_sites(trace), _sites(prior))
+            densities.append(_log_prob(prior, weights, temperature) - _log_prob(trace))
             yield Draws(complete(model.prior, model.sites, weights), at)
 
     likelihood = log_likelihoods(model, draws(), batches, samples)
@@ -292,6 +286,33 @@ def log_ratios(
     if ratios.isnan().any() or (ratios == math.inf).any():
         raise GuideError("guide: its log-density, or the model's, is not finite at its own draws")
     return ratios
+
+
+def log_prior(model: Model, guide: Guide, samples: int, seed: int = 0) -> Tensor:
+    """(S,) float64: the log-density of the model's prior at S draws of the guide."""
+    densities = []
+    for trace in traces(guide, samples, torch.Generator().manual_seed(seed)):
+        prior = _prior_trace(model, _latents(trace))
+        _check_covered(_sites(prior))
+        densities.append(_log_prob(prior))
+    return torch.cat(densities)
+
+
+def _latents(trace: poutine.Trace) -> dict[str, Tensor]:
+    """(s, 1, *shape) of each latent in a guide's trace; a joint one is not split into sites."""
+    return {
+        name: node["value"].detach()
+        for name, node in _sites(trace).items()
+        if not (node["is_observed"] or node["infer"].get("is_auxiliary"))
+    }
+
+
+def _prior_trace(model: Model, latents: dict[str, Tensor]) -> poutine.Trace:
+    """The statements of the prior at draws of its latents."""
+    count = len(next(iter(latents.values())))
+    with alone(), poutine.trace() as tracer, pyro.plate(PLATE, count, dim=-2):
+        poutine.condition(checked, data=latents)(model.prior, model.sites)
+    return tracer.trace
 
 
 def _sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
@@ -320,8 +341,7 @@ def _log_prob(
 
 def _check(guided: Mapping[str, dict[str, Any]], latent: Mapping[str, dict[str, Any]]) -> None:
     """Check that q(w) is a density over the model's latents, and that the trace gives it."""
-    if missing := [name for name, node in latent.items() if not node["is_observed"]]:
-        raise GuideError(f"guide: it does not sample {', '.join(missing)}")
+    _check_covered(latent)
     names = {name for name, node in guided.items() if not node["infer"].get("is_auxiliary")}
     if unknown := names - latent.keys():
         raise GuideError(
@@ -337,6 +357,11 @@ def _check(guided: Mapping[str, dict[str, Any]], latent: Mapping[str, dict[str, 
             f"guide: it draws {given} random numbers for latents of {wanted} dimensions (fixed or "
             f"computed: {points}), so it has no density over them"
         )
+
+
+def _check_covered(latent: Mapping[str, dict[str, Any]]) -> None:
+    if missing := [name for name, node in latent.items() if not node["is_observed"]]:
+        raise GuideError(f"guide: it does not sample {', '.join(missing)}")
 
 
 def _dimensions(node: Mapping[str, Any]) -> int:

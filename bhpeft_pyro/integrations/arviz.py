@@ -24,6 +24,7 @@ from ..base.names import matching
 from ..base.values import Count, Seed, checked_call, derived
 from ..data import Columns, Examples
 from ..diagnostics.changes import Variable, variables
+from ..diagnostics.psis import log_prior
 from ..errors import ConfigError, PriorError
 from ..guides import Guide, PriorGuide, prior_like
 from ..model.cached_batches import CachedBatches
@@ -79,7 +80,8 @@ def to_arviz(
     Groups: `posterior` and `prior`, with one variable per site, dims `(chain, draw, *site dims)`,
     and what a person can read in the weights (docs/arviz.md); `sample_stats`, the last round's
     trace (dim `step`) and the KL of each site (nats, dim `site`), or of a sampler's draws its
-    statistics (dims `(chain, draw)`). With data also `posterior_predictive`,
+    statistics (dims `(chain, draw)`); `log_prior`, the log-density of the prior of the round at
+    each draw. With data also `posterior_predictive`,
     `prior_predictive`, `constant_data` (the texts and their `novelty`) and, if labelled,
     `observed_data` and `log_likelihood`, over the dim `example`. Draw s of a group belongs to draw
     s of the weights.
@@ -158,6 +160,8 @@ def to_arviz(
         about = {"guide": posterior.facts["guide"], "round": len(posterior.lineage)}
         about |= {"temperature": report.temperature, "examples": report.examples}
         groups = {"posterior": _dataset(of_chains, names, left_out=left_out, **about), **groups}
+        if priors:
+            groups["log_prior"] = _log_priors(posterior, samples, seed)
         stats = trace(report)
         if most is not None:
             stats = _statistics(
@@ -210,6 +214,15 @@ def _chosen_draws(
         name: replace(first, values=torch.cat([part[name].values for part in parts]))
         for name, first in parts[0].items()
     }
+
+
+def _log_priors(posterior: Posterior, samples: int, seed: int) -> xr.Dataset:
+    """The log-density of all weights together under the round's prior, by (chain, draw)."""
+    chains = [
+        log_prior(part.guide.under_prior(part.model), part.guide, samples, derived(seed, number))
+        for number, part in enumerate(posterior.components)
+    ]
+    return _counted(("chain", "draw"), {"weights": torch.stack(chains).numpy()})
 
 
 def _dataset(

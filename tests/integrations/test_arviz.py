@@ -163,6 +163,32 @@ def test_the_prior_of_a_laplace_approximation_has_its_tau() -> None:
     np.testing.assert_allclose((drawn.std(0) / plain.numpy()).mean(), 10, rtol=0.05)
 
 
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
+def test_the_log_prior_is_the_density_under_the_round_before(guide: str) -> None:
+    """Draw by draw, for the component of each chain."""
+    options: dict[str, Any] = {"max_steps": 5, "progress": False}
+    first = fit(tiny_model(()), guide, tiny_examples(6), components=2, **options)
+    second = first.update(tiny_examples(6, seed=1), **options)
+    idata = second.to_arviz(samples=7)
+    for chain, part in enumerate(second.components):
+        drawn = {
+            name: torch.tensor(idata.posterior[name].values[chain]).flatten(1)
+            for name in ("head.weight", "head.bias")
+        }
+        prior = part.guide.under_prior(part.model).prior
+        if guide == "laplace":
+            assert list(prior.shapes) == list(drawn)
+            expected = prior.normal.log_prob(torch.cat([*drawn.values()], 1))
+        else:
+            normals = {name: first.components[chain].guide.distributions()[name] for name in drawn}
+            expected = torch.zeros(7)
+            for name, values in drawn.items():
+                mean, sd = normals[name].mean.flatten(), normals[name].stddev.flatten()
+                expected = expected + Normal(mean, sd).log_prob(values).sum(1)
+        found = idata.log_prior["weights"].values[chain]
+        np.testing.assert_allclose(found, expected.detach(), rtol=1e-4)
+
+
 def test_the_prior_of_each_chain_is_that_of_its_component() -> None:
     options = {"max_steps": 1, "lr": 1e-9, "progress": False}
     first = fit(tiny_model(()), "normal", tiny_examples(6), components=2, **options)

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+import pandas
 import pytest
 from components import fit
 from jobs import assert_same
@@ -51,3 +52,16 @@ def test_a_future_that_is_cancelled_cancels_its_task(tmp_path: Path) -> None:
     assert waiting.cancel()
     assert executor.submit(pow, 2, 5).result(200) == 32
     assert first.done() and not (tmp_path / "began").exists()
+
+
+def test_batches_of_a_dataset_have_the_forecasts_of_the_whole() -> None:
+    posterior = fit()
+    rows = pandas.DataFrame({"id": range(40), "text": [f"w5 w{i}" for i in range(8, 48)]})
+    texts = ray.data.from_items(rows.to_dict("records"), override_num_blocks=4)
+
+    def forecasts(batch: pandas.DataFrame) -> pandas.DataFrame:
+        return batch[["id"]].join(posterior.predict(batch).table())
+
+    of_batches = texts.map_batches(forecasts, batch_format="pandas", batch_size=7).to_pandas()
+    of_batches = of_batches.sort_values("id", ignore_index=True)
+    pandas.testing.assert_frame_equal(of_batches, forecasts(rows), check_dtype=False, atol=1e-5)

@@ -48,7 +48,7 @@ slow: $(VENV)/installed-dev
 integrations: $(VENV)/installed-integrations
 	$(BIN)/python -m pytest -m "slow or not slow" tests/integrations/test_mlflow.py tests/integrations/test_ray.py \
 		tests/integrations/test_sklearn.py "tests/repository/test_docs.py::test_code_runs" \
-		-k "mlflow or ray or sklearn or several-processes" $(ARGS)
+		-k "mlflow or ray or sklearn or integrations" $(ARGS)
 
 # A base-size encoder, for `--backbone mpnet`; with it `make slow` tests it too.
 mpnet: $(VENV)/installed-mpnet

@@ -87,8 +87,8 @@ def fit(
         components: K independent fits with different seeds and initial values, as one posterior.
             By default 5 of "laplace" and 1 of other guides.
         executor: fits the components in its workers, such as the processes of a
-            `concurrent.futures.ProcessPoolExecutor` (docs/several-processes.md). A guide that is
-            given as an object is then fitted as a copy.
+            `concurrent.futures.ProcessPoolExecutor` (docs/integrations.md). A guide that is given
+            as an object is then fitted as a copy.
 
     Raises:
         ConfigError: an option or `components` cannot work, or the guide cannot be made more than

@@ -18,10 +18,10 @@ OURS = ("bhpeft_pyro", "tools")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
 LONG = {  # to run
-    *("data", "diagnostics", "forecasts", "from-pyro", "mlflow"),
-    *("own-guide", "priors", "README", "several-processes", "sklearn", "tutorial", "updating"),
+    *("data", "diagnostics", "forecasts", "from-pyro", "integrations"),
+    *("own-guide", "priors", "README", "tutorial", "updating"),
 }
-OPTIONAL = ("cleanlab", "mapie", "mlflow", "ray", "skactiveml")  # a page ends where one is missing
+OPTIONAL = ("cleanlab", "mapie", "mlflow", "ray")  # a page ends where one is missing
 IMPORTED = re.compile(r"^(?:from|import) (\w+)", re.MULTILINE)
 BLOCK = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 

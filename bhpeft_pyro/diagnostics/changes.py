@@ -114,7 +114,7 @@ class Variable:
 
 def variables(model: Model, draws: Draws) -> dict[str, Variable]:
     """Everything that draws of the latents and sites contain, by name: the draws, and what
-    docs/arviz.md lists."""
+    docs/diagnostics.md lists."""
     network, drawn = model.network, _values(draws)
     sites = {site.name: site for site in model.sites}
     readable = {name: _variable(name, values, sites) for name, values in drawn.items()}

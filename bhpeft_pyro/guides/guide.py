@@ -328,7 +328,7 @@ def check_no_others(value: Tensor, guide: nn.Module) -> None:
         raise GuideError(
             f"guide, likelihood: trainable tensors of the shapes {shapes} are no parameters of the "
             "guide, so they would not be trained. If a guide function calls a module, pass the "
-            "module itself; weights of a likelihood are its `sites` (docs/own-likelihood.md)"
+            "module itself; weights of a likelihood are its `sites` (docs/own-model.md)"
         )
 
 

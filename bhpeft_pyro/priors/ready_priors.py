@@ -1,7 +1,7 @@
 """The ready priors: the default, whose scales are set by the effect of the weights, and one with
 random scales, for 'normal' and Pyro's guides (not 'laplace').
 
-docs/priors.md has more, as functions.
+docs/own-model.md has more, as functions.
 """
 
 from __future__ import annotations

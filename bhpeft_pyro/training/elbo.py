@@ -97,7 +97,7 @@ class ELBO(TraceMeanField_ELBO):
             elif name not in guide_nodes:
                 raise GuideError(
                     f"guide: the site {name!r} of the model is not sampled (if it is the "
-                    "likelihood's, it has to be one of its `sites`; docs/own-likelihood.md)"
+                    "likelihood's, it has to be one of its `sites`; docs/own-model.md)"
                 )
             else:
                 kl[name] = _kl(guide_nodes[name], site)

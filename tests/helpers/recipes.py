@@ -1,4 +1,4 @@
-"""The priors of docs/priors.md."""
+"""The priors of docs/own-model.md."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import FunctionSpaceNormal
 
-PAGE = (Path(__file__).parents[2] / "docs" / "priors.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "own-model.md").read_text()
 RECIPES = ("ard", "horseshoe", "gates")
 
 
 def recipe(name: str, ready: FunctionSpaceNormal) -> Callable[[Sequence[Site]], dict[str, Tensor]]:
-    """A prior of docs/priors.md, over the sds of a ready one."""
+    """A prior of docs/own-model.md, over the sds of a ready one."""
     (code,) = re.findall(rf"^def {name}\(sites.*?(?=\n\n\n)", PAGE, re.MULTILINE | re.DOTALL)
     namespace = {"torch": torch, "pyro": pyro, "dist": dist, "ready": ready}
     exec(code, namespace)

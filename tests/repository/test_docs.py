@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
 LONG = {  # to run
     *("data", "diagnostics", "forecasts", "from-pyro", "integrations"),
-    *("own-guide", "priors", "README", "tutorial", "updating"),
+    *("own-guide", "own-model", "README", "tutorial", "updating"),
 }
 OPTIONAL = ("cleanlab", "mapie", "mlflow", "ray")  # a page ends where one is missing
 IMPORTED = re.compile(r"^(?:from|import) (\w+)", re.MULTILINE)

@@ -136,7 +136,7 @@ def test_notebooks_show_their_outputs(site: Path) -> None:
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         page = (site / "notebooks" / f"{notebook.stem}.html").read_text()
         assert "cell_output" in page
-    linked = (site / "priors.html").read_text()
+    linked = (site / "own-model.html").read_text()
     assert 'href="notebooks/priors.html"' in linked
 
 

@@ -79,11 +79,11 @@ def to_arviz(
 
     Groups: `posterior` and `prior`, with one variable per site, dims `(chain, draw, *site dims)`,
     and what a person can read in the weights (docs/diagnostics.md); `sample_stats`, the last
-    round's trace (dim `step`) and the KL of each site (nats, dim `site`), or of a sampler's draws its
-    statistics (dims `(chain, draw)`); `log_prior`, the log-density of the prior of the round at
-    each draw. With data also `posterior_predictive`,
-    `prior_predictive`, `constant_data` (the texts and their `novelty`) and, if labelled,
-    `observed_data` and `log_likelihood`, over the dim `example`. Draw s of a group belongs to draw
+    round's trace (dim `step`) and the KL of each site (nats, dim `site`), or of a sampler's draws
+    its statistics (dims `(chain, draw)`); `log_prior`, the log-density of the prior of the round at
+    each draw. With data also `posterior_predictive`, `prior_predictive`, `constant_data` (the texts
+    and their `novelty`) and, if labelled, `observed_data` and `log_likelihood`, over the dim
+    `example`. Draw s of a group belongs to draw
     s of the weights.
 
     A sampler's draws come once each, in its order and chains (`Posterior.from_draws`). Otherwise a

@@ -61,7 +61,7 @@ quick = {"max_steps": steps, "progress": False}
 # %% [markdown]
 # ## Memory
 #
-# The memory of a guide follows from its number of weights: `docs/larger-models.md` has the
+# The memory of a guide follows from its number of weights: `docs/backbones.md` has the
 # formulas. The model has LoRA, adapter and prefix weights on MiniLM, and a head with two classes:
 
 # %%

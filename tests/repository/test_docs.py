@@ -110,5 +110,5 @@ def test_readme_is_short_and_has_the_two_commands() -> None:
 
 
 def test_every_supported_architecture_is_listed() -> None:
-    listed = re.findall(r"`([\w-]+)`", (ROOT / "docs" / "own-architecture.md").read_text())
+    listed = re.findall(r"`([\w-]+)`", (ROOT / "docs" / "backbones.md").read_text())
     assert architectures._REGISTRY.keys() - {"my-bert"} <= set(listed)  # that page's own example

@@ -212,7 +212,7 @@ def wide_model() -> bh.Model:
 
 @pytest.mark.parametrize("rank", [16, 64])
 def test_the_page_says_what_is_held_while_a_width_is_measured(rank: int) -> None:
-    """By the training rows, and chosen by held-out ones; the formula of docs/larger-models.md."""
+    """By the training rows, and chosen by held-out ones; the formula of docs/backbones.md."""
     model = wide_model()
     texts = tiny_examples(160).texts
     rows = {"text": list(texts or ()), "label": [i % 3 for i in range(160)]}

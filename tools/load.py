@@ -29,10 +29,9 @@ from transformers import pipeline
 
 from bhpeft_pyro.data import Examples, table
 from bhpeft_pyro.model.backbone import load_backbone
-from bhpeft_pyro.serving.answers import Answer
+from bhpeft_pyro.serving.app import Service
 from bhpeft_pyro.serving.engine import Limits
-from bhpeft_pyro.serving.loading import Served, Source
-from bhpeft_pyro.serving.server import Service
+from bhpeft_pyro.serving.rounds import Row, Served, Source
 
 _CLIENTS = (1, 4, 16, 64)
 _SECONDS = 6.0  # of each measurement
@@ -45,11 +44,11 @@ class Piped(Served):
 
     network: Any = field(default=None, kw_only=True)
 
-    def answer(self, examples: Examples) -> list[Answer]:
+    def answer(self, examples: Examples) -> list[Row]:
         """Labels and scores alone, in batches of 32 as the pipeline makes them."""
         outputs = self.network([*examples.texts], batch_size=32, top_k=None)
         return [
-            Answer({"reason": ""}, {each["label"]: each["score"] for each in row})
+            {"reason": "", "scores": {each["label"]: each["score"] for each in row}}
             for row in outputs
         ]
 

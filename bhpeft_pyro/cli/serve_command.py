@@ -41,9 +41,7 @@ def serve(
     max_texts: Annotated[int, typer.Option(help="Texts in a request.", min=1)] = 64,
     max_tokens: Annotated[
         int,
-        typer.Option(
-            help="Tokens in a request, and tokens that are predicted together, with padding.", min=1
-        ),
+        typer.Option(help="Tokens in a request, with padding.", min=1),
     ] = 16_384,
     max_bytes: Annotated[int, typer.Option(help="Bytes in a request.", min=1)] = 2_000_000,
     max_seconds: Annotated[
@@ -89,9 +87,9 @@ def serve(
     uvicorn = optional_library("uvicorn", "serve")
     from ..data.encoding import CutWarning
     from ..forecast.base import way_in_words
+    from ..serving.app import Service
     from ..serving.engine import Limits
-    from ..serving.loading import Source
-    from ..serving.server import Service
+    from ..serving.rounds import Source
 
     warnings.filterwarnings("ignore", category=CutWarning)  # of each request anew
     limits = Limits(max_requests, max_texts, max_tokens, max_bytes, max_seconds)

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import accumulate
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..base.values import Count, Positive, checked_dataclass
 from ..data import Examples
 from ..errors import BHPEFTError
-from .answers import Answer
-from .loading import Served, Table
+from .requests import Refused
+from .rounds import Row, Served, Table
 
-__all__ = ["Answered", "Engine", "Limits", "Refused"]
+__all__ = ["Engine", "Limits"]
 
-_TOGETHER = 256  # texts that are tokenised together
+_TOGETHER = 256  # texts that are predicted together
+Answered = tuple[Sequence[Row], Served]
+"""The answers to a request, one for each row of its table, and the round that gave them all."""
 Noted = Callable[[int, int, float], object]
 _LOG = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class Limits:
     Attributes:
         requests: at the same time, including those whose body is still being read.
         texts: of a request.
-        tokens: of a request, and of what is predicted together, with padding: texts times tokens
-            of the longest, times the most choices.
+        tokens: of a request, with padding: texts times tokens of the longest, times the most
+            choices.
         bytes: of a request's body.
         seconds: that a request may take, from its first byte to its answer.
 
@@ -56,53 +56,17 @@ class Limits:
     seconds: Positive = 30.0
 
 
-class Refused(Exception):
-    """A request that is not answered, with the HTTP status that says whose fault it is: 401 no
-    token, 403 from a web page, 404 another version, 413 too large, 415 no JSON, 422 cannot be read,
-    424 the prediction failed, 429 too much to do, 503 not ready, or the disk cannot be used."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The answers to a request.
-
-    Attributes:
-        rows: one for each row of its table.
-        served: the round that gave them all.
-    """
-
-    rows: Sequence[Answer]
-    served: Served
-
-    @property
-    def in_full(self) -> list[dict[str, Any]]:
-        """All that is said of each row, the id of the round, and why it promises nothing."""
-        about: dict[str, Any] = {"round": self.served.id}
-        if self.served.no_promise:
-            about["no_promise"] = self.served.no_promise
-        scores = ({"scores": row.scores} if row.scores else {} for row in self.rows)
-        return [row.said | score | about for row, score in zip(self.rows, scores, strict=True)]
-
-
 @dataclass(eq=False)
-class _Asked:
+class _Job:
     """A request in the queue."""
 
     table: Table
-    whole: bool  # texts may not be cut
+    truncate: bool
     future: Future[Answered] = field(default_factory=Future)
 
     @property
     def count(self) -> int:
         return len(next(iter(self.table.values())))
-
-    def refuse(self, status: int, why: str) -> None:
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(Refused(status, why))
 
 
 class Engine:
@@ -121,8 +85,8 @@ class Engine:
     >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
     >>> engine = Engine(Served(posterior, Path("runs/march")), Limits())
     >>> engine.start()
-    >>> answered = engine.ask({"text": ["w5 w20", "w6 w30"]}).result()
-    >>> len(answered.rows), answered.served.id == posterior.report.id
+    >>> rows, served = engine.ask({"text": ["w5 w20", "w6 w30"]}).result()
+    >>> len(rows), served.id == posterior.report.id
     (2, True)
     >>> engine.close()
     """
@@ -130,11 +94,11 @@ class Engine:
     def __init__(self, served: Served, limits: Limits, noted: Noted = lambda *_: None) -> None:
         self.served, self.limits, self.noted = served, limits, noted
         self.before: Served | None = None
-        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: Thread | None = None
 
     def start(self) -> None:
-        """Begin to answer. Not in the constructor: a server may fork after it was made."""
+        """Begin to answer."""
         self._thread = Thread(target=self._work, name="bhpeft-engine", daemon=True)
         self._thread.start()
 
@@ -149,22 +113,22 @@ class Engine:
         """Whether it answers."""
         return self._thread is not None and self._thread.is_alive()
 
-    def ask(self, table: Table, *, whole: bool = False) -> Future[Answered]:
+    def ask(self, table: Table, *, truncate: bool = True) -> Future[Answered]:
         """Put a request into the queue.
 
         Args:
             table: with the columns that the round reads, all of one length.
-            whole: refuse texts that are too long, in place of cutting them.
+            truncate: cut texts that are too long; else they are refused.
 
         Returns:
             What will be answered, or raise `Refused`. If it is cancelled before its batch begins,
             nothing is predicted.
         """
-        asked = _Asked(table, whole)
-        if asked.count > self.limits.texts:
-            raise Refused(413, f"{asked.count} texts; expected {self.limits.texts} at most")
-        self._queue.put(asked)
-        return asked.future
+        job = _Job(table, truncate)
+        if job.count > self.limits.texts:
+            raise Refused(413, f"{job.count} texts; expected {self.limits.texts} at most")
+        self._queue.put(job)
+        return job.future
 
     def exchange(self, served: Served) -> None:
         """Let another round answer. Requests of the batch that runs end on the old one."""
@@ -180,114 +144,78 @@ class Engine:
 
     def _work(self) -> None:
         while (first := self._queue.get()) is not None:
-            asked = self._with_more(first)
-            try:
-                self._answer(asked)
-            except Exception as error:  # a bug; it must not end the thread
-                for one in asked:
-                    if not one.future.done():
-                        self._failed([one], error, 424)
+            jobs, texts = [first], first.count
+            while texts < _TOGETHER and not self._queue.empty():
+                if (job := self._queue.get()) is None:
+                    self._queue.put(None)  # the end, once these are answered
+                    break
+                jobs.append(job)
+                texts += job.count
+            if jobs := [job for job in jobs if job.future.set_running_or_notify_cancel()]:
+                self._answer(jobs)
 
-    def _with_more(self, first: _Asked) -> list[_Asked]:
-        """The first of the queue, and what else waits."""
-        asked, texts = [first], first.count
-        while texts < _TOGETHER and not self._queue.empty():
-            more = self._queue.get()
-            if more is None:
-                self._queue.put(None)  # the end, once these are answered
-                break
-            asked.append(more)
-            texts += more.count
-        return asked
-
-    def _answer(self, asked: list[_Asked]) -> None:
-        """Answer requests with the round of this moment."""
+    def _answer(self, jobs: list[_Job]) -> None:
+        """Answer requests with the round of this moment; one at fault fails alone."""
         served = self.served
-        asked = [one for one in asked if not one.future.cancelled()]
         try:
-            asked = [one for one in asked if not (one.whole and _too_long(one, served))]
-            if not asked:
+            rows = self._predict(jobs, served)
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].future.set_exception(_refusal(error))
                 return
-            tables = [one.table for one in asked]  # which have the columns of the first
-            whole = {name: [cell for t in tables for cell in t[name]] for name in tables[0]}
-            examples = served.encode(whole)
-        except Exception as error:
-            self._failed(asked, error, 422)
+            half = len(jobs) // 2
+            self._answer(jobs[:half])
+            self._answer(jobs[half:])
             return
-        for group, rows, tokens in self._groups(asked, examples):
-            if any(not one.future.cancelled() for one in group):
-                self._predict(served, group, examples.subset(rows), tokens)
+        ends = accumulate(job.count for job in jobs)
+        for job, end in zip(jobs, ends, strict=True):
+            job.future.set_result((rows[end - job.count : end], served))
 
-    def _groups(
-        self, asked: Sequence[_Asked], examples: Examples
-    ) -> Iterator[tuple[list[_Asked], list[int], int]]:
-        """Requests that are predicted together, in the order in which they came: which, which rows
-        of the examples are theirs, and their tokens with padding."""
-        sizes, limit = sizes_of(examples), self.limits.tokens
-        group: list[_Asked] = []
-        rows: list[int] = []
-        for one, end in zip(asked, accumulate(one.count for one in asked), strict=True):
-            mine = [*range(end - one.count, end)]
-            if (tokens := padded(sizes[mine])) > limit:
-                one.refuse(413, f"{tokens} tokens with padding; expected {limit} at most")
-                continue
-            if group and padded(sizes[rows + mine]) > limit:
-                yield group, rows, padded(sizes[rows])
-                group, rows = [], []
-            group.append(one)
-            rows += mine
-        if group:
-            yield group, rows, padded(sizes[rows])
-
-    def _predict(
-        self, served: Served, group: list[_Asked], examples: Examples, tokens: int
-    ) -> None:
+    def _predict(self, jobs: Sequence[_Job], served: Served) -> list[Row]:
+        """The answers to all rows of these requests."""
+        for job in jobs:
+            if not job.truncate:
+                _check_lengths(job.table, served)
+        names = jobs[0].table
+        table = {name: [cell for job in jobs for cell in job.table[name]] for name in names}
+        examples = served.encode(table)
+        end = 0
+        for job in jobs:
+            start, end = end, end + job.count
+            check_tokens(examples, slice(start, end), self.limits.tokens)
         began = time.perf_counter()
-        try:
-            answers = served.answer(examples)
-        except Exception as error:
-            self._failed(group, error, 424)
-            return
-        self.noted(len(answers), tokens, time.perf_counter() - began)
-        start = 0
-        for one in group:
-            rows = answers[start : start + one.count]
-            start += one.count
-            if one.future.set_running_or_notify_cancel():
-                one.future.set_result(Answered(rows, served))
-
-    def _failed(self, asked: list[_Asked], error: Exception, status: int) -> None:
-        """Refuse the request at fault; of several, find it by halves, and answer the others."""
-        asked = [one for one in asked if not one.future.done()]
-        if not asked:
-            return
-        if len(asked) > 1:
-            half = len(asked) // 2
-            self._answer(asked[:half])
-            self._answer(asked[half:])
-        elif isinstance(error, BHPEFTError):
-            asked[0].refuse(status, str(error))
-        else:
-            _LOG.error("a request failed", exc_info=error)
-            asked[0].refuse(424, "the prediction failed; the server's log says why")
+        rows = served.answer(examples)
+        tokens = padded(examples, slice(None))
+        self.noted(len(rows), tokens, time.perf_counter() - began)
+        return rows
 
 
-def sizes_of(examples: Examples) -> Tensor:
-    """(N, 2) for each row: how many tokens its longest text has; and how many choices, 1 if it has
-    none."""
-    lengths, counts = examples.lengths, examples.counts
-    return torch.stack([lengths, torch.ones_like(lengths) if counts is None else counts], 1)
+def _refusal(error: Exception) -> Refused:
+    """What a client is told of an error."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, BHPEFTError):
+        return Refused(422, str(error))
+    _LOG.error("a request failed", exc_info=error)
+    return Refused(424, "the prediction failed; the server's log says why")
 
 
-def padded(sizes: Tensor) -> int:
-    """The tokens of rows of these sizes, each padded to the longest text and the most choices."""
-    return len(sizes) * int(sizes.amax(0).prod())
+def _check_lengths(table: Table, served: Served) -> None:
+    """Refuse texts that would be cut."""
+    if served.limit is not None and (longest := served.longest(table)) > served.limit:
+        raise Refused(
+            413, f"a text has {longest} tokens; expected {served.limit} at most, or truncate"
+        )
 
 
-def _too_long(asked: _Asked, served: Served) -> bool:
-    """Whether a text would be cut; the request is then refused."""
-    limit = served.limit
-    if limit is None or (longest := served.longest(asked.table)) <= limit:
-        return False
-    asked.refuse(413, f"a text has {longest} tokens; expected {limit} at most, or truncate")
-    return True
+def check_tokens(examples: Examples, rows: slice, limit: int) -> None:
+    """Refuse rows of more tokens than this."""
+    if (tokens := padded(examples, rows)) > limit:
+        raise Refused(413, f"{tokens} tokens with padding; expected {limit} at most")
+
+
+def padded(examples: Examples, rows: slice) -> int:
+    """The tokens of some rows, each padded to their longest text and their most choices."""
+    lengths, counts = examples.lengths[rows], examples.counts
+    choices = torch.ones_like(lengths) if counts is None else counts[rows]
+    return len(lengths) * int(lengths.max()) * int(choices.max())

@@ -23,6 +23,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
 from ..base.checks import shown
 from ..base.files import append, appended
 from ..data import Examples
@@ -32,9 +34,9 @@ from ..decisions.promises import Promise
 from ..decisions.watching import LEVEL, Watch, largest_evidence
 from ..errors import DataError, SaveError
 from ..forecast import Forecast
-from .engine import Refused, padded, sizes_of
-from .loading import Served, Table
-from .protocols import columns_of, option, table_of
+from .engine import check_tokens
+from .requests import AnyTable, Refused, check, check_table, columns_of
+from .rounds import Served, Table
 
 FILE = "feedback.jsonl"
 _ENTRY = "feedback"
@@ -64,7 +66,7 @@ class Tally(NamedTuple):
             SaveError, OSError: the file of labels cannot be read.
         """
         entries = _entries(appended(folder / FILE)[0], round)
-        # Of workers that change to a new promise one after the other, some still have the old one.
+        # Of services that change to a new promise one after the other, some still have the old one.
         *_, newest = dict.fromkeys([None, *(entry["promise"] for entry in entries)])
         counted = [one for one in entries if one["promise"] == newest and one["counts"]]
         wrong = [one["wrong"] for one in counted if one["answered"]]
@@ -82,6 +84,19 @@ class Tally(NamedTuple):
         if answered:
             text += f", {wrong} of {answered} answers wrong"
         return text + ", more than was promised" * (evidence >= _ALARM)
+
+
+class LabelsRequest(BaseModel):
+    """The columns of a labelled row, or several of them as `rows`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    rows: AnyTable | None = None
+    random: bool = True
+    by: str = ""
+
+
+_LABELS: TypeAdapter[LabelsRequest] = TypeAdapter(LabelsRequest)
+_ROWS: TypeAdapter[AnyTable] = TypeAdapter(AnyTable)
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ def read(payload: Any, served: Served) -> Labels:
     if not isinstance(payload, dict):
         raise Refused(422, f"got {shown(payload)}; expected an object with a text and its label")
     several, rows = "rows" in payload, payload.get("rows", [payload])
-    columns, beside = columns_of(rows, served), {"random", "by"}
+    columns, beside = columns_of(check(_ROWS, rows), served), {"random", "by"}
     # Else "Random": false would be a column that nobody reads, and the label would count.
     odd = {name for name in columns if name.lower() in beside and (several or name not in beside)}
     if odd := odd | (payload.keys() - beside - {"rows"} if several else set()):
@@ -115,9 +130,9 @@ def read(payload: Any, served: Served) -> Labels:
         raise Refused(
             422, f'got {names}; expected "random" and "by", in a single row or beside "rows"'
         )
-    table = table_of(columns, served, served.posterior.columns.target(served.kind))
-    random, by = option(payload, "random", bool, True), option(payload, "by", str, "")
-    return Labels(table, random, by)
+    about = check(_LABELS, payload)
+    table = check_table(columns, served, served.posterior.columns.target(served.kind))
+    return Labels(table, about.random, about.by)
 
 
 @dataclass(frozen=True)
@@ -211,8 +226,7 @@ def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]
     round's forecast stands to each label."""
     posterior = served.posterior
     examples = posterior.encode(labels.table)
-    if (there := padded(sizes_of(examples))) > tokens:
-        raise Refused(413, f"{there} tokens with padding; expected {tokens} at most")
+    check_tokens(examples, slice(None), tokens)
     forecast = posterior.predict(examples, method=served.method)
     promised = forecast.promised
     tolerance = None if promised is None else promised.tolerance

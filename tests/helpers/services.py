@@ -18,7 +18,7 @@ from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.serving.engine import Answered, Engine, Limits
-from bhpeft_pyro.serving.loading import Served
+from bhpeft_pyro.serving.rounds import Served
 
 PATHS = ("/predict", "/invocations", "/v2/models/runs/infer", "/feedback")
 LIMITS = Limits(requests=8, texts=16, tokens=256, bytes=20_000, seconds=20.0)
@@ -96,8 +96,9 @@ def probabilities(served: Served, texts: Sequence[str]) -> list[float]:
 
 def right(answered: Answered, texts: Sequence[str]) -> bool:
     """Whether the answers are those of the round that they name."""
-    got = [row.scores["good"] for row in answered.rows]
-    return got == pytest.approx(probabilities(answered.served, texts), abs=1e-5)
+    rows, served = answered
+    got = [row["scores"]["good"] for row in rows]
+    return got == pytest.approx(probabilities(served, texts), abs=1e-5)
 
 
 def malformed(random: random.Random) -> bytes:

@@ -15,7 +15,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.data import Columns
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.serving.engine import Engine
-from bhpeft_pyro.serving.loading import Served, Source
+from bhpeft_pyro.serving.rounds import Served, Source
 from bhpeft_pyro.testing import tiny_examples
 
 pytest.importorskip("starlette")

@@ -13,7 +13,7 @@ from students import fitted
 
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.serving.engine import Engine, Refused
-from bhpeft_pyro.serving.loading import Served
+from bhpeft_pyro.serving.rounds import Served
 from bhpeft_pyro.testing import tiny_examples
 
 TEXTS = tiny_examples(40, seed=9).texts
@@ -29,20 +29,18 @@ def test_answers_are_those_of_the_posterior_whatever_is_predicted_together(engin
     with started(engine):
         for part, future in zip(parts, futures, strict=True):
             assert right(future.result(20), part)
-        said = futures[1].result().rows[0].said
+        said = futures[1].result()[0][0]
     assert said["answered"] in (True, False) and 0 < said["novelty"] <= 1
     assert {"prediction", "probability", "epistemic", "aleatoric", "reason"} <= said.keys()
 
 
-def test_all_that_waits_is_one_batch_up_to_a_number_of_padded_tokens(april) -> None:
+def test_all_that_waits_is_one_batch(april) -> None:
     batches: list[tuple[int, int]] = []  # texts and tokens
-    engine = Engine(april, replace(LIMITS, tokens=32), lambda *batch: batches.append(batch[:2]))
-    sizes = [6, 2, 2, 20, 3, 1]  # tokens of one text each
-    futures = [asked(engine, " ".join(["w5"] * size)) for size in sizes]
+    engine = Engine(april, LIMITS, lambda *batch: batches.append(batch[:2]))
+    futures = [asked(engine, *[" ".join(["w5"] * (1 + i % 6))] * 16) for i in range(20)]
     with started(engine):
-        assert all(future.result(20).rows for future in futures)
-    # 6 | 6 6 | 6 6 6 | 20 alone, as with others it would be 80 | 20 20 would be 40 | 3 3
-    assert batches == [(3, 18), (1, 20), (2, 6)]
+        assert all(len(future.result(20)[0]) == 16 for future in futures)
+    assert batches == [(256, 256 * 6), (64, 64 * 6)]  # padded to the longest
 
 
 def test_what_is_too_large_is_refused_alone(engine) -> None:
@@ -51,16 +49,16 @@ def test_what_is_too_large_is_refused_alone(engine) -> None:
     with pytest.raises(Refused, match="17 texts; expected 16") as refused:
         asked(engine, *["w5"] * 17)
     assert refused.value.status == 413
-    whole = engine.ask({"text": [" ".join(["w5"] * 33)]}, whole=True)
-    cut = engine.ask({"text": ["w5", "w6"]}, whole=True)
+    whole = engine.ask({"text": [" ".join(["w5"] * 33)]}, truncate=False)
+    cut = engine.ask({"text": ["w5", "w6"]}, truncate=False)
     with started(engine):
-        assert len(futures[0].result(20).rows) == len(futures[2].result(20).rows) == 1
+        assert len(futures[0].result(20)[0]) == len(futures[2].result(20)[0]) == 1
         with pytest.raises(Refused, match="300 tokens with padding; expected 256") as refused:
             futures[1].result(20)
         assert refused.value.status == 413
         with pytest.raises(Refused, match="33 tokens; expected 32") as refused:
             whole.result(20)
-        assert refused.value.status == 413 and len(cut.result(20).rows) == 2
+        assert refused.value.status == 413 and len(cut.result(20)[0]) == 2
 
 
 def test_a_request_is_judged_by_its_own_choices(tmp_path) -> None:
@@ -73,10 +71,10 @@ def test_a_request_is_judged_by_its_own_choices(tmp_path) -> None:
     too_many = {"question": ["w5 w6"] * 3, "choices": [["w7"] * 8] * 3}
     first, second, third, fourth = map(engine.ask, (few, many, too_many, few))
     with started(engine):
-        assert [len(one.result(20).rows) for one in (first, second, fourth)] == [4, 2, 4]
+        assert [len(one.result(20)[0]) for one in (first, second, fourth)] == [4, 2, 4]
         with pytest.raises(Refused, match="72 tokens with padding; expected 60 at most"):
             third.result(20)
-    assert batches == [(4, 24), (2, 48), (4, 24)]
+    assert sum(texts for texts, _ in batches) == 10
 
 
 def test_a_request_that_was_refused_is_not_looked_at_again(engine, monkeypatch) -> None:
@@ -89,9 +87,9 @@ def test_a_request_that_was_refused_is_not_looked_at_again(engine, monkeypatch) 
 
     monkeypatch.setattr(Served, "longest", breaks)
     texts = (" ".join(["w5"] * 33), "w8", "w6")
-    long, odd, right = (engine.ask({"text": [text]}, whole=True) for text in texts)
+    long, odd, right = (engine.ask({"text": [text]}, truncate=False) for text in texts)
     with started(engine):
-        assert len(right.result(20).rows) == 1
+        assert len(right.result(20)[0]) == 1
         for future, status in ((long, 413), (odd, 424)):
             with pytest.raises(Refused) as refused:
                 future.result(20)
@@ -112,7 +110,7 @@ def test_of_requests_that_are_predicted_together_only_the_one_at_fault_fails(
     futures = [asked(engine, text) for text in ("w5", None, "w6", "w7 w7", "w8")]
     with started(engine):
         for i in (0, 2, 4):
-            assert len(futures[i].result(20).rows) == 1
+            assert len(futures[i].result(20)[0]) == 1
         for i, status, why in ((1, 422, "the text is missing"), (3, 424, "the prediction failed")):
             with pytest.raises(Refused, match=why) as refused:
                 futures[i].result(20)
@@ -121,11 +119,11 @@ def test_of_requests_that_are_predicted_together_only_the_one_at_fault_fails(
 
 def test_a_bug_does_not_end_the_thread(running, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_groups", lambda *_: 1 / 0)
+        patch.setattr(Engine, "_predict", lambda *_: 1 / 0)
         with pytest.raises(Refused, match="the server's log") as refused:
             asked(running, "w5").result(20)
         assert refused.value.status == 424
-    assert running.alive and asked(running, "w5").result(20).rows
+    assert running.alive and asked(running, "w5").result(20)[0]
 
 
 def test_what_is_cancelled_before_its_batch_is_not_predicted(april) -> None:
@@ -150,15 +148,15 @@ def test_a_request_that_has_begun_ends_on_the_old_round(april, may) -> None:
         engine.exchange(may)
         second = asked(engine, *TEXTS[:3])
         predictions.go.set()
-        assert first.result(20).served is april and second.result(20).served is may
+        assert first.result(20)[1] is april and second.result(20)[1] is may
         assert right(first.result(), TEXTS[:3]) and right(second.result(), TEXTS[:3])
         engine.roll_back()
-        assert asked(engine, "w5").result(20).served is april
+        assert asked(engine, "w5").result(20)[1] is april
         engine.roll_back()
-        assert asked(engine, "w5").result(20).served is may
+        assert asked(engine, "w5").result(20)[1] is may
         engine.exchange(replace(may))  # once more, as it may have got a promise
         engine.roll_back()
-        assert asked(engine, "w5").result(20).served is april
+        assert asked(engine, "w5").result(20)[1] is april
     assert probabilities(april, TEXTS[:3]) != pytest.approx(probabilities(may, TEXTS[:3]), abs=1e-3)
     with pytest.raises(Refused, match="no round before"):
         Engine(april, LIMITS).roll_back()
@@ -185,10 +183,10 @@ def test_exchanges_under_load_lose_and_mix_nothing(source, april, may) -> None:
         done.set()
         for thread in clients:
             thread.join(20)
-    assert len({answered.served.id for _, answered in answers}) == 2
+    assert len({answered[1].id for _, answered in answers}) == 2
     for at, answered in answers:
-        got = [row.scores["good"] for row in answered.rows]
-        of_round = expected[answered.served.id]
+        got = [row["scores"]["good"] for row in answered[0]]
+        of_round = expected[answered[1].id]
         assert got == pytest.approx([of_round[i] for i in at], abs=1e-5)
 
 
@@ -212,4 +210,4 @@ def test_what_waits_at_the_end_is_answered(april) -> None:
     assert all(future.done() for future in futures) and not engine.alive
     engine.close()
     with started(engine):
-        assert asked(engine, "w5").result(20).rows
+        assert asked(engine, "w5").result(20)[0]

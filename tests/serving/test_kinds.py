@@ -11,8 +11,8 @@ from services import LIMITS
 from starlette.testclient import TestClient
 from students import fitted, table
 
-from bhpeft_pyro.serving.loading import Served, Source
-from bhpeft_pyro.serving.server import Service
+from bhpeft_pyro.serving.app import Service
+from bhpeft_pyro.serving.rounds import Served, Source
 
 
 @pytest.mark.parametrize("kind", ["class", "labels", "rating", "choice"])

@@ -36,8 +36,8 @@ from bhpeft_pyro.data.table import table as read_table
 from bhpeft_pyro.errors import BHPEFTError, BusyError
 from bhpeft_pyro.posterior.saving import FILE
 from bhpeft_pyro.serving import feedback
-from bhpeft_pyro.serving.engine import Refused
-from bhpeft_pyro.serving.loading import Served, Source
+from bhpeft_pyro.serving.requests import Refused
+from bhpeft_pyro.serving.rounds import Served, Source
 from bhpeft_pyro.streams import History
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

@@ -1,4 +1,4 @@
-"""Which saved round is served, and how one is loaded beside another."""
+"""Which saved round is served, what it says of each text, and how one is loaded beside another."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from ..data.columns import Kind
 from ..data.encoding import token_limit
 from ..decisions.promises import Promise
 from ..errors import ConfigError, SaveError
+from ..forecast.base import digits
 from ..posterior import Posterior, saving
-from ..prediction.predict import in_closed_form
+from ..prediction.predict import AnyForecast, in_closed_form
 from ..streams import History
 from ..streams.history import find
-from .answers import Answer, answers_of
 
-__all__ = ["Served", "Source"]
+__all__ = ["Served", "Source", "rows_of"]
 
 Table = Mapping[str, Sequence[Any]]
 """Columns of cells, as `Posterior.predict` takes them."""
+
+Row = dict[str, Any]
+"""What is said of a text: the columns of `bhpeft predict`, and `scores`, the probability of each
+class, label or choice, the most probable first; ratings have none."""
 
 _LONG = 64  # words of the longer text of a warm-up, at most
 
@@ -114,14 +118,14 @@ class Served:
             tokens = tokenizer(*columns, truncation=False, verbose=False)["input_ids"]
         return max(map(len, tokens))
 
-    def answer(self, examples: Examples) -> list[Answer]:
-        """An answer for each row of the examples."""
+    def answer(self, examples: Examples) -> list[Row]:
+        """What is said of each row of the examples."""
         with bars(False):
             forecast = self.posterior.predict(examples, method=self.method)
-        return answers_of(forecast)
+        return rows_of(forecast)
 
     @cached_property
-    def sample(self) -> list[Answer]:
+    def sample(self) -> list[Row]:
         """Answers to a short and a long text. With them the first request does not wait for what is
         set up once; what cannot be answered in this way raises its error here."""
         words = " ".join(["the"] * min(_LONG, (self.limit or 4 * _LONG) // 4))
@@ -211,3 +215,27 @@ def _check_like(new: Served, old: Served) -> None:
             f"round: {new.id} predicts kind {new.kind!r} from {', '.join(new.texts)}; expected one "
             f"like {old.id}, kind {old.kind!r} from {', '.join(old.texts)}"
         )
+
+
+def rows_of(forecast: AnyForecast) -> list[Row]:
+    """What is said of each text that was predicted.
+
+    >>> import torch
+    >>> from bhpeft_pyro.forecast import ClassForecast
+    >>> draws = torch.tensor([[[0.25, 0.75]]])
+    >>> (row,) = rows_of(ClassForecast.from_draws(draws, label_names=["bad", "good"]))
+    >>> row["prediction"], row["reason"], row["scores"]
+    ('good', 'people may differ', {'good': 0.75, 'bad': 0.25})
+    """
+    table = forecast.table().drop(columns=["text", "label"], errors="ignore")
+    rows: list[Any] = table.to_dict("records")
+    probabilities: Any = getattr(forecast, "probabilities", None)
+    if probabilities is None:
+        return rows
+    names: Any = getattr(forecast, "label_names", None) or range(probabilities.shape[1])
+    choices = getattr(forecast, "choices", None)  # of which some texts have fewer
+    counts = [len(names)] * len(forecast) if choices is None else choices.sum(1).tolist()
+    for row, values, count in zip(rows, probabilities, counts, strict=True):
+        named = zip(map(str, names), digits(values[:count]), strict=False)
+        row["scores"] = dict(sorted(named, key=lambda pair: -pair[1]))
+    return rows

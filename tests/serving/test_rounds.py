@@ -15,8 +15,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, SaveError
 from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.model.model import Model
-from bhpeft_pyro.serving.engine import Answered
-from bhpeft_pyro.serving.loading import Source
+from bhpeft_pyro.serving.rounds import Source
 from bhpeft_pyro.testing import tiny_examples
 
 
@@ -68,10 +67,9 @@ def test_learnt_texts_are_told_to_nobody_by_default(folder, tmp_path) -> None:
     asked = {"text": [*tiny_examples(60).texts[:5]]}
     served = source.load()
     answers = served.answer(served.encode(asked))
-    assert not any("nearest" in answer.said for answer in (*answers, *served.sample))
-    assert not any("nearest" in str(row) for row in Answered(answers, served).in_full)
+    assert not any("nearest" in answer for answer in (*answers, *served.sample))
     told = replace(source, nearest=True).load(beside=served)
-    assert {answer.said["nearest"] for answer in told.answer(told.encode(asked))} <= texts
+    assert {answer["nearest"] for answer in told.answer(told.encode(asked))} <= texts
 
 
 def test_a_way_to_predict_that_there_is_not_is_refused(folder) -> None:

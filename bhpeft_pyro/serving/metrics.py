@@ -8,14 +8,14 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from .answers import Answer
 from .feedback import Seen
+from .rounds import Row
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-class Measures:
+class Metrics:
     """Counters of one application."""
 
     def __init__(self) -> None:
@@ -65,12 +65,12 @@ class Measures:
         self.batch_seconds.observe(seconds)
         self.tokens.inc(tokens)
 
-    def answers(self, round: str, answers: Iterable[Answer]) -> None:
+    def answers(self, round: str, rows: Iterable[Row]) -> None:
         """Count answers."""
-        for said in (answer.said for answer in answers):
-            answered = said.get("answered")
+        for row in rows:
+            answered = row.get("answered")
             named = "unknown" if answered is None else "yes" if answered else "no"
-            self.texts.labels(round, said["reason"] or "none", named).inc()
+            self.texts.labels(round, row["reason"] or "none", named).inc()
 
     def text(self) -> bytes:
         """All counters as Prometheus reads them."""

@@ -29,9 +29,9 @@ from transformers import pipeline
 
 from bhpeft_pyro.data import Examples, table
 from bhpeft_pyro.model.backbone import load_backbone
-from bhpeft_pyro.serving.app import Service
 from bhpeft_pyro.serving.engine import Limits
 from bhpeft_pyro.serving.rounds import Row, Served, Source
+from bhpeft_pyro.serving.service import Service
 
 _CLIENTS = (1, 4, 16, 64)
 _SECONDS = 6.0  # of each measurement

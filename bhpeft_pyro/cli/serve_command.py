@@ -87,9 +87,9 @@ def serve(
     uvicorn = optional_library("uvicorn", "serve")
     from ..data.encoding import CutWarning
     from ..forecast.base import way_in_words
-    from ..serving.app import Service
     from ..serving.engine import Limits
     from ..serving.rounds import Source
+    from ..serving.service import Service
 
     warnings.filterwarnings("ignore", category=CutWarning)  # of each request anew
     limits = Limits(max_requests, max_texts, max_tokens, max_bytes, max_seconds)

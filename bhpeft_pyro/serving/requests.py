@@ -31,10 +31,9 @@ from pydantic import (
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    create_model,
     model_validator,
-    with_config,
 )
-from typing_extensions import TypedDict
 
 from ..data.table import by_column
 from .rounds import Row, Served, Table
@@ -308,24 +307,23 @@ Label = Annotated[Any, AfterValidator(_is_there)]
 @lru_cache(maxsize=16)
 def _table_type(
     texts: tuple[str, ...], numbers: tuple[str, ...], labels: tuple[str, ...], kind: str
-) -> TypeAdapter[Any]:
-    """The type of a table with these columns; others are left out."""
+) -> type[BaseModel]:
+    """The model of a table with these columns; others are left out."""
     text: Any = Text | list[Any] | dict[str, Any] if kind == "choice" else Text
     cells = dict.fromkeys(texts, text) | dict.fromkeys(numbers, Number)
     cells |= dict.fromkeys(labels, Label)
-    columns: Any = {
-        name: Annotated[list[cell], Field(min_length=1)]  # type: ignore[valid-type]
-        for name, cell in cells.items()
+    fields: Any = {  # a column may have any name, an attribute may not
+        f"column_{number}": (list[cell], Field(alias=name, min_length=1))  # type: ignore[valid-type]
+        for number, (name, cell) in enumerate(cells.items())
     }
-    table = TypedDict("Table", columns)  # type: ignore[misc]
-    return TypeAdapter(with_config(ConfigDict(strict=True))(table))
+    return create_model("Table", __config__=ConfigDict(strict=True), **fields)
 
 
 def check_table(columns: Mapping[str, Any], served: Served, *labels: str) -> Table:
     """Of a request's columns those that a round reads, and those of `labels`, if all are there, of
     one length, and hold what they should."""
     kind = _table_type(served.texts, served.numbers, labels, served.kind)
-    table: Table = check(kind, dict(columns))
+    table: Table = check(TypeAdapter(kind), dict(columns)).model_dump(by_alias=True)
     if len({len(cells) for cells in table.values()}) > 1:
         raise Refused(422, "the columns have different numbers of cells")
     return table

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from prometheus_client.parser import text_string_to_metric_families
 from services import LIMITS, listening, probabilities
 
-from bhpeft_pyro.serving.app import Service
+from bhpeft_pyro.serving.service import Service
 
 TEXTS = ["w5 w20", "w6 w30 w7"]
 

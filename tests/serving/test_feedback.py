@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 from students import fitted, fresh, unlabelled, with_student
 
 from bhpeft_pyro.serving import feedback as module
-from bhpeft_pyro.serving.app import Service
 from bhpeft_pyro.serving.feedback import FILE, Answers, Feedback, Seen, Tally, read
 from bhpeft_pyro.serving.requests import Refused
 from bhpeft_pyro.serving.rounds import Served
+from bhpeft_pyro.serving.service import Service
 from bhpeft_pyro.testing import tiny_examples
 
 TEXTS = [*tiny_examples(60, seed=21).texts]

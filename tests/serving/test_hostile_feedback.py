@@ -12,8 +12,8 @@ from services import LIMITS
 from starlette.testclient import TestClient
 
 from bhpeft_pyro.decisions import watching
-from bhpeft_pyro.serving.app import Service
 from bhpeft_pyro.serving.feedback import FILE, Feedback, Seen, Tally, read
+from bhpeft_pyro.serving.service import Service
 from bhpeft_pyro.testing import tiny_examples
 
 TEXTS = [*tiny_examples(60, seed=21).texts]

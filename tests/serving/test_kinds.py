@@ -11,8 +11,8 @@ from services import LIMITS
 from starlette.testclient import TestClient
 from students import fitted, table
 
-from bhpeft_pyro.serving.app import Service
 from bhpeft_pyro.serving.rounds import Served, Source
+from bhpeft_pyro.serving.service import Service
 
 
 @pytest.mark.parametrize("kind", ["class", "labels", "rating", "choice"])

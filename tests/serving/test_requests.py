@@ -12,7 +12,7 @@ from services import LIMITS
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from bhpeft_pyro.serving.app import Service, _check_token
+from bhpeft_pyro.serving.service import Service, _check_token
 
 PATHS = ("/health", "/ready", "/info", "/feedback", "/metrics", "/v2", "/v2/models/runs")
 

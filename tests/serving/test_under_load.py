@@ -23,10 +23,10 @@ import uvicorn
 from forks import start, wait
 from services import PATHS, malformed, probabilities, until
 
-from bhpeft_pyro.serving.app import Service
 from bhpeft_pyro.serving.engine import Limits
 from bhpeft_pyro.serving.feedback import FILE
 from bhpeft_pyro.serving.rounds import Served, Source
+from bhpeft_pyro.serving.service import Service
 from bhpeft_pyro.testing import tiny_examples
 
 pytestmark = pytest.mark.slow

@@ -33,8 +33,8 @@ from .. import __version__
 from ..base.checks import shown
 from ..errors import BHPEFTError
 from . import feedback
+from .counters import Metrics
 from .engine import Answered, Engine, Limits
-from .metrics import Metrics
 from .requests import (
     AnyRequest,
     Refused,

@@ -19,8 +19,8 @@ import pytest
 from services import LIMITS, PATHS, held, listening, malformed, probabilities, until
 from starlette.testclient import TestClient
 
-from bhpeft_pyro.serving.app import Service
 from bhpeft_pyro.serving.rounds import Source
+from bhpeft_pyro.serving.service import Service
 from bhpeft_pyro.testing import tiny_examples
 
 TEXTS = tiny_examples(40, seed=9).texts

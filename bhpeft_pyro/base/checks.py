@@ -40,7 +40,7 @@ def harmless(text: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx", ".ods")
+_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx", ".ods", ".db", ".sqlite")
 _LONGEST = 255  # characters of a file's name
 
 

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,48 +98,3 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in new:
         flush_folder(path.parent)
-
-
-def append(path: Path, line: bytes) -> None:
-    """Append a line to a file of lines; it is on the disk when this returns, and nothing of it if
-    this raises. A last line that a kill has cut, and nobody was told to be there, is removed."""
-    with (
-        naming(path),
-        alone(path),
-        path.open("ab+", buffering=0) as file,  # nothing is left to write on an error
-    ):
-        end = _end_of_lines(file)
-        file.truncate(end)
-        if not end:  # a file that has a line has its name on the disk
-            flush_folder(path.parent)
-        data = line + b"\n"
-        try:
-            while data:  # a disk that gets full takes a part
-                data = data[file.write(data) :]
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)
-            raise
-
-
-def _end_of_lines(file: FileIO) -> int:
-    """Where the last whole line of a file ends."""
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - 1))
-    if file.read(1) == b"\n":
-        return end
-    file.seek(0)
-    return file.read().rfind(b"\n") + 1
-
-
-def appended(path: Path, start: int = 0) -> tuple[list[bytes], int]:
-    """The lines of a file behind a place in it, and where the last one ends; one that is still
-    written is left out. Of a file that has become shorter than the place, because it was moved away
-    or lines were removed, they are all lines, and end before the place."""
-    if not path.exists():
-        return [], 0
-    with path.open("rb") as file:
-        start = start if file.seek(0, os.SEEK_END) >= start else 0
-        file.seek(start)
-        lines, newline, _ = file.read().rpartition(b"\n")
-    return lines.splitlines(), start + len(lines) + len(newline)

@@ -115,7 +115,7 @@ def review(
     run: options.Run,
     data: options.Data,
     config: options.Config = None,
-    out: Annotated[Path, typer.Option(help="The .csv file for the labels.")] = Path("labels.csv"),
+    out: Annotated[Path, typer.Option(help="The .db file for the labels.")] = Path("labels.db"),
     new_round: Annotated[
         Path | None,
         typer.Option(
@@ -133,32 +133,26 @@ def review(
     """Label the texts that need a person, in a page on this machine.
 
     The most useful texts come first. One key labels a text, saves the label and shows the next
-    text. To go on later, run the same command again. The file has the columns of the data, the
-    label, who gave it and their notes. Give it to bhpeft update; or press Learn in the page, which
-    learns the labels in the background and orders the texts anew.
+    text. To go on later, run the same command again. The file is an SQLite database with the
+    texts, the labels, who gave them and their notes. Give it to bhpeft update; or press Learn in
+    the page, which learns the labels in the background and orders the texts anew.
 
     The address that is printed holds a secret; anybody who has it, on this machine, can label.
 
     Examples:
-        bhpeft review runs/reviews new.csv --out labels.csv
-        bhpeft review runs/reviews new.csv --out labels.csv --people 2 --port 8765
+        bhpeft review runs/reviews new.csv --out labels.db
+        bhpeft review runs/reviews new.csv --out labels.db --people 2 --port 8765
     """
     from ..base.checks import optional_library
     from ..base.files import alone
     from ..data.table import table as read
-    from ..review import Journal, Learning, Pool, Session, Where, application
+    from ..review import Learning, Pool, Session, Where, application
     from . import saved
 
     uvicorn = optional_library("uvicorn", "serve")
-    saved.check_file(out, ".csv", data=data)
+    saved.check_file(out, ".db", ".sqlite", data=data)
     new_round = new_round or _beside(run)
     saved.check_out(new_round, overwrite=True)
-    journal = Journal(out.with_suffix(".journal.jsonl"))
-    if out.exists() and not journal.path.exists():
-        raise ConfigError(
-            f"--out: {out} exists, without the journal {journal.path.name} beside it; expected "
-            "another file"
-        )
     folder = saved.folder_of(run)
     rows = read(data, encoding=encoding)
     where = Where(folder, new_round, rows, out, backbone=backbone, device=device)
@@ -176,9 +170,9 @@ def review(
             listening.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConfigError(f"--port: {port} cannot be used: {error.strerror}") from error
-        until_the_end.enter_context(alone(journal.path.with_suffix(".page"), busy))
+        until_the_end.enter_context(alone(out.with_suffix(".page"), busy))
         pool = Pool.of(saved.open_run(where.out if newer else run, backbone, device), rows)
-        session = Session(pool, journal, out, people)
+        session = Session(pool, out, people)
         app = application(session, Learning(where, session.take, learnt), title=run.resolve().name)
         listening.listen()  # who opens the address at once waits
         host = f"http://127.0.0.1:{listening.getsockname()[1]}/{app.state.token}/"

@@ -4,6 +4,7 @@ out; classes whose names look alike; and the fingerprint of a data set."""
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,6 +45,16 @@ def hashes_of(rows: Iterable[Sequence[str]]) -> Tensor:
     joined = ("\n".join(map(plain, row)).encode(errors="surrogatepass") for row in rows)
     digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in joined)
     return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
+
+
+def keys_of(hashes: Tensor, choices: Sequence[object] = ()) -> list[str]:
+    """A name of each row's text, by which copies are one. Of a question it is also that of its
+    choices as they are, in this order, as an answer may be a position or a name."""
+    keys = [f"{value % 2**64:016x}" for value in hashes.tolist()]
+    if not choices:
+        return keys
+    orders = (hashlib.sha256(json.dumps(cell).encode()).hexdigest()[:16] for cell in choices)
+    return [f"{key}-{order}" for key, order in zip(keys, orders, strict=True)]
 
 
 def among(hashes: Tensor, *known: Tensor | None) -> Tensor:

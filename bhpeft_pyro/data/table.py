@@ -35,6 +35,7 @@ from datasets.table import InMemoryTable
 
 from ..base.checks import data_file, optional_library, shown, warn
 from ..base.files import writing
+from ..base.log import OURS, Log, agreed
 from ..base.values import as_python
 from ..errors import BHPEFTError, DataError
 from .assets import hub_or_cache
@@ -62,11 +63,13 @@ def table(
     read, or a part of it, comes back as it is.
 
     Args:
-        source: a path to a .csv, .tsv, .json, .jsonl, .parquet, .xlsx or .ods file; a data set of
-            the Hugging Face hub by name, "owner/name", with a split "owner/name:test" (by default
-            train; slices such as "owner/name:train[:1000]" work) and a configuration
-            "owner/name[config]:split"; a `datasets.Dataset` or `IterableDataset`; a data frame; a
-            mapping of lists; a list of dicts, of texts, or of pairs.
+        source: a path to a .csv, .tsv, .json, .jsonl, .parquet, .xlsx or .ods file; a .db or
+            .sqlite file of what people said in `bhpeft review` or to `bhpeft serve`, as the labels
+            that they agree on; a data set of the Hugging Face hub by name, "owner/name", with a
+            split "owner/name:test" (by default train; slices such as "owner/name:train[:1000]"
+            work) and a configuration "owner/name[config]:split"; a `datasets.Dataset` or
+            `IterableDataset`; a data frame; a mapping of lists; a list of dicts, of texts, or of
+            pairs.
         texts: columns that hold text, in which a comma is no decimal point. A list of texts becomes
             the first of them, a list of pairs the first two.
         encoding: of a text file; by default UTF-8, UTF-16 if the file says so, and otherwise
@@ -294,6 +297,8 @@ def _of_file(path: Path, texts: Sequence[str], encoding: str | None) -> pd.DataF
             return _of_dataset(Dataset(InMemoryTable(parquet.read_table(path))), file=path.name)
         if suffix in (".xlsx", ".ods"):
             return _sheet(path)
+        if suffix in (".db", ".sqlite"):
+            return _labels(path)
         text = _text(path, encoding)
         return _csv(path, text, texts) if suffix in (".csv", ".tsv") else _objects(path, text)
     except _DAMAGE as error:
@@ -356,6 +361,17 @@ def _sheet(path: Path) -> pd.DataFrame:
     read: Any = pd.read_excel
     cells = read(path, header=None, dtype=object, na_filter=False, engine=engine)
     return _with_header(path, [[str(cell) for cell in row] for row in cells.to_numpy()])
+
+
+def _labels(path: Path) -> pd.DataFrame:
+    """The labels of a log on which people agree; rows are numbered as in its table."""
+    log = Log(path)
+    if not {*OURS} <= {*log.names}:
+        raise DataError("no labels of bhpeft; expected a file that its review or service wrote")
+    label = log.names[log.names.index("person") - 1]
+    rows = agreed(log.rows(), label)
+    cells = {name: [row[name] for row in rows] for name in log.names}
+    return _frame(cells, [row["rowid"] for row in rows], file=path.name, unit="row")
 
 
 def _with_header(path: Path, every: Sequence[Sequence[str]]) -> pd.DataFrame:

@@ -30,8 +30,8 @@ from xml.sax.saxutils import quoteattr
 
 from ..base.checks import shown, warn
 from ..errors import DataError
-from ..review.journal import Action, Decision
 from ..review.pool import Item, Pool
+from ..review.session import Action, Decision
 
 __all__ = ["from_export", "labelling_config", "to_tasks"]
 
@@ -97,7 +97,7 @@ def to_tasks(pool: Pool) -> list[dict[str, Any]]:
 
 def from_export(export: str | Path | Sequence[Mapping[str, Any]], pool: Pool) -> list[Decision]:
     """What people annotated, as decisions: `review.labelled(decisions, pool)` are rows to update
-    with, and a `review.Journal` can add them to those of the page.
+    with, and `review.Session.keep` adds them to those of the page.
 
     An annotation without a label says that none fits; a skipped one ("was cancelled") is a skip.
 

@@ -17,10 +17,9 @@ from urllib.parse import quote
 
 from ..base.checks import harmless, optional_library
 from ..errors import BHPEFTError, BusyError, DataError, SaveError
-from .journal import Decision
 from .learning import Learning
 from .pool import Item
-from .session import Session
+from .session import Decision, Session
 
 _HOSTS = ("127.0.0.1", "localhost")
 _HEADERS = {
@@ -91,13 +90,13 @@ def application(session: Session, learning: Learning, token: str = "", title: st
         return RedirectResponse(where, 303)
 
     def names(request: Any, problem: str = "", status: int = 200) -> Any:
-        return rendered("names.html", status, people=session.journal.people, problem=problem)
+        return rendered("names.html", status, people=session.names, problem=problem)
 
     def text_page(who: str, key: str | None, problem: str = "", status: int = 200) -> Any:
         """The page of a text, or of none that is left."""
         item = None if key is None else session.item(key)
-        decisions = [] if key is None else session.journal.of_text(key)
-        mine = next((one for one in decisions if one.who == who), None)
+        decisions = session.snapshot().by_text.get(key or "", {})
+        mine = decisions.get(who)
         return rendered(
             "text.html",
             status,
@@ -108,7 +107,7 @@ def application(session: Session, learning: Learning, token: str = "", title: st
             options=_options(item, who in fixed, mine) if item else [],
             steps=_steps(session.pool.scale),
             mine=mine,
-            others=[one for one in decisions if one.who != who and one.action != "skip"],
+            others=[one for name, one in decisions.items() if name != who and one.action != "skip"],
             reason=REASONS.get(item.reason, item.reason) if item and item.reason else "",
             progress=session.progress(who),
             agreement=session.agreement(),

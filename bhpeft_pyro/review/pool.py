@@ -6,22 +6,21 @@ another process can make the next one.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base.checks import shown
+from ..base.log import check_columns
 from ..base.progress import work
 from ..data import Examples
 from ..data.columns import as_choices
-from ..data.copies import among
-from ..data.table import table
+from ..data.copies import among, keys_of
+from ..data.table import is_number, table
 from ..errors import DataError, GuideError
 from ..posterior import Posterior
 
@@ -61,8 +60,8 @@ class Item:
         return [self.values[number] for number in sorted({*chosen})]
 
 
-ABOUT = ("labelled_by", "note")
-"""Columns of the table of labels, beside the label."""
+NOTE = "note"
+"""The column of the log for what people write beside their label."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,12 @@ class Pool:
     """All different texts of a table, and the order in which people are asked about them.
 
     Attributes:
-        items: by the hash of the text, by which copies are one; of a question also by that of its
-            choices as they are, in this order, as an answer may be a position or a name.
-        order: hashes of the texts to label, most useful first: those that teach most, together
+        items: by the key of the text, by which copies are one (`data.copies.keys_of`).
+        order: keys of the texts to label, most useful first: those that teach most, together
             (`Posterior.queue`), then the least certain ones. Learnt texts are not there, nor those
             that are answered under the posterior's promise.
         answered: how many texts are answered under the promise; None without one.
-        records: the rows of the table, with cells as they are in the file.
+        records: of each row of the table what the posterior reads, as it is in the file.
         kind: of the labels: "class", "labels", "rating" or "choice".
         column: the name of the column for the label.
         scale: of ratings, the whole numbers that the learnt ones lie between, or the ends of their
@@ -108,6 +106,11 @@ class Pool:
     round: str
     number: int
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are kept with a label, which is the last of them."""
+        return (*self.records[0], self.column)
+
     def label(self, item: Item, chosen: Sequence[int]) -> Any:
         """The label that a person gives who chooses these options."""
         return item.together(chosen) if self.kind == "labels" else item.values[chosen[0]]
@@ -118,26 +121,13 @@ class Pool:
         Raises:
             DataError: it is no finite number, or beyond the scale.
         """
-        self.check(number, "rating")
-        rating = float(number)  # type: ignore[arg-type]
         low, high = self.scale if self.scale and self.limited else (None, None)
+        if not is_number(number):
+            raise DataError(f"rating={shown(number)}: expected a finite number, such as 3.5")
+        rating = float(number)  # type: ignore[arg-type]
         if (low is not None and rating < low) or (high is not None and rating > high):
             raise DataError(f"rating={rating:g}: expected a number from {low} to {high}")
         return rating
-
-    def check(self, label: object, name: str) -> None:
-        """Raise a DataError for what cannot be a label of this kind, such as one that was altered
-        by hand."""
-        if self.kind == "rating":
-            number = isinstance(label, int | float) and not isinstance(label, bool)
-            if not (number and math.isfinite(label)):  # type: ignore[arg-type]
-                raise DataError(f"{name}: {shown(label)}; expected a finite number")
-            return
-        several = isinstance(label, list)
-        parts = label if isinstance(label, list) else [label]
-        if several != (self.kind == "labels") or not all(isinstance(o, str | int) for o in parts):
-            expected = "a list of labels" if self.kind == "labels" else "a name or a number"
-            raise DataError(f"{name}: {shown(label)}; expected {expected}")
 
     @staticmethod
     def of(posterior: Posterior, source: object) -> Pool:
@@ -147,13 +137,12 @@ class Pool:
             DataError: the texts cannot be used.
         """
         kind, columns = posterior.model.likelihood.kind, posterior.columns
+        numbers = {*columns.extra, *posterior.model.likelihood.columns}
+        kept = [*columns.inputs(kind), *sorted(numbers)]
+        check_columns((*kept, columns.target(kind)), [NOTE])
         rows = table(source, columns.inputs(kind))
-        for name in {columns.target(kind), *rows}.intersection(ABOUT):
-            raise DataError(
-                f"column {name!r}: the table of labels has a column of this name; rename yours"
-            )
         examples = posterior.model.encode_texts(rows, columns)
-        given: list[dict[str, Any]] = rows.to_dict("records")
+        given: list[dict[str, Any]] = rows[kept].to_dict("records")
         with work("choosing what to ask", parts=2) as whole:
             forecast: Any = posterior.predict(examples)
             whole.next()
@@ -163,10 +152,8 @@ class Pool:
             asked &= ~promised
             queued = _queued(posterior, examples, asked.nonzero().flatten())
             whole.next()
-        keys = [f"{value % 2**64:016x}" for value in hashes.tolist()]
         choices = [as_choices(row[columns.choices]) for row in given] if kind == "choice" else []
-        for row, of_row in enumerate(choices):  # an answer is for this order, spelling and names
-            keys[row] += f"-{sha256(json.dumps(of_row).encode()).hexdigest()[:16]}"
+        keys = keys_of(hashes, choices)
         said, predicted = forecast.table(), _predicted(forecast, kind)
         parts = [by for by in ("epistemic", "aleatoric", "novelty") if by in said]
         uncertainty = said[parts].to_dict("records")

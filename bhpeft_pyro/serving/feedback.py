@@ -1,9 +1,9 @@
 """Labels that come back, by `POST /feedback`: kept beside the round that answered, and watched.
 
-`feedback.jsonl`, in the folder of the round, has a line for each: the columns of the training data,
-as `bhpeft update` takes them, and in the entry `feedback` when it came, and how the round's
-forecast stands to it. A label is on the disk before its request is answered. The file is the only
-record: every process that serves the round reads what others append, and a new start reads it all.
+`feedback.db`, in the folder of the round, is a `base.log.Log` with the columns of the training
+data, as `bhpeft update` takes them, and how the round's forecast stands to each label. A label is
+on the disk before its request is answered. The file is the only record: it is read anew whenever
+somebody asks what the labels say, so processes that serve the same round say the same.
 
 A promise speaks of texts drawn at random. So labels of texts that somebody has chosen, because they
 are doubtful or because someone complained, are kept but not counted (`"random": false`), and so are
@@ -12,11 +12,9 @@ those of texts that the round has learnt.
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -26,10 +24,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from ..base.checks import shown
-from ..base.files import append, appended
+from ..base.log import Log
 from ..data import Examples
 from ..data.columns import as_choices
-from ..data.copies import among
+from ..data.copies import among, keys_of
 from ..decisions.promises import Promise
 from ..decisions.watching import LEVEL, Watch, largest_evidence
 from ..errors import DataError, SaveError
@@ -38,8 +36,12 @@ from .engine import check_tokens
 from .requests import AnyTable, Refused, check, check_table, columns_of
 from .rounds import Served, Table
 
-FILE = "feedback.jsonl"
-_ENTRY = "feedback"
+FILE = "feedback.db"
+_JUDGED = ("wrong", "answered", "counts", "promised", "promise")  # columns beside the labels
+_NEWEST = (  # of workers that change to a new promise one after the other, some have the old one
+    "SELECT promise, promised FROM labels WHERE round = ? AND promise IS NOT NULL "
+    "GROUP BY promise ORDER BY min(rowid) DESC LIMIT 1"
+)
 _LOG = logging.getLogger("uvicorn.error")  # which is shown
 _ALARM = 1 / LEVEL  # an e-value, as `Watch` has it
 
@@ -65,13 +67,15 @@ class Tally(NamedTuple):
         Raises:
             SaveError, OSError: the file of labels cannot be read.
         """
-        entries = _entries(appended(folder / FILE)[0], round)
-        # Of services that change to a new promise one after the other, some still have the old one.
-        *_, newest = dict.fromkeys([None, *(entry["promise"] for entry in entries)])
-        counted = [one for one in entries if one["promise"] == newest and one["counts"]]
-        wrong = [one["wrong"] for one in counted if one["answered"]]
-        evidence = largest_evidence(wrong, counted[-1]["promised"]) if counted else 1.0
-        return cls(len(entries), Answers(len(wrong), sum(wrong), evidence)) if entries else None
+        log = Log(folder / FILE)
+        if not (labels := _count(log, round)):
+            return None
+        newest = log.read(_NEWEST, round)
+        if not newest:
+            return cls(labels)
+        wrong = _wrong(log, round, newest[0]["promise"])
+        evidence = largest_evidence(wrong, newest[0]["promised"])
+        return cls(labels, Answers(len(wrong), sum(wrong), evidence))
 
     @property
     def plain(self) -> dict[str, float]:
@@ -145,22 +149,14 @@ class Seen:
 
 
 class Feedback:
-    """The labels of the round that is served; one thread at a time uses it.
+    """The labels of the round that is served; any thread may use it.
 
     Args:
-        served: that round.
         tokens: the most that are predicted for the labels of a request, with padding.
     """
 
-    def __init__(self, served: Served, tokens: int) -> None:
+    def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self._turn = threading.Lock()
-        self._begin(served)
-
-    def _begin(self, served: Served) -> None:
-        promised = served.promised
-        self._served, self._end, self._labels = served, 0, 0
-        self._watch = None if promised is None else Watch(promised)
 
     def take(self, served: Served, labels: Labels) -> Seen:
         """Keep labels, and say what all labels of the round say.
@@ -168,49 +164,55 @@ class Feedback:
         Raises:
             Refused: a label cannot be read, they are too many, or the file cannot be written.
         """
+        columns = (*served.texts, *served.numbers, served.posterior.columns.target(served.kind))
         try:
-            table = {**labels.table, **_judged(served, labels, self.tokens)}
-            cells = zip(*table.values(), strict=True)
-            lines = (json.dumps(dict(zip(table, row, strict=True))) for row in cells)
-            self.seen(served)  # whether the file was moved away, before it grows
-            with self._turn:  # not while it predicts: `seen` would wait
-                append(served.folder / FILE, "\n".join(lines).encode())
+            log = Log(served.folder / FILE, columns, _JUDGED)
+            rows = _judged(served, labels, self.tokens)
         except DataError as error:
             raise Refused(422, str(error)) from error
-        except (SaveError, OSError) as error:  # which names a path of this machine
-            _LOG.error("labels cannot be kept: %s", error)
-            raise Refused(503, "the labels cannot be kept; the server's log says why") from error
+        with _refusing("kept"):
+            log.add(rows)
         return self.seen(served)
 
     def seen(self, served: Served) -> Seen:
-        """What the labels of a round say, with those that another process has appended.
+        """What the labels of a round say, also those that another process has kept.
 
         Raises:
             Refused: the file cannot be read.
         """
-        try:
-            return self._seen(served)
-        except (SaveError, OSError) as error:
-            _LOG.error("labels cannot be read: %s", error)
-            raise Refused(503, "the labels cannot be read; the server's log says why") from error
+        log, promised = Log(served.folder / FILE), served.promised
+        with _refusing("read"):
+            labels = _count(log, served.id)
+            wrong = [] if promised is None else _wrong(log, served.id, _which(promised))
+        if promised is None:
+            return Seen(Tally(labels), None, None)
+        watch = Watch(promised).count(wrong)
+        newest = Answers(watch.answered, watch.wrong, watch.evidence)
+        return Seen(Tally(labels, newest), str(watch), watch.holds)
 
-    def _seen(self, served: Served) -> Seen:
-        with self._turn:
-            if served is not self._served:
-                self._begin(served)
-            lines, end = appended(served.folder / FILE, self._end)
-            if end < self._end:
-                self._begin(served)
-            self._end = end
-            entries = _entries(lines, served.id)
-            self._labels += len(entries)
-            if (watch := self._watch) is None:
-                return Seen(Tally(self._labels), None, None)
-            now = _which(watch.promise)
-            counted = [one for one in entries if one["counts"] and one["promise"] == now]
-            watch.count([one["wrong"] for one in counted if one["answered"]])
-            newest = Answers(watch.answered, watch.wrong, watch.evidence)
-            return Seen(Tally(self._labels, newest), str(watch), watch.holds)
+
+def _count(log: Log, round: str) -> int:
+    """How many labels of a round there are; others may have been saved in its folder before it."""
+    rows = log.read("SELECT count(*) AS labels FROM labels WHERE round = ?", round)
+    return int(rows[0]["labels"]) if rows else 0
+
+
+def _wrong(log: Log, round: str, promise: str | None) -> list[bool]:
+    """Of the answers under a promise to texts drawn at random, in the order in which their labels
+    came, whether each is wrong."""
+    asked = "round = ? AND promise = ? AND counts AND answered"
+    rows = log.read(f"SELECT wrong FROM labels WHERE {asked} ORDER BY rowid", round, promise)
+    return [bool(row["wrong"]) for row in rows]
+
+
+@contextmanager
+def _refusing(done: str) -> Iterator[None]:
+    """Refuse a request if the file cannot be used; only the log of the server says its path."""
+    try:
+        yield
+    except (SaveError, OSError) as error:
+        _LOG.error("labels cannot be %s: %s", done, error)
+        raise Refused(503, f"the labels cannot be {done}; the server's log says why") from error
 
 
 def _which(promise: Promise | None) -> str | None:
@@ -221,69 +223,46 @@ def _which(promise: Promise | None) -> str | None:
     return sha256(str(promise).encode() + rows).hexdigest()[:12]
 
 
-def _judged(served: Served, labels: Labels, tokens: int) -> dict[str, list[Any]]:
-    """The columns that a request may have in several forms, in one of them, and the entry: how the
-    round's forecast stands to each label."""
+def _judged(served: Served, labels: Labels, tokens: int) -> list[dict[str, Any]]:
+    """The rows of the log: labels, and how the round's forecast stands to them."""
     posterior = served.posterior
     examples = posterior.encode(labels.table)
     check_tokens(examples, slice(None), tokens)
     forecast = posterior.predict(examples, method=served.method)
     promised = forecast.promised
-    tolerance = None if promised is None else promised.tolerance
-    judged = served.kind != "rating" or promised is not None
     nothing: list[Any] = [None] * len(forecast)
+    judged = served.kind != "rating" or promised is not None
+    tolerance = None if promised is None else promised.tolerance
     learnt = among(examples.hashes, *posterior.used_rows).tolist()
-    about = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "round": served.id,
-        "by": labels.by,
-        "promised": None if promised is None else promised.error,
-        "promise": _which(promised),
-    }
     columns = {
+        **labels.table,
+        **_in_one_form(examples, forecast, labels.table, served),
         "wrong": forecast.wrong(tolerance).tolist() if judged else nothing,
         "answered": nothing if promised is None else promised.answers(forecast).tolist(),
         "counts": [promised is not None and labels.random and not old for old in learnt],
     }
+    choices = columns[posterior.columns.choices] if served.kind == "choice" else ()
+    columns["key"] = keys_of(examples.hashes, choices)
+    about = {
+        "person": labels.by,
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "round": served.id,
+        "action": "label",
+        "promised": None if promised is None else promised.error,
+        "promise": _which(promised),
+    }
     cells = zip(*columns.values(), strict=True)
-    entries = [about | dict(zip(columns, row, strict=True)) for row in cells]
-    return {**_called(examples, forecast, labels.table, served), _ENTRY: entries}
+    return [{**dict(zip(columns, row, strict=True)), **about} for row in cells]
 
 
-def _called(
+def _in_one_form(
     examples: Examples, forecast: Forecast, table: Table, served: Served
 ) -> dict[str, list[Any]]:
-    """The column of labels: the names of classes, the position of a choice, a rating. And that of
-    choices, as lists."""
+    """The columns that a request may have in several forms: labels, which become the names of
+    classes, the position of a choice or a rating; and choices, which become lists."""
     assert examples.labels is not None
     columns = served.posterior.columns
     kept = {columns.target(served.kind): forecast.named(examples.labels)}
-    if examples.kind == "choice":
+    if served.kind == "choice":
         kept[columns.choices] = [as_choices(cell)[0] for cell in table[columns.choices]]
     return kept
-
-
-def _entries(lines: Sequence[bytes], round: str) -> list[dict[str, Any]]:
-    """The entries of a round; other rounds may have been saved in the same folder before it."""
-    entries = []
-    for line in lines:
-        with suppress(ValueError, TypeError, LookupError, RecursionError):  # of somebody else's
-            entry = json.loads(line)[_ENTRY]
-            entries += [entry] if entry["round"] == round and _is_whole(entry) else []
-    return entries
-
-
-def _is_whole(entry: dict[str, Any]) -> bool:
-    """Whether an entry has what counting it takes."""
-    match entry:
-        case {"promise": str() | None, "counts": False}:
-            return True
-        case {
-            "promise": str(),
-            "promised": float(error),
-            "counts": True,
-            "answered": bool(),
-            "wrong": bool(),
-        }:
-            return error > 0
-    return False

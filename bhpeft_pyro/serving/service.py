@@ -105,7 +105,7 @@ class Service:
         self.name = re.sub(r"[^\w.-]", "-", source.run.resolve().name)
         self.metrics = Metrics()
         self.engine = Engine(served, limits, self.metrics.batch)
-        self.feedback = feedback.Feedback(served, limits.tokens)
+        self.feedback = feedback.Feedback(limits.tokens)
         self.running = 0
         self._exchange, self._labelling = asyncio.Lock(), asyncio.Lock()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from browsers import chromium, press, shown
-from program import bhpeft, error, loaded, read_csv, write_csv
+from program import bhpeft, error, loaded, write_csv
 
 from bhpeft_pyro.cli.label_commands import _beside
+from bhpeft_pyro.data import table
 
 pytest.importorskip("starlette")
 CPU = ("--device", "cpu")
@@ -74,31 +74,19 @@ def begin() -> Iterator[Callable[..., Page]]:
 
 
 def test_labels_survive_a_kill_and_are_taken_up_again(begin, run, pool, tmp_path):
-    out = tmp_path / "labels.csv"
+    out = tmp_path / "labels.db"
     page = begin(run, pool, "--out", out)
     assert "12 of 12 texts to label" in page.said
     keys = [page.label() for _ in range(4)]
     page.end(signal.SIGKILL)
-    lines = (tmp_path / "labels.journal.jsonl").read_text().splitlines()
-    assert [json.loads(line)["key"] for line in lines] == keys
-    assert [row["label"] for row in read_csv(out)] == ["good"] * 4
-    out.unlink()  # it follows from the journal
+    rows = table(str(out))
+    assert [*rows["key"]] == keys and [*rows["label"]] == ["good"] * 4
     page = begin(run, pool, "--out", out)
     assert "which holds 4 so far" in page.said
     assert page.label() not in keys
     code, said = page.end(signal.SIGINT)
     assert code == 0 and f"5 labels in {out}; next: bhpeft update {run} {out}" in said
-    assert len(read_csv(out)) == 5 and list(read_csv(out)[0]) == [
-        "id",
-        "text",
-        "label",
-        "labelled_by",
-        "note",
-    ]
-    other = write_csv(tmp_path / "next-week.csv", text=["w30 w31"])
-    refused = error("review", run, other, "--out", out, *CPU)
-    assert "out: " in refused and "5 texts that the data lack" in refused
-    assert len(read_csv(out)) == 5
+    assert len(table(str(out))) == 5
 
 
 def test_the_new_round_is_beside_the_run_wherever_one_is(tmp_path, monkeypatch):
@@ -111,12 +99,10 @@ def test_the_new_round_is_beside_the_run_wherever_one_is(tmp_path, monkeypatch):
 
 
 def test_what_is_refused(begin, run, folder, pool, tmp_path, labels):
-    out = ("--out", tmp_path / "labels.csv")
-    assert "should end in .csv" in error("review", run, pool, "--out", tmp_path / "labels.json")
-    assert "is the data" in error("review", run, pool, "--out", pool)
-    write_csv(tmp_path / "labels.csv", text=["w5"], label=["good"])
-    assert "without the journal labels.journal.jsonl" in error("review", run, pool, *out, *CPU)
-    (tmp_path / "labels.csv").unlink()
+    out = ("--out", tmp_path / "labels.db")
+    assert "should end in .db or .sqlite" in error(
+        "review", run, pool, "--out", tmp_path / "labels.json"
+    )
     other = ("--new-round", labels / "run")
     assert "is no round of" in error("review", run, pool, *out, *other, *CPU)
     (tmp_path / "weeks" / "rounds").mkdir(parents=True)
@@ -132,25 +118,19 @@ def test_what_is_refused(begin, run, folder, pool, tmp_path, labels):
 
 def test_a_second_page_of_one_table_is_refused(begin, run, pool, tmp_path):
     """It would show the texts that the first one shows."""
-    out = ("--out", tmp_path / "labels.csv")
+    out = ("--out", tmp_path / "labels.db")
     first = begin(run, pool, *out)
     refused = error("review", run, pool, *out, *CPU, code=1)  # as of any folder in use
     assert "--out: another page labels into" in refused
-    begin(run, pool, "--out", tmp_path / "others.csv")
+    begin(run, pool, "--out", tmp_path / "others.db")
     first.end(signal.SIGKILL)
     begin(run, pool, *out).end(signal.SIGINT)
     assert not [*tmp_path.glob(".labels*")]
 
 
-def test_a_journal_that_was_altered_by_hand_ends_it_in_a_line(run, pool, tmp_path):
-    (tmp_path / "labels.journal.jsonl").write_text('{"key": ["t0"], "who": "Ana"}\n')
-    refused = bhpeft("review", run, pool, "--out", tmp_path / "labels.csv", *CPU, code=2)
-    assert "labels.journal.jsonl, line 1, is no decision" in refused.stderr
-
-
 @pytest.mark.slow
 def test_label_kill_resume_and_update_in_a_browser(begin, run, folder, pool, tmp_path):
-    out = tmp_path / "labels.csv"
+    out = tmp_path / "labels.db"
     new = ("--new-round", tmp_path / "next")
     with chromium() as browser:
         page = browser.new_page()

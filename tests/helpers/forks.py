@@ -16,7 +16,7 @@ from typing import Any
 FILES = tuple(
     f"bhpeft_pyro/{name}.py"
     for name in (
-        *("base/files", "posterior/saving", "review/journal", "review/session"),
+        *("base/files", "base/log", "posterior/saving", "review/session"),
         *("serving/feedback", "streams/history", "streams/record"),
     )
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bhpeft_pyro.review import Item, Journal, Learning, Pool, Session, Where, application
+from bhpeft_pyro.review import Item, Learning, Pool, Session, Where, application
 
 NAMES = ("billing", "delivery", "praise")
 
@@ -22,7 +22,7 @@ def pool(count: int = 5, kind: str = "class", **changes: Any) -> Pool:
         said = (0.2, 0.5, 0.3)[: len(names)], rating, uncertainty, "little learnt from such texts"
         queued = "praise (30%)" if i == 0 else ""
         about[f"t{i}"] = Item(i, (f"text {i}",), names, names, *said, queued, None)
-    records = tuple({"id": f"0{i}", "text": f"text {i}"} for i in range(count))
+    records = tuple({"text": f"text {i}"} for i in range(count))
     facts = {
         "items": about,
         "order": tuple(about),
@@ -45,13 +45,12 @@ def changed(of: Pool, key: str, **how: Any) -> Pool:
 
 def session_in(folder: Path, texts: Pool | None = None, **how: Any) -> Session:
     """One that keeps what is decided in a folder."""
-    journal = Journal(folder / "labels.journal.jsonl")
-    return Session(texts or pool(), journal, folder / "labels.csv", **how)
+    return Session(texts or pool(), folder / "labels.db", **how)
 
 
 def page_in(folder: Path, *texts: Pool, **how: Any) -> tuple[Session, Learning, Any]:
     """The session, the updates and the application of a page, whose secret is "secret"."""
     session = session_in(folder, *texts, **how)
-    where = Where(folder / "run", folder / "next", "new.csv", session.out)
+    where = Where(folder / "run", folder / "next", "new.csv", session.log.path)
     learning = Learning(where, session.take)
     return session, learning, application(session, learning, "secret", "week-1")

@@ -8,11 +8,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from pools import pool
+from pools import pool, session_in
 
 from bhpeft_pyro.errors import BHPEFTWarning, DataError
 from bhpeft_pyro.integrations.label_studio import from_export, labelling_config, to_tasks
-from bhpeft_pyro.review import Journal, labelled
+from bhpeft_pyro.review import labelled
 
 KINDS = ("class", "labels", "rating", "choice")
 
@@ -90,10 +90,10 @@ def test_annotations_are_labels(kind, value, label):
     (decision,) = from_export(exported(annotation(value)), pool(kind=kind))
     assert (decision.action, decision.label) == ("label", label)
     (row,) = labelled([decision], pool(kind=kind))
-    assert row["text"] == "text 0" and row["label"] == label and row["labelled_by"] == "1"
+    assert row["text"] == "text 0" and row["label"] == label and row["person"] == "1"
 
 
-@pytest.mark.parametrize("number", ["3", 7, float("nan")])
+@pytest.mark.parametrize("number", ["good", 7, float("nan")])
 def test_a_rating_is_a_number_of_the_scale(number):
     beyond = replace(pool(kind="rating"), scale=(0.0, 5.0), limited=True)
     with pytest.raises(DataError, match="rating"):
@@ -117,19 +117,12 @@ def test_several_annotators_skips_and_notes(tmp_path):
     with pytest.warns(BHPEFTWarning, match="export: 1 of 5 tasks are of no text of this pool's"):
         decisions = from_export(file, pool())
     assert [one.action for one in decisions] == ["label"] * 4 + ["none", "skip"]
-    assert labelled(decisions, pool()) == [
-        {
-            "id": "00",
-            "text": "text 0",
-            "label": "praise",
-            "labelled_by": "1, bo@example.org",
-            "note": "odd",
-        }
-    ]
-    journal = Journal(tmp_path / "labels.journal.jsonl")
-    for one in decisions:
-        journal.add(one)
-    assert journal.people == ["1", "2", "bo@example.org"]
+    (row,) = labelled(decisions, pool())
+    names = ("text", "label", "person", "note")
+    assert [row[name] for name in names] == ["text 0", "praise", "1, bo@example.org", "odd"]
+    session = session_in(tmp_path)
+    session.keep(decisions)
+    assert session.names == ["1", "2", "bo@example.org"] and session.labels == 1
 
 
 @pytest.mark.parametrize(
@@ -155,4 +148,4 @@ def test_an_annotation_without_a_result_or_an_author() -> None:
     said = annotation({"choices": ["praise"]})
     said["result"].append({"from_name": "note", "value": {"text": "why not"}})
     none, noted = from_export(exported(nobody, said), pool())
-    assert (none.action, none.who) == ("none", "") and noted.note == "why not"
+    assert (none.action, none.person) == ("none", "") and noted.note == "why not"

@@ -14,7 +14,7 @@ from saves import backbone_in
 from services import until
 
 from bhpeft_pyro.errors import BusyError, ConfigError, WriteError
-from bhpeft_pyro.review import Journal, Learning, Pool, Session, State, Where
+from bhpeft_pyro.review import Learning, Pool, Session, State, Where
 from bhpeft_pyro.review import learning as module
 
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
@@ -35,9 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def session_in(folder: Path, tmp_path: Path) -> tuple[Session, Where]:
-    where = Where(folder / "run", tmp_path / "next", str(folder / "new.csv"), tmp_path / "l.csv")
+    where = Where(folder / "run", tmp_path / "next", str(folder / "new.csv"), tmp_path / "l.db")
     pool = Pool.of(loaded(where.run, folder), where.data)
-    return Session(pool, Journal(tmp_path / "l.journal.jsonl"), where.labels), where
+    return Session(pool, where.labels), where
 
 
 def ended(learning: Learning) -> State:
@@ -90,8 +90,8 @@ def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
     # No other round is replaced: one of other labels, of another folder, or of no page.
     assert (newer := where.newer()) is not None and newer.id == again.report.id
     for changed in (
-        {"labels": tmp_path / "l2.csv"},
-        {"labels": tmp_path / "other" / "l.csv"},
+        {"labels": tmp_path / "l2.db"},
+        {"labels": tmp_path / "other" / "l.db"},
         {"out": tmp_path / "by-hand"},
         {"run": tmp_path / "by-hand"},
     ):
@@ -99,7 +99,7 @@ def test_labels_are_learnt_and_the_queue_is_made_anew(folder, tmp_path):
             replace(where, **changed).newer()
 
 
-@pytest.mark.parametrize(("out", "words"), [("next", "l.csv"), ("run", "--new-round: ")])
+@pytest.mark.parametrize(("out", "words"), [("next", "l.db"), ("run", "--new-round: ")])
 def test_a_failure_is_told_and_the_page_goes_on(folder, tmp_path, out, words):
     session, where = session_in(folder, tmp_path)
     where = replace(where, out=where.run if out == "run" else where.out)
@@ -138,7 +138,7 @@ def test_an_update_ends_whatever_happens_to_it(folder, tmp_path, monkeypatch, le
     def take(pool: object) -> None:
         raise WriteError("no space")
 
-    where = Where(folder / "run", tmp_path / "next", "new.csv", tmp_path / "l.csv")
+    where = Where(folder / "run", tmp_path / "next", "new.csv", tmp_path / "l.db")
     learning = Learning(where, take)
     monkeypatch.setattr(module, "_learn", learn)
     learning.start()
@@ -151,7 +151,7 @@ def test_an_update_that_cannot_begin_ends(folder, tmp_path, monkeypatch):
         raise BlockingIOError("no more processes")
 
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", refused)
-    where = Where(folder / "run", tmp_path / "next", "new.csv", tmp_path / "l.csv")
+    where = Where(folder / "run", tmp_path / "next", "new.csv", tmp_path / "l.db")
     learning = Learning(where, print)
     for _ in range(2):
         learning.start()

@@ -13,7 +13,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.data import table
 from bhpeft_pyro.data.columns import as_choices
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.review import Journal, Pool, Session
+from bhpeft_pyro.review import Pool, Session
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(24)]
@@ -43,7 +43,7 @@ def test_classes_in_the_order_of_the_queue_and_then_by_uncertainty(classes, tmp_
     assert item.options == item.values == ("bad", "good") and item.nearest is None
     assert item.probabilities == tuple(forecast.probabilities[item.row].tolist())
     assert item.reason == forecast.reasons()[item.row]
-    assert pool.records[0] == {"id": "00", "text": TEXTS[0]} and pool.column == "label"
+    assert pool.records[0] == {"text": TEXTS[0]} and pool.columns == ("text", "label")
 
 
 def test_texts_that_the_promise_answers_are_not_asked_for(classes, tmp_path, monkeypatch):
@@ -88,17 +88,13 @@ def test_files_that_cannot_be_used(classes, tmp_path):
         Pool.of(classes, write_csv(tmp_path / "new.csv", body=["w5"]))
 
 
-@pytest.mark.parametrize("name", ["note", "labelled_by"])
-def test_a_column_that_the_labels_add_is_refused_before_texts_are_predicted(
-    classes, tmp_path, name, monkeypatch
+def test_a_column_that_the_log_has_is_refused_before_texts_are_predicted(
+    classes, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(bh.Posterior, "predict", lambda *_, **__: pytest.fail("predicted"))
-    file = write_csv(tmp_path / "new.csv", text=["w5"], **{name: ["x"]})
-    with pytest.raises(DataError, match=rf"column '{name}': the table of labels has .* rename"):
-        Pool.of(classes, file)
-    label = classes.replace(columns=replace(classes.columns, label=name))
-    with pytest.raises(DataError, match="rename yours"):
-        Pool.of(label, write_csv(tmp_path / "other.csv", text=["w5"]))
+    label = classes.replace(columns=replace(classes.columns, label="note"))
+    with pytest.raises(DataError, match=r"column 'note'.* rename yours"):
+        Pool.of(label, write_csv(tmp_path / "new.csv", text=["w5"]))
 
 
 def test_a_point_estimate_asks_for_the_least_certain_first(tmp_path):
@@ -166,8 +162,7 @@ def test_answers_stay_with_their_choices_when_copies_in_another_order_come(
 
     def reopened(*rows: object) -> Session:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        journal = Journal(tmp_path / "labels.journal.jsonl")
-        return Session(Pool.of(posterior, file), journal, tmp_path / "labels.csv")
+        return Session(Pool.of(posterior, file), tmp_path / "labels.db")
 
     session = reopened(first)
     (key,) = session.pool.order
@@ -175,9 +170,9 @@ def test_answers_stay_with_their_choices_when_copies_in_another_order_come(
     session.decide("Ana", key, "label", [str(place)], "")
     again = reopened(copy, first)
     assert again.labels == 1 and again.next_for("Ana") not in (key, None)
-    (row,) = table(tmp_path / "labels.csv").to_dict("records")
+    (row,) = table(str(tmp_path / "labels.db")).to_dict("records")
     assert as_choices(row["choices"]) == as_choices(choices)
-    assert posterior.encode(str(tmp_path / "labels.csv")).labels.tolist() == [place]
+    assert posterior.encode(str(tmp_path / "labels.db")).labels.tolist() == [place]
 
 
 def test_labels_of_choices_that_are_numbers_come_back_as_they_were_chosen(tmp_path):

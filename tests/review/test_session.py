@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 from pools import pool, session_in
 
 from bhpeft_pyro.data import table
-from bhpeft_pyro.errors import DataError, WriteError
-from bhpeft_pyro.review import Session
+from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.review import Decision, Session, labelled
 from bhpeft_pyro.review import session as module
 
 
@@ -40,28 +41,14 @@ def test_what_was_decided_is_not_asked_again_after_a_restart(tmp_path):
     assert again.labels == 3 and again.next_for("Ana") == again.next_for("Ana") == "t3"
 
 
-def test_a_journal_of_other_data_is_refused_and_the_table_stays(tmp_path):
+def test_one_file_has_decisions_about_several_tables(tmp_path):
     label(session_in(tmp_path), "Ana", 3)
-    before = (tmp_path / "labels.csv").read_text()
-    with pytest.raises(DataError, match=r"out: .*decisions about 1 texts that the data lack"):
-        session_in(tmp_path, pool(2))
-    assert (tmp_path / "labels.csv").read_text() == before
-    assert session_in(tmp_path, pool(9)).labels == 3  # the data may grow
-
-
-def test_a_decision_is_kept_though_the_table_cannot_be_written(tmp_path, monkeypatch):
-    session = session_in(tmp_path)
-
-    def full(*_: object) -> int:
-        raise WriteError("path: cannot write labels.csv: No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session.journal, "write_table", full)
-        for act in (lambda: label(session, "Ana", 2), lambda: session.undo("Ana")):
-            with pytest.raises(WriteError, match=r"is kept in .*No space left"):
-                act()
-    assert session.labels == 0 and session.next_for("Ana") == "t0"
-    assert label(session, "Ana", 2) == ["t0", "t1"] and session.labels == 2
+    other = session_in(tmp_path, pool(1))
+    assert other.labels == 3 and [one.key for one in other.recent("Ana")] == ["t0"]
+    texts = table(str(tmp_path / "labels.db"))["text"].tolist()
+    assert texts == ["text 0", "text 1", "text 2"]
+    with pytest.raises(DataError, match=r"out: .* has the columns text, label, person"):
+        session_in(tmp_path, replace(pool(), column="stars"))
 
 
 def test_skipped_texts_come_at_the_end_and_at_once_to_others(tmp_path):
@@ -81,7 +68,7 @@ def test_undo_shows_the_text_again_and_takes_the_label_out_of_the_table(tmp_path
     label(session, "Bo")
     assert session.undo("Ana") == "t1" and session.next_for("Ana") == "t1"
     assert session.labels == 2
-    assert table(tmp_path / "labels.csv")["text"].tolist() == ["text 0", "text 2"]
+    assert table(str(tmp_path / "labels.db"))["text"].tolist() == ["text 0", "text 2"]
     assert session.undo("Ana") == "t0" and session.undo("Ana") is None
 
 
@@ -102,7 +89,7 @@ def test_ratings_of_several_people(tmp_path):
     for who, rating in (("Ana", "2"), ("Bo", "3.5")):
         session.decide(who, "t0", "label", [rating], "")
     assert session.agreement().distance == 1.5
-    assert table(tmp_path / "labels.csv")["label"].tolist() == ["2.75"]
+    assert table(str(tmp_path / "labels.db"))["label"].tolist() == [2.75]
     for wrong in ("6", "", "nan", "good", "1,000"):
         with pytest.raises(DataError, match="rating"):
             session.decide("Ana", "t1", "label", [wrong], "")
@@ -112,7 +99,7 @@ def test_several_labels_are_kept_as_the_data_have_them(tmp_path):
     session = session_in(tmp_path, pool(3, "labels"))
     session.decide("Ana", "t0", "label", ["2", "0"], "")
     session.decide("Ana", "t1", "none", [], "")
-    labels = table(tmp_path / "labels.csv")["label"].tolist()
+    labels = table(str(tmp_path / "labels.db"))["label"].tolist()
     assert labels == ['["billing", "praise"]', "[]"]
 
 
@@ -153,7 +140,7 @@ def test_reading_while_others_label(tmp_path):
                     act(session, who)
                     session.progress("Cy")
                     session.agreement()
-                    assert who in session.journal.people or act is Session.undo
+                    assert who in session.names or act is Session.undo
         except BaseException as error:  # of a thread, which pytest would not see
             failed.append(error)
 
@@ -163,3 +150,15 @@ def test_reading_while_others_label(tmp_path):
     for thread in threads:
         thread.join()
     assert failed == [] and session.labels == 120 and session.progress("Cy").left == 280
+
+
+def test_what_another_page_or_an_import_keeps_is_there_and_the_last_by_time_counts(tmp_path):
+    mine, theirs = session_in(tmp_path), session_in(tmp_path)
+    label(theirs, "Bo")
+    assert mine.names == ["Bo"] and mine.next_for("Ana") == "t1"
+    old = [Decision("t0", "Bo", "label", "praise", time="2026-01-01T00:00:00Z")]
+    mine.keep(old)
+    assert [one.label for one in mine.snapshot().decisions] == ["billing"]
+    decisions = [*mine.snapshot().decisions, *old, Decision("gone", "Bo", "label", "praise")]
+    (row,) = labelled(decisions, mine.pool)
+    assert (row["text"], row["label"], row["person"]) == ("text 0", "billing", "Bo")

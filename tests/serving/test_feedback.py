@@ -169,14 +169,14 @@ def test_labels_of_a_full_disk_are_not_counted_twice(copied) -> None:
 
     feedback, limits = Feedback(16_384), getrlimit(RLIMIT_FSIZE)
     take(feedback, copied, TEXTS[:2], TRUE[:2])
-    before = (copied.folder / FILE).read_bytes()
+    before = lines(copied.folder)
     try:
-        setrlimit(RLIMIT_FSIZE, (len(before) + 3000, limits[1]))
+        setrlimit(RLIMIT_FSIZE, ((copied.folder / FILE).stat().st_size, limits[1]))
         with pytest.raises(Refused, match="cannot be kept"):
             take(feedback, copied, TEXTS[:30], TRUE[:30])
     finally:
         setrlimit(RLIMIT_FSIZE, limits)
-    assert (copied.folder / FILE).read_bytes() == before
+    assert lines(copied.folder) == before
     assert take(feedback, copied, TEXTS[:30], TRUE[:30]).tally.labels == 32
 
 
@@ -237,7 +237,8 @@ def test_rows_are_kept_in_one_form_whatever_a_request_has(tmp_path) -> None:
         row = {"question": "w30 w5", "choices": cell, "answer": answer}
         Feedback(16_384).take(served, read(row, served))
     assert [row["answer"] for row in lines(served.folder)] == [1, 0, 1]
-    assert served.posterior.encode(str(served.folder / FILE)).labels.tolist() == [1, 0, 1]
+    # The last two are labels of one text.
+    assert served.posterior.encode(str(served.folder / FILE)).labels.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("random", False), ("by", "Bo")])

@@ -15,7 +15,6 @@ from starlette.testclient import TestClient
 from students import fitted, fresh, unlabelled, with_student
 
 from bhpeft_pyro.base.log import Log
-from bhpeft_pyro.serving import feedback as module
 from bhpeft_pyro.serving.feedback import FILE, Answers, Feedback, Seen, Tally, read
 from bhpeft_pyro.serving.requests import Refused
 from bhpeft_pyro.serving.rounds import Served

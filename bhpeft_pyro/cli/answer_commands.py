@@ -121,21 +121,12 @@ def predict(
     saved.check_file(out, ".csv", ".jsonl", data=data, overwrite=overwrite)
     posterior = saved.open_run(run, backbone, device)
     kind = posterior.model.likelihood.kind
-    if by in _OF_CLASSES and kind in ("labels", "rating"):
-        what = "labels" if kind == "labels" else "ratings"
-        raise ConfigError(f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric")
     if coverage is not None:
         coverage = valid(Inside, "coverage", coverage)
-        if posterior.promised is None:
-            raise ConfigError("--coverage: it needs calibration rows; bhpeft promise first")
-        if samples is not None or draw_seed or method not in (None, posterior.promised.method):
-            way = f"{way_in_words(posterior.promised.method)}, without --samples and --seed"
-            raise ConfigError(f"--coverage: the promise is for {way}; leave these out")
+        promised_way = check_coverage(posterior.promised, coverage).method
         # None for draws of the weights, which are no method to ask for.
-        promised_way = posterior.promised.method
-        method = next((name for name in get_args(Method) if name == promised_way), None)
-        check_coverage(posterior.promised, coverage)
-    saved.check_method(posterior, method, samples)
+        of_promise = next((name for name in get_args(Method) if name == promised_way), None)
+        method = method or of_promise
     single = len(posterior.components) == 1
     if single and saved.guide_of(posterior) == "delta" and by in ("epistemic", "variance"):
         raise ConfigError(f"--by: got {by!r}, of which a point estimate has none; expected total")
@@ -326,7 +317,6 @@ def promise(
     from . import saved, tables
 
     posterior, out = saved.open_to_add(run, out, overwrite, backbone, device)
-    saved.check_method(posterior, method, None)
     reader = saved.reading(posterior, text_column)
     examples = reader.encode(tables.labelled_for(reader, data, encoding))
     posterior = posterior.promise(

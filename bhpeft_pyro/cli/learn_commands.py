@@ -42,8 +42,6 @@ def fit(
 
     how = FitOptions().change(**fitting.given)
     saved.check_out(saving.out, saving.overwrite)
-    # Whether rows are held out may be known before they are read.
-    saved.check_used(fitting, guide, bool(saving.validation))
     table = tables.LabelledTable(data, reading)
     model = table.task.model(*table.backbone(device), getattr(presets, preset)())
     examples = table.encode(model)
@@ -53,8 +51,6 @@ def fit(
         unlabelled = read(saving.distill, reading.texts, reading.encoding)
         texts = texts_for(model, unlabelled, columns, how.seed)
     train, held_out = table.split(model, examples, saving.validation, how.seed)
-    saved.check_used(fitting, guide, held_out is not None)
-    saved.check_samples(saving.samples, guide, model.likelihood, held_out is not None)
     # Other fits do not depend on these rows: it is enough to evaluate them at the end.
     used = held_out if how.patience or guide in options.POINTS else None
     if used is None and held_out is not None:
@@ -99,8 +95,6 @@ def update(
     opened = saved.open_run(run, backbone, device)
     warnings.filterwarnings("always", category=CutWarning)  # as a fit says it
     before = saved.reading(opened, text_column)
-    family = saved.guide_of(before)
-    saved.check_used(fitting, family, selects=False)
     how = before.report.options.change(progress=True, **fitting.given)
     rows = tables.labelled_for(before, data, encoding)
     start = with_outputs_for(before, rows, grow)
@@ -120,7 +114,6 @@ def update(
         return start.encode(tables.labelled_for(start, file, encoding))
 
     train, held_out = tables.split(examples, saving.validation, how.seed, read)
-    saved.check_samples(saving.samples, family, start.model.likelihood, held_out is not None)
     if held_out is None:  # the last round may have had some
         how = how.change(patience=fitting.patience)
     used = held_out if how.patience or before.point else None

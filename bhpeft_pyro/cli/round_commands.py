@@ -111,7 +111,6 @@ def stream(
     how = FitOptions().change(**fitting.given)
     if grow and tests:
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
-    saved.check_used(fitting, guide, selects=False)
     promised = None
     if promise is not None:
         promised = {"error": error, "tolerance": tolerance}

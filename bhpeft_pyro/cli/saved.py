@@ -10,19 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from ..base.names import Method
 from ..data import CutWarning, Examples
 from ..decisions.novelty import NONE_KNOWN
 from ..errors import ConfigError
 from ..forecast.metrics import compared, evaluate, scored
-from ..model.likelihoods import Likelihood
 from ..posterior import Posterior, saving
-from ..prediction.predict import in_closed_form
 from ..prediction.student import StudentReport
 from ..streams import History
 from ..streams.history import ROUNDS
 from ..training.report_text import described
-from .options import POINTS, Fitting, Saving
+from .options import Saving
 from .screen import command, print_json, say, show_metrics
 
 
@@ -70,45 +67,6 @@ def check_file(out: Path, *suffixes: str, data: str | None = None, overwrite: bo
     check_inputs(out.parent, [out.name], data)
     if out.exists() and not overwrite:
         raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
-
-
-def check_used(fitting: Fitting, guide: str, selects: bool) -> None:
-    """Refuse options that a fit of a guide would ignore. `selects` says whether held-out rows
-    choose the step of a point estimate that is kept."""
-    if fitting.tau is not None and guide != "laplace":
-        raise ConfigError("--tau works only with --guide laplace; leave it out")
-    chosen = guide in POINTS and fitting.temperature is None and selects
-    if getattr(fitting, "patience", None) is not None and chosen:
-        raise ConfigError(
-            f"--patience has no effect on a first {guide} fit without --temperature; leave it out"
-        )
-
-
-def check_samples(samples: int | None, guide: str, likelihood: Likelihood, predicts: bool) -> None:
-    """Refuse a number of draws where nothing is drawn."""
-    if samples is None:
-        return
-    why = "" if predicts else "no rows are predicted"
-    if guide == "delta":
-        why = "delta is a point estimate"
-    elif guide == "laplace" and likelihood.constant_noise and samples > 0:
-        why = "forecasts of ratings under laplace are exact"
-    if why:
-        raise ConfigError(f"--samples: {why}, so nothing is drawn; leave it out")
-
-
-def check_method(
-    posterior: Posterior, method: Method | None, samples: int | None, predicts: bool = True
-) -> None:
-    """Refuse a way to predict that a posterior does not have, before rows are read."""
-    check_samples(samples, guide_of(posterior), posterior.model.likelihood, predicts)
-    if method == "student":
-        if samples is not None:
-            raise ConfigError("--method: a student draws nothing; leave out --samples, or --method")
-        if posterior.student is None:
-            raise ConfigError("--method: there is no student; `bhpeft distill RUN DATA` makes one")
-    elif method is not None:
-        in_closed_form(posterior.guides, method, drawn=samples == 0)
 
 
 def check_novelty(posterior: Posterior, share: float | None) -> None:

@@ -42,7 +42,7 @@ def test_the_student_is_evaluated_by_default(folder, distilled):
     told = "train.csv, 20 of them learnt or held out; forecasts by the student, 1 pass a text"
     assert told in " ".join(table.split())
     assert f"{scores['student']['nll']:.3f}" in table
-    assert "leave out --samples" in error(*evaluate, "--method", "student", "--samples", 3)
+    assert "expected no samples=3" in error(*evaluate, "--method", "student", "--samples", 3)
 
 
 NEW = {"text": ["w5 w33 w8", "w6 w35", "w9 w34"], "label": ["bad", "good", "bad"]}

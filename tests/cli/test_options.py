@@ -1,4 +1,4 @@
-"""Options: shares, files of options, and those that have no effect."""
+"""Options: shares and files of options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from program import FIFTH, ONE, TEXTS, bhpeft, error, loaded, write_csv
+from program import bhpeft, error, loaded
 from typer import BadParameter
 
 from bhpeft_pyro.base.fit_options import FitOptions
@@ -67,40 +67,3 @@ def test_a_bad_config_file_is_an_error(tmp_path, content, message):
     config.write_text("epochs: 2.5")  # values are read as on the command line
     result = bhpeft("fit", "owner/data", "--out", tmp_path / "run", "--config", config, code=2)
     assert "'--epochs': Input should be a valid integer" in result.stderr
-
-
-def test_options_without_an_effect_are_refused(folder, tmp_path):
-    out = tmp_path / "out"
-    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE, "--out", out)
-    none = tmp_path / "none.csv"
-    none.touch()
-    gone = (none, *fit[2:])  # refused before anything is read
-    update = ("update", folder / "run", folder / "train.csv", "--again", "--out", out)
-    stars = write_csv(tmp_path / "stars.csv", text=TEXTS, stars=[1 + i % 5 for i in range(20)])
-    rated = ("fit", stars, *fit[2:])
-    bhpeft(*rated, "--guide", "delta", "--out", tmp_path / "point")
-    bhpeft(*rated, "--out", tmp_path / "rated")
-    new = ("predict", tmp_path / "point", folder / "new.csv", "--out", tmp_path / "new.jsonl")
-    for arguments, message in (
-        ((*fit, "--guide", "normal", "--tau", 3), "--tau works only with --guide laplace"),
-        ((*fit, "--guide", "A only", "--tau", 3), "--tau works only"),
-        (("stream", *fit[1:], "--batch", 9, "--guide", "normal", "--tau", 3), "--tau works"),
-        ((*fit, *FIFTH, "--patience", 2), "--patience has no effect on a first laplace fit"),
-        ((*fit, "--validation", 0, "--samples", 8), "--samples: no rows are predicted"),
-        ((*update, "--validation", 0, "--samples", 8), "--samples: no rows are predicted"),
-        (
-            ("fit", *gone, *FIFTH, "--guide", "delta", "--patience", 2),
-            "--patience has no effect on a first delta fit",
-        ),
-        (("fit", *gone, "--guide", "normal", "--tau", 3), "--tau works only"),
-        ((*fit, *FIFTH, "--guide", "delta", "--samples", 8), "--samples: delta is a point"),
-        ((*rated, *FIFTH, "--samples", 8), "--samples: forecasts of ratings under laplace are"),
-        (("evaluate", tmp_path / "rated", stars, "--samples", 8), "--samples: forecasts of"),
-        (("report", folder / "run", "--samples", 8, "--out", tmp_path / "r.html"), "no rows are"),
-        ((*new, "--samples", 8), "--samples: delta is a point"),
-        ((*new, "--by", "epistemic"), "--by: got 'epistemic', of which a point"),
-    ):
-        assert re.search(message, error(*arguments)), arguments
-    # The same where they have an effect.
-    bhpeft("evaluate", tmp_path / "rated", stars, "--samples", 0)
-    bhpeft(*fit, *FIFTH, "--patience", 2, "--temperature", 1)

@@ -88,20 +88,16 @@ def test_the_way_to_predict_is_chosen_and_told(folder, distilled, tmp_path):
         assert found == pytest.approx(forecast.epistemic.tolist(), rel=1e-5, abs=1e-7), options
 
 
-def test_a_way_that_is_not_there_is_refused_before_rows_are_read(folder, distilled, tmp_path):
-    data = write_csv(tmp_path / "new.csv", text=["", "w5"])  # a row that is refused
-    out = ("--out", tmp_path / "out.csv")
+def test_a_way_that_is_not_there_is_refused(folder, distilled, tmp_path):
+    data, out = folder / "new.csv", ("--out", tmp_path / "out.csv")
     for run, options, message in (
-        ("run", ("--method", "student"), r"no student; `bhpeft distill RUN DATA` makes one"),
-        (distilled, ("--method", "student", "--samples", 3), "leave out --samples, or --method"),
-        (
-            "run",
-            ("--method", "exact", "--samples", 0),
-            "method='exact': samples=0",
-        ),
+        ("run", ("--method", "student"), "no student"),
+        (distilled, ("--method", "student", "--samples", 3), "expected no samples=3"),
+        ("run", ("--method", "exact", "--samples", 0), "method='exact': samples=0"),
     ):
         assert re.search(message, error("predict", folder / run, data, *options, *out)), options
     assert "'best' is not one of" in usage_error("predict", distilled, data, "--method", "best")
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_columns_of_mixed_types_are_in_nobodys_way(folder, posterior, tmp_path):
@@ -211,7 +207,7 @@ def test_predictions_have_the_labels_and_their_probabilities(labels: Path, tmp_p
     assert sum(row["flagged"] == "True" for row in rows) == 2
     wrong = error("predict", labels / "run", labels / "train.csv", "--by", "confidence",
                   "--out", tmp_path / "no.csv")  # fmt: skip
-    assert "--by: got 'confidence' for labels" in wrong
+    assert "by='confidence' must be one of" in wrong and not (tmp_path / "no.csv").exists()
 
 
 def read(out: Path) -> tuple[list[Any], list[float]]:

@@ -78,15 +78,16 @@ def test_nothing_is_promised_of_strange_texts(copied, calibration, folder):
 def test_sets_are_added(copied, calibration, folder):
     new, out = folder / "new.csv", copied.parent / "out.csv"
     predict = ("predict", copied, new, "--out", out, "--coverage", "80%", "--device", "cpu")
-    assert "--coverage: it needs calibration rows; bhpeft promise first" in error(*predict)
+    assert "no calibration rows" in error(*predict)
     bhpeft("promise", copied, calibration, *HALF, "--device", "cpu")
     bhpeft(*predict)
     sets = loaded(copied, folder).predict(str(new)).sets(0.8)
     assert [json.loads(row["set_80"]) for row in read_csv(out)] == sets
+    before = out.read_bytes()
     assert "coverage=1.0" in error(*predict[:-3], "100%", "--overwrite")
-    for more in (("--samples", 5), ("--seed", 1), ("--method", "student")):
-        told = error(*predict, "--overwrite", *more)  # for which there is no promise
-        assert "--coverage: the promise is for exact forecasts" in told or "--method" in told
+    for more in (("--samples", 5), ("--seed", 1)):  # for which there is no promise
+        assert "no calibration rows" in error(*predict, "--overwrite", *more)
+    assert out.read_bytes() == before
 
 
 def test_sets_are_those_of_the_way_that_is_promised(distilled, calibration, folder, tmp_path):

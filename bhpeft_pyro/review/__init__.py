@@ -3,7 +3,7 @@
 from .learning import Learning, State, Where
 from .page import application
 from .pool import Item, Pool
-from .session import Agreement, Decision, Progress, Session, labelled
+from .session import Agreement, Decision, Progress, Session, Snapshot, labelled
 
 __all__ = [  # noqa: RUF022 - in the order of use
     "Pool",
@@ -11,6 +11,7 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "Decision",
     "labelled",
     "Session",
+    "Snapshot",
     "Progress",
     "Agreement",
     "Learning",

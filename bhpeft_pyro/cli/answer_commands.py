@@ -18,6 +18,8 @@ from .screen import command, say, table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..decisions.promises import Promise
+    from ..posterior import Posterior
     from ..prediction.predict import AnyForecast
 
 _OF_CLASSES = ("variance", "confidence")
@@ -30,6 +32,9 @@ _ADDED = re.compile(  # columns of predictions
 )
 
 
+_By = Literal["total", "epistemic", "aleatoric", "variance", "confidence", "novelty"]
+
+
 def predict(
     run: options.Run,
     data: options.Data,
@@ -38,7 +43,7 @@ def predict(
         Any, options.share_option("Flag this share of the rows, the least certain.", "10%")
     ] = None,
     by: Annotated[
-        Literal["total", "epistemic", "aleatoric", "variance", "confidence", "novelty"],
+        _By,
         typer.Option(
             help="What to rank by: an uncertainty (variance and confidence are for classes), or "
             "novelty, how unlike the learnt texts a text is."
@@ -102,110 +107,124 @@ def predict(
         bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
         bhpeft predict runs/reviews new.csv --max-false-alarms 5%
     """
-    from rich.console import Console
-
     from ..data.encoding import cut_once
-    from ..data.table import write
     from ..decisions.sets import check_coverage
     from ..forecast.base import way_in_words
     from . import saved, tables
 
-    for name, share in (("--flag", flag), ("--max-false-alarms", max_false_alarms)):
-        if share == 0:
-            raise ConfigError(f"{name}: 0 flags no row; expected a share above 0")
-    if max_false_alarms is not None and (flag is not None or by not in ("total", "novelty")):
-        other = "--flag" if flag is not None else "--by"
-        raise ConfigError(f"--max-false-alarms: it takes the place of {other}; leave one out")
-    by = by if max_false_alarms is None else "novelty"
+    by = _order(flag, by, max_false_alarms)
     out = out or _beside(data)
     saved.check_file(out, ".csv", ".jsonl", data=data, overwrite=overwrite)
-    posterior = saved.open_run(run, backbone, device)
-    kind = posterior.model.likelihood.kind
+    posterior = saved.reading(saved.open_run(run, backbone, device), text_column)
     if coverage is not None:
-        coverage = valid(Inside, "coverage", coverage)
-        promised_way = check_coverage(posterior.promised, coverage).method
+        of_promise = check_coverage(posterior.promised, valid(Inside, "coverage", coverage)).method
         # None for draws of the weights, which are no method to ask for.
-        of_promise = next((name for name in get_args(Method) if name == promised_way), None)
-        method = method or of_promise
+        method = method or next((name for name in get_args(Method) if name == of_promise), None)
     single = len(posterior.components) == 1
     if single and saved.guide_of(posterior) == "delta" and by in ("epistemic", "variance"):
         raise ConfigError(f"--by: got {by!r}, of which a point estimate has none; expected total")
     if by == "novelty":
         saved.check_novelty(posterior, max_false_alarms)
-    posterior = saved.reading(posterior, text_column)
-    model, columns = posterior.model, posterior.columns
     rows = tables.rows_for(posterior, data, encoding)
-    own = _own_columns([*rows], {*columns.inputs(kind), columns.target(kind)})
 
     def forecast_of(some: pd.DataFrame) -> AnyForecast:
-        examples = model.encode_texts(some, columns)
+        examples = posterior.model.encode_texts(some, posterior.columns)
         return posterior.predict(examples, samples, method=method, seed=draw_seed)
 
-    try:
-        with cut_once():
-            forecast, good, left_out = _of_good_rows(rows, forecast_of, skip_bad)
-    except DataError as error:
-        if skip_bad or not error.rows:
-            raise
-        raise DataError(f"{error}; or give --skip-bad") from error
-    if left_out is not None:
-        count = "1 row has" if len(left_out.rows) == 1 else f"{len(left_out.rows)} rows have"
-        say(f"note: {count} no prediction: {left_out}")
-    answers = forecast.table(flag or _FLAG, by, coverage)
+    with cut_once():
+        forecast, good = _of_good_rows(rows, forecast_of, skip_bad)
+    answers = forecast.table(flag or _FLAG, by, coverage).set_index(good)
     if max_false_alarms is not None:
         answers["flagged"] = forecast.unlike(max_false_alarms).numpy()
-    added = answers.drop(columns=["text", "label"], errors="ignore")
-    if same := [name for name in added if name in own]:
-        say(f"note: {data} has its own {', '.join(same)}; these are written as predicted_...")
-    added = added.rename(columns={name: f"predicted_{name}" for name in same})
-    write(out, rows[own].join(added.astype(object).set_index(good)))
-    what = f"{len(rows)} row{'s' * (len(rows) != 1)}"
-    cost = way_in_words(forecast.method, forecast.passes)
+    _write_beside(rows, answers, posterior, out)
     order = "the most unlike what was learnt"
     if by != "novelty":
         order = f"the least certain by {by}{' uncertainty' * (by not in _OF_CLASSES)}"
-    usual = f": of rows like the learnt ones at most {max_false_alarms or 0:.4g}"
-    by_what = order + usual * (max_false_alarms is not None)
-    say(f"{what}, {answers['flagged'].sum()} flagged ({by_what}); {cost}; written to {out}")
-    if forecast.answered is not None:
-        _say_answered(forecast)
-    elif posterior.promised is None:
-        say("nothing is promised, so that no row is answered; bhpeft promise makes a promise")
-    else:
-        say(
-            f"note: nothing is promised of these: the promise is for --method "
-            f"{posterior.promised.method}, without other options that change predictions"
-        )
+    limit = f": of rows like the learnt ones at most {max_false_alarms or 0:.4g}"
+    flagged = f"{answers['flagged'].sum()} flagged ({order}{limit * bool(max_false_alarms)})"
+    cost = way_in_words(forecast.method, forecast.passes)
+    say(f"{len(rows)} row{'s' * (len(rows) != 1)}, {flagged}; {cost}; written to {out}")
+    _say_answered(forecast, posterior.promised)
     if show:
-        # Not the probabilities of each of several labels, nor what the reason is taken from.
-        unseen = {"epistemic", "aleatoric", "label", "flagged"}
-        if narrow := Console().width < _WIDE:  # the text needs the room
-            unseen |= {"lower_90", "upper_90", "nearest", "answered"}
-            unseen.add("reason" if by == "novelty" else "novelty")
-        if forecast.answered is None:
-            unseen.add("answered")
-        unseen -= {by}
-        if kind == "labels":
-            unseen.add("probability")
-        least = forecast.flag(1.0, by)[:show].tolist()
-        shown = answers.drop(columns=[*unseen & {*answers}]).iloc[least]
-        shown["text"] = [" ".join(text.split()) for text in shown.pop("text")]
-        file, unit = rows.attrs["file"], rows.attrs["unit"]
-        numbers = good.tolist()
-        shown.insert(0, unit, [numbers[i] for i in least])
-        where = f"{unit}s as in {file}" if file else "rows count from 0"
-        if narrow:
-            shown = shown.rename(columns={"probability": "prob."})
-        lines = [*map(list, shown.itertuples(index=False))]
-        table(f"{order.capitalize()} first; {where}", [*shown], lines)
+        _show_first(rows, forecast, answers, by, order, show)
 
 
-def _say_answered(forecast: AnyForecast) -> None:
+def _order(flag: float | None, by: _By, max_false_alarms: float | None) -> _By:
+    """What rows are ranked by: novelty, if false alarms are limited."""
+    for name, share in (("--flag", flag), ("--max-false-alarms", max_false_alarms)):
+        if share == 0:
+            raise ConfigError(f"{name}: 0 flags no row; expected a share above 0")
+    if max_false_alarms is None:
+        return by
+    if flag is not None or by not in ("total", "novelty"):
+        other = "--flag" if flag is not None else "--by"
+        raise ConfigError(f"--max-false-alarms: it takes the place of {other}; leave one out")
+    return "novelty"
+
+
+def _write_beside(
+    rows: pd.DataFrame, answers: pd.DataFrame, posterior: Posterior, out: Path
+) -> None:
+    """Write the rows with the predictions beside them; an earlier prediction is left out."""
+    from ..data.table import write
+
+    columns, kind = posterior.columns, posterior.model.likelihood.kind
+    own = _own_columns([*rows], {*columns.inputs(kind), columns.target(kind)})
+    added = answers.drop(columns=["text", "label"], errors="ignore")
+    if same := [name for name in added if name in own]:
+        file = rows.attrs["file"] or "the table"
+        say(f"note: {file} has its own {', '.join(same)}; these are written as predicted_...")
+    added = added.rename(columns={name: f"predicted_{name}" for name in same})
+    write(out, rows[own].join(added.astype(object)))
+
+
+def _show_first(
+    rows: pd.DataFrame,
+    forecast: AnyForecast,
+    answers: pd.DataFrame,
+    by: str,
+    order: str,
+    count: int,
+) -> None:
+    """A table of the first rows in this order."""
+    from rich.console import Console
+
+    # Not the probabilities of each of several labels, nor what the reason is taken from.
+    unseen = {"epistemic", "aleatoric", "label", "flagged"}
+    if narrow := Console().width < _WIDE:  # the text needs the room
+        unseen |= {"lower_90", "upper_90", "nearest", "answered"}
+        unseen.add("reason" if by == "novelty" else "novelty")
+    if forecast.answered is None:
+        unseen.add("answered")
+    unseen -= {by}
+    if isinstance(answers["prediction"].iloc[0], list):
+        unseen.add("probability")
+    first = answers.iloc[forecast.flag(1.0, by)[:count].tolist()]
+    shown = first.drop(columns=[*unseen & {*answers}])
+    shown["text"] = [" ".join(text.split()) for text in shown.pop("text")]
+    file, unit = rows.attrs["file"], rows.attrs["unit"]
+    shown.insert(0, unit, first.index)
+    where = f"{unit}s as in {file}" if file else "rows count from 0"
+    if narrow:
+        shown = shown.rename(columns={"probability": "prob."})
+    lines = [*map(list, shown.itertuples(index=False))]
+    table(f"{order.capitalize()} first; {where}", [*shown], lines)
+
+
+def _say_answered(forecast: AnyForecast, promise: Promise | None) -> None:
     """How many rows are answered, how many are for people and why, and what is promised."""
     from ..decisions.promises import left_in_words
 
+    if promise is None:
+        say("nothing is promised, so that no row is answered; bhpeft promise makes a promise")
+        return
     promised, answered = forecast.promised, forecast.answered
-    assert promised is not None and answered is not None
+    if promised is None or answered is None:
+        say(
+            f"note: nothing is promised of these: the promise is for --method {promise.method}, "
+            "without other options that change predictions"
+        )
+        return
     unlike = None if forecast.novelty is None else forecast.unlike()
     left = 0 if unlike is None or promised.answer_unlike else int(unlike.sum())
     count, yes = len(forecast), int(answered.sum())
@@ -218,9 +237,9 @@ def _say_answered(forecast: AnyForecast) -> None:
 
 def _of_good_rows(
     rows: pd.DataFrame, forecast_of: Callable[[pd.DataFrame], AnyForecast], skip_bad: bool
-) -> tuple[AnyForecast, pd.Index[int], DataError | None]:
-    """The forecast of the rows, without those that are refused if these are to be skipped; the
-    numbers of the rows that it is of; and what is wrong with the others."""
+) -> tuple[AnyForecast, pd.Index[int]]:
+    """The forecast of the rows, without those that are refused if these are to be skipped, and
+    the numbers of the rows that it is of."""
     from ..data.columns import FILL_IN
     from ..data.table import numbered
 
@@ -229,12 +248,19 @@ def _of_good_rows(
     while not rows.empty:
         try:
             with numbered(rows):
-                return forecast_of(rows), rows.index, left_out
+                forecast = forecast_of(rows)
         except DataError as error:
-            if not (skip_bad and error.rows):
+            if not error.rows:
                 raise
+            if not skip_bad:
+                raise DataError(f"{error}; or give --skip-bad") from error
             refused = rows.index[[*error.rows]]
             bad |= dict.fromkeys(refused, error.problem)
+        else:
+            if left_out is not None:
+                count = "1 row has" if len(bad) == 1 else f"{len(bad)} rows have"
+                say(f"note: {count} no prediction: {left_out}")
+            return forecast, rows.index
         rows = rows.drop(index=refused)
         problem = bad[min(bad)].removesuffix(FILL_IN)
         file, unit = rows.attrs["file"], rows.attrs["unit"]

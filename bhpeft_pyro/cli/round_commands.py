@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..data import Examples
     from ..streams import Record
+    from ..training.report import FitReport
 
 # Columns of the table on the screen, if the rounds have them.
 _SHOWN = (
@@ -98,12 +99,9 @@ def stream(
         bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream
     """
     from .. import FitOptions, presets, streams
-    from ..base.files import write
     from ..data.encoding import cut_once
     from ..data.table import table as read_table
-    from ..decisions.watching import in_words
     from ..posterior import saving
-    from ..streams.record import TEST
     from ..streams.stream import about, encode_ahead
     from . import saved, tables
     from .task import infer
@@ -111,10 +109,7 @@ def stream(
     how = FitOptions().change(**fitting.given)
     if grow and tests:
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
-    promised = None
-    if promise is not None:
-        promised = {"error": error, "tolerance": tolerance}
-    elif error is not None or tolerance is not None:
+    if promise is None and (error is not None or tolerance is not None):
         raise ConfigError("--error, --tolerance: they are of a promise; expected --promise too")
     if saving.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
@@ -125,19 +120,11 @@ def stream(
         return None if file is None else read_table(file, reading.texts, reading.encoding)
 
     whole = tables.LabelledTable(data, reading)
-    if promised is not None:
-        promised["calibration"] = read(promise)
-    rounds = streams.History(out / saved.ROUNDS).rounds
-    if isinstance(batch, int):
-        learnt_before = [report.name for report in rounds.values()]
-        batches = streams.by_count(whole.rows, batch, by, learnt_before)
-    elif by is not None:
-        batches = streams.by_period(whole.rows, by, batch)
-    else:
-        raise ConfigError(
-            f"--by: a batch of a {batch} needs a column of dates; columns there: "
-            f"{', '.join(whole.rows)} (--batch 100 needs none)"
-        )
+    promised = None
+    if promise is not None:
+        promised = {"error": error, "tolerance": tolerance, "calibration": read(promise)}
+    rounds = [*streams.History(out / saved.ROUNDS).rounds.values()]
+    batches = _batches(whole.rows, batch, by, rounds)
     task = whole.task
     if grow and task.name == "classes":
         # All rows have been looked at; the classes of the other batches come later.
@@ -146,13 +133,10 @@ def stream(
             task = infer(batches[first], reading)
     say(f"{len(batches)} batch{'es' * (len(batches) > 1)}" + f", {task}" * (task is not whole.task))
     model = task.model(*whole.backbone(device), getattr(presets, preset)())
-    if done := len(rounds):
-        tested_before = any(name.startswith(TEST) for r in rounds.values() for name in r.metrics)
-        if bool(tests) != tested_before and (done > 1 or tested_before):  # one may be interrupted
-            there = "tests" if tested_before else "no tests"
-            raise ConfigError(f"--tests: {out} holds rounds with {there}; expected it as before")
-        none = "; none is new" if done == len(batches) else ""
-        say(f"rounds that exist already: {done}{none}")
+    if rounds:
+        _check_tested(out, rounds, bool(tests))
+        none = "; none is new" if len(rounds) == len(batches) else ""
+        say(f"rounds that exist already: {len(rounds)}{none}")
     with cut_once():
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
@@ -180,6 +164,44 @@ def stream(
             columns=task.columns,
         )
     record = streams.Record.of(last)
+    _say_record(record, out, len(rounds))
+    if len(rounds) < len(batches):
+        say(f"{last.report}")
+    say(f"the last posterior is in {out / saved.ROUNDS / last.report.id}")
+    _show(record, last.model.likelihood.kind == "rating", as_json)
+
+
+def _batches(
+    rows: pd.DataFrame, batch: Any, by: str | None, rounds: Sequence[FitReport]
+) -> dict[str, pd.DataFrame]:
+    """The batches by name, of a period or of so many rows; those of earlier `rounds` stay."""
+    from .. import streams
+
+    if isinstance(batch, int):
+        return streams.by_count(rows, batch, by, [report.name for report in rounds])
+    if by is not None:
+        return streams.by_period(rows, by, batch)
+    raise ConfigError(
+        f"--by: a batch of a {batch} needs a column of dates; columns there: "
+        f"{', '.join(rows)} (--batch 100 needs none)"
+    )
+
+
+def _check_tested(out: Path, rounds: Sequence[FitReport], tests: bool) -> None:
+    """Refuse to begin or to end testing after the first round, which may be interrupted."""
+    from ..streams.record import TEST
+
+    before = any(name.startswith(TEST) for report in rounds for name in report.metrics)
+    if tests != before and (len(rounds) > 1 or before):
+        there = "tests" if before else "no tests"
+        raise ConfigError(f"--tests: {out} holds rounds with {there}; expected it as before")
+
+
+def _say_record(record: Record, out: Path, done: int) -> None:
+    """Draw the stream, and say which promises were broken since the rounds `done` before."""
+    from ..base.files import write
+    from ..decisions.watching import in_words
+
     if len(record.rows) > 1:  # nothing is predicted before the first round
         from matplotlib import pyplot  # which is slow to import
 
@@ -195,10 +217,6 @@ def stream(
                 f"note: {row['batch']}: the promise of the round before {in_words(row)}; new "
                 "calibration rows renew it"
             )
-    if done < len(batches):
-        say(f"{last.report}")
-    say(f"the last posterior is in {out / saved.ROUNDS / last.report.id}")
-    _show(record, last.model.likelihood.kind == "rating", as_json)
 
 
 def _with_tests(

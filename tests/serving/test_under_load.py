@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -14,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import httpx2 as httpx
@@ -23,6 +21,7 @@ import uvicorn
 from forks import start, wait
 from services import PATHS, malformed, probabilities, until
 
+from bhpeft_pyro.base.log import Log
 from bhpeft_pyro.serving.engine import Limits
 from bhpeft_pyro.serving.feedback import FILE
 from bhpeft_pyro.serving.rounds import Served, Source
@@ -72,21 +71,11 @@ def runs(folder: Path, tmp_path: Path) -> Path:
 
 
 @contextmanager
-def forked(service: Service, dies_at: int, told: bool) -> Iterator[httpx.Client]:
-    """A process of its own that serves, and kills itself as it writes a label: at one of the calls
-    that put it on the disk, before it or after it."""
+def forked(service: Service) -> Iterator[tuple[int, httpx.Client]]:
+    """A process of its own that serves."""
     opened = socket.create_server(("127.0.0.1", 0))
-    fsync, calls = os.fsync, count(1)
-
-    def last(file: int) -> None:
-        dies = next(calls) == dies_at
-        if told or not dies:
-            fsync(file)
-        if dies:
-            os.kill(os.getpid(), signal.SIGKILL)
 
     def serve() -> None:
-        os.fsync = last
         config = uvicorn.Config(service.application, log_level="critical")
         uvicorn.Server(config).run(sockets=[opened])
 
@@ -96,7 +85,7 @@ def forked(service: Service, dies_at: int, told: bool) -> Iterator[httpx.Client]
     try:
         with httpx.Client(base_url=address, timeout=60) as client:
             until(lambda: answers(client), 60)
-            yield client
+            yield child, client
     finally:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
@@ -105,19 +94,22 @@ def forked(service: Service, dies_at: int, told: bool) -> Iterator[httpx.Client]
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_100_kills_lose_no_label(runs: Path, source: Source, april: Served) -> None:
-    """What was said to be kept is in the file, whole, and counted by the next process."""
-    served, file = replace(april, folder=runs / "april"), runs / "april" / FILE
-    said, there = 0, 0
-    for kill in range(100):
-        with forked(Service(source, served, Limits()), 1 + kill % 4, kill % 2 == 0) as client:
+    """What was said to be kept is in the file, whole, and counted by the next process. The kill
+    comes at a random moment, while labels are sent as fast as they are taken."""
+    served, log = replace(april, folder=runs / "april"), Log(runs / "april" / FILE)
+    said, there, moments = 0, 0, random.Random(0)
+    for _ in range(100):
+        with forked(Service(source, served, Limits())) as (child, client):
             assert client.get("/feedback").json()["labels"] == there
+            kill = threading.Timer(moments.uniform(0.01, 0.2), os.kill, (child, signal.SIGKILL))
+            kill.start()
             with suppress(httpx.TransportError):
                 while True:
                     row = {"text": TEXTS[said % 40], "label": "bad", "by": str(said)}
                     assert client.post("/feedback", json=row).status_code == 200
                     said += 1
-        lines = file.read_text().splitlines() if file.exists() else []
-        kept = [json.loads(line)["feedback"]["by"] for line in lines]
+            kill.join()
+        kept = [row["person"] for row in log.rows()]
         # One that was kept, and not said before the kill, comes again.
         assert [*dict.fromkeys(kept)][:said] == [str(i) for i in range(said)]
         there = len(kept)

@@ -241,10 +241,6 @@ class Reading:
             help="The column to predict.", show_default="label, labels, rating, stars or score"
         ),
     ] = None
-    noise_by_text: Annotated[
-        bool,
-        typer.Option("--noise-by-text", help="For ratings: estimate a noise scale for each text."),
-    ] = False
     max_length: Annotated[
         int | None,
         typer.Option(help="Cut longer texts.", show_default="what the backbone can read"),

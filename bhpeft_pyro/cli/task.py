@@ -41,7 +41,6 @@ class Task:
     columns: Columns  # with the names of the classes or labels
     scale: tuple[float, float] = (0.0, 1.0)  # the lowest and the highest rating
     levels: int = 0  # different ratings, if they are few whole numbers
-    noise_by_text: bool = False  # a noise scale of ratings for each text
 
     def __str__(self) -> str:
         kind: Kind = "choice" if self.name == "choices" else "class"
@@ -63,8 +62,7 @@ class Task:
         if called := self.columns.label_names:
             several = self.name == "labels"
             return tasks.categories(backbone, len(called), several=several, **how)
-        how |= {"limits": bool(self.levels), "noise_by_text": self.noise_by_text}
-        return tasks.ratings(backbone, *self.scale, **how)
+        return tasks.ratings(backbone, *self.scale, limits=bool(self.levels), **how)
 
 
 def infer(rows: pd.DataFrame, reading: Reading) -> Task:
@@ -92,7 +90,6 @@ def _infer(rows: pd.DataFrame, reading: Reading) -> Task:
                     f"--{option}-column: got {given!r}, but multiple choice reads the columns "
                     f"{needed[0]!r} and {needed[1]!r}; --task chooses another task"
                 )
-        _check_noise("choices", reading)
         return Task("choices", Columns(answer=needed[2], max_length=reading.max_length))
     labels = [column for column in _LABELS if column in there]
     label = _column("label", reading.label_column, labels, rows)
@@ -113,9 +110,8 @@ def _infer(rows: pd.DataFrame, reading: Reading) -> Task:
     if _is_cell(label, values):
         raise DataError(f"column {label!r}: its name is like its cells; {_NO_HEADER}")
     name = name or _guess(values, label)
-    _check_noise(name, reading)
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
-    task = Task(name, columns, noise_by_text=reading.noise_by_text)
+    task = Task(name, columns)
     if name in ("classes", "labels"):
         called = names_in(values, label, "labels" if name == "labels" else "class")
         if name == "classes" and len(called) < 2:
@@ -132,11 +128,6 @@ def _infer(rows: pd.DataFrame, reading: Reading) -> Task:
         raise DataError(f"column {label!r}: all {len(values)} ratings are {scale[0]:g}")
     steps = len(levels) <= _LEVELS and all(map(float.is_integer, levels))
     return replace(task, scale=scale, levels=len(levels) if steps else 0)
-
-
-def _check_noise(task: names.Task, reading: Reading) -> None:
-    if reading.noise_by_text and task != "ratings":
-        raise DataError(f"--noise-by-text: the task is {task}; expected --task ratings")
 
 
 def _column(what: str, given: str | None, likely: Sequence[str], rows: pd.DataFrame) -> str:

@@ -24,7 +24,7 @@ from ..base.values import Seed, valid
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike
 from ..model.backbone import load_backbone
-from ..model.likelihoods import Categorical, Likelihood, Normal
+from ..model.likelihoods import Categorical, HeteroscedasticNormal, Likelihood
 
 __all__ = ["BayesianTextClassifier", "BayesianTextRegressor"]
 
@@ -84,7 +84,9 @@ class _TextEstimator(BaseEstimator):
             return self
         kinds = getattr(presets, valid(Preset, "preset", self.preset))()
         backbone, tokenizer = load_backbone(str(self.backbone))
-        network = RandomPEFT(backbone, kinds, Head(len(names) if names else 1), tokenizer)
+        network = RandomPEFT(
+            backbone, kinds, Head(likelihood.outputs or len(names or ())), tokenizer
+        )
         model = Model(network, likelihood=likelihood)
         options |= {"columns": Columns(label_names=names), "components": self.components}
         self.posterior_ = fit(model, self.guide, data, **options)
@@ -216,18 +218,18 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
 
 
 class BayesianTextRegressor(RegressorMixin, _TextEstimator):
-    """A regression of ratings on texts, with Normal noise of one scale, which is estimated.
+    """A regression of ratings on texts, with Normal noise whose scale is learnt for each text.
 
     Its arguments, and its attribute `posterior_`, are those of `BayesianTextClassifier`.
     """
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit texts X (N,) and ratings y (N,)."""
-        return self._learn(*self._read(X, y, first=True), Normal())
+        return self._learn(*self._read(X, y, first=True), HeteroscedasticNormal())
 
     def partial_fit(self, X: Any, y: Any) -> Self:
         """Learn more texts, with the posterior as the prior; see `BayesianTextClassifier`."""
-        likelihood = None if hasattr(self, "posterior_") else Normal()
+        likelihood = None if hasattr(self, "posterior_") else HeteroscedasticNormal()
         return self._learn(*self._read(X, y, first=likelihood is not None), likelihood)
 
     def predict(self, X: Any, return_std: bool = False) -> Any:

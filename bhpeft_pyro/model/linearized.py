@@ -130,9 +130,12 @@ def normal_points(draws: int, size: int, seed: int) -> Tensor:
     return torch.cat([half, -half])[:draws]
 
 
-def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[LinearOutputs, Tensor]:
+def jacobian(
+    model: Model, at: Mapping[str, Tensor], batch: Batch, first: bool = False
+) -> tuple[LinearOutputs, Tensor]:
     """The outputs of B examples and J, (B, E, D), their derivative with respect to all weights, in
-    the order of `at`, which has a tensor of its shape for each site.
+    the order of `at`, which has a tensor of its shape for each site; if `first`, that of the first
+    output alone, (B, 1, D).
 
     It takes one forward pass, and one backward pass for each of the network's outputs. Under a
     softmax only differences between outputs matter. There the derivative is that of the centred
@@ -145,7 +148,7 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
     with torch.enable_grad():
         outputs, _ = model.network.read(named, replace(batch.split(count), labels=None))
         flat = outputs.reshape(count, -1)
-        sums = flat.sum(0).unbind()
+        sums = flat.sum(0).unbind()[: 1 if first else None]
         if model.likelihood.softmax:
             sums = tuple(other - sums[0] for other in sums[1:])
     rows = []
@@ -159,10 +162,9 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Line
         network = torch.stack(rows, 1)
     linear = _with_likelihood(model, at, outputs[:, 0].detach(), batch)
     if size := linear.mean.shape[1] - flat.shape[1]:
-        unit = torch.eye(size).to(network).expand(count, -1, -1)
-        widths = (0, size), (network.shape[2], 0)
-        padded = [functional.pad(*part) for part in zip((network, unit), widths, strict=True)]
-        network = torch.cat(padded, 1)
+        own = functional.pad(torch.eye(0 if first else size, size), (network.shape[2], 0))
+        network = functional.pad(network, (0, size))
+        network = torch.cat([network, own.to(network).expand(count, -1, -1)], 1)
     shapes = {site.name: site.shape for site in model.sites}
     if [*at] != [*shapes]:  # a prior may sample the sites in any order
         network = network[..., places(shapes, at).to(network.device)]

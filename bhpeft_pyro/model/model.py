@@ -185,15 +185,15 @@ class Model(PyroModule):
                 "a distribution that has both"
                 + ('; of classes bh.likelihoods.Function(..., kind="class")' if classes else "")
             )
-        if self.likelihood.constant_noise:
+        if self.likelihood.linear_mean:
             away = torch.stack([each.mean - moments[0] for each in (predicted[1], at(-2.0))]).T
             line = self.likelihood.unit * torch.tensor([1.0, -2.0]).to(away)
             near = 1e-3 * self.likelihood.unit + 1e-6 * moments.abs().max().item()
             if not torch.allclose(away, line.expand_as(away), atol=near):
                 raise LikelihoodError(
-                    f"{type(self.likelihood).__name__}: constant_noise says that its mean is a "
+                    f"{type(self.likelihood).__name__}: linear_mean says that its mean is a "
                     "constant plus unit times the output, which it is not; expected "
-                    "constant_noise = False in the class"
+                    "linear_mean = False in the class"
                 )
         support, other = (each.support for each in predicted)
         if _bounds(support) != _bounds(other):

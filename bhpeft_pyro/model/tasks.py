@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..peft import Kind
 from ..priors import PriorLike
 from .head import Head
-from .likelihoods import Categorical, HeteroscedasticNormal, MultiLabel, MultipleChoice, Normal
+from .likelihoods import Categorical, HeteroscedasticNormal, MultiLabel, MultipleChoice
 from .model import Model
 from .network import RandomPEFT
 
@@ -26,17 +26,16 @@ def ratings(
     high: float,
     *,
     limits: bool = False,
-    noise_by_text: bool = False,
     kinds: Sequence[Kind] | None = None,
     prior: PriorLike | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Model:
-    """Regression of ratings between `low` and `high` (sentiment in the paper; MSE and MAE).
+    """Regression of ratings between `low` and `high` (sentiment in the paper; MSE and MAE), with a
+    noise scale for each text.
 
     Args:
         low, high: the ends of the scale; outputs of -2 and 2 stand for them.
         limits: whether no rating can be beyond them; means and intervals of forecasts end there.
-        noise_by_text: predict a noise scale for each text, instead of learning one for all.
         backbone, kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 
     Raises:
@@ -44,14 +43,12 @@ def ratings(
 
     >>> from bhpeft_pyro.testing import tiny_backbone
     >>> ratings(tiny_backbone(), 1, 5).likelihood
-    Normal(center=3.0, spread=1.0)
+    HeteroscedasticNormal(center=3.0, spread=1.0)
     """
     center, spread = (low + high) / 2, (high - low) / 4
     ends = {"low": low, "high": high} if limits else {}
-    kind = HeteroscedasticNormal if noise_by_text else Normal
-    likelihood = kind(center, spread, **ends)
-    head = Head(2 if noise_by_text else 1)
-    return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, likelihood)
+    likelihood = HeteroscedasticNormal(center, spread, **ends)
+    return Model(RandomPEFT(backbone, kinds, Head(2), tokenizer), prior, likelihood)
 
 
 def categories(

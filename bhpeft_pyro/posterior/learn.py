@@ -141,7 +141,7 @@ def _last_noise(setup: Setup) -> Tensor | None:
     """The noise scale of ratings before a later round that pools it with the errors of its own
     rows. A tau that is given keeps the width that it gives."""
     likelihood = setup.model.likelihood
-    if setup.options.tau is not None or not (setup.pools_noise and likelihood.constant_noise):
+    if setup.options.tau is not None or not (setup.pools_noise and likelihood.linear_mean):
         return None
     return likelihood.log_noise(setup.guide.means()).detach().clone()
 

@@ -61,8 +61,8 @@ def predict(
 
     For a guide of the linearised network the outputs are Normal, and no weights are drawn. Their
     covariance is J S J' (`linearized.jacobian`). Ratings with a Normal likelihood are then a
-    mixture of Normals, one per component. For other labels the outputs of each example are drawn,
-    at almost no cost.
+    mixture of Normals, one per component, each with the noise of its central weights. For other
+    labels the outputs of each example are drawn, at almost no cost.
 
     For other guides, and to keep draws, all examples see the same S draws of the weights, those of
     `draw`.
@@ -111,7 +111,7 @@ def predict(
         if model.likelihood.kind == "rating":
             columns = zip(*runs(batches, done), strict=True)
             means, sds, *more = (torch.cat(column) for column in columns)
-            exact = closed and model.likelihood.constant_noise
+            exact = closed and model.likelihood.linear_mean
             names = ("within",) if exact else ("outcomes", "densities")
             known |= dict(zip(names, more, strict=False))
             known |= {"scale": model.likelihood.label_range, "components": len(guides)}
@@ -176,8 +176,10 @@ def _passes(model: Model, guides: Sequence[Guide], closed: bool, count: int, wid
     if not model.network.kinds:
         return 1.0
     derivatives = 1 + width - model.likelihood.softmax
-    if closed or not count:
-        return len(guides) * (derivatives if closed else 1.0)
+    if not count:
+        return float(len(guides))
+    if closed:
+        return len(guides) * (2.0 if model.likelihood.linear_mean else derivatives)
     total = 0.0
     for part, share in strata(guides, count):
         at_once = -(-share // TOGETHER) if part.point else share
@@ -190,10 +192,10 @@ def _read(
 ) -> Sequence[Tensor]:
     """The prediction of one component for a batch: tensors (S, B, ...)."""
     assert guide.covariance is not None
-    outputs, rows = jacobian(model, guide.means(), batch)
-    covariance = guide.covariance.projected(rows)
     likelihood = model.likelihood
-    if likelihood.constant_noise:
+    outputs, rows = jacobian(model, guide.means(), batch, first=likelihood.linear_mean)
+    covariance = guide.covariance.projected(rows)
+    if likelihood.linear_mean:
         center = outputs.labels(outputs.mean)
         variance = likelihood.unit**2 * covariance[:, 0, 0]
         return center.mean[None], center.stddev[None], variance[None]

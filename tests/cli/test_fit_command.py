@@ -93,7 +93,7 @@ def test_ratings(folder, tmp_path):
     stars = [float(1 + i % 5) for i in range(20)]
     data = write_csv(tmp_path / "films.csv", review=TEXTS, stars=stars)
     arguments = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *ONE)
-    result = bhpeft(*arguments, *FIFTH, "--preset", "lora", "--noise-by-text", "--json")
+    result = bhpeft(*arguments, *FIFTH, "--preset", "lora", "--json")
     assert "ratings: 'stars' from 'review', between 1 and 5" in result.stderr
     assert "sd 1.41\nnote: there are 5 different ratings: intervals end at 1 and 5" in result.stderr
     assert "mse" in json.loads(result.stdout)["held_out"]

@@ -113,9 +113,6 @@ def test_what_is_not_clear_is_asked():
     for option in ("text", "pair"):
         with pytest.raises(DataError, match=f"--{option}-column: got 'body', but multiple choice"):
             infer(quiz, Reading(**{f"{option}_column": "body"}))
-    for columns in (quiz, rows(text=two, label=two)):
-        with pytest.raises(DataError, match=r"--noise-by-text: the task is (choices|classes)"):
-            infer(columns, Reading(noise_by_text=True))
 
 
 @pytest.mark.parametrize("cell", ["nan", "NA", "3,5", "inf"])

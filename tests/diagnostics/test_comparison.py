@@ -175,7 +175,7 @@ def test_ratings_are_compared_without_scaling(tmp_path: Path) -> None:
 
     def other(kinds: Sequence[bh.peft.Kind]) -> bh.Model:
         how: dict[str, Any] = {"kinds": kinds, "tokenizer": tiny_tokenizer()}
-        return bh.tasks.ratings(tiny_backbone(), 1, 5, noise_by_text=True, **how)
+        return bh.tasks.ratings(tiny_backbone(), 1, 5, limits=True, **how)
 
     with pytest.raises(ConfigError, match="another choice of random weights, likelihood;"):
         compare(other, *parts(rows), tmp_path, components=2, options=HOW)

@@ -276,12 +276,12 @@ class Doubled(Normal):
 
 @dataclasses.dataclass(frozen=True)
 class Free(Doubled):
-    constant_noise = False
+    linear_mean = False
 
 
 def test_a_normal_of_one_s_own_does_not_inherit_a_closed_form_that_is_not_its_own() -> None:
     table = {"text": ["w5", "w6"] * 4, "label": [1.0, 2.0] * 4}
-    with pytest.raises(LikelihoodError, match="Doubled: constant_noise says that its mean"):
+    with pytest.raises(LikelihoodError, match="Doubled: linear_mean says that its mean"):
         tiny_model((), 1, likelihood=Doubled(1e5, 0.5)).encode(table)
     assert len(tiny_model((), 1, likelihood=Normal(1e5, 0.5)).encode(table)) == 8
     assert len(tiny_model((), 1, likelihood=Free(0.0, 0.5)).encode(table)) == 8

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import bhpeft_pyro as bh
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -15,9 +13,8 @@ FIT: dict[str, Any] = {"epochs": 20, "progress": False}
 BAD, GOOD = "w5 w5 w5", "w6 w6 w6"
 
 
-@pytest.mark.parametrize("noise_by_text", [False, True])
-def test_ratings(noise_by_text: bool) -> None:
-    model = bh.tasks.ratings(tiny_backbone(), 1, 5, noise_by_text=noise_by_text, **KINDS)
+def test_ratings() -> None:
+    model = bh.tasks.ratings(tiny_backbone(), 1, 5, **KINDS)
     data = {"text": [BAD, GOOD] * 16, "label": [1.5, 4.5] * 16}
     forecast = bh.fit(model, "normal", data, **FIT).predict([BAD, GOOD], samples=8)
     assert 1 < forecast.mean[0] < 2.5 and 3.5 < forecast.mean[1] < 5

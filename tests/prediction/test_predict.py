@@ -468,7 +468,7 @@ def test_what_is_asked_for_decides_where_no_method_is_given() -> None:
 class SameNoise(KnownNoise):
     """Of which predictions have a closed form."""
 
-    constant_noise = True
+    linear_mean = True
 
 
 def test_a_head_alone_is_exact_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:

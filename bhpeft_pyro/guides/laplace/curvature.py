@@ -47,15 +47,19 @@ def rows_kept(latents: int) -> int:
 
 
 def jacobians(
-    model: Model, at: Mapping[str, Tensor], examples: Examples, share: float = 1.0
+    model: Model,
+    at: Mapping[str, Tensor],
+    examples: Examples,
+    share: float = 1.0,
+    first: bool = False,
 ) -> Jacobians:
     """Those of examples at some weights, by site, as many at a time as there is memory for. `share`
-    is that of the progress bar."""
+    is that of the progress bar; `first` as for `jacobian`."""
     at_once = examples_at_once(_count(at), _outputs(model, examples))
     batches = CachedBatches(model, examples).prediction(at_once)
     for _, indexed in tracked(batches, "", -(-len(examples) // at_once), share):
         batch = indexed.to(model.network.device)
-        yield batch, *jacobian(model, at, batch)
+        yield batch, *jacobian(model, at, batch, first)
 
 
 def repeatable(
@@ -194,7 +198,7 @@ def _scores(outputs: LinearOutputs) -> list[Tensor]:
                 if total.requires_grad  # not a fixed noise scale
             ]
             likelihood = outputs.model.likelihood
-            if likelihood.noise_site is None or likelihood.constant_noise:
+            if likelihood.noise_site is None or math.prod(outputs.shape) == 1:
                 return by_outcome
             # Ratings tell a noise scale times a text's factor: along a larger scale and smaller
             # factors the posterior would be as wide as the prior. So the scale counts as known to

@@ -23,9 +23,6 @@ from .curvature import Information, jacobians
 if TYPE_CHECKING:
     from .laplace_guide import LaplaceGuide
 
-NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
-"""Noise scales that are tried where there is no closed form, as multiples of the one that suits the
-point estimate."""
 OUTPUT_SCALES = torch.logspace(-0.9, 0.9, 19, dtype=torch.float64)
 """Factors of the outputs of a softmax that are tried."""
 _UNSCALED = torch.ones(1, dtype=torch.float64)
@@ -60,7 +57,8 @@ def candidates_of(
     ]
     spreads: list[list[Tensor]] = [[] for _ in inner]
     held: list[tuple[LinearOutputs, Tensor]] = []
-    for batch, outputs, derivatives in jacobians(model, guide.unpack(guide.loc.detach()), shown):
+    trained, linear = guide.unpack(guide.loc.detach()), model.likelihood.linear_mean
+    for batch, outputs, derivatives in jacobians(model, trained, shown, first=linear):
         assert batch.labels is not None
         rows = derivatives * guide.first_scale
         held.append((outputs, batch.labels))
@@ -69,12 +67,9 @@ def candidates_of(
         for number, (inverse, gram) in enumerate(zip(inverses, grams, strict=True)):
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
-    # A tau that is given is for the trained noise.
-    free = model.likelihood.noise_site is not None and given is None
-    if model.likelihood.constant_noise:
-        return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
-    if free and prior.is_zero:  # earlier rounds had noise of their own
-        return with_noise_by_text(taus, spreads, held)
+    if linear:  # a tau that is given is for the trained noise
+        free = model.likelihood.noise_site is not None and given is None
+        return with_normal_noise(taus, spreads, held, free)
     return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)
 
 
@@ -122,17 +117,19 @@ def _densities(
     return torch.cat(densities, 1).cpu()
 
 
-def with_constant_noise(
-    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, unit: float, free: bool
+def with_normal_noise(
+    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, free: bool
 ) -> Candidates:
-    """Candidates for ratings with constant noise, in closed form; if it is `free`, with the best
-    noise scale for every tau.
+    """Candidates for ratings with Normal noise and a linear mean, in closed form; if the noise is
+    `free`, with the best factor of it for every tau.
 
-    With noise s in place of the trained s0, the precision tau P + (s0 / s)^2 N F is (s0 / s)^2
-    times that of tau' = tau (s / s0)^2. So a rating has the variance s^2 (1 + v / s0^2), with v the
-    variance of its mean under tau'. The best s^2 is the mean of squared errors / (1 + v / s0^2).
-    s is a multiple of `unit`.
+    With k times the trained noise, the precision tau P + N F / k^2 is 1 / k^2 times that of tau' =
+    tau k^2. So a rating with the trained noise s has the variance k^2 (s^2 + v), with v the
+    variance of its mean under tau'. The best k^2 is the mean of squared errors / (s^2 + v). Where
+    the noise depends on the text, this is exact for what ratings say about their mean; what they
+    say about their noise does not depend on k.
     """
+    unit = held[0][0].model.likelihood.unit
     errors, trained = _errors(held)
     least = (LEAST_NOISE * unit / trained).square().max()
 
@@ -152,24 +149,6 @@ def with_constant_noise(
     return Candidates(taus, noises, _UNSCALED, densities[:, None], point, ratings=True)
 
 
-def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
-    """Candidates for ratings whose noise depends on the text, with the best noise scale for every
-    tau, among `NOISES` times that which suits the point estimate's errors.
-
-    As in `with_constant_noise`, the outputs vary s / s0 times as much as under tau'. This is exact
-    for what ratings say about their mean; what they say about their noise does not depend on s.
-    """
-    errors, trained = _errors(held)
-    noise = (errors / trained).square().mean().sqrt().clamp_min(LEAST_NOISE)
-    noises = noise * NOISES
-    forecast = partial(_at_noises, noises)
-    densities = torch.stack([_densities(held, spread, forecast) for spread in spreads])
-    best = densities.mean(-1).argmax(1)
-    point = dist.Normal(0.0, noise * trained).log_prob(errors)
-    densities = densities[torch.arange(len(taus)), best]
-    return Candidates(taus, noises[best], _UNSCALED, densities[:, None], point, ratings=True)
-
-
 def _errors(held: Held) -> tuple[Tensor, Tensor]:
     """(N,) errors of ratings under the point estimate, and the sds that it gives them."""
     parts = []
@@ -178,11 +157,3 @@ def _errors(held: Held) -> tuple[Tensor, Tensor]:
         parts.append(torch.stack([labels - normal.mean, normal.stddev.expand(len(labels))]))
     errors, sds = torch.cat(parts, 1).double().cpu()
     return errors, sds
-
-
-def _at_noises(noises: Tensor, outputs: LinearOutputs, values: Tensor) -> TorchDistribution:
-    """Ratings at each of C factors of the noise scale."""
-    factors = noises.to(values).reshape(-1, 1, 1, 1)
-    away = (values - outputs.mean) * torch.where(outputs.of_noise, 1.0, factors)
-    normal = outputs.labels(outputs.mean + away)
-    return dist.Normal(normal.mean, factors.squeeze(-1) * normal.stddev)

@@ -251,7 +251,7 @@ class LaplaceGuide(Guide):
         """Of the prior, with what earlier ratings have contributed under the present noise scale:
         about their means it is inversely proportional to the noise variance."""
         likelihood, information = model.likelihood, self.prior_information
-        if not (likelihood.constant_noise and likelihood.noise_site in self.shapes):
+        if not (likelihood.linear_mean and likelihood.noise_site in self.shapes):
             return information
         now, before = (
             likelihood.log_noise(self.unpack(loc.detach())) for loc in (self.loc, self.prior.loc)

@@ -71,12 +71,13 @@ class Likelihood(ABC):
         kind: what a label is: "class", "labels" (any number of them), "rating" (a number) or
             "choice" (the right one of several texts).
         outputs: how many outputs it needs from the head; None: any number.
-        constant_noise: whether labels are a constant plus `unit` times the first output plus Normal
-            noise that no output changes. Under Normal weights they are then Normal themselves,
-            given the noise scale, and predictions have a closed form.
+        linear_mean: whether labels are Normal, with a constant plus `unit` times the first output
+            for the mean. Under Normal weights predictions then have a closed form, in which the
+            noise of each text is that of the central weights.
         noise_site: the name of its site s () where labels are numbers with Normal noise whose sd is
             proportional to exp(s); None if there is no such noise. Held-out rows then choose the
-            noise scale of a point estimate, and that of `laplace` together with its width.
+            noise scale of a point estimate and, with a `linear_mean`, that of `laplace` together
+            with its width.
         unit: the size of an output of 1 in the labels' own unit.
         softmax: whether only differences between the outputs (of classes or choices) matter.
             Derivatives with respect to the weights then take one backward pass fewer, and held-out
@@ -98,7 +99,7 @@ class Likelihood(ABC):
 
     kind: Kind
     outputs: int | None = None
-    constant_noise: bool = False
+    linear_mean: bool = False
     noise_site: str | None = None
     unit: float = 1.0
     softmax: bool = False

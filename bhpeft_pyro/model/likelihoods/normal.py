@@ -135,7 +135,7 @@ class Normal(Ratings):
     """
 
     outputs = 1
-    constant_noise = True
+    linear_mean = True
     noise_site = _SITE
 
     def distribution(self, outputs: Outputs) -> TorchDistribution:
@@ -161,6 +161,7 @@ class HeteroscedasticNormal(Ratings):
     """
 
     outputs = 2
+    linear_mean = True
     noise_site = _SITE
 
     def distribution(self, outputs: Outputs) -> TorchDistribution:

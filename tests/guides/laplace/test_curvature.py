@@ -98,10 +98,10 @@ def test_a_width_is_the_same_whether_jacobians_are_kept_or_computed_again(
 ) -> None:
     rows = 0
 
-    def counted(model: bh.Model, at: Any, batch: Batch) -> Any:
+    def counted(model: bh.Model, at: Any, batch: Batch, first: bool) -> Any:
         nonlocal rows
         rows += len(batch)
-        return jacobian(model, at, batch)
+        return jacobian(model, at, batch, first)
 
     model, examples = tiny_model(()), tiny_examples(80)
     posterior = bh.fit(model, "delta", examples, max_steps=2, progress=False)

@@ -370,13 +370,13 @@ def test_the_noise_is_chosen_with_the_width_of_every_round(
 ) -> None:
     """`test_estimated_noise` has what later rounds know of earlier ratings then."""
     free: list[bool] = []
-    in_closed_form = held_out_densities.with_constant_noise
+    in_closed_form = held_out_densities.with_normal_noise
 
     def chosen(*args: Any) -> Candidates:
         free.append(args[-1])
         return in_closed_form(*args)
 
-    monkeypatch.setattr(held_out_densities, "with_constant_noise", chosen)
+    monkeypatch.setattr(held_out_densities, "with_normal_noise", chosen)
     rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
     model = tiny_model(bh.presets.bh_peft(), 1, likelihood=Normal())
     first = bh.fit(model, "laplace", rows, components=1, **QUICK)
@@ -401,7 +401,7 @@ def test_a_later_rounds_width_is_chosen_by_the_forecasts_that_it_makes() -> None
 class Constant(KnownNoise):
     """It says that predictions have a closed form, and has no noise scale to learn."""
 
-    constant_noise = True
+    linear_mean = True
 
 
 @pytest.mark.parametrize("guide", ["laplace", "delta"])

@@ -131,8 +131,8 @@ for name, each in rivals.items():
     print(f"{scores['coverage_90']:18.1%}")
 
 # %% [markdown]
-# The first row, without reading, is the baseline. With a head alone, a noise scale for each text has
-# not improved the forecast: the NLL is the same, and the CRPS is better with one scale.
+# The first row, without reading, is the baseline. With a head alone, a noise scale for each text
+# has not improved the forecast: the NLL is the same, and the CRPS is better with one scale.
 #
 # ## Are the intervals calibrated?
 #

@@ -174,8 +174,8 @@ def test_ratings_are_compared_without_scaling(tmp_path: Path) -> None:
     assert "mse" in found.table() and isinstance(found.forecasts["LoRA"], RatingForecast)
 
     def other(kinds: Sequence[bh.peft.Kind]) -> bh.Model:
-        how: dict[str, Any] = {"kinds": kinds, "tokenizer": tiny_tokenizer()}
-        return bh.tasks.ratings(tiny_backbone(), 1, 5, limits=True, **how)
+        network = bh.RandomPEFT(tiny_backbone(), kinds, bh.Head(1), tiny_tokenizer())
+        return bh.Model(network, likelihood=bh.likelihoods.Normal())
 
     with pytest.raises(ConfigError, match="another choice of random weights, likelihood;"):
         compare(other, *parts(rows), tmp_path, components=2, options=HOW)
